@@ -1,0 +1,55 @@
+"""What the data room hands to the training room: fixed-shape, step-numbered batches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One rank's share of one step, padded to fixed shapes.
+
+    Shape legend: N images on this rank, G box slots, H and W the network input size.
+
+    Attributes:
+        step: global step this batch belongs to; -1 outside training.
+        images: (N, H, W, 3) uint8 RGB. Normalisation is the model's, on the device.
+        boxes: (N, G, 4) float32 xyxy, absolute pixels of the network input; zeros where padded.
+        labels: (N, G) int64 contiguous labels; zeros where padded.
+        valid: (N, G) bool, True for real boxes.
+        sample_ids: (N,) int64 index of each image in its Dataset; -1 for a padded image (only in
+            the last evaluation batch).
+        image_ids: (N,) int64 data-set ids.
+        sizes: (N, 2) int32 original height and width in pixels.
+        transforms: (N, 4) float64 ``sx, sy, tx, ty``: network x = sx * original x + tx.
+    """
+
+    step: int
+    images: NDArray[np.uint8]
+    boxes: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    valid: NDArray[np.bool_]
+    sample_ids: NDArray[np.int64]
+    image_ids: NDArray[np.int64]
+    sizes: NDArray[np.int32]
+    transforms: NDArray[np.float64]
+
+    def __len__(self) -> int:
+        return len(self.sample_ids)
+
+
+class BatchStream(Protocol):
+    """A source of one rank's batches, in process or through Ray Data: same batches, same order."""
+
+    def train_batches(self, start_step: int, stop_step: int) -> Iterator[Batch]:
+        """This rank's batches for steps ``start_step <= step < stop_step``, in order."""
+        ...
+
+    def eval_batches(self) -> Iterator[Batch]:
+        """This rank's share of the validation images, each exactly once."""
+        ...

@@ -1,0 +1,108 @@
+"""The one record type behind every annotation format.
+
+A :class:`Dataset` holds all annotations of one split in a few flat NumPy arrays rather than a
+Python object per box: it is placed once per node in shared memory, and sixteen readers cost what
+one costs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from orchestrator.data.label_map import LabelMap
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """One split: its images in a fixed order and their boxes.
+
+    Shape legend: n images, m boxes. Boxes of image ``i`` are rows
+    ``offsets[i]:offsets[i + 1]`` of the box arrays.
+
+    Attributes:
+        label_map: classes of the data set.
+        root: absolute folder the image files lie under.
+        files: n file names relative to ``root``.
+        image_ids: (n,) int64 data-set ids, unique.
+        widths, heights: (n,) int32 pixels, as declared by the annotation file.
+        offsets: (n + 1,) int64.
+        boxes_xywh: (m, 4) float64 ``x, y, width, height`` exactly as annotated: what evaluation
+            scores against.
+        labels: (m,) int64 contiguous labels.
+        areas: (m,) float64 annotated area in square pixels (segment area in COCO).
+        crowd: (m,) bool; crowd boxes are ignored by matching and treated as COCO does in
+            evaluation.
+    """
+
+    label_map: LabelMap
+    root: str
+    files: tuple[str, ...]
+    image_ids: NDArray[np.int64]
+    widths: NDArray[np.int32]
+    heights: NDArray[np.int32]
+    offsets: NDArray[np.int64]
+    boxes_xywh: NDArray[np.float64]
+    labels: NDArray[np.int64]
+    areas: NDArray[np.float64]
+    crowd: NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def path(self, index: int) -> Path:
+        """Absolute path of image ``index``."""
+        return Path(self.root) / self.files[index]
+
+    def boxes_of(self, index: int) -> slice:
+        """Rows of the box arrays that belong to image ``index``."""
+        return slice(int(self.offsets[index]), int(self.offsets[index + 1]))
+
+    def training_boxes(
+        self, index: int, *, with_crowd: bool = False
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Boxes to learn from, clipped to the image.
+
+        Args:
+            index: position of the image in this data set.
+            with_crowd: keep crowd boxes (the MindSpore SSD seed does).
+
+        Returns:
+            (k, 4) float32 xyxy in original pixels, each with positive area, and (k,) int64 labels.
+        """
+        rows = self.boxes_of(index)
+        xywh = self.boxes_xywh[rows]
+        xyxy = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1)
+        width, height = float(self.widths[index]), float(self.heights[index])
+        xyxy = np.clip(xyxy, 0.0, np.array([width, height, width, height]))
+        keep = (xyxy[:, 2] > xyxy[:, 0]) & (xyxy[:, 3] > xyxy[:, 1])
+        if not with_crowd:
+            keep &= ~self.crowd[rows]
+        return xyxy[keep].astype(np.float32), self.labels[rows][keep]
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over labels, file names, ids, sizes and boxes: equal data, equal digest.
+
+        The folder is left out, so that the same data set at another place keeps its identity.
+        """
+        sha = hashlib.sha256()
+        sha.update(self.label_map.to_json().encode())
+        sha.update("\0".join(self.files).encode())
+        for array, dtype in (
+            (self.image_ids, "<i8"),
+            (self.widths, "<i4"),
+            (self.heights, "<i4"),
+            (self.offsets, "<i8"),
+            (self.boxes_xywh, "<f8"),
+            (self.labels, "<i8"),
+            (self.areas, "<f8"),
+            (self.crowd, "|b1"),
+        ):
+            sha.update(np.ascontiguousarray(array, dtype=dtype).tobytes())
+        return sha.hexdigest()

@@ -1,0 +1,52 @@
+"""Errors a user can meet, each with the exit code its class stands for.
+
+A message says what was found, where, what is allowed, the nearest match and one next step.
+Everything else that escapes is a bug and exits with 70.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class OrchestratorError(Exception):
+    """Base of every error raised on purpose; exits with 70 unless a subclass says otherwise."""
+
+    exit_code = 70
+
+
+class ConfigError(OrchestratorError):
+    """The experiment file, an override or the requested resources are not valid."""
+
+    exit_code = 64
+
+
+class DataError(OrchestratorError):
+    """A data set is missing, malformed or does not fit the label map."""
+
+    exit_code = 65
+
+
+class StorageError(OrchestratorError):
+    """A run folder or checkpoint cannot be read, written or trusted."""
+
+    exit_code = 71
+
+
+class Preempted(OrchestratorError):
+    """The run was asked to stop, committed its last finished step and can be started again."""
+
+    exit_code = 75
+
+
+class SecurityError(OrchestratorError):
+    """An input tried something it must not: a path outside its root, a pickle, an open port."""
+
+    exit_code = 77
+
+
+def nearest(word: str, candidates: Iterable[str]) -> str | None:
+    """The candidate closest to ``word``, or None when none is close enough to be a likely typo."""
+    found = difflib.get_close_matches(word, list(candidates), n=1, cutoff=0.6)
+    return found[0] if found else None
