@@ -1,0 +1,1 @@
+"""Object detectors in plain torch: networks, targets, losses, decoding and suppression."""

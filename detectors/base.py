@@ -15,8 +15,10 @@ from abc import ABC, abstractmethod
 from typing import ClassVar, NamedTuple
 
 import torch
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
+
+from detectors.postprocess import PostprocessConfig
+from detectors.settings import Settings
 
 
 class Targets(NamedTuple):
@@ -46,10 +48,16 @@ class Candidates(NamedTuple):
     scores: Tensor
 
 
-class DetectorConfig(BaseModel):
-    """Base of every detector's typed configuration: strict, frozen, unknown keys refused."""
+class DetectorConfig(Settings):
+    """Base of every detector's typed configuration: strict, frozen, unknown keys refused.
 
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+    Attributes:
+        name: key of the detector in :data:`detectors.registry.DETECTORS`.
+        postprocess: how this detector's candidates become detections.
+    """
+
+    name: str
+    postprocess: PostprocessConfig
 
 
 class Detector(nn.Module, ABC):

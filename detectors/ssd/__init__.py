@@ -1,0 +1,1 @@
+"""SSD: Single Shot MultiBox Detector."""

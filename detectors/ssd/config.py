@@ -1,0 +1,95 @@
+"""Typed configuration of the SSD family: a variant names a published recipe, fields change it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from detectors.base import DetectorConfig
+from detectors.postprocess import PostprocessConfig
+from detectors.settings import Settings
+
+
+class FocalLossConfig(Settings):
+    """Sigmoid focal loss and the matching that goes with it (MindSpore SSD).
+
+    Attributes:
+        name: selects this loss.
+        match_threshold: a prior is positive if its IoU with a box is strictly above this.
+        alpha: weight of the target channel; every other channel weighs ``1 - alpha``.
+        gamma: focusing exponent; 0 is plain binary cross entropy.
+        loc_reduction: smooth-L1 of a prior is the sum of its four coordinates (mindspore-ai/models
+            since 2021) or their mean (model_zoo before).
+    """
+
+    name: Literal["focal"] = "focal"
+    match_threshold: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.5
+    alpha: Annotated[float, Field(ge=0.0, le=1.0)] = 0.75
+    gamma: Annotated[float, Field(ge=0.0)] = 2.0
+    loc_reduction: Literal["sum", "mean"] = "sum"
+
+
+_PRESETS: dict[str, dict[str, Any]] = {
+    "ssd300_mobilenet_v2": {
+        "loss": {"name": "focal"},
+        "postprocess": {
+            "score_threshold": 0.1,
+            "nms": "hard",
+            "iou_threshold": 0.6,
+            "plus_one": True,
+            "max_per_class": 100,
+            "max_per_image": None,
+        },
+    },
+}
+
+
+class SSDConfig(DetectorConfig):
+    """Single Shot MultiBox Detector (Liu et al., ECCV 2016).
+
+    A field that is not given takes the value of the variant's published recipe, also inside
+    ``loss`` and ``postprocess``; the validated object always holds every value.
+
+    Attributes:
+        name: selects this detector.
+        variant: network and recipe; ``ssd300_mobilenet_v2`` is the MindSpore model zoo's.
+        width: factor on every channel count, rounded to multiples of 8. Anything but 1 is a network
+            of our own, and :attr:`title` says so.
+        bn_momentum: weight of the new batch in the running statistics, torch's convention
+            (MindSpore writes 0.97 for the same thing).
+        bn_eps: added to the variance in batch normalisation.
+        loss: classification and box loss, and the matching behind them.
+        postprocess: how candidates become detections.
+    """
+
+    name: Literal["ssd"] = "ssd"
+    variant: Literal["ssd300_mobilenet_v2"] = "ssd300_mobilenet_v2"
+    width: Annotated[float, Field(gt=0.0, le=4.0)] = 1.0
+    bn_momentum: Annotated[float, Field(gt=0.0, le=1.0)] = 0.03
+    bn_eps: Annotated[float, Field(gt=0.0)] = 1e-3
+    loss: FocalLossConfig = FocalLossConfig()
+    postprocess: PostprocessConfig = PostprocessConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in_variant(cls, given: Any) -> Any:
+        """Lay the given fields over the variant's preset, one level deep."""
+        if not isinstance(given, Mapping):
+            return given
+        variant = given.get("variant", cls.model_fields["variant"].default)
+        preset = _PRESETS.get(variant) if isinstance(variant, str) else None
+        if preset is None:
+            return given
+        filled = {**preset, **given}
+        for key, default in preset.items():
+            value = filled[key]
+            if isinstance(default, Mapping) and isinstance(value, Mapping):
+                filled[key] = {**default, **value}
+        return filled
+
+    @property
+    def title(self) -> str:
+        """Name for people; a width other than 1 is part of it."""
+        return self.variant if self.width == 1.0 else f"{self.variant} at width {self.width:g}"
