@@ -1,0 +1,89 @@
+"""Starting a local Ray or joining the cluster the driver was submitted to, and what fits on it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import ray
+
+from orchestrator.accelerators import Accelerator, from_resources
+from orchestrator.config.schema import ClusterConfig
+from orchestrator.errors import ConfigError
+
+#: Reading and augmenting needs at least this many CPUs beside the training workers.
+_DATA_CPUS = 1.0
+
+
+@dataclass(frozen=True)
+class Placement:
+    """How the workers of one run sit on the cluster.
+
+    Attributes:
+        accelerator: the kind of device they train on.
+        resources_per_worker: Ray resources each of them reserves.
+        threads: torch threads of each worker.
+    """
+
+    accelerator: Accelerator
+    resources_per_worker: dict[str, float]
+    threads: int | None
+
+
+@contextmanager
+def connected(config: ClusterConfig) -> Iterator[None]:
+    """Join ``cluster.address``, or the cluster of the submitting job, or start a local Ray.
+
+    A local Ray gets as many logical CPUs as its workers and the data tasks need: on a small
+    machine they share the cores, which is better than waiting for ever.
+    """
+    # Results are noticed by polling; two seconds (Ray's default) is long for short runs.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    address = config.address or os.environ.get("RAY_ADDRESS")
+    if address:
+        ray.init(address=address, log_to_driver=False)
+    else:
+        cores = os.cpu_count() or 1
+        needed = config.workers * config.cpus_per_worker + _DATA_CPUS
+        ray.init(
+            address="local",
+            num_cpus=max(cores, int(needed + 0.999)),
+            include_dashboard=False,
+            log_to_driver=False,
+        )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def place(config: ClusterConfig) -> Placement:
+    """Decide on devices and threads, and refuse what can never be scheduled.
+
+    Raises:
+        ConfigError: with the arithmetic, when the cluster is too small.
+    """
+    resources = ray.cluster_resources()
+    accelerator = from_resources(config.accelerator, resources)
+    each = {"CPU": config.cpus_per_worker}
+    if accelerator.kind != "cpu":
+        each[accelerator.ray_resource] = 1.0
+    for name, amount in each.items():
+        spare = _DATA_CPUS if name == "CPU" else 0.0
+        wanted = config.workers * amount + spare
+        have = resources.get(name, 0.0)
+        if wanted > have:
+            raise ConfigError(
+                f"cluster.workers: {config.workers} workers x {amount:g} {name}"
+                + (f" + {spare:g} {name} for reading data" if spare else "")
+                + f" = {wanted:g} {name}, but the cluster has {have:g}. Next: lower "
+                f"cluster.workers or cluster.cpus_per_worker, or add nodes"
+            )
+    threads = config.threads_per_worker
+    if threads is None and accelerator.kind == "cpu":
+        on_one_node = max(1, (os.cpu_count() or 1) // config.workers)
+        threads = on_one_node
+    return Placement(accelerator, each, threads)

@@ -1,0 +1,67 @@
+"""Talking to the other ranks: one object that also works when there are none."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+T = TypeVar("T")
+
+
+class Collective:
+    """The ranks of one run; a world of one needs no process group.
+
+    Objects travel over a gloo group of their own, because nccl and hccl move device tensors only.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.distributed = dist.is_initialized()
+        self.rank = dist.get_rank() if self.distributed else 0
+        self.world = dist.get_world_size() if self.distributed else 1
+        self._objects: Any = None
+        if self.distributed:
+            gloo = dist.get_backend() == "gloo"
+            self._objects = dist.group.WORLD if gloo else dist.new_group(backend="gloo")
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this rank writes logs, commits and results."""
+        return self.rank == 0
+
+    def sum_(self, tensor: Tensor) -> Tensor:
+        """Sum ``tensor`` over all ranks in place, in the fixed order of the backend."""
+        if self.world > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def sum_async(self, tensor: Tensor) -> Any:
+        """Start summing ``tensor`` in place; call ``wait()`` on what is returned."""
+        return dist.all_reduce(tensor, async_op=True)
+
+    def gather(self, value: T) -> list[T] | None:
+        """Values of all ranks by rank, on rank 0; None elsewhere."""
+        if self.world == 1:
+            return [value]
+        gathered: list[Any] | None = [None] * self.world if self.is_main else None
+        dist.gather_object(value, gathered, dst=0, group=self._objects)
+        return gathered
+
+    def from_main(self, value: T) -> T:
+        """Rank 0's value on every rank."""
+        if self.world == 1:
+            return value
+        box: list[Any] = [value]
+        dist.broadcast_object_list(box, src=0, group=self._objects)
+        received: T = box[0]
+        return received
+
+    def copy_from_main_(self, tensors: Sequence[Tensor]) -> None:
+        """Overwrite ``tensors`` with rank 0's values."""
+        if self.world > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor, src=0)

@@ -1,0 +1,294 @@
+"""The step loop: plain torch, one process per rank, no Ray.
+
+What it promises: the state after step ``s`` is a function of the experiment, the data and ``s``.
+Batches, learning rates and random numbers are asked for by step number; everything else that a
+step reads is in the last commit. Killing the loop anywhere and starting it again therefore ends
+in the same weights.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from detectors.base import Detector
+from orchestrator.accelerators import Accelerator, Precision
+from orchestrator.data.batch import Batch, BatchStream
+from orchestrator.errors import OrchestratorError
+from orchestrator.evaluation.coco import CocoMetrics, evaluate
+from orchestrator.training.codec import TrainState, state_digest
+from orchestrator.training.collective import Collective
+from orchestrator.training.commit import CommitStore
+from orchestrator.training.job import Outcome, TrainingJob
+from orchestrator.training.predictor import predict_all
+from orchestrator.training.schedules import LearningRate
+from orchestrator.training.state import capture, restore
+from orchestrator.training.stepper import Stepper, StepReport
+from orchestrator.tracking.events import EventLog
+
+
+class NonFiniteError(OrchestratorError):
+    """Losses or gradients stayed NaN or infinite for too many steps in a row."""
+
+
+@dataclass
+class _Throughput:
+    """Images per second of the step loop, evaluation left out, first epoch left out."""
+
+    skip: int
+    images: int = 0
+    seconds: float = 0.0
+
+    def add(self, images: int, seconds: float) -> None:
+        if self.skip > 0:
+            self.skip -= 1
+            return
+        self.images += images
+        self.seconds += seconds
+
+    @property
+    def value(self) -> float:
+        return self.images / self.seconds if self.seconds > 0 else 0.0
+
+
+class Engine:
+    """Trains one detector on one rank, in step with the other ranks.
+
+    Args:
+        job: what to train.
+        model: on its device.
+        stream: this rank's batches.
+        store: where commits live; read by every rank, written by rank 0.
+        events: the run's log; None on every rank but 0.
+        stop_requested: asked once a step; true makes all ranks commit and end.
+    """
+
+    def __init__(
+        self,
+        job: TrainingJob,
+        model: Detector,
+        *,
+        accelerator: Accelerator,
+        precision: Precision,
+        collective: Collective,
+        stream: BatchStream,
+        store: CommitStore,
+        events: EventLog | None,
+        stop_requested: Callable[[], bool],
+    ) -> None:
+        train = job.experiment.train
+        self.job = job
+        self.model = model
+        self.accelerator = accelerator
+        self.precision = precision
+        self.collective = collective
+        self.stream = stream
+        self.store = store
+        self.events = events
+        self.stop_requested = stop_requested
+        self.stepper = Stepper(
+            model,
+            train,
+            seed=job.experiment.seed,
+            accelerator=accelerator,
+            precision=precision,
+            collective=collective,
+        )
+        self.rate = LearningRate(
+            schedule=train.schedule,
+            base=train.optimizer.lr,
+            steps_per_epoch=job.schedule.steps_per_epoch,
+            total_steps=job.schedule.total_steps,
+        )
+        self.step = 0
+        self.bad_steps = 0
+        self.overflows = 0
+        self.metrics: dict[str, float] = {}
+        self.throughput = _Throughput(skip=min(job.schedule.steps_per_epoch, 20))
+        self._replaced = 0
+
+    def run(self) -> Outcome:
+        """Train from the newest commit to the end, or until asked to stop."""
+        start = self._resume()
+        stopped = False
+        clock = time.perf_counter()
+        for batch in self.stream.train_batches(self.step, self.job.total_steps):
+            if batch.step != self.step:
+                raise OrchestratorError(
+                    f"data stream: got the batch of step {batch.step}, expected {self.step}"
+                )
+            self._count_replaced(batch)
+            report = self.stepper.run(
+                batch, learning_rate=self.rate(self.step), stop=self.stop_requested()
+            )
+            self.step += 1
+            self._guard(report, batch)
+            now = time.perf_counter()
+            seconds, clock = now - clock, now
+            self.throughput.add(self.job.schedule.batch_size, seconds)
+            self._log_step(report, seconds)
+            stopped = report.stop
+            if stopped or self.job.commits_after(self.step):
+                self._commit()
+            if not stopped and self.job.evaluates_after(self.step):
+                self._evaluate()
+                clock = time.perf_counter()
+            if stopped:
+                break
+        self.store.wait()
+        return self._outcome("preempted" if stopped else "done", start)
+
+    def _resume(self) -> int:
+        """Load the newest verified commit on every rank; redo an evaluation that was cut off."""
+        step: int | None = None
+        scored = True
+        if self.collective.is_main:
+            found = self.store.latest()
+            for rejected in found.rejected:
+                self._note("checkpoint_rejected", rejected.describe())
+            if found.commit is not None:
+                step, scored = found.commit.step, found.commit.metrics is not None
+                self.metrics = dict(found.commit.metrics or {})
+        step, scored = self.collective.from_main((step, scored))
+        if step is None:
+            self._note("start", "from initial weights")
+            return 0
+        scalars = restore(self.store.load(step), self.stepper)
+        self.step = step
+        self.bad_steps = int(scalars["bad_steps"])
+        self.overflows = int(scalars["overflows"])
+        self._replaced = int(scalars["replaced"])
+        self._note("resume", f"from commit {step}")
+        if not scored and self.job.evaluates_after(step):
+            self._evaluate()
+        return step
+
+    def _count_replaced(self, batch: Batch) -> None:
+        """Stop when too many images had to be replaced since the start of the epoch."""
+        for position, sample, reason in batch.replaced:
+            self._note("replaced", f"step {batch.step} slot {position} sample {sample}: {reason}")
+        if self.step % self.job.schedule.steps_per_epoch == 0:
+            self._replaced = 0
+        self._replaced += len(batch.replaced)
+        limit = self.job.experiment.data.max_bad_fraction * len(self.job.schedule.sample_ids)
+        if self._replaced > limit:
+            raise OrchestratorError(
+                f"data.max_bad_fraction: {self._replaced} images of this epoch could not be read, "
+                f"more than {limit:.0f} allowed. Next: see `replaced` in "
+                f"{self.job.path / 'events.jsonl'} and repair or remove those files"
+            )
+
+    def _guard(self, report: StepReport, batch: Batch) -> None:
+        """Count skipped steps; give up after ``train.nonfinite_limit`` in a row."""
+        if report.applied:
+            self.bad_steps = 0
+            return
+        if report.overflow:
+            self.overflows += 1
+            return
+        self.bad_steps += 1
+        self._note(
+            "nonfinite",
+            f"step {batch.step}: losses {report.losses}, gradient norm {report.gradient_norm}, "
+            f"image ids {batch.image_ids.tolist()}; the step was skipped",
+        )
+        if self.bad_steps >= self.job.experiment.train.nonfinite_limit:
+            raise NonFiniteError(
+                f"step {batch.step}: loss or gradient was not finite {self.bad_steps} times in a "
+                f"row (losses {report.losses}, gradient norm {report.gradient_norm}). Weights are "
+                f"those of the last good step. Next: look at the images named in "
+                f"{self.job.path / 'events.jsonl'}, or lower train.optimizer.lr"
+            )
+
+    def _log_step(self, report: StepReport, seconds: float) -> None:
+        every = self.job.experiment.train.log_every_steps
+        if self.events is None or (self.step % every and self.step != self.job.total_steps):
+            return
+        images_per_s = self.job.schedule.batch_size / seconds
+        values = {f"train/{name}": value for name, value in report.losses.items()}
+        values["train/lr"] = self.rate(self.step - 1)
+        values["train/gradient_norm"] = report.gradient_norm
+        values["train/images_per_s"] = images_per_s
+        values["train/epoch"] = self.step / self.job.schedule.steps_per_epoch
+        if self.stepper.scaler.is_enabled():
+            values["train/overflows"] = float(self.overflows)
+        self.events.metrics(values, step=self.step)
+
+    def _commit(self) -> None:
+        """Write the state after ``self.step`` steps; blocks only for the copy off the device."""
+        if not self.collective.is_main:
+            return
+        if self.events is not None:
+            self.events.flush(sync=True)
+        self.store.save_async(
+            self._state(),
+            config_digest=self.job.config_digest,
+            data_digest=self.job.data_digest,
+            label_map=self.job.label_map.to_json(),
+        )
+
+    def _state(self) -> TrainState:
+        return capture(
+            self.stepper,
+            step=self.step,
+            scalars={
+                "bad_steps": self.bad_steps,
+                "overflows": self.overflows,
+                "replaced": self._replaced,
+                "world": self.collective.world,
+                "batch_size": self.job.schedule.batch_size,
+            },
+        )
+
+    def _evaluate(self) -> None:
+        """Score the present weights on the validation images, all ranks together."""
+        self.collective.copy_from_main_(list(self.model.buffers()))
+        config = self.job.experiment.detector.postprocess
+        average = self.stepper.average
+
+        def predict() -> CocoMetrics | None:
+            found = predict_all(
+                self.model,
+                self.stream.eval_batches(),
+                config,
+                accelerator=self.accelerator,
+                precision=self.precision,
+                collective=self.collective,
+            )
+            return None if found is None else evaluate(self.job.val, found)
+
+        if average is None:
+            scores = predict()
+        else:
+            with average.applied_to(self.model):
+                scores = predict()
+        if scores is None:
+            return
+        self.metrics = dict(scores.numbers)
+        values = {f"val/{name}": value for name, value in scores.numbers.items()}
+        if self.events is not None:
+            per_class = {f"val/AP/{name}": value for name, value in scores.per_class.items()}
+            self.events.metrics({**values, **per_class}, step=self.step)
+            self.events.flush(sync=True)
+        if self.job.commits_after(self.step):
+            self.store.attach_metrics(self.step, values)
+            self.store.collect()
+
+    def _note(self, kind: str, text: str) -> None:
+        if self.events is not None:
+            self.events.note(kind, text, step=self.step)
+
+    def _outcome(self, state: str, start: int) -> Outcome:
+        best = self.store.best() if self.collective.is_main else None
+        return Outcome(
+            state=state,
+            steps=self.step,
+            samples=self.step * self.job.schedule.batch_size,
+            images_per_s=self.throughput.value,
+            metrics=self.metrics,
+            best_step=None if best is None else best.step,
+            best_checkpoint=None if best is None else str(best.path),
+            weights_sha256=state_digest(self._state()) if self.collective.is_main else "",
+            resumed_from=start,
+        )

@@ -1,0 +1,97 @@
+"""Everything a worker needs to know, made once by the driver and the same for every rank."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from orchestrator.config.schema import Experiment
+from orchestrator.data.label_map import LabelMap
+from orchestrator.data.records import Dataset
+from orchestrator.data.schedule import Schedule
+
+
+@dataclass(frozen=True)
+class TrainingJob:
+    """One run, resolved: plain data, picklable, without any runtime object.
+
+    Attributes:
+        experiment: the validated experiment.
+        run_dir: absolute run folder, reachable from every worker.
+        label_map: classes, equal in training and validation data.
+        schedule: which samples form which step.
+        val: validation annotations, what evaluation scores against.
+        config_digest, data_digest: identity of what is trained and on what.
+        threads: CPU threads of one worker; None leaves torch's default.
+    """
+
+    experiment: Experiment
+    run_dir: str
+    label_map: LabelMap
+    schedule: Schedule
+    val: Dataset
+    config_digest: str
+    data_digest: str
+    threads: int | None
+
+    @property
+    def path(self) -> Path:
+        """The run folder."""
+        return Path(self.run_dir)
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole run, shortened by ``train.max_steps``."""
+        limit = self.experiment.train.max_steps
+        total = self.schedule.total_steps
+        return total if limit is None else min(total, limit)
+
+    def evaluates_after(self, step: int) -> bool:
+        """Whether validation follows once ``step`` steps are done."""
+        if step == self.total_steps:
+            return True
+        epoch, rest = divmod(step, self.schedule.steps_per_epoch)
+        return step > 0 and rest == 0 and epoch % self.experiment.train.evaluate_every_epochs == 0
+
+    def commits_after(self, step: int) -> bool:
+        """Whether a checkpoint is due once ``step`` steps are done."""
+        checkpoint = self.experiment.train.checkpoint
+        if step == self.total_steps:
+            return True
+        if checkpoint.every_steps is not None and step > 0 and step % checkpoint.every_steps == 0:
+            return True
+        epoch, rest = divmod(step, self.schedule.steps_per_epoch)
+        return step > 0 and rest == 0 and epoch % checkpoint.every_epochs == 0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What rank 0 hands back when its part is over.
+
+    Attributes:
+        state: ``done``, or ``preempted`` when the run was asked to stop and committed.
+        steps: optimizer steps behind the last commit.
+        samples: images trained on, over all ranks and restarts.
+        images_per_s: training throughput of this start, without its first epoch's warm-up and
+            without evaluation; 0.0 when too few steps were done to tell.
+        metrics: numbers of the last evaluation.
+        best_step: step of the best checkpoint by ``train.checkpoint.metric``, if any was scored.
+        best_checkpoint: its folder.
+        weights_sha256: digest of the model's state.
+        resumed_from: step this start began at.
+    """
+
+    state: str
+    steps: int
+    samples: int
+    images_per_s: float
+    metrics: dict[str, float]
+    best_step: int | None
+    best_checkpoint: str | None
+    weights_sha256: str
+    resumed_from: int
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as plain JSON values."""
+        return dict(self.__dict__)

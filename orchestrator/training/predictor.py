@@ -1,0 +1,75 @@
+"""From evaluation batches to detections in original pixels, alone or shared over ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+
+from detectors.base import Candidates, Detector
+from detectors.boxes import map_to_original
+from detectors.postprocess import PostprocessConfig, postprocess
+from orchestrator.accelerators import Accelerator, Precision
+from orchestrator.data.batch import Batch
+from orchestrator.evaluation.detections import Detections
+from orchestrator.training.collective import Collective
+
+
+def images_to_device(batch: Batch, device: torch.device) -> torch.Tensor:
+    """(N, H, W, 3) uint8 NumPy images as a (N, 3, H, W) uint8 tensor on ``device``.
+
+    The copy is of bytes; the permuted view is what channels_last kernels like.
+    """
+    return torch.from_numpy(batch.images).to(device, non_blocking=True).permute(0, 3, 1, 2)
+
+
+@torch.inference_mode()
+def predict_batch(
+    model: Detector, batch: Batch, config: PostprocessConfig, device: torch.device
+) -> Detections:
+    """Detections of the real images of one batch; padded images are left out."""
+    candidates = model.decode(model(images_to_device(batch, device)))
+    real = batch.sample_ids >= 0
+    boxes = map_to_original(
+        candidates.boxes.float().cpu(),
+        torch.from_numpy(batch.transforms),
+        torch.from_numpy(batch.sizes),
+    )
+    found = postprocess(Candidates(boxes, candidates.scores.float().cpu()), config)
+    kept = [(index, found[index]) for index in np.flatnonzero(real).tolist()]
+    counts = [len(one.scores) for _, one in kept]
+    ids = batch.image_ids[real]
+    return Detections(
+        images=ids,
+        image_ids=np.repeat(ids, counts),
+        labels=torch.cat([one.labels for _, one in kept]).numpy().astype(np.int64),
+        boxes=torch.cat([one.boxes for _, one in kept]).numpy().astype(np.float32),
+        scores=torch.cat([one.scores for _, one in kept]).numpy().astype(np.float32),
+    )
+
+
+def predict_all(
+    model: Detector,
+    batches: Iterable[Batch],
+    config: PostprocessConfig,
+    *,
+    accelerator: Accelerator,
+    precision: Precision,
+    collective: Collective,
+) -> Detections | None:
+    """Detections of every rank's batches, merged on rank 0; None on the others.
+
+    The model is put into evaluation mode and left in the mode it had.
+    """
+    training = model.training
+    model.eval()
+    try:
+        with accelerator.autocast(precision):
+            parts = [
+                predict_batch(model, batch, config, collective.device) for batch in batches
+            ]
+    finally:
+        model.train(training)
+    gathered = collective.gather(Detections.merge(parts))
+    return None if gathered is None else Detections.merge(gathered)

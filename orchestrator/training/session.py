@@ -1,0 +1,87 @@
+"""One rank's part of a run, from plain data to an outcome: the same with and without Ray."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from detectors.registry import build_detector
+from orchestrator.accelerators import Accelerator
+from orchestrator.data.batch import BatchStream
+from orchestrator.tracking.events import EventLog
+from orchestrator.training.collective import Collective
+from orchestrator.training.commit import CommitStore
+from orchestrator.training.engine import Engine
+from orchestrator.training.job import Outcome, TrainingJob
+from orchestrator.training.storage import LocalStorage
+
+import torch
+
+#: A file of this name in the run folder asks the ranks to finish their step, commit and end.
+STOP_FILE = "stop-requested"
+_STOP_POLL_SECONDS = 0.5
+
+
+def watch_for_stop(run_dir: Path) -> Callable[[], bool]:
+    """A cheap question to ask every step: has somebody asked this run to stop?
+
+    The file system is looked at no more than twice a second, because the folder may be remote.
+    """
+    state = {"next": 0.0, "stop": False}
+
+    def stop_requested() -> bool:
+        now = time.monotonic()
+        if not state["stop"] and now >= state["next"]:
+            state["next"] = now + _STOP_POLL_SECONDS
+            state["stop"] = (run_dir / STOP_FILE).exists()
+        return bool(state["stop"])
+
+    return stop_requested
+
+
+def run_rank(
+    job: TrainingJob,
+    stream: BatchStream,
+    *,
+    accelerator: Accelerator,
+    local_rank: int = 0,
+) -> Outcome:
+    """Train this process's share of ``job``.
+
+    ``torch.distributed`` must be initialised already when there is more than one rank.
+    """
+    experiment = job.experiment
+    accelerator.set_determinism(experiment.train.deterministic, job.threads)
+    device = accelerator.device(local_rank)
+    # Every rank draws the same initial weights; nothing is broadcast.
+    torch.manual_seed(experiment.seed)
+    model = build_detector(experiment.detector, num_classes=len(job.label_map))
+    model.to(device, memory_format=torch.channels_last).train()
+    collective = Collective(device)
+    checkpoint = experiment.train.checkpoint
+    store = CommitStore(
+        LocalStorage(job.path),
+        keep_last=checkpoint.keep_last,
+        keep_best=checkpoint.keep_best,
+        metric=checkpoint.metric,
+    )
+    events = EventLog(job.path / "events.jsonl") if collective.is_main else None
+    try:
+        if collective.is_main:
+            store.sweep()
+        engine = Engine(
+            job,
+            model,
+            accelerator=accelerator,
+            precision=accelerator.resolve_precision(experiment.train.precision),
+            collective=collective,
+            stream=stream,
+            store=store,
+            events=events,
+            stop_requested=watch_for_stop(job.path),
+        )
+        return engine.run()
+    finally:
+        if events is not None:
+            events.close()
