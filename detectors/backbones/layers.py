@@ -1,0 +1,43 @@
+"""Building bricks whose details decide whether published weights and counts fit."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def make_divisible(channels: float, divisor: int = 8) -> int:
+    """Nearest multiple of ``divisor``, at least one, and never more than 10 % below ``channels``.
+
+    The rounding rule of the MobileNet family's width multiplier.
+    """
+    rounded = max(divisor, int(channels + divisor / 2) // divisor * divisor)
+    return rounded + divisor if rounded < 0.9 * channels else rounded
+
+
+class SameConv2d(nn.Conv2d):
+    """Convolution with the ``same`` padding of TensorFlow and MindSpore.
+
+    The output has ceil(size / stride) cells, and an odd padding puts the extra row or column
+    *after* the image. With stride 2 and a 3x3 kernel that is 0 before and 1 after for an even
+    size, 1 and 1 for an odd one; torch's ``padding=1`` would shift every even-sized map by a pixel.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(N, C, H, W) to (N, C', ceil(H / stride), ceil(W / stride))."""
+        bottom_top = self._amount(input.shape[-2], 0)
+        right_left = self._amount(input.shape[-1], 1)
+        before = (bottom_top // 2, right_left // 2)
+        after = (bottom_top - before[0], right_left - before[1])
+        if before == after:
+            return F.conv2d(
+                input, self.weight, self.bias, self.stride, before, self.dilation, self.groups
+            )
+        padded = F.pad(input, (before[1], after[1], before[0], after[0]))
+        return F.conv2d(padded, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
+
+    def _amount(self, size: int, axis: int) -> int:
+        """Rows or columns to add in all."""
+        stride, reach = self.stride[axis], self.dilation[axis] * (self.kernel_size[axis] - 1) + 1
+        cells = -(-size // stride)
+        return max((cells - 1) * stride + reach - size, 0)

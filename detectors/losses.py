@@ -1,0 +1,49 @@
+"""Loss terms shared by the detectors; what to sum and what to divide by is theirs."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def sigmoid_focal(logits: Tensor, labels: Tensor, *, alpha: float, gamma: float) -> Tensor:
+    """Focal loss on independent sigmoids (Lin et al., ICCV 2017, eq. 5).
+
+    With ``z`` the logit, its sign turned in the target channel, an element is
+    ``alpha_t * sigmoid(z)**gamma * softplus(z)``: the modulating factor ``1 - p_t`` and the cross
+    entropy ``-log p_t``, both without cancellation and with finite gradients for any logit.
+
+    Args:
+        logits: (..., C).
+        labels: (...) int64 target channel in 0..C-1; a label outside marks no channel.
+        alpha: weight of the target channel; the others weigh ``1 - alpha``.
+        gamma: focusing exponent, not negative.
+
+    Returns:
+        (..., C) loss of each element.
+    """
+    channels = torch.arange(logits.shape[-1], device=logits.device)
+    target = labels.unsqueeze(-1) == channels
+    z = torch.where(target, -logits, logits)
+    cross_entropy = F.softplus(z)
+    modulation = ((z - cross_entropy) * gamma).exp()
+    return torch.where(target, alpha, 1 - alpha) * modulation * cross_entropy
+
+
+def positive_smooth_l1(
+    predicted: Tensor, wanted: Tensor, positive: Tensor, *, beta: float = 1.0
+) -> Tensor:
+    """Smooth-L1 of the offsets of positive priors (Girshick, ICCV 2015, eq. 3, at ``beta`` 1).
+
+    Args:
+        predicted: (N, A, 4).
+        wanted: (N, A, 4), finite everywhere.
+        positive: (N, A) bool.
+        beta: where the quadratic part ends.
+
+    Returns:
+        (N, A) sum over the four offsets, 0 where not positive.
+    """
+    each = F.smooth_l1_loss(predicted, wanted, reduction="none", beta=beta).sum(-1)
+    return torch.where(positive, each, 0.0)

@@ -1,0 +1,70 @@
+"""Assignment of ground truth to priors, for a whole padded batch at once.
+
+Published rules are written as a loop over boxes in which later boxes may or may not displace
+earlier ones. Each is stated here as one maximum over boxes with a defined winner on ties, so that
+the result does not depend on the order of execution.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from detectors.base import Targets
+
+
+class Match(NamedTuple):
+    """Which box each prior is responsible for.
+
+    Attributes:
+        box: (N, A) int64 slot of the matched box; meaningless where not positive.
+        positive: (N, A) bool.
+    """
+
+    box: Tensor
+    positive: Tensor
+
+
+#: Score of a prior that a box claims as its best, above every IoU.
+_CLAIMED = 2.0
+
+
+def match_first_claim(iou: Tensor, valid: Tensor, *, threshold: float) -> Match:
+    """SSD matching of the MindSpore model zoo.
+
+    The reference visits boxes in order. Each scores every prior with their IoU, its best prior
+    (the first, on equal IoU) with 2; it takes the priors where its score is above ``threshold``
+    and strictly above that of every earlier box. So a prior ends with the box of highest score,
+    the earliest on ties, and a box whose best prior an earlier box claimed does not get that one.
+
+    Args:
+        iou: (N, G, A) IoU of boxes and priors.
+        valid: (N, G) bool, at least one slot; the slots that hold boxes.
+        threshold: IoU a prior must exceed unless it is a box's best.
+    """
+    scores = iou.masked_fill(~valid.unsqueeze(-1), -1.0)
+    # torch.max takes the first of equal values, which is what both steps of the rule ask for.
+    best_prior = scores.max(dim=2, keepdim=True).indices
+    claim = torch.where(valid, _CLAIMED, -1.0).to(scores.dtype).unsqueeze(-1)
+    score, box = scores.scatter(2, best_prior, claim).max(dim=1)
+    return Match(box=box, positive=score > threshold)
+
+
+def take_boxes(targets: Targets, match: Match) -> tuple[Tensor, Tensor]:
+    """Matched boxes (N, A, 4) and labels (N, A) of every prior, arbitrary where not positive."""
+    boxes = targets.boxes.gather(1, match.box.unsqueeze(-1).expand(-1, -1, 4))
+    return boxes, targets.labels.gather(1, match.box)
+
+
+def with_a_slot(targets: Targets) -> Targets:
+    """The same targets with at least one box slot, an empty one if there was none."""
+    if targets.boxes.shape[1] > 0:
+        return targets
+    count = targets.boxes.shape[0]
+    return Targets(
+        boxes=targets.boxes.new_zeros(count, 1, 4),
+        labels=targets.labels.new_zeros(count, 1),
+        valid=targets.valid.new_zeros(count, 1),
+    )
