@@ -1,0 +1,1 @@
+"""Experiment files: YAML to a frozen, fully resolved, typed configuration."""

@@ -1,0 +1,48 @@
+"""The experiment file as types: strict, frozen, unknown keys refused.
+
+The docstring of each class describes its fields; the published JSON Schema is made from it.
+"""
+
+from orchestrator.config.schema.data import (
+    Augmentation,
+    DataConfig,
+    NoAugmentation,
+    SplitConfig,
+    SSDAugmentation,
+)
+from orchestrator.config.schema.experiment import ClusterConfig, Experiment, TrackingConfig
+from orchestrator.config.schema.train import (
+    AdamWOptimizer,
+    CheckpointConfig,
+    ConstantSchedule,
+    CosineSchedule,
+    EmaConfig,
+    Metric,
+    MultistepSchedule,
+    Optimizer,
+    Schedule,
+    SGDOptimizer,
+    TrainConfig,
+)
+
+__all__ = [
+    "AdamWOptimizer",
+    "Augmentation",
+    "CheckpointConfig",
+    "ClusterConfig",
+    "ConstantSchedule",
+    "CosineSchedule",
+    "DataConfig",
+    "EmaConfig",
+    "Experiment",
+    "Metric",
+    "MultistepSchedule",
+    "NoAugmentation",
+    "Optimizer",
+    "SGDOptimizer",
+    "SSDAugmentation",
+    "Schedule",
+    "SplitConfig",
+    "TrackingConfig",
+    "TrainConfig",
+]

@@ -1,0 +1,102 @@
+"""The ``data`` section: where images and boxes come from and how they are prepared."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, TypeAlias
+
+from pydantic import Field
+
+from detectors.settings import Settings
+from orchestrator.config.schema.fields import Count, Fraction, Location
+
+
+class SplitConfig(Settings):
+    """One part of the data set. Paths are relative to ``data.root``.
+
+    Attributes:
+        images: folder that the file names in the annotations are relative to.
+        annotations: COCO ``instances`` JSON file.
+    """
+
+    images: Location
+    annotations: Location
+
+
+class SSDAugmentation(Settings):
+    """Random crop, horizontal flip and colour of the MindSpore SSD recipe, then a plain resize.
+
+    Attributes:
+        name: selects this augmentation.
+        min_ious: one is drawn per image: the crop must overlap the boxes by at least this IoU, or
+            null for no crop.
+        crop_attempts: crops tried per image before the whole image is used.
+        min_crop: smallest width and height of a crop, as a fraction of the image's.
+        flip_probability: of a horizontal flip.
+        brightness: factor drawn from [1 - brightness, 1 + brightness].
+        contrast: factor drawn from [1 - contrast, 1 + contrast].
+        saturation: factor drawn from [1 - saturation, 1 + saturation].
+        crop_overlap_rule: ``span`` refuses a crop whose smallest IoU is below the bound and whose
+            largest is above bound + 0.2 (mindspore-ai/models); ``min`` looks at the smallest
+            alone (the first release).
+    """
+
+    name: Literal["ssd"] = "ssd"
+    min_ious: Annotated[tuple[Fraction | None, ...], Field(min_length=1)] = (
+        None,
+        0.1,
+        0.3,
+        0.5,
+        0.7,
+        0.9,
+    )
+    crop_attempts: Count = 50
+    min_crop: Annotated[float, Field(gt=0.0, le=1.0)] = 0.3
+    flip_probability: Fraction = 0.5
+    brightness: Fraction = 0.4
+    contrast: Fraction = 0.4
+    saturation: Fraction = 0.4
+    crop_overlap_rule: Literal["span", "min"] = "span"
+
+
+class NoAugmentation(Settings):
+    """A plain resize to the network's input size.
+
+    Attributes:
+        name: selects it.
+    """
+
+    name: Literal["none"] = "none"
+
+
+Augmentation: TypeAlias = Annotated[SSDAugmentation | NoAugmentation, Field(discriminator="name")]
+
+
+class DataConfig(Settings):
+    """The data set.
+
+    Attributes:
+        format: of the annotations.
+        root: folder that the paths of ``train`` and ``val`` are relative to, so that one override
+            moves the whole set.
+        train: images that are learnt from.
+        val: images that are evaluated.
+        augmentation: applied to training images.
+        crowd: whether crowd regions are training targets (evaluation always ignores them, as COCO
+            defines).
+        keep_empty: whether images without boxes take part in training, as negatives.
+        max_boxes: G, box slots per image in a batch; null takes the largest count in ``train``.
+        max_bad_fraction: images that cannot be decoded are replaced, always by the same neighbour,
+            and counted; above this fraction of the set the run stops.
+        prefetch: batches in flight per worker.
+    """
+
+    format: Literal["coco"] = "coco"
+    root: Location = "."
+    train: SplitConfig
+    val: SplitConfig
+    augmentation: Augmentation = SSDAugmentation()
+    crowd: Literal["exclude", "include"] = "exclude"
+    keep_empty: bool = False
+    max_boxes: Count | None = None
+    max_bad_fraction: Fraction = 0.01
+    prefetch: Count = 4

@@ -1,0 +1,118 @@
+"""The whole experiment file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Literal, TypeAlias
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, Field, model_validator
+from pydantic_core import PydanticCustomError
+from typing_extensions import Self
+
+from detectors.registry import AnyDetectorConfig
+from detectors.settings import Settings
+from orchestrator.config.schema.data import DataConfig
+from orchestrator.config.schema.fields import (
+    Conflict,
+    Count,
+    Location,
+    NonNegativeInt,
+    Positive,
+    refuse,
+)
+from orchestrator.config.schema.train import TrainConfig
+
+
+def _no_password(uri: str) -> str:
+    # The resolved configuration is printed, stored and sent to MLflow: a password would travel
+    # along. MLflow takes it from the environment, and so do the database drivers.
+    try:
+        secret = urlsplit(uri).password
+    except ValueError:
+        secret = None
+    if secret:
+        raise PydanticCustomError(
+            "password_in_uri",
+            "the address holds a password, which would be stored with the run; take it out and set "
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD instead",
+        )
+    return uri
+
+
+TrackingURI: TypeAlias = Annotated[str, Field(min_length=1), AfterValidator(_no_password)]
+
+
+class ClusterConfig(Settings):
+    """Where the run computes.
+
+    Attributes:
+        workers: processes that train, one device each.
+        accelerator: kind of device; ``auto`` takes an NPU or GPU where the cluster has one.
+        cpus_per_worker: CPU cores reserved for each worker.
+        threads_per_worker: torch threads of each worker; null takes its share of the machine.
+        address: of a running Ray cluster; null joins the one the run is submitted to, or starts
+            one here.
+        hang_timeout: seconds without a step after which a worker counts as dead.
+    """
+
+    workers: Count = 1
+    accelerator: Literal["auto", "cpu", "gpu", "npu"] = "auto"
+    cpus_per_worker: Positive = 1.0
+    threads_per_worker: Count | None = None
+    address: Annotated[str, Field(min_length=1)] | None = None
+    hang_timeout: Positive = 30.0
+
+
+class TrackingConfig(Settings):
+    """Where a run is reported. The event log in the run folder is written in any case.
+
+    Attributes:
+        mlflow: tracking URI, of a server or a database; null for none.
+        experiment: MLflow experiment that holds the runs.
+    """
+
+    mlflow: TrackingURI | None = "sqlite:///runs/mlflow.db"
+    experiment: Annotated[str, Field(min_length=1)] = "detectors"
+
+
+class Experiment(Settings):
+    """One experiment: a detector, its data, how it is trained and where.
+
+    Attributes:
+        name: of the run, and of its folder below ``storage``.
+        seed: everything random is a function of it.
+        detector: network and recipe.
+        data: images and boxes.
+        train: optimisation.
+        cluster: where it computes.
+        storage: folder or URI that holds the run folders.
+        tracking: where it is reported.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+    seed: NonNegativeInt = 1
+    detector: AnyDetectorConfig
+    data: DataConfig
+    train: TrainConfig
+    cluster: ClusterConfig = ClusterConfig()
+    storage: Location = "runs"
+    tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        refuse(self._conflicts())
+        return self
+
+    def _conflicts(self) -> Iterator[Conflict]:
+        pieces = self.cluster.workers * self.train.accumulate
+        size = self.train.batch_size
+        if size % pieces:
+            below, above = size - size % pieces, size + pieces - size % pieces
+            fitting = f"{above}" if below == 0 else f"{below} or {above}"
+            yield Conflict(
+                "train.batch_size",
+                f"train.batch_size is {size} and must be divisible by cluster.workers x "
+                f"train.accumulate = {self.cluster.workers} x {self.train.accumulate}; "
+                f"{fitting} would be",
+            )

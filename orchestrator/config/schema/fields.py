@@ -1,0 +1,51 @@
+"""Types shared by the sections, and how a rule that spans several fields reports."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Annotated, NamedTuple, TypeAlias
+
+from pydantic import AfterValidator, Field
+from pydantic_core import PydanticCustomError
+
+Count: TypeAlias = Annotated[int, Field(ge=1)]
+NonNegativeInt: TypeAlias = Annotated[int, Field(ge=0)]
+Positive: TypeAlias = Annotated[float, Field(gt=0.0)]
+NonNegative: TypeAlias = Annotated[float, Field(ge=0.0)]
+Fraction: TypeAlias = Annotated[float, Field(ge=0.0, le=1.0)]
+#: A decay or momentum: at 1 nothing new would ever count.
+Decay: TypeAlias = Annotated[float, Field(ge=0.0, lt=1.0)]
+
+
+def _no_home(path: str) -> str:
+    if path.startswith("~"):
+        raise PydanticCustomError(
+            "home_folder",
+            "a path that starts with '~' is not expanded, because a worker's home folder may be "
+            "another one; write it in full",
+        )
+    return path
+
+
+#: A path or URI, taken as it stands.
+Location: TypeAlias = Annotated[str, Field(min_length=1), AfterValidator(_no_home)]
+
+
+class Conflict(NamedTuple):
+    """Two or more fields that are valid alone and impossible together.
+
+    Attributes:
+        key: dotted path, from the model that checks, of the field to point at.
+        message: what contradicts what, naming every key in full, and what would be accepted.
+    """
+
+    key: str
+    message: str
+
+
+def refuse(conflicts: Iterable[Conflict]) -> None:
+    """Raise all ``conflicts`` at once, in the form the error printer can locate one by one."""
+    found = [tuple(conflict) for conflict in conflicts]
+    if found:
+        text = "; ".join(message for _, message in found)
+        raise PydanticCustomError("conflict", "{text}", {"text": text, "conflicts": found})

@@ -1,0 +1,285 @@
+"""The ``train`` section: optimizer, learning rate, precision, checkpoints and when to stop."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Annotated, Literal, TypeAlias
+
+from pydantic import Field, model_validator
+from typing_extensions import Self
+
+from detectors.settings import Settings
+from orchestrator.config.schema.fields import (
+    Conflict,
+    Count,
+    Decay,
+    Fraction,
+    NonNegative,
+    NonNegativeInt,
+    Positive,
+    refuse,
+)
+
+#: The 12 numbers of a COCO evaluation, as they are logged.
+Metric: TypeAlias = Literal[
+    "val/AP",
+    "val/AP50",
+    "val/AP75",
+    "val/APs",
+    "val/APm",
+    "val/APl",
+    "val/AR1",
+    "val/AR10",
+    "val/AR100",
+    "val/ARs",
+    "val/ARm",
+    "val/ARl",
+]
+
+
+class SGDOptimizer(Settings):
+    """Stochastic gradient descent with momentum.
+
+    Attributes:
+        name: selects this optimizer.
+        lr: base learning rate, for the global batch as it stands: nothing is scaled by the number
+            of workers.
+        momentum: of the running gradient; 0 switches it off.
+        nesterov: look ahead along the momentum.
+        weight_decay: L2 penalty, added to the gradient.
+        decay_norm_and_bias: whether biases and normalisation layers are decayed too.
+    """
+
+    name: Literal["sgd"] = "sgd"
+    lr: Positive
+    momentum: Decay = 0.9
+    nesterov: bool = False
+    weight_decay: NonNegative = 0.0
+    decay_norm_and_bias: bool = True
+
+    @model_validator(mode="after")
+    def _nesterov_needs_momentum(self) -> Self:
+        if self.nesterov and self.momentum == 0.0:
+            message = (
+                "train.optimizer.nesterov is true, which needs train.optimizer.momentum above 0"
+            )
+            refuse([Conflict("nesterov", message)])
+        return self
+
+
+class AdamWOptimizer(Settings):
+    """Adam with decoupled weight decay (Loshchilov and Hutter, 2019).
+
+    Attributes:
+        name: selects this optimizer.
+        lr: base learning rate, for the global batch as it stands.
+        betas: decays of the first and the second moment.
+        eps: added to the root of the second moment.
+        weight_decay: decoupled; multiplied by the learning rate.
+        decay_norm_and_bias: whether biases and normalisation layers are decayed too.
+    """
+
+    name: Literal["adamw"] = "adamw"
+    lr: Positive
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
+    eps: Positive = 1e-8
+    weight_decay: NonNegative = 0.01
+    decay_norm_and_bias: bool = True
+
+
+Optimizer: TypeAlias = Annotated[SGDOptimizer | AdamWOptimizer, Field(discriminator="name")]
+
+
+class _Warmup(Settings):
+    """Linear warm-up, which every schedule begins with.
+
+    Attributes:
+        warmup_epochs: length in epochs, rounded to whole steps; 0 for none.
+        warmup_start: learning rate of step 0, absolute.
+        warmup_steps: length in steps, instead of ``warmup_epochs``.
+    """
+
+    warmup_epochs: NonNegative = 0.0
+    warmup_start: NonNegative = 0.0
+    warmup_steps: NonNegativeInt | None = None
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        if self.warmup_steps is not None and self.warmup_epochs > 0.0:
+            message = (
+                f"train.schedule.warmup_steps is {self.warmup_steps} and "
+                f"train.schedule.warmup_epochs is {self.warmup_epochs:g}; give one of them"
+            )
+            refuse([Conflict("warmup_steps", message)])
+        return self
+
+
+class ConstantSchedule(_Warmup):
+    """The base learning rate throughout, after the warm-up.
+
+    Attributes:
+        name: selects this schedule.
+        warmup_epochs: length of the warm-up in epochs, rounded to whole steps; 0 for none.
+        warmup_start: learning rate of step 0, absolute.
+        warmup_steps: length of the warm-up in steps, instead of ``warmup_epochs``.
+    """
+
+    name: Literal["constant"] = "constant"
+
+
+class CosineSchedule(_Warmup):
+    """Half a cosine from the base learning rate to its end, over the steps after the warm-up.
+
+    Attributes:
+        name: selects this schedule.
+        end_factor: the last learning rate, as a multiple of the base rate.
+        warmup_epochs: length of the warm-up in epochs, rounded to whole steps; 0 for none.
+        warmup_start: learning rate of step 0, absolute.
+        warmup_steps: length of the warm-up in steps, instead of ``warmup_epochs``.
+    """
+
+    name: Literal["cosine"] = "cosine"
+    end_factor: Fraction = 0.001
+
+
+class MultistepSchedule(_Warmup):
+    """A constant rate that changes at given epochs.
+
+    Attributes:
+        name: selects this schedule.
+        milestones: epochs at which the rate changes, increasing; fractions are allowed.
+        factors: the rate after each milestone, as a multiple of the base rate (not of the rate
+            before).
+        warmup_epochs: length of the warm-up in epochs, rounded to whole steps; 0 for none.
+        warmup_start: learning rate of step 0, absolute.
+        warmup_steps: length of the warm-up in steps, instead of ``warmup_epochs``.
+    """
+
+    name: Literal["multistep"] = "multistep"
+    milestones: Annotated[tuple[Positive, ...], Field(min_length=1)]
+    factors: Annotated[tuple[NonNegative, ...], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _milestones_fit(self) -> Self:
+        refuse(self._conflicts())
+        return self
+
+    def _conflicts(self) -> Iterator[Conflict]:
+        if len(self.factors) != len(self.milestones):
+            yield Conflict(
+                "factors",
+                f"train.schedule.factors has {len(self.factors)} entries and "
+                f"train.schedule.milestones {len(self.milestones)}; each milestone needs one",
+            )
+        if any(right <= left for left, right in pairwise(self.milestones)):
+            yield Conflict(
+                "milestones",
+                f"train.schedule.milestones {list(self.milestones)} must increase",
+            )
+
+
+Schedule: TypeAlias = Annotated[
+    ConstantSchedule | CosineSchedule | MultistepSchedule, Field(discriminator="name")
+]
+
+
+class EmaConfig(Settings):
+    """Exponential moving average of the weights, which is then what is evaluated and exported.
+
+    Attributes:
+        decay: share of the average that stays at each step.
+        warmup_steps: the decay grows as ``decay * (1 - exp(-step / warmup_steps))``; 0 for none.
+    """
+
+    decay: Decay
+    warmup_steps: NonNegativeInt
+
+
+class CheckpointConfig(Settings):
+    """What is kept of a run. The last and the best checkpoints are counted apart.
+
+    Attributes:
+        every_epochs: epochs between checkpoints.
+        every_steps: also one every so many steps inside an epoch; null for none.
+        keep_last: newest checkpoints kept. Two at least, so that one is whole while the next is
+            written.
+        keep_best: checkpoints kept by ``metric``.
+        metric: that ranks checkpoints; larger is better.
+    """
+
+    every_epochs: Count = 1
+    every_steps: Count | None = None
+    keep_last: Annotated[int, Field(ge=2)] = 5
+    keep_best: Count = 5
+    metric: Metric = "val/AP"
+
+
+class TrainConfig(Settings):
+    """Training.
+
+    Attributes:
+        epochs: passes over the training images.
+        batch_size: images per optimizer step, over all workers and accumulated pieces.
+        max_steps: stop after so many steps, for a quick look; the schedule stays that of the whole
+            run. Null for none.
+        optimizer: the update rule.
+        schedule: the learning rate at every step.
+        precision: of forward and backward. ``auto`` is fp32 on a CPU, bf16 on a GPU that has it,
+            fp16 on an NPU.
+        loss_scale: with fp16: ``dynamic``, or a fixed factor on the loss.
+        clip_norm: largest L2 norm of the whole gradient; null for no clipping.
+        accumulate: pieces a worker's share of a batch is computed in, to save memory.
+        ema: moving average of the weights; null for none.
+        evaluate_every_epochs: epochs between evaluations; the last epoch is always evaluated.
+        checkpoint: what is kept.
+        log_every_steps: steps between logged losses.
+        deterministic: ask torch for deterministic kernels and refuse those that are not.
+        nonfinite_limit: consecutive steps with a non-finite loss or gradient after which the run
+            stops; until then such a step changes nothing.
+        max_failures: restarts without a new checkpoint in between after which the run stops.
+    """
+
+    epochs: Count
+    batch_size: Count
+    max_steps: Count | None = None
+    optimizer: Optimizer
+    schedule: Schedule = ConstantSchedule()
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    loss_scale: Literal["dynamic"] | Positive = "dynamic"
+    clip_norm: Positive | None = None
+    accumulate: Count = 1
+    ema: EmaConfig | None = None
+    evaluate_every_epochs: Count = 1
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    log_every_steps: Count = 10
+    deterministic: bool = True
+    nonfinite_limit: Count = 3
+    max_failures: NonNegativeInt = 3
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        refuse(self._conflicts())
+        return self
+
+    def _conflicts(self) -> Iterator[Conflict]:
+        if self.schedule.warmup_epochs >= self.epochs:
+            yield Conflict(
+                "schedule.warmup_epochs",
+                f"train.schedule.warmup_epochs is {self.schedule.warmup_epochs:g} and must be "
+                f"below train.epochs, which is {self.epochs}",
+            )
+        if isinstance(self.schedule, MultistepSchedule):
+            last = self.schedule.milestones[-1]
+            if last >= self.epochs:
+                yield Conflict(
+                    "schedule.milestones",
+                    f"train.schedule.milestones ends at {last:g} and must stay below "
+                    f"train.epochs, which is {self.epochs}",
+                )
+        if self.loss_scale != "dynamic" and self.precision in ("fp32", "bf16"):
+            yield Conflict(
+                "loss_scale",
+                f"train.loss_scale is {self.loss_scale:g}, which only fp16 uses, and "
+                f"train.precision is {self.precision}; remove train.loss_scale",
+            )
