@@ -1,0 +1,11 @@
+"""Compiled kernels for NumPy arrays, with a Python reference that serves where none are compiled.
+
+Both give the same bits. The environment variable ``ORCHESTRATOR_NATIVE`` chooses: ``0`` forces the
+reference, ``1`` refuses to run without the compiled kernels, unset takes what is there.
+"""
+
+from native.backend import backend
+from native.rules import Method
+from native.suppression import nms, nms_batch, soft_nms, soft_nms_batch
+
+__all__ = ["Method", "backend", "nms", "nms_batch", "soft_nms", "soft_nms_batch"]

@@ -1,0 +1,258 @@
+"""Soft-NMS (Bodla et al., ICCV 2017) and NMS for NumPy arrays, over classes and images at once.
+
+Overlap is tested between boxes of one class of one image only. Results do not depend on threads,
+and ties of score fall to the box that comes first. Boxes are xyxy; a box without area overlaps
+nothing. The order of arithmetic is that of :mod:`native.reference`.
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from native.backend import Kernels, default_threads, kernels
+from native.rules import (
+    INVERTED,
+    LARGEST_COORDINATE,
+    NOT_FINITE,
+    TOO_LARGE,
+    Float32,
+    Int64,
+    Method,
+    Rule,
+    make_rule,
+)
+
+_Scalar = TypeVar("_Scalar", bound=np.generic)
+
+
+def soft_nms(
+    boxes: Float32,
+    scores: Float32,
+    labels: Int64,
+    *,
+    method: Method = "linear",
+    iou_threshold: float = 0.3,
+    sigma: float = 0.5,
+    score_threshold: float = 0.001,
+    plus_one: bool = False,
+    max_per_class: int | None = None,
+    max_total: int | None = None,
+    threads: int | None = None,
+) -> tuple[Int64, Float32]:
+    """Decay the scores of boxes that overlap a better box of their class.
+
+    Args:
+        boxes: (M, 4) float32 xyxy with x1 <= x2 and y1 <= y2.
+        scores: (M,) float32.
+        labels: (M,) int64, any values.
+        method: ``linear`` multiplies a score by ``1 - IoU`` above the threshold, ``gaussian`` by
+            ``exp(-IoU**2 / sigma)``, ``hard`` removes above the threshold.
+        iou_threshold: compared strictly, in float32; ``gaussian`` does not read it.
+        sigma: only ``gaussian`` reads it.
+        score_threshold: a score below it, decayed or given, removes the box.
+        plus_one: x2 and y2 are the last pixel inside, so a width is ``x2 - x1 + 1``.
+        max_per_class: most boxes kept of a class. Far cheaper than keeping all.
+        max_total: most boxes kept. Far cheaper than keeping all.
+        threads: most threads to use; None takes the cores granted to this process.
+
+    Returns:
+        Rows kept (int64) and their decayed scores (float32), by falling decayed score, then row.
+
+    Raises:
+        TypeError: an array has another dtype.
+        ValueError: a shape, value or parameter is not as above.
+    """
+    rule = make_rule(
+        method=method,
+        iou_threshold=iou_threshold,
+        sigma=sigma,
+        score_threshold=score_threshold,
+        plus_one=plus_one,
+        max_per_class=max_per_class,
+        max_total=max_total,
+    )
+    keep, decayed, _ = _suppress(boxes, scores, labels, None, rule, threads)
+    return keep, decayed
+
+
+def soft_nms_batch(
+    boxes: Float32,
+    scores: Float32,
+    labels: Int64,
+    offsets: Int64,
+    *,
+    method: Method = "linear",
+    iou_threshold: float = 0.3,
+    sigma: float = 0.5,
+    score_threshold: float = 0.001,
+    plus_one: bool = False,
+    max_per_class: int | None = None,
+    max_total: int | None = None,
+    threads: int | None = None,
+) -> tuple[Int64, Float32, Int64]:
+    """:func:`soft_nms` of several images in one call; the caps hold per image.
+
+    Args:
+        boxes: (M, 4) float32 xyxy, the images one after the other.
+        scores: (M,) float32.
+        labels: (M,) int64.
+        offsets: (N + 1,) int64 from 0 to M, not falling; image n is rows
+            ``offsets[n]:offsets[n + 1]``.
+
+    The other arguments are those of :func:`soft_nms`.
+
+    Returns:
+        Rows of the input kept, their decayed scores, and the (N + 1,) offsets of the images in
+        both; within an image ordered as by :func:`soft_nms`.
+
+    Raises:
+        TypeError: an array has another dtype.
+        ValueError: a shape, value or parameter is not as above.
+    """
+    rule = make_rule(
+        method=method,
+        iou_threshold=iou_threshold,
+        sigma=sigma,
+        score_threshold=score_threshold,
+        plus_one=plus_one,
+        max_per_class=max_per_class,
+        max_total=max_total,
+    )
+    return _suppress(boxes, scores, labels, offsets, rule, threads)
+
+
+def nms(
+    boxes: Float32,
+    scores: Float32,
+    labels: Int64,
+    *,
+    iou_threshold: float,
+    plus_one: bool = False,
+    max_per_class: int | None = None,
+    max_total: int | None = None,
+    threads: int | None = None,
+) -> Int64:
+    """Drop boxes whose IoU with a better box of their class is above the threshold.
+
+    Arguments, order and errors as in :func:`soft_nms`; scores may be any finite numbers.
+
+    Returns:
+        Rows kept (int64), by falling score, then row.
+    """
+    rule = make_rule(
+        method="hard",
+        iou_threshold=iou_threshold,
+        sigma=1.0,
+        score_threshold=None,
+        plus_one=plus_one,
+        max_per_class=max_per_class,
+        max_total=max_total,
+    )
+    return _suppress(boxes, scores, labels, None, rule, threads)[0]
+
+
+def nms_batch(
+    boxes: Float32,
+    scores: Float32,
+    labels: Int64,
+    offsets: Int64,
+    *,
+    iou_threshold: float,
+    plus_one: bool = False,
+    max_per_class: int | None = None,
+    max_total: int | None = None,
+    threads: int | None = None,
+) -> tuple[Int64, Int64]:
+    """:func:`nms` of several images in one call; the caps hold per image.
+
+    Arguments and errors as in :func:`soft_nms_batch`.
+
+    Returns:
+        Rows of the input kept and the (N + 1,) offsets of the images in them.
+    """
+    rule = make_rule(
+        method="hard",
+        iou_threshold=iou_threshold,
+        sigma=1.0,
+        score_threshold=None,
+        plus_one=plus_one,
+        max_per_class=max_per_class,
+        max_total=max_total,
+    )
+    keep, _, kept_offsets = _suppress(boxes, scores, labels, offsets, rule, threads)
+    return keep, kept_offsets
+
+
+def _suppress(
+    boxes: Float32,
+    scores: Float32,
+    labels: Int64,
+    offsets: Int64 | None,
+    rule: Rule,
+    threads: int | None,
+) -> tuple[Int64, Float32, Int64]:
+    serving = kernels()
+    boxes = _array("boxes", boxes, np.float32, ndim=2)
+    if boxes.shape[1] != 4:
+        raise ValueError(f"boxes has shape {boxes.shape}; it must be (M, 4), xyxy")
+    rows = len(boxes)
+    scores = _array("scores", scores, np.float32, ndim=1)
+    labels = _array("labels", labels, np.int64, ndim=1)
+    for name, count in (("scores", len(scores)), ("labels", len(labels))):
+        if count != rows:
+            raise ValueError(f"{name} has {count} entries for {rows} boxes; each box needs one")
+    _refuse_bad_values(serving, boxes, scores)
+    if offsets is None:
+        offsets = np.array([0, rows], dtype=np.int64)
+    else:
+        offsets = _checked_offsets(offsets, rows)
+    if threads is None:
+        threads = default_threads()
+    elif threads < 1:
+        raise ValueError(f"threads={threads}: must be at least 1, or None for the cores granted")
+    return serving.suppress(boxes, scores, labels, offsets, rule, threads)
+
+
+def _array(
+    name: str, value: npt.NDArray[_Scalar], dtype: type[_Scalar], *, ndim: int
+) -> npt.NDArray[_Scalar]:
+    if not isinstance(value, np.ndarray):
+        raise TypeError(f"{name} is a {type(value).__name__}; it must be a NumPy array")
+    wanted = np.dtype(dtype)
+    if value.dtype != wanted:
+        raise TypeError(
+            f"{name} is {value.dtype}; it must be {wanted}: convert with astype(np.{wanted})"
+        )
+    if value.ndim != ndim:
+        raise ValueError(f"{name} has shape {value.shape}; it must have {ndim} dimension(s)")
+    return np.ascontiguousarray(value)
+
+
+def _refuse_bad_values(serving: Kernels, boxes: Float32, scores: Float32) -> None:
+    row, fault = serving.first_bad_box(boxes)
+    if row >= 0:
+        reason = {
+            NOT_FINITE: "is not finite",
+            TOO_LARGE: f"has a coordinate beyond {LARGEST_COORDINATE:g}, where areas overflow",
+            INVERTED: "is inverted: x1 <= x2 and y1 <= y2 must hold",
+        }[fault]
+        raise ValueError(f"boxes[{row}] = {boxes[row].tolist()} {reason}")
+    row = serving.first_bad_score(scores)
+    if row >= 0:
+        raise ValueError(f"scores[{row}] = {scores[row]} is not finite")
+
+
+def _checked_offsets(offsets: Int64, rows: int) -> Int64:
+    offsets = _array("offsets", offsets, np.int64, ndim=1)
+    if len(offsets) == 0 or offsets[0] != 0 or offsets[-1] != rows:
+        ends = offsets[[0, -1]].tolist() if len(offsets) else "nothing"
+        raise ValueError(f"offsets must go from 0 to {rows}, the number of boxes; got {ends}")
+    if (np.diff(offsets) < 0).any():
+        at = int(np.flatnonzero(np.diff(offsets) < 0)[0])
+        raise ValueError(
+            f"offsets must not fall; offsets[{at}:{at + 2}] = {offsets[at : at + 2].tolist()}"
+        )
+    return offsets
