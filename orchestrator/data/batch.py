@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
-from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,9 @@ class Batch:
         image_ids: (N,) int64 data-set ids.
         sizes: (N, 2) int32 original height and width in pixels.
         transforms: (N, 4) float64 ``sx, sy, tx, ty``: network x = sx * original x + tx.
+        replaced: ``(position, sample id, reason)`` of images that could not be used. In training
+            another sample, always the same one, stands at that position; in evaluation the
+            position is padding.
     """
 
     step: int
@@ -38,6 +41,7 @@ class Batch:
     image_ids: NDArray[np.int64]
     sizes: NDArray[np.int32]
     transforms: NDArray[np.float64]
+    replaced: tuple[tuple[int, int, str], ...] = ()
 
     def __len__(self) -> int:
         return len(self.sample_ids)

@@ -1,0 +1,124 @@
+"""The random crop of the MindSpore SSD recipe, with all its attempts tried at once.
+
+Source: ``random_sample_crop`` in mindspore-ai/models, official/cv/SSD/src/dataset.py. The recipe
+tries up to fifty rectangles one after the other and takes the first it likes. Here all rectangles
+are drawn and judged as arrays and the first acceptable one is taken: the same rectangle at a
+fraction of the time, since an attempt's draws do not depend on the attempts before it.
+
+Shape legend: T attempts, k boxes.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+OverlapRule = Literal["span", "min"]
+
+#: Draws that one attempt consumes: width, height, left, top.
+DRAWS_PER_ATTEMPT = 4
+#: How far above the bound the largest IoU may lie before ``span`` refuses a crop.
+_SPAN = 0.2
+#: Allowed height / width of a crop.
+_ASPECTS = (0.5, 2.0)
+
+
+class Rect(NamedTuple):
+    """A crop in whole pixels; right and bottom are exclusive."""
+
+    left: int
+    top: int
+    right: int
+    bottom: int
+
+
+def find_crop(
+    boxes: NDArray[np.float32],
+    size: tuple[int, int],
+    draws: NDArray[np.float64],
+    *,
+    min_iou: float,
+    min_crop: float,
+    rule: OverlapRule,
+) -> Rect | None:
+    """The first acceptable of T random crops.
+
+    A crop is acceptable when its height is between half and twice its width, when it meets a box,
+    when the IoUs of the boxes it meets satisfy ``rule``, and when the centre of one of them lies
+    strictly inside it.
+
+    Args:
+        boxes: (k, 4) xyxy pixels of the image.
+        size: (height, width) of the image.
+        draws: (T * 4,) uniform in [0, 1).
+        min_iou: bound that ``rule`` speaks of.
+        min_crop: smallest width and height, as a fraction of the image's.
+        rule: ``span`` refuses a crop when its smallest IoU is below ``min_iou`` and its largest
+            above ``min_iou + 0.2``; ``min`` looks at the smallest alone.
+
+    Returns:
+        The crop, or None when there is no acceptable one.
+    """
+    if len(boxes) == 0:
+        return None
+    rects = _draw_rects(size, draws.reshape(-1, DRAWS_PER_ATTEMPT), min_crop)  # (T', 4)
+    lows, highs, centres = boxes[:, :2], boxes[:, 2:], _centres(boxes)
+    corners_low, corners_high = rects[:, None, :2], rects[:, None, 2:]
+
+    sides = np.minimum(corners_high, highs) - np.maximum(corners_low, lows)  # (T', k, 2)
+    inter = np.prod(np.maximum(sides, 0.0), axis=2)
+    box_areas = np.prod((highs - lows).astype(np.float64), axis=1)
+    rect_areas = np.prod(rects[:, 2:] - rects[:, :2], axis=1)
+    iou = inter / (box_areas + rect_areas[:, None] - inter)  # (T', k)
+
+    meets = iou > 0.0
+    smallest = np.where(meets, iou, np.inf).min(axis=1)
+    refused = smallest < min_iou
+    if rule == "span":
+        refused &= iou.max(axis=1) > min_iou + _SPAN
+    inside = ((corners_low < centres) & (centres < corners_high)).all(axis=2)
+    accepted = (meets & inside).any(axis=1) & ~refused
+    if not accepted.any():
+        return None
+    return Rect(*(int(edge) for edge in rects[int(np.argmax(accepted))]))
+
+
+def crop_boxes(
+    boxes: NDArray[np.float32], rect: Rect
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Boxes seen through a crop.
+
+    A box stays when its centre lies strictly inside the crop; it is cut at the crop's edges.
+
+    Returns:
+        (k', 4) xyxy pixels of the crop, and (k,) bool telling which boxes stayed.
+    """
+    low = np.array(rect[:2], dtype=np.float32)
+    high = np.array(rect[2:], dtype=np.float32)
+    centres = _centres(boxes)
+    keep: NDArray[np.bool_] = np.all((low < centres) & (centres < high), axis=1)
+    cut = boxes[keep]
+    return np.concatenate(
+        [np.maximum(cut[:, :2], low) - low, np.minimum(cut[:, 2:], high) - low], axis=1
+    ), keep
+
+
+def _centres(boxes: NDArray[np.float32]) -> NDArray[np.float32]:
+    centres: NDArray[np.float32] = (boxes[:, :2] + boxes[:, 2:]) / np.float32(2.0)
+    return centres
+
+
+def _draw_rects(
+    size: tuple[int, int], draws: NDArray[np.float64], min_crop: float
+) -> NDArray[np.float64]:
+    """(T', 4) xyxy whole pixels: the drawn rectangles of an allowed aspect, in order."""
+    height, width = size
+    sides = (draws[:, :2] * (1.0 - min_crop) + min_crop) * (width, height)
+    aspect = sides[:, 1] / sides[:, 0]
+    allowed = (aspect >= _ASPECTS[0]) & (aspect <= _ASPECTS[1])
+    sides = sides[allowed]
+    low = draws[allowed, 2:] * ((width, height) - sides)
+    rects: NDArray[np.float64] = np.trunc(np.concatenate([low, low + sides], axis=1))
+    return rects

@@ -1,0 +1,73 @@
+"""What every augmentation is built from: the prepared sample, resize, flip and box transform."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image at the network's input size, with what is needed to map back.
+
+    Attributes:
+        image: (H, W, 3) uint8 RGB.
+        boxes: (k, 4) float32 xyxy, pixels of ``image``.
+        labels: (k,) int64.
+        transform: ``sx, sy, tx, ty`` with network x = sx * original x + tx; sx is negative where
+            the image was flipped.
+    """
+
+    image: NDArray[np.uint8]
+    boxes: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    transform: tuple[float, float, float, float]
+
+
+def resize(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+    """Bilinear resize of (h, w, 3) to ``size`` = (H, W), without keeping the aspect ratio."""
+    return cv2.resize(image, (size[1], size[0])).astype(np.uint8, copy=False)
+
+
+def resized(
+    image: NDArray[np.uint8],
+    boxes: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    size: tuple[int, int],
+    *,
+    origin: tuple[int, int] = (0, 0),
+) -> Sample:
+    """An image and its boxes, stretched to the network's input ``size`` = (H, W).
+
+    Args:
+        image: (h, w, 3) uint8 RGB, possibly cut out of a larger one.
+        boxes: (k, 4) float32 xyxy, pixels of ``image``.
+        labels: (k,) int64.
+        size: of the result.
+        origin: left and top of ``image`` in the image it was cut out of.
+    """
+    height, width = image.shape[:2]
+    sx, sy = size[1] / width, size[0] / height
+    return Sample(
+        image=resize(image, size),
+        boxes=(boxes * np.array([sx, sy, sx, sy])).astype(np.float32),
+        labels=labels,
+        transform=(sx, sy, -origin[0] * sx, -origin[1] * sy),
+    )
+
+
+def flipped(sample: Sample) -> Sample:
+    """Mirror left and right."""
+    width = sample.image.shape[1]
+    sx, sy, tx, ty = sample.transform
+    boxes = sample.boxes.copy()
+    boxes[:, [0, 2]] = width - sample.boxes[:, [2, 0]]
+    return Sample(
+        image=cv2.flip(sample.image, 1).astype(np.uint8, copy=False),
+        boxes=boxes,
+        labels=sample.labels,
+        transform=(-sx, sy, width - tx, ty),
+    )

@@ -1,0 +1,95 @@
+"""Training augmentation of the MindSpore SSD recipe: crop, resize, flip, colour.
+
+Source: mindspore-ai/models, official/cv/SSD/src/dataset.py. Deviations, and why:
+
+* Draws are addressed by sample and epoch instead of taken from a running generator.
+* Boxes are clipped to the image before they are rounded to whole pixels, and one that rounding
+  leaves without area is dropped: it could match no prior, yet would count as an object.
+
+Pixels stay 8-bit from the decoder to the device, as in the recipe, so resize and each colour
+adjustment round to whole grey levels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from orchestrator.config.schema import SSDAugmentation
+from orchestrator.data.augment.colour import DRAWS as COLOUR_DRAWS
+from orchestrator.data.augment.colour import adjust_colour
+from orchestrator.data.augment.crop import DRAWS_PER_ATTEMPT, crop_boxes, find_crop
+from orchestrator.data.augment.geometry import Sample, flipped, resized
+from orchestrator.data.keyed import Domain, SampleKey
+
+
+@dataclass(frozen=True)
+class SSDAugment:
+    """The augmentation as a pure function of an image, its boxes and a key.
+
+    Attributes:
+        config: probabilities and bounds.
+        size: (H, W) of the network input.
+    """
+
+    config: SSDAugmentation
+    size: tuple[int, int]
+
+    def __call__(
+        self,
+        image: NDArray[np.uint8],
+        boxes: NDArray[np.float32],
+        labels: NDArray[np.int64],
+        key: SampleKey,
+    ) -> Sample:
+        """Augment one image.
+
+        Args:
+            image: (h, w, 3) uint8 RGB.
+            boxes: (k, 4) float32 xyxy within the image.
+            labels: (k,) int64.
+            key: addresses the draws.
+        """
+        config = self.config
+        boxes = np.rint(boxes)
+        whole = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
+        sample = self._crop(image, boxes[whole], labels[whole], key)
+        if key.uniforms(Domain.FLIP, 1)[0] < config.flip_probability:
+            sample = flipped(sample)
+        coloured = adjust_colour(
+            sample.image,
+            key.uniforms(Domain.COLOUR, COLOUR_DRAWS),
+            brightness=config.brightness,
+            contrast=config.contrast,
+            saturation=config.saturation,
+        )
+        return Sample(coloured, sample.boxes, sample.labels, sample.transform)
+
+    def _crop(
+        self,
+        image: NDArray[np.uint8],
+        boxes: NDArray[np.float32],
+        labels: NDArray[np.int64],
+        key: SampleKey,
+    ) -> Sample:
+        config = self.config
+        draws = key.uniforms(Domain.CROP, 1 + DRAWS_PER_ATTEMPT * config.crop_attempts)
+        min_iou = config.min_ious[int(draws[0] * len(config.min_ious))]
+        rect = None
+        if min_iou is not None:
+            rect = find_crop(
+                boxes,
+                (image.shape[0], image.shape[1]),
+                draws[1:],
+                min_iou=min_iou,
+                min_crop=config.min_crop,
+                rule=config.crop_overlap_rule,
+            )
+        if rect is None:
+            return resized(image, boxes, labels, self.size)
+        boxes, keep = crop_boxes(boxes, rect)
+        image = image[rect.top : rect.bottom, rect.left : rect.right]
+        origin = (rect.left, rect.top)
+        return resized(image, boxes, labels[keep], self.size, origin=origin)

@@ -1,0 +1,116 @@
+"""The one way from an image file to pixels: uint8 RGB of the size the annotations speak of.
+
+Everything is turned to three 8-bit channels: grey is repeated, alpha is dropped without blending,
+16 bits are scaled to 8, CMYK is converted, and of an animation the first frame is taken. EXIF
+orientation is ignored: COCO annotates stored pixels, and that is the space boxes live in. The
+header is looked at before anything is decoded, so that a small file that claims a huge image, or
+one whose size is not the annotated one, costs nothing.
+"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from orchestrator.errors import DataError
+
+#: Pillow's plug-ins that may look at a file. EPS and its like, which start other programs, may not.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
+#: Largest image that is decoded: what Pillow calls a decompression bomb, 268 MB as RGB.
+MAX_PIXELS = 89_478_485
+
+_DECODE_FLAGS = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+_START_OF_SCAN = b"\xff\xda"
+_END_OF_IMAGE = b"\xff\xd9"
+
+# Images are decoded by several processes at once, and threads below each would only fight them.
+cv2.setNumThreads(0)
+
+
+class BadImageError(DataError):
+    """An image file that cannot be used; the message is one line and names the file."""
+
+
+def read_image(
+    path: Path, *, size: tuple[int, int] | None = None, max_pixels: int = MAX_PIXELS
+) -> NDArray[np.uint8]:
+    """Decode an image file.
+
+    Args:
+        path: of the file.
+        size: (height, width) the annotations declare; None takes any size.
+        max_pixels: largest height * width that is decoded.
+
+    Returns:
+        (H, W, 3) uint8 RGB.
+
+    Raises:
+        BadImageError: the file is missing, empty, not an image of a known format, truncated, too large,
+            or of another size than declared. An image whose file is whole but whose bytes were
+            changed in the middle cannot be told from a good one.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise BadImageError(f"{path}: cannot be read ({error.strerror or error})") from error
+    try:
+        return decode_image(data, size=size, max_pixels=max_pixels)
+    except BadImageError as error:
+        raise BadImageError(f"{path}: {error}") from None
+
+
+def decode_image(
+    data: bytes, *, size: tuple[int, int] | None = None, max_pixels: int = MAX_PIXELS
+) -> NDArray[np.uint8]:
+    """:func:`read_image` for the bytes of a file; messages do not name one."""
+    kind, height, width = _header(data)
+    if height * width > max_pixels:
+        raise BadImageError(f"{width}x{height} pixels, allowed are {max_pixels}")
+    if size is not None and (height, width) != size:
+        swapped = " (width and height swapped?)" if (width, height) == size else ""
+        raise BadImageError(
+            f"is {width}x{height} pixels, but annotated as {size[1]}x{size[0]}{swapped}"
+        )
+    if kind == "JPEG" and not _jpeg_is_whole(data):
+        raise BadImageError("truncated JPEG: no end-of-image marker")
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), _DECODE_FLAGS)
+    except cv2.error as error:
+        raise BadImageError(f"{kind} cannot be decoded ({error.err})") from error
+    if image is None:
+        raise BadImageError(f"{kind} cannot be decoded; the file is truncated or damaged")
+    if image.shape != (height, width, 3):
+        raise BadImageError(
+            f"header says {width}x{height}, decoded {image.shape[1]}x{image.shape[0]}"
+        )
+    return image.astype(np.uint8, copy=False)
+
+
+def _header(data: bytes) -> tuple[str, int, int]:
+    """Format, height and width, from the header alone (20 microseconds)."""
+    if not data:
+        raise BadImageError("empty file")
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            return str(image.format or ""), image.height, image.width
+    except Image.DecompressionBombError as error:
+        raise BadImageError(f"more than {2 * MAX_PIXELS} pixels") from error
+    # A parser of foreign bytes may fail in any way; the verdict is the same.
+    except Exception as error:
+        start = data[:16].decode("latin-1")
+        raise BadImageError(f"not an image of a known format; begins with {start!r}") from error
+
+
+def _jpeg_is_whole(data: bytes) -> bool:
+    """Whether an end-of-image marker follows the last scan.
+
+    Entropy-coded data escape every 0xFF byte (ITU-T T.81, B.1.1.5), so neither marker can occur in
+    them by chance. Some decoders fill the missing rows of a truncated file with grey and report
+    success; files padded with zeros after a broken download even satisfy the stricter ones.
+    """
+    return data.endswith(_END_OF_IMAGE) or data.rfind(_END_OF_IMAGE) > data.rfind(_START_OF_SCAN)

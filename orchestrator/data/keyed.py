@@ -1,0 +1,85 @@
+"""Random numbers as a pure function of what they are for.
+
+Every draw is addressed by ``(seed, domain, epoch, sample)`` and read from the counter-based Philox
+generator (Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011): there is no
+generator state to carry from one sample to the next, to save in a checkpoint, or to depend on which
+process handled a sample. Only raw 64-bit words are taken from NumPy, because NEP 19 promises the
+streams of its bit generators for good, but not what ``Generator`` makes of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+_WORD = 1 << 64
+
+
+class Domain(IntEnum):
+    """What a draw is for; draws of different domains are independent."""
+
+    ORDER = 1
+    REPLACEMENT = 2
+    CROP = 3
+    FLIP = 4
+    COLOUR = 5
+    SCENE = 6
+
+
+def words(
+    seed: int, domain: Domain, *, epoch: int = 0, sample: int = 0, count: int
+) -> NDArray[np.uint64]:
+    """``count`` independent 64-bit words.
+
+    Args:
+        seed: of the experiment, 0 <= seed < 2**64.
+        domain: what the words are for.
+        epoch: of the training run.
+        sample: index of the sample in its data set.
+        count: how many; a longer request begins with the words of a shorter one.
+
+    Returns:
+        (count,) uint64.
+
+    Raises:
+        ValueError: a coordinate outside 0..2**64-1.
+    """
+    for name, value in (("seed", seed), ("epoch", epoch), ("sample", sample)):
+        if not 0 <= value < _WORD:
+            raise ValueError(f"{name} is {value}, allowed is 0..2**64-1")
+    # The lowest counter word is left to the generator, which counts blocks of four words with it.
+    counter = np.array([0, sample, epoch, 0], dtype=np.uint64)
+    key = np.array([seed, int(domain)], dtype=np.uint64)
+    drawn: NDArray[np.uint64] = np.random.Philox(counter=counter, key=key).random_raw(count)
+    return drawn
+
+
+def uniforms(
+    seed: int, domain: Domain, *, epoch: int = 0, sample: int = 0, count: int
+) -> NDArray[np.float64]:
+    """Like :func:`words`, as (count,) float64 uniform in [0, 1) with 53 random bits."""
+    drawn = words(seed, domain, epoch=epoch, sample=sample, count=count)
+    fractions: NDArray[np.float64] = (drawn >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    return fractions
+
+
+@dataclass(frozen=True)
+class SampleKey:
+    """Address of all draws that belong to one visit of one sample.
+
+    Attributes:
+        seed: of the experiment.
+        epoch: in which the sample is visited.
+        sample: its index in the data set.
+    """
+
+    seed: int
+    epoch: int
+    sample: int
+
+    def uniforms(self, domain: Domain, count: int) -> NDArray[np.float64]:
+        """(count,) float64 in [0, 1)."""
+        return uniforms(self.seed, domain, epoch=self.epoch, sample=self.sample, count=count)
