@@ -1,0 +1,39 @@
+"""How a command ends: errors made for people as a message, everything else as a bug."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Callable
+
+from orchestrator.errors import OrchestratorError
+
+_BUG = 70
+_INTERRUPTED = 130
+
+
+def run_guarded(function: Callable[[], int]) -> int:
+    """Call ``function`` and turn whatever it raises into an exit code.
+
+    Args:
+        function: returns its own exit code.
+
+    Returns:
+        That code; the code of an :class:`OrchestratorError`, whose message is printed without a
+        traceback; 130 after Ctrl-C; 70 for any other exception, with its traceback.
+    """
+    try:
+        return function()
+    except OrchestratorError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return _INTERRUPTED
+    except Exception:
+        traceback.print_exc()
+        print(
+            "This is a bug in the program, not in what you asked for: please report the lines above.",
+            file=sys.stderr,
+        )
+        return _BUG

@@ -1,0 +1,160 @@
+"""Values given on the command line as ``key.path=value``.
+
+A value follows the scalar rules of the file. What starts with a bracket or a quote is read as
+YAML; anything else is one scalar to its last character, so that ``#`` and ``: `` need no quotes.
+Lists are entered by index. Overrides apply from left to right; the last one for a key holds.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Sequence
+
+from orchestrator.config.explain import unknown_key
+from orchestrator.config.problems import KeyPath, Place, Problem, dotted
+from orchestrator.config.scalars import Json, ScalarError, resolve_plain
+from orchestrator.config.shape import Shape, step_into
+from orchestrator.config.yaml_loader import Document, UnreadableError, compose
+
+_INDEX = re.compile(r"0|[1-9][0-9]{0,8}")
+
+
+class _RefusedError(Exception):
+    """An override that cannot be applied; carries what is wrong with it."""
+
+    def __init__(self, *problems: Problem) -> None:
+        super().__init__(*map(str, problems))
+        self.problems = problems
+
+
+def apply(overrides: Sequence[str], document: Document) -> None:
+    """Set every override in ``document``; what cannot be set is added to its problems.
+
+    Args:
+        overrides: ``key.path=value`` each.
+        document: of an experiment; changed in place.
+    """
+    for override in overrides:
+        document.problems += _problems_of(override, document)
+
+
+def _problems_of(override: str, document: Document) -> tuple[Problem, ...]:
+    try:
+        _apply_one(override, document)
+    except _RefusedError as error:
+        return error.problems
+    return ()
+
+
+def _apply_one(override: str, document: Document) -> None:
+    place = Place.of_override(override)
+    key, equals, text = (part.strip() for part in override.partition("="))
+    if key.startswith("-"):
+        message = "an override has no dashes; write key.path=value"
+        raise _RefusedError(Problem(place, (), message))
+    parts = key.split(".")
+    if not equals or not all(parts):
+        message = "an override is key.path=value, such as train.epochs=3"
+        raise _RefusedError(Problem(place, (), message))
+    value = _parse(text, place, tuple(parts))
+    # Sections that an override opens on its way must not stay if it is refused after all.
+    draft = copy.deepcopy(document.tree)
+    path, opened = _set(draft, parts, value, place)
+    document.tree = draft
+    for known in [known for known in document.places if known[: len(path)] == path]:
+        del document.places[known]
+        document.refused.discard(known)
+    document.places.update(dict.fromkeys([*opened, *_paths(value, path)], place))
+
+
+def _parse(text: str, place: Place, path: KeyPath) -> Json:
+    """The value that ``text`` stands for."""
+    if text == "":
+        message = "found no value after '='; write null, or \"\" for empty text"
+        raise _RefusedError(Problem(place, path, message))
+    if text[0] not in "[{\"'":
+        try:
+            return resolve_plain(text)
+        except ScalarError as error:
+            raise _RefusedError(Problem(place, path, str(error))) from None
+    try:
+        fragment = compose(text, lambda *_: place)
+    except UnreadableError as error:
+        raise _RefusedError(Problem(place, path, error.problem.message)) from None
+    if fragment.problems:
+        raise _RefusedError(
+            *(Problem(place, (*path, *found.path), found.message) for found in fragment.problems)
+        )
+    return fragment.tree
+
+
+def _set(tree: Json, parts: list[str], new: Json, place: Place) -> tuple[KeyPath, list[KeyPath]]:
+    """Put ``new`` into ``tree``, opening sections that are not there yet.
+
+    Returns:
+        The path with list indices as numbers, and the paths of the sections opened.
+    """
+    path: KeyPath = ()
+    opened: list[KeyPath] = []
+    shape, section = Shape.root(), tree
+    for position, text in enumerate(parts):
+        if isinstance(section, list):
+            part: str | int = _index(text, section, place, (*path, text))
+        else:
+            part = text
+        below = shape.child(part, section)
+        path = (*path, part)
+        if below is None:
+            raise _RefusedError(Problem(place, path, unknown_key(path, tree)))
+        if position + 1 == len(parts):
+            _put(section, part, new)
+            break
+        value = step_into(section, part)
+        if value is None:
+            value = _opening(below)
+            _put(section, part, value)
+            opened.append(path)
+        if not isinstance(value, list | dict):
+            what = f"'{dotted(path)}' is {below.describe()}"
+            raise _RefusedError(Problem(place, (*path, parts[position + 1]), f"{what}, not more"))
+        shape, section = below, value
+    return path, opened
+
+
+def _opening(shape: Shape) -> Json:
+    """What a section or list that is not given starts from, before an override changes it."""
+    default = copy.deepcopy(shape.default)
+    if "array" in shape.types:
+        return default if isinstance(default, list) else []
+    if shape.tag is not None and isinstance(default, dict):
+        return {shape.tag: default[shape.tag]}
+    return {} if shape.key_names() else None
+
+
+def _put(section: Json, part: str | int, value: Json) -> None:
+    match section, part:
+        case list(), int(index):
+            section[index] = value
+        case dict(), str(key):
+            section[key] = value
+
+
+def _index(text: str, values: list[Json], place: Place, path: KeyPath) -> int:
+    if _INDEX.fullmatch(text) and int(text) < len(values):
+        return int(text)
+    have = f"allowed is 0 to {len(values) - 1}" if values else "the list is empty"
+    message = f"found the index '{text}', {have}; to change the length, give the whole list"
+    raise _RefusedError(Problem(place, path, message))
+
+
+def _paths(value: Json, path: KeyPath) -> list[KeyPath]:
+    """The path of ``value`` and of everything in it."""
+    found = [path]
+    if isinstance(value, dict):
+        for key, child in value.items():
+            found += _paths(child, (*path, key))
+    elif isinstance(value, list):
+        for index, child in enumerate(value):
+            found += _paths(child, (*path, index))
+    return found

@@ -1,0 +1,151 @@
+"""An experiment file and overrides to one resolved, frozen, identified configuration."""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal, NamedTuple, TypeAlias
+
+from pydantic import ValidationError
+
+from orchestrator.config import overrides as command_line
+from orchestrator.config.explain import explain
+from orchestrator.config.problems import KeyPath, Place, dotted, error_of
+from orchestrator.config.scalars import Json, Scalar
+from orchestrator.config.schema import Experiment
+from orchestrator.config.yaml_loader import load_file
+
+
+@dataclass(frozen=True)
+class ResolvedExperiment:
+    """An experiment with every value in place.
+
+    Attributes:
+        experiment: typed and frozen.
+        tree: the same as plain values; lists for tuples.
+        origins: of every value, by the dotted path :func:`flatten` gives it: ``file:line``,
+            ``override`` or ``default``.
+        digest: SHA-256 of the values, in hex: equal for equal experiments however they are
+            written down.
+        source: the file, as it was named.
+    """
+
+    experiment: Experiment
+    tree: dict[str, Json]
+    origins: dict[str, str]
+    digest: str
+    source: Path
+
+
+def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> ResolvedExperiment:
+    """Read, override, validate and resolve an experiment.
+
+    Args:
+        path: of the YAML file.
+        overrides: ``key.path=value`` each, applied in order.
+
+    Raises:
+        ConfigError: with everything that is wrong with the file and the overrides.
+    """
+    path = Path(path)
+    document = load_file(path)
+    command_line.apply(overrides, document)
+    problems = document.problems
+    experiment = None
+    try:
+        experiment = Experiment.model_validate_json(json.dumps(document.tree))
+    except ValidationError as error:
+        problems += explain(error, document.tree, document.places, document.refused)
+    if problems or experiment is None:
+        raise error_of(problems, str(path))
+    tree: dict[str, Json] = experiment.model_dump(mode="json")
+    return ResolvedExperiment(
+        experiment=experiment,
+        tree=tree,
+        origins=_origins(tree, document.places),
+        digest=digest(tree),
+        source=path,
+    )
+
+
+def _origins(tree: Json, places: Mapping[KeyPath, Place]) -> dict[str, str]:
+    origins = {}
+    for path in _leaves(tree):
+        place = places.get(path)
+        if place is None:
+            origins[dotted(path)] = "default"
+        else:
+            origins[dotted(path)] = "override" if place.is_override else str(place)
+    return origins
+
+
+def digest(tree: Mapping[str, Json]) -> str:
+    """SHA-256, in hex, of the values in a resolved tree."""
+    canonical = json.dumps(tree, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(canonical.encode("ascii")).hexdigest()
+
+
+def flatten(tree: Json) -> dict[str, Scalar]:
+    """Every value of ``tree`` by its dotted path, list items by index.
+
+    An empty list or section, which has no values, is given as ``[]`` or ``{}``.
+    """
+    return {dotted(path): value for path, value in _leaves(tree).items()}
+
+
+def _leaves(tree: Json, path: KeyPath = ()) -> dict[KeyPath, Scalar]:
+    if not isinstance(tree, dict | list):
+        return {path: tree}
+    if not tree:
+        return {path: json.dumps(tree)}
+    items = tree.items() if isinstance(tree, dict) else enumerate(tree)
+    return {
+        leaf: value
+        for part, child in items
+        for leaf, value in _leaves(child, (*path, part)).items()
+    }
+
+
+class Absent(enum.Enum):
+    """Stands for a value that one of two configurations does not have."""
+
+    ABSENT = "absent"
+
+    def __str__(self) -> str:
+        return self.value
+
+
+ABSENT: Final = Absent.ABSENT
+MaybeScalar: TypeAlias = Scalar | Literal[Absent.ABSENT]
+
+
+class Difference(NamedTuple):
+    """One value in which two configurations differ.
+
+    Attributes:
+        path: dotted.
+        left: the first one's value.
+        right: the second one's value.
+    """
+
+    path: str
+    left: MaybeScalar
+    right: MaybeScalar
+
+
+def diff(left: Json, right: Json) -> list[Difference]:
+    """Where two resolved trees differ, in the order of the first."""
+    one, two = flatten(left), flatten(right)
+    differences = [
+        Difference(path, one.get(path, ABSENT), two.get(path, ABSENT)) for path in {**one, **two}
+    ]
+    return [found for found in differences if not _same(found.left, found.right)]
+
+
+def _same(left: MaybeScalar, right: MaybeScalar) -> bool:
+    # True == 1 and 1 == 1.0 to Python, but not to the digest.
+    return type(left) is type(right) and left == right
