@@ -1,0 +1,88 @@
+// The only file that knows Python. native/suppression.py checks shapes, types and values first.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "core/suppression.hpp"
+
+namespace py = pybind11;
+
+namespace {
+
+using Floats = py::array_t<float, py::array::c_style>;
+using Integers = py::array_t<std::int64_t, py::array::c_style>;
+
+kernels::Rule rule_from(const py::handle& rule) {
+  return {static_cast<kernels::Method>(rule.attr("method").cast<int>()),
+          rule.attr("iou_threshold").cast<float>(),
+          rule.attr("sigma").cast<float>(),
+          rule.attr("score_threshold").cast<float>(),
+          rule.attr("plus_one").cast<bool>(),
+          rule.attr("max_per_class").cast<std::int64_t>(),
+          rule.attr("max_total").cast<std::int64_t>()};
+}
+
+std::tuple<Integers, Floats, Integers> suppress(const Floats& boxes, const Floats& scores,
+                                                const Integers& labels, const Integers& offsets,
+                                                const py::handle& rule, int threads) {
+  const kernels::Batch batch{boxes.data(), scores.data(), labels.data(), offsets.data(),
+                             offsets.size() - 1};
+  for (std::int64_t n = 0; n < batch.images; ++n) {
+    if (batch.offsets[n + 1] - batch.offsets[n] > kernels::kMostRows) {
+      throw std::invalid_argument("image " + std::to_string(n) + " has more than " +
+                                  std::to_string(kernels::kMostRows) + " boxes");
+    }
+  }
+  const kernels::Rule parsed = rule_from(rule);
+  std::vector<kernels::Kept> kept;
+  {
+    const py::gil_scoped_release released;
+    kept = kernels::suppress(batch, parsed, threads);
+  }
+  Integers kept_offsets(batch.images + 1);
+  std::int64_t total = kept_offsets.mutable_data()[0] = 0;
+  for (std::int64_t n = 0; n < batch.images; ++n) {
+    total += static_cast<std::int64_t>(kept[n].rows.size());
+    kept_offsets.mutable_data()[n + 1] = total;
+  }
+  Integers kept_rows(total);
+  Floats kept_scores(total);
+  std::int64_t* row = kept_rows.mutable_data();
+  float* score = kept_scores.mutable_data();
+  for (const kernels::Kept& image : kept) {
+    row = std::copy(image.rows.begin(), image.rows.end(), row);
+    score = std::copy(image.scores.begin(), image.scores.end(), score);
+  }
+  return {kept_rows, kept_scores, kept_offsets};
+}
+
+std::tuple<std::int64_t, int> first_bad_box(const Floats& boxes) {
+  const py::gil_scoped_release released;
+  const kernels::BadBox bad = kernels::first_bad_box(boxes.data(), boxes.shape(0));
+  return {bad.row, static_cast<int>(bad.fault)};
+}
+
+std::int64_t first_bad_score(const Floats& scores) {
+  const py::gil_scoped_release released;
+  return kernels::first_bad_score(scores.data(), scores.size());
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_core, module, py::mod_gil_not_used()) {
+  module.doc() = "Compiled kernels; native/reference.py defines what they compute.";
+  module.def("suppress", &suppress, py::arg("boxes").noconvert(), py::arg("scores").noconvert(),
+             py::arg("labels").noconvert(), py::arg("offsets").noconvert(), py::arg("rule"),
+             py::arg("threads"));
+  module.def("first_bad_box", &first_bad_box, py::arg("boxes").noconvert());
+  module.def("first_bad_score", &first_bad_score, py::arg("scores").noconvert());
+  module.def("instruction_sets", &kernels::instruction_sets);
+  module.def("use_instruction_set", &kernels::use_instruction_set, py::arg("name"));
+}
