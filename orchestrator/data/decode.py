@@ -50,9 +50,9 @@ def read_image(
         (H, W, 3) uint8 RGB.
 
     Raises:
-        BadImageError: the file is missing, empty, not an image of a known format, truncated, too large,
-            or of another size than declared. An image whose file is whole but whose bytes were
-            changed in the middle cannot be told from a good one.
+        BadImageError: the file is missing, empty, not an image of a known format, truncated, too
+            large, or of another size than declared. An image whose file is whole but whose bytes
+            were changed in the middle cannot be told from a good one.
     """
     try:
         data = path.read_bytes()

@@ -1,0 +1,247 @@
+"""From a step number to the batch of that step: the one place where batches are made.
+
+Both streams call :class:`BatchPlan`, in this process or in a Ray task; since a batch is a pure
+function of the plan, the step, the rank and the number of ranks, they yield the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from orchestrator.config.schema import DataConfig, NoAugmentation, SSDAugmentation
+from orchestrator.data.augment import Augment, PlainResize, Sample, build_augment
+from orchestrator.data.batch import Batch
+from orchestrator.data.decode import BadImageError, read_image
+from orchestrator.data.keyed import Domain, SampleKey, uniforms
+from orchestrator.data.records import Dataset
+from orchestrator.data.schedule import Schedule, eval_slots
+from orchestrator.errors import DataError
+
+#: Samples tried in place of one that cannot be decoded before the data set is given up.
+MAX_REPLACEMENTS = 32
+
+_Replaced = tuple[int, int, str]
+
+
+@dataclass(frozen=True, eq=False)
+class BatchPlan:
+    """Everything that decides what is in which batch; plain data, picklable.
+
+    Attributes:
+        train, val: the two splits.
+        schedule: which samples form which training step.
+        augmentation: applied to training images.
+        input_size: (H, W) of the network.
+        box_slots: G, boxes per image in a batch. Of an image with more, the largest are kept.
+        with_crowd: whether crowd boxes are training targets.
+        eval_batch: images per rank in one evaluation batch.
+    """
+
+    train: Dataset
+    val: Dataset
+    schedule: Schedule
+    augmentation: SSDAugmentation | NoAugmentation
+    input_size: tuple[int, int]
+    box_slots: int
+    with_crowd: bool
+    eval_batch: int
+
+    @classmethod
+    def from_config(
+        cls,
+        config: DataConfig,
+        train: Dataset,
+        val: Dataset,
+        *,
+        seed: int,
+        epochs: int,
+        batch_size: int,
+        workers: int,
+        input_size: tuple[int, int],
+    ) -> BatchPlan:
+        """Plan a run.
+
+        Args:
+            config: the ``data`` section of the experiment.
+            train, val: the splits it names.
+            seed: of the experiment.
+            epochs: of training.
+            batch_size: images of one step over all workers.
+            workers: number of ranks; evaluation batches are as large as a rank's training batches.
+            input_size: (H, W) of the network.
+
+        Raises:
+            DataError: too few usable images, or splits with different classes.
+            ConfigError: the batch does not divide among the workers.
+        """
+        train.label_map.require_equal(val.label_map, here="data.train", there="data.val")
+        with_crowd = config.crowd == "include"
+        counts = usable_boxes(train, with_crowd=with_crowd)
+        sample_ids = np.arange(len(train)) if config.keep_empty else np.flatnonzero(counts)
+        schedule = Schedule(
+            seed=seed,
+            sample_ids=sample_ids.astype(np.int64, copy=False),
+            batch_size=batch_size,
+            epochs=epochs,
+        )
+        return cls(
+            train=train,
+            val=val,
+            schedule=schedule,
+            augmentation=config.augmentation,
+            input_size=input_size,
+            box_slots=config.max_boxes or max(1, int(counts.max())),
+            with_crowd=with_crowd,
+            eval_batch=schedule.rank_batch(workers),
+        )
+
+    def train_batch(self, step: int, rank: int, world: int) -> Batch:
+        """One rank's share of training step ``step``.
+
+        Raises:
+            DataError: neither an image nor any of its replacements could be decoded.
+        """
+        epoch = self.schedule.epoch_of(step)
+        samples = self.schedule.rank_samples(step, rank, world)
+        builder = _BatchBuilder(self, self.train, step, len(samples))
+        for position, sample in enumerate(samples.tolist()):
+            used, image = self._decode_or_replace(position, sample, builder.replaced)
+            boxes, labels = self.train.training_boxes(used, with_crowd=self.with_crowd)
+            key = SampleKey(self.schedule.seed, epoch, used)
+            builder.put(position, used, self._augment(image, boxes, labels, key))
+        return builder.finish()
+
+    def eval_batch_count(self, world: int) -> int:
+        """Evaluation batches of each of ``world`` ranks."""
+        return len(eval_slots(len(self.val), 0, world, self.eval_batch))
+
+    def eval_batch_at(self, index: int, rank: int, world: int) -> Batch:
+        """One rank's ``index``-th evaluation batch.
+
+        Its boxes serve a validation loss; scoring compares with the annotations of ``val``. An
+        image that cannot be decoded becomes padding: its annotations then count as missed.
+        """
+        slots = eval_slots(len(self.val), rank, world, self.eval_batch)[index]
+        builder = _BatchBuilder(self, self.val, -1, len(slots))
+        for position, sample in enumerate(slots.tolist()):
+            if sample < 0:
+                continue
+            try:
+                image = self._read(self.val, sample)
+            except BadImageError as error:
+                builder.replaced.append((position, sample, str(error)))
+                continue
+            boxes, labels = self.val.training_boxes(sample)
+            key = SampleKey(self.schedule.seed, 0, sample)
+            builder.put(position, sample, self._resize(image, boxes, labels, key))
+        return builder.finish()
+
+    @cached_property
+    def _augment(self) -> Augment:
+        return build_augment(self.augmentation, self.input_size)
+
+    @cached_property
+    def _resize(self) -> Augment:
+        return PlainResize(self.input_size)
+
+    def _decode_or_replace(
+        self, position: int, sample: int, replaced: list[_Replaced]
+    ) -> tuple[int, NDArray[np.uint8]]:
+        """The image of ``sample``, or of the first sample of its chain that can be decoded.
+
+        The chain depends on seed and sample alone, so that the same image stands in for a bad one
+        in every epoch, on every rank and after every restart.
+        """
+        try:
+            return sample, self._read(self.train, sample)
+        except BadImageError as error:
+            replaced.append((position, sample, str(error)))
+        pool = self.schedule.sample_ids
+        chain = uniforms(
+            self.schedule.seed, Domain.REPLACEMENT, sample=sample, count=MAX_REPLACEMENTS
+        )
+        for candidate in pool[(chain * len(pool)).astype(np.int64)].tolist():
+            try:
+                return candidate, self._read(self.train, candidate)
+            except BadImageError as error:
+                last = error
+        raise DataError(
+            f"training set: image {self.train.files[sample]} and {MAX_REPLACEMENTS} others tried "
+            f"in its place cannot be decoded; the last was {last}\n"
+            "check that data.root points at the image files"
+        )
+
+    @staticmethod
+    def _read(dataset: Dataset, sample: int) -> NDArray[np.uint8]:
+        size = (int(dataset.heights[sample]), int(dataset.widths[sample]))
+        return read_image(dataset.path(sample), size=size)
+
+
+def usable_boxes(dataset: Dataset, *, with_crowd: bool) -> NDArray[np.int64]:
+    """(n,) int64: how many boxes of each image training can learn from."""
+    per_image = np.diff(dataset.offsets)
+    sizes = np.stack([dataset.widths, dataset.heights], axis=1).repeat(per_image, axis=0)
+    low = np.clip(dataset.boxes_xywh[:, :2], 0, sizes)
+    high = np.clip(dataset.boxes_xywh[:, :2] + dataset.boxes_xywh[:, 2:], 0, sizes)
+    usable = (high > low).all(axis=1) & (with_crowd | ~dataset.crowd)
+    image = np.arange(len(dataset)).repeat(per_image)
+    return np.bincount(image[usable], minlength=len(dataset)).astype(np.int64, copy=False)
+
+
+class _BatchBuilder:
+    """Fills the arrays of one batch, image by image."""
+
+    def __init__(self, plan: BatchPlan, dataset: Dataset, step: int, n: int) -> None:
+        height, width = plan.input_size
+        self.replaced: list[_Replaced] = []
+        self._dataset = dataset
+        self._step = step
+        self._images = np.zeros((n, height, width, 3), dtype=np.uint8)
+        self._boxes = np.zeros((n, plan.box_slots, 4), dtype=np.float32)
+        self._labels = np.zeros((n, plan.box_slots), dtype=np.int64)
+        self._valid = np.zeros((n, plan.box_slots), dtype=bool)
+        self._sample_ids = np.full(n, -1, dtype=np.int64)
+        self._image_ids = np.full(n, -1, dtype=np.int64)
+        self._sizes = np.ones((n, 2), dtype=np.int32)
+        self._transforms = np.tile(np.array([1.0, 1.0, 0.0, 0.0]), (n, 1))
+
+    def put(self, position: int, sample: int, made: Sample) -> None:
+        """Place a prepared image and its boxes."""
+        kept = _largest(made.boxes, self._boxes.shape[1])
+        count = len(kept)
+        self._images[position] = made.image
+        self._boxes[position, :count] = made.boxes[kept]
+        self._labels[position, :count] = made.labels[kept]
+        self._valid[position, :count] = True
+        self._sample_ids[position] = sample
+        self._image_ids[position] = self._dataset.image_ids[sample]
+        self._sizes[position] = self._dataset.heights[sample], self._dataset.widths[sample]
+        self._transforms[position] = made.transform
+
+    def finish(self) -> Batch:
+        """The batch; positions that nothing was placed at are padding."""
+        return Batch(
+            step=self._step,
+            images=self._images,
+            boxes=self._boxes,
+            labels=self._labels,
+            valid=self._valid,
+            sample_ids=self._sample_ids,
+            image_ids=self._image_ids,
+            sizes=self._sizes,
+            transforms=self._transforms,
+            replaced=tuple(self.replaced),
+        )
+
+
+def _largest(boxes: NDArray[np.float32], slots: int) -> Sequence[int] | NDArray[np.int64]:
+    """Rows of the ``slots`` largest boxes, in their order."""
+    if len(boxes) <= slots:
+        return range(len(boxes))
+    areas = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
+    return np.sort(np.argsort(-areas, kind="stable")[:slots])

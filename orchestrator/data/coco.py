@@ -1,0 +1,268 @@
+"""Reader of COCO ``instances`` files (https://cocodataset.org/#format-data).
+
+Whatever would make training or evaluation silently wrong - a duplicate id, an annotation of an
+unknown image, a NaN - is refused, all of it at once and with the JSON pointer of each place. What
+is merely untidy - a box without area, a missing ``iscrowd`` - is put right and counted.
+"""
+
+from __future__ import annotations
+
+import codecs
+import gc
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from orchestrator.data.coco_tables import Table, describe, positions_in
+from orchestrator.data.findings import Finding, Problems, ReadResult
+from orchestrator.data.label_map import LabelMap
+from orchestrator.data.paths import check_files, require_file, require_folder
+from orchestrator.data.records import Dataset
+from orchestrator.errors import DataError
+
+
+def read_coco(images_dir: str | Path, annotations_path: str | Path) -> ReadResult:
+    """Read one split of a COCO data set.
+
+    Images keep the order of the file, boxes of an image theirs. Crowd annotations are kept and
+    flagged; their run-length masks, like all segmentations, are not looked at. Boxes without area
+    in the image are dropped; boxes that reach over its edge are kept as annotated and clipped only
+    for training. A missing ``area`` is width times height, a missing ``iscrowd`` is 0.
+
+    Args:
+        images_dir: folder that ``file_name`` entries are relative to.
+        annotations_path: the JSON file.
+
+    Raises:
+        DataError: the file or folder does not exist, is no valid JSON, or holds entries that
+            cannot be understood; the first hundred are listed.
+        SecurityError: a file name leads out of ``images_dir``.
+    """
+    path = require_file(
+        Path(annotations_path),
+        what="annotation file",
+        setting="data.train.annotations (or data.val.annotations)",
+    )
+    root = require_folder(
+        Path(images_dir), what="image folder", setting="data.train.images (or data.val.images)"
+    )
+    with _no_garbage_collection():
+        tree = _parse(path)
+        problems = Problems(str(path))
+        label_map = _categories(tree, problems)
+        images = _images(tree, problems)
+        boxes = _annotations(tree, images, label_map, problems)
+        problems.raise_any()
+    findings = list(boxes.findings)
+    missing = check_files(root, images.files)
+    if missing and len(missing) == len(images.files):
+        raise DataError(
+            f"none of the {len(missing)} images of {path} is in {root}; the first is "
+            f"{images.files[0]}\npoint data.root, or the images of this split, at their folder"
+        )
+    if missing:
+        places = [images.files[i] for i in missing]
+        findings.append(Finding.at("missing_image", "will be replaced by another image", places))
+    return ReadResult(_dataset(root, label_map, images, boxes), tuple(findings))
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Millions of new objects without a cycle: looking for cycles would double the time."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def _parse(path: Path) -> dict[str, Any]:
+    data = path.read_bytes()
+    if data.startswith(codecs.BOM_UTF8):
+        raise DataError(f"{path}: begins with a byte order mark; save it as UTF-8 without one")
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path}: byte {error.start} is not UTF-8 ({error.reason}); save it as UTF-8"
+        ) from error
+    del data
+    try:
+        tree = json.loads(text)
+    except json.JSONDecodeError as error:
+        ends = len(text.rstrip()) <= error.pos + 1 or "Unterminated" in error.msg
+        hint = "; the file ends too early, copy it again" if ends else ""
+        raise DataError(
+            f"{path}:{error.lineno}:{error.colno}: not valid JSON ({error.msg}){hint}"
+        ) from error
+    except (RecursionError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read as JSON ({error})") from error
+    if not isinstance(tree, dict):
+        raise DataError(
+            f"{path}: the top level is {describe(tree)}, expected an object with images, "
+            "annotations and categories; is this a file of detection results?"
+        )
+    return tree
+
+
+def _categories(tree: dict[str, Any], problems: Problems) -> LabelMap | None:
+    """The label map, or None when the categories could not be understood."""
+    table = Table.of(tree, "categories", problems)
+    before = problems.count
+    ids, _ = table.ints("id")
+    names = table.strings("name")
+    if isinstance(tree.get("categories"), list) and not tree["categories"]:
+        problems.add("/categories", "is empty, expected at least one class")
+    if problems.count == before:
+        table.report_duplicates("id", ids)
+        seen: dict[str, int] = {}
+        for row, name in enumerate(names):
+            if name in seen:
+                problems.add(
+                    table.at(row, "name"),
+                    f"{name!r} is already the name of {table.at(seen[name])}",
+                )
+            seen.setdefault(name, row)
+    if problems.count != before or not names:
+        return None
+    return LabelMap.from_categories(
+        [{"id": i, "name": name} for i, name in zip(ids.tolist(), names, strict=True)]
+    )
+
+
+@dataclass(frozen=True)
+class _Images:
+    files: tuple[str, ...]
+    ids: NDArray[np.int64]
+    widths: NDArray[np.int32]
+    heights: NDArray[np.int32]
+
+
+def _images(tree: dict[str, Any], problems: Problems) -> _Images:
+    table = Table.of(tree, "images", problems)
+    ids, good = table.ints("id")
+    if isinstance(tree.get("images"), list) and not tree["images"]:
+        problems.add("/images", "is empty, expected at least one image")
+    if good.all():
+        table.report_duplicates("id", ids)
+    return _Images(
+        files=tuple(table.strings("file_name")),
+        ids=ids,
+        widths=table.sizes("width"),
+        heights=table.sizes("height"),
+    )
+
+
+@dataclass(frozen=True)
+class _Boxes:
+    """Sanitised boxes, sorted by image; ``image`` is each box's image position."""
+
+    image: NDArray[np.int64]
+    xywh: NDArray[np.float64]
+    labels: NDArray[np.int64]
+    areas: NDArray[np.float64]
+    crowd: NDArray[np.bool_]
+    findings: tuple[Finding, ...]
+
+
+def _annotations(
+    tree: dict[str, Any], images: _Images, label_map: LabelMap | None, problems: Problems
+) -> _Boxes:
+    table = Table.of(tree, "annotations", problems)
+    ids, good = table.ints("id")
+    if good.all():
+        table.report_duplicates("id", ids)
+    xywh, _ = table.boxes("bbox")
+
+    image_ids, good = table.ints("image_id")
+    image, known = positions_in(image_ids, images.ids)
+    table.report(
+        good & ~known, "image_id", lambda row: f"is {image_ids[row]}, but no image has this id"
+    )
+
+    category_ids, good = table.ints("category_id")
+    labels = np.zeros(len(table), dtype=np.int64)
+    # With broken categories every annotation would be reported as well, to no one's help.
+    if label_map is not None:
+        labels, known = positions_in(category_ids, np.array(label_map.ids, dtype=np.int64))
+        allowed = ", ".join(map(str, label_map.ids[:10])) + (", ..." if len(label_map) > 10 else "")
+        table.report(
+            good & ~known,
+            "category_id",
+            lambda row: f"is {category_ids[row]}, but the categories are {allowed}",
+        )
+
+    areas = table.areas("area")
+    without_area = table.lacking("area")
+    areas[without_area] = xywh[without_area, 2] * xywh[without_area, 3]
+    crowd = table.flags("iscrowd")
+    findings = [
+        Finding(kind, int(count), action)
+        for kind, count, action in (
+            ("missing_area", without_area.sum(), "set to width * height"),
+            ("missing_iscrowd", table.lacking("iscrowd").sum(), "set to 0"),
+        )
+        if count
+    ]
+    if problems.count:
+        keep = np.zeros(len(table), dtype=bool)
+    else:
+        keep, box_findings = _sanitise(table, xywh, images.widths[image], images.heights[image])
+        findings += box_findings
+    rows = np.flatnonzero(keep)
+    rows = rows[np.argsort(image[rows], kind="stable")]
+    return _Boxes(image[rows], xywh[rows], labels[rows], areas[rows], crowd[rows], tuple(findings))
+
+
+def _sanitise(
+    table: Table,
+    xywh: NDArray[np.float64],
+    widths: NDArray[np.int32],
+    heights: NDArray[np.int32],
+) -> tuple[NDArray[np.bool_], list[Finding]]:
+    """Which boxes can be used, and what is wrong with the others."""
+    x, y, w, h = xywh.T
+    right, bottom = x + w, y + h
+    negative = (w < 0) | (h < 0)
+    # Comparing sums finds sides that are positive, but too small for the coordinate they add to.
+    empty = ~negative & ((right == x) | (bottom == y))
+    outside = ~(negative | empty) & ((x >= widths) | (y >= heights) | (right <= 0) | (bottom <= 0))
+    dropped = negative | empty | outside
+    over_edge = ~dropped & ((x < 0) | (y < 0) | (right > widths) | (bottom > heights))
+    findings = [
+        Finding.at(kind, action, [table.at(int(row), "bbox") for row in np.flatnonzero(rows)])
+        for kind, rows, action in (
+            ("negative_size_box", negative, "dropped"),
+            ("zero_size_box", empty, "dropped"),
+            ("outside_box", outside, "dropped"),
+            ("over_edge_box", over_edge, "clipped for training"),
+        )
+        if rows.any()
+    ]
+    return ~dropped, findings
+
+
+def _dataset(root: Path, label_map: LabelMap | None, images: _Images, boxes: _Boxes) -> Dataset:
+    assert label_map is not None, "broken categories are reported as problems"
+    counts = np.bincount(boxes.image, minlength=len(images.files))
+    return Dataset(
+        label_map=label_map,
+        root=str(root),
+        files=images.files,
+        image_ids=images.ids,
+        widths=images.widths,
+        heights=images.heights,
+        offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+        boxes_xywh=boxes.xywh,
+        labels=boxes.labels,
+        areas=boxes.areas,
+        crowd=boxes.crowd,
+    )
