@@ -1,0 +1,74 @@
+"""Learning rates against values worked out by hand from the seeds' formulas."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from orchestrator.config.schema import ConstantSchedule, CosineSchedule, MultistepSchedule
+from orchestrator.training.schedules import LearningRate
+
+
+def test_ssd_seed_cosine_with_warmup() -> None:
+    # SSD card 5: batch 256, 458 steps an epoch, 500 epochs, lr .05, warm-up 2 epochs from .001,
+    # end factor .001.
+    rate = LearningRate(
+        schedule=CosineSchedule(
+            name="cosine", warmup_epochs=2, warmup_start=0.001, end_factor=0.001
+        ),
+        base=0.05,
+        steps_per_epoch=458,
+        total_steps=500 * 458,
+    )
+    assert rate.warmup_steps == 916
+    assert rate(0) == pytest.approx(0.001, abs=0)
+    assert rate(458) == pytest.approx(0.001 + 0.049 * 0.5)
+    assert rate(916) == pytest.approx(0.05)
+    halfway = 916 + (500 * 458 - 916) // 2
+    assert rate(halfway) == pytest.approx((0.05 + 0.00005) / 2, rel=1e-4)
+    last = 500 * 458 - 1
+    expected = 0.00005 + (0.05 - 0.00005) * (1 + math.cos(math.pi * (last - 916) / 228084)) / 2
+    assert rate(last) == pytest.approx(expected)
+
+
+def test_m2det_seed_milestones() -> None:
+    # M2Det card 4: 4e-3, 2e-3, 4e-4, 4e-5, 4e-6 after epochs 90, 110, 130, 150.
+    rate = LearningRate(
+        schedule=MultistepSchedule(
+            name="multistep",
+            milestones=(90, 110, 130, 150),
+            factors=(0.5, 0.1, 0.01, 0.001),
+            warmup_epochs=5,
+            warmup_start=1e-6,
+        ),
+        base=4e-3,
+        steps_per_epoch=100,
+        total_steps=16_000,
+    )
+    assert rate(0) == 1e-6
+    assert rate(250) == pytest.approx(1e-6 + (4e-3 - 1e-6) * 0.5)
+    assert [rate(s) for s in (500, 8999, 9000, 10_999, 11_000, 13_000, 15_999)] == pytest.approx(
+        [4e-3, 4e-3, 2e-3, 2e-3, 4e-4, 4e-5, 4e-6]
+    )
+
+
+def test_warmup_may_be_given_in_steps() -> None:
+    rate = LearningRate(
+        schedule=ConstantSchedule(name="constant", warmup_steps=4),
+        base=1.0,
+        steps_per_epoch=10,
+        total_steps=20,
+    )
+    assert [rate(step) for step in range(6)] == [0.0, 0.25, 0.5, 0.75, 1.0, 1.0]
+
+
+def test_table_names_every_kink() -> None:
+    rate = LearningRate(
+        schedule=MultistepSchedule(name="multistep", milestones=(2, 3), factors=(0.1, 0.01)),
+        base=1.0,
+        steps_per_epoch=10,
+        total_steps=40,
+    )
+    steps = [step for step, _, _ in rate.table()]
+    assert steps == [0, 19, 20, 29, 30, 39]
