@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from detectors.base import Targets
+from detectors.coding import decode, encode
+from detectors.matching import Match, match_first_claim, take_boxes, with_a_slot
+
+
+def visit_in_order(
+    iou: NDArray[np.float32], valid: NDArray[np.bool_], threshold: float
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """The published loop for one image, (G, A) IoU: the oracle of the batched formulation."""
+    priors = iou.shape[1]
+    best = np.zeros(priors, np.float32)
+    owner = np.full(priors, -1)
+    for slot in np.flatnonzero(valid):
+        scores = iou[slot].copy()
+        scores[np.argmax(scores)] = 2.0
+        for prior in range(priors):
+            if scores[prior] > threshold and scores[prior] > best[prior]:
+                best[prior], owner[prior] = scores[prior], slot
+    return owner, owner >= 0
+
+
+def match(rows: list[list[float]], threshold: float = 0.5) -> list[int]:
+    """Owner of each prior of one image without padding, -1 for none."""
+    iou = torch.tensor([rows])
+    found = match_first_claim(iou, torch.ones(iou.shape[:2], dtype=torch.bool), threshold=threshold)
+    return torch.where(found.positive, found.box, -1)[0].tolist()
+
+
+def test_threshold_is_strict() -> None:
+    assert match([[0.9, 0.5, 0.5 + 1e-6]]) == [0, -1, 0]
+
+
+def test_a_box_takes_its_best_prior_below_the_threshold() -> None:
+    assert match([[0.1, 0.2, 0.0]]) == [-1, 0, -1]
+
+
+def test_a_box_that_meets_no_prior_takes_the_first() -> None:
+    assert match([[0.0, 0.0, 0.0]]) == [0, -1, -1]
+
+
+def test_equal_best_priors_give_the_first() -> None:
+    assert match([[0.1, 0.4, 0.4]]) == [-1, 0, -1]
+
+
+def test_two_boxes_with_one_best_prior_leave_it_to_the_earlier() -> None:
+    # The later box has the larger IoU, but 2 is not above 2; it gets only what exceeds 0.5.
+    assert match([[0.6, 0.1, 0.1], [0.9, 0.3, 0.2]]) == [0, -1, -1]
+    assert match([[0.6, 0.1, 0.1], [0.9, 0.3, 0.7]]) == [0, -1, 1]
+
+
+def test_a_claim_beats_a_larger_iou_of_any_other_box() -> None:
+    assert match([[0.95, 0.99], [0.8, 0.2]]) == [1, 0]
+    assert match([[0.8, 0.2], [0.95, 0.99]]) == [0, 1]
+
+
+def test_larger_iou_wins_and_equal_iou_stays_with_the_earlier() -> None:
+    # Each box has a best prior of its own; prior 2 is contested.
+    assert match([[0.9, 0.0, 0.6], [0.0, 0.9, 0.7]]) == [0, 1, 1]
+    assert match([[0.9, 0.0, 0.7], [0.0, 0.9, 0.6]]) == [0, 1, 0]
+    assert match([[0.9, 0.0, 0.7], [0.0, 0.9, 0.7]]) == [0, 1, 0]
+
+
+def test_padding_never_matches_whatever_it_holds() -> None:
+    iou = torch.tensor([[[0.9, 0.8], [1.0, 1.0]], [[1.0, 1.0], [1.0, 1.0]]])
+    valid = torch.tensor([[True, False], [False, False]])
+    found = match_first_claim(iou, valid, threshold=0.5)
+    assert found.positive.tolist() == [[True, True], [False, False]]
+    assert found.box[0].tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_batches_equal_the_loop_also_where_scores_tie(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    images, slots, priors = 5, 8, 40
+    # Few distinct values: most maxima are ties, most best priors collide.
+    iou = rng.choice(np.array([0, 0.1, 0.5, 0.6, 0.7], np.float32), (images, slots, priors))
+    valid = rng.random((images, slots)) < rng.random()
+    found = match_first_claim(torch.from_numpy(iou), torch.from_numpy(valid), threshold=0.5)
+    for image in range(images):
+        owner, positive = visit_in_order(iou[image], valid[image], 0.5)
+        np.testing.assert_array_equal(found.positive[image].numpy(), positive)
+        np.testing.assert_array_equal(found.box[image].numpy()[positive], owner[positive])
+
+
+def test_taking_boxes_follows_the_match() -> None:
+    targets = Targets(
+        boxes=torch.arange(16.0).reshape(2, 2, 4),
+        labels=torch.tensor([[3, 4], [5, 6]]),
+        valid=torch.ones(2, 2, dtype=torch.bool),
+    )
+    chosen = Match(box=torch.tensor([[1, 0, 1], [0, 0, 1]]), positive=torch.ones(2, 3).bool())
+    boxes, labels = take_boxes(targets, chosen)
+    assert labels.tolist() == [[4, 3, 4], [5, 5, 6]]
+    assert boxes[0, 0].tolist() == [4, 5, 6, 7]
+    assert boxes[1, 2].tolist() == [12, 13, 14, 15]
+
+
+def test_targets_without_slots_get_one_empty_slot() -> None:
+    none = Targets(
+        boxes=torch.zeros(3, 0, 4),
+        labels=torch.zeros(3, 0, dtype=torch.int64),
+        valid=torch.zeros(3, 0, dtype=torch.bool),
+    )
+    padded = with_a_slot(none)
+    assert padded.boxes.shape == (3, 1, 4)
+    assert padded.labels.dtype == torch.int64
+    assert not padded.valid.any()
+    assert with_a_slot(padded) is padded
+
+
+def test_encoding_by_hand() -> None:
+    prior = torch.tensor([[0.5, 0.5, 0.2, 0.4]])
+    box = torch.tensor([[0.52, 0.46, 0.4, 0.2]])
+    # (0.02 / 0.2) / 0.1 = 1, (-0.04 / 0.4) / 0.1 = -1, ln 2 / 0.2, -ln 2 / 0.2
+    half = 3.4657359027997265
+    torch.testing.assert_close(encode(box, prior), torch.tensor([[1.0, -1.0, half, -half]]))
+    torch.testing.assert_close(decode(encode(box, prior), prior), box)
+
+
+def test_a_box_without_area_has_a_finite_code() -> None:
+    prior = torch.tensor([[0.5, 0.5, 0.2, 0.4]])
+    code = encode(torch.zeros(1, 4), prior)
+    # ln(1e-6) / 0.2
+    torch.testing.assert_close(code[0, 2:], torch.full((2,), -69.07755278982137))
