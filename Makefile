@@ -1,0 +1,82 @@
+# Everything here works from a clean clone with Python 3.10 or newer and make; a C++ compiler, if
+# there is one, builds the kernels of native/. `make help` lists the targets.
+#
+#   PYTHON=python3.12 make quickstart    another interpreter
+#   VENV=/path/to/venv make test         another place for the environment
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+# What an installation depends on: a newer one of these installs again.
+SOURCES := setup.cfg pyproject.toml constraints.txt $(wildcard setup.py native/core/*)
+RUNTIME := $(VENV)/.installed
+DEVELOPMENT := $(VENV)/.installed-dev
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# The pinned versions have dropped Python 3.10; there pip chooses from the floors in setup.cfg.
+CONSTRAINTS = $(shell $(BIN)/python -c 'import sys; print("-c constraints.txt" * (sys.version_info >= (3, 11)))')
+INSTALL = $(BIN)/python -m pip install --quiet --prefer-binary $(CONSTRAINTS)
+
+# Ray and torch each start a thread per core otherwise, in every process of every test.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+.DEFAULT_GOAL := help
+.PHONY: help quickstart install lint test test-fast constraints clean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+quickstart: $(RUNTIME)  ## install, make a small data set, train on it, print the COCO numbers
+	$(BIN)/python -m orchestrator.data.digits data/digits
+	$(BIN)/python -m orchestrator.run experiments/quickstart.yaml
+
+install: $(DEVELOPMENT)  ## the environment with development tools, in $(VENV)
+
+lint: $(DEVELOPMENT)  ## ruff, mypy and the import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: lint  ## everything CI runs: lint and all tests
+	$(PYTEST)
+
+test-fast: $(DEVELOPMENT)  ## the tests that start no Ray cluster and take no minute
+	$(PYTEST) -m "not ray and not slow"
+
+constraints: $(RUNTIME)  ## resolve the newest allowed versions into constraints.txt
+	$(BIN)/python -m pip install --quiet --dry-run --ignore-installed --prefer-binary \
+		--report $(VENV)/resolution.json -e '.[dev,export,s3]'
+	$(BIN)/python .ci/constraints.py < $(VENV)/resolution.json > constraints.txt
+
+clean:  ## remove caches and build products; the environment, data and runs stay
+	rm -rf build dist *.egg-info native/*.so .mypy_cache .ruff_cache .pytest_cache \
+		.hypothesis .import_linter_cache
+	find orchestrator detectors native tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit("Python %d.%d found, 3.10 or newer is needed: PYTHON=/path/to/python make ..." % sys.version_info[:2] if sys.version_info < (3, 10) else 0)'
+	$(PYTHON) -m venv $(VENV)
+
+$(RUNTIME): $(SOURCES) | $(BIN)/python
+	@echo "Installing into $(VENV): torch and Ray are large, this takes minutes the first time."
+	$(INSTALL) -e .
+	$(call usable_cv2)
+	@touch $@
+
+$(DEVELOPMENT): $(SOURCES) | $(BIN)/python
+	@echo "Installing into $(VENV): torch and Ray are large, this takes minutes the first time."
+	$(INSTALL) -e '.[dev]'
+	$(call usable_cv2)
+	@touch $(RUNTIME) $@
+
+# opencv-python draws windows and so needs libGL, which servers and containers often lack; the
+# headless build of the same version is the same cv2 without windows, and replaces it there.
+define usable_cv2
+@$(BIN)/python -c 'import cv2' 2> $(VENV)/cv2.log || { \
+	tail -n 1 $(VENV)/cv2.log; echo "Taking the headless build of OpenCV instead."; \
+	$(BIN)/python -m pip install --quiet --force-reinstall --no-deps opencv-python-headless==$$( \
+		$(BIN)/python -c 'from importlib.metadata import version; print(version("opencv-python"))') && \
+	$(BIN)/python -c 'import cv2'; }
+endef
