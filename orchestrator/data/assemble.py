@@ -6,7 +6,6 @@ function of the plan, the step, the rank and the number of ranks, they yield the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -131,10 +130,9 @@ class BatchPlan:
         for position, sample in enumerate(slots.tolist()):
             if sample < 0:
                 continue
-            try:
-                image = self._read(self.val, sample)
-            except BadImageError as error:
-                builder.replaced.append((position, sample, str(error)))
+            image = self._read(self.val, sample)
+            if isinstance(image, BadImageError):
+                builder.replaced.append((position, sample, str(image)))
                 continue
             boxes, labels = self.val.training_boxes(sample)
             key = SampleKey(self.schedule.seed, 0, sample)
@@ -157,29 +155,32 @@ class BatchPlan:
         The chain depends on seed and sample alone, so that the same image stands in for a bad one
         in every epoch, on every rank and after every restart.
         """
-        try:
-            return sample, self._read(self.train, sample)
-        except BadImageError as error:
-            replaced.append((position, sample, str(error)))
+        image = self._read(self.train, sample)
+        if not isinstance(image, BadImageError):
+            return sample, image
+        replaced.append((position, sample, str(image)))
         pool = self.schedule.sample_ids
         chain = uniforms(
             self.schedule.seed, Domain.REPLACEMENT, sample=sample, count=MAX_REPLACEMENTS
         )
         for candidate in pool[(chain * len(pool)).astype(np.int64)].tolist():
-            try:
-                return candidate, self._read(self.train, candidate)
-            except BadImageError as error:
-                last = error
+            image = self._read(self.train, candidate)
+            if not isinstance(image, BadImageError):
+                return candidate, image
         raise DataError(
             f"training set: image {self.train.files[sample]} and {MAX_REPLACEMENTS} others tried "
-            f"in its place cannot be decoded; the last was {last}\n"
+            f"in its place cannot be decoded; the last: {image}\n"
             "check that data.root points at the image files"
         )
 
     @staticmethod
-    def _read(dataset: Dataset, sample: int) -> NDArray[np.uint8]:
+    def _read(dataset: Dataset, sample: int) -> NDArray[np.uint8] | BadImageError:
+        """The pixels of an image, or why they cannot be used."""
         size = (int(dataset.heights[sample]), int(dataset.widths[sample]))
-        return read_image(dataset.path(sample), size=size)
+        try:
+            return read_image(dataset.path(sample), size=size)
+        except BadImageError as error:
+            return error
 
 
 def usable_boxes(dataset: Dataset, *, with_crowd: bool) -> NDArray[np.int64]:
@@ -213,11 +214,11 @@ class _BatchBuilder:
     def put(self, position: int, sample: int, made: Sample) -> None:
         """Place a prepared image and its boxes."""
         kept = _largest(made.boxes, self._boxes.shape[1])
-        count = len(kept)
+        boxes = made.boxes[kept]
         self._images[position] = made.image
-        self._boxes[position, :count] = made.boxes[kept]
-        self._labels[position, :count] = made.labels[kept]
-        self._valid[position, :count] = True
+        self._boxes[position, : len(boxes)] = boxes
+        self._labels[position, : len(boxes)] = made.labels[kept]
+        self._valid[position, : len(boxes)] = True
         self._sample_ids[position] = sample
         self._image_ids[position] = self._dataset.image_ids[sample]
         self._sizes[position] = self._dataset.heights[sample], self._dataset.widths[sample]
@@ -239,9 +240,9 @@ class _BatchBuilder:
         )
 
 
-def _largest(boxes: NDArray[np.float32], slots: int) -> Sequence[int] | NDArray[np.int64]:
+def _largest(boxes: NDArray[np.float32], slots: int) -> slice | NDArray[np.int64]:
     """Rows of the ``slots`` largest boxes, in their order."""
     if len(boxes) <= slots:
-        return range(len(boxes))
+        return slice(None)
     areas = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
     return np.sort(np.argsort(-areas, kind="stable")[:slots])

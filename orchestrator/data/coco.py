@@ -44,14 +44,8 @@ def read_coco(images_dir: str | Path, annotations_path: str | Path) -> ReadResul
             cannot be understood; the first hundred are listed.
         SecurityError: a file name leads out of ``images_dir``.
     """
-    path = require_file(
-        Path(annotations_path),
-        what="annotation file",
-        setting="data.train.annotations (or data.val.annotations)",
-    )
-    root = require_folder(
-        Path(images_dir), what="image folder", setting="data.train.images (or data.val.images)"
-    )
+    path = require_file(Path(annotations_path), what="annotation file", setting="annotations")
+    root = require_folder(Path(images_dir), what="image folder", setting="images")
     with _no_garbage_collection():
         tree = _parse(path)
         problems = Problems(str(path))

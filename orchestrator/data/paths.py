@@ -17,7 +17,7 @@ def require_folder(folder: Path, *, what: str, setting: str) -> Path:
     Args:
         folder: to look for.
         what: what it holds, for the message.
-        setting: the key of the experiment file that names it.
+        setting: the key below ``data.train`` and ``data.val`` that names it.
 
     Raises:
         DataError: there is no such folder.
@@ -42,8 +42,8 @@ def _missing(path: Path, *, what: str, setting: str) -> str:
     guess = f"; did you mean {parent / similar}?" if similar and not path.exists() else ""
     return (
         f"{what} {path} {found}{guess}\n"
-        f"correct {setting} in the experiment file, or point data.root at the folder that holds "
-        "the data set: data.root=FOLDER"
+        f"correct data.train.{setting} (or data.val.{setting}), or point data.root at the folder "
+        "that holds the data set: data.root=FOLDER"
     )
 
 
