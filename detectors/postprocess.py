@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
-from torchvision.ops import batched_nms
+from torch.nn import functional as F
 
 import native
 from detectors.settings import Settings
@@ -38,7 +38,8 @@ class PostprocessConfig(Settings):
         plus_one: treat x2 and y2 as the last pixel inside, so that a width is x2 - x1 + 1.
         max_per_class: most detections of one class in one image.
         max_per_image: most detections in one image.
-        class_agnostic: let boxes of different classes suppress each other.
+        class_agnostic: let boxes of different classes suppress each other; ``max_per_class`` still
+            counts each class by itself.
     """
 
     score_threshold: _Unit = 0.05
@@ -66,15 +67,24 @@ class ImageDetections(NamedTuple):
     labels: Tensor
 
 
+#: Names of the suppression modes in the kernels.
+_METHODS: dict[str, native.Method] = {
+    "hard": "hard",
+    "soft_linear": "linear",
+    "soft_gaussian": "gaussian",
+}
+
+
 @torch.no_grad()
 def postprocess(candidates: Candidates, config: PostprocessConfig) -> list[ImageDetections]:
     """Detections of every image of a batch.
 
     The threshold runs where the candidates are, over the whole batch at once; what passes goes to
-    the CPU in one piece and is suppressed image by image.
+    the CPU in one piece and is suppressed in one call.
 
     Args:
-        candidates: boxes (N, A, 4) or (N, A, K, 4) and scores (N, A, K).
+        candidates: boxes (N, A, 4) or (N, A, K, 4) and scores (N, A, K). A score that is NaN and a
+            box that is not finite, as a diverged network gives them, are no detections.
         config: the recipe.
 
     Returns:
@@ -83,16 +93,38 @@ def postprocess(candidates: Candidates, config: PostprocessConfig) -> list[Image
     boxes, scores = candidates
     images, priors, classes = scores.shape
     hits = _above(scores, config.score_threshold)
-    prior, label = hits // classes, hits % classes
-    rows = boxes.reshape(-1, 4)[prior if boxes.dim() == 3 else hits]
-    counts = torch.bincount(prior // priors, minlength=images).tolist()
+    rows = boxes.reshape(-1, 4)[hits // classes if boxes.dim() == 3 else hits].float().cpu()
+    values = scores.reshape(-1)[hits].float().cpu()
+    finite = rows.isfinite().all(1)
+    rows, values, hits = rows[finite], values[finite], hits.cpu()[finite]
+    labels = hits % classes
+    counts = torch.bincount(hits // (priors * classes), minlength=images)
+
+    # Across classes the kernel sees one class only and cannot apply a cap per class.
+    kernel_caps = not config.class_agnostic
+    kept, decayed, offsets = native.soft_nms_batch(
+        rows.numpy(),
+        values.numpy(),
+        (torch.zeros_like(labels) if config.class_agnostic else labels).numpy(),
+        F.pad(counts.cumsum(0), (1, 0)).numpy(),
+        method=_METHODS[config.nms],
+        iou_threshold=config.iou_threshold,
+        sigma=config.sigma,
+        score_threshold=0.0 if config.nms == "hard" else config.soft_score_threshold,
+        plus_one=config.plus_one,
+        max_per_class=config.max_per_class if kernel_caps else None,
+        max_total=config.max_per_image if kernel_caps else None,
+    )
+    keep = torch.from_numpy(kept)
+    sizes = np.diff(offsets).tolist()
     parts = zip(
-        torch.split(rows.float().cpu(), counts),
-        torch.split(scores.reshape(-1)[hits].float().cpu(), counts),
-        torch.split(label.cpu(), counts),
+        torch.split(rows[keep], sizes),
+        torch.split(torch.from_numpy(decayed), sizes),
+        torch.split(labels[keep], sizes),
         strict=True,
     )
-    return [_of_image(*part, config) for part in parts]
+    found = [ImageDetections(*part) for part in parts]
+    return found if kernel_caps else [_cap(one, config) for one in found]
 
 
 def _above(scores: Tensor, threshold: float) -> Tensor:
@@ -103,60 +135,11 @@ def _above(scores: Tensor, threshold: float) -> Tensor:
     return (scores > threshold).flatten().nonzero().squeeze(1)
 
 
-def _of_image(
-    boxes: Tensor, scores: Tensor, labels: Tensor, config: PostprocessConfig
-) -> ImageDetections:
-    """Suppress and cap the (M, 4) boxes of one image."""
-    groups = torch.zeros_like(labels) if config.class_agnostic else labels
-    keep, scores = _suppress(boxes, scores, groups, config)
-    labels = labels[keep]
+def _cap(found: ImageDetections, config: PostprocessConfig) -> ImageDetections:
+    """The first detections of each class, then of the image."""
     if config.max_per_class is not None:
-        few = _rank_in_class(labels) < config.max_per_class
-        keep, scores, labels = keep[few], scores[few], labels[few]
-    cap = config.max_per_image
-    return ImageDetections(boxes=boxes[keep][:cap], scores=scores[:cap], labels=labels[:cap])
-
-
-def _suppress(
-    boxes: Tensor, scores: Tensor, groups: Tensor, config: PostprocessConfig
-) -> tuple[Tensor, Tensor]:
-    """Indices of the surviving boxes and their scores, best first."""
-    if config.nms == "hard" and not config.plus_one:
-        # In float64, because classes are kept apart by offsets that would cost float32 its
-        # fractions of a pixel. The order of equal scores is restored afterwards.
-        keep = batched_nms(boxes.double(), scores.double(), groups, config.iou_threshold)
-        keep = keep.sort().values
-        keep = keep[scores[keep].argsort(descending=True, stable=True)]
-        return keep, scores[keep]
-    arrays = boxes.numpy(), scores.numpy(), groups.numpy()
-    # Caps by class hold for true classes only; they are applied again after suppression, so that
-    # passing them on merely lets the kernel stop early.
-    caps = (None, None) if config.class_agnostic else (config.max_per_class, config.max_per_image)
-    if config.nms == "hard":
-        kept = native.nms(
-            *arrays,
-            iou_threshold=config.iou_threshold,
-            plus_one=config.plus_one,
-            max_per_class=caps[0],
-            max_total=caps[1],
-        )
-        keep = torch.from_numpy(kept)
-        return keep, scores[keep]
-    kept, decayed = native.soft_nms(
-        *arrays,
-        method="linear" if config.nms == "soft_linear" else "gaussian",
-        iou_threshold=config.iou_threshold,
-        sigma=config.sigma,
-        score_threshold=config.soft_score_threshold,
-        plus_one=config.plus_one,
-        max_per_class=caps[0],
-        max_total=caps[1],
-    )
-    return torch.from_numpy(kept), torch.from_numpy(decayed)
-
-
-def _rank_in_class(labels: Tensor) -> Tensor:
-    """(M,) how many earlier rows have the same label."""
-    ordered, order = labels.sort(stable=True)
-    ranks = torch.arange(len(labels)) - torch.searchsorted(ordered, ordered)
-    return torch.empty_like(ranks).scatter(0, order, ranks)
+        ordered, order = found.labels.sort(stable=True)
+        ranks = torch.arange(len(ordered)) - torch.searchsorted(ordered, ordered)
+        few = torch.empty_like(ranks).scatter(0, order, ranks) < config.max_per_class
+        found = ImageDetections(*(column[few] for column in found))
+    return ImageDetections(*(column[: config.max_per_image] for column in found))
