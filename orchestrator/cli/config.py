@@ -12,16 +12,14 @@ from orchestrator.cli.parser import Parser
 
 def main(argv: Sequence[str]) -> int:
     """Print a resolved experiment, or the JSON Schema of experiment files."""
-    parser = Parser(prog="orchestrator config", description=__doc__)
+    parser = Parser(prog="orchestrator config", description="look at an experiment")
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     show = actions.add_parser(
         "show", help="print the resolved experiment with the origin of each value"
     )
     show.add_argument("experiment", metavar="EXPERIMENT.yaml")
     show.add_argument("overrides", nargs="*", metavar="key.path=value")
-    actions.add_parser(
-        "schema", help="print the JSON Schema, with which editors complete and check"
-    )
+    actions.add_parser("schema", help="print the JSON Schema, for editors")
     arguments = parser.parse_args(argv)
     if arguments.action == "show":
         _show(arguments.experiment, arguments.overrides)

@@ -33,7 +33,7 @@ def run_guarded(function: Callable[[], int]) -> int:
     except Exception:
         traceback.print_exc()
         print(
-            "This is a bug in the program, not in what you asked for: please report the lines above.",
+            "This is a bug in the program, not a mistake of yours; please report the lines above.",
             file=sys.stderr,
         )
         return _BUG

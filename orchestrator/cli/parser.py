@@ -9,7 +9,7 @@ from orchestrator.errors import ConfigError
 
 
 class Parser(argparse.ArgumentParser):
-    """Argparse without abbreviations, whose usage errors are configuration errors (exit code 64)."""
+    """Argparse without abbreviations, whose usage errors are ConfigErrors."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"allow_abbrev": False, **kwargs})

@@ -61,6 +61,9 @@ def _findings(item: Mapping[str, Any], tree: Json) -> Iterator[tuple[KeyPath, st
     kind = item["type"]
     context = item.get("ctx", {})
     path = root.key_path(item["loc"])
+    if kind == "missing" and isinstance(path[-1], int):
+        # The items of a list that is too short are not keys that anyone could look for.
+        kind, path = "too_short", path[:-1]
     shape = root.at(path, tree)
     if kind == "conflict":
         for key, message in context["conflicts"]:
@@ -71,7 +74,7 @@ def _findings(item: Mapping[str, Any], tree: Json) -> Iterator[tuple[KeyPath, st
         path = (*path, shape.tag)
         allowed = one_of(shape.tags)
         if kind == "union_tag_invalid":
-            yield path, _not_allowed(context["tag"], allowed, shape.tags)
+            yield path, _not_allowed(_value_at(tree, path), allowed, shape.tags)
         else:
             yield path, f"required key is missing; allowed is {allowed}"
     elif shape is not None and kind == "missing":

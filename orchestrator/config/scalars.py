@@ -101,7 +101,7 @@ def check_text(text: str) -> str:
 
 
 def shorten(text: str, width: int = 60) -> str:
-    """``text`` for a message: on one line, at most ``width`` long, addresses without credentials."""
+    """``text`` for a message: one line, at most ``width`` long, addresses without credentials."""
     text = _CREDENTIALS.sub("://***@", text)
     text = _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
     return text if len(text) <= width else text[: width - 1] + "…"

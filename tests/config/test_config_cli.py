@@ -1,0 +1,203 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+from jsonschema import Draft202012Validator
+
+from orchestrator.cli.exit import run_guarded
+from orchestrator.cli.main import VERBS, main
+from orchestrator.config.resolve import load_experiment
+from orchestrator.config.shape import Shape, json_schema
+from orchestrator.config.yaml_loader import load_file
+from orchestrator.errors import (
+    ConfigError,
+    DataError,
+    OrchestratorError,
+    Preempted,
+    SecurityError,
+    StorageError,
+)
+
+ROOT = Path(__file__).parents[2]
+EXPERIMENTS = sorted((ROOT / "experiments").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+def test_every_experiment_loads(path: Path) -> None:
+    resolved = load_experiment(path)
+    assert "default" in resolved.origins.values()
+
+
+def test_the_coco_recipe_is_the_published_one() -> None:
+    train = load_experiment(ROOT / "experiments/ssd300_mobilenet_v2_coco.yaml").experiment.train
+    # mindspore-ai/models, official/cv/SSD: 32 images on each of 8 GPUs, 800 epochs.
+    assert (train.epochs, train.batch_size) == (800, 8 * 32)
+    assert train.optimizer.weight_decay == 1.5e-4
+
+
+def test_the_schema_accepts_what_the_loader_accepts_and_describes_every_field() -> None:
+    schema = json_schema()
+    Draft202012Validator.check_schema(schema)
+    validator = Draft202012Validator(schema)
+    for path in EXPERIMENTS:
+        validator.validate(load_file(path).tree)
+    broken = load_file(EXPERIMENTS[0]).tree
+    assert isinstance(broken, dict)
+    assert not validator.is_valid({**broken, "sed": 1})
+    assert not validator.is_valid({**broken, "train": {**broken["train"], "optimizer": {"lr": 1}}})
+    for model in [schema, *schema["$defs"].values()]:
+        for name, field in model["properties"].items():
+            assert field.get("description"), f"{model['title']}.{name}"
+
+
+def test_the_shape_knows_the_fields_of_every_kind_of_section() -> None:
+    fields = set(Shape.root().fields())
+    assert ("train", "optimizer", "momentum") in fields
+    assert ("train", "optimizer", "betas") in fields
+    assert ("detector", "loss", "gamma") in fields
+    assert len(fields) == len(Shape.root().fields())
+
+
+def test_config_show_prints_the_resolved_experiment(capsys: pytest.CaptureFixture[str]) -> None:
+    path = str(EXPERIMENTS[0])
+    assert main(["config", "show", path, "seed=5"]) == 0
+    shown = capsys.readouterr()
+    (line,) = (line for line in shown.out.splitlines() if line.startswith("seed:"))
+    assert line.split() == ["seed:", "5", "#", "override"]
+    assert shown.err == ""
+
+
+def test_config_schema_prints_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["config", "schema"]) == 0
+    assert json.loads(capsys.readouterr().out) == json_schema()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "usage: orchestrator COMMAND"),
+        (["confg"], "unknown command 'confg'; did you mean 'config'?"),
+        (["config"], "the following arguments are required: ACTION"),
+        (["config", "shwo"], "invalid choice: 'shwo'"),
+        (["config", "show"], "the following arguments are required: EXPERIMENT.yaml"),
+        (["config", "show", "x.yaml"], "experiment file x.yaml does not exist"),
+        (["config", "show", "x.yaml", "--seed=1"], "overrides have no dashes"),
+    ],
+)
+def test_wrong_usage_exits_with_64(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 64
+    shown = capsys.readouterr()
+    assert message in shown.err
+    assert shown.out == ""
+
+
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+def test_help_names_every_command(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([flag]) == 0
+    shown = capsys.readouterr().out
+    for verb in VERBS.values():
+        assert verb.summary in shown
+
+
+def test_run_hands_its_arguments_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[list[str]] = []
+
+    def fake(argv: list[str]) -> int:
+        seen.append(argv)
+        return 75
+
+    module = types.ModuleType("orchestrator.run")
+    module.main = fake  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "orchestrator.run", module)
+    assert main(["run", "e.yaml", "seed=1"]) == 75
+    assert seen == [["e.yaml", "seed=1"]]
+
+
+def test_five_mistakes_are_printed_and_exit_with_64_before_ray_or_mlflow_is_imported(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "e.yaml"
+    path.write_text(
+        "name: run\nsed: 3\ndetector: {name: sdd}\ndata:\n"
+        "  train: {images: a, annotations: b}\n  val: {images: a, annotation: b}\n"
+        "train:\n  epochs: 1e2\n  batch_size: 16\n  optimizer: {name: sgd, lr: 010}\n"
+    )
+    program = (
+        "import sys\n"
+        "from orchestrator.cli.main import main\n"
+        "code = main(['config', 'show', sys.argv[1]])\n"
+        "assert not {'ray', 'mlflow', 'cv2'} & set(sys.modules)\n"
+        "sys.exit(code)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(path)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 64, done.stderr
+    located = [line.split(":")[1].split()[0] for line in done.stderr.splitlines()[1:-1]]
+    assert located == ["2", "3", "6", "6", "8", "10"]
+    assert done.stderr.count("did you mean") == 3
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ConfigError, 64),
+        (DataError, 65),
+        (OrchestratorError, 70),
+        (StorageError, 71),
+        (Preempted, 75),
+        (SecurityError, 77),
+    ],
+)
+def test_an_error_for_people_exits_with_its_code_and_no_traceback(
+    error: type[OrchestratorError], code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail() -> int:
+        raise error("what and where")
+
+    assert run_guarded(fail) == code
+    assert capsys.readouterr().err == "what and where\n"
+
+
+def test_a_bug_exits_with_70_and_its_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    def fail() -> int:
+        raise RuntimeError("broken")
+
+    assert run_guarded(fail) == 70
+    shown = capsys.readouterr().err
+    assert "Traceback" in shown
+    assert "RuntimeError: broken" in shown
+
+
+def test_ctrl_c_exits_with_130(capsys: pytest.CaptureFixture[str]) -> None:
+    def fail() -> int:
+        raise KeyboardInterrupt
+
+    assert run_guarded(fail) == 130
+    assert "Traceback" not in capsys.readouterr().err
+    assert run_guarded(lambda: 0) == 0
+
+
+def test_a_reader_that_stops_early_is_no_error() -> None:
+    program = "import sys; from orchestrator.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "-c", program, "config", "schema"],
+        cwd=ROOT,
+        stdout=write,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    os.close(write)
+    assert done.stderr == ""
+    assert done.returncode == 0

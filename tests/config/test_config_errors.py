@@ -1,0 +1,389 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from orchestrator.errors import ConfigError
+
+Mistakes = Callable[..., list[str]]
+
+FIVE_MISTAKES = """\
+name: run
+sed: 3
+detector: {name: ssd, width: "0.5"}
+data:
+  train: {images: a, annotations: a.json}
+  val: {images: b}
+train:
+  epochs: 1e2
+  batch_size: 16
+  optimizer: {name: sdg, lr: 1e-2}
+"""
+
+# Text of the minimal file to replace, its replacement, the line expected in full.
+SCHEMA: dict[str, tuple[str, str, str]] = {
+    "pattern": (
+        "name: run",
+        "name: my run",
+        "e.yaml:1 name: found 'my run', allowed is text that matches "
+        "^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$",
+    ),
+    "number as a name": (
+        "name: run",
+        "name: 300",
+        "e.yaml:1 name: found 300, allowed is text that matches ^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$; "
+        'write quotes around it: "300"',
+    ),
+    "empty text": (
+        "images: a,",
+        "images: '',",
+        "e.yaml:4 data.train.images: found '', allowed is text, not empty",
+    ),
+    "home folder": (
+        "images: a,",
+        "images: ~/a,",
+        "e.yaml:4 data.train.images: a path that starts with '~' is not expanded, because a "
+        "worker's home folder may be another one; write it in full",
+    ),
+    "word for a boolean": (
+        "  epochs: 10",
+        "  epochs: 10\n  deterministic: no",
+        "e.yaml:8 train.deterministic: found 'no', allowed is true or false; write false",
+    ),
+    "number for a boolean": (
+        "  epochs: 10",
+        "  epochs: 10\n  deterministic: 1",
+        "e.yaml:8 train.deterministic: found 1, allowed is true or false",
+    ),
+    "text for a number": (
+        "epochs: 10",
+        "epochs: ten",
+        "e.yaml:7 train.epochs: found 'ten', allowed is a whole number >= 1",
+    ),
+    "quoted number": (
+        "epochs: 10",
+        "epochs: '10'",
+        "e.yaml:7 train.epochs: found '10', allowed is a whole number >= 1; "
+        "write 10, without quotes",
+    ),
+    "underscores": (
+        "epochs: 10",
+        "epochs: 1_000",
+        "e.yaml:7 train.epochs: found '1_000', allowed is a whole number >= 1; "
+        "write 1000, without quotes",
+    ),
+    "float for an integer": (
+        "epochs: 10",
+        "epochs: 1e1",
+        "e.yaml:7 train.epochs: found 10.0, allowed is a whole number >= 1; write 10",
+    ),
+    "fraction for an integer": (
+        "epochs: 10",
+        "epochs: 1.5",
+        "e.yaml:7 train.epochs: found 1.5, allowed is a whole number >= 1",
+    ),
+    "boolean for an integer": (
+        "epochs: 10",
+        "epochs: true",
+        "e.yaml:7 train.epochs: found true, allowed is a whole number >= 1",
+    ),
+    "too small": (
+        "epochs: 10",
+        "epochs: 0",
+        "e.yaml:7 train.epochs: found 0, allowed is a whole number >= 1",
+    ),
+    "null": (
+        "epochs: 10",
+        "epochs:",
+        "e.yaml:7 train.epochs: found null, allowed is a whole number >= 1",
+    ),
+    "out of an open interval": (
+        "lr: 1e-2",
+        "lr: 0",
+        "e.yaml:11 train.optimizer.lr: found 0, allowed is a number > 0",
+    ),
+    "sexagesimal": (
+        "lr: 1e-2",
+        "lr: 12:30:45",
+        "e.yaml:11 train.optimizer.lr: found '12:30:45', allowed is a number > 0",
+    ),
+    "section for a number": (
+        "lr: 1e-2",
+        "lr: {value: 1}",
+        "e.yaml:11 train.optimizer.lr: found a section with the keys 'value', "
+        "allowed is a number > 0",
+    ),
+    "unknown kind": (
+        "name: sgd",
+        "name: sdg",
+        "e.yaml:10 train.optimizer.name: found 'sdg', allowed is 'adamw' or 'sgd'; "
+        "did you mean 'sgd'?",
+    ),
+    "kind of a wrong type": (
+        "name: sgd",
+        "name: 5",
+        "e.yaml:10 train.optimizer.name: found 5, allowed is 'adamw' or 'sgd'",
+    ),
+    "no kind": (
+        "    name: sgd\n",
+        "",
+        "e.yaml:9 train.optimizer.name: required key is missing; allowed is 'adamw' or 'sgd'",
+    ),
+    "unknown key of a kind": (
+        "lr: 1e-2",
+        "lr: 1e-2\n    momentun: 0.5",
+        "e.yaml:12 train.optimizer.momentun: unknown key of sgd; allowed are 'name', 'lr', "
+        "'momentum', 'nesterov', 'weight_decay' or 'decay_norm_and_bias'; did you mean 'momentum'?",
+    ),
+    "key of another kind": (
+        "lr: 1e-2",
+        "lr: 1e-2\n    betas: [0.9, 0.9]",
+        "e.yaml:12 train.optimizer.betas: unknown key of sgd; allowed are 'name', 'lr', "
+        "'momentum', 'nesterov', 'weight_decay' or 'decay_norm_and_bias'; "
+        "did you mean 'train.optimizer.betas'?",
+    ),
+    "name for a section": (
+        "  epochs: 10",
+        "  epochs: 10\n  schedule: cosin",
+        "e.yaml:8 train.schedule: found 'cosin', allowed is a section with name: 'constant', "
+        "'cosine' or 'multistep'; write {name: cosine}",
+    ),
+    "none for null": (
+        "  epochs: 10",
+        "  epochs: 10\n  ema: none",
+        "e.yaml:8 train.ema: found 'none', allowed is a section with the keys decay, warmup_steps "
+        "or null; write null",
+    ),
+    "neither of two types": (
+        "  epochs: 10",
+        "  epochs: 10\n  loss_scale: dynamik",
+        "e.yaml:8 train.loss_scale: found 'dynamik', allowed is 'dynamic' or a number > 0; "
+        "did you mean 'dynamic'?",
+    ),
+    "unknown metric": (
+        "  epochs: 10",
+        "  epochs: 10\n  checkpoint: {metric: val/mAP}",
+        "e.yaml:8 train.checkpoint.metric: found 'val/mAP', allowed is 'val/AP', 'val/AP50', "
+        "'val/AP75', 'val/APs', 'val/APm', 'val/APl', 'val/AR1', 'val/AR10', 'val/AR100', "
+        "'val/ARs', 'val/ARm' or 'val/ARl'; did you mean 'val/AP'?",
+    ),
+    "list too short": (
+        "lr: 1e-2",
+        "lr: 1e-2\n  schedule: {name: multistep, milestones: [], factors: [0.1]}",
+        "e.yaml:12 train.schedule.milestones: found a list of 0, allowed is a list of values, "
+        "at least 1, each a number > 0",
+    ),
+    "value for a list": (
+        "lr: 1e-2",
+        "lr: 1e-2\n  schedule: {name: multistep, milestones: 5, factors: [0.1]}",
+        "e.yaml:12 train.schedule.milestones: found 5, allowed is a list of values, at least 1, "
+        "each a number > 0; write [5]",
+    ),
+    "pair of the wrong length": (
+        "    name: sgd\n",
+        "    name: adamw\n    betas: [0.9]\n",
+        "e.yaml:11 train.optimizer.betas: found a list of 1, allowed is a list of 2 values, "
+        "each a number >= 0 and < 1",
+    ),
+    "item of a list": (
+        "data:",
+        "data:\n  augmentation: {name: ssd, min_ious: [null,\n    1.5]}",
+        "e.yaml:5 data.augmentation.min_ious.1: found 1.5, "
+        "allowed is a number >= 0 and <= 1 or null",
+    ),
+    "missing at the top": (
+        "name: run\n",
+        "",
+        "e.yaml:1 name: required key is missing; allowed is text that matches "
+        "^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$",
+    ),
+    "missing in a section": (
+        "  batch_size: 16\n",
+        "",
+        "e.yaml:6 train.batch_size: required key is missing; allowed is a whole number >= 1",
+    ),
+    "not yet known": (
+        "name: run",
+        "name: run\nplugins: {}",
+        "e.yaml:2 plugins: unknown key; allowed are 'name', 'seed', 'detector', 'data', 'train', "
+        "'cluster', 'storage' or 'tracking'",
+    ),
+    "dotted key": (
+        "name: run",
+        "name: run\ntrain.lr: 1",
+        "e.yaml:2 train.lr: unknown key; allowed are 'name', 'seed', 'detector', 'data', 'train', "
+        "'cluster', 'storage' or 'tracking'; did you mean 'train.optimizer.lr'?",
+    ),
+    "hyphen for underscore": (
+        "  batch_size: 16",
+        "  batch_size: 16\n  log-every-steps: 1",
+        "e.yaml:9 train.log-every-steps: unknown key; allowed are 'epochs', 'batch_size', "
+        "'max_steps', 'optimizer', 'schedule', 'precision', 'loss_scale', 'clip_norm', "
+        "'accumulate', 'ema', 'evaluate_every_epochs', 'checkpoint', 'log_every_steps', "
+        "'deterministic', 'nonfinite_limit' or 'max_failures'; did you mean 'log_every_steps'?",
+    ),
+    "password": (
+        "name: run",
+        "name: run\ntracking: {mlflow: 'https://me:hunter2@host'}",
+        "e.yaml:2 tracking.mlflow: the address holds a password, which would be stored with the "
+        "run; take it out and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD instead",
+    ),
+    "line break in a value": (
+        "name: run",
+        'name: "a\\nb"',
+        "e.yaml:1 name: found 'a\\nb', allowed is text that matches "
+        "^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$",
+    ),
+}
+
+# Values that are valid alone, as overrides; where the conflict is shown; what it names.
+CONFLICTS: dict[str, tuple[list[str], str, list[str]]] = {
+    "batch over workers": (
+        ["cluster.workers=3"],
+        "e.yaml:8 train.batch_size:",
+        ["cluster.workers x train.accumulate = 3 x 1", "15 or 18"],
+    ),
+    "batch over pieces": (
+        ["train.accumulate=32"],
+        "e.yaml:8 train.batch_size:",
+        ["train.accumulate = 1 x 32; 32 would be"],
+    ),
+    "two lengths of warm-up": (
+        ["train.schedule={name: cosine, warmup_steps: 5, warmup_epochs: 1}"],
+        "override 'train.schedule={name: cosine, warmup_steps: 5, warmup_epoch…' "
+        "train.schedule.warmup_steps:",
+        ["train.schedule.warmup_steps is 5", "train.schedule.warmup_epochs is 1"],
+    ),
+    "warm-up as long as the run": (
+        ["train.schedule.warmup_epochs=10"],
+        "override 'train.schedule.warmup_epochs=10':",
+        ["must be below train.epochs, which is 10"],
+    ),
+    "milestones fall": (
+        ["train.schedule={name: multistep, milestones: [4, 4], factors: [1, 0]}"],
+        "override 'train.schedule=",
+        ["train.schedule.milestones [4.0, 4.0] must increase"],
+    ),
+    "factors do not match": (
+        ["train.schedule={name: multistep, milestones: [4], factors: [1, 0]}"],
+        "override 'train.schedule=",
+        ["train.schedule.factors has 2 entries and train.schedule.milestones 1"],
+    ),
+    "milestone after the end": (
+        ["train.schedule={name: multistep, milestones: [10], factors: [0.1]}"],
+        "override 'train.schedule=",
+        ["train.schedule.milestones ends at 10", "train.epochs, which is 10"],
+    ),
+    "loss scale without fp16": (
+        ["train.loss_scale=128", "train.precision=bf16"],
+        "override 'train.loss_scale=128':",
+        ["train.loss_scale is 128", "train.precision is bf16"],
+    ),
+    "nesterov without momentum": (
+        ["train.optimizer.nesterov=true", "train.optimizer.momentum=0"],
+        "override 'train.optimizer.nesterov=true':",
+        ["train.optimizer.momentum above 0"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", SCHEMA)
+def test_a_wrong_value_is_shown_with_its_place_and_what_is_allowed(
+    case: str, mistakes: Mistakes, minimal: str
+) -> None:
+    old, new, expected = SCHEMA[case]
+    assert minimal.count(old) == 1
+    assert mistakes(minimal.replace(old, new)) == [expected]
+
+
+@pytest.mark.parametrize("case", CONFLICTS)
+def test_values_that_exclude_each_other_are_both_named(
+    case: str, mistakes: Mistakes, minimal: str
+) -> None:
+    overrides, where, names = CONFLICTS[case]
+    (found,) = mistakes(minimal, *overrides)
+    assert found.startswith(where)
+    for name in names:
+        assert name in found
+
+
+def test_conflicts_of_one_section_are_reported_together(mistakes: Mistakes, minimal: str) -> None:
+    schedule = "{name: multistep, milestones: [20, 30], factors: [0.1, 0.01], warmup_epochs: 11}"
+    found = mistakes(
+        minimal, f"train.schedule={schedule}", "train.loss_scale=1", "train.precision=fp32"
+    )
+    assert len(found) == 3
+
+
+def test_five_mistakes_give_five_located_lines(mistakes: Mistakes) -> None:
+    assert mistakes(FIVE_MISTAKES) == [
+        "e.yaml:2 sed: unknown key; allowed are 'name', 'seed', 'detector', 'data', 'train', "
+        "'cluster', 'storage' or 'tracking'; did you mean 'seed'?",
+        "e.yaml:3 detector.width: found '0.5', allowed is a number > 0 and <= 4; "
+        "write 0.5, without quotes",
+        "e.yaml:6 data.val.annotations: required key is missing; allowed is text, not empty",
+        "e.yaml:8 train.epochs: found 100.0, allowed is a whole number >= 1; write 100",
+        "e.yaml:10 train.optimizer.name: found 'sdg', allowed is 'adamw' or 'sgd'; "
+        "did you mean 'sgd'?",
+    ]
+
+
+def test_a_refused_scalar_is_not_complained_about_twice(mistakes: Mistakes, minimal: str) -> None:
+    (found,) = mistakes(minimal.replace("epochs: 10", "epochs: 010"))
+    assert "leading zero" in found
+
+
+def test_a_mistake_in_an_aliased_section_is_shown_where_it_is_written(
+    mistakes: Mistakes, minimal: str
+) -> None:
+    text = minimal.replace("train: {images: a,", "train: &split {imags: a,").replace(
+        "val: {images: b, annotations: b.json}", "val: *split"
+    )
+    found = mistakes(text)
+    assert [line.split(":")[1].split()[0] for line in found] == ["4", "4", "4", "5"]
+    assert "e.yaml:5 data.val.images: required key is missing; allowed is text, not empty" in found
+
+
+def test_hundreds_of_mistakes_are_cut_short(mistakes: Mistakes, minimal: str) -> None:
+    found = mistakes(minimal + "".join(f"unknown{i}: 1\n" for i in range(250)))
+    assert len(found) == 101
+    assert found[-1] == "… and 150 more"
+
+
+TOKENS = [
+    *"{}[]:?-\n\t#|>%@`!&*\\'\"",
+    *["- ", ": ", "  ", "&a ", "*a", "!!str ", "<<: ", "---\n", "...\n", "null", "true"],
+    *["010", "1e-3", ".nan", "-1", "1.5", "0x", "${x}", "~", "é", "\u2028"],
+    *["name", "lr", "train", "ssd", "sgd", "{name: sgd}", "[1]", "min_ious", "schedule: "],
+]
+KEYS = ["train", "train.optimizer", "data.augmentation.min_ious.1", "train.ema.decay", "detector"]
+
+
+@settings(
+    max_examples=150,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(
+    edits=st.lists(st.tuples(st.integers(0, 250), st.sampled_from(TOKENS)), max_size=4),
+    overrides=st.lists(
+        st.tuples(st.sampled_from(KEYS), st.lists(st.sampled_from(TOKENS), max_size=3)), max_size=2
+    ),
+)
+def test_whatever_is_written_ends_in_an_experiment_or_in_located_mistakes(
+    edits: list[tuple[int, str]],
+    overrides: list[tuple[str, list[str]]],
+    load: Callable[..., object],
+    minimal: str,
+) -> None:
+    text = minimal
+    for position, token in edits:
+        text = text[:position] + token + text[position:]
+    try:
+        load(text, *(f"{key}={''.join(value)}" for key, value in overrides))
+    except ConfigError as error:
+        for line in str(error).splitlines()[1:-1]:
+            assert line.startswith(("e.yaml:", "override '"))
