@@ -34,6 +34,13 @@ def test_every_experiment_loads(path: Path) -> None:
     assert "default" in resolved.origins.values()
 
 
+def test_the_experiment_in_the_documentation_loads(tmp_path: Path) -> None:
+    page = (ROOT / "docs/configuration.md").read_text(encoding="utf-8")
+    path = tmp_path / "e.yaml"
+    path.write_text(page.split("```yaml\n")[1].split("```")[0], encoding="utf-8")
+    assert load_experiment(path).experiment.name == "first"
+
+
 def test_the_coco_recipe_is_the_published_one() -> None:
     train = load_experiment(ROOT / "experiments/ssd300_mobilenet_v2_coco.yaml").experiment.train
     # mindspore-ai/models, official/cv/SSD: 32 images on each of 8 GPUs, 800 epochs.
@@ -121,8 +128,9 @@ def test_run_hands_its_arguments_on(monkeypatch: pytest.MonkeyPatch) -> None:
     assert seen == [["e.yaml", "seed=1"]]
 
 
-def test_five_mistakes_are_printed_and_exit_with_64_before_ray_or_mlflow_is_imported(
-    tmp_path: Path,
+@pytest.mark.parametrize("command", [["run"], ["config", "show"]], ids=lambda words: words[0])
+def test_mistakes_are_printed_and_exit_with_64_before_ray_or_mlflow_is_imported(
+    command: list[str], tmp_path: Path
 ) -> None:
     path = tmp_path / "e.yaml"
     path.write_text(
@@ -133,12 +141,15 @@ def test_five_mistakes_are_printed_and_exit_with_64_before_ray_or_mlflow_is_impo
     program = (
         "import sys\n"
         "from orchestrator.cli.main import main\n"
-        "code = main(['config', 'show', sys.argv[1]])\n"
+        "code = main(sys.argv[1:])\n"
         "assert not {'ray', 'mlflow', 'cv2'} & set(sys.modules)\n"
         "sys.exit(code)\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program, str(path)], cwd=ROOT, capture_output=True, text=True
+        [sys.executable, "-c", program, *command, str(path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 64, done.stderr
     located = [line.split(":")[1].split()[0] for line in done.stderr.splitlines()[1:-1]]
