@@ -7,12 +7,11 @@ function of the plan, the step, the rank and the number of ranks, they yield the
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.config.schema import DataConfig, NoAugmentation, SSDAugmentation
 from orchestrator.data.augment import Augment, PlainResize, Sample, build_augment
 from orchestrator.data.batch import Batch
 from orchestrator.data.decode import BadImageError, read_image
@@ -20,6 +19,9 @@ from orchestrator.data.keyed import Domain, SampleKey, uniforms
 from orchestrator.data.records import Dataset
 from orchestrator.data.schedule import Schedule, eval_slots
 from orchestrator.errors import DataError
+
+if TYPE_CHECKING:
+    from orchestrator.config.schema import DataConfig
 
 #: Samples tried in place of one that cannot be decoded before the data set is given up.
 MAX_REPLACEMENTS = 32
@@ -34,7 +36,7 @@ class BatchPlan:
     Attributes:
         train, val: the two splits.
         schedule: which samples form which training step.
-        augmentation: applied to training images.
+        augment: applied to training images.
         input_size: (H, W) of the network.
         box_slots: G, boxes per image in a batch. Of an image with more, the largest are kept.
         with_crowd: whether crowd boxes are training targets.
@@ -44,7 +46,7 @@ class BatchPlan:
     train: Dataset
     val: Dataset
     schedule: Schedule
-    augmentation: SSDAugmentation | NoAugmentation
+    augment: Augment
     input_size: tuple[int, int]
     box_slots: int
     with_crowd: bool
@@ -92,7 +94,7 @@ class BatchPlan:
             train=train,
             val=val,
             schedule=schedule,
-            augmentation=config.augmentation,
+            augment=build_augment(config.augmentation, input_size),
             input_size=input_size,
             box_slots=config.max_boxes or max(1, int(counts.max())),
             with_crowd=with_crowd,
@@ -112,7 +114,7 @@ class BatchPlan:
             used, image = self._decode_or_replace(position, sample, builder.replaced)
             boxes, labels = self.train.training_boxes(used, with_crowd=self.with_crowd)
             key = SampleKey(self.schedule.seed, epoch, used)
-            builder.put(position, used, self._augment(image, boxes, labels, key))
+            builder.put(position, used, self.augment(image, boxes, labels, key))
         return builder.finish()
 
     def eval_batch_count(self, world: int) -> int:
@@ -126,6 +128,7 @@ class BatchPlan:
         image that cannot be decoded becomes padding: its annotations then count as missed.
         """
         slots = eval_slots(len(self.val), rank, world, self.eval_batch)[index]
+        resize = PlainResize(self.input_size)
         builder = _BatchBuilder(self, self.val, -1, len(slots))
         for position, sample in enumerate(slots.tolist()):
             if sample < 0:
@@ -136,16 +139,8 @@ class BatchPlan:
                 continue
             boxes, labels = self.val.training_boxes(sample)
             key = SampleKey(self.schedule.seed, 0, sample)
-            builder.put(position, sample, self._resize(image, boxes, labels, key))
+            builder.put(position, sample, resize(image, boxes, labels, key))
         return builder.finish()
-
-    @cached_property
-    def _augment(self) -> Augment:
-        return build_augment(self.augmentation, self.input_size)
-
-    @cached_property
-    def _resize(self) -> Augment:
-        return PlainResize(self.input_size)
 
     def _decode_or_replace(
         self, position: int, sample: int, replaced: list[_Replaced]

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.config.schema import NoAugmentation, SSDAugmentation
 from orchestrator.data.augment.geometry import Sample, resized
 from orchestrator.data.augment.ssd import SSDAugment
 from orchestrator.data.keyed import SampleKey
+
+if TYPE_CHECKING:
+    # The schema knows every detector and so imports torch, which no data task needs.
+    from orchestrator.config.schema import NoAugmentation, SSDAugmentation
 
 __all__ = ["Augment", "PlainResize", "SSDAugment", "Sample", "build_augment"]
 
@@ -53,8 +56,6 @@ class PlainResize:
 
 def build_augment(config: SSDAugmentation | NoAugmentation, size: tuple[int, int]) -> Augment:
     """The augmentation a configuration asks for, at network input ``size`` = (H, W)."""
-    match config:
-        case SSDAugmentation():
-            return SSDAugment(config, size)
-        case NoAugmentation():
-            return PlainResize(size)
+    if config.name == "none":
+        return PlainResize(size)
+    return SSDAugment(size=size, **config.model_dump(exclude={"name"}))

@@ -17,25 +17,41 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.config.schema import SSDAugmentation
 from orchestrator.data.augment.colour import DRAWS as COLOUR_DRAWS
 from orchestrator.data.augment.colour import adjust_colour
-from orchestrator.data.augment.crop import DRAWS_PER_ATTEMPT, crop_boxes, find_crop
+from orchestrator.data.augment.crop import (
+    DRAWS_PER_ATTEMPT,
+    OverlapRule,
+    crop_boxes,
+    find_crop,
+)
 from orchestrator.data.augment.geometry import Sample, flipped, resized
 from orchestrator.data.keyed import Domain, SampleKey
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SSDAugment:
     """The augmentation as a pure function of an image, its boxes and a key.
 
     Attributes:
-        config: probabilities and bounds.
         size: (H, W) of the network input.
+        min_ious: bounds of which one is drawn per image; None leaves the image whole.
+        crop_attempts: crops tried before the image is left whole.
+        min_crop: smallest width and height of a crop, as a fraction of the image's.
+        crop_overlap_rule: see :func:`~orchestrator.data.augment.crop.find_crop`.
+        flip_probability: of mirroring left and right.
+        brightness, contrast, saturation: strength of each colour adjustment.
     """
 
-    config: SSDAugmentation
     size: tuple[int, int]
+    min_ious: tuple[float | None, ...] = (None, 0.1, 0.3, 0.5, 0.7, 0.9)
+    crop_attempts: int = 50
+    min_crop: float = 0.3
+    crop_overlap_rule: OverlapRule = "span"
+    flip_probability: float = 0.5
+    brightness: float = 0.4
+    contrast: float = 0.4
+    saturation: float = 0.4
 
     def __call__(
         self,
@@ -52,18 +68,17 @@ class SSDAugment:
             labels: (k,) int64.
             key: addresses the draws.
         """
-        config = self.config
         boxes = np.rint(boxes)
         whole = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
         sample = self._crop(image, boxes[whole], labels[whole], key)
-        if key.uniforms(Domain.FLIP, 1)[0] < config.flip_probability:
+        if key.uniforms(Domain.FLIP, 1)[0] < self.flip_probability:
             sample = flipped(sample)
         coloured = adjust_colour(
             sample.image,
             key.uniforms(Domain.COLOUR, COLOUR_DRAWS),
-            brightness=config.brightness,
-            contrast=config.contrast,
-            saturation=config.saturation,
+            brightness=self.brightness,
+            contrast=self.contrast,
+            saturation=self.saturation,
         )
         return Sample(coloured, sample.boxes, sample.labels, sample.transform)
 
@@ -74,9 +89,8 @@ class SSDAugment:
         labels: NDArray[np.int64],
         key: SampleKey,
     ) -> Sample:
-        config = self.config
-        draws = key.uniforms(Domain.CROP, 1 + DRAWS_PER_ATTEMPT * config.crop_attempts)
-        min_iou = config.min_ious[int(draws[0] * len(config.min_ious))]
+        draws = key.uniforms(Domain.CROP, 1 + DRAWS_PER_ATTEMPT * self.crop_attempts)
+        min_iou = self.min_ious[int(draws[0] * len(self.min_ious))]
         rect = None
         if min_iou is not None:
             rect = find_crop(
@@ -84,8 +98,8 @@ class SSDAugment:
                 (image.shape[0], image.shape[1]),
                 draws[1:],
                 min_iou=min_iou,
-                min_crop=config.min_crop,
-                rule=config.crop_overlap_rule,
+                min_crop=self.min_crop,
+                rule=self.crop_overlap_rule,
             )
         if rect is None:
             return resized(image, boxes, labels, self.size)

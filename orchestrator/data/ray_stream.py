@@ -1,0 +1,352 @@
+"""Batches made by Ray Data, in order, beginning at any step.
+
+The rows that Ray Data processes are the schedule itself: step numbers. Its map stage reads, decodes
+and augments the images of a step and hands back the rank's whole batch, and ``preserve_order``
+keeps the rows in sequence, so each rank gets exactly the batches a
+:class:`~orchestrator.data.stream.LocalStream` would make. ``streaming_split`` and
+``random_shuffle`` are not used: they lose the order.
+
+A run is cut into segments of steps, each one execution of Ray Data, and the next segment is started
+while the last one is being consumed. That hides the start of an execution (0.3 to 1 s), which an
+execution per epoch would not for a small data set. A segment's batches fit a memory budget, so that
+it can run to its end however slow the consumer is: a Ray Data executor under back-pressure polls
+without pause and takes more than half a core from the training process (Ray 2.60). Only for a
+consumer that is faster than its tasks, which never causes back-pressure, segments grow.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import fields
+from functools import lru_cache, partial
+from queue import Empty, Full, Queue
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+import ray
+import ray.data
+import ray.train
+from ray.data import TaskPoolStrategy
+
+from orchestrator.data.assemble import BatchPlan
+from orchestrator.data.batch import Batch
+from orchestrator.data.stream import EvalCache, in_order
+from orchestrator.errors import OrchestratorError
+
+if TYPE_CHECKING:
+    from ray.actor import ActorHandle
+
+#: Batches of a segment together, as long as the consumer is the slower side.
+SEGMENT_BYTES = 128 << 20
+#: Steps of one segment at most.
+SEGMENT_STEPS = 1000
+#: Images one task prepares: enough that the cost of a task (10 ms) does not count.
+TASK_IMAGES = 64
+
+_ARRAYS = tuple(field.name for field in fields(Batch) if field.name not in ("step", "replaced"))
+_CLOSE_SECONDS = 10.0
+_POLL_SECONDS = 0.2
+
+Rows: TypeAlias = dict[str, Any]
+Make: TypeAlias = Callable[[BatchPlan, int, int, int], Batch]
+
+
+def _train_batch(plan: BatchPlan, step: int, rank: int, world: int) -> Batch:
+    return plan.train_batch(step, rank, world)
+
+
+def _eval_batch(plan: BatchPlan, index: int, rank: int, world: int) -> Batch:
+    return plan.eval_batch_at(index, rank, world)
+
+
+class RayStream:
+    """One rank's batches through Ray Data; made by :class:`ScheduledDataConfig`, small to pickle.
+
+    Attributes:
+        rank, world: whose share this stream yields.
+        prefetch: batches that a segment holds at least.
+        tasks: map tasks that run at a time for this rank.
+        task_cpus: logical CPUs of one such task.
+    """
+
+    def __init__(
+        self,
+        plan: ray.ObjectRef[BatchPlan],
+        *,
+        rank: int,
+        world: int,
+        prefetch: int,
+        tasks: int,
+        task_cpus: float,
+    ) -> None:
+        self.rank = rank
+        self.world = world
+        self.prefetch = prefetch
+        self.tasks = tasks
+        self.task_cpus = task_cpus
+        self._plan_ref = plan
+        self._eval_cache: EvalCache | None = None
+
+    def train_batches(self, start_step: int, stop_step: int) -> Iterator[Batch]:
+        """This rank's batches for steps ``start_step <= step < stop_step``, in order.
+
+        Raises:
+            DataError: an image and all its replacements could not be decoded.
+            OrchestratorError: a batch of another step than expected arrived.
+        """
+        batches = self._batches(_train_batch, start_step, stop_step)
+        return in_order(batches, start_step, stop_step)
+
+    def eval_batches(self) -> Iterator[Batch]:
+        """This rank's share of the validation images, each exactly once."""
+        plan = _plan(self._plan_ref)
+        if self._eval_cache is None:
+            self._eval_cache = EvalCache(plan, self.world)
+        count = plan.eval_batch_count(self.world)
+        return self._eval_cache.batches(lambda: self._batches(_eval_batch, 0, count))
+
+    def _batches(self, make: Make, start: int, stop: int) -> Generator[Batch, None, None]:
+        """Batches ``start .. stop - 1``, segment after segment."""
+        budget = self._budget_steps()
+        length = budget
+        running: deque[_Segment] = deque()
+        begun = done = start
+        try:
+            while done < stop:
+                if begun == done or (running[0].half_taken and len(running) == 1 and begun < stop):
+                    if running and running[0].starved:
+                        length = min(2 * length, SEGMENT_STEPS)
+                    end = min(begun + length, stop)
+                    running.append(_Segment(self._dataset(make, begun, end), end - begun, budget))
+                    begun = end
+                yield running[0].take()
+                done += 1
+                if running[0].taken == running[0].steps:
+                    running.popleft().close()
+        finally:
+            for segment in running:
+                segment.close()
+
+    def _dataset(self, make: Make, first: int, end: int) -> ray.data.Dataset:
+        """Batches ``first .. end - 1``, one per row, not yet begun."""
+        work = partial(
+            _make_rows,
+            plan_ref=self._plan_ref,
+            make=make,
+            first=first,
+            rank=self.rank,
+            world=self.world,
+        )
+        dataset = ray.data.range(
+            end - first, override_num_blocks=-(-(end - first) // self._task_steps())
+        ).map_batches(
+            work,
+            batch_size=None,
+            batch_format="numpy",
+            compute=TaskPoolStrategy(size=self.tasks),
+            num_cpus=self.task_cpus,
+        )
+        dataset.context.execution_options.preserve_order = True
+        dataset.context.enable_progress_bars = False
+        return dataset
+
+    def _task_steps(self) -> int:
+        """Steps that one map task prepares."""
+        return max(1, TASK_IMAGES // _plan(self._plan_ref).schedule.rank_batch(self.world))
+
+    def _budget_steps(self) -> int:
+        """Steps whose batches fit the memory budget."""
+        plan = _plan(self._plan_ref)
+        height, width = plan.input_size
+        batch_bytes = plan.schedule.rank_batch(self.world) * height * width * 3
+        return min(max(SEGMENT_BYTES // batch_bytes, self.prefetch), SEGMENT_STEPS)
+
+
+class ScheduledDataConfig(ray.train.DataConfig):  # type: ignore[misc]  # Ray is not typed
+    """Hands each Ray Train worker its :class:`RayStream`.
+
+    Ray Train calls :meth:`configure` whenever a worker group starts, also after a failure; the
+    streams it makes hold no position, since a worker asks for the steps after the commit it
+    loaded.
+    """
+
+    def __init__(
+        self, plan: BatchPlan, *, prefetch: int = 4, tasks: int = 2, task_cpus: float = 0.25
+    ) -> None:
+        """Put ``plan`` into the object store; Ray must have been initialised.
+
+        Args:
+            plan: what is in which batch.
+            prefetch: batches per worker that are made ahead, at least.
+            tasks: map tasks per worker that run at a time.
+            task_cpus: logical CPUs of one task. The cluster must have ``tasks * task_cpus`` to
+                spare for each worker, or training waits for its first batch for ever.
+        """
+        # Named data sets are only split on request; without, no rank waits for the others here.
+        super().__init__(datasets_to_split=[])
+        self._plan_ref = ray.put(plan)
+        self._total_steps = plan.schedule.total_steps
+        self._prefetch = prefetch
+        self._tasks = tasks
+        self._task_cpus = task_cpus
+
+    def datasets(self) -> dict[str, ray.data.Dataset]:
+        """What a trainer takes as ``datasets``: the schedule, one row per step."""
+        return {"train": ray.data.range(self._total_steps)}
+
+    def configure(
+        self,
+        datasets: dict[str, ray.data.Dataset],
+        world_size: int,
+        worker_handles: list[ActorHandle] | None,
+        worker_node_ids: list[str] | None,
+        **kwargs: Any,
+    ) -> list[dict[str, RayStream]]:
+        """One stream per rank under each name of ``datasets``."""
+        streams = (
+            RayStream(
+                self._plan_ref,
+                rank=rank,
+                world=world_size,
+                prefetch=self._prefetch,
+                tasks=self._tasks,
+                task_cpus=self._task_cpus,
+            )
+            for rank in range(world_size)
+        )
+        return [dict.fromkeys(datasets, stream) for stream in streams]
+
+
+@lru_cache(maxsize=2)
+def _plan(ref: ray.ObjectRef[BatchPlan]) -> BatchPlan:
+    """The plan, its arrays mapped from shared memory; kept for the next task of this process."""
+    plan: BatchPlan = ray.get(ref)
+    return plan
+
+
+def _make_rows(
+    rows: Rows,
+    *,
+    plan_ref: ray.ObjectRef[BatchPlan],
+    make: Make,
+    first: int,
+    rank: int,
+    world: int,
+) -> Rows:
+    """The map stage: numbers relative to ``first`` to one packed batch per row."""
+    plan = _plan(plan_ref)
+    batches = [make(plan, first + int(number), rank, world) for number in rows["id"]]
+    packed: Rows = {name: np.stack([getattr(b, name) for b in batches]) for name in _ARRAYS}
+    packed["step"] = np.array([batch.step for batch in batches])
+    packed["replaced"] = np.array([json.dumps(batch.replaced) for batch in batches])
+    return packed
+
+
+def _unpack(rows: Rows) -> Iterator[Batch]:
+    """Inverse of the packing in :func:`_make_rows`.
+
+    The arrays are copied out of shared memory: they become writable, as torch wants them, and the
+    object store can drop the block.
+    """
+    for row, step in enumerate(rows["step"].tolist()):
+        yield Batch(
+            step=step,
+            replaced=tuple((p, s, why) for p, s, why in json.loads(rows["replaced"][row])),
+            **{name: rows[name][row].copy() for name in _ARRAYS},
+        )
+
+
+class _Segment:
+    """One running execution of Ray Data, drained by a thread of its own.
+
+    Attributes:
+        steps: batches it makes.
+        taken: batches its consumer has got.
+    """
+
+    def __init__(self, dataset: ray.data.Dataset, steps: int, budget: int) -> None:
+        """Start making the batches of ``dataset``, at most ``budget`` of them ahead."""
+        self.steps = steps
+        self.taken = 0
+        self._waits = 0
+        self._queue: Queue[Batch | BaseException] = Queue(budget)
+        self._closed = threading.Event()
+        self._thread = threading.Thread(
+            target=self._drain, args=(dataset,), name="ray-batches", daemon=True
+        )
+        self._thread.start()
+
+    @property
+    def half_taken(self) -> bool:
+        """Whether it is time to start what follows."""
+        return 2 * self.taken >= self.steps
+
+    @property
+    def starved(self) -> bool:
+        """Whether the consumer had to wait for most batches."""
+        return 2 * self._waits > self.taken
+
+    def take(self) -> Batch:
+        """The next batch, waiting for it.
+
+        Raises:
+            Exception: whatever the map stage raised.
+        """
+        try:
+            item = self._queue.get_nowait()
+        except Empty:
+            # The first batch always has to wait for the execution to start.
+            self._waits += self.taken > 0
+            item = self._queue.get()
+        if isinstance(item, BaseException):
+            raise _cause(item)
+        self.taken += 1
+        return item
+
+    def close(self) -> None:
+        """Stop the execution and wait for its thread."""
+        self._closed.set()
+        self._thread.join(_CLOSE_SECONDS)
+
+    def _drain(self, dataset: ray.data.Dataset) -> None:
+        # Two lines for every execution of Ray Data would drown the log of the run.
+        logging.getLogger("ray.data").setLevel(logging.WARNING)
+        made = 0
+        try:
+            for rows in dataset.iter_batches(
+                batch_size=None, batch_format="numpy", prefetch_batches=1
+            ):
+                for batch in _unpack(rows):
+                    if not self._put(batch):
+                        return
+                    made += 1
+            if made != self.steps:
+                raise OrchestratorError(f"Ray Data made {made} batches instead of {self.steps}")
+        # Whatever happens here is the consumer's to see; nobody looks at this thread.
+        except BaseException as error:
+            self._put(error)
+
+    def _put(self, item: Batch | BaseException) -> bool:
+        """Hand over an item, waiting for a place; False once the consumer is gone."""
+        while not self._closed.is_set():
+            try:
+                self._queue.put(item, timeout=_POLL_SECONDS)
+            except Full:
+                continue
+            return True
+        return False
+
+
+def _cause(error: BaseException) -> BaseException:
+    """The error that the map stage raised on purpose, dug out of what Ray wraps around it."""
+    inner: BaseException | None = error
+    while inner is not None:
+        if isinstance(inner, OrchestratorError):
+            cause = getattr(inner, "cause", None)
+            return cause if isinstance(cause, OrchestratorError) else inner
+        inner = getattr(inner, "cause", None) or inner.__cause__
+    return error
