@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+from pydantic import TypeAdapter, ValidationError
+
+from detectors.registry import DETECTORS, AnyDetectorConfig, build_detector
+from detectors.ssd.config import SSDConfig
+
+ANY: TypeAdapter[AnyDetectorConfig] = TypeAdapter(AnyDetectorConfig)
+
+
+@pytest.mark.parametrize("name", sorted(DETECTORS))
+def test_a_resolved_configuration_is_its_own_fixed_point(name: str) -> None:
+    config = ANY.validate_python({"name": name})
+    assert type(config) is DETECTORS[name][0]
+    assert config.name == name
+    tree = json.loads(config.model_dump_json())
+    assert ANY.validate_python(tree) == config
+    assert ANY.validate_json(config.model_dump_json()) == config
+    assert {"name", "postprocess"} <= set(tree)
+
+
+@pytest.mark.parametrize("name", sorted(DETECTORS))
+def test_configurations_are_frozen_and_refuse_unknown_keys(name: str) -> None:
+    config = ANY.validate_python({"name": name})
+    with pytest.raises(ValidationError, match="frozen"):
+        config.name = "other"
+    with pytest.raises(ValidationError, match="colour"):
+        ANY.validate_python({"name": name, "colour": 1})
+
+
+def test_mobilenet_defaults_are_the_published_recipe() -> None:
+    config = SSDConfig()
+    assert config.model_dump() == {
+        "name": "ssd",
+        "variant": "ssd300_mobilenet_v2",
+        "width": 1.0,
+        "bn_momentum": 0.03,
+        "bn_eps": 0.001,
+        "loss": {
+            "name": "focal",
+            "match_threshold": 0.5,
+            "alpha": 0.75,
+            "gamma": 2.0,
+            "loc_reduction": "sum",
+        },
+        "postprocess": {
+            "score_threshold": 0.1,
+            "nms": "hard",
+            "iou_threshold": 0.6,
+            "sigma": 0.5,
+            "soft_score_threshold": 0.001,
+            "plus_one": True,
+            "max_per_class": 100,
+            "max_per_image": None,
+            "class_agnostic": False,
+        },
+    }
+
+
+def test_given_fields_lie_over_the_preset_also_inside_sections() -> None:
+    config = SSDConfig.model_validate(
+        {"name": "ssd", "loss": {"alpha": 0.25}, "postprocess": {"score_threshold": 0.01}}
+    )
+    assert config.loss.alpha == 0.25
+    assert config.loss.gamma == 2.0
+    assert config.postprocess.score_threshold == 0.01
+    assert config.postprocess.iou_threshold == 0.6
+
+
+def test_whole_numbers_serve_as_floats_but_text_does_not() -> None:
+    config = SSDConfig.model_validate_json('{"name": "ssd", "width": 1, "loss": {"gamma": 2}}')
+    assert isinstance(config.width, float)
+    with pytest.raises(ValidationError, match="width"):
+        SSDConfig.model_validate({"width": "0.5"})
+
+
+@pytest.mark.parametrize(
+    ("tree", "where"),
+    [
+        ({"variant": "ssd300_mobilenet_v3"}, "variant"),
+        ({"variant": ["ssd300_mobilenet_v2"]}, "variant"),
+        ({"width": 0}, "width"),
+        ({"width": float("nan")}, "width"),
+        ({"bn_momentum": 1.5}, "bn_momentum"),
+        ({"loss": {"match_threshold": 1.0}}, "loss.match_threshold"),
+        ({"loss": {"gamma": float("inf")}}, "loss.gamma"),
+        ({"loss": "focal"}, "loss"),
+        ({"postprocess": {"nms": "medium"}}, "postprocess.nms"),
+        ({"postprocess": None}, "postprocess"),
+    ],
+)
+def test_wrong_values_are_refused_where_they_stand(tree: dict[str, object], where: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        SSDConfig.model_validate({"name": "ssd", **tree})
+    assert [".".join(map(str, error["loc"])) for error in caught.value.errors()] == [where]
+
+
+def test_a_detector_without_classes_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least one foreground class, got 0"):
+        build_detector(SSDConfig(), num_classes=0)

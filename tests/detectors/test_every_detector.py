@@ -1,0 +1,270 @@
+"""What the contract promises, for every variant of every registered detector.
+
+Registering is enough to be tested; SMALL holds what makes a detector cheap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, get_args
+
+import pytest
+import torch
+from torch import Tensor
+
+from detectors.base import Detector, Targets
+from detectors.boxes import pairwise_iou
+from detectors.registry import DETECTORS, build_detector
+
+SMALL: dict[str, dict[str, Any]] = {"ssd": {"width": 0.25}}
+
+CLASSES = 3
+
+
+def variants() -> Iterator[Any]:
+    for name, (config_class, _) in DETECTORS.items():
+        field = config_class.model_fields.get("variant")
+        for variant in get_args(field.annotation) if field else [None]:
+            fields = {"name": name, **SMALL.get(name, {})}
+            if variant is not None:
+                fields["variant"] = variant
+            yield pytest.param(fields, id=f"{name}-{variant}" if variant else name)
+
+
+@pytest.fixture(params=variants())
+def fields(request: pytest.FixtureRequest) -> dict[str, Any]:
+    return request.param
+
+
+def build(fields: dict[str, Any], *, num_classes: int = CLASSES, seed: int = 0) -> Detector:
+    torch.manual_seed(seed)
+    config = DETECTORS[fields["name"]][0].model_validate(fields)
+    return build_detector(config, num_classes=num_classes)
+
+
+def images_for(model: Detector, count: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    shape = (count, 3, *model.input_size)
+    images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+    return images.contiguous(memory_format=torch.channels_last)
+
+
+def random_targets(model: Detector, counts: list[int], *, slots: int) -> Targets:
+    generator = torch.Generator().manual_seed(len(counts) * 1000 + slots)
+    height, width = model.input_size
+    size = torch.tensor([width, height], dtype=torch.float32)
+    low = torch.rand(len(counts), slots, 2, generator=generator) * size * 0.7
+    high = low + (0.02 + 0.28 * torch.rand(low.shape, generator=generator)) * size
+    labels = torch.randint(0, model.num_classes, (len(counts), slots), generator=generator)
+    valid = torch.arange(slots) < torch.tensor(counts)[:, None]
+    boxes = torch.cat([low, high], dim=-1) * valid[..., None]
+    return Targets(boxes, labels * valid, valid)
+
+
+def total(losses: dict[str, Tensor]) -> Tensor:
+    return torch.stack(list(losses.values())).sum()
+
+
+def test_raw_outputs_and_candidates_have_fixed_shapes(fields: dict[str, Any]) -> None:
+    model = build(fields).eval()
+    with torch.no_grad():
+        raw = model(images_for(model, 2))
+        boxes, scores = model.decode(raw)
+    for name, value in raw.items():
+        assert value.dtype == torch.float32, name
+        assert value.isfinite().all(), name
+        assert len(value) == 2, name
+    assert scores.shape == (2, boxes.shape[1], CLASSES)
+    assert boxes.shape in ((2, scores.shape[1], 4), (2, scores.shape[1], CLASSES, 4))
+    assert boxes.dtype == scores.dtype == torch.float32
+    assert 0 <= scores.min() <= scores.max() <= 1
+    height, width = model.input_size
+    limit = torch.tensor([width, height, width, height])
+    assert ((boxes >= 0) & (boxes <= limit)).all()
+    assert (boxes[..., 2:] >= boxes[..., :2]).all()
+
+
+def test_evaluation_treats_each_image_by_itself(fields: dict[str, Any]) -> None:
+    model = build(fields).eval()
+    images = images_for(model, 3)
+    with torch.no_grad():
+        together, alone = model(images), model(images[1:2])
+    for name, value in together.items():
+        torch.testing.assert_close(value[1:2], alone[name], rtol=1e-4, atol=1e-5)
+
+
+def test_bytes_and_floats_are_the_same_image(fields: dict[str, Any]) -> None:
+    model = build(fields).eval()
+    images = images_for(model, 1)
+    with torch.no_grad():
+        for name, value in model(images).items():
+            torch.testing.assert_close(value, model(images.float())[name], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("counts", [[0, 0], [1, 0], [100, 1]], ids=str)
+def test_losses_and_gradients_are_finite(fields: dict[str, Any], counts: list[int]) -> None:
+    model = build(fields).train()
+    losses = model.loss(images_for(model, 2), random_targets(model, counts, slots=100))
+    for name, value in losses.items():
+        assert value.shape == (), name
+        assert value.dtype == torch.float32, name
+        assert value.isfinite(), name
+        assert value >= 0, name
+    total(losses).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+
+
+def test_every_parameter_learns(fields: dict[str, Any]) -> None:
+    model = build(fields).train()
+    height, width = model.input_size
+    # Squares of every size, in the middle and in a corner: every feature map has one to find.
+    half = torch.tensor([0.03, 0.05, 0.1, 0.175, 0.25, 0.325, 0.475])[:, None]
+    boxes = torch.cat([0.5 - half, 0.5 - half, 0.5 + half, 0.5 + half], dim=1)
+    boxes = torch.cat([boxes, torch.tensor([[0.0, 0.0, 0.65, 0.65]])])
+    boxes = (boxes * torch.tensor([width, height, width, height])).repeat(2, 1, 1)
+    labels = torch.arange(8).remainder(CLASSES).repeat(2, 1)
+    targets = Targets(boxes, labels, torch.ones(2, 8, dtype=torch.bool))
+    total(model.loss(images_for(model, 2), targets)).backward()
+    still = [
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.grad is None or not parameter.grad.any()
+    ]
+    assert still == []
+
+
+def test_padding_changes_nothing(fields: dict[str, Any]) -> None:
+    model = build(fields).train()
+    images = images_for(model, 2)
+    tight = random_targets(model, [4, 2], slots=4)
+    garbage = Targets(
+        boxes=torch.cat([tight.boxes, 10 * torch.ones(2, 3, 4)], dim=1),
+        labels=torch.cat([tight.labels, torch.full((2, 3), 2)], dim=1),
+        valid=torch.cat([tight.valid, torch.zeros(2, 3, dtype=torch.bool)], dim=1),
+    )
+    first = model.loss(images, tight)
+    for name, value in model.loss(images, garbage).items():
+        torch.testing.assert_close(value, first[name])
+
+
+def test_no_slots_at_all_equal_empty_slots(fields: dict[str, Any]) -> None:
+    model = build(fields).train()
+    images = images_for(model, 2)
+    empty = random_targets(model, [0, 0], slots=2)
+    none = Targets(*(column[:, :0] for column in empty))
+    first = model.loss(images, empty)
+    for name, value in model.loss(images, none).items():
+        torch.testing.assert_close(value, first[name])
+
+
+@pytest.mark.parametrize("num_classes", [1, 42])
+def test_any_number_of_classes(fields: dict[str, Any], num_classes: int) -> None:
+    model = build(fields, num_classes=num_classes)
+    assert model.num_classes == num_classes
+    total(model.loss(images_for(model, 2), random_targets(model, [3, 2], slots=3))).backward()
+    with torch.no_grad():
+        scores = model.eval().decode(model(images_for(model, 1))).scores
+    assert scores.shape[-1] == num_classes
+
+
+def test_equal_seeds_build_equal_weights_and_state_dicts_load(fields: dict[str, Any]) -> None:
+    first, second, third = build(fields), build(fields), build(fields, seed=1)
+    for name, value in first.state_dict().items():
+        assert torch.equal(value, second.state_dict()[name]), name
+    assert not all(
+        torch.equal(value, third.state_dict()[name]) for name, value in first.state_dict().items()
+    )
+    third.load_state_dict(first.state_dict())
+    images = images_for(first, 1)
+    with torch.no_grad():
+        for name, value in first.eval()(images).items():
+            assert torch.equal(value, third.eval()(images)[name]), name
+
+
+def test_four_images_can_be_learnt_by_heart(fields: dict[str, Any]) -> None:
+    model = build(fields).train()
+    height, width = model.input_size
+    images = torch.full((4, 3, height, width), 60, dtype=torch.uint8)
+    images = images.contiguous(memory_format=torch.channels_last)
+    boxes, labels = torch.zeros(4, 2, 4), torch.zeros(4, 2, dtype=torch.int64)
+    colours = torch.tensor([[250, 30, 30], [30, 250, 30], [30, 30, 250]], dtype=torch.uint8)
+    for image in range(4):
+        for slot in range(2):
+            side = int(width * (0.25 + 0.08 * image))
+            x, y = int(width * (0.04 + 0.44 * slot)), int(height * (0.05 + 0.1 * image))
+            label = (image + slot) % CLASSES
+            images[image, :, y : y + side, x : x + side] = colours[label][:, None, None]
+            boxes[image, slot] = torch.tensor([x, y, x + side, y + side])
+            labels[image, slot] = label
+    targets = Targets(boxes, labels, torch.ones(4, 2, dtype=torch.bool))
+
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    history = []
+    for _ in range(40):
+        loss = total(model.loss(images, targets))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        history.append(loss.item())
+    assert sum(history[-5:]) < 0.1 * sum(history[:5])
+
+    with torch.no_grad():
+        candidates = model.decode(model(images))
+    assert candidates.boxes.dim() == 3
+    overlap = pairwise_iou(boxes, candidates.boxes)
+    for image in range(4):
+        best = candidates.scores[image].amax(-1).topk(2).indices
+        for prior in best.tolist():
+            slot = int(overlap[image, :, prior].argmax())
+            assert overlap[image, slot, prior] > 0.5
+            assert candidates.scores[image, prior].argmax() == labels[image, slot]
+
+
+def test_decoded_network_exports_with_a_free_batch_size(fields: dict[str, Any]) -> None:
+    model = build(fields).eval()
+
+    class Decoded(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+            return tuple(self.model.decode(self.model(images)))
+
+    batch = torch.export.Dim("batch", min=1, max=64)
+    program = torch.export.export(
+        Decoded(), (images_for(model, 2),), dynamic_shapes=({0: batch},), strict=True
+    )
+    images = images_for(model, 3, seed=1)
+    with torch.no_grad():
+        want, got = model.decode(model(images)), program.module()(images)
+    torch.testing.assert_close(got[0], want.boxes)
+    torch.testing.assert_close(got[1], want.scores)
+
+
+def test_losses_trace_without_a_graph_break(fields: dict[str, Any]) -> None:
+    model = build(fields).train()
+    arguments = images_for(model, 2), random_targets(model, [5, 3], slots=6)
+    traced = torch.compile(model.loss, fullgraph=True, backend="aot_eager")
+    found = traced(*arguments)
+    total(found).backward()
+    grads = {name: p.grad.clone() for name, p in model.named_parameters()}
+    model.zero_grad()
+    want = model.loss(*arguments)
+    total(want).backward()
+    for name, value in want.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5)
+    for name, parameter in model.named_parameters():
+        scale = parameter.grad.abs().max() + 1e-6
+        torch.testing.assert_close(grads[name] / scale, parameter.grad / scale, rtol=0, atol=1e-2)
+
+
+@pytest.mark.slow
+def test_losses_compile_to_kernels(fields: dict[str, Any]) -> None:
+    model = build(fields).train()
+    arguments = images_for(model, 2), random_targets(model, [5, 3], slots=6)
+    found = torch.compile(model.loss, fullgraph=True)(*arguments)
+    for name, value in model.loss(*arguments).items():
+        torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-4)
