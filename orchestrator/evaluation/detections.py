@@ -1,4 +1,4 @@
-"""Detections of any number of images as flat arrays: what ranks exchange and the evaluator reads."""
+"""Detections of any number of images as flat arrays: what ranks exchange and evaluation reads."""
 
 from __future__ import annotations
 

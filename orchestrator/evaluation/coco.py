@@ -1,0 +1,282 @@
+"""The 12 COCO numbers (Lin et al., ECCV 2014), as pycocotools computes them.
+
+One evaluator serves training, files and any number of workers. What goes into it is fixed here, so
+that none of the ways in which pycocotools goes silently wrong can be met: annotation ids count
+from 1 (it takes a match with id 0 for a miss), all images of the data set take part, boxes without
+detections are misses instead of an ``IndexError``, and whatever is not finite or belongs to no
+image or class of the data set is refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from orchestrator.data.coco_tables import positions_in
+from orchestrator.data.records import Dataset
+from orchestrator.errors import DataError
+from orchestrator.evaluation.detections import Detections
+from orchestrator.evaluation.results import Results
+from orchestrator.tracking.atomic import write_atomic
+
+#: Names of the 12 numbers, in the order pycocotools gives them.
+METRICS: Final = (
+    "AP",
+    "AP50",
+    "AP75",
+    "APs",
+    "APm",
+    "APl",
+    "AR1",
+    "AR10",
+    "AR100",
+    "ARs",
+    "ARm",
+    "ARl",
+)
+
+#: Positions of IoU 0.50 and 0.75 in COCO's thresholds 0.50, 0.55, ... 0.95.
+_IOU50, _IOU75 = 0, 5
+#: Positions of "all sizes" and "100 detections per image" in pycocotools' arrays.
+_ALL_AREAS, _MOST_DETECTIONS = 0, 2
+
+
+class ClassScore(NamedTuple):
+    """What one class scored, over all box sizes and at most 100 detections an image.
+
+    Attributes:
+        name: of the class.
+        category_id: its id in the data set.
+        boxes: annotated, crowds not counted.
+        detections: of this class.
+        ap: mean over the IoU thresholds 0.50, 0.55, ... 0.95; -1 without boxes, like the others.
+        ap50, ap75: at one threshold.
+        ar100: highest recall, mean over the thresholds.
+    """
+
+    name: str
+    category_id: int
+    boxes: int
+    detections: int
+    ap: float
+    ap50: float
+    ap75: float
+    ar100: float
+
+
+@dataclass(frozen=True)
+class CocoMetrics:
+    """The result of an evaluation.
+
+    Attributes:
+        numbers: the 12 numbers by name, in the order of :data:`METRICS`. -1 where the data set has
+            no box of that size, as pycocotools gives it.
+        classes: scores by class, in label order.
+        unseen_images: images of the data set that nobody looked at; their boxes count as missed.
+    """
+
+    numbers: dict[str, float]
+    classes: tuple[ClassScore, ...]
+    unseen_images: int
+
+    @property
+    def per_class(self) -> dict[str, float]:
+        """AP by class name; -1 for a class without boxes."""
+        return {one.name: one.ap for one in self.classes}
+
+
+class _Scored(NamedTuple):
+    """What any backend has to deliver.
+
+    Attributes:
+        numbers: (12,) in the order of :data:`METRICS`.
+        precision: (10 IoU thresholds, 101 recalls, K labels), all sizes, 100 detections; -1 for a
+            class without boxes.
+        recall: (10, K), likewise.
+    """
+
+    numbers: NDArray[np.float64]
+    precision: NDArray[np.float64]
+    recall: NDArray[np.float64]
+
+
+def evaluate(dataset: Dataset, found: Detections | Results) -> CocoMetrics:
+    """Score detections against all images of a data set.
+
+    The numbers are a function of what was found in each image: how images are ordered, or were
+    spread over workers, changes no bit. Between equal scores in one image the first counts first,
+    as in pycocotools.
+
+    Args:
+        dataset: ground truth; crowd boxes are ignored as COCO defines.
+        found: merged over all ranks. Images that are missing from it count as missed.
+
+    Raises:
+        DataError: a score or box is not finite, a box has a negative side, or a detection belongs
+            to an image or class that the data set does not have.
+    """
+    results = found if isinstance(found, Results) else Results.of(found)
+    _require_sound(dataset, results)
+    scored = _pycocotools(dataset, results)
+    return CocoMetrics(
+        numbers=dict(zip(METRICS, scored.numbers.tolist(), strict=True)),
+        classes=_class_scores(dataset, results, scored),
+        unseen_images=int(np.isin(dataset.image_ids, results.images, invert=True).sum()),
+    )
+
+
+def write_per_class(path: Path, metrics: CocoMetrics) -> None:
+    """Write the scores of every class as CSV; -1 where a class has no boxes, as COCO does."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("class", "category_id", "boxes", "detections", "AP", "AP50", "AP75", "AR100"))
+    writer.writerows(
+        (
+            one.name,
+            one.category_id,
+            one.boxes,
+            one.detections,
+            one.ap,
+            one.ap50,
+            one.ap75,
+            one.ar100,
+        )
+        for one in metrics.classes
+    )
+    write_atomic(path, text.getvalue().encode("utf-8"))
+
+
+def _require_sound(dataset: Dataset, results: Results) -> None:
+    """Raise unless every detection can be scored."""
+    finite = np.isfinite(results.scores) & np.isfinite(results.boxes_xywh).all(axis=1)
+    classes = len(dataset.label_map)
+    wrong = {
+        "have a score or box that is NaN or infinite": ~finite,
+        "have a box of negative width or height": (results.boxes_xywh[:, 2:] < 0).any(axis=1),
+        f"have a label outside 0..{classes - 1}": (
+            (results.labels < 0) | (results.labels >= classes)
+        ),
+        "are of images that the data set does not have": (
+            ~positions_in(results.image_ids, dataset.image_ids)[1]
+        ),
+    }
+    lines = [
+        f"  {int(rows.sum())} of {len(results)} detections {what}, "
+        f"the first in image {results.image_ids[np.argmax(rows)]}"
+        for what, rows in wrong.items()
+        if rows.any()
+    ]
+    strangers = results.images[~positions_in(results.images, dataset.image_ids)[1]]
+    if len(strangers) and not wrong["are of images that the data set does not have"].any():
+        lines.append(
+            f"  {len(strangers)} of {len(results.images)} images are not in the data set, "
+            f"the first is {strangers[0]}"
+        )
+    if lines:
+        lines.append("check that detections and annotations are of the same split and label map")
+        raise DataError("\n".join(["detections cannot be scored:", *lines]))
+
+
+def _class_scores(dataset: Dataset, results: Results, scored: _Scored) -> tuple[ClassScore, ...]:
+    classes = len(dataset.label_map)
+    boxes = np.bincount(dataset.labels[~dataset.crowd], minlength=classes)
+    detections = np.bincount(results.labels, minlength=classes)
+    ids = dataset.label_map.ids
+    return tuple(
+        ClassScore(
+            name=name,
+            category_id=ids[label],
+            boxes=int(boxes[label]),
+            detections=int(detections[label]),
+            ap=_mean(scored.precision[:, :, label]),
+            ap50=_mean(scored.precision[_IOU50, :, label]),
+            ap75=_mean(scored.precision[_IOU75, :, label]),
+            ar100=_mean(scored.recall[:, label]),
+        )
+        for label, name in enumerate(dataset.label_map.names)
+    )
+
+
+def _mean(values: NDArray[np.float64]) -> float:
+    """Mean of a class's values; they are -1 either all or none."""
+    return float(values.mean())
+
+
+def _pycocotools(dataset: Dataset, results: Results) -> _Scored:
+    """Score sound results with pycocotools."""
+    ids = np.asarray(dataset.label_map.ids, np.int64)
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation = COCOeval(
+            _coco(dataset, _truth(dataset, ids)), _coco(dataset, _found(results, ids)), "bbox"
+        )
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    # pycocotools orders classes by id, the label map need not.
+    columns = np.argsort(np.argsort(ids))
+    precision = evaluation.eval["precision"][:, :, :, _ALL_AREAS, _MOST_DETECTIONS]
+    recall = evaluation.eval["recall"][:, :, _ALL_AREAS, _MOST_DETECTIONS]
+    return _Scored(
+        np.asarray(evaluation.stats, np.float64), precision[:, :, columns], recall[:, columns]
+    )
+
+
+def _coco(dataset: Dataset, annotations: Iterator[dict[str, Any]]) -> Any:
+    coco = COCO()
+    coco.dataset = {
+        "images": [{"id": image} for image in dataset.image_ids.tolist()],
+        "categories": [{"id": category} for category in dataset.label_map.ids],
+        "annotations": list(annotations),
+    }
+    coco.createIndex()
+    return coco
+
+
+def _truth(dataset: Dataset, ids: NDArray[np.int64]) -> Iterator[dict[str, Any]]:
+    columns = zip(
+        np.repeat(dataset.image_ids, np.diff(dataset.offsets)).tolist(),
+        ids[dataset.labels].tolist(),
+        dataset.boxes_xywh.tolist(),
+        dataset.areas.tolist(),
+        dataset.crowd.tolist(),
+        strict=True,
+    )
+    for number, (image, category, box, area, crowd) in enumerate(columns, start=1):
+        yield {
+            "id": number,
+            "image_id": image,
+            "category_id": category,
+            "bbox": box,
+            "area": area,
+            "iscrowd": int(crowd),
+        }
+
+
+def _found(results: Results, ids: NDArray[np.int64]) -> Iterator[dict[str, Any]]:
+    columns = zip(
+        results.image_ids.tolist(),
+        ids[results.labels].tolist(),
+        results.boxes_xywh.tolist(),
+        results.scores.tolist(),
+        strict=True,
+    )
+    for number, (image, category, box, score) in enumerate(columns, start=1):
+        yield {
+            "id": number,
+            "image_id": image,
+            "category_id": category,
+            "bbox": box,
+            "area": box[2] * box[3],
+            "iscrowd": 0,
+            "score": score,
+        }
