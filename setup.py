@@ -6,7 +6,7 @@ It is optional: where it cannot be built the install goes on, and the Python ref
 import sys
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import Extension, setup
 
 CORE = Path("native/core")
 SOURCES = [Path("native/binding.cpp"), *sorted(CORE.glob("*.cpp"))]
@@ -17,7 +17,7 @@ DEPENDS = [*sorted(CORE.glob("*.hpp")), *sorted(CORE.glob("*.inl"))]
 FLAGS = ["-O3", "-ffp-contract=off", "-Wall", "-Wextra", "-Wno-psabi"]
 
 
-def extensions() -> list:
+def extensions() -> list[Extension]:
     """The extension, or nothing with a word on why."""
     try:
         from pybind11.setup_helpers import Pybind11Extension

@@ -4,7 +4,7 @@ Both give the same bits. The environment variable ``ORCHESTRATOR_NATIVE`` choose
 reference, ``1`` refuses to run without the compiled kernels, unset takes what is there.
 """
 
-from native.backend import backend
+from native.dispatch import backend
 from native.rules import Method
 from native.suppression import nms, nms_batch, soft_nms, soft_nms_batch
 

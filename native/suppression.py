@@ -12,7 +12,7 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from native.backend import Kernels, default_threads, kernels
+from native.dispatch import Kernels, default_threads, kernels
 from native.rules import (
     INVERTED,
     LARGEST_COORDINATE,

@@ -7,7 +7,7 @@
 typedef float F __attribute__((vector_size(4 * LANES)));
 typedef std::int32_t I __attribute__((vector_size(4 * LANES)));
 typedef double D __attribute__((vector_size(4 * LANES)));
-typedef std::int64_t L __attribute__((vector_size(4 * LANES)));
+typedef std::uint64_t L __attribute__((vector_size(4 * LANES)));
 
 constexpr float kNever = -std::numeric_limits<float>::infinity();
 
@@ -38,9 +38,14 @@ inline unsigned bits(I mask) {
 }
 
 inline float largest(F lanes) {
-  float best = lanes[0];
-  for (int lane = 1; lane < LANES; ++lane) best = lanes[lane] > best ? lanes[lane] : best;
-  return best;
+  float values[LANES];
+  store(values, lanes);
+  for (int half = LANES / 2; half > 0; half /= 2) {
+    for (int lane = 0; lane < half; ++lane) {
+      values[lane] = values[lane] > values[lane + half] ? values[lane] : values[lane + half];
+    }
+  }
+  return values[0];
 }
 
 // exp(x) for x <= 0: the operations of native/reference.py, which documents them, in its order.

@@ -1,0 +1,99 @@
+"""Boxes, scores and rules as hypothesis draws them for the kernels."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, NamedTuple
+
+import hypothesis.extra.numpy as hnp
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+
+from native import reference
+from native.rules import Float32, Int64, Rule, make_rule
+
+#: Examples per property; `make parity` raises it.
+CASES = int(os.environ.get("ORCHESTRATOR_PARITY_CASES", "150"))
+
+
+class Case(NamedTuple):
+    boxes: Float32
+    scores: Float32
+    labels: Int64
+    offsets: Int64
+    rule: Rule
+
+
+def _floats(low: float, high: float) -> st.SearchStrategy[float]:
+    return st.floats(float(np.float32(low)), float(np.float32(high)), width=32)
+
+
+_PLACES = [st.integers(0, 6).map(float), _floats(-50, 50), _floats(-4e17, 4e17)]
+_SIZES = [st.sampled_from([0.0, 1.0, 2.0, 4.0]), _floats(0, 60), _floats(0, 5e17)]
+_SCORES = [st.sampled_from([0.0, 0.25, 0.5, 1.0]), _floats(0, 1), _floats(0, 2e-3)]
+
+
+@st.composite
+def cases(draw: st.DrawFn, *, most: int = 24) -> Case:
+    """None, one or many boxes, with duplicates, ties, no area and huge ones among them.
+
+    Some are laid out in a row again and again, so that the kernels sort and split them in blocks.
+    """
+    kind = draw(st.integers(0, 2))
+    count = draw(st.integers(0, most))
+    corners = draw(hnp.arrays(np.float32, (count, 2), elements=_PLACES[kind]))
+    sizes = draw(hnp.arrays(np.float32, (count, 2), elements=_SIZES[kind]))
+    scores = draw(hnp.arrays(np.float32, count, elements=draw(st.sampled_from(_SCORES))))
+    labels = draw(
+        hnp.arrays(np.int64, count, elements=draw(st.sampled_from([st.just(3), _few, _far])))
+    )
+    copies = draw(st.sampled_from([1, 1, 2, 12])) if count else 1
+    step = np.float32(draw(st.sampled_from([0.0, 0.5, 30.0])))
+    shift = np.repeat(np.arange(copies, dtype=np.float32) * step, count)[:, None]
+    corners = np.tile(corners, (copies, 1)) + shift
+    boxes = np.concatenate([corners, corners + np.tile(sizes, (copies, 1))], axis=1)
+    rows = count * copies
+    cuts = sorted(draw(st.lists(st.integers(0, rows), max_size=3)))
+    rule = draw(rules())
+    scores = np.tile(scores, copies)
+    if rule.score_threshold < 0:
+        scores = np.float32(2) * scores - np.float32(1)
+    return Case(
+        boxes, scores, np.tile(labels, copies), np.array([0, *cuts, rows], dtype=np.int64), rule
+    )
+
+
+_few = st.integers(0, 3)
+_far = st.sampled_from([-(2**63), 0, 2**63 - 1])
+
+
+@st.composite
+def rules(draw: st.DrawFn) -> Rule:
+    method = draw(st.sampled_from(["linear", "gaussian", "hard"]))
+    thresholds: list[float | None] = [0.0, 0.001, 0.3]
+    return make_rule(
+        method=method,
+        iou_threshold=draw(st.sampled_from([0.0, 0.3, 0.5, 1.0]) | st.floats(0, 1)),
+        sigma=draw(st.sampled_from([0.5, 1e-30, 1e-3, 30.0]) | st.floats(0.01, 2)),
+        score_threshold=draw(
+            st.sampled_from([*thresholds, None] if method == "hard" else thresholds)
+        ),
+        plus_one=draw(st.booleans()),
+        max_per_class=draw(st.none() | st.integers(1, 12)),
+        max_total=draw(st.none() | st.integers(1, 30)),
+    )
+
+
+def assert_same_bits(got: tuple[Any, ...], expected: tuple[Any, ...]) -> None:
+    for have, want in zip(got, expected, strict=True):
+        assert (have.dtype, have.shape) == (want.dtype, want.shape)
+        assert have.tobytes() == want.tobytes(), f"{have} is not {want}"
+
+
+def by_reference(case: Case) -> tuple[Int64, Float32, Int64]:
+    return reference.suppress(*case, threads=1)
+
+
+def compiled() -> Any:
+    return pytest.importorskip("native._core", reason="the kernels were not compiled here")

@@ -1,0 +1,203 @@
+// Random problems for the sanitizers, each solved by every instruction set, on one and on several
+// threads, and by a scan of all pairs written here once more. Ends with 1 on the first difference.
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <map>
+#include <random>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "suppression.hpp"
+
+namespace {
+
+using kernels::Batch;
+using kernels::Kept;
+using kernels::Method;
+using kernels::Rule;
+
+struct Problem {
+  std::vector<float> boxes, scores;
+  std::vector<std::int64_t> labels, offsets;
+  Rule rule;
+
+  Batch batch() const {
+    return {boxes.data(), scores.data(), labels.data(), offsets.data(),
+            static_cast<std::int64_t>(offsets.size()) - 1};
+  }
+};
+
+class Draw {
+ public:
+  explicit Draw(unsigned seed) : engine_(seed) {}
+
+  int below(int limit) { return std::uniform_int_distribution<int>(0, limit - 1)(engine_); }
+  float within(float low, float high) {
+    return std::uniform_real_distribution<float>(low, high)(engine_);
+  }
+  bool coin() { return below(2) == 0; }
+
+  Problem problem() {
+    Problem made;
+    const int sizes[] = {0, 1, 2, 5, 9, 33, 70, 300};
+    const int count = sizes[below(8)], classes = 1 + below(5);
+    const float reach = coin() ? 40.0f : 4e17f;
+    const bool whole = coin(), tied = coin(), far_labels = below(8) == 0;
+    for (int row = 0; row < count; ++row) {
+      float box[4];
+      if (row > 0 && below(4) == 0) {
+        const int twin = below(row);
+        std::copy_n(made.boxes.begin() + 4 * twin, 4, box);
+      } else {
+        for (int axis = 0; axis < 2; ++axis) {
+          box[axis] = within(-reach, reach);
+          box[axis + 2] = box[axis] + within(0.0f, reach / 2) * static_cast<float>(below(4) != 0);
+          if (whole) {
+            box[axis] = std::floor(box[axis]);
+            box[axis + 2] = std::floor(box[axis + 2]);
+          }
+        }
+      }
+      made.boxes.insert(made.boxes.end(), box, box + 4);
+      made.scores.push_back(tied ? static_cast<float>(below(4)) / 4 : within(0.0f, 1.0f));
+      const std::int64_t label = below(classes);
+      made.labels.push_back(far_labels ? (label - 2) * (std::int64_t{1} << 61) : label);
+    }
+    made.offsets = {0};
+    for (int cut = below(4); cut > 0; --cut) made.offsets.push_back(below(count + 1));
+    made.offsets.push_back(count);
+    std::sort(made.offsets.begin(), made.offsets.end());
+    constexpr std::int64_t kNoCap = INT64_MAX;
+    made.rule = {static_cast<Method>(below(3)),
+                 coin() ? 0.3f : within(0.0f, 1.0f),
+                 coin() ? 0.5f : 1e-30f,
+                 coin() ? 0.001f : 0.0f,
+                 coin(),
+                 coin() ? kNoCap : 1 + below(10),
+                 coin() ? kNoCap : 1 + below(30)};
+    return made;
+  }
+
+ private:
+  std::mt19937 engine_;
+};
+
+float overlap(const float* a, const float* b, float one) {
+  const float width = std::min(a[2], b[2]) - std::max(a[0], b[0]) + one;
+  const float height = std::min(a[3], b[3]) - std::max(a[1], b[1]) + one;
+  if (!(width > 0.0f && height > 0.0f)) return 0.0f;
+  const float shared = width * height;
+  const float sum = (a[2] - a[0] + one) * (a[3] - a[1] + one) +
+                    (b[2] - b[0] + one) * (b[3] - b[1] + one);
+  return shared > 0.0f ? shared / (sum - shared) : 0.0f;
+}
+
+// Hard and linear only: both need no exp.
+Kept scan_all_pairs(const Problem& problem, std::int64_t start, std::int64_t end) {
+  const Rule& rule = problem.rule;
+  std::vector<float> scores = problem.scores;
+  std::vector<std::int64_t> left;
+  for (std::int64_t row = start; row < end; ++row) {
+    if (scores[row] >= rule.score_threshold) left.push_back(row);
+  }
+  std::map<std::int64_t, std::int64_t> of_class;
+  Kept kept;
+  while (!left.empty() && static_cast<std::int64_t>(kept.rows.size()) < rule.max_total) {
+    const auto best = std::max_element(
+        left.begin(), left.end(),
+        [&](std::int64_t a, std::int64_t b) { return scores[a] < scores[b]; });
+    const std::int64_t chosen = *best;
+    left.erase(best);
+    if (of_class[problem.labels[chosen]]++ >= rule.max_per_class) continue;
+    kept.rows.push_back(chosen);
+    kept.scores.push_back(scores[chosen]);
+    std::vector<std::int64_t> next;
+    for (const std::int64_t row : left) {
+      bool stays = true;
+      if (problem.labels[row] == problem.labels[chosen]) {
+        const float iou = overlap(&problem.boxes[4 * chosen], &problem.boxes[4 * row],
+                                  rule.plus_one ? 1.0f : 0.0f);
+        if (iou > rule.iou_threshold) {
+          if (rule.method == Method::kLinear) scores[row] = (1.0f - iou) * scores[row];
+          stays = rule.method == Method::kLinear && scores[row] >= rule.score_threshold;
+        }
+      }
+      if (stays) next.push_back(row);
+    }
+    left = std::move(next);
+  }
+  return kept;
+}
+
+bool same(const std::vector<Kept>& a, const std::vector<Kept>& b) {
+  return std::equal(a.begin(), a.end(), b.begin(), b.end(), [](const Kept& x, const Kept& y) {
+    return x.rows == y.rows && x.scores == y.scores;
+  });
+}
+
+void check(bool equal, const char* what, int seed) {
+  if (equal) return;
+  std::fprintf(stderr, "problem %d: %s differ\n", seed, what);
+  std::exit(1);
+}
+
+// Enough work in one class, in many classes and in many images for threads to start.
+void run_threads() {
+  Draw draw(1);
+  for (const int images : {1, 6}) {
+    Problem problem = draw.problem();
+    problem.boxes.clear();
+    problem.scores.clear();
+    problem.labels.clear();
+    const int count = 24000;
+    for (int row = 0; row < count; ++row) {
+      const float x = draw.within(0, 900), y = draw.within(0, 900);
+      problem.boxes.insert(problem.boxes.end(), {x, y, x + draw.within(0, 80), y + 50});
+      problem.scores.push_back(draw.within(0, 1));
+      problem.labels.push_back(draw.below(40));
+    }
+    problem.offsets = {0};
+    for (int image = 1; image <= images; ++image) {
+      problem.offsets.push_back(std::int64_t{count} * image / images);
+    }
+    problem.rule = {Method::kGaussian, 0.3f, 0.5f, 0.001f, false, INT64_MAX, INT64_MAX};
+    const auto expected = kernels::suppress(problem.batch(), problem.rule, 1);
+    check(same(kernels::suppress(problem.batch(), problem.rule, 4), expected), "threads", -images);
+    problem.rule.max_total = 100;
+    const auto top = kernels::suppress(problem.batch(), problem.rule, 1);
+    check(same(kernels::suppress(problem.batch(), problem.rule, 4), top), "threads", -images);
+  }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const int problems = argc > 1 ? std::atoi(argv[1]) : 2000;
+  for (int seed = 0; seed < problems; ++seed) {
+    const Problem problem = Draw(static_cast<unsigned>(seed)).problem();
+    const auto rows = static_cast<std::int64_t>(problem.scores.size());
+    check(kernels::first_bad_box(problem.boxes.data(), rows).row == -1, "checks", seed);
+    std::vector<Kept> expected;
+    for (const std::string& name : kernels::instruction_sets()) {
+      kernels::use_instruction_set(name);
+      const auto found = kernels::suppress(problem.batch(), problem.rule, 1);
+      if (expected.empty()) expected = found;
+      check(same(found, expected), "instruction sets", seed);
+      check(same(kernels::suppress(problem.batch(), problem.rule, 3), expected), "threads", seed);
+    }
+    if (problem.rule.method == Method::kGaussian) continue;
+    std::vector<Kept> scanned;
+    for (std::size_t image = 0; image + 1 < problem.offsets.size(); ++image) {
+      scanned.push_back(
+          scan_all_pairs(problem, problem.offsets[image], problem.offsets[image + 1]));
+    }
+    check(same(expected, scanned), "kernel and scan", seed);
+  }
+  run_threads();
+  std::printf("%d problems, no difference\n", problems);
+  return 0;
+}

@@ -1,0 +1,80 @@
+"""The compiled kernels give the bits of the reference, whatever the instructions or threads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from native_cases import CASES, Case, assert_same_bits, by_reference, cases, compiled
+
+from native import reference
+from native.rules import make_rule
+
+_core = compiled()
+
+
+@pytest.fixture(params=_core.instruction_sets())
+def instructions(request: pytest.FixtureRequest) -> Iterator[str]:
+    _core.use_instruction_set(request.param)
+    yield request.param
+    _core.use_instruction_set(_core.instruction_sets()[-1])
+
+
+@settings(
+    max_examples=CASES,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(case=cases(), threads=st.integers(1, 3))
+def test_suppression_equals_the_reference(instructions: str, case: Case, threads: int) -> None:
+    assert_same_bits(_core.suppress(*case, threads), by_reference(case))
+
+
+@pytest.mark.parametrize("method", ["linear", "gaussian", "hard"])
+@pytest.mark.parametrize("caps", [(None, None), (40, None), (None, 100)])
+@pytest.mark.parametrize("images", [1, 5])
+def test_thousands_of_boxes_on_threads_equal_the_reference(
+    instructions: str, method: str, caps: tuple[int | None, int | None], images: int
+) -> None:
+    rng = np.random.default_rng(7)
+    count = 3000
+    corners = rng.uniform(0, 400, (count, 2))
+    boxes = np.concatenate([corners, corners + rng.exponential(40, (count, 2))], 1)
+    case = Case(
+        boxes.astype(np.float32),
+        rng.uniform(0, 1, count).round(3).astype(np.float32),
+        rng.integers(0, 2, count),
+        np.linspace(0, count, images + 1).astype(np.int64),
+        make_rule(
+            method=method,
+            iou_threshold=0.3,
+            sigma=0.5,
+            score_threshold=0.001,
+            plus_one=True,
+            max_per_class=caps[0],
+            max_total=caps[1],
+        ),
+    )
+    expected = by_reference(case)
+    for threads in (1, 2, 4):
+        assert_same_bits(_core.suppress(*case, threads), expected)
+
+
+_any_float = st.floats(width=32) | st.sampled_from([0.0, 1e18, 1.1e18, -1e18])
+
+
+@settings(max_examples=CASES, deadline=None)
+@given(st.lists(st.tuples(*[_any_float] * 4), max_size=6))
+def test_the_same_values_are_refused(rows: list[tuple[float, ...]]) -> None:
+    boxes = np.array(rows, dtype=np.float32).reshape(-1, 4)
+    assert _core.first_bad_box(boxes) == reference.first_bad_box(boxes)
+    scores = np.ascontiguousarray(boxes[:, 0])
+    assert _core.first_bad_score(scores) == reference.first_bad_score(scores)
+
+
+def test_an_unknown_instruction_set_is_refused() -> None:
+    with pytest.raises(ValueError, match="cannot run 'avx9'"):
+        _core.use_instruction_set("avx9")
