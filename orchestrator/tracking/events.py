@@ -1,150 +1,236 @@
-"""The run's append-only event log: the truth that MLflow, progress lines and reports read.
+"""The event log of a run: an append-only file that is the truth about what was measured.
 
-One JSON object a line in ``events.jsonl``. Only rank 0 of a run writes it. After a crash the step
-loop does some steps again and logs the same points again; a point (key, step) that is in the log
-already is not written twice, so every reader sees each exactly once.
+One JSON object a line, written by one process, rank 0 of the run::
+
+    {"seq":7,"kind":"metrics","step":40,"time_ms":1700000000000,"values":{"train/loss":1.5}}
+    {"seq":8,"kind":"resume","step":40,"time_ms":1700000000001,"text":"from commit 40"}
+
+All metrics of one moment share a line. NaN and infinities, which JSON cannot hold, are the strings
+``NaN``, ``Infinity`` and ``-Infinity``. Each line reaches the operating system when it is written,
+so it outlives a killed process; :meth:`EventLog.flush` makes it outlive the machine.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from orchestrator.errors import StorageError
 
-FILE_NAME = "events.jsonl"
+logger = logging.getLogger(__name__)
+
+#: Kind of the events that carry values; every other kind is a note.
+METRICS = "metrics"
 
 
-@dataclass(frozen=True)
-class Event:
+class Event(NamedTuple):
     """One line of the log.
 
     Attributes:
-        kind: ``metrics``, or what a note is about (``resume``, ``nonfinite``, ...).
+        seq: its number in the log, from 0.
+        kind: ``metrics``, or the kind of a note.
         step: optimizer steps done when it was written.
-        time_ms: wall clock, milliseconds since the epoch.
-        values: metrics by name; empty for notes.
-        text: what a note says; empty for metrics.
-        end: offset of the byte after the line, where reading goes on.
+        time_ms: wall clock, milliseconds since 1970; never used to order anything.
+        values: by metric name; empty for a note.
+        text: of a note; empty for metrics.
+        end: byte offset behind the line, where reading can go on.
     """
 
+    seq: int
     kind: str
     step: int
     time_ms: int
-    values: dict[str, float] = field(default_factory=dict)
-    text: str = ""
-    end: int = 0
+    values: dict[str, float]
+    text: str
+    end: int
+
+
+class Point(NamedTuple):
+    """One value of a metric.
+
+    Attributes:
+        step: it belongs to.
+        value: may be NaN or infinite.
+        time_ms: when it was first logged.
+    """
+
+    step: int
+    value: float
+    time_ms: int
+
+
+class EventLog:
+    """The writing end.
+
+    A run that is killed and started again repeats the steps behind its last commit. Whatever was
+    logged for them before is kept, with its first time, and not logged again: each metric has one
+    value per step.
+
+    Args:
+        path: of the log; made, with its folder, when missing. A line that a crash left unfinished
+            is cut off.
+        clock: wall clock in seconds.
+
+    Raises:
+        StorageError: the log cannot be opened.
+    """
+
+    def __init__(self, path: Path, *, clock: Callable[[], float] = time.time) -> None:
+        self.path = path
+        self._clock = clock
+        self._seq = 0
+        self._steps: defaultdict[str, set[int]] = defaultdict(set)
+        #: Bytes that the disk has not taken yet; their start may continue a line in the file.
+        self._pending = bytearray()
+        self._failures = 0
+        self._failure: OSError | None = None
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = path.open("ab", buffering=0)
+            self._file.truncate(self._replay())
+        except OSError as error:
+            raise StorageError(
+                f"{path}: the event log cannot be opened ({error.strerror}); make the run folder "
+                "writable"
+            ) from error
+
+    def _replay(self) -> int:
+        """Take in what is logged already; returns the length of its whole lines."""
+        end = 0
+        with self.path.open("rb") as file:
+            for line in file:
+                if not line.endswith(b"\n"):
+                    break
+                end += len(line)
+                event = _parse(line, end)
+                if event is None:
+                    logger.warning("%s: line before byte %d is damaged, left out", self.path, end)
+                    continue
+                self._seq = event.seq + 1
+                for key in event.values:
+                    self._steps[key].add(event.step)
+        return end
+
+    def metrics(self, values: Mapping[str, float], *, step: int) -> None:
+        """Log the metrics of a step, except those that it has already.
+
+        Does not raise when the disk fails: see :meth:`flush`.
+        """
+        new = {key: float(value) for key, value in values.items() if step not in self._steps[key]}
+        if not new:
+            return
+        for key in new:
+            self._steps[key].add(step)
+        encoded = {
+            key: value if math.isfinite(value) else _encode_nonfinite(value)
+            for key, value in new.items()
+        }
+        self._append(METRICS, step, {"values": encoded})
+
+    def note(self, kind: str, text: str, *, step: int) -> None:
+        """Log that something happened, such as a resume; does not raise when the disk fails."""
+        if kind == METRICS:
+            raise ValueError(f"{METRICS!r} is not the kind of a note")
+        self._append(kind, step, {"text": text})
+
+    def _append(self, kind: str, step: int, content: dict[str, Any]) -> None:
+        time_ms = int(self._clock() * 1000)
+        line = {"seq": self._seq, "kind": kind, "step": step, "time_ms": time_ms, **content}
+        self._seq += 1
+        text = json.dumps(line, separators=(",", ":"), allow_nan=False)
+        self._pending += text.encode("ascii") + b"\n"
+        self._drain()
+
+    def _drain(self) -> None:
+        """Hand pending bytes to the operating system; what it refuses stays pending."""
+        try:
+            while self._pending:
+                del self._pending[: self._file.write(self._pending)]
+        except OSError as error:
+            self._failures += 1
+            self._failure = error
+
+    def flush(self, *, sync: bool) -> None:
+        """Write what an earlier failure has held back; with ``sync`` force all of it to the disk.
+
+        Raises:
+            StorageError: the disk still refuses. Nothing is lost, the next call tries again.
+        """
+        self._drain()
+        try:
+            if self._pending and self._failure is not None:
+                raise self._failure
+            if sync:
+                os.fsync(self._file.fileno())
+        except OSError as error:
+            raise StorageError(
+                f"{self.path}: {len(self._pending)} bytes of events could not be written "
+                f"({error.strerror}), after {self._failures} failed tries; make room on this disk "
+                "and run again"
+            ) from error
+
+    def close(self) -> None:
+        """Write what is pending, if possible, and close the file; never raises."""
+        try:
+            self.flush(sync=True)
+        except StorageError as error:
+            logger.warning("%s", error)
+        self._file.close()
 
 
 def read_events(path: Path, offset: int = 0) -> Iterator[Event]:
-    """Complete lines from ``offset`` on; a line still being written is left for the next call.
+    """Whole events behind a byte offset; none when there is no log yet.
 
-    Raises:
-        StorageError: a complete line that is not an event, with its position.
+    The offset is 0 or the ``end`` of an event. The log may be written meanwhile: a line without its
+    end is left for the next call. A damaged line is passed over.
     """
-    try:
-        file = path.open("rb")
-    except FileNotFoundError:
+    if not path.exists():
         return
-    with file:
+    with path.open("rb") as file:
         file.seek(offset)
         for line in file:
             if not line.endswith(b"\n"):
                 return
             offset += len(line)
-            yield _parse(line, offset, path)
+            event = _parse(line, offset)
+            if event is not None:
+                yield event
 
 
-def metric_history(path: Path, key: str) -> list[tuple[int, float]]:
-    """``(step, value)`` of one metric, in the order written."""
-    return [(event.step, event.values[key]) for event in read_events(path) if key in event.values]
+def metric_history(path: Path, key: str) -> list[Point]:
+    """All values of one metric, in the order they were logged."""
+    return [
+        Point(event.step, event.values[key], event.time_ms)
+        for event in read_events(path)
+        if key in event.values
+    ]
 
 
-def _parse(line: bytes, end: int, path: Path) -> Event:
+def _encode_nonfinite(value: float) -> str:
+    if math.isnan(value):
+        return "NaN"
+    return "Infinity" if value > 0 else "-Infinity"
+
+
+def _parse(line: bytes, end: int) -> Event | None:
+    """The event of a line, or None when it is damaged."""
     try:
-        tree: dict[str, Any] = json.loads(line)
+        tree = json.loads(line)
         return Event(
-            kind=tree["kind"],
-            step=tree["step"],
-            time_ms=tree["time_ms"],
-            # JSON has no NaN and no infinities; they are kept as text.
-            values={name: float(value) for name, value in tree.get("values", {}).items()},
-            text=tree.get("text", ""),
+            seq=int(tree["seq"]),
+            kind=str(tree["kind"]),
+            step=int(tree["step"]),
+            time_ms=int(tree["time_ms"]),
+            values={key: float(value) for key, value in tree.get("values", {}).items()},
+            text=str(tree.get("text", "")),
             end=end,
         )
-    except (ValueError, KeyError, TypeError) as error:
-        raise StorageError(
-            f"{path}: the line before byte {end} is not an event ({error}). Next: move the file "
-            "away; training goes on from its checkpoints, the curves begin anew"
-        ) from error
-
-
-class EventLog:
-    """Writer of the log. Disk trouble never reaches the step loop before :meth:`flush`.
-
-    Args:
-        path: of the log; a torn last line, left by a kill, is cut off.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._seen: set[tuple[str, int]] = set()
-        self._failure: OSError | None = None
-        end = 0
-        for event in read_events(path):
-            end = event.end
-            self._seen.update((name, event.step) for name in event.values)
-        self._file = path.open("ab")
-        if self._file.tell() > end:
-            self._file.truncate(end)
-            self._file.seek(0, os.SEEK_END)
-
-    def metrics(self, values: Mapping[str, float], *, step: int) -> None:
-        """Log metrics of ``step``; those already in the log for that step are left out."""
-        fresh = {k: v for k, v in values.items() if (k, step) not in self._seen}
-        if not fresh:
-            return
-        self._seen.update((name, step) for name in fresh)
-        encoded = {k: v if math.isfinite(v) else str(v) for k, v in fresh.items()}
-        self._write({"kind": "metrics", "step": step, "values": encoded})
-
-    def note(self, kind: str, text: str, *, step: int) -> None:
-        """Log something worth knowing that is not a number."""
-        self._write({"kind": kind, "step": step, "text": text})
-
-    def flush(self, *, sync: bool = False) -> None:
-        """Hand everything to the operating system, and with ``sync`` to the disk.
-
-        Raises:
-            StorageError: this or an earlier write failed.
-        """
-        try:
-            self._file.flush()
-            if sync:
-                os.fsync(self._file.fileno())
-        except OSError as error:
-            self._failure = self._failure or error
-        if self._failure is not None:
-            failure, self._failure = self._failure, None
-            raise StorageError(f"{self.path}: cannot write the event log: {failure}") from failure
-
-    def close(self) -> None:
-        """Write what is left and close; errors of a disk that is going away are not raised."""
-        try:
-            self._file.close()
-        except OSError as error:
-            self._failure = error
-
-    def _write(self, tree: dict[str, Any]) -> None:
-        line = json.dumps({**tree, "time_ms": time.time_ns() // 1_000_000}, allow_nan=False)
-        try:
-            self._file.write(line.encode() + b"\n")
-            self._file.flush()
-        except OSError as error:
-            self._failure = self._failure or error
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return None
