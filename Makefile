@@ -9,7 +9,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 # What an installation depends on: a newer one of these installs again.
-SOURCES := setup.cfg pyproject.toml constraints.txt $(wildcard setup.py native/core/*)
+SOURCES := setup.cfg pyproject.toml constraints.txt setup.py $(wildcard native/*.cpp native/core/*)
 RUNTIME := $(VENV)/.installed
 DEVELOPMENT := $(VENV)/.installed-dev
 
@@ -22,7 +22,7 @@ INSTALL = $(BIN)/python -m pip install --quiet --prefer-binary $(CONSTRAINTS)
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart install lint test test-fast constraints clean
+.PHONY: help quickstart install lint test test-fast parity sanitize bench-native constraints clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,7 +31,7 @@ quickstart: $(RUNTIME)  ## install, make a small data set, train on it, print th
 	$(BIN)/python -m orchestrator.data.digits data/digits
 	$(BIN)/python -m orchestrator.run experiments/quickstart.yaml
 
-install: $(DEVELOPMENT)  ## the environment with development tools, in $(VENV)
+install: $(RUNTIME)  ## the environment without development tools, in .venv
 
 lint: $(DEVELOPMENT)  ## ruff, mypy and the import contracts
 	$(BIN)/ruff check .
@@ -44,6 +44,15 @@ test: lint  ## everything CI runs: lint and all tests
 
 test-fast: $(DEVELOPMENT)  ## the tests that start no Ray cluster and take no minute
 	$(PYTEST) -m "not ray and not slow"
+
+parity: $(DEVELOPMENT)  ## 20,000 drawn cases: compiled kernels against their reference
+	ORCHESTRATOR_NATIVE=1 ORCHESTRATOR_PARITY_CASES=20000 $(PYTEST) tests/native/test_native_parity.py
+
+sanitize: $(DEVELOPMENT)  ## the kernels under the address, undefined and thread sanitizers
+	PYTHON=$(BIN)/python tests/native/sanitize.sh
+
+bench-native: $(RUNTIME)  ## the kernels beside their peers: the tables of docs/performance.md
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_nms.py
 
 constraints: $(RUNTIME)  ## resolve the newest allowed versions into constraints.txt
 	$(BIN)/python -m pip install --quiet --dry-run --ignore-installed --prefer-binary \

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from orchestrator.cli import config, run
+from orchestrator.cli import config, run, submit
 from orchestrator.cli.exit import run_guarded
 from orchestrator.errors import ConfigError, nearest
 
@@ -26,6 +26,7 @@ class Verb(NamedTuple):
 
 VERBS: dict[str, Verb] = {
     "run": Verb(run.main, "train and evaluate as an experiment file says"),
+    "submit": Verb(submit.main, "run an experiment on a Ray cluster that is already there"),
     "config": Verb(config.main, "show a resolved experiment, or the schema of experiment files"),
 }
 
