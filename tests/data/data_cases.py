@@ -1,0 +1,82 @@
+"""Small data sets and plans that the tests of this room share."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from orchestrator.data.assemble import BatchPlan
+from orchestrator.data.augment import SSDAugment
+from orchestrator.data.coco import read_coco
+from orchestrator.data.schedule import Schedule
+
+#: A COCO tree with one image, one box and category ids that are not contiguous.
+TREE: dict[str, Any] = {
+    "images": [{"id": 5, "file_name": "a.jpg", "width": 40, "height": 30}],
+    "annotations": [
+        {"id": 1, "image_id": 5, "category_id": 7, "bbox": [1, 2, 10, 8], "area": 80, "iscrowd": 0}
+    ],
+    "categories": [{"id": 7, "name": "seven"}, {"id": 3, "name": "three"}],
+}
+
+
+def textured(height: int, width: int, seed: int) -> np.ndarray:
+    """A smooth colour image that no two seeds share."""
+    rng = np.random.Generator(np.random.PCG64(seed))
+    coarse = rng.integers(0, 256, (5, 6, 3), dtype=np.uint8)
+    return cv2.resize(coarse, (width, height))
+
+
+def write_coco(folder: Path, count: int, *, boxes: int = 3, seed: int = 0) -> None:
+    """``count`` JPEGs of differing sizes with random boxes, in COCO layout."""
+    rng = np.random.Generator(np.random.PCG64(seed))
+    (folder / "images").mkdir(parents=True)
+    images, annotations = [], []
+    for index in range(count):
+        height, width = int(rng.integers(40, 70)), int(rng.integers(50, 90))
+        name = f"{index:03d}.jpg"
+        cv2.imwrite(str(folder / "images" / name), textured(height, width, seed * 1000 + index))
+        images.append({"id": 100 + index, "file_name": name, "width": width, "height": height})
+        for _ in range(boxes):
+            x, y = rng.uniform(0, width - 20), rng.uniform(0, height - 20)
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": 100 + index,
+                    "category_id": int(rng.integers(1, 3)),
+                    "bbox": [x, y, rng.uniform(8, 20), rng.uniform(8, 20)],
+                    "area": 100.0,
+                    "iscrowd": 0,
+                }
+            )
+    tree = {
+        "images": images,
+        "annotations": annotations,
+        "categories": [{"id": 1, "name": "one"}, {"id": 2, "name": "two"}],
+    }
+    (folder / "instances.json").write_text(json.dumps(tree))
+
+
+def make_plan(folder: Path, *, batch_size: int = 4, epochs: int = 3, seed: int = 1) -> BatchPlan:
+    """A plan over the folder that :func:`write_coco` wrote, for 48x64 network inputs."""
+    dataset = read_coco(folder / "images", folder / "instances.json").dataset
+    size = (48, 64)
+    return BatchPlan(
+        train=dataset,
+        val=dataset,
+        schedule=Schedule(
+            seed=seed,
+            sample_ids=np.arange(len(dataset)),
+            batch_size=batch_size,
+            epochs=epochs,
+        ),
+        augment=SSDAugment(size=size),
+        input_size=size,
+        box_slots=3,
+        with_crowd=False,
+        eval_batch=2,
+    )
