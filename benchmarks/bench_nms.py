@@ -153,6 +153,7 @@ def soft_row(scene: Scene, method: native.Method, classic: Classic, rounds: int)
         sigma=SIGMA,
         score_threshold=CUT,
         plus_one=False,
+        top_k_per_class=None,
         max_per_class=None,
         max_total=None,
     )

@@ -25,6 +25,7 @@ kernels::Rule rule_from(const py::handle& rule) {
           rule.attr("sigma").cast<float>(),
           rule.attr("score_threshold").cast<float>(),
           rule.attr("plus_one").cast<bool>(),
+          rule.attr("top_k_per_class").cast<std::int64_t>(),
           rule.attr("max_per_class").cast<std::int64_t>(),
           rule.attr("max_total").cast<std::int64_t>()};
 }

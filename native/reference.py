@@ -91,13 +91,23 @@ def _suppress_image(
 ) -> tuple[Int64, Float32]:
     candidates = np.flatnonzero(scores >= np.float32(rule.score_threshold))
     order = np.argsort(labels[candidates], kind="stable")
-    groups = np.split(candidates[order], np.flatnonzero(np.diff(labels[candidates[order]])) + 1)
+    groups = [
+        _best(group, scores, rule.top_k_per_class)
+        for group in np.split(
+            candidates[order], np.flatnonzero(np.diff(labels[candidates[order]])) + 1
+        )
+    ]
     limit = min(rule.max_per_class, rule.max_total)
     found = [_suppress_class(boxes[group], scores[group], rule, limit) for group in groups]
     row = np.concatenate([group[kept] for group, (kept, _) in zip(groups, found, strict=True)])
     score = np.concatenate([decayed for _, decayed in found])
     best = np.lexsort((row, -score))[: rule.max_total]
     return row[best], score[best]
+
+
+def _best(rows: Int64, scores: Float32, count: int) -> Int64:
+    """The rows of the ``count`` highest scores, the first on ties, in input order."""
+    return np.sort(rows[np.argsort(-scores[rows], kind="stable")[:count]])
 
 
 class _Left(NamedTuple):

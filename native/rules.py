@@ -36,6 +36,7 @@ class Rule:
         sigma: width of the Gaussian decay.
         score_threshold: a score below it removes the box; minus infinity keeps all.
         plus_one: a length is x2 - x1 + 1.
+        top_k_per_class: most boxes per class and image that take part, the best.
         max_per_class: most boxes kept per class and image.
         max_total: most boxes kept per image.
     """
@@ -45,6 +46,7 @@ class Rule:
     sigma: float
     score_threshold: float
     plus_one: bool
+    top_k_per_class: int
     max_per_class: int
     max_total: int
 
@@ -61,6 +63,7 @@ def make_rule(
     sigma: float,
     score_threshold: float | None,
     plus_one: bool,
+    top_k_per_class: int | None,
     max_per_class: int | None,
     max_total: int | None,
 ) -> Rule:
@@ -88,6 +91,7 @@ def make_rule(
         if score_threshold is None
         else float(np.float32(score_threshold)),
         plus_one=bool(plus_one),
+        top_k_per_class=_cap("top_k_per_class", top_k_per_class),
         max_per_class=_cap("max_per_class", max_per_class),
         max_total=_cap("max_total", max_total),
     )

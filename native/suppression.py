@@ -38,6 +38,7 @@ def soft_nms(
     sigma: float = 0.5,
     score_threshold: float = 0.001,
     plus_one: bool = False,
+    top_k_per_class: int | None = None,
     max_per_class: int | None = None,
     max_total: int | None = None,
     threads: int | None = None,
@@ -54,6 +55,8 @@ def soft_nms(
         sigma: only ``gaussian`` reads it.
         score_threshold: a score below it, decayed or given, removes the box.
         plus_one: x2 and y2 are the last pixel inside, so a width is ``x2 - x1 + 1``.
+        top_k_per_class: only so many boxes of a class take part, those of highest score, the first
+            on ties.
         max_per_class: most boxes kept of a class. Far cheaper than keeping all.
         max_total: most boxes kept. Far cheaper than keeping all.
         threads: most threads to use; None takes the cores granted to this process.
@@ -71,6 +74,7 @@ def soft_nms(
         sigma=sigma,
         score_threshold=score_threshold,
         plus_one=plus_one,
+        top_k_per_class=top_k_per_class,
         max_per_class=max_per_class,
         max_total=max_total,
     )
@@ -89,6 +93,7 @@ def soft_nms_batch(
     sigma: float = 0.5,
     score_threshold: float = 0.001,
     plus_one: bool = False,
+    top_k_per_class: int | None = None,
     max_per_class: int | None = None,
     max_total: int | None = None,
     threads: int | None = None,
@@ -118,6 +123,7 @@ def soft_nms_batch(
         sigma=sigma,
         score_threshold=score_threshold,
         plus_one=plus_one,
+        top_k_per_class=top_k_per_class,
         max_per_class=max_per_class,
         max_total=max_total,
     )
@@ -131,6 +137,7 @@ def nms(
     *,
     iou_threshold: float,
     plus_one: bool = False,
+    top_k_per_class: int | None = None,
     max_per_class: int | None = None,
     max_total: int | None = None,
     threads: int | None = None,
@@ -148,6 +155,7 @@ def nms(
         sigma=1.0,
         score_threshold=None,
         plus_one=plus_one,
+        top_k_per_class=top_k_per_class,
         max_per_class=max_per_class,
         max_total=max_total,
     )
@@ -162,6 +170,7 @@ def nms_batch(
     *,
     iou_threshold: float,
     plus_one: bool = False,
+    top_k_per_class: int | None = None,
     max_per_class: int | None = None,
     max_total: int | None = None,
     threads: int | None = None,
@@ -179,6 +188,7 @@ def nms_batch(
         sigma=1.0,
         score_threshold=None,
         plus_one=plus_one,
+        top_k_per_class=top_k_per_class,
         max_per_class=max_per_class,
         max_total=max_total,
     )

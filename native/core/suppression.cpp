@@ -40,7 +40,7 @@ std::atomic<const Engine*>& chosen() {
 
 const Engine& engine() { return *chosen().load(std::memory_order_relaxed); }
 
-// Candidates of one image, grouped by class in the order of the labels; rows ascend in a class.
+// Candidates of one image, class after class in the order of the labels.
 struct Groups {
   std::vector<std::uint32_t> rows;
   std::vector<std::int64_t> start;  // (classes + 1,) into rows
@@ -85,6 +85,24 @@ Groups group_by_label(const float* scores, const std::int64_t* labels, std::int6
     }
   }
   return groups;
+}
+
+// Of each class only the `count` best boxes stay, the first on ties; their order is lost.
+void keep_best(Groups& groups, const float* scores, std::int64_t count) {
+  const auto better = [&](std::uint32_t a, std::uint32_t b) {
+    return heap_key(scores[a], a) > heap_key(scores[b], b);
+  };
+  std::int64_t to = 0;
+  for (std::int64_t c = 0; c < groups.classes(); ++c) {
+    const auto begin = groups.rows.begin() + groups.start[c];
+    const auto end = groups.rows.begin() + groups.start[c + 1];
+    const auto cut = begin + std::min<std::int64_t>(end - begin, count);
+    if (cut != end) std::nth_element(begin, cut, end, better);
+    groups.start[c] = to;
+    to = std::copy(begin, cut, groups.rows.begin() + to) - groups.rows.begin();
+  }
+  groups.start.back() = to;
+  groups.rows.resize(static_cast<std::size_t>(to));
 }
 
 // Buffers of one thread, reused from class to class.
@@ -245,8 +263,10 @@ Kept suppress_all(const ImageRows& rows, const Groups& groups, const Rule& rule,
 }
 
 Kept suppress_image(const ImageRows& rows, const Rule& rule, int threads) {
-  const Groups groups =
-      group_by_label(rows.scores, rows.labels, rows.count, rule.score_threshold);
+  Groups groups = group_by_label(rows.scores, rows.labels, rows.count, rule.score_threshold);
+  if (rule.top_k_per_class < static_cast<std::int64_t>(groups.rows.size())) {
+    keep_best(groups, rows.scores, rule.top_k_per_class);
+  }
   if (rule.max_total < static_cast<std::int64_t>(groups.rows.size())) {
     return suppress_lazily(rows, groups, rule);
   }

@@ -15,6 +15,7 @@ struct Rule {
   float sigma;              // of the Gaussian weight exp(-iou^2 / sigma)
   float score_threshold;    // a score below it leaves; -infinity for none
   bool plus_one;            // a length is x2 - x1 + 1
+  std::int64_t top_k_per_class;  // of each class of an image only the best take part
   std::int64_t max_per_class;
   std::int64_t max_total;   // per image
 };

@@ -80,6 +80,7 @@ def rules(draw: st.DrawFn) -> Rule:
             st.sampled_from([*thresholds, None] if method == "hard" else thresholds)
         ),
         plus_one=draw(st.booleans()),
+        top_k_per_class=draw(st.none() | st.integers(1, 40)),
         max_per_class=draw(st.none() | st.integers(1, 12)),
         max_total=draw(st.none() | st.integers(1, 30)),
     )

@@ -77,6 +77,7 @@ class Draw {
                  coin() ? 0.5f : 1e-30f,
                  coin() ? 0.001f : 0.0f,
                  coin(),
+                 kNoCap,
                  coin() ? kNoCap : 1 + below(10),
                  coin() ? kNoCap : 1 + below(30)};
     return made;
@@ -164,7 +165,8 @@ void run_threads() {
     for (int image = 1; image <= images; ++image) {
       problem.offsets.push_back(std::int64_t{count} * image / images);
     }
-    problem.rule = {Method::kGaussian, 0.3f, 0.5f, 0.001f, false, INT64_MAX, INT64_MAX};
+    problem.rule = {Method::kGaussian, 0.3f, 0.5f, 0.001f, false, INT64_MAX, INT64_MAX,
+                    INT64_MAX};
     const auto expected = kernels::suppress(problem.batch(), problem.rule, 1);
     check(same(kernels::suppress(problem.batch(), problem.rule, 4), expected), "threads", -images);
     problem.rule.max_total = 100;
@@ -188,6 +190,11 @@ int main(int argc, char** argv) {
       if (expected.empty()) expected = found;
       check(same(found, expected), "instruction sets", seed);
       check(same(kernels::suppress(problem.batch(), problem.rule, 3), expected), "threads", seed);
+      Rule few = problem.rule;
+      few.top_k_per_class = 7;
+      for (const Kept& kept : kernels::suppress(problem.batch(), few, 1)) {
+        check(kept.rows.size() <= 7 * 5, "kept and wanted", seed);
+      }
     }
     if (problem.rule.method == Method::kGaussian) continue;
     std::vector<Kept> scanned;

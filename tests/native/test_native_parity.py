@@ -54,6 +54,7 @@ def test_thousands_of_boxes_on_threads_equal_the_reference(
             sigma=0.5,
             score_threshold=0.001,
             plus_one=True,
+            top_k_per_class=None,
             max_per_class=caps[0],
             max_total=caps[1],
         ),

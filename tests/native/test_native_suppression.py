@@ -239,6 +239,29 @@ def test_caps_cut_the_full_answer(
     assert capped_scores.tolist() == decayed[chosen].tolist()
 
 
+@pytest.mark.parametrize("method", ["linear", "gaussian", "hard"])
+@pytest.mark.parametrize("total", [None, 10])
+def test_only_the_best_of_a_class_take_part(method: native.Method, total: int | None) -> None:
+    rng = np.random.default_rng(9)
+    corners = rng.uniform(0, 60, (200, 2))
+    boxes = np.concatenate([corners, corners + rng.uniform(1, 60, (200, 2))], 1).astype(np.float32)
+    scores = rng.integers(1, 9, 200).astype(np.float32) / 10  # many ties at the cut
+    labels = rng.integers(0, 3, 200)
+    best = []
+    for label in range(3):
+        rows = np.flatnonzero(labels == label)
+        best += sorted(rows.tolist(), key=lambda row: (-scores[row], row))[:25]
+    chosen = np.sort(best)
+    keep, decayed = native.soft_nms(
+        boxes, scores, labels, method=method, top_k_per_class=25, max_total=total
+    )
+    alone = native.soft_nms(
+        boxes[chosen], scores[chosen], labels[chosen], method=method, max_total=total
+    )
+    assert keep.tolist() == chosen[alone[0]].tolist()
+    assert decayed.tolist() == alone[1].tolist()
+
+
 def test_a_batch_is_its_images_one_by_one() -> None:
     boxes = np.concatenate([PAIR, PAIR + 1, PAIR[:1]])
     scores = np.concatenate([PAIR_SCORES, PAIR_SCORES[::-1], PAIR_SCORES[:1]])
@@ -301,6 +324,7 @@ def test_inputs_are_neither_changed_nor_required_to_be_contiguous() -> None:
         ({"sigma": 0.0}, ValueError, "sigma=0.0"),
         ({"sigma": 1e-60}, ValueError, "sigma=1e-60"),
         ({"score_threshold": -0.1}, ValueError, "score_threshold=-0.1"),
+        ({"top_k_per_class": 0}, ValueError, "top_k_per_class=0"),
         ({"max_per_class": 0}, ValueError, "max_per_class=0"),
         ({"max_total": -1}, ValueError, "max_total=-1"),
         ({"threads": 0}, ValueError, "threads=0"),
