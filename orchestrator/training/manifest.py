@@ -1,0 +1,314 @@
+"""What a commit says about itself: sealed JSON files, and reading them back with suspicion.
+
+A sealed file carries the SHA-256 of its own canonical text and is accepted only when its bytes are
+exactly what sealing its content again gives: any flipped, lost or added bit is noticed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from orchestrator.errors import StorageError
+from orchestrator.training.storage import Storage
+
+#: Layout of a commit folder; a reader refuses any other.
+FORMAT = 1
+
+CHECKPOINTS = "ckpt"
+MANIFEST_NAME = "MANIFEST.json"
+METRICS_NAME = "METRICS.json"
+POINTER_NAME = "COMMIT"
+
+_SEAL_KEY = "sha256"
+_MAX_SEALED_BYTES = 16 * 2**20
+_FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
+# With renames a commit's folder is its step; without, an upload that was cut off must not share
+# the folder of the one that follows it.
+_FOLDER_NAME = re.compile(r"(\d{9,18})(-[0-9a-f]{32})?")
+
+
+class UnusableError(Exception):
+    """A commit, or a file beside it, that must not be used.
+
+    Attributes:
+        reason: what is wrong with it.
+        proven: whether its bytes are wrong, as against could not be read just now.
+    """
+
+    def __init__(self, reason: str, *, proven: bool = True) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.proven = proven
+
+
+def seal(tree: Mapping[str, Any]) -> bytes:
+    """Canonical JSON of ``tree`` with its own SHA-256 in it."""
+    digest = hashlib.sha256(_canonical(tree)).hexdigest()
+    return _canonical({**tree, _SEAL_KEY: digest}) + b"\n"
+
+
+def unseal(data: bytes) -> dict[str, Any]:
+    """Inverse of :func:`seal`.
+
+    Raises:
+        UnusableError: these are not the bytes that were sealed.
+    """
+    try:
+        tree = json.loads(data)
+        tree.pop(_SEAL_KEY)
+        intact = seal(tree) == data
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UnusableError("is not a sealed JSON file") from error
+    if not intact:
+        raise UnusableError("does not match its own digest")
+    sealed: dict[str, Any] = tree
+    return sealed
+
+
+def _canonical(tree: Mapping[str, Any]) -> bytes:
+    return json.dumps(tree, sort_keys=True, separators=(",", ":"), allow_nan=False).encode("ascii")
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """Size in bytes and SHA-256 of one file."""
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a commit consists of and where it comes from.
+
+    Attributes:
+        step: optimizer steps behind it.
+        config_digest: of the configuration that made it.
+        data_digest: of the data it was trained on.
+        parent: step of the commit it grew from; None for the first.
+        created: wall clock, for people; nothing is ordered by it.
+        files: by name.
+    """
+
+    step: int
+    config_digest: str
+    data_digest: str
+    parent: int | None
+    created: str
+    files: dict[str, FileRecord]
+
+    def to_bytes(self) -> bytes:
+        """Content of ``MANIFEST.json``."""
+        return seal({"format": FORMAT, **asdict(self)})
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Manifest:
+        """Inverse of :meth:`to_bytes`.
+
+        Raises:
+            UnusableError: damaged.
+            StorageError: intact, but written by a program with another layout.
+        """
+        tree = unseal(data)
+        version = tree.pop("format", None)
+        if version != FORMAT:
+            raise StorageError(
+                f"checkpoint manifest has format {version!r}; this program reads {FORMAT}. "
+                "Next: go on with the version of the program that wrote it"
+            )
+        try:
+            files = {name: FileRecord(**record) for name, record in tree.pop("files").items()}
+            manifest = cls(files=files, **tree)
+        except (TypeError, KeyError, AttributeError) as error:
+            raise UnusableError("has other fields than a manifest") from error
+        for name in files:
+            if not _FILE_NAME.fullmatch(name):
+                raise UnusableError(f"lists a file with the name {name!r}")
+        return manifest
+
+
+@dataclass(frozen=True)
+class Commit:
+    """One checkpoint.
+
+    Attributes:
+        key: of its folder in the run's storage.
+        path: the same in full, absolute or a URI.
+        manifest: what it consists of.
+        metrics: attached to it so far; None before its evaluation.
+        damage: why metrics that are there are not used; None when nothing is wrong.
+    """
+
+    key: str
+    path: str
+    manifest: Manifest
+    metrics: dict[str, float] | None
+    damage: str | None = None
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps behind it."""
+        return self.manifest.step
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """A commit, or its metrics, that is not used, and why."""
+
+    path: str
+    reason: str
+
+    def describe(self) -> str:
+        """One line for a log."""
+        return f"{self.path}: {self.reason}"
+
+
+def folder_name(step: int, unique: str | None = None) -> str:
+    """Name of the folder of step ``step``'s commit, zero-padded so that names sort by step."""
+    return f"{step:09d}" if unique is None else f"{step:09d}-{unique}"
+
+
+def step_of(key: str) -> int | None:
+    """Step of the commit in a folder with this name or key; None when it is not a commit's."""
+    match = _FOLDER_NAME.fullmatch(key.rpartition("/")[2])
+    return int(match[1]) if match else None
+
+
+def published(storage: Storage) -> list[str]:
+    """Keys of all commit folders, good or bad, newest step first.
+
+    The pointer's target is among them even when a cached folder listing does not show it yet, as
+    happens on NFS.
+    """
+    names = {entry.name for entry in storage.list(CHECKPOINTS) if entry.is_dir}
+    names = {name for name in names if step_of(name) is not None}
+    try:
+        pointed = unseal(_read_sealed(storage, POINTER_NAME)).get("folder")
+    except (UnusableError, OSError):
+        pointed = None
+    if isinstance(pointed, str) and step_of(pointed) is not None and pointed not in names:
+        key = f"{CHECKPOINTS}/{pointed}"
+        names |= {pointed} if storage.list(key) else set()
+    ordered = sorted(names, key=lambda name: (step_of(name), name), reverse=True)
+    return [f"{CHECKPOINTS}/{name}" for name in ordered]
+
+
+def check(storage: Storage, key: str) -> Manifest:
+    """The manifest of a commit whose files all have the right size; their bytes are not read.
+
+    Raises:
+        UnusableError: it is torn, damaged or not the commit its folder says.
+        StorageError: it is intact, but of an unknown layout.
+    """
+    try:
+        data = _read_sealed(storage, f"{key}/{MANIFEST_NAME}")
+        entries = {entry.name: entry for entry in storage.list(key)}
+    except FileNotFoundError as error:
+        raise UnusableError(f"{MANIFEST_NAME} is missing") from error
+    except OSError as error:
+        raise UnusableError(f"cannot be read: {error}", proven=False) from error
+    try:
+        manifest = Manifest.from_bytes(data)
+    except UnusableError as error:
+        raise UnusableError(f"{MANIFEST_NAME} {error.reason}") from error
+    except StorageError as error:
+        raise StorageError(f"{storage.describe(key)}: {error}") from error
+    if manifest.step != step_of(key):
+        raise UnusableError(f"{MANIFEST_NAME} is that of step {manifest.step}")
+    for name, record in manifest.files.items():
+        entry = entries.get(name)
+        if entry is None or entry.is_dir:
+            raise UnusableError(f"{name} is missing")
+        if entry.size != record.size:
+            raise UnusableError(f"{name} has {entry.size} bytes, not {record.size}")
+    return manifest
+
+
+def verify(storage: Storage, key: str) -> Manifest:
+    """Like :func:`check`, and every byte of every file has been compared with its digest."""
+    manifest = check(storage, key)
+    for name, record in manifest.files.items():
+        digest = hashlib.sha256()
+        try:
+            for chunk in storage.read(f"{key}/{name}"):
+                digest.update(chunk)
+        except OSError as error:
+            raise UnusableError(f"{name} cannot be read: {error}", proven=False) from error
+        if digest.hexdigest() != record.sha256:
+            raise UnusableError(f"{name} does not match its digest")
+    return manifest
+
+
+def with_metrics(storage: Storage, key: str, manifest: Manifest) -> Commit:
+    """The commit whose manifest this is, with the metrics that can be trusted."""
+    path = storage.describe(key)
+    try:
+        return Commit(key, path, manifest, read_metrics(storage, key))
+    except UnusableError as error:
+        return Commit(key, path, manifest, None, error.reason)
+
+
+def checked_commits(storage: Storage) -> list[Commit]:
+    """Commits whose files are there, newest first; see :func:`check`."""
+    commits = []
+    for key in published(storage):
+        with suppress(UnusableError):
+            commits.append(with_metrics(storage, key, check(storage, key)))
+    return commits
+
+
+def read_verified(storage: Storage, key: str, name: str, record: FileRecord) -> bytes:
+    """One file's bytes, which are those its record describes.
+
+    Raises:
+        UnusableError: they are not.
+    """
+    try:
+        data = storage.read_file(f"{key}/{name}", limit=record.size)
+    except (OSError, StorageError) as error:
+        raise UnusableError(f"{name} cannot be read: {error}", proven=False) from error
+    if hashlib.sha256(data).hexdigest() != record.sha256:
+        raise UnusableError(f"{name} does not match its digest")
+    return data
+
+
+def seal_metrics(step: int, metrics: Mapping[str, float]) -> bytes:
+    """Content of ``METRICS.json``. JSON has no NaN and no infinities; they are kept as text."""
+    values = {
+        name: float(value) if math.isfinite(value) else str(float(value))
+        for name, value in metrics.items()
+    }
+    return seal({"format": FORMAT, "step": step, "metrics": values})
+
+
+def read_metrics(storage: Storage, key: str) -> dict[str, float] | None:
+    """Metrics attached to a commit; None when there are none.
+
+    Raises:
+        UnusableError: the file is damaged, of another commit or cannot be read.
+    """
+    try:
+        tree = unseal(_read_sealed(storage, f"{key}/{METRICS_NAME}"))
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise UnusableError(f"{METRICS_NAME} cannot be read: {error}", proven=False) from error
+    except UnusableError as error:
+        raise UnusableError(f"{METRICS_NAME} {error.reason}") from error
+    if tree.get("format") != FORMAT or tree.get("step") != step_of(key):
+        raise UnusableError(f"{METRICS_NAME} is not that of this commit")
+    return {name: float(value) for name, value in tree["metrics"].items()}
+
+
+def _read_sealed(storage: Storage, key: str) -> bytes:
+    try:
+        return storage.read_file(key, limit=_MAX_SEALED_BYTES)
+    except StorageError as error:
+        raise UnusableError("is too long") from error
