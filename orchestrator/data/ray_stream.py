@@ -20,7 +20,7 @@ import json
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import fields
 from functools import lru_cache, partial
 from queue import Empty, Full, Queue
@@ -35,7 +35,7 @@ from ray.data import TaskPoolStrategy
 from orchestrator.data.assemble import BatchPlan
 from orchestrator.data.batch import Batch
 from orchestrator.data.stream import EvalCache, in_order
-from orchestrator.errors import OrchestratorError
+from orchestrator.errors import ConfigError, DataError, OrchestratorError
 
 if TYPE_CHECKING:
     from ray.actor import ActorHandle
@@ -141,13 +141,12 @@ class RayStream:
             rank=self.rank,
             world=self.world,
         )
-        dataset = ray.data.range(
-            end - first, override_num_blocks=-(-(end - first) // self._task_steps())
-        ).map_batches(
+        tasks = -(-(end - first) // self._task_steps())
+        dataset = ray.data.range(end - first, override_num_blocks=tasks).map_batches(
             work,
             batch_size=None,
             batch_format="numpy",
-            compute=TaskPoolStrategy(size=self.tasks),
+            compute=TaskPoolStrategy(size=min(self.tasks, tasks)),
             num_cpus=self.task_cpus,
         )
         dataset.context.execution_options.preserve_order = True
@@ -237,9 +236,20 @@ def _make_rows(
     rank: int,
     world: int,
 ) -> Rows:
-    """The map stage: numbers relative to ``first`` to one packed batch per row."""
+    """The map stage: numbers relative to ``first`` to one packed batch per row.
+
+    What is wrong with the data travels as data: of an exception Ray would keep the text alone, and
+    print a page about its own insides.
+    """
     plan = _plan(plan_ref)
-    batches = [make(plan, first + int(number), rank, world) for number in rows["id"]]
+    try:
+        return _pack([make(plan, first + int(number), rank, world) for number in rows["id"]])
+    except (ConfigError, DataError) as error:
+        return {"error": np.array([type(error).__name__]), "message": np.array([str(error)])}
+
+
+def _pack(batches: Sequence[Batch]) -> Rows:
+    """Batches as columns with one row each."""
     packed: Rows = {name: np.stack([getattr(b, name) for b in batches]) for name in _ARRAYS}
     packed["step"] = np.array([batch.step for batch in batches])
     packed["replaced"] = np.array([json.dumps(batch.replaced) for batch in batches])
@@ -247,11 +257,17 @@ def _make_rows(
 
 
 def _unpack(rows: Rows) -> Iterator[Batch]:
-    """Inverse of the packing in :func:`_make_rows`.
+    """Inverse of :func:`_pack`.
 
     The arrays are copied out of shared memory: they become writable, as torch wants them, and the
     object store can drop the block.
+
+    Raises:
+        DataError: what the map stage found wrong with the data; ConfigError likewise.
     """
+    if "error" in rows:
+        kind = ConfigError if rows["error"][0] == ConfigError.__name__ else DataError
+        raise kind(str(rows["message"][0]))
     for row, step in enumerate(rows["step"].tolist()):
         yield Batch(
             step=step,
@@ -294,7 +310,7 @@ class _Segment:
         """The next batch, waiting for it.
 
         Raises:
-            Exception: whatever the map stage raised.
+            Exception: whatever ended the execution early.
         """
         try:
             item = self._queue.get_nowait()
@@ -303,7 +319,7 @@ class _Segment:
             self._waits += self.taken > 0
             item = self._queue.get()
         if isinstance(item, BaseException):
-            raise _cause(item)
+            raise item
         self.taken += 1
         return item
 
@@ -315,6 +331,7 @@ class _Segment:
     def _drain(self, dataset: ray.data.Dataset) -> None:
         # Two lines for every execution of Ray Data would drown the log of the run.
         logging.getLogger("ray.data").setLevel(logging.WARNING)
+        logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
         made = 0
         try:
             for rows in dataset.iter_batches(
@@ -339,14 +356,3 @@ class _Segment:
                 continue
             return True
         return False
-
-
-def _cause(error: BaseException) -> BaseException:
-    """The error that the map stage raised on purpose, dug out of what Ray wraps around it."""
-    inner: BaseException | None = error
-    while inner is not None:
-        if isinstance(inner, OrchestratorError):
-            cause = getattr(inner, "cause", None)
-            return cause if isinstance(cause, OrchestratorError) else inner
-        inner = getattr(inner, "cause", None) or inner.__cause__
-    return error

@@ -84,7 +84,7 @@ def in_order(
     Closing it, as leaving a loop over it does, closes ``batches``.
 
     Raises:
-        OrchestratorError: another step's batch came, or too few did.
+        OrchestratorError: another step's batch came, or another number of them.
     """
     expected = start_step
     with closing(batches):
@@ -97,7 +97,8 @@ def in_order(
             yield batch
     if expected != stop_step:
         raise OrchestratorError(
-            f"data stream: ended before step {expected}, expected it to go on to {stop_step - 1}"
+            f"data stream: {expected - start_step} batches came from step {start_step} on, "
+            f"expected {stop_step - start_step}"
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 
 from orchestrator.data.assemble import BatchPlan
 from orchestrator.data.augment import SSDAugment
+from orchestrator.data.batch import Batch
 from orchestrator.data.coco import read_coco
 from orchestrator.data.schedule import Schedule
 
@@ -80,3 +82,14 @@ def make_plan(folder: Path, *, batch_size: int = 4, epochs: int = 3, seed: int =
         with_crowd=False,
         eval_batch=2,
     )
+
+
+def assert_same_batch(first: Batch, second: Batch) -> None:
+    """Every field equal, arrays to the byte, type and shape."""
+    for field in fields(Batch):
+        one, other = getattr(first, field.name), getattr(second, field.name)
+        if isinstance(one, np.ndarray):
+            assert one.dtype == other.dtype, field.name
+            assert np.array_equal(one, other), field.name
+        else:
+            assert one == other, field.name

@@ -1,0 +1,271 @@
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+from data_cases import assert_same_batch, make_plan, write_coco
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+
+import orchestrator.data.ray_stream as ray_stream
+from orchestrator.data.assemble import BatchPlan
+from orchestrator.data.ray_stream import RayStream, ScheduledDataConfig
+from orchestrator.data.stream import LocalStream
+from orchestrator.errors import DataError, OrchestratorError
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A Ray of its own, which neither finds nor leaves anything in the home folder."""
+    # Socket paths are limited to 107 characters, so pytest's folders are too deep.
+    folder = tempfile.mkdtemp(prefix="ray-")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
+        patch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+        ray.init(
+            address="local",
+            num_cpus=4,
+            include_dashboard=False,
+            object_store_memory=256 << 20,
+            _temp_dir=folder,
+        )
+        yield
+        ray.shutdown()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def plan(coco_folder: Path) -> BatchPlan:
+    return make_plan(coco_folder)
+
+
+@pytest.fixture
+def short_segments(plan: BatchPlan, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four steps of a single rank in a segment, two steps in a task."""
+    monkeypatch.setattr(ray_stream, "SEGMENT_BYTES", 4 * 4 * 48 * 64 * 3)
+    monkeypatch.setattr(ray_stream, "TASK_IMAGES", 8)
+
+
+def streams(plan: BatchPlan, world: int = 1) -> list[RayStream]:
+    config = ScheduledDataConfig(plan)
+    shards = config.configure(config.datasets(), world, None, None)
+    return [shard["train"] for shard in shards]
+
+
+def segment_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "ray-batches"]
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("cluster", "short_segments")
+@pytest.mark.parametrize("world", [1, 2])
+def test_same_batches_as_without_ray(plan: BatchPlan, world: int) -> None:
+    for rank, stream in enumerate(streams(plan, world)):
+        local = LocalStream(plan, rank=rank, world=world)
+        for one, other in zip(stream.train_batches(0, 15), local.train_batches(0, 15), strict=True):
+            assert_same_batch(one, other)
+            assert one.images.flags.writeable
+        for one, other in zip(stream.eval_batches(), local.eval_batches(), strict=True):
+            assert_same_batch(one, other)
+    assert not segment_threads()
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("cluster", "short_segments")
+def test_restart_continues_with_the_same_batches(plan: BatchPlan) -> None:
+    (stream,) = streams(plan)
+    unbroken = list(LocalStream(plan).train_batches(0, 15))
+    for start in (3, 4, 14, 15):
+        again = list(stream.train_batches(start, 15))
+        assert len(again) == 15 - start
+        for one, other in zip(unbroken[start:], again, strict=True):
+            assert_same_batch(one, other)
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("cluster", "short_segments")
+def test_leaving_the_loop_ends_the_segments(plan: BatchPlan) -> None:
+    (stream,) = streams(plan)
+    for batch in stream.train_batches(0, 15):
+        if batch.step == 2:
+            # Half of the first segment is taken: the second is running as well.
+            assert len(segment_threads()) >= 1
+            break
+    del batch
+    assert not segment_threads()
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("cluster")
+def test_replacements_and_errors_come_through(tmp_path: Path) -> None:
+    write_coco(tmp_path, 6)
+    (tmp_path / "images" / "002.jpg").write_bytes(b"")
+    plan = make_plan(tmp_path, epochs=4)
+    (stream,) = streams(plan)
+    replaced = [item for batch in stream.train_batches(0, 4) for item in batch.replaced]
+    assert replaced
+    assert {sample for _, sample, _ in replaced} == {2}
+    assert replaced[0][2].endswith("002.jpg: empty file")
+
+    for path in (tmp_path / "images").iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(DataError, match=r"cannot be decoded; the last: .*empty file") as caught:
+        next(stream.train_batches(0, 4))
+    assert type(caught.value) is DataError
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
+def test_trainer_with_two_workers_resumes_at_the_commit(plan: BatchPlan, tmp_path: Path) -> None:
+    config = ScheduledDataConfig(plan, tasks=1)
+
+    def train(options: dict[str, Any]) -> None:
+        import torch
+        import torch.distributed as dist
+
+        rank, world = ray.train.get_context().get_world_rank(), dist.get_world_size()
+        folder = Path(options["folder"])
+        commit = folder / "commit"
+        start = int(commit.read_text()) if commit.exists() else 0
+        stream = ray.train.get_dataset_shard("train")
+        for batch in stream.train_batches(start, 15):
+            # All ranks are at the same step, or the sum gives it away.
+            total = torch.tensor([batch.step])
+            dist.all_reduce(total)
+            assert total.item() == batch.step * world
+            line = json.dumps([batch.step, batch.sample_ids.tolist(), int(batch.images.sum())])
+            with (folder / f"rank{rank}").open("a") as log:
+                log.write(line + "\n")
+            dist.barrier()
+            if rank == 0:
+                commit.write_text(str(batch.step + 1))
+            dist.barrier()
+            if batch.step == 6 and start == 0:
+                raise RuntimeError("fault")
+        seen = [s for batch in stream.eval_batches() for s in batch.sample_ids.tolist() if s >= 0]
+        (folder / f"eval{rank}").write_text(json.dumps(seen))
+
+    TorchTrainer(
+        train,
+        train_loop_config={"folder": str(tmp_path)},
+        torch_config=TorchConfig(backend="gloo"),
+        scaling_config=ScalingConfig(num_workers=2, resources_per_worker={"CPU": 1}),
+        run_config=RunConfig(
+            name="data",
+            storage_path=str(tmp_path / "ray"),
+            failure_config=FailureConfig(max_failures=1),
+        ),
+        datasets=config.datasets(),
+        dataset_config=config,
+    ).fit()
+
+    for rank in range(2):
+        lines = [json.loads(line) for line in (tmp_path / f"rank{rank}").read_text().splitlines()]
+        expected = [plan.train_batch(step, rank, 2) for step in range(15)]
+        assert lines == [
+            [b.step, b.sample_ids.tolist(), int(b.images.sum(dtype=np.int64))] for b in expected
+        ]
+    evaluated = [json.loads((tmp_path / f"eval{rank}").read_text()) for rank in range(2)]
+    assert sorted(evaluated[0] + evaluated[1]) == list(range(22))
+
+
+class FakeDataset:
+    """Rows of one step each, handed out as fast as they are asked for."""
+
+    def __init__(
+        self, plan: BatchPlan, steps: list[int], *, error: Exception | None = None
+    ) -> None:
+        self.rows = [ray_stream._pack([plan.train_batch(step, 0, 1)]) for step in steps]
+        self.error = error
+
+    def iter_batches(self, **options: object) -> Iterator[dict[str, Any]]:
+        yield from self.rows
+        if self.error:
+            raise self.error
+
+
+def wait_for(condition: Any) -> None:
+    deadline = time.monotonic() + 5
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.005)
+
+
+def test_segment_stays_within_its_budget(plan: BatchPlan) -> None:
+    segment = ray_stream._Segment(FakeDataset(plan, [0, 1, 2, 3]), 4, 2)
+    wait_for(lambda: segment._queue.full())
+    time.sleep(0.05)
+    assert segment._queue.qsize() == 2
+    assert [segment.take().step for _ in range(4)] == [0, 1, 2, 3]
+    segment.close()
+    assert not segment_threads()
+
+
+def test_segment_tells_when_half_is_taken_and_when_its_consumer_waits(plan: BatchPlan) -> None:
+    segment = ray_stream._Segment(FakeDataset(plan, [0, 1, 2]), 3, 3)
+    wait_for(lambda: segment._queue.qsize() == 3)
+    segment.take()
+    assert not segment.half_taken
+    segment.take()
+    assert segment.half_taken
+    assert not segment.starved
+    segment.close()
+
+
+def test_consumer_that_waits_for_most_batches_is_starved(plan: BatchPlan) -> None:
+    gate = threading.Semaphore(0)
+
+    class Slow(FakeDataset):
+        def iter_batches(self, **options: object) -> Iterator[dict[str, Any]]:
+            for row in self.rows:
+                gate.acquire()
+                yield row
+
+    segment = ray_stream._Segment(Slow(plan, [0, 1, 2]), 3, 3)
+    for _ in range(3):
+        threading.Timer(0.05, gate.release).start()
+        segment.take()
+    assert segment.starved
+    segment.close()
+
+
+def test_segment_that_makes_too_few_batches_is_an_error(plan: BatchPlan) -> None:
+    segment = ray_stream._Segment(FakeDataset(plan, [0]), 2, 2)
+    segment.take()
+    with pytest.raises(OrchestratorError, match="made 1 batches instead of 2"):
+        segment.take()
+    segment.close()
+
+
+def test_error_of_a_segment_follows_its_batches(plan: BatchPlan) -> None:
+    segment = ray_stream._Segment(FakeDataset(plan, [0], error=OSError("lost")), 2, 2)
+    assert segment.take().step == 0
+    with pytest.raises(OSError, match="lost"):
+        segment.take()
+    segment.close()
+
+
+def test_data_tasks_import_neither_torch_nor_detectors() -> None:
+    code = (
+        "import sys, orchestrator.data.ray_stream; "
+        "print([m for m in ('torch', 'detectors') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).parents[2],
+    )
+    assert done.stdout.strip() == "[]"
