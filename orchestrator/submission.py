@@ -108,9 +108,8 @@ def connect(address: str | None = None) -> Any:
             f"--address: found {address!r}; allowed: http://HOST:PORT or https://HOST:PORT of the "
             f"Ray dashboard. Next: try {DEFAULT_ADDRESS}"
         )
-    if os.environ.get(_MODE) is None and _has_token():
-        os.environ[_MODE] = "token"
-    if os.environ.get(_MODE, "").lower() != "token" and not _is_loopback(parts.hostname):
+    token = _token()
+    if token is None and not _is_loopback(parts.hostname):
         raise SecurityError(
             f"--address: {address} is on another machine and no token is in use, so anyone who "
             f"reaches it may run commands there. Next: start the cluster with {_MODE}=token and "
@@ -121,8 +120,9 @@ def connect(address: str | None = None) -> Any:
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
+    headers = None if token is None else {"Authorization": f"Bearer {token}"}
     try:
-        return JobSubmissionClient(address)
+        return JobSubmissionClient(address, headers=headers)
     except AuthenticationError as error:
         raise SecurityError(f"{address}: {error}") from error
     except (ConnectionError, RuntimeError) as error:
@@ -210,12 +210,20 @@ def _is_absolute(location: str) -> bool:
     return "://" in location or os.path.isabs(location)  # noqa: PTH117
 
 
-def _has_token() -> bool:
-    return bool(
-        os.environ.get("RAY_AUTH_TOKEN")
-        or os.environ.get("RAY_AUTH_TOKEN_PATH")
-        or (Path.home() / ".ray" / "auth_token").is_file()
-    )
+def _token() -> str | None:
+    """The token Ray itself would show, or None if there is none or tokens are switched off.
+
+    Ray decides whether to show one when it is first imported, which may be long ago.
+    """
+    if os.environ.get(_MODE, "token").lower() != "token":
+        return None
+    if token := os.environ.get("RAY_AUTH_TOKEN"):
+        return token
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    try:
+        return path.read_text().strip() or None
+    except OSError:
+        return None
 
 
 def _is_loopback(host: str) -> bool:
