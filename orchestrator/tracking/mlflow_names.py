@@ -1,0 +1,85 @@
+"""What MLflow accepts: addresses, names and values (``mlflow.utils.validation``, 3.13 to 3.18)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path
+
+from orchestrator.errors import ConfigError, nearest
+
+_MAX_NAME = 250
+MAX_PARAM = 6000
+MAX_TAG = 5000
+_REFUSED = re.compile(r"[^/\w.\- :]")
+_SCHEMES = (
+    "sqlite",
+    "postgresql",
+    "mysql",
+    "mssql",
+    "http",
+    "https",
+    "databricks",
+    "databricks-uc",
+)
+
+
+def resolve_tracking_uri(uri: str, base: Path) -> str:
+    """The address with a SQLite file made absolute, so that every process means the same one.
+
+    Args:
+        uri: of a server or database.
+        base: folder that a relative SQLite path starts from.
+
+    Raises:
+        ConfigError: an address MLflow does not serve, such as a folder.
+    """
+    scheme = uri.split(":", 1)[0].lower() if ":" in uri else ""
+    # A dialect may name its driver: postgresql+psycopg2.
+    dialect = scheme.split("+", 1)[0]
+    if dialect not in _SCHEMES and uri != "databricks":
+        hint = nearest(dialect, _SCHEMES)
+        raise ConfigError(
+            f"tracking.mlflow is {uri!r}, allowed are sqlite:///FILE, a database "
+            "(postgresql, mysql, mssql) and a server (http, https, databricks)"
+            + (f"; did you mean {hint}?" if hint else "")
+            + "\nMLflow keeps no runs in folders since 3.13; use sqlite:///runs/mlflow.db"
+        )
+    if dialect != "sqlite":
+        return uri
+    path = sqlite_path(uri)
+    if path is None:
+        raise ConfigError(
+            f"tracking.mlflow is {uri!r}, expected sqlite:///FILE or sqlite:////ABSOLUTE/FILE; a "
+            "database in memory would be gone with the run"
+        )
+    return f"{scheme}:///{base.absolute() / path}"
+
+
+def sqlite_path(uri: str) -> Path | None:
+    """The file of a SQLite address; None for any other address and for a database in memory."""
+    match = re.fullmatch(r"sqlite(\+\w+)?:///([^:?][^?]*)", uri)
+    return Path(match[2]) if match else None
+
+
+def clean_name(name: str) -> str:
+    """A metric or parameter name that MLflow takes; different names stay different.
+
+    Characters other than letters, digits and ``/ _ . - :`` and space become ``_``. A name that had
+    to be changed ends in a digest of the original: two class names that differ in such a character
+    only would otherwise share one curve.
+    """
+    cleaned = "/".join(
+        "_" if part in ("", ".", "..") else part for part in _REFUSED.sub("_", name).split("/")
+    )
+    if cleaned == name and len(name) <= _MAX_NAME:
+        return name
+    digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+    return f"{cleaned[: _MAX_NAME - 9]}-{digest}"
+
+
+def param_text(value: object) -> str:
+    """A parameter value as text: strings as they are, anything else as JSON, cut to fit."""
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text[:MAX_PARAM]

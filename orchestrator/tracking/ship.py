@@ -1,0 +1,138 @@
+"""The process that ships a run to MLflow: ``python -m orchestrator.tracking.ship RUN_FOLDER``.
+
+It is a process of its own so that nothing MLflow does - seconds of imports and migrations, a server
+that does not answer, a lock - can hold up the driver, and so that it can be ended at any moment.
+:class:`orchestrator.tracking.mlflow_shipper.MlflowShipper` starts it and talks to it through its
+standard input, one JSON object a line: first the :class:`RunSpec`, in the end ``{"status": ...,
+"artifacts": ...}``. When the input ends without that, the driver has died.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import json
+import os
+import select
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from orchestrator.tracking.shipping import Connect, RunShipper, RunSpec
+
+LOCK_FILE = "mlflow.lock"
+#: Begins the line of a failure in the log of this process.
+FAILURE = "not shipped: "
+
+#: Seconds between looks at the log, and between tries while MLflow fails.
+INTERVAL = 2.0
+LONGEST_WAIT = 60.0
+#: Tries to bring the run to its end; the rest is left to the next start of the run.
+LAST_TRIES = 4
+#: A hanging server costs this process a request, not a minute; what failed is tried again here.
+#: Retries inside MLflow would also create a run twice when only the answer was lost.
+ENVIRONMENT = {
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+}
+
+
+class Commands:
+    """JSON lines of a pipe, read without blocking longer than asked."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._buffer = b""
+        self.ended = False
+
+    def next(self, seconds: float | None) -> dict[str, Any] | None:
+        """The next command, or None when the time is over or the pipe was closed."""
+        deadline = None if seconds is None else time.monotonic() + seconds
+        while b"\n" not in self._buffer and not self.ended:
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            ready, _, _ = select.select([self._descriptor], [], [], left)
+            if not ready:
+                return None
+            chunk = os.read(self._descriptor, 1 << 16)
+            self.ended = not chunk
+            self._buffer += chunk
+        line, newline, rest = self._buffer.partition(b"\n")
+        self._buffer = rest
+        command: dict[str, Any] | None = json.loads(line) if newline else None
+        return command
+
+
+def _lock(run_dir: Path) -> BinaryIO:
+    """Wait until no other process ships this run: one that outlived its driver ends soon."""
+    file = (run_dir / LOCK_FILE).open("wb")
+    fcntl.flock(file, fcntl.LOCK_EX)
+    return file
+
+
+def _try(action: Callable[[], None]) -> bool:
+    """Whether it worked; a failure is a line in the log of this process."""
+    try:
+        action()
+    except Exception as error:
+        text = " ".join(str(error).split())[:300]
+        print(f"{FAILURE}{type(error).__name__}: {text}", file=sys.stderr, flush=True)
+        return False
+    return True
+
+
+def ship_until_told(run_dir: Path, spec: RunSpec, commands: Commands, connect: Connect) -> bool:
+    """Ship until the driver says how the run ended, or is gone.
+
+    Returns:
+        Whether everything has arrived.
+    """
+    shipper = RunShipper(run_dir, spec, connect)
+    wait = 0.0
+    while True:
+        last = commands.next(wait)
+        if last is not None or commands.ended:
+            break
+        wait = INTERVAL if _try(shipper.ship) else min(max(2 * wait, INTERVAL), LONGEST_WAIT)
+    # A driver that ended without a word was killed.
+    status = "KILLED"
+    if last is not None:
+        status = last["status"]
+        artifacts = {**spec.artifacts, **last["artifacts"]}
+        shipper.spec = dataclasses.replace(spec, artifacts=artifacts)
+    for attempt in range(LAST_TRIES):
+        if attempt:
+            time.sleep(2.0 ** (attempt - 1))
+        if _try(lambda: shipper.finish(status)):
+            return True
+    return False
+
+
+def main() -> int:
+    """Entry point of the process; 0 when everything has arrived."""
+    # Stopping the program stops the driver, which then has the last word here.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    os.nice(5)
+    run_dir = Path(sys.argv[1])
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+
+    def connect(uri: str) -> Any:
+        from mlflow import MlflowClient
+
+        return MlflowClient(tracking_uri=uri)
+
+    commands = Commands(sys.stdin.fileno())
+    first = commands.next(None)
+    if first is None:
+        return 1
+    with _lock(run_dir):
+        return 0 if ship_until_told(run_dir, RunSpec(**first), commands, connect) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,332 @@
+"""Brings MLflow up to date with a run folder; may be interrupted and repeated anywhere.
+
+What has arrived is recorded in ``mlflow.json`` in the run folder, always after MLflow has
+acknowledged it. A crash between the two therefore sends something twice, and that is harmless:
+
+- a metric point carries the time it was logged with, and MLflow's store keeps one row per (key,
+  step, time, value);
+- parameters, tags and artifacts replace themselves;
+- a new run carries a key that was recorded first, so a run whose answer was lost is found again.
+
+Nothing here is part of training: the event log and the run folder hold everything, and a database
+that was deleted is filled again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from orchestrator.errors import StorageError
+from orchestrator.tracking.atomic import write_atomic
+from orchestrator.tracking.events import read_events
+from orchestrator.tracking.mlflow_names import MAX_TAG, clean_name, param_text, sqlite_path
+
+#: MLflow's own limits on one call.
+_MAX_METRICS = 1000
+_MAX_PARAMS_OR_TAGS = 100
+
+#: Tag that names a run before MLflow has given it an id.
+RUN_KEY = "orchestrator_run_key"
+
+EVENTS_FILE = "events.jsonl"
+STATE_FILE = "mlflow.json"
+
+#: Makes an ``mlflow.MlflowClient``; untyped, so that MLflow is imported only where it is used.
+Connect: TypeAlias = Callable[[str], Any]
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """How a run is to appear in MLflow; plain data.
+
+    Attributes:
+        tracking_uri: absolute, see :func:`orchestrator.tracking.mlflow_names.resolve_tracking_uri`.
+        experiment: name of the MLflow experiment; made when missing.
+        run_name: as the list of runs shows it.
+        tags: by name; ``mlflow.parentRunId`` makes the run the child of another.
+        params: plain values by dotted path.
+        artifacts: files and folders by the path they get among the artifacts. What does not exist
+            yet is taken when it does.
+    """
+
+    tracking_uri: str
+    experiment: str
+    run_name: str
+    tags: dict[str, str] = field(default_factory=dict)
+    params: dict[str, object] = field(default_factory=dict)
+    artifacts: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class ShipState:
+    """What MLflow is known to have; the content of ``mlflow.json``.
+
+    Attributes:
+        tracking_uri: where.
+        key: value of the tag :data:`RUN_KEY`.
+        run_id: None until the run exists.
+        offset: byte offset in the event log; everything before it has arrived.
+        artifacts: fingerprint of each artifact that has arrived, by its path.
+        last_time_ms: time of the last event that has arrived.
+        status: set once the run has been closed with it; None while it is open.
+    """
+
+    tracking_uri: str
+    key: str = field(default_factory=lambda: uuid.uuid4().hex)
+    run_id: str | None = None
+    offset: int = 0
+    artifacts: dict[str, str] = field(default_factory=dict)
+    last_time_ms: int | None = None
+    status: str | None = None
+
+    @classmethod
+    def load(cls, run_dir: Path) -> ShipState | None:
+        """The recorded state; None when there is none or it cannot be read."""
+        try:
+            return cls(**json.loads((run_dir / STATE_FILE).read_bytes()))
+        except (OSError, ValueError, TypeError):
+            return None
+
+    def save(self, run_dir: Path) -> None:
+        """Replace the record."""
+        write_atomic(run_dir / STATE_FILE, json.dumps(asdict(self), indent=1).encode("ascii"))
+
+
+class RunShipper:
+    """Ships one run; every method raises whatever MLflow raises and can simply be called again."""
+
+    def __init__(self, run_dir: Path, spec: RunSpec, connect: Connect) -> None:
+        self.run_dir = run_dir
+        self.spec = spec
+        self._connect = connect
+        self._client: Any = None
+        self._run_id = ""
+        self._described = False
+        self._state = ShipState(spec.tracking_uri)
+
+    def ship(self) -> None:
+        """Send everything that MLflow does not have yet, oldest first."""
+        if not self._run_id:
+            self._open()
+        if not self._described:
+            self._describe()
+        self._ship_metrics()
+        self._ship_artifacts()
+
+    def finish(self, status: str) -> None:
+        """Ship the rest and close the run.
+
+        Args:
+            status: FINISHED, FAILED or KILLED.
+        """
+        self.ship()
+        # The last event ended the run, not the moment in which MLflow came back.
+        self._client.set_terminated(self._run_id, status, self._state.last_time_ms)
+        self._state.status = status
+        self._state.save(self.run_dir)
+
+    def _open(self) -> None:
+        """Find or create the run."""
+        self._client = _connected(self.spec.tracking_uri, self._connect)
+        state = ShipState.load(self.run_dir)
+        if state is None or state.tracking_uri != self.spec.tracking_uri or self._is_gone(state):
+            state = ShipState(self.spec.tracking_uri)
+        if not _is_line_end(self.run_dir / EVENTS_FILE, state.offset):
+            # The log was replaced. What MLflow has of it already is not stored twice.
+            state.offset = 0
+        if state.run_id is None:
+            experiment = self._experiment()
+            state.save(self.run_dir)
+            found = self._client.search_runs(
+                [experiment], f"tags.{RUN_KEY} = '{state.key}'", max_results=1
+            )
+            run = found[0] if found else self._create(experiment, state.key)
+            state.run_id = str(run.info.run_id)
+        else:
+            self._client.update_run(state.run_id, status="RUNNING")
+        state.status = None
+        state.save(self.run_dir)
+        self._state, self._run_id = state, state.run_id
+
+    def _is_gone(self, state: ShipState) -> bool:
+        """Whether the recorded run was deleted, alone or with its whole database."""
+        from mlflow.exceptions import MlflowException
+
+        if state.run_id is None:
+            return False
+        try:
+            stage = self._client.get_run(state.run_id).info.lifecycle_stage
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return True
+            raise
+        return bool(stage == "deleted")
+
+    def _experiment(self) -> str:
+        """Id of the experiment, which another process may be making at the same moment."""
+        from mlflow.exceptions import MlflowException
+
+        name = self.spec.experiment
+        found = self._client.get_experiment_by_name(name)
+        if found is None:
+            try:
+                return str(self._client.create_experiment(name, self._artifact_root()))
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                    raise
+            found = self._client.get_experiment_by_name(name)
+        if found.lifecycle_stage == "deleted":
+            raise StorageError(
+                f"the experiment {name!r} was deleted in MLflow; restore it there, or set "
+                "tracking.experiment to another name"
+            )
+        return str(found.experiment_id)
+
+    def _artifact_root(self) -> str | None:
+        """Where artifacts go; None where a server decides, which MLflow's default would not."""
+        if self.spec.tracking_uri.split(":", 1)[0] in ("http", "https", "databricks"):
+            return None
+        database = sqlite_path(self.spec.tracking_uri)
+        folder = database.parent if database else self.run_dir.absolute().parent
+        return (folder / "mlartifacts").as_uri()
+
+    def _create(self, experiment: str, key: str) -> Any:
+        tags = {RUN_KEY: key, "mlflow.source.name": "orchestrator", "mlflow.source.type": "LOCAL"}
+        return self._client.create_run(
+            experiment, int(time.time() * 1000), tags=tags, run_name=self.spec.run_name
+        )
+
+    def _describe(self) -> None:
+        """Tags, and those parameters that the run does not have: MLflow never changes one."""
+        from mlflow.entities import Param, RunTag
+
+        known = self._client.get_run(self._run_id).data.params
+        params = {clean_name(key): param_text(value) for key, value in self.spec.params.items()}
+        new = [Param(key, value) for key, value in params.items() if key not in known]
+        tags = [RunTag(clean_name(k), str(v)[:MAX_TAG]) for k, v in self.spec.tags.items()]
+        for start in range(0, len(new), _MAX_PARAMS_OR_TAGS):
+            chunk = new[start : start + _MAX_PARAMS_OR_TAGS]
+            self._client.log_batch(self._run_id, params=chunk, synchronous=True)
+        for start in range(0, len(tags), _MAX_PARAMS_OR_TAGS):
+            chunk = tags[start : start + _MAX_PARAMS_OR_TAGS]
+            self._client.log_batch(self._run_id, tags=chunk, synchronous=True)
+        self._described = True
+
+    def _ship_metrics(self) -> None:
+        from mlflow.entities import Metric
+
+        log = self.run_dir / EVENTS_FILE
+        if not log.exists() or log.stat().st_size <= self._state.offset:
+            return
+        # What MLflow has must not be lost here: a resume would log it again at another time.
+        size = log.stat().st_size
+        with log.open("rb") as file, contextlib.suppress(OSError):
+            os.fsync(file.fileno())
+        points: list[Any] = []
+        end = self._state.offset
+        for event in read_events(log, end):
+            if event.end > size:
+                break
+            points += [
+                Metric(clean_name(key), value, event.time_ms, event.step)
+                for key, value in event.values.items()
+            ]
+            end = event.end
+            self._state.last_time_ms = event.time_ms
+            if len(points) >= _MAX_METRICS:
+                self._send(points, end)
+                points = []
+        if end > self._state.offset:
+            self._send(points, end)
+
+    def _send(self, points: list[Any], end: int) -> None:
+        for start in range(0, len(points), _MAX_METRICS):
+            self._client.log_batch(
+                self._run_id, metrics=points[start : start + _MAX_METRICS], synchronous=True
+            )
+        self._state.offset = end
+        self._state.save(self.run_dir)
+
+    def _ship_artifacts(self) -> None:
+        for place, source in pending_artifacts(self.spec.artifacts, self._state):
+            before = fingerprint(source)
+            if source.is_dir():
+                self._client.log_artifacts(self._run_id, str(source), place)
+            else:
+                self._ship_file(source, Path(place))
+            self._state.artifacts[place] = before
+            self._state.save(self.run_dir)
+
+    def _ship_file(self, source: Path, place: Path) -> None:
+        """Send one file; MLflow takes its name, so another one needs a copy."""
+        folder = None if place.parent == Path() else place.parent.as_posix()
+        if source.name == place.name:
+            self._client.log_artifact(self._run_id, str(source), folder)
+            return
+        with tempfile.TemporaryDirectory() as copies:
+            copy = shutil.copy(source, Path(copies) / place.name)
+            self._client.log_artifact(self._run_id, str(copy), folder)
+
+
+def pending_artifacts(artifacts: Mapping[str, str], state: ShipState) -> Iterator[tuple[str, Path]]:
+    """Artifacts that exist and have not arrived in their present form."""
+    for place, source in artifacts.items():
+        path = Path(source)
+        if path.exists() and state.artifacts.get(place) != fingerprint(path):
+            yield place, path
+
+
+def pending_points(run_dir: Path, state: ShipState | None) -> int:
+    """Metric points in the log that have not arrived."""
+    log = run_dir / EVENTS_FILE
+    offset = state.offset if state and _is_line_end(log, state.offset) else 0
+    return sum(len(event.values) for event in read_events(log, offset))
+
+
+def fingerprint(path: Path) -> str:
+    """Changes when a file, or any file of a folder, does; looks at sizes and times only."""
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    sha = hashlib.sha256()
+    for file in files:
+        stat = file.stat()
+        sha.update(f"{file.relative_to(path)}\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode())
+    return sha.hexdigest()
+
+
+def _is_line_end(log: Path, offset: int) -> bool:
+    """Whether a recorded offset can belong to this log."""
+    if offset == 0:
+        return True
+    try:
+        with log.open("rb") as file:
+            file.seek(offset - 1)
+            return file.read(1) == b"\n"
+    except OSError:
+        return False
+
+
+def _connected(uri: str, connect: Connect) -> Any:
+    """A client whose database exists.
+
+    The first to open a SQLite file creates its tables, for several seconds; two at once would fail,
+    so they take turns.
+    """
+    path = sqlite_path(uri)
+    if path is None:
+        return connect(uri)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_name(f"{path.name}.lock").open("wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return connect(uri)

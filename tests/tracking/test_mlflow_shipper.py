@@ -1,0 +1,233 @@
+"""The shipping process as a driver meets it: fine, dead, hanging, and outliving its driver."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from orchestrator.tracking import ship
+from orchestrator.tracking.events import EventLog, read_events
+from orchestrator.tracking.mlflow_shipper import MlflowShipper
+from orchestrator.tracking.shipping import RunSpec, ShipState
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def run_dir(tmp_path):
+    return tmp_path / "runs" / "r"
+
+
+def log_steps(run_dir, steps) -> None:
+    log = EventLog(run_dir / "events.jsonl")
+    for step in steps:
+        log.metrics({"train/loss": step / 7}, step=step)
+    log.close()
+
+
+def rows(client, run_id):
+    points = client.get_metric_history(run_id, "train/loss")
+    return sorted((p.step, p.value, p.timestamp) for p in points)
+
+
+def logged(run_dir):
+    events = read_events(run_dir / "events.jsonl")
+    return [(e.step, e.values["train/loss"], e.time_ms) for e in events]
+
+
+def wait_for(condition, seconds=120.0):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
+
+
+def test_a_run_from_start_to_end(run_dir, tracking_uri, connect):
+    spec = RunSpec(tracking_uri, "detectors", "ssd", params={"lr": 0.1})
+    shipper = MlflowShipper(run_dir, spec)
+    shipper.start()
+    log_steps(run_dir, range(5))
+    wait_for(lambda: (ShipState.load(run_dir) or ShipState("")).offset > 0)
+    log_steps(run_dir, range(3, 9))
+    (run_dir / "run_card.md").write_text("# ssd")
+    artifacts = {"run_card.md": str(run_dir / "run_card.md")}
+    shipped = shipper.close("FINISHED", artifacts=artifacts, timeout=180)
+    assert shipped.complete, shipped
+    client = connect(tracking_uri)
+    assert rows(client, shipped.run_id) == logged(run_dir)
+    assert len(logged(run_dir)) == 9
+    run = client.get_run(shipped.run_id)
+    assert (run.info.run_name, run.info.status, run.data.params) == (
+        "ssd",
+        "FINISHED",
+        {"lr": "0.1"},
+    )
+    assert [item.path for item in client.list_artifacts(shipped.run_id)] == ["run_card.md"]
+    assert str(shipped) == f"MLflow run {shipped.run_id} is complete"
+    # A second farewell changes nothing.
+    assert shipper.close("FAILED") == shipped
+    assert client.get_run(shipped.run_id).info.status == "FINISHED"
+
+
+def test_a_dead_server_costs_seconds_and_no_point(run_dir, tracking_uri, connect):
+    with socket.create_server(("127.0.0.1", 0)) as unused:
+        port = unused.getsockname()[1]
+    log_steps(run_dir, range(5))
+    card = run_dir / "run_card.md"
+    card.write_text("# ssd")
+    spec = RunSpec(f"http://127.0.0.1:{port}", "d", "r", artifacts={"run_card.md": str(card)})
+    shipper = MlflowShipper(run_dir, spec)
+    started = time.monotonic()
+    shipper.start()
+    assert time.monotonic() - started < 2
+    shipped = shipper.close("FINISHED", timeout=180)
+    assert (shipped.points_left, shipped.artifacts_left) == (5, ("run_card.md",))
+    assert not shipped.complete
+    assert "lacks 5 metric points and 1 artifacts of this run (MlflowException: " in str(shipped)
+    assert "start the same run again" in str(shipped)
+
+    again = MlflowShipper(run_dir, RunSpec(tracking_uri, "d", "r"))
+    again.start()
+    shipped = again.close("FINISHED", timeout=180)
+    assert shipped.complete, shipped
+    assert rows(connect(tracking_uri), shipped.run_id) == logged(run_dir)
+
+
+def test_a_hanging_server_is_left_behind(run_dir):
+    log_steps(run_dir, range(5))
+    with socket.create_server(("127.0.0.1", 0), backlog=16) as silent:
+        port = silent.getsockname()[1]
+        shipper = MlflowShipper(run_dir, RunSpec(f"http://127.0.0.1:{port}", "d", "r"))
+        shipper.start()
+        started = time.monotonic()
+        shipped = shipper.close("FINISHED", timeout=1.5)
+        assert time.monotonic() - started < 4
+    assert (shipped.run_id, shipped.points_left) == (None, 5)
+    assert "MLflow took longer than 1.5 s" in str(shipped)
+
+
+def test_a_process_that_cannot_start(run_dir, tracking_uri, monkeypatch):
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    shipper = MlflowShipper(run_dir, RunSpec(tracking_uri, "d", "r"))
+    shipper.start()
+    log_steps(run_dir, range(2))
+    shipped = shipper.close("FAILED")
+    assert shipped.points_left == 2
+    assert "could not start" in str(shipped)
+
+
+def test_a_process_that_dies_at_once(run_dir, tracking_uri, monkeypatch, tmp_path):
+    broken = tmp_path / "python"
+    broken.write_text("#!/bin/sh\nexit 3\n")
+    broken.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(broken))
+    shipper = MlflowShipper(run_dir, RunSpec(tracking_uri, "d", "r"))
+    shipper.start()
+    wait_for(lambda: shipper._process.poll() is not None)
+    shipped = shipper.close("FAILED")
+    assert not shipped.complete
+    assert str(run_dir / "mlflow.log") in str(shipped)
+
+
+_DRIVER = """
+import sys, time
+from pathlib import Path
+from orchestrator.tracking.events import EventLog
+from orchestrator.tracking.mlflow_shipper import MlflowShipper
+from orchestrator.tracking.shipping import RunSpec
+run_dir = Path(sys.argv[1])
+MlflowShipper(run_dir, RunSpec(sys.argv[2], "detectors", "r")).start()
+log = EventLog(run_dir / "events.jsonl")
+for step in range(50):
+    log.metrics({"train/loss": step / 7}, step=step)
+print("logged", flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_killed_driver_leaves_a_killed_run_behind(run_dir, tracking_uri, connect):
+    driver = subprocess.Popen(
+        [sys.executable, "-c", _DRIVER, str(run_dir), tracking_uri],
+        stdout=subprocess.PIPE,
+        cwd=ROOT,
+    )
+    assert driver.stdout is not None
+    with driver.stdout:
+        assert driver.stdout.readline() == b"logged\n"
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    # Started at once, as a user would: waits for the process that outlives its driver.
+    shipper = MlflowShipper(run_dir, RunSpec(tracking_uri, "detectors", "r"))
+    shipper.start()
+    wait_for(lambda: (ShipState.load(run_dir) or ShipState("")).status == "KILLED")
+    client = connect(tracking_uri)
+    state = ShipState.load(run_dir)
+    assert rows(client, state.run_id) == logged(run_dir)
+    assert len(logged(run_dir)) == 50
+    log_steps(run_dir, range(60))
+    shipped = shipper.close("FINISHED", timeout=180)
+    assert shipped.complete
+    assert shipped.run_id == state.run_id
+    assert rows(client, state.run_id) == logged(run_dir)
+    assert client.get_run(state.run_id).info.status == "FINISHED"
+
+
+# --- the loop of the process, without the process -----------------------------------------------
+
+
+class Script:
+    """Commands in memory; ``None`` stands for a time in which nothing comes."""
+
+    def __init__(self, *commands) -> None:
+        self.commands = list(commands)
+        self.waits: list[float] = []
+        self.ended = False
+
+    def next(self, seconds):
+        self.waits.append(seconds)
+        if not self.commands:
+            self.ended = True
+            return None
+        return self.commands.pop(0)
+
+
+def test_waits_grow_while_mlflow_fails(run_dir, monkeypatch, capsys):
+    run_dir.mkdir(parents=True)
+    naps: list[float] = []
+    monkeypatch.setattr(ship.time, "sleep", naps.append)
+    script = Script(*[None] * 8, {"status": "FINISHED", "artifacts": {}})
+    calls: list[str] = []
+
+    def refuse(uri):
+        calls.append(uri)
+        raise ConnectionError("refused")
+
+    done = ship.ship_until_told(run_dir, RunSpec("http://x", "d", "r"), script, refuse)
+    assert done is False
+    assert script.waits == [0, 2, 4, 8, 16, 32, 60, 60, 60]
+    assert naps == [1, 2, 4]
+    assert len(calls) == 8 + ship.LAST_TRIES
+    assert "not shipped: ConnectionError: refused" in capsys.readouterr().err
+
+
+def test_commands_are_whole_lines_in_any_pieces():
+    reader, writer = socket.socketpair()
+    with reader, writer:
+        commands = ship.Commands(reader.fileno())
+        assert commands.next(0.0) is None
+        for piece in (b'{"a"', b": 1}\n{", b'"b": 2}\n'):
+            writer.sendall(piece)
+        assert commands.next(1.0) == {"a": 1}
+        assert commands.next(1.0) == {"b": 2}
+        assert commands.next(0.01) is None
+        assert not commands.ended
+        writer.sendall(b'{"half')
+        writer.shutdown(socket.SHUT_WR)
+        assert commands.next(None) is None
+        assert commands.ended
