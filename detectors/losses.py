@@ -47,3 +47,32 @@ def positive_smooth_l1(
     """
     each = F.smooth_l1_loss(predicted, wanted, reduction="none", beta=beta).sum(-1)
     return torch.where(positive, each, 0.0)
+
+
+def mined_cross_entropy(logits: Tensor, labels: Tensor, *, negative_ratio: float) -> Tensor:
+    """Softmax cross entropy of the positives and of the hardest negatives of each image.
+
+    An image contributes its ``negative_ratio`` times as many negatives as it has positives, those
+    of largest loss, the first on ties; all of them if it has fewer. An image without positives
+    contributes nothing. (Liu et al., ECCV 2016, section 2.2.)
+
+    Args:
+        logits: (N, A, 1 + K), background first.
+        labels: (N, A) int64 channel, 0 where negative.
+        negative_ratio: negatives per positive.
+
+    Returns:
+        (N, A) loss, 0 where not selected.
+    """
+    each = F.cross_entropy(logits.transpose(1, 2), labels, reduction="none")
+    positive = labels > 0
+    wanted = (positive.sum(1, keepdim=True) * negative_ratio).long()
+    hardest_first = (
+        each.detach()
+        .masked_fill(positive, -torch.inf)
+        .sort(dim=1, descending=True, stable=True)
+        .indices
+    )
+    within = torch.arange(labels.shape[1], device=labels.device) < wanted
+    chosen = torch.zeros_like(positive).scatter(1, hardest_first, within)
+    return torch.where(positive | chosen, each, 0.0)

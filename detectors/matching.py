@@ -44,12 +44,42 @@ def match_first_claim(iou: Tensor, valid: Tensor, *, threshold: float) -> Match:
         valid: (N, G) bool, at least one slot; the slots that hold boxes.
         threshold: IoU a prior must exceed unless it is a box's best.
     """
-    scores = iou.masked_fill(~valid.unsqueeze(-1), -1.0)
-    # torch.max takes the first of equal values, which is what both steps of the rule ask for.
-    best_prior = scores.max(dim=2, keepdim=True).indices
-    claim = torch.where(valid, _CLAIMED, -1.0).to(scores.dtype).unsqueeze(-1)
-    score, box = scores.scatter(2, best_prior, claim).max(dim=1)
+    claims = torch.full_like(iou[:, :, :1], _CLAIMED)
+    score, box = _highest(iou, valid, claims)
     return Match(box=box, positive=score > threshold)
+
+
+def match_last_claim(iou: Tensor, valid: Tensor, *, threshold: float) -> Match:
+    """SSD matching of the original implementation and of its descendants, M2Det among them.
+
+    Each prior takes the box of highest IoU, the first on ties, and is positive if that IoU is at
+    least ``threshold``. Then each box, in order, takes its best prior whatever its IoU, so that of
+    two boxes with the same best prior the later one gets it.
+    Source: amdegroot/ssd.pytorch, layers/box_utils.py.
+
+    Args:
+        iou: (N, G, A) IoU of boxes and priors.
+        valid: (N, G) bool, at least one slot; the slots that hold boxes.
+        threshold: least IoU of a positive prior that is not a box's best.
+    """
+    slots = torch.arange(iou.shape[1], device=iou.device, dtype=iou.dtype)
+    claims = (_CLAIMED + slots).view(1, -1, 1).expand(len(iou), -1, 1)
+    score, box = _highest(iou, valid, claims)
+    return Match(box=box, positive=score >= threshold)
+
+
+def _highest(iou: Tensor, valid: Tensor, claims: Tensor) -> tuple[Tensor, Tensor]:
+    """Score and slot, both (N, A), of the box with the highest score for each prior.
+
+    A box scores a prior with their IoU, its best prior with ``claims`` (N, G, 1), and a slot
+    without a box scores below all of them.
+    """
+    scores = iou.masked_fill(~valid.unsqueeze(-1), -1.0)
+    # torch.max gives the first of equal values, which is what every rule here asks for.
+    best_prior = scores.max(dim=2, keepdim=True).indices
+    scores = scores.scatter(2, best_prior, claims.masked_fill(~valid.unsqueeze(-1), -1.0))
+    score, box = scores.max(dim=1)
+    return score, box
 
 
 def take_boxes(targets: Targets, match: Match) -> tuple[Tensor, Tensor]:

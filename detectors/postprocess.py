@@ -30,6 +30,7 @@ class PostprocessConfig(Settings):
 
     Attributes:
         score_threshold: a box counts for a class if its score is strictly above this.
+        top_k_per_class: best boxes of each class of an image that suppression gets to see.
         nms: ``hard`` removes overlapping boxes, the soft modes decay their scores (Bodla et al.,
             ICCV 2017): linearly above the IoU threshold, or by ``exp(-iou**2 / sigma)``.
         iou_threshold: overlap strictly above which ``hard`` removes and ``soft_linear`` decays.
@@ -43,6 +44,7 @@ class PostprocessConfig(Settings):
     """
 
     score_threshold: _Unit = 0.05
+    top_k_per_class: _Cap = None
     nms: Literal["hard", "soft_linear", "soft_gaussian"] = "hard"
     iou_threshold: _Unit = 0.5
     sigma: Annotated[float, Field(gt=0.0)] = 0.5
@@ -97,6 +99,10 @@ def postprocess(candidates: Candidates, config: PostprocessConfig) -> list[Image
     values = scores.reshape(-1)[hits].float().cpu()
     finite = rows.isfinite().all(1)
     rows, values, hits = rows[finite], values[finite], hits.cpu()[finite]
+    if config.top_k_per_class is not None:
+        group = hits // (priors * classes) * classes + hits % classes
+        few = _rank_in_group(group, values) < config.top_k_per_class
+        rows, values, hits = rows[few], values[few], hits[few]
     labels = hits % classes
     counts = torch.bincount(hits // (priors * classes), minlength=images)
 
@@ -135,11 +141,17 @@ def _above(scores: Tensor, threshold: float) -> Tensor:
     return (scores > threshold).flatten().nonzero().squeeze(1)
 
 
+def _rank_in_group(group: Tensor, score: Tensor) -> Tensor:
+    """(M,) how many rows of the same group score higher, or equally and come before."""
+    order = torch.from_numpy(np.lexsort((-score.numpy(), group.numpy())))
+    ordered = group[order]
+    rank = torch.arange(len(group)) - torch.searchsorted(ordered, ordered)
+    return torch.empty_like(rank).scatter(0, order, rank)
+
+
 def _cap(found: ImageDetections, config: PostprocessConfig) -> ImageDetections:
     """The first detections of each class, then of the image."""
     if config.max_per_class is not None:
-        ordered, order = found.labels.sort(stable=True)
-        ranks = torch.arange(len(ordered)) - torch.searchsorted(ordered, ordered)
-        few = torch.empty_like(ranks).scatter(0, order, ranks) < config.max_per_class
+        few = _rank_in_group(found.labels, found.scores) < config.max_per_class
         found = ImageDetections(*(column[few] for column in found))
     return ImageDetections(*(column[: config.max_per_image] for column in found))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -50,6 +50,15 @@ def grid_boxes(levels: Sequence[Level]) -> Tensor:
     return torch.cat(parts)
 
 
+def _elongated(scale: float, ratios: Sequence[int]) -> list[tuple[float, float]]:
+    """Wide and tall box of the area ``scale`` squared, for each ratio of the sides."""
+    shapes = []
+    for ratio in ratios:
+        long, short = scale * math.sqrt(ratio), scale / math.sqrt(ratio)
+        shapes += [(long, short), (short, long)]
+    return shapes
+
+
 def mindspore_ssd300_levels() -> list[Level]:
     """Priors of the MindSpore model zoo's SSD300, relative to the input size; 1,917 in all.
 
@@ -63,16 +72,49 @@ def mindspore_ssd300_levels() -> list[Level]:
     scales = [0.2 + rate * level for level in range(len(cells))] + [1.0]
     levels = []
     for index, (count, step) in enumerate(zip(cells, steps, strict=True)):
-        scale = scales[index]
-
-        def pair(ratio: float, scale: float = scale) -> list[tuple[float, float]]:
-            long, short = scale * math.sqrt(ratio), scale / math.sqrt(ratio)
-            return [(long, short), (short, long)]
-
+        scale, following = scales[index : index + 2]
         if index == 0:
-            shapes = [(0.1, 0.1), *pair(2)]
+            shapes = [(0.1, 0.1), *_elongated(scale, (2,))]
         else:
-            between = math.sqrt(scale * scales[index + 1])
-            shapes = [(scale, scale), *pair(2), *pair(3), (between, between)]
+            between = math.sqrt(scale * following)
+            shapes = [(scale, scale), *_elongated(scale, (2, 3)), (between, between)]
         levels.append(Level(count, count, step / 300, shapes))
+    return levels
+
+
+#: Cells and steps in pixels of the maps of the classic SSD, by input size.
+_CLASSIC_MAPS = {
+    300: ((38, 19, 10, 5, 3, 1), (8, 16, 32, 64, 100, 300)),
+    512: ((64, 32, 16, 8, 4, 2, 1), (8, 16, 32, 64, 128, 256, 512)),
+}
+
+#: Size in pixels of the square at each map and of the one that would follow, by recipe and input
+#: size. Those at 300 pixels stand in amdegroot/ssd.pytorch's data/config.py, and ``coco`` is what
+#: torchvision's ssd300_vgg16 uses as well. Those at 512 follow the published rule: from 15 % (VOC)
+#: or 10 % (COCO) of the input size to 90 % in equal steps, and 7 % or 4 % at the first map.
+_CLASSIC_SIZES = {
+    ("voc", 300): (30, 60, 111, 162, 213, 264, 315),
+    ("coco", 300): (21, 45, 99, 153, 207, 261, 315),
+    ("voc", 512): (35.84, 76.8, 153.6, 230.4, 307.2, 384.0, 460.8, 537.6),
+    ("coco", 512): (20.48, 51.2, 133.12, 215.04, 296.96, 378.88, 460.8, 542.72),
+}
+
+
+def classic_ssd_levels(recipe: Literal["voc", "coco"], size: Literal[300, 512]) -> list[Level]:
+    """Priors of the original SSD, relative to the input size; 8,732 at 300 and 24,564 at 512.
+
+    A cell has a square of the map's own scale, one between this and the next map's, and elongated
+    boxes: of ratio 2 at the first and the last two maps, of 2 and 3 at the others. No side is
+    longer than the image.
+    """
+    cells, steps = _CLASSIC_MAPS[size]
+    scales = [pixels / size for pixels in _CLASSIC_SIZES[recipe, size]]
+    levels = []
+    for index, (count, step) in enumerate(zip(cells, steps, strict=True)):
+        scale, following = scales[index : index + 2]
+        ratios = (2, 3) if 0 < index < len(cells) - 2 else (2,)
+        between = math.sqrt(scale * following)
+        shapes = [(scale, scale), (between, between), *_elongated(scale, ratios)]
+        cut = [(min(width, 1.0), min(height, 1.0)) for width, height in shapes]
+        levels.append(Level(count, count, step / size, cut))
     return levels

@@ -6,15 +6,15 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 from detectors.base import Detector, DetectorConfig
+from detectors.ssd.build import build_ssd
 from detectors.ssd.config import SSDConfig
-from detectors.ssd.mobilenet_v2 import SSDMobileNetV2
 
 #: Type of the ``detector`` field of an experiment.
 AnyDetectorConfig: TypeAlias = SSDConfig
 
 #: Configuration class and builder of each detector, by the ``name`` in its configuration.
 DETECTORS: dict[str, tuple[type[DetectorConfig], Callable[..., Detector]]] = {
-    "ssd": (SSDConfig, SSDMobileNetV2.from_config),
+    "ssd": (SSDConfig, build_ssd),
 }
 
 

@@ -41,3 +41,24 @@ class SameConv2d(nn.Conv2d):
         stride, reach = self.stride[axis], self.dilation[axis] * (self.kernel_size[axis] - 1) + 1
         cells = -(-size // stride)
         return max((cells - 1) * stride + reach - size, 0)
+
+
+def init_truncated_normal(module: nn.Module, *, std: float = 0.02) -> None:
+    """Draw all convolution weights from a normal cut at two deviations and zero their biases.
+
+    The initialisation of the MindSpore SSD, backbone included.
+    """
+    for part in module.modules():
+        if isinstance(part, nn.Conv2d):
+            nn.init.trunc_normal_(part.weight, std=std, a=-2 * std, b=2 * std)
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
+
+
+def init_xavier(module: nn.Module) -> None:
+    """Draw all convolution weights as Glorot and Bengio (2010) do, uniformly, and zero biases."""
+    for part in module.modules():
+        if isinstance(part, nn.Conv2d):
+            nn.init.xavier_uniform_(part.weight)
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -146,16 +145,3 @@ class MobileNetV2(nn.Module):
         """(N, 3, H, W) to the maps (N, 576, ceil(H/16), ...) and (N, 1280, ceil(H/32), ...)."""
         x = self.features_1(x)
         return self.expand_layer_conv_13(x), self.features_2(x)
-
-
-def init_truncated_normal(module: nn.Module, *, std: float = 0.02) -> None:
-    """Draw all convolution weights from a normal cut at two deviations and zero their biases.
-
-    The initialisation of the MindSpore SSD, backbone included.
-    """
-    with torch.no_grad():
-        for part in module.modules():
-            if isinstance(part, nn.Conv2d):
-                nn.init.trunc_normal_(part.weight, std=std, a=-2 * std, b=2 * std)
-                if part.bias is not None:
-                    part.bias.zero_()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from detectors.base import DetectorConfig
 from detectors.postprocess import PostprocessConfig
@@ -31,8 +31,43 @@ class FocalLossConfig(Settings):
     loc_reduction: Literal["sum", "mean"] = "sum"
 
 
+class MultiBoxLossConfig(Settings):
+    """Softmax cross entropy with hard-negative mining and its matching (the original SSD).
+
+    Attributes:
+        name: selects this loss.
+        match_threshold: a prior is positive if its IoU with a box is at least this.
+        negative_ratio: negatives per positive in each image.
+    """
+
+    name: Literal["multibox"] = "multibox"
+    match_threshold: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
+    negative_ratio: Annotated[float, Field(gt=0.0)] = 3.0
+
+
+Variant = Literal["ssd300_mobilenet_v2", "ssd300_vgg16", "ssd512_vgg16"]
+Priors = Literal["mindspore", "coco", "voc"]
+
+_VGG16: dict[str, Any] = {
+    "bn_momentum": None,
+    "bn_eps": None,
+    "priors": "coco",
+    "loss": {"name": "multibox"},
+    "postprocess": {
+        "score_threshold": 0.01,
+        "nms": "hard",
+        "iou_threshold": 0.45,
+        "top_k_per_class": 400,
+        "max_per_class": None,
+        "max_per_image": 200,
+    },
+}
+
 _PRESETS: dict[str, dict[str, Any]] = {
     "ssd300_mobilenet_v2": {
+        "bn_momentum": 0.03,
+        "bn_eps": 1e-3,
+        "priors": "mindspore",
         "loss": {"name": "focal"},
         "postprocess": {
             "score_threshold": 0.1,
@@ -43,6 +78,14 @@ _PRESETS: dict[str, dict[str, Any]] = {
             "max_per_image": None,
         },
     },
+    "ssd300_vgg16": _VGG16,
+    "ssd512_vgg16": _VGG16,
+}
+
+_PRIORS: dict[str, tuple[Priors, ...]] = {
+    "ssd300_mobilenet_v2": ("mindspore",),
+    "ssd300_vgg16": ("coco", "voc"),
+    "ssd512_vgg16": ("coco", "voc"),
 }
 
 
@@ -54,22 +97,27 @@ class SSDConfig(DetectorConfig):
 
     Attributes:
         name: selects this detector.
-        variant: network and recipe; ``ssd300_mobilenet_v2`` is the MindSpore model zoo's.
+        variant: network and recipe. ``ssd300_mobilenet_v2`` is the MindSpore model zoo's, the
+            ``vgg16`` ones are the original's.
         width: factor on every channel count, rounded to multiples of 8. Anything but 1 is a network
             of our own, and :attr:`title` says so.
         bn_momentum: weight of the new batch in the running statistics, torch's convention
-            (MindSpore writes 0.97 for the same thing).
-        bn_eps: added to the variance in batch normalisation.
+            (MindSpore writes 0.97 for 0.03); None where the network has no batch normalisation.
+        bn_eps: added to the variance in batch normalisation; None as above.
+        priors: whose prior boxes; ``coco`` and ``voc`` differ in their sizes.
         loss: classification and box loss, and the matching behind them.
         postprocess: how candidates become detections.
     """
 
     name: Literal["ssd"] = "ssd"
-    variant: Literal["ssd300_mobilenet_v2"] = "ssd300_mobilenet_v2"
+    variant: Variant = "ssd300_mobilenet_v2"
     width: Annotated[float, Field(gt=0.0, le=4.0)] = 1.0
-    bn_momentum: Annotated[float, Field(gt=0.0, le=1.0)] = 0.03
-    bn_eps: Annotated[float, Field(gt=0.0)] = 1e-3
-    loss: FocalLossConfig = FocalLossConfig()
+    bn_momentum: Annotated[float, Field(gt=0.0, le=1.0)] | None = 0.03
+    bn_eps: Annotated[float, Field(gt=0.0)] | None = 1e-3
+    priors: Priors = "mindspore"
+    loss: Annotated[FocalLossConfig | MultiBoxLossConfig, Field(discriminator="name")] = (
+        FocalLossConfig()
+    )
     postprocess: PostprocessConfig = PostprocessConfig()
 
     @model_validator(mode="before")
@@ -88,6 +136,24 @@ class SSDConfig(DetectorConfig):
             if isinstance(default, Mapping) and isinstance(value, Mapping):
                 filled[key] = {**default, **value}
         return filled
+
+    @field_validator("bn_momentum", "bn_eps")
+    @classmethod
+    def _only_with_batch_norm(cls, value: float | None, info: ValidationInfo) -> float | None:
+        preset = _PRESETS.get(info.data.get("variant", ""))
+        if preset is not None and (value is None) != (preset["bn_eps"] is None):
+            has = "has no" if preset["bn_eps"] is None else "needs a value for its"
+            raise ValueError(f"{info.data['variant']} {has} batch normalisation")
+        return value
+
+    @field_validator("priors")
+    @classmethod
+    def _priors_of_the_variant(cls, value: Priors, info: ValidationInfo) -> Priors:
+        allowed = _PRIORS.get(info.data.get("variant", ""), (value,))
+        if value not in allowed:
+            names = " or ".join(allowed)
+            raise ValueError(f"{info.data['variant']} is laid out for {names}, not for {value}")
+        return value
 
     @property
     def title(self) -> str:

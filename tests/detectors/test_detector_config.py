@@ -6,7 +6,7 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from detectors.registry import DETECTORS, AnyDetectorConfig, build_detector
-from detectors.ssd.config import SSDConfig
+from detectors.ssd.config import FocalLossConfig, SSDConfig
 
 ANY: TypeAdapter[AnyDetectorConfig] = TypeAdapter(AnyDetectorConfig)
 
@@ -39,6 +39,7 @@ def test_mobilenet_defaults_are_the_published_recipe() -> None:
         "width": 1.0,
         "bn_momentum": 0.03,
         "bn_eps": 0.001,
+        "priors": "mindspore",
         "loss": {
             "name": "focal",
             "match_threshold": 0.5,
@@ -48,6 +49,7 @@ def test_mobilenet_defaults_are_the_published_recipe() -> None:
         },
         "postprocess": {
             "score_threshold": 0.1,
+            "top_k_per_class": None,
             "nms": "hard",
             "iou_threshold": 0.6,
             "sigma": 0.5,
@@ -60,10 +62,33 @@ def test_mobilenet_defaults_are_the_published_recipe() -> None:
     }
 
 
+@pytest.mark.parametrize("variant", ["ssd300_vgg16", "ssd512_vgg16"])
+def test_vgg_defaults_are_the_published_recipe(variant: str) -> None:
+    config = SSDConfig.model_validate({"name": "ssd", "variant": variant})
+    tree = config.model_dump()
+    assert tree["loss"] == {"name": "multibox", "match_threshold": 0.5, "negative_ratio": 3.0}
+    assert tree["priors"] == "coco"
+    assert tree["bn_eps"] is tree["bn_momentum"] is None
+    assert tree["postprocess"] == {
+        "score_threshold": 0.01,
+        "top_k_per_class": 400,
+        "nms": "hard",
+        "iou_threshold": 0.45,
+        "sigma": 0.5,
+        "soft_score_threshold": 0.001,
+        "plus_one": False,
+        "max_per_class": None,
+        "max_per_image": 200,
+        "class_agnostic": False,
+    }
+    assert SSDConfig.model_validate(tree) == config
+
+
 def test_given_fields_lie_over_the_preset_also_inside_sections() -> None:
     config = SSDConfig.model_validate(
         {"name": "ssd", "loss": {"alpha": 0.25}, "postprocess": {"score_threshold": 0.01}}
     )
+    assert isinstance(config.loss, FocalLossConfig)
     assert config.loss.alpha == 0.25
     assert config.loss.gamma == 2.0
     assert config.postprocess.score_threshold == 0.01
@@ -85,8 +110,14 @@ def test_whole_numbers_serve_as_floats_but_text_does_not() -> None:
         ({"width": 0}, "width"),
         ({"width": float("nan")}, "width"),
         ({"bn_momentum": 1.5}, "bn_momentum"),
-        ({"loss": {"match_threshold": 1.0}}, "loss.match_threshold"),
-        ({"loss": {"gamma": float("inf")}}, "loss.gamma"),
+        ({"bn_momentum": None}, "bn_momentum"),
+        ({"priors": "coco"}, "priors"),
+        ({"variant": "ssd300_vgg16", "bn_eps": 0.001}, "bn_eps"),
+        ({"variant": "ssd512_vgg16", "priors": "mindspore"}, "priors"),
+        ({"loss": {"name": "cross_entropy"}}, "loss"),
+        ({"loss": {"name": "multibox", "alpha": 0.5}}, "loss.multibox.alpha"),
+        ({"loss": {"match_threshold": 1.0}}, "loss.focal.match_threshold"),
+        ({"loss": {"gamma": float("inf")}}, "loss.focal.gamma"),
         ({"loss": "focal"}, "loss"),
         ({"postprocess": {"nms": "medium"}}, "postprocess.nms"),
         ({"postprocess": None}, "postprocess"),

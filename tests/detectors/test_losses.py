@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 from torchvision.ops import sigmoid_focal_loss
 
-from detectors.losses import positive_smooth_l1, sigmoid_focal
+from detectors.losses import mined_cross_entropy, positive_smooth_l1, sigmoid_focal
 
 
 def test_focal_by_hand() -> None:
@@ -70,3 +70,45 @@ def test_smooth_l1_beta_sets_where_the_quadratic_part_ends() -> None:
     )
     # 0.05**2 / (2 * 0.1) + (1 - 0.05)
     torch.testing.assert_close(loss, torch.tensor([[0.0125 + 0.95]]))
+
+
+def mined_by_loop(logits: torch.Tensor, labels: torch.Tensor, ratio: float) -> torch.Tensor:
+    """Sum over images of the losses of positives and of the worst negatives."""
+    parts = []
+    for row, target in zip(logits.double(), labels, strict=True):
+        each = [torch.logsumexp(x, 0) - x[k] for x, k in zip(row, target.tolist(), strict=True)]
+        positive = [e for e, k in zip(each, target.tolist(), strict=True) if k > 0]
+        negative = [e for e, k in zip(each, target.tolist(), strict=True) if k == 0]
+        worst = sorted(negative, key=lambda e: -e.item())[: int(ratio * len(positive))]
+        parts += positive + worst
+    return torch.stack(parts).sum()
+
+
+@pytest.mark.parametrize("ratio", [3.0, 1.5, 100.0])
+def test_mining_and_its_gradient_agree_with_a_loop(ratio: float) -> None:
+    generator = torch.Generator().manual_seed(5)
+    logits = torch.randn(3, 30, 4, generator=generator, dtype=torch.float64).requires_grad_()
+    labels = torch.randint(0, 4, (3, 30), generator=generator)
+    labels = labels * (torch.rand(3, 30, generator=generator) < 0.2)
+    labels[1] = 0
+    loss = mined_cross_entropy(logits, labels, negative_ratio=ratio)
+    assert not loss[1].any()
+    want = mined_by_loop(logits, labels, ratio)
+    torch.testing.assert_close(loss.sum(), want)
+    (mine,) = torch.autograd.grad(loss.sum(), logits)
+    (theirs,) = torch.autograd.grad(want, logits)
+    torch.testing.assert_close(mine, theirs)
+
+
+def test_equally_hard_negatives_are_taken_from_the_front() -> None:
+    labels = torch.tensor([[0, 0, 1, 0, 0]])
+    loss = mined_cross_entropy(torch.zeros(1, 5, 2), labels, negative_ratio=2.0)
+    assert (loss > 0).tolist() == [[True, True, True, False, False]]
+    torch.testing.assert_close(loss.sum().item(), 3 * math.log(2))
+
+
+def test_sure_negatives_are_still_preferred_to_positives() -> None:
+    # A loss of exactly 0 must not let a positive take a negative's place.
+    logits = torch.tensor([[[500.0, 0.0], [500.0, 0.0], [0.0, 500.0]]])
+    labels = torch.tensor([[0, 0, 1]])
+    assert mined_cross_entropy(logits, labels, negative_ratio=1.0).tolist() == [[0.0, 0.0, 0.0]]

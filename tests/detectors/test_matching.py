@@ -4,10 +4,17 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from torchvision.models.detection._utils import SSDMatcher
 
 from detectors.base import Targets
 from detectors.coding import decode, encode
-from detectors.matching import Match, match_first_claim, take_boxes, with_a_slot
+from detectors.matching import (
+    Match,
+    match_first_claim,
+    match_last_claim,
+    take_boxes,
+    with_a_slot,
+)
 
 
 def visit_in_order(
@@ -87,6 +94,48 @@ def test_batches_equal_the_loop_also_where_scores_tie(seed: int) -> None:
         owner, positive = visit_in_order(iou[image], valid[image], 0.5)
         np.testing.assert_array_equal(found.positive[image].numpy(), positive)
         np.testing.assert_array_equal(found.box[image].numpy()[positive], owner[positive])
+
+
+def force_in_order(
+    iou: NDArray[np.float32], valid: NDArray[np.bool_], threshold: float
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """The original rule for one image, as its sources write it."""
+    owner, score = np.zeros(iou.shape[1], np.int64), np.full(iou.shape[1], -1.0)
+    for slot in np.flatnonzero(valid):
+        better = iou[slot] > score
+        owner[better], score[better] = slot, iou[slot][better]
+    for slot in np.flatnonzero(valid):
+        owner[np.argmax(iou[slot])], score[np.argmax(iou[slot])] = slot, 2.0
+    return owner, score >= threshold
+
+
+def test_of_two_claims_the_later_wins_and_the_threshold_is_not_strict() -> None:
+    iou = torch.tensor([[[0.9, 0.5, 0.3], [0.6, 0.1, 0.49]]])
+    found = match_last_claim(iou, torch.ones(1, 2, dtype=torch.bool), threshold=0.5)
+    assert found.box[0, :2].tolist() == [1, 0]
+    assert found.positive.tolist() == [[True, True, False]]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_original_rule_equals_its_loop_also_where_scores_tie(seed: int) -> None:
+    rng = np.random.default_rng(100 + seed)
+    iou = rng.choice(np.array([0, 0.1, 0.5, 0.6, 0.7], np.float32), (5, 8, 40))
+    valid = rng.random((5, 8)) < rng.random()
+    found = match_last_claim(torch.from_numpy(iou), torch.from_numpy(valid), threshold=0.5)
+    for image in range(5):
+        owner, positive = force_in_order(iou[image], valid[image], 0.5)
+        np.testing.assert_array_equal(found.positive[image].numpy(), positive)
+        np.testing.assert_array_equal(found.box[image].numpy()[positive], owner[positive])
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_original_rule_equals_torchvisions_matcher(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    iou = torch.rand(1, 6, 50, generator=generator) * 0.8
+    found = match_last_claim(iou, torch.ones(1, 6, dtype=torch.bool), threshold=0.5)
+    want = SSDMatcher(0.5)(iou[0])
+    assert torch.equal(found.positive[0], want >= 0)
+    assert torch.equal(found.box[0][want >= 0], want[want >= 0])
 
 
 def test_taking_boxes_follows_the_match() -> None:

@@ -31,6 +31,12 @@ def naive(boxes: np.ndarray, scores: np.ndarray, config: PostprocessConfig) -> l
         for k in range(scores.shape[1])
         if scores[a, k] > config.score_threshold
     ]
+    pool.sort(key=lambda row: (-row[2], row[0]))
+    pool = [
+        row
+        for at, row in enumerate(pool)
+        if sum(other[1] == row[1] for other in pool[:at]) < (config.top_k_per_class or len(pool))
+    ]
     done: list[Any] = []
     while pool:
         top = max(pool, key=lambda row: (row[2], -row[0], -row[1]))
@@ -77,13 +83,17 @@ def scene(seed: int, *, per_class: bool) -> Candidates:
 @pytest.mark.parametrize("class_agnostic", [False, True])
 @pytest.mark.parametrize("plus_one", [False, True])
 @pytest.mark.parametrize("nms", ["hard", "soft_linear", "soft_gaussian"])
-@pytest.mark.parametrize("caps", [(None, None), (4, None), (None, 7), (4, 9)])
+@pytest.mark.parametrize(
+    "caps",
+    [(None, None, None), (None, 4, None), (None, None, 7), (None, 4, 9), (12, None, 20)],
+    ids=str,
+)
 def test_detections_equal_the_textbook(
     nms: Any,
     plus_one: bool,
     class_agnostic: bool,
     per_class: bool,
-    caps: tuple[int | None, int | None],
+    caps: tuple[int | None, int | None, int | None],
 ) -> None:
     config = PostprocessConfig(
         score_threshold=0.2,
@@ -92,8 +102,9 @@ def test_detections_equal_the_textbook(
         sigma=0.3,
         soft_score_threshold=0.05,
         plus_one=plus_one,
-        max_per_class=caps[0],
-        max_per_image=caps[1],
+        top_k_per_class=caps[0],
+        max_per_class=caps[1],
+        max_per_image=caps[2],
         class_agnostic=class_agnostic,
     )
     candidates = scene(7, per_class=per_class)
@@ -168,6 +179,7 @@ def test_types_of_detections() -> None:
         ("max_per_image", 2.5),
         ("nms", "soft"),
         ("top_k", 3),
+        ("top_k_per_class", 0),
     ],
 )
 def test_impossible_settings_are_refused(field: str, value: object) -> None:

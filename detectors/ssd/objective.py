@@ -1,0 +1,86 @@
+"""The two ways to train SSD: what is positive, what a wrong class costs, what a score is.
+
+Class logits are (N, A, 1 + K) with background first; labels (N, A) are channels, 0 for background.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import Tensor
+
+from detectors.losses import mined_cross_entropy, sigmoid_focal
+from detectors.matching import Match, match_first_claim, match_last_claim
+from detectors.ssd.config import FocalLossConfig, MultiBoxLossConfig
+
+
+class Objective(Protocol):
+    """What the networks of the family leave open.
+
+    Attributes:
+        loc_weight: factor on the box loss.
+    """
+
+    loc_weight: float
+
+    def match(self, iou: Tensor, valid: Tensor) -> Match:
+        """Assign (N, G, A) overlaps."""
+        ...
+
+    def classification(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Scalar sum over the batch."""
+        ...
+
+    def scores(self, logits: Tensor) -> Tensor:
+        """(N, A, K) scores of the foreground classes."""
+        ...
+
+
+class FocalObjective:
+    """Every prior counts, easy ones little; each channel, background too, is a sigmoid."""
+
+    def __init__(self, config: FocalLossConfig) -> None:
+        self.config = config
+        self.loc_weight = 0.25 if config.loc_reduction == "mean" else 1.0
+
+    def match(self, iou: Tensor, valid: Tensor) -> Match:
+        """Earlier boxes keep the priors they claimed."""
+        return match_first_claim(iou, valid, threshold=self.config.match_threshold)
+
+    def classification(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Focal loss over all priors and channels."""
+        alpha, gamma = self.config.alpha, self.config.gamma
+        return sigmoid_focal(logits, labels, alpha=alpha, gamma=gamma).sum()
+
+    def scores(self, logits: Tensor) -> Tensor:
+        """Sigmoid of each foreground channel."""
+        return logits[..., 1:].sigmoid()
+
+
+class MultiBoxObjective:
+    """Softmax over all classes; the hardest negatives only, a fixed number for each positive."""
+
+    loc_weight = 1.0
+
+    def __init__(self, config: MultiBoxLossConfig) -> None:
+        self.config = config
+
+    def match(self, iou: Tensor, valid: Tensor) -> Match:
+        """Later boxes take the priors they claim."""
+        return match_last_claim(iou, valid, threshold=self.config.match_threshold)
+
+    def classification(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Cross entropy over positives and mined negatives."""
+        ratio = self.config.negative_ratio
+        return mined_cross_entropy(logits, labels, negative_ratio=ratio).sum()
+
+    def scores(self, logits: Tensor) -> Tensor:
+        """Softmax, background left out."""
+        return logits.softmax(-1)[..., 1:]
+
+
+def make_objective(config: FocalLossConfig | MultiBoxLossConfig) -> Objective:
+    """The objective a configuration asks for."""
+    if isinstance(config, FocalLossConfig):
+        return FocalObjective(config)
+    return MultiBoxObjective(config)
