@@ -64,7 +64,9 @@ def mined_cross_entropy(logits: Tensor, labels: Tensor, *, negative_ratio: float
     Returns:
         (N, A) loss, 0 where not selected.
     """
-    each = F.cross_entropy(logits.transpose(1, 2), labels, reduction="none")
+    # As rows: the (N, C, A) form of this function has no deterministic CUDA kernel.
+    each = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
+    each = each.view_as(labels)
     positive = labels > 0
     wanted = (positive.sum(1, keepdim=True) * negative_ratio).long()
     hardest_first = (

@@ -137,7 +137,7 @@ def _above(scores: Tensor, threshold: float) -> Tensor:
     """(H,) int64 positions in the flat scores that are strictly above the threshold."""
     if scores.device.type == "cpu":
         # NumPy finds few hits among many 2 to 6 times as fast as torch does on one thread.
-        return torch.from_numpy(np.flatnonzero(scores.detach().numpy() > threshold))
+        return torch.from_numpy(np.flatnonzero(scores.detach().float().numpy() > threshold))
     return (scores > threshold).flatten().nonzero().squeeze(1)
 
 

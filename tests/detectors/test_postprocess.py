@@ -160,9 +160,10 @@ def test_a_diverged_network_detects_nothing() -> None:
     assert found.boxes.shape == (0, 4)
 
 
-def test_types_of_detections() -> None:
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_types_of_detections(dtype: torch.dtype) -> None:
     candidates = scene(3, per_class=False)
-    half = Candidates(candidates.boxes.half().requires_grad_(), candidates.scores.half())
+    half = Candidates(candidates.boxes.to(dtype).requires_grad_(), candidates.scores.to(dtype))
     for one in postprocess(half, PostprocessConfig()):
         assert one.boxes.dtype == one.scores.dtype == torch.float32
         assert one.labels.dtype == torch.int64
