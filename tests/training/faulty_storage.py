@@ -1,0 +1,166 @@
+"""A storage that fails, or kills its process, at a chosen call; and a small state to commit."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import torch
+
+from orchestrator.training.codec import TrainState
+from orchestrator.training.storage import Chunk, Entry, OpenFile, Storage
+
+#: Where in a call it strikes: before it does anything, in the middle (half of the bytes are
+#: written), or after it did its work but before the caller learns so.
+Moment = Literal["before", "within", "after"]
+
+COMMIT_ARGUMENTS = {"config_digest": "c" * 64, "data_digest": "d" * 64, "label_map": '{"a": 1}'}
+
+
+class FaultyStorage(Storage):
+    """Passes every primitive on to ``inner`` and counts them.
+
+    Args:
+        inner: a healthy storage.
+        strike_at: number of the call, from 0, that goes wrong; None for none.
+        moment: see ``Moment``.
+        kill: end the process with SIGKILL instead of raising.
+        lasting: every later call fails as well, like a disk that stays full.
+        code: errno of what is raised.
+    """
+
+    def __init__(
+        self,
+        inner: Storage,
+        *,
+        strike_at: int | None = None,
+        moment: Moment = "before",
+        kill: bool = False,
+        lasting: bool = False,
+        code: int = errno.EIO,
+    ) -> None:
+        self.inner = inner
+        self.renames = inner.renames  # type: ignore[misc]
+        self.strike_at = strike_at
+        self.moment = moment
+        self.kill = kill
+        self.lasting = lasting
+        self.code = code
+        self.calls: list[str] = []
+
+    def describe(self, key: str) -> str:
+        return self.inner.describe(key)
+
+    def _strikes(self, name: str, key: str) -> bool:
+        number = len(self.calls)
+        self.calls.append(f"{name} {key}")
+        if self.strike_at is None:
+            return False
+        return number == self.strike_at or (self.lasting and number > self.strike_at)
+
+    def _strike(self) -> None:
+        if self.kill:
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise OSError(self.code, os.strerror(self.code))
+
+    def _call(self, name: str, key: str, *arguments: Any) -> Any:
+        strikes = self._strikes(name, key)
+        if strikes and self.moment != "after":
+            self._strike()
+        result = getattr(self.inner, name)(*arguments)
+        if strikes:
+            self._strike()
+        return result
+
+    def make_dir(self, key: str) -> bool:
+        return bool(self._call("make_dir", key, key))
+
+    def create(self, key: str) -> OpenFile:
+        file: OpenFile = self._call("create", key, key)
+        return file
+
+    def write(self, file: OpenFile, data: Chunk) -> None:
+        strikes = self._strikes("write", file.key)
+        if strikes and self.moment == "within":
+            self.inner.write(file, memoryview(data)[: len(data) // 2])
+        if strikes and self.moment != "after":
+            self._strike()
+        self.inner.write(file, data)
+        if strikes:
+            self._strike()
+
+    def sync(self, file: OpenFile) -> None:
+        self._call("sync", file.key, file)
+
+    def close(self, file: OpenFile) -> None:
+        # A descriptor is closed even when close() fails; tests must not leak what Linux would not.
+        strikes = self._strikes("close", file.key)
+        if strikes and self.kill and self.moment != "after":
+            self._strike()
+        self.inner.close(file)
+        if strikes:
+            self._strike()
+
+    def sync_dir(self, key: str) -> None:
+        self._call("sync_dir", key, key)
+
+    def rename(self, source: str, target: str) -> None:
+        self._call("rename", target, source, target)
+
+    def unlink(self, key: str) -> None:
+        self._call("unlink", key, key)
+
+    def remove_dir(self, key: str) -> None:
+        self._call("remove_dir", key, key)
+
+    def list(self, key: str) -> list[Entry]:
+        entries: list[Entry] = self._call("list", key, key)
+        return entries
+
+    def read(self, key: str) -> Iterator[bytes]:
+        strikes = self._strikes("read", key)
+        if strikes and self.moment == "before":
+            self._strike()
+        for chunk in self.inner.read(key):
+            if strikes and self.moment == "within":
+                yield chunk[: len(chunk) // 2]
+                self._strike()
+            yield chunk
+        if strikes:
+            self._strike()
+
+
+def next_state(state: TrainState | None) -> TrainState:
+    """A stand-in for a training step: the state after a step is a function of the one before."""
+    if state is None:
+        weight = torch.arange(24, dtype=torch.float32).reshape(2, 3, 4)
+        return TrainState(
+            step=1,
+            model={"weight": weight, "count": torch.tensor(1)},
+            optimizer={"momentum_buffer/weight": torch.zeros(2, 3, 4)},
+            ema={"weight": weight.clone()},
+            scalars={"metrics": [], "world": 1},
+        )
+    momentum = 0.9 * state.optimizer["momentum_buffer/weight"] + state.model["weight"].sin()
+    weight = state.model["weight"] - 0.1 * momentum
+    assert state.ema is not None
+    return TrainState(
+        step=state.step + 1,
+        model={"weight": weight, "count": state.model["count"] + 1},
+        optimizer={"momentum_buffer/weight": momentum},
+        ema={"weight": 0.9 * state.ema["weight"] + 0.1 * weight},
+        scalars={"metrics": [*state.scalars["metrics"], float(weight.sum())], "world": 1},
+    )
+
+
+def states(last: int) -> dict[int, TrainState]:
+    """The states after steps 1 to ``last``."""
+    found: dict[int, TrainState] = {}
+    state = None
+    for _ in range(last):
+        state = next_state(state)
+        found[state.step] = state
+    return found
