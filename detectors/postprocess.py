@@ -39,8 +39,7 @@ class PostprocessConfig(Settings):
         plus_one: treat x2 and y2 as the last pixel inside, so that a width is x2 - x1 + 1.
         max_per_class: most detections of one class in one image.
         max_per_image: most detections in one image.
-        class_agnostic: let boxes of different classes suppress each other; ``max_per_class`` still
-            counts each class by itself.
+        class_agnostic: treat all classes as one, in suppression and in the limits per class.
     """
 
     score_threshold: _Unit = 0.05
@@ -99,15 +98,8 @@ def postprocess(candidates: Candidates, config: PostprocessConfig) -> list[Image
     values = scores.reshape(-1)[hits].float().cpu()
     finite = rows.isfinite().all(1)
     rows, values, hits = rows[finite], values[finite], hits.cpu()[finite]
-    if config.top_k_per_class is not None:
-        group = hits // (priors * classes) * classes + hits % classes
-        few = _rank_in_group(group, values) < config.top_k_per_class
-        rows, values, hits = rows[few], values[few], hits[few]
     labels = hits % classes
     counts = torch.bincount(hits // (priors * classes), minlength=images)
-
-    # Across classes the kernel sees one class only and cannot apply a cap per class.
-    kernel_caps = not config.class_agnostic
     kept, decayed, offsets = native.soft_nms_batch(
         rows.numpy(),
         values.numpy(),
@@ -118,8 +110,9 @@ def postprocess(candidates: Candidates, config: PostprocessConfig) -> list[Image
         sigma=config.sigma,
         score_threshold=0.0 if config.nms == "hard" else config.soft_score_threshold,
         plus_one=config.plus_one,
-        max_per_class=config.max_per_class if kernel_caps else None,
-        max_total=config.max_per_image if kernel_caps else None,
+        top_k_per_class=config.top_k_per_class,
+        max_per_class=config.max_per_class,
+        max_total=config.max_per_image,
     )
     keep = torch.from_numpy(kept)
     sizes = np.diff(offsets).tolist()
@@ -129,8 +122,7 @@ def postprocess(candidates: Candidates, config: PostprocessConfig) -> list[Image
         torch.split(labels[keep], sizes),
         strict=True,
     )
-    found = [ImageDetections(*part) for part in parts]
-    return found if kernel_caps else [_cap(one, config) for one in found]
+    return [ImageDetections(*part) for part in parts]
 
 
 def _above(scores: Tensor, threshold: float) -> Tensor:
@@ -139,19 +131,3 @@ def _above(scores: Tensor, threshold: float) -> Tensor:
         # NumPy finds few hits among many 2 to 6 times as fast as torch does on one thread.
         return torch.from_numpy(np.flatnonzero(scores.detach().float().numpy() > threshold))
     return (scores > threshold).flatten().nonzero().squeeze(1)
-
-
-def _rank_in_group(group: Tensor, score: Tensor) -> Tensor:
-    """(M,) how many rows of the same group score higher, or equally and come before."""
-    order = torch.from_numpy(np.lexsort((-score.numpy(), group.numpy())))
-    ordered = group[order]
-    rank = torch.arange(len(group)) - torch.searchsorted(ordered, ordered)
-    return torch.empty_like(rank).scatter(0, order, rank)
-
-
-def _cap(found: ImageDetections, config: PostprocessConfig) -> ImageDetections:
-    """The first detections of each class, then of the image."""
-    if config.max_per_class is not None:
-        few = _rank_in_group(found.labels, found.scores) < config.max_per_class
-        found = ImageDetections(*(column[few] for column in found))
-    return ImageDetections(*(column[: config.max_per_image] for column in found))

@@ -31,11 +31,16 @@ def naive(boxes: np.ndarray, scores: np.ndarray, config: PostprocessConfig) -> l
         for k in range(scores.shape[1])
         if scores[a, k] > config.score_threshold
     ]
+
+    def group(row: Any) -> int:
+        return 0 if config.class_agnostic else row[1]
+
     pool.sort(key=lambda row: (-row[2], row[0]))
     pool = [
         row
         for at, row in enumerate(pool)
-        if sum(other[1] == row[1] for other in pool[:at]) < (config.top_k_per_class or len(pool))
+        if sum(group(other) == group(row) for other in pool[:at])
+        < (config.top_k_per_class or len(pool))
     ]
     done: list[Any] = []
     while pool:
@@ -44,7 +49,7 @@ def naive(boxes: np.ndarray, scores: np.ndarray, config: PostprocessConfig) -> l
         done.append(top)
         rest = []
         for row in pool:
-            if config.class_agnostic or row[1] == top[1]:
+            if group(row) == group(top):
                 overlap = iou(top[3], row[3], float(config.plus_one))
                 if config.nms == "hard":
                     if overlap > config.iou_threshold:
@@ -60,8 +65,8 @@ def naive(boxes: np.ndarray, scores: np.ndarray, config: PostprocessConfig) -> l
         pool = rest
     kept, seen = [], dict.fromkeys(range(scores.shape[1]), 0)
     for row in done:
-        seen[row[1]] += 1
-        if config.max_per_class is None or seen[row[1]] <= config.max_per_class:
+        seen[group(row)] += 1
+        if config.max_per_class is None or seen[group(row)] <= config.max_per_class:
             kept.append(tuple(row))
     return kept[: config.max_per_image]
 
