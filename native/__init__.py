@@ -5,7 +5,17 @@ reference, ``1`` refuses to run without the compiled kernels, unset takes what i
 """
 
 from native.dispatch import backend
-from native.rules import Method
+from native.matching import match_priors
+from native.rules import Claims, Method
 from native.suppression import nms, nms_batch, soft_nms, soft_nms_batch
 
-__all__ = ["Method", "backend", "nms", "nms_batch", "soft_nms", "soft_nms_batch"]
+__all__ = [
+    "Claims",
+    "Method",
+    "backend",
+    "match_priors",
+    "nms",
+    "nms_batch",
+    "soft_nms",
+    "soft_nms_batch",
+]

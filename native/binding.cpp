@@ -1,4 +1,4 @@
-// The only file that knows Python. native/suppression.py checks shapes, types and values first.
+// The only file that knows Python. The callers in native/*.py check shapes, types and values first.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -10,6 +10,9 @@
 #include <tuple>
 #include <vector>
 
+#include "core/checks.hpp"
+#include "core/instructions.hpp"
+#include "core/matching.hpp"
 #include "core/suppression.hpp"
 
 namespace py = pybind11;
@@ -18,6 +21,9 @@ namespace {
 
 using Floats = py::array_t<float, py::array::c_style>;
 using Integers = py::array_t<std::int64_t, py::array::c_style>;
+using Flags = py::array_t<bool, py::array::c_style>;
+
+static_assert(sizeof(bool) == sizeof(std::uint8_t));
 
 kernels::Rule rule_from(const py::handle& rule) {
   return {static_cast<kernels::Method>(rule.attr("method").cast<int>()),
@@ -64,6 +70,23 @@ std::tuple<Integers, Floats, Integers> suppress(const Floats& boxes, const Float
   return {kept_rows, kept_scores, kept_offsets};
 }
 
+std::tuple<Integers, Flags> match(const Floats& boxes, const Flags& valid, const Floats& priors,
+                                  float threshold, int claims, int threads) {
+  const kernels::Truth truth{boxes.data(),   reinterpret_cast<const std::uint8_t*>(valid.data()),
+                             priors.data(),  boxes.shape(0),
+                             boxes.shape(1), priors.shape(0)};
+  Integers box({truth.images, truth.count});
+  Flags positive({truth.images, truth.count});
+  std::int64_t* box_data = box.mutable_data();
+  auto* positive_data = reinterpret_cast<std::uint8_t*>(positive.mutable_data());
+  {
+    const py::gil_scoped_release released;
+    kernels::match(truth, threshold, static_cast<kernels::Claims>(claims), threads, box_data,
+                   positive_data);
+  }
+  return {box, positive};
+}
+
 std::tuple<std::int64_t, int> first_bad_box(const Floats& boxes) {
   const py::gil_scoped_release released;
   const kernels::BadBox bad = kernels::first_bad_box(boxes.data(), boxes.shape(0));
@@ -81,6 +104,9 @@ PYBIND11_MODULE(_core, module, py::mod_gil_not_used()) {
   module.doc() = "Compiled kernels; native/reference.py defines what they compute.";
   module.def("suppress", &suppress, py::arg("boxes").noconvert(), py::arg("scores").noconvert(),
              py::arg("labels").noconvert(), py::arg("offsets").noconvert(), py::arg("rule"),
+             py::arg("threads"));
+  module.def("match", &match, py::arg("boxes").noconvert(), py::arg("valid").noconvert(),
+             py::arg("priors").noconvert(), py::arg("threshold"), py::arg("claims"),
              py::arg("threads"));
   module.def("first_bad_box", &first_bad_box, py::arg("boxes").noconvert());
   module.def("first_bad_score", &first_bad_score, py::arg("scores").noconvert());

@@ -9,7 +9,7 @@ from functools import cache
 from typing import Literal, Protocol, cast
 
 from native import reference
-from native.rules import Float32, Int64, Rule
+from native.rules import Bool, Float32, Int64, Rule
 
 _logger = logging.getLogger("native")
 
@@ -35,6 +35,17 @@ class Kernels(Protocol):
         threads: int,
     ) -> tuple[Int64, Float32, Int64]:
         """See :func:`native.reference.suppress`."""
+
+    def match(
+        self,
+        boxes: Float32,
+        valid: Bool,
+        priors: Float32,
+        threshold: float,
+        claims: int,
+        threads: int,
+    ) -> tuple[Int64, Bool]:
+        """See :func:`native.reference.match`."""
 
 
 def backend() -> Literal["native", "reference"]:

@@ -15,12 +15,14 @@ import numpy as np
 import numpy.typing as npt
 
 from native.rules import (
+    FIRST,
     GAUSSIAN,
     HARD,
     INVERTED,
     LARGEST_COORDINATE,
     NOT_FINITE,
     TOO_LARGE,
+    Bool,
     Float32,
     Int64,
     Rule,
@@ -121,7 +123,7 @@ class _Left(NamedTuple):
     area: Float32
     score: Float32
 
-    def where(self, mask: npt.NDArray[np.bool_]) -> _Left:
+    def where(self, mask: Bool) -> _Left:
         return _Left(
             self.row[mask],
             self.x1[mask],
@@ -166,7 +168,7 @@ def _overlap_with(left: _Left, best: int, one: np.float32) -> Float32:
     return overlap
 
 
-def decay(scores: Float32, overlap: Float32, rule: Rule) -> tuple[Float32, npt.NDArray[np.bool_]]:
+def decay(scores: Float32, overlap: Float32, rule: Rule) -> tuple[Float32, Bool]:
     """Scores after a kept box overlapped theirs, and which boxes stay in the running."""
     threshold = np.float32(rule.iou_threshold)
     if rule.method == HARD:
@@ -204,3 +206,50 @@ def exp_nonpositive(x: Float64) -> Float64:
     for n in range(_DEGREE - 1, -1, -1):
         total = total * r + 1.0 / math.factorial(n)
     return np.ldexp(total, k.astype(np.int32))
+
+
+def match(
+    boxes: Float32, valid: Bool, priors: Float32, threshold: float, claims: int, threads: int
+) -> tuple[Int64, Bool]:
+    """Slot of the box of each prior, and whether the prior is positive; see ``match_priors``."""
+    del threads
+    found = [
+        _match_image(slots, used, priors, np.float32(threshold), claims)
+        for slots, used in zip(boxes, valid, strict=True)
+    ]
+    shape = (len(boxes), len(priors))
+    return (
+        np.array([box for box, _ in found], dtype=np.int64).reshape(shape),
+        np.array([positive for _, positive in found], dtype=np.bool_).reshape(shape),
+    )
+
+
+def _match_image(
+    boxes: Float32, valid: Bool, priors: Float32, threshold: np.float32, claims: int
+) -> tuple[Int64, Bool]:
+    best = np.full(len(priors), -1, dtype=np.float32)
+    slot_of = np.zeros(len(priors), dtype=np.int64)
+    claimed: list[tuple[int, int]] = []
+    for slot in np.flatnonzero(valid).tolist() if len(priors) else []:
+        overlap = _overlap_with_priors(boxes[slot], priors)
+        higher = overlap > best
+        best[higher] = overlap[higher]
+        slot_of[higher] = slot
+        claimed.append((slot, int(np.argmax(overlap))))
+    positive = best > threshold if claims == FIRST else best >= threshold
+    for slot, prior in reversed(claimed) if claims == FIRST else claimed:
+        slot_of[prior] = slot
+        positive[prior] = True
+    return slot_of, positive
+
+
+def _overlap_with_priors(box: Float32, priors: Float32) -> Float32:
+    """IoU of one box with (A, 4) priors, as :func:`detectors.boxes.pairwise_iou` computes it."""
+    zero = np.float32(0)
+    x1, y1, x2, y2 = priors.T
+    width = np.maximum(np.minimum(x2, box[2]) - np.maximum(x1, box[0]), zero)
+    height = np.maximum(np.minimum(y2, box[3]) - np.maximum(y1, box[1]), zero)
+    shared = width * height
+    union = (box[2] - box[0]) * (box[3] - box[1]) + (x2 - x1) * (y2 - y1) - shared
+    overlap: Float32 = shared / np.maximum(union, np.finfo(np.float32).tiny)
+    return overlap

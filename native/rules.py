@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 Float32 = npt.NDArray[np.float32]
 Int64 = npt.NDArray[np.int64]
+Bool = npt.NDArray[np.bool_]
 
 Method = Literal["linear", "gaussian", "hard"]
 
@@ -52,6 +53,9 @@ class Rule:
 
 
 LINEAR, GAUSSIAN, HARD = range(3)
+
+Claims = Literal["first", "last"]
+FIRST, LAST = range(2)
 
 _NO_CAP = int(np.iinfo(np.int64).max)
 

@@ -7,25 +7,11 @@ nothing. The order of arithmetic is that of :mod:`native.reference`.
 
 from __future__ import annotations
 
-from typing import TypeVar
-
 import numpy as np
-import numpy.typing as npt
 
-from native.dispatch import Kernels, default_threads, kernels
-from native.rules import (
-    INVERTED,
-    LARGEST_COORDINATE,
-    NOT_FINITE,
-    TOO_LARGE,
-    Float32,
-    Int64,
-    Method,
-    Rule,
-    make_rule,
-)
-
-_Scalar = TypeVar("_Scalar", bound=np.generic)
+from native.checks import checked_array, checked_threads, refuse_bad_boxes
+from native.dispatch import kernels
+from native.rules import Float32, Int64, Method, Rule, make_rule
 
 
 def soft_nms(
@@ -205,58 +191,28 @@ def _suppress(
     threads: int | None,
 ) -> tuple[Int64, Float32, Int64]:
     serving = kernels()
-    boxes = _array("boxes", boxes, np.float32, ndim=2)
+    boxes = checked_array("boxes", boxes, np.float32, ndim=2)
     if boxes.shape[1] != 4:
         raise ValueError(f"boxes has shape {boxes.shape}; it must be (M, 4), xyxy")
     rows = len(boxes)
-    scores = _array("scores", scores, np.float32, ndim=1)
-    labels = _array("labels", labels, np.int64, ndim=1)
+    scores = checked_array("scores", scores, np.float32, ndim=1)
+    labels = checked_array("labels", labels, np.int64, ndim=1)
     for name, count in (("scores", len(scores)), ("labels", len(labels))):
         if count != rows:
             raise ValueError(f"{name} has {count} entries for {rows} boxes; each box needs one")
-    _refuse_bad_values(serving, boxes, scores)
+    refuse_bad_boxes(serving, "boxes", boxes)
+    row = serving.first_bad_score(scores)
+    if row >= 0:
+        raise ValueError(f"scores[{row}] = {scores[row]} is not finite")
     if offsets is None:
         offsets = np.array([0, rows], dtype=np.int64)
     else:
         offsets = _checked_offsets(offsets, rows)
-    if threads is None:
-        threads = default_threads()
-    elif threads < 1:
-        raise ValueError(f"threads={threads}: must be at least 1, or None for the cores granted")
-    return serving.suppress(boxes, scores, labels, offsets, rule, threads)
-
-
-def _array(
-    name: str, value: npt.NDArray[_Scalar], dtype: type[_Scalar], *, ndim: int
-) -> npt.NDArray[_Scalar]:
-    if not isinstance(value, np.ndarray):
-        raise TypeError(f"{name} is a {type(value).__name__}; it must be a NumPy array")
-    wanted = np.dtype(dtype)
-    if value.dtype != wanted:
-        raise TypeError(
-            f"{name} is {value.dtype}; it must be {wanted}: convert with astype(np.{wanted})"
-        )
-    if value.ndim != ndim:
-        raise ValueError(f"{name} has shape {value.shape}; it must have {ndim} dimension(s)")
-    return np.ascontiguousarray(value)
-
-
-def _refuse_bad_values(serving: Kernels, boxes: Float32, scores: Float32) -> None:
-    row, fault = serving.first_bad_box(boxes)
-    if row >= 0:
-        reason = {
-            NOT_FINITE: "is not finite",
-            TOO_LARGE: f"has a coordinate beyond {LARGEST_COORDINATE:g}, where areas overflow",
-            INVERTED: "is inverted: x1 <= x2 and y1 <= y2 must hold",
-        }[fault]
-        raise ValueError(f"boxes[{row}] = {boxes[row].tolist()} {reason}")
-    row = serving.first_bad_score(scores)
-    if row >= 0:
-        raise ValueError(f"scores[{row}] = {scores[row]} is not finite")
+    return serving.suppress(boxes, scores, labels, offsets, rule, checked_threads(threads))
 
 
 def _checked_offsets(offsets: Int64, rows: int) -> Int64:
-    offsets = _array("offsets", offsets, np.int64, ndim=1)
+    offsets = checked_array("offsets", offsets, np.int64, ndim=1)
     if len(offsets) == 0 or offsets[0] != 0 or offsets[-1] != rows:
         ends = offsets[[0, -1]].tolist() if len(offsets) else "nothing"
         raise ValueError(f"offsets must go from 0 to {rows}, the number of boxes; got {ends}")

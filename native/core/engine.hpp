@@ -1,4 +1,4 @@
-// The part of suppression that is compiled once per instruction set.
+// The part of the kernels that is compiled once per instruction set.
 //
 // Its translation units use no templates or inline functions of the standard library: the linker
 // keeps one copy of those, which could be the one for a processor that is not there. Callers lend
@@ -41,6 +41,16 @@ struct LazyRoom {
   std::uint32_t* kept;            // (classes) 0
 };
 
+// Priors per tile, a multiple of every LANES.
+constexpr std::int64_t kTile = 64;
+
+// Priors for matching, in tiles that are passed over where their bounds miss a box.
+struct Priors {
+  const float* columns[5];  // x1 y1 x2 y2 area, each kTile * tiles long
+  const float* bounds[4];   // x1 y1 x2 y2, each tiles long, rounded up to kTile
+  std::int64_t tiles;
+};
+
 struct Engine {
   const char* name;
   // Keep up to `limit` of the boxes in `rows` (of one class, similar places near each other).
@@ -51,7 +61,14 @@ struct Engine {
   // Keep up to `limit` boxes of all classes, best first.
   std::int64_t (*lazy)(const Image& image, const LazyRoom& room, std::int64_t limit,
                        std::uint32_t* kept, float* scores);
+  // Compare one box of an image with all priors: raise their `best` IoU and set `best_slot` where
+  // it is higher. Returns the first prior of highest IoU.
+  std::int64_t (*overlap_priors)(const Priors& priors, const float* box, std::int32_t slot,
+                                 float* best, std::int32_t* best_slot);
 };
+
+// The engine in use.
+const Engine& engine();
 
 // Higher scores have higher keys, and of equal scores lower rows.
 static inline std::uint32_t ordered(float score) {

@@ -1,4 +1,4 @@
-// Suppression for processors with AVX2; chosen at run time, whatever the build's flags say.
+// The kernels for processors with AVX2; chosen at run time, whatever the build's flags say.
 #include <cstdint>
 #include <cstring>
 #include <limits>
@@ -18,7 +18,9 @@
 namespace {
 #define LANES 8
 #define LANES_AVX2
-#include "engine.inl"
+#include "lanes.inl"
+#include "suppression.inl"
+#include "matching.inl"
 }  // namespace
 
 #if defined(__clang__)
@@ -28,6 +30,6 @@ namespace {
 #endif
 
 namespace kernels {
-const Engine kAvx2Engine = {"avx2", blocked, lazy};
+const Engine kAvx2Engine = {"avx2", blocked, lazy, overlap_priors};
 }
 #endif

@@ -1,4 +1,4 @@
-// Suppression for the processor every build must run on: SSE2 on x86-64, NEON on AArch64.
+// The kernels for the processor every build must run on: SSE2 on x86-64, NEON on AArch64.
 #include <cstdint>
 #include <cstring>
 #include <limits>
@@ -10,9 +10,11 @@
 
 namespace {
 #define LANES 4
-#include "engine.inl"
+#include "lanes.inl"
+#include "suppression.inl"
+#include "matching.inl"
 }  // namespace
 
 namespace kernels {
-const Engine kBaselineEngine = {"baseline", blocked, lazy};
+const Engine kBaselineEngine = {"baseline", blocked, lazy, overlap_priors};
 }

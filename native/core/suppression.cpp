@@ -1,12 +1,9 @@
 #include "suppression.hpp"
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <cstring>
 #include <limits>
-#include <stdexcept>
-#include <string>
 #include <utility>
 
 #include "engine.hpp"
@@ -16,29 +13,8 @@
 namespace kernels {
 namespace {
 
-constexpr float kLargestCoordinate = 1e18f;  // of native/rules.py
-
 // Pair tests below which starting threads costs more than it saves.
 constexpr std::int64_t kWorthThreads = 1 << 20;
-
-// Those this machine can run, the fastest last.
-const std::vector<const Engine*>& engines() {
-  static const std::vector<const Engine*> found = [] {
-    std::vector<const Engine*> usable = {&kBaselineEngine};
-#if defined(KERNELS_HAVE_AVX2)
-    if (__builtin_cpu_supports("avx2")) usable.push_back(&kAvx2Engine);
-#endif
-    return usable;
-  }();
-  return found;
-}
-
-std::atomic<const Engine*>& chosen() {
-  static std::atomic<const Engine*> engine{engines().back()};
-  return engine;
-}
-
-const Engine& engine() { return *chosen().load(std::memory_order_relaxed); }
 
 // Candidates of one image, class after class in the order of the labels.
 struct Groups {
@@ -294,50 +270,6 @@ std::vector<Kept> suppress(const Batch& batch, const Rule& rule, int threads) {
     for (std::int64_t n = 0; n < batch.images; ++n) run(n, threads);
   }
   return kept;
-}
-
-BadBox first_bad_box(const float* boxes, std::int64_t rows) {
-  const auto usable = [](const float* box) {
-    bool good = box[0] <= box[2];
-    good &= box[1] <= box[3];
-    for (int at = 0; at < 4; ++at) good &= std::fabs(box[at]) <= kLargestCoordinate;
-    return good;
-  };
-  for (std::int64_t row = 0; row < rows; ++row) {
-    const float* box = boxes + 4 * row;
-    if (usable(box)) continue;
-    for (int at = 0; at < 4; ++at) {
-      if (!std::isfinite(box[at])) return {row, kNotFinite};
-    }
-    for (int at = 0; at < 4; ++at) {
-      if (std::fabs(box[at]) > kLargestCoordinate) return {row, kTooLarge};
-    }
-    return {row, kInverted};
-  }
-  return {-1, kNone};
-}
-
-std::int64_t first_bad_score(const float* scores, std::int64_t rows) {
-  for (std::int64_t row = 0; row < rows; ++row) {
-    if (!std::isfinite(scores[row])) return row;
-  }
-  return -1;
-}
-
-std::vector<std::string> instruction_sets() {
-  std::vector<std::string> names;
-  for (const Engine* engine : engines()) names.emplace_back(engine->name);
-  return names;
-}
-
-void use_instruction_set(const std::string& name) {
-  for (const Engine* engine : engines()) {
-    if (name == engine->name) {
-      chosen() = engine;
-      return;
-    }
-  }
-  throw std::invalid_argument("this machine cannot run '" + name + "'");
 }
 
 }  // namespace kernels

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <cstdint>
-#include <string>
 #include <vector>
 
 namespace kernels {
@@ -40,23 +39,5 @@ constexpr std::int64_t kMostRows = (std::int64_t{1} << 31) - 1;
 
 // One Kept per image. The same for any number of threads.
 std::vector<Kept> suppress(const Batch& batch, const Rule& rule, int threads);
-
-enum Fault { kNone = 0, kNotFinite = 1, kTooLarge = 2, kInverted = 3 };
-
-struct BadBox {
-  std::int64_t row;  // -1 if there is none
-  Fault fault;
-};
-
-BadBox first_bad_box(const float* boxes, std::int64_t rows);
-
-// -1 if all are finite.
-std::int64_t first_bad_score(const float* scores, std::int64_t rows);
-
-// The instruction sets this machine can run; the last, the fastest, is used unless told otherwise.
-std::vector<std::string> instruction_sets();
-
-// For tests: all give the same bits.
-void use_instruction_set(const std::string& name);
 
 }  // namespace kernels

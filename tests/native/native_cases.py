@@ -11,7 +11,7 @@ import pytest
 from hypothesis import strategies as st
 
 from native import reference
-from native.rules import Float32, Int64, Rule, make_rule
+from native.rules import FIRST, LAST, Bool, Float32, Int64, Rule, make_rule
 
 #: Examples per property; `make parity` raises it.
 CASES = int(os.environ.get("ORCHESTRATOR_PARITY_CASES", "150"))
@@ -83,6 +83,38 @@ def rules(draw: st.DrawFn) -> Rule:
         top_k_per_class=draw(st.none() | st.integers(1, 40)),
         max_per_class=draw(st.none() | st.integers(1, 12)),
         max_total=draw(st.none() | st.integers(1, 30)),
+    )
+
+
+class MatchCase(NamedTuple):
+    boxes: Float32
+    valid: Bool
+    priors: Float32
+    threshold: float
+    claims: int
+
+
+@st.composite
+def match_cases(draw: st.DrawFn) -> MatchCase:
+    """Padded boxes and priors, some of them equal, without area or repeated over many tiles."""
+    kind = draw(st.integers(0, 2))
+
+    def boxes(*shape: int) -> Float32:
+        corners = draw(hnp.arrays(np.float32, (*shape, 2), elements=_PLACES[kind]))
+        sizes = draw(hnp.arrays(np.float32, (*shape, 2), elements=_SIZES[kind]))
+        return np.concatenate([corners, corners + sizes], axis=-1)
+
+    images, slots = draw(st.integers(0, 3)), draw(st.integers(0, 5))
+    priors = boxes(draw(st.integers(0, 12)))
+    copies = draw(st.sampled_from([1, 1, 30]))
+    step = np.float32(draw(st.sampled_from([0.0, 0.5, 30.0])))
+    shift = np.repeat(np.arange(copies, dtype=np.float32) * step, len(priors))[:, None]
+    return MatchCase(
+        boxes(images, slots),
+        draw(hnp.arrays(np.bool_, (images, slots))),
+        np.tile(priors, (copies, 1)) + shift,
+        float(np.float32(draw(st.sampled_from([0.0, 0.3, 0.5, 1.0])))),
+        draw(st.sampled_from([FIRST, LAST])),
     )
 
 

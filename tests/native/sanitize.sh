@@ -27,5 +27,6 @@ if [ -n "${PYTHON:-}" ]; then
         ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
         ORCHESTRATOR_NATIVE=1 OMP_NUM_THREADS=1 \
         "$PYTHON" -m pytest -q -p no:cacheprovider -o pythonpath="$folder/lib" \
-        tests/native/test_native_parity.py tests/native/test_native_suppression.py
+        tests/native/test_native_parity.py tests/native/test_native_suppression.py \
+        tests/native/test_native_matching.py
 fi

@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from native_cases import CASES, Case, assert_same_bits, by_reference, cases, compiled
+from native_cases import (
+    CASES,
+    Case,
+    MatchCase,
+    assert_same_bits,
+    by_reference,
+    cases,
+    compiled,
+    match_cases,
+)
 
 from native import reference
 from native.rules import make_rule
@@ -23,14 +32,23 @@ def instructions(request: pytest.FixtureRequest) -> Iterator[str]:
     _core.use_instruction_set(_core.instruction_sets()[-1])
 
 
-@settings(
+_drawn = settings(
     max_examples=CASES,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
+
+
+@_drawn
 @given(case=cases(), threads=st.integers(1, 3))
 def test_suppression_equals_the_reference(instructions: str, case: Case, threads: int) -> None:
     assert_same_bits(_core.suppress(*case, threads), by_reference(case))
+
+
+@_drawn
+@given(case=match_cases(), threads=st.integers(1, 3))
+def test_matching_equals_the_reference(instructions: str, case: MatchCase, threads: int) -> None:
+    assert_same_bits(_core.match(*case, threads), reference.match(*case, threads=1))
 
 
 @pytest.mark.parametrize("method", ["linear", "gaussian", "hard"])

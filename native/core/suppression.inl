@@ -1,6 +1,5 @@
-// Both algorithms of suppression for one instruction set. See engine.hpp for what must not be used.
-
-#include "lanes.inl"
+// Both algorithms of suppression for one instruction set; see engine.hpp for what must not be used.
+// Follows lanes.inl in an anonymous namespace.
 
 using kernels::BlockRoom;
 using kernels::Image;
