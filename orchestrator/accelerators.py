@@ -134,6 +134,9 @@ class Accelerator:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             os.environ.setdefault("HCCL_DETERMINISTIC", "true")
         torch.use_deterministic_algorithms(deterministic, warn_only=True)
+        # Deterministic mode also fills fresh memory with NaN, a debugging aid that costs a pass
+        # over every new tensor and changes no result.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         torch.backends.cudnn.benchmark = not deterministic
         torch.backends.cudnn.deterministic = deterministic
 

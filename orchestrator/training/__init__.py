@@ -1,0 +1,1 @@
+"""Exact training: the step loop, its commits, and how Ray Train runs it."""

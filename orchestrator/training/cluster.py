@@ -84,6 +84,7 @@ def place(config: ClusterConfig) -> Placement:
             )
     threads = config.threads_per_worker
     if threads is None and accelerator.kind == "cpu":
-        on_one_node = max(1, (os.cpu_count() or 1) // config.workers)
-        threads = on_one_node
+        # One core stays free for reading data: torch's threads wait for each other by spinning, so
+        # a thread too many costs far more than a thread too few.
+        threads = max(1, ((os.cpu_count() or 1) - 1) // config.workers)
     return Placement(accelerator, each, threads)

@@ -16,8 +16,11 @@ from detectors.base import Detector
 from orchestrator.accelerators import Accelerator, Precision
 from orchestrator.data.batch import Batch, BatchStream
 from orchestrator.errors import OrchestratorError
-from orchestrator.evaluation.coco import CocoMetrics, evaluate
-from orchestrator.training.codec import TrainState, state_digest
+from orchestrator.evaluation.coco import CocoMetrics, evaluate, write_per_class
+from orchestrator.evaluation.detections import Detections
+from orchestrator.evaluation.results import Results, write_results
+from orchestrator.tracking.events import EventLog
+from orchestrator.training.codec import TrainState, weights_digest
 from orchestrator.training.collective import Collective
 from orchestrator.training.commit import CommitStore
 from orchestrator.training.job import Outcome, TrainingJob
@@ -25,7 +28,6 @@ from orchestrator.training.predictor import predict_all
 from orchestrator.training.schedules import LearningRate
 from orchestrator.training.state import capture, restore
 from orchestrator.training.stepper import Stepper, StepReport
-from orchestrator.tracking.events import EventLog
 
 
 class NonFiniteError(OrchestratorError):
@@ -247,8 +249,8 @@ class Engine:
         config = self.job.experiment.detector.postprocess
         average = self.stepper.average
 
-        def predict() -> CocoMetrics | None:
-            found = predict_all(
+        def predict() -> Detections | None:
+            return predict_all(
                 self.model,
                 self.stream.eval_batches(),
                 config,
@@ -256,24 +258,33 @@ class Engine:
                 precision=self.precision,
                 collective=self.collective,
             )
-            return None if found is None else evaluate(self.job.val, found)
 
         if average is None:
-            scores = predict()
+            found = predict()
         else:
             with average.applied_to(self.model):
-                scores = predict()
-        if scores is None:
+                found = predict()
+        if found is None:
             return
+        scores = evaluate(self.job.val, found)
+        self._keep_results(found, scores)
         self.metrics = dict(scores.numbers)
         values = {f"val/{name}": value for name, value in scores.numbers.items()}
         if self.events is not None:
             per_class = {f"val/AP/{name}": value for name, value in scores.per_class.items()}
-            self.events.metrics({**values, **per_class}, step=self.step)
+            # -1 says that there is nothing to score; on a curve it would look like a score.
+            defined = {k: v for k, v in {**values, **per_class}.items() if v >= 0}
+            self.events.metrics(defined, step=self.step)
             self.events.flush(sync=True)
         if self.job.commits_after(self.step):
             self.store.attach_metrics(self.step, values)
-            self.store.collect()
+
+    def _keep_results(self, found: Detections, scores: CocoMetrics) -> None:
+        """Leave detections and per-class scores of the newest evaluation in the run folder."""
+        folder = self.job.path / "eval"
+        folder.mkdir(exist_ok=True)
+        write_results(folder / "coco_results.json", Results.of(found), self.job.label_map)
+        write_per_class(folder / "per_class.csv", scores)
 
     def _note(self, kind: str, text: str) -> None:
         if self.events is not None:
@@ -287,8 +298,8 @@ class Engine:
             samples=self.step * self.job.schedule.batch_size,
             images_per_s=self.throughput.value,
             metrics=self.metrics,
-            best_step=None if best is None else best.step,
-            best_checkpoint=None if best is None else str(best.path),
-            weights_sha256=state_digest(self._state()) if self.collective.is_main else "",
+            best_metrics=None if best is None else dict(best.metrics or {}),
+            best_checkpoint=None if best is None else best.path,
+            weights_sha256=weights_digest(self._state()) if self.collective.is_main else "",
             resumed_from=start,
         )

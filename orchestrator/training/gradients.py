@@ -30,7 +30,10 @@ class _Bucket:
         self.views: list[Tensor] = []
         offset = 0
         for parameter in parameters:
-            self.views.append(self.flat[offset : offset + parameter.numel()].view_as(parameter))
+            # Strides of the parameter, channels_last included: autograd adds in place into what it
+            # finds, and mixed layouts would make that a strided copy.
+            view = self.flat.as_strided(parameter.size(), parameter.stride(), offset)
+            self.views.append(view)
             offset += parameter.numel()
         self.waiting = 0
         self.work: Any = None
@@ -69,7 +72,9 @@ class Gradients:
             for parameter, view in zip(bucket.parameters, bucket.views, strict=True):
                 parameter.grad = view
                 if collective.world > 1:
-                    parameter.register_post_accumulate_grad_hook(self._hook(bucket))
+                    parameter.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
+                        self._hook(bucket)
+                    )
 
     def _hook(self, bucket: _Bucket) -> Any:
         def ready(_: Tensor) -> None:
@@ -118,7 +123,8 @@ class Gradients:
     def norm(self) -> Tensor:
         """Global 2-norm, a scalar tensor; not finite when any gradient is not."""
         norms = torch._foreach_norm(self.flats)
-        return torch.linalg.vector_norm(torch.stack(norms))
+        norm: Tensor = torch.linalg.vector_norm(torch.stack(norms))
+        return norm
 
     @torch.no_grad()
     def clip_(self, norm: Tensor, limit: float) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ class TrainingJob:
         val: validation annotations, what evaluation scores against.
         config_digest, data_digest: identity of what is trained and on what.
         threads: CPU threads of one worker; None leaves torch's default.
+        fence: raises once another start of the run has taken over the folder; asked before every
+            commit, so that a worker that was given up but still runs cannot write.
     """
 
     experiment: Experiment
@@ -34,6 +37,7 @@ class TrainingJob:
     config_digest: str
     data_digest: str
     threads: int | None
+    fence: Callable[[], None] | None = None
 
     @property
     def path(self) -> Path:
@@ -76,8 +80,8 @@ class Outcome:
         images_per_s: training throughput of this start, without its first epoch's warm-up and
             without evaluation; 0.0 when too few steps were done to tell.
         metrics: numbers of the last evaluation.
-        best_step: step of the best checkpoint by ``train.checkpoint.metric``, if any was scored.
-        best_checkpoint: its folder.
+        best_metrics: numbers of the best checkpoint by ``train.checkpoint.metric``.
+        best_checkpoint: its folder, if any was scored.
         weights_sha256: digest of the model's state.
         resumed_from: step this start began at.
     """
@@ -87,7 +91,7 @@ class Outcome:
     samples: int
     images_per_s: float
     metrics: dict[str, float]
-    best_step: int | None
+    best_metrics: dict[str, float] | None
     best_checkpoint: str | None
     weights_sha256: str
     resumed_from: int

@@ -66,9 +66,7 @@ def predict_all(
     model.eval()
     try:
         with accelerator.autocast(precision):
-            parts = [
-                predict_batch(model, batch, config, collective.device) for batch in batches
-            ]
+            parts = [predict_batch(model, batch, config, collective.device) for batch in batches]
     finally:
         model.train(training)
     gathered = collective.gather(Detections.merge(parts))

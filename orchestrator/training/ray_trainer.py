@@ -7,6 +7,7 @@ lags and can be torn, is therefore never read.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import uuid
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from orchestrator.data.ray_stream import ScheduledDataConfig
 from orchestrator.errors import OrchestratorError
 from orchestrator.training.cluster import Placement
 from orchestrator.training.job import Outcome, TrainingJob
+from orchestrator.training.run_lock import RunLock
 from orchestrator.training.session import run_rank
 
 log = logging.getLogger(__name__)
@@ -44,6 +46,7 @@ def fit(
     placement: Placement,
     *,
     last_commit: Callable[[], int | None],
+    lock: RunLock,
 ) -> Outcome:
     """Train until done, starting again after a failure as long as commits advance.
 
@@ -52,6 +55,7 @@ def fit(
         data: hands every rank its ordered batches.
         placement: resources of the workers.
         last_commit: newest verified commit's step; asked after a failure.
+        lock: on the run folder; every attempt fences off the workers of the one before.
 
     Raises:
         OrchestratorError: the cause of the last failure, after ``train.max_failures`` attempts
@@ -62,7 +66,7 @@ def fit(
     while True:
         before = last_commit()
         try:
-            return _attempt(job, data, placement)
+            return _attempt(dataclasses.replace(job, fence=lock.advance()), data, placement)
         except TrainingFailedError as failure:
             cause = _root_cause(failure)
             # What the user or the data got wrong stays wrong however often it is tried.

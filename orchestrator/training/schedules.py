@@ -46,7 +46,7 @@ class LearningRate:
     def __call__(self, step: int) -> float:
         """Rate of optimizer step ``step``.
 
-        Warm-up follows the MindSpore SSD and M2Det code: ``start + (base - start) * step / warmup``,
+        Warm-up follows the MindSpore SSD code, ``start + (base - start) * step / warmup``,
         so that step 0 has exactly ``warmup_start``.
         """
         warmup = self.warmup_steps

@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
 from detectors.registry import build_detector
 from orchestrator.accelerators import Accelerator
 from orchestrator.data.batch import BatchStream
@@ -15,8 +17,6 @@ from orchestrator.training.commit import CommitStore
 from orchestrator.training.engine import Engine
 from orchestrator.training.job import Outcome, TrainingJob
 from orchestrator.training.storage import LocalStorage
-
-import torch
 
 #: A file of this name in the run folder asks the ranks to finish their step, commit and end.
 STOP_FILE = "stop-requested"
@@ -40,6 +40,18 @@ def watch_for_stop(run_dir: Path) -> Callable[[], bool]:
     return stop_requested
 
 
+def open_store(job: TrainingJob) -> CommitStore:
+    """The commits of a run."""
+    checkpoint = job.experiment.train.checkpoint
+    return CommitStore(
+        LocalStorage(job.path),
+        keep_last=checkpoint.keep_last,
+        keep_best=checkpoint.keep_best,
+        metric=checkpoint.metric,
+        fence=job.fence,
+    )
+
+
 def run_rank(
     job: TrainingJob,
     stream: BatchStream,
@@ -57,19 +69,14 @@ def run_rank(
     # Every rank draws the same initial weights; nothing is broadcast.
     torch.manual_seed(experiment.seed)
     model = build_detector(experiment.detector, num_classes=len(job.label_map))
-    model.to(device, memory_format=torch.channels_last).train()
+    model.to(device).to(memory_format=torch.channels_last).train()
     collective = Collective(device)
-    checkpoint = experiment.train.checkpoint
-    store = CommitStore(
-        LocalStorage(job.path),
-        keep_last=checkpoint.keep_last,
-        keep_best=checkpoint.keep_best,
-        metric=checkpoint.metric,
-    )
+    store = open_store(job)
     events = EventLog(job.path / "events.jsonl") if collective.is_main else None
     try:
-        if collective.is_main:
-            store.sweep()
+        if events is not None:
+            for rejected in store.sweep():
+                events.note("checkpoint_rejected", rejected.describe(), step=0)
         engine = Engine(
             job,
             model,
@@ -81,7 +88,9 @@ def run_rank(
             events=events,
             stop_requested=watch_for_stop(job.path),
         )
-        return engine.run()
+        outcome = engine.run()
+        store.close()
+        return outcome
     finally:
         if events is not None:
             events.close()

@@ -148,7 +148,7 @@ class Stepper:
             with self.accelerator.autocast(self.precision):
                 losses = self.model.loss(images[rows], Targets(*(t[rows] for t in targets)))
             total = torch.stack(list(losses.values())).sum() / pieces
-            self.scaler.scale(total).backward()
+            self.scaler.scale(total).backward()  # type: ignore[no-untyped-call]
             for name, value in losses.items():
                 share = value.detach() / pieces
                 totals[name] = totals[name] + share if name in totals else share

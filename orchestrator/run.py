@@ -1,0 +1,63 @@
+"""The driver: one experiment file in, a trained, evaluated and tracked detector out.
+
+``python -m orchestrator.run EXPERIMENT.yaml [key.path=value ...]``, on this machine or inside a
+``ray job submit``. Running the same command again goes on where the run stopped.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from orchestrator.cli.exit import run_guarded
+from orchestrator.cli.parser import Parser
+from orchestrator.config.printing import print_config
+from orchestrator.config.resolve import ResolvedExperiment, load_experiment
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; ``argv`` without the program's name. Returns the exit code."""
+    return run_guarded(lambda: _main(sys.argv[1:] if argv is None else argv))
+
+
+def _main(argv: Sequence[str]) -> int:
+    parser = Parser(
+        prog="python -m orchestrator.run",
+        description="train and evaluate as an experiment file says",
+    )
+    parser.add_argument("experiment", metavar="EXPERIMENT.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="key.path=value")
+    parser.add_argument(
+        "--print-config",
+        action="store_true",
+        help="print the resolved experiment with the origin of each value, and stop",
+    )
+    parser.add_argument(
+        "--force-resume",
+        action="store_true",
+        help="go on with a run folder although its experiment or data has changed",
+    )
+    arguments = parser.parse_args(argv)
+    # Everything that is wrong with the file is said before torch and Ray are even imported.
+    resolved = load_experiment(arguments.experiment, arguments.overrides)
+    if arguments.print_config:
+        sys.stdout.write(print_config(resolved))
+        return 0
+    return run(resolved, force_resume=arguments.force_resume)
+
+
+def run(resolved: ResolvedExperiment, *, force_resume: bool = False) -> int:
+    """Check, train, evaluate and report one experiment.
+
+    Raises:
+        OrchestratorError: with the exit code of its class.
+    """
+    from orchestrator.training.driver import drive
+
+    run_dir = Path(resolved.experiment.storage).resolve() / resolved.experiment.name
+    return drive(resolved, run_dir, force_resume=force_resume)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,123 @@
+"""What the driver does around training: identity, cluster, progress, tracking, result."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from pathlib import Path
+
+from rich.console import Console
+
+from orchestrator.config.printing import dump_yaml
+from orchestrator.config.resolve import ResolvedExperiment
+from orchestrator.data.ray_stream import ScheduledDataConfig
+from orchestrator.errors import Preempted
+from orchestrator.tracking.atomic import write_atomic
+from orchestrator.tracking.mlflow_shipper import RunStatus
+from orchestrator.training.cluster import Placement, connected, place
+from orchestrator.training.identity import Identity, open_run
+from orchestrator.training.interrupt import in_thread, stopping_politely
+from orchestrator.training.job import Outcome, TrainingJob
+from orchestrator.training.plan import Plan, make_plan
+from orchestrator.training.progress import shown_progress
+from orchestrator.training.ray_trainer import fit
+from orchestrator.training.report import (
+    result_of,
+    run_card_of,
+    say,
+    say_data,
+    say_result,
+    say_where,
+)
+from orchestrator.training.run_lock import RunLock
+from orchestrator.training.session import STOP_FILE, open_store
+from orchestrator.training.tracking import Tracking
+
+
+def drive(resolved: ResolvedExperiment, run_dir: Path, *, force_resume: bool) -> int:
+    """Run one experiment in ``run_dir`` from check to report.
+
+    Args:
+        resolved: the experiment.
+        run_dir: absolute; made when missing, gone on with when not.
+        force_resume: go on although the experiment or the data has changed.
+
+    Returns:
+        0 when training is complete, 75 when it was asked to stop and can be started again.
+
+    Raises:
+        OrchestratorError: with the exit code of its class.
+    """
+    console = Console(soft_wrap=True)
+    started = time.monotonic()
+    plan = make_plan(resolved, run_dir)
+    say_data(plan, console)
+    identity = Identity(plan.job.config_digest, plan.job.data_digest)
+    with RunLock(run_dir) as lock, connected(resolved.experiment.cluster):
+        claimed = open_run(run_dir, identity, resolved.tree, force=force_resume)
+        for note in claimed.notes:
+            say(console, f"{claimed.kind}: {note}")
+        placement = place(resolved.experiment.cluster)
+        job = dataclasses.replace(plan.job, threads=placement.threads)
+        _write(run_dir / "config" / "resolved.yaml", dump_yaml(resolved))
+        _write(run_dir / "label_map.json", job.label_map.to_json())
+        tracking = Tracking(resolved, job)
+        tracking.start()
+        status: RunStatus = "FAILED"
+        outcome: Outcome | None = None
+        try:
+            outcome = _train(plan, job, placement, console, lock)
+            status = "FINISHED" if outcome.state == "done" else "KILLED"
+        except KeyboardInterrupt:
+            status = "KILLED"
+            raise
+        finally:
+            card = run_card_of(job, outcome, status=status, accelerator=placement.accelerator.kind)
+            card.write(run_dir)
+            best = outcome.best_checkpoint if outcome is not None else None
+            shipped = tracking.close(
+                status, run_dir=run_dir, best=None if best is None else Path(best)
+            )
+            if shipped is not None and not shipped.complete:
+                say(console, str(shipped))
+    result = result_of(job, outcome, shipped, time.monotonic() - started)
+    _write(run_dir / "result.json", json.dumps(result, indent=2))
+    say_result(resolved, result, console)
+    say_where(resolved, str(run_dir), console)
+    return 0 if outcome.state == "done" else Preempted.exit_code
+
+
+def _train(
+    plan: Plan, job: TrainingJob, placement: Placement, console: Console, lock: RunLock
+) -> Outcome:
+    """Train on the cluster, showing progress and listening for a wish to stop."""
+    experiment = job.experiment
+    workers = experiment.cluster.workers
+    say(
+        console,
+        f"{experiment.name}: {job.total_steps} steps of {job.schedule.batch_size} images on "
+        f"{workers} {placement.accelerator.kind} worker{'s' if workers > 1 else ''}",
+    )
+    stop = job.path / STOP_FILE
+    stop.unlink(missing_ok=True)
+    log = job.path / "events.jsonl"
+    offset = log.stat().st_size if log.exists() else 0
+    store = open_store(job)
+    data = ScheduledDataConfig(plan.batches, prefetch=experiment.data.prefetch)
+
+    def ask_to_stop() -> None:
+        say(console, "stopping: the step under way is finished and committed first")
+        stop.touch()
+
+    def newest_step() -> int | None:
+        found = store.latest()
+        return None if found.commit is None else found.commit.step
+
+    with shown_progress(job, console, offset=offset), stopping_politely(ask_to_stop):
+        return in_thread(lambda: fit(job, data, placement, last_commit=newest_step, lock=lock))
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, text.encode())

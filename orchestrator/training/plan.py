@@ -1,0 +1,85 @@
+"""From a resolved experiment to a training job, before any hardware is claimed."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from detectors.registry import build_detector
+from orchestrator.config.resolve import ResolvedExperiment
+from orchestrator.config.schema import Experiment, SplitConfig
+from orchestrator.data.assemble import BatchPlan
+from orchestrator.data.coco import read_coco
+from orchestrator.data.findings import Finding, ReadResult
+from orchestrator.errors import DataError
+from orchestrator.training.identity import config_digest
+from orchestrator.training.job import TrainingJob
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A job and the batches it trains on.
+
+    Attributes:
+        job: what every worker gets.
+        batches: what is in which batch; goes to the object store, not to the workers.
+        findings: what the readers noticed and dealt with, by split.
+    """
+
+    job: TrainingJob
+    batches: BatchPlan
+    findings: dict[str, tuple[Finding, ...]]
+
+
+def make_plan(resolved: ResolvedExperiment, run_dir: Path, *, threads: int | None = None) -> Plan:
+    """Read and check the data set and lay out the run.
+
+    Args:
+        resolved: the experiment.
+        run_dir: where the run lives; nothing is written here.
+        threads: CPU threads of a worker; see :class:`TrainingJob`.
+
+    Raises:
+        DataError: the data set is missing, malformed or too small.
+        ConfigError: values that do not fit the data set.
+    """
+    experiment = resolved.experiment
+    train, val = (
+        _read(experiment, split) for split in (experiment.data.train, experiment.data.val)
+    )
+    input_size = build_detector(
+        experiment.detector, num_classes=len(train.dataset.label_map)
+    ).input_size
+    batches = BatchPlan.from_config(
+        experiment.data,
+        train.dataset,
+        val.dataset,
+        seed=experiment.seed,
+        epochs=experiment.train.epochs,
+        batch_size=experiment.train.batch_size,
+        workers=experiment.cluster.workers,
+        input_size=input_size,
+    )
+    if not len(val.dataset.labels):
+        raise DataError(
+            f"data.val.annotations: {experiment.data.val.annotations} has no boxes, so there is "
+            "nothing to score against. Next: point data.val at images with annotations"
+        )
+    digest = hashlib.sha256(f"{train.dataset.digest} {val.dataset.digest}".encode()).hexdigest()
+    job = TrainingJob(
+        experiment=experiment,
+        run_dir=str(run_dir),
+        label_map=train.dataset.label_map,
+        schedule=batches.schedule,
+        val=val.dataset,
+        config_digest=config_digest(resolved.tree),
+        data_digest=digest,
+        threads=threads,
+    )
+    return Plan(job, batches, {"train": train.findings, "val": val.findings})
+
+
+def _read(experiment: Experiment, split: SplitConfig) -> ReadResult:
+    root = Path(experiment.data.root).resolve()
+    return read_coco(root / split.images, root / split.annotations)

@@ -1,0 +1,132 @@
+"""What a finished run says: ``result.json`` for programs, a table and a command for people."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from orchestrator.config.resolve import ResolvedExperiment
+from orchestrator.evaluation.coco import METRICS
+from orchestrator.tracking.git_info import git_info
+from orchestrator.tracking.mlflow_shipper import Shipped
+from orchestrator.tracking.run_card import Hardware, RunCard, package_versions
+from orchestrator.training.job import Outcome, TrainingJob
+from orchestrator.training.plan import Plan
+from orchestrator.training.progress import duration
+
+
+def result_of(
+    job: TrainingJob, outcome: Outcome, shipped: Shipped | None, seconds: float
+) -> dict[str, Any]:
+    """What ``result.json`` holds.
+
+    Args:
+        job: the run.
+        outcome: of its last start.
+        shipped: state of its tracking; None when it is not tracked.
+        seconds: wall time of this start of the driver.
+    """
+    return {
+        "name": job.experiment.name,
+        "state": outcome.state,
+        "metrics": {name: outcome.metrics.get(name) for name in METRICS},
+        "best_metrics": outcome.best_metrics,
+        "best_checkpoint": outcome.best_checkpoint,
+        "weights_sha256": outcome.weights_sha256,
+        "steps": outcome.steps,
+        "samples": outcome.samples,
+        "images_per_s": outcome.images_per_s,
+        "resumed_from": outcome.resumed_from,
+        "seconds": seconds,
+        "mlflow_run_id": None if shipped is None else shipped.run_id,
+        "config_digest": job.config_digest,
+        "data_digest": job.data_digest,
+        "detector": job.experiment.detector.title,
+        "workers": job.experiment.cluster.workers,
+    }
+
+
+def run_card_of(
+    job: TrainingJob, outcome: Outcome | None, *, status: str, accelerator: str
+) -> RunCard:
+    """The page that keeps numbers, code, data, seed and machine together.
+
+    Args:
+        job: the run.
+        outcome: None when it failed.
+        status: how it ended.
+        accelerator: kind of device the workers trained on.
+    """
+    workers = job.experiment.cluster.workers
+    facts: dict[str, object] = {
+        "detector": job.experiment.detector.title,
+        "workers": workers,
+        "batch size": job.schedule.batch_size,
+    }
+    files = {"experiment": "config/resolved.yaml", "events": "events.jsonl"}
+    if outcome is not None:
+        facts |= {"steps": outcome.steps, "images/s": f"{outcome.images_per_s:.1f}"}
+        files["weights sha256"] = outcome.weights_sha256
+        if outcome.best_checkpoint is not None:
+            files["best checkpoint"] = outcome.best_checkpoint
+    return RunCard(
+        name=job.experiment.name,
+        status=status,
+        code=git_info(),
+        config_digest=job.config_digest,
+        data_digest=job.data_digest,
+        seeds=(job.experiment.seed,),
+        hardware=Hardware.here([] if accelerator == "cpu" else [accelerator] * workers),
+        versions=package_versions(),
+        metrics={} if outcome is None else outcome.metrics,
+        facts=facts,
+        files=files,
+    )
+
+
+def say_data(plan: Plan, console: Console) -> None:
+    """One line a split, and what its reader put right."""
+    for split, dataset in (("train", plan.batches.train), ("val", plan.batches.val)):
+        say(
+            console,
+            f"{split}: {len(dataset)} images, {len(dataset.labels)} boxes, "
+            f"{len(dataset.label_map)} classes",
+        )
+        for finding in plan.findings[split]:
+            say(console, f"  {finding}")
+
+
+def say_result(resolved: ResolvedExperiment, result: dict[str, Any], console: Console) -> None:
+    """The twelve numbers, where everything is, and the command to look at it."""
+    if result["state"] != "done":
+        say(
+            console,
+            f"stopped after step {result['steps']}, which is committed; "
+            "run the same command again to go on",
+        )
+        return
+    table = Table("metric", "value", title=f"{result['name']}: COCO numbers on val")
+    for name, value in result["metrics"].items():
+        table.add_row(name, f"{value:.4f}")
+    console.print(table)
+    say(
+        console,
+        f"{result['detector']}: {result['steps']} steps, {result['images_per_s']:.1f} images/s, "
+        f"{duration(result['seconds'])} in all",
+    )
+
+
+def say_where(resolved: ResolvedExperiment, run_dir: str, console: Console) -> None:
+    """The run folder, and the command that opens MLflow on it."""
+    say(console, f"run folder: {run_dir}")
+    uri = resolved.experiment.tracking.mlflow
+    if uri is not None:
+        opened = uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}"
+        say(console, f"curves and runs side by side: {opened}")
+
+
+def say(console: Console, text: str) -> None:
+    """Print a plain line: no colours guessed, no brackets taken for markup."""
+    console.print(text, highlight=False, markup=False)
