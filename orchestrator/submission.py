@@ -22,6 +22,7 @@ from orchestrator.config.resolve import load_experiment
 from orchestrator.config.schema import Experiment
 from orchestrator.errors import ConfigError, OrchestratorError, Preempted, SecurityError
 from orchestrator.packaging import check_working_dir, uploaded_files
+from orchestrator.tracking.git_info import COMMIT_VARIABLE, git_info
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 
@@ -138,10 +139,12 @@ def submit(client: Any, submission: Submission) -> str:
     Raises:
         ConfigError: the cluster refuses the job.
     """
-    environment = {
+    environment: dict[str, Any] = {
         "working_dir": str(submission.working_dir),
         "excludes": list(submission.excludes),
     }
+    if git := git_info(submission.working_dir / "setup.cfg"):
+        environment["env_vars"] = {COMMIT_VARIABLE: git.commit + "+" * git.dirty}
     try:
         return str(client.submit_job(entrypoint=submission.entrypoint, runtime_env=environment))
     except RuntimeError as error:

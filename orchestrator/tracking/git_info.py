@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
+
+#: Set for a job, whose uploaded folder has no history: a full hash, and a ``+`` when dirty.
+COMMIT_VARIABLE = "ORCHESTRATOR_COMMIT"
 
 _TIMEOUT_SECONDS = 20.0
 
@@ -29,14 +33,15 @@ class GitInfo:
 def git_info(file: Path = Path(__file__)) -> GitInfo | None:
     """The commit that ``file`` belongs to, by default that of this program.
 
-    None when there is no git, no repository, or one that does not track the file: a package
-    installed inside somebody's project is not that project.
+    Where there is no git, no repository, or one that does not track the file (a package installed
+    inside somebody's project is not that project), the commit a job was submitted from, or None.
     """
     tracked = _git(file.parent, "ls-files", "--error-unmatch", file.name)
     commit = _git(file.parent, "rev-parse", "HEAD")
     changes = _git(file.parent, "status", "--porcelain", "--untracked-files=no", ":/")
     if tracked is None or commit is None or changes is None:
-        return None
+        told = re.fullmatch(r"([0-9a-f]{40,64})(\+?)", os.environ.get(COMMIT_VARIABLE, ""))
+        return None if told is None else GitInfo(commit=told[1], dirty=bool(told[2]))
     return GitInfo(commit=commit, dirty=bool(changes))
 
 

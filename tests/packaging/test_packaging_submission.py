@@ -22,6 +22,7 @@ from ray.job_submission import JobStatus
 
 from orchestrator.errors import ConfigError, OrchestratorError, Preempted, SecurityError
 from orchestrator.submission import Submission, connect, follow, prepare, submit
+from orchestrator.tracking.git_info import GitInfo, git_info
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = ["storage=/shared/runs", "tracking.mlflow=null", "data.root=/shared/data"]
@@ -149,6 +150,42 @@ def test_nobody_at_the_address(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", f"http://127.0.0.1:{free_port()}")
     with pytest.raises(ConfigError, match="no Ray job server answers"):
         connect()
+
+
+class Server:
+    """Takes a job and remembers it."""
+
+    def submit_job(self, **job: Any) -> str:
+        self.job = job
+        return "job-1"
+
+
+def test_a_job_is_told_the_commit_that_its_folder_has_lost(
+    project: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    def git(*arguments: str) -> str:
+        command = ["git", "-c", "user.name=a", "-c", "user.email=a@b", *arguments]
+        return subprocess.run(
+            command, cwd=project, check=True, capture_output=True, text=True
+        ).stdout.strip()
+
+    server = Server()
+    submit(server, prepared(project, *SHARED))
+    assert "env_vars" not in server.job["runtime_env"]
+
+    (project / "setup.cfg").touch()
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "all")
+    commit = git("rev-parse", "HEAD")
+    for change, dirty in (("", False), ("[metadata]\n", True)):
+        (project / "setup.cfg").write_text(change)
+        submit(server, prepared(project, *SHARED))
+        assert server.job["runtime_env"]["working_dir"] == str(project)
+        for name, value in server.job["runtime_env"]["env_vars"].items():
+            monkeypatch.setenv(name, value)
+        elsewhere = tmp_path_factory.mktemp("uploaded") / "run.py"
+        assert git_info(elsewhere) == GitInfo(commit, dirty=dirty)
 
 
 class Jobs:
