@@ -11,6 +11,8 @@
 #include <utility>
 #include <vector>
 
+#include "checks.hpp"
+#include "instructions.hpp"
 #include "suppression.hpp"
 
 namespace {
