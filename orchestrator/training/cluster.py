@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -44,7 +45,7 @@ def connected(config: ClusterConfig) -> Iterator[None]:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     address = config.address or os.environ.get("RAY_ADDRESS")
     if address:
-        ray.init(address=address, log_to_driver=False)
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     else:
         cores = os.cpu_count() or 1
         needed = config.workers * config.cpus_per_worker + _DATA_CPUS
@@ -53,6 +54,7 @@ def connected(config: ClusterConfig) -> Iterator[None]:
             num_cpus=max(cores, int(needed + 0.999)),
             include_dashboard=False,
             log_to_driver=False,
+            logging_level=logging.ERROR,
         )
     try:
         yield

@@ -14,7 +14,7 @@ from orchestrator.config.resolve import ResolvedExperiment
 from orchestrator.data.ray_stream import ScheduledDataConfig
 from orchestrator.errors import Preempted
 from orchestrator.tracking.atomic import write_atomic
-from orchestrator.tracking.mlflow_shipper import RunStatus
+from orchestrator.tracking.mlflow_shipper import RunStatus, Shipped
 from orchestrator.training.cluster import Placement, connected, place
 from orchestrator.training.identity import Identity, open_run
 from orchestrator.training.interrupt import in_thread, stopping_politely
@@ -54,38 +54,53 @@ def drive(resolved: ResolvedExperiment, run_dir: Path, *, force_resume: bool) ->
     plan = make_plan(resolved, run_dir)
     say_data(plan, console)
     identity = Identity(plan.job.config_digest, plan.job.data_digest)
-    with RunLock(run_dir) as lock, connected(resolved.experiment.cluster):
+    with RunLock(run_dir) as lock:
+        # Whose folder this is comes first: starting Ray takes seconds.
         claimed = open_run(run_dir, identity, resolved.tree, force=force_resume)
         for note in claimed.notes:
             say(console, f"{claimed.kind}: {note}")
-        placement = place(resolved.experiment.cluster)
-        job = dataclasses.replace(plan.job, threads=placement.threads)
         _write(run_dir / "config" / "resolved.yaml", dump_yaml(resolved))
-        _write(run_dir / "label_map.json", job.label_map.to_json())
-        tracking = Tracking(resolved, job)
-        tracking.start()
-        status: RunStatus = "FAILED"
-        outcome: Outcome | None = None
-        try:
-            outcome = _train(plan, job, placement, console, lock)
-            status = "FINISHED" if outcome.state == "done" else "KILLED"
-        except KeyboardInterrupt:
-            status = "KILLED"
-            raise
-        finally:
-            card = run_card_of(job, outcome, status=status, accelerator=placement.accelerator.kind)
-            card.write(run_dir)
-            best = outcome.best_checkpoint if outcome is not None else None
-            shipped = tracking.close(
-                status, run_dir=run_dir, best=None if best is None else Path(best)
-            )
-            if shipped is not None and not shipped.complete:
-                say(console, str(shipped))
+        _write(run_dir / "label_map.json", plan.job.label_map.to_json())
+        tracking = Tracking(resolved, plan.job)
+        with connected(resolved.experiment.cluster):
+            placement = place(resolved.experiment.cluster)
+            job = dataclasses.replace(plan.job, threads=placement.threads)
+            outcome, shipped = _tracked(plan, job, placement, console, lock, tracking)
     result = result_of(job, outcome, shipped, time.monotonic() - started)
     _write(run_dir / "result.json", json.dumps(result, indent=2))
     say_result(resolved, result, console)
     say_where(resolved, str(run_dir), console)
     return 0 if outcome.state == "done" else Preempted.exit_code
+
+
+def _tracked(
+    plan: Plan,
+    job: TrainingJob,
+    placement: Placement,
+    console: Console,
+    lock: RunLock,
+    tracking: Tracking,
+) -> tuple[Outcome, Shipped | None]:
+    """Train while MLflow is kept up to date, and tell it how the run ended, whatever happens."""
+    tracking.start()
+    status: RunStatus = "FAILED"
+    outcome: Outcome | None = None
+    try:
+        outcome = _train(plan, job, placement, console, lock)
+        status = "FINISHED" if outcome.state == "done" else "KILLED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        card = run_card_of(job, outcome, status=status, accelerator=placement.accelerator.kind)
+        card.write(job.path)
+        best = None if outcome is None else outcome.best_checkpoint
+        shipped = tracking.close(
+            status, run_dir=job.path, best=None if best is None else Path(best)
+        )
+        if shipped is not None and not shipped.complete:
+            say(console, str(shipped))
+    return outcome, shipped
 
 
 def _train(

@@ -49,9 +49,7 @@ def test_mean_over_ranks_equals_one_big_batch(world: int, tmp_path: Path) -> Non
     (model(torch.randn(2 * world, 7)).pow(2).sum() / (2 * world)).backward()
     expected = [p.grad for p in model.parameters()]
     for rank in range(world):
-        for ours, theirs in zip(
-            torch.load(tmp_path / f"grads-{rank}.pt"), expected, strict=True
-        ):
+        for ours, theirs in zip(torch.load(tmp_path / f"grads-{rank}.pt"), expected, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-7)
 
 

@@ -130,9 +130,7 @@ def test_two_steps_equal_a_plain_torch_loop(accumulate: int) -> None:
 
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
-@pytest.mark.parametrize(
-    "optimizer", [SGDOptimizer(lr=0.1, momentum=0.9), AdamWOptimizer(lr=0.01)]
-)
+@pytest.mark.parametrize("optimizer", [SGDOptimizer(lr=0.1, momentum=0.9), AdamWOptimizer(lr=0.01)])
 def test_a_bad_step_changes_nothing(poison: float, optimizer: object) -> None:
     config = _config(optimizer=optimizer, ema=EmaConfig(decay=0.9, warmup_steps=0))
     stepper = _stepper(config)
