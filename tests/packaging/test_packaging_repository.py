@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.cli.main import VERBS
+from orchestrator.config.resolve import load_experiment
 
 ROOT = Path(__file__).resolve().parents[2]
 LONGEST = 600
@@ -58,6 +59,15 @@ def test_links_of_a_page_lead_somewhere(page: str) -> None:
     for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text):
         if "://" not in target:
             assert (ROOT / page).parent.joinpath(target).exists(), target
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/configuration.md"])
+def test_experiments_on_a_page_are_valid(page: str, tmp_path: Path) -> None:
+    blocks = re.findall(r"```yaml\n(name:.*?)```", (ROOT / page).read_text(), flags=re.DOTALL)
+    assert blocks
+    for number, block in enumerate(blocks):
+        (tmp_path / f"{number}.yaml").write_text(block)
+        load_experiment(tmp_path / f"{number}.yaml")
 
 
 def test_the_readme_begins_with_the_two_commands() -> None:
