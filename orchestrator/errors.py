@@ -34,7 +34,7 @@ class StorageError(OrchestratorError):
     exit_code = 71
 
 
-class Preempted(OrchestratorError):
+class PreemptedError(OrchestratorError):
     """The run was asked to stop, committed its last finished step and can be started again."""
 
     exit_code = 75

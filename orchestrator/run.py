@@ -39,7 +39,7 @@ def _main(argv: Sequence[str]) -> int:
         help="go on with a run folder although its experiment or data has changed",
     )
     arguments = parser.parse_args(argv)
-    # Everything that is wrong with the file is said before torch and Ray are even imported.
+    # Everything that is wrong with the file is said before Ray is even imported.
     resolved = load_experiment(arguments.experiment, arguments.overrides)
     if arguments.print_config:
         sys.stdout.write(print_config(resolved))

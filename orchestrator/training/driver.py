@@ -12,7 +12,7 @@ from rich.console import Console
 from orchestrator.config.printing import dump_yaml
 from orchestrator.config.resolve import ResolvedExperiment
 from orchestrator.data.ray_stream import ScheduledDataConfig
-from orchestrator.errors import Preempted
+from orchestrator.errors import PreemptedError
 from orchestrator.tracking.atomic import write_atomic
 from orchestrator.tracking.mlflow_shipper import RunStatus, Shipped
 from orchestrator.training.cluster import Placement, connected, place
@@ -70,7 +70,7 @@ def drive(resolved: ResolvedExperiment, run_dir: Path, *, force_resume: bool) ->
     _write(run_dir / "result.json", json.dumps(result, indent=2))
     say_result(resolved, result, console)
     say_where(resolved, str(run_dir), console)
-    return 0 if outcome.state == "done" else Preempted.exit_code
+    return 0 if outcome.state == "done" else PreemptedError.exit_code
 
 
 def _tracked(
