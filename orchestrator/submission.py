@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 from orchestrator.config.resolve import load_experiment
 from orchestrator.config.schema import Experiment
-from orchestrator.errors import ConfigError, OrchestratorError, Preempted, SecurityError
+from orchestrator.errors import ConfigError, OrchestratorError, PreemptedError, SecurityError
 from orchestrator.packaging import check_working_dir, uploaded_files
 from orchestrator.tracking.git_info import COMMIT_VARIABLE, git_info
 
@@ -156,7 +156,7 @@ def follow(client: Any, job: str) -> None:
 
     Raises:
         OrchestratorError: it failed; with the exit code of its driver.
-        Preempted: it was stopped.
+        PreemptedError: it was stopped.
     """
     try:
         asyncio.run(_print_logs(client, job))
@@ -167,7 +167,7 @@ def follow(client: Any, job: str) -> None:
         time.sleep(_POLL_SECONDS)
     status = info.status.value
     if status == "STOPPED":
-        raise Preempted(f"{job} was stopped; submit the same command to go on")
+        raise PreemptedError(f"{job} was stopped; submit the same command to go on")
     if status != "SUCCEEDED":
         failure = OrchestratorError(f"{job} failed: {info.message}")
         if info.driver_exit_code:

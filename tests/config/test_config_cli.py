@@ -19,7 +19,7 @@ from orchestrator.errors import (
     ConfigError,
     DataError,
     OrchestratorError,
-    Preempted,
+    PreemptedError,
     SecurityError,
     StorageError,
 )
@@ -165,7 +165,7 @@ def test_mistakes_are_printed_and_exit_with_64_before_ray_or_mlflow_is_imported(
         (DataError, 65),
         (OrchestratorError, 70),
         (StorageError, 71),
-        (Preempted, 75),
+        (PreemptedError, 75),
         (SecurityError, 77),
     ],
 )

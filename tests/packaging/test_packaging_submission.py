@@ -20,7 +20,7 @@ import pytest
 import requests
 from ray.job_submission import JobStatus
 
-from orchestrator.errors import ConfigError, OrchestratorError, Preempted, SecurityError
+from orchestrator.errors import ConfigError, OrchestratorError, PreemptedError, SecurityError
 from orchestrator.submission import Submission, connect, follow, prepare, submit
 from orchestrator.tracking.git_info import GitInfo, git_info
 
@@ -229,7 +229,7 @@ def test_a_failure_keeps_the_exit_code_of_the_driver(code: int | None, expected:
 
 
 def test_a_stopped_job_can_be_sent_again() -> None:
-    with pytest.raises(Preempted, match="submit the same command"):
+    with pytest.raises(PreemptedError, match="submit the same command"):
         follow(Jobs(JobStatus.STOPPED), "job-1")
 
 
