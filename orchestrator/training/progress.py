@@ -118,12 +118,12 @@ def _follow(
             offset = event.end
             line = narrator.tell(event)
             if line is not None:
-                console.print(line, highlight=False)
+                console.print(line, highlight=False, markup=False)
         if status is not None:
             status.update(narrator.line)
         elif narrator.line != shown and time.monotonic() >= due:
             shown, due = narrator.line, time.monotonic() + _PLAIN_SECONDS
-            console.print(shown, highlight=False)
+            console.print(shown, highlight=False, markup=False)
         if last_round:
             return
         over.wait(_POLL_SECONDS)
