@@ -53,7 +53,6 @@ class ClusterConfig(Settings):
         threads_per_worker: torch threads of each worker; null takes its share of the machine.
         address: of a running Ray cluster; null joins the one the run is submitted to, or starts
             one here.
-        hang_timeout: seconds without a step after which a worker counts as dead.
     """
 
     workers: Count = 1
@@ -61,7 +60,6 @@ class ClusterConfig(Settings):
     cpus_per_worker: Positive = 1.0
     threads_per_worker: Count | None = None
     address: Annotated[str, Field(min_length=1)] | None = None
-    hang_timeout: Positive = 30.0
 
 
 class TrackingConfig(Settings):
