@@ -201,16 +201,17 @@ class CommitStore:
         """
         self.wait()
         rejected: list[Rejected] = []
-        for key in self._published():
-            try:
-                commit = with_metrics(self.storage, key, verify(self.storage, key))
-            except UnusableError as error:
-                if not was_cut_off(self.storage, key):
-                    rejected.append(Rejected(self.storage.describe(key), error.reason))
-                continue
-            if commit.damage is not None:
-                rejected.append(Rejected(commit.path, commit.damage))
-            return Found(commit, tuple(rejected))
+        with _advice("cannot read checkpoints", self.storage.describe(CHECKPOINTS)):
+            for key in published(self.storage):
+                try:
+                    commit = with_metrics(self.storage, key, verify(self.storage, key))
+                except (UnusableError, OSError) as error:
+                    if isinstance(error, OSError) or not was_cut_off(self.storage, key):
+                        rejected.append(Rejected(self.storage.describe(key), str(error)))
+                    continue
+                if commit.damage is not None:
+                    rejected.append(Rejected(commit.path, commit.damage))
+                return Found(commit, tuple(rejected))
         if rejected:
             raise StorageError(
                 "no checkpoint of this run can be used:\n"
@@ -229,7 +230,7 @@ class CommitStore:
         """The verified commit with the best metric, the earliest of equals; None without scores."""
         self.wait()
         for commit in self.policy.ranked(self._checked()):
-            with suppress(UnusableError):
+            with suppress(UnusableError, OSError):
                 verify(self.storage, commit.key)
                 return commit
         return None
@@ -268,8 +269,8 @@ class CommitStore:
                 return {
                     name: read_verified(self.storage, key, name, files[name]) for name in wanted
                 }
-            except UnusableError as error:
-                reasons.append(Rejected(self.storage.describe(key), error.reason).describe())
+            except (UnusableError, OSError) as error:
+                reasons.append(Rejected(self.storage.describe(key), str(error)).describe())
         raise StorageError(
             "; ".join(reasons)
             or f"{self.storage.describe(CHECKPOINTS)}: no checkpoint of step {step}"
@@ -355,9 +356,7 @@ class CommitStore:
                 continue
             try:
                 existing = verify(self.storage, key)
-            except UnusableError as error:
-                if not error.proven:
-                    raise OSError(error.reason) from error
+            except UnusableError:
                 self._fence()
                 quarantine(self.storage, key)
                 continue
@@ -377,11 +376,11 @@ class CommitStore:
 
     def _attach(self, step: int, metrics: dict[str, float]) -> None:
         with _advice(f"cannot record the metrics of step {step}", self.storage.describe("")):
-            for commit in checked_commits(self.storage):
-                if commit.step == step:
+            for key in published(self.storage):
+                if step_of(key) == step and not was_cut_off(self.storage, key):
                     self._fence()
                     content = seal_metrics(step, metrics)
-                    self.storage.replace_file(f"{commit.key}/{METRICS_NAME}", content)
+                    self.storage.replace_file(f"{key}/{METRICS_NAME}", content)
                     return
         raise StorageError(
             f"{self.storage.describe(CHECKPOINTS)}: metrics for step {step}, which has no commit"

@@ -199,7 +199,7 @@ def _compare(storage: Storage, identity: Identity, tree: Mapping[str, Json]) -> 
     except FileNotFoundError:
         return _compare_with_commits(storage, identity, "is missing")
     except UnusableError as error:
-        return _compare_with_commits(storage, identity, error.reason)
+        return _compare_with_commits(storage, identity, str(error))
     if stored["format"] != FORMAT:
         raise StorageError(
             f"{storage.describe(RUN_NAME)}: format {stored['format']!r}; this program reads "

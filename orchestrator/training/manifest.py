@@ -35,17 +35,10 @@ _FOLDER_NAME = re.compile(r"(\d{9,18})(-[0-9a-f]{32})?")
 
 
 class UnusableError(Exception):
-    """A commit, or a file beside it, that must not be used.
+    """The bytes of a commit, or of a file beside it, are not those that were written.
 
-    Attributes:
-        reason: what is wrong with it.
-        proven: whether its bytes are wrong, as against could not be read just now.
+    What could not be read just now, which may be as good as ever, is an OSError instead.
     """
-
-    def __init__(self, reason: str, *, proven: bool = True) -> None:
-        super().__init__(reason)
-        self.reason = reason
-        self.proven = proven
 
 
 def seal(tree: Mapping[str, Any]) -> bytes:
@@ -206,20 +199,19 @@ def check(storage: Storage, key: str) -> Manifest:
     Raises:
         UnusableError: it is torn, damaged or not the commit its folder says.
         StorageError: it is intact, but of an unknown layout.
+        OSError: it cannot be read.
     """
     try:
         data = _read_sealed(storage, f"{key}/{MANIFEST_NAME}")
-        entries = {entry.name: entry for entry in storage.list(key)}
     except FileNotFoundError as error:
         raise UnusableError(f"{MANIFEST_NAME} is missing") from error
-    except OSError as error:
-        raise UnusableError(f"cannot be read: {error}", proven=False) from error
     try:
         manifest = Manifest.from_bytes(data)
     except UnusableError as error:
-        raise UnusableError(f"{MANIFEST_NAME} {error.reason}") from error
+        raise UnusableError(f"{MANIFEST_NAME} {error}") from error
     except StorageError as error:
         raise StorageError(f"{storage.describe(key)}: {error}") from error
+    entries = {entry.name: entry for entry in storage.list(key)}
     if manifest.step != step_of(key):
         raise UnusableError(f"{MANIFEST_NAME} is that of step {manifest.step}")
     for name, record in manifest.files.items():
@@ -236,11 +228,8 @@ def verify(storage: Storage, key: str) -> Manifest:
     manifest = check(storage, key)
     for name, record in manifest.files.items():
         digest = hashlib.sha256()
-        try:
-            for chunk in storage.read(f"{key}/{name}"):
-                digest.update(chunk)
-        except OSError as error:
-            raise UnusableError(f"{name} cannot be read: {error}", proven=False) from error
+        for chunk in storage.read(f"{key}/{name}"):
+            digest.update(chunk)
         if digest.hexdigest() != record.sha256:
             raise UnusableError(f"{name} does not match its digest")
     return manifest
@@ -251,15 +240,15 @@ def with_metrics(storage: Storage, key: str, manifest: Manifest) -> Commit:
     path = storage.describe(key)
     try:
         return Commit(key, path, manifest, read_metrics(storage, key))
-    except UnusableError as error:
-        return Commit(key, path, manifest, None, error.reason)
+    except (UnusableError, OSError) as error:
+        return Commit(key, path, manifest, None, str(error))
 
 
 def checked_commits(storage: Storage) -> list[Commit]:
-    """Commits whose files are there, newest first; see :func:`check`."""
+    """Commits whose files are there and can be read, newest first; see :func:`check`."""
     commits = []
     for key in published(storage):
-        with suppress(UnusableError):
+        with suppress(UnusableError, OSError):
             commits.append(with_metrics(storage, key, check(storage, key)))
     return commits
 
@@ -269,11 +258,12 @@ def read_verified(storage: Storage, key: str, name: str, record: FileRecord) -> 
 
     Raises:
         UnusableError: they are not.
+        OSError: they cannot be read.
     """
     try:
         data = storage.read_file(f"{key}/{name}", limit=record.size)
-    except (OSError, StorageError) as error:
-        raise UnusableError(f"{name} cannot be read: {error}", proven=False) from error
+    except StorageError as error:
+        raise UnusableError(str(error)) from error
     if hashlib.sha256(data).hexdigest() != record.sha256:
         raise UnusableError(f"{name} does not match its digest")
     return data
@@ -292,16 +282,15 @@ def read_metrics(storage: Storage, key: str) -> dict[str, float] | None:
     """Metrics attached to a commit; None when there are none.
 
     Raises:
-        UnusableError: the file is damaged, of another commit or cannot be read.
+        UnusableError: the file is damaged or of another commit.
+        OSError: it cannot be read.
     """
     try:
         tree = unseal(_read_sealed(storage, f"{key}/{METRICS_NAME}"))
     except FileNotFoundError:
         return None
-    except OSError as error:
-        raise UnusableError(f"{METRICS_NAME} cannot be read: {error}", proven=False) from error
     except UnusableError as error:
-        raise UnusableError(f"{METRICS_NAME} {error.reason}") from error
+        raise UnusableError(f"{METRICS_NAME} {error}") from error
     if tree.get("format") != FORMAT or tree.get("step") != step_of(key):
         raise UnusableError(f"{METRICS_NAME} is not that of this commit")
     return {name: float(value) for name, value in tree["metrics"].items()}

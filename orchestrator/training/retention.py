@@ -96,7 +96,7 @@ def _proves(storage: Storage, key: str, proven: set[str]) -> bool:
     if key not in proven:
         try:
             verify(storage, key)
-        except UnusableError:
+        except (UnusableError, OSError):
             return False
         proven.add(key)
     return True
@@ -152,10 +152,10 @@ def sweep(storage: Storage) -> list[Rejected]:
                 storage.unlink(f"{key}/{entry.name}")
         try:
             check(storage, key)
+        except OSError:
+            continue  # As good as ever, perhaps, once the disk answers again.
         except UnusableError as error:
-            if not error.proven:
-                continue
             if not was_cut_off(storage, key):
-                rejected.append(Rejected(storage.describe(key), error.reason))
+                rejected.append(Rejected(storage.describe(key), str(error)))
             quarantine(storage, key)
     return rejected

@@ -1,23 +1,52 @@
-"""A storage that fails, or kills its process, at a chosen call; and a small state to commit."""
+"""A storage that fails, or kills its process, at a chosen call, and healthy ones to put in it."""
 
 from __future__ import annotations
 
 import errno
+import io
 import os
 import signal
+import uuid
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Literal
 
-import torch
+import pyarrow.fs
 
-from orchestrator.training.codec import TrainState
-from orchestrator.training.storage import Chunk, Entry, OpenFile, Storage
+from orchestrator.training.object_storage import ObjectStorage
+from orchestrator.training.storage import Chunk, Entry, LocalStorage, OpenFile, Storage
 
 #: Where in a call it strikes: before it does anything, in the middle (half of the bytes are
 #: written), or after it did its work but before the caller learns so.
 Moment = Literal["before", "within", "after"]
 
-COMMIT_ARGUMENTS = {"config_digest": "c" * 64, "data_digest": "d" * 64, "label_map": '{"a": 1}'}
+
+class QuickStorage(LocalStorage):
+    """Does not wait for the disk: what a killed process wrote is in the kernel's hands anyway."""
+
+    def sync(self, file: OpenFile) -> None:
+        pass
+
+    def sync_dir(self, key: str) -> None:
+        with self._open(key, os.O_DIRECTORY):
+            pass
+
+
+class BucketStorage(ObjectStorage):
+    """A folder that behaves like a bucket: an object appears, whole, when its upload is closed."""
+
+    def __init__(self, path: Path) -> None:
+        path.mkdir(exist_ok=True)
+        super().__init__(pyarrow.fs.LocalFileSystem(), str(path), f"s3:/{path}")
+        self.uploads = path.parent
+
+    def create(self, key: str) -> OpenFile:
+        return OpenFile(key, io.BytesIO())
+
+    def close(self, file: OpenFile) -> None:
+        upload = self.uploads / uuid.uuid4().hex
+        upload.write_bytes(file.raw.getvalue())
+        upload.replace(self._path(file.key))
 
 
 class FaultyStorage(Storage):
@@ -131,36 +160,3 @@ class FaultyStorage(Storage):
             yield chunk
         if strikes:
             self._strike()
-
-
-def next_state(state: TrainState | None) -> TrainState:
-    """A stand-in for a training step: the state after a step is a function of the one before."""
-    if state is None:
-        weight = torch.arange(24, dtype=torch.float32).reshape(2, 3, 4)
-        return TrainState(
-            step=1,
-            model={"weight": weight, "count": torch.tensor(1)},
-            optimizer={"momentum_buffer/weight": torch.zeros(2, 3, 4)},
-            ema={"weight": weight.clone()},
-            scalars={"metrics": [], "world": 1},
-        )
-    momentum = 0.9 * state.optimizer["momentum_buffer/weight"] + state.model["weight"].sin()
-    weight = state.model["weight"] - 0.1 * momentum
-    assert state.ema is not None
-    return TrainState(
-        step=state.step + 1,
-        model={"weight": weight, "count": state.model["count"] + 1},
-        optimizer={"momentum_buffer/weight": momentum},
-        ema={"weight": 0.9 * state.ema["weight"] + 0.1 * weight},
-        scalars={"metrics": [*state.scalars["metrics"], float(weight.sum())], "world": 1},
-    )
-
-
-def states(last: int) -> dict[int, TrainState]:
-    """The states after steps 1 to ``last``."""
-    found: dict[int, TrainState] = {}
-    state = None
-    for _ in range(last):
-        state = next_state(state)
-        found[state.step] = state
-    return found
