@@ -22,7 +22,7 @@ INSTALL = $(BIN)/python -m pip install --quiet --prefer-binary $(CONSTRAINTS)
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart install lint test test-fast parity sanitize bench bench-native constraints clean
+.PHONY: help quickstart install lint test test-slow test-fast parity sanitize bench bench-native constraints clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,8 +39,11 @@ lint: $(DEVELOPMENT)  ## ruff, mypy and the import contracts
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: lint  ## everything CI runs: lint and all tests
-	$(PYTEST)
+test: lint  ## everything CI runs: lint and all tests but the slow ones
+	$(PYTEST) -m "not slow"
+
+test-slow: $(DEVELOPMENT)  ## the tests that take minutes: compilers, learning VGG, a submitted job
+	$(PYTEST) -m slow
 
 test-fast: $(DEVELOPMENT)  ## the tests that start no Ray cluster and take no minute
 	$(PYTEST) -m "not ray and not slow"

@@ -16,7 +16,7 @@ from mlflow.tracking import MlflowClient
 
 from orchestrator.data.digits import Recipe, build_digits
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = pytest.mark.ray
 
 EXPERIMENT = """
 name: tiny
