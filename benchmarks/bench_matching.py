@@ -126,8 +126,8 @@ def main() -> None:
                 rounds,
             )
             print(
-                f"| {name}, {len(priors)} | {int(valid.sum())} | {times['loop']:.3g} | "
-                f"{times['padded']:.3g} | {times['native']:.3g} | "
+                f"| {name}, {len(priors)} | {int(valid.sum())} | {times['loop']:.1f} | "
+                f"{times['padded']:.1f} | {times['native']:.2f} | "
                 f"{times['loop'] / times['native']:.0f}x |"
             )
 

@@ -4,6 +4,7 @@ Both give the same bits. The environment variable ``ORCHESTRATOR_NATIVE`` choose
 reference, ``1`` refuses to run without the compiled kernels, unset takes what is there.
 """
 
+from native.candidates import Collected, collect
 from native.dispatch import backend
 from native.matching import match_priors
 from native.rules import Claims, Method
@@ -11,8 +12,10 @@ from native.suppression import nms, nms_batch, soft_nms, soft_nms_batch
 
 __all__ = [
     "Claims",
+    "Collected",
     "Method",
     "backend",
+    "collect",
     "match_priors",
     "nms",
     "nms_batch",

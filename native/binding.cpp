@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "core/checks.hpp"
+#include "core/collection.hpp"
 #include "core/instructions.hpp"
 #include "core/matching.hpp"
 #include "core/suppression.hpp"
@@ -22,6 +23,7 @@ namespace {
 using Floats = py::array_t<float, py::array::c_style>;
 using Integers = py::array_t<std::int64_t, py::array::c_style>;
 using Flags = py::array_t<bool, py::array::c_style>;
+using AnyFloats = py::array_t<float>;  // of any strides
 
 static_assert(sizeof(bool) == sizeof(std::uint8_t));
 
@@ -87,6 +89,45 @@ std::tuple<Integers, Flags> match(const Floats& boxes, const Flags& valid, const
   return {box, positive};
 }
 
+std::tuple<Floats, Floats, Integers, Integers> collect(const Floats& boxes, const AnyFloats& scores,
+                                                       float threshold, int threads) {
+  constexpr py::ssize_t kFloat = sizeof(float);
+  const kernels::Dense dense{boxes.data(),
+                             scores.data(),
+                             scores.shape(0),
+                             scores.shape(1),
+                             scores.shape(2),
+                             scores.strides(0) / kFloat,
+                             scores.strides(1) / kFloat,
+                             boxes.ndim() == 4};
+  if (dense.priors > kernels::kMostRows || dense.classes > kernels::kMostRows) {
+    throw std::invalid_argument("more than " + std::to_string(kernels::kMostRows) +
+                                " priors or classes");
+  }
+  std::vector<kernels::Found> results;
+  {
+    const py::gil_scoped_release released;
+    results = kernels::collect(dense, threshold, threads);
+  }
+  Integers offsets(dense.images + 1);
+  std::int64_t total = offsets.mutable_data()[0] = 0;
+  for (std::int64_t n = 0; n < dense.images; ++n) {
+    total += static_cast<std::int64_t>(results[n].scores.size());
+    offsets.mutable_data()[n + 1] = total;
+  }
+  Floats found_boxes({total, std::int64_t{4}}), found_scores(total);
+  Integers labels(total);
+  float* box = found_boxes.mutable_data();
+  float* score = found_scores.mutable_data();
+  std::int64_t* label = labels.mutable_data();
+  for (const kernels::Found& image : results) {
+    box = std::copy(image.boxes.begin(), image.boxes.end(), box);
+    score = std::copy(image.scores.begin(), image.scores.end(), score);
+    label = std::copy(image.labels.begin(), image.labels.end(), label);
+  }
+  return {found_boxes, found_scores, labels, offsets};
+}
+
 std::tuple<std::int64_t, int> first_bad_box(const Floats& boxes) {
   const py::gil_scoped_release released;
   const kernels::BadBox bad = kernels::first_bad_box(boxes.data(), boxes.shape(0));
@@ -108,6 +149,8 @@ PYBIND11_MODULE(_core, module, py::mod_gil_not_used()) {
   module.def("match", &match, py::arg("boxes").noconvert(), py::arg("valid").noconvert(),
              py::arg("priors").noconvert(), py::arg("threshold"), py::arg("claims"),
              py::arg("threads"));
+  module.def("collect", &collect, py::arg("boxes").noconvert(), py::arg("scores").noconvert(),
+             py::arg("threshold"), py::arg("threads"));
   module.def("first_bad_box", &first_bad_box, py::arg("boxes").noconvert());
   module.def("first_bad_score", &first_bad_score, py::arg("scores").noconvert());
   module.def("instruction_sets", &kernels::instruction_sets);

@@ -14,9 +14,19 @@ _Scalar = TypeVar("_Scalar", bound=np.generic)
 
 
 def checked_array(
-    name: str, value: npt.NDArray[_Scalar], dtype: type[_Scalar], *, ndim: int
+    name: str,
+    value: npt.NDArray[_Scalar],
+    dtype: type[_Scalar],
+    *,
+    ndim: int,
+    contiguous: bool = True,
 ) -> npt.NDArray[_Scalar]:
-    """The array, contiguous, or TypeError for another dtype, ValueError for other dimensions."""
+    """The array, copied only to make it contiguous.
+
+    Raises:
+        TypeError: no array, or of another dtype.
+        ValueError: other dimensions.
+    """
     if not isinstance(value, np.ndarray):
         raise TypeError(f"{name} is a {type(value).__name__}; it must be a NumPy array")
     wanted = np.dtype(dtype)
@@ -26,7 +36,7 @@ def checked_array(
         )
     if value.ndim != ndim:
         raise ValueError(f"{name} has shape {value.shape}; it must have {ndim} dimension(s)")
-    return np.ascontiguousarray(value)
+    return np.ascontiguousarray(value) if contiguous else value
 
 
 def refuse_bad_boxes(serving: Kernels, name: str, boxes: Float32) -> None:

@@ -47,6 +47,11 @@ class Kernels(Protocol):
     ) -> tuple[Int64, Bool]:
         """See :func:`native.reference.match`."""
 
+    def collect(
+        self, boxes: Float32, scores: Float32, threshold: float, threads: int
+    ) -> tuple[Float32, Float32, Int64, Int64]:
+        """See :func:`native.reference.collect`."""
+
 
 def backend() -> Literal["native", "reference"]:
     """Which implementation serves in this process."""

@@ -253,3 +253,17 @@ def _overlap_with_priors(box: Float32, priors: Float32) -> Float32:
     union = (box[2] - box[0]) * (box[3] - box[1]) + (x2 - x1) * (y2 - y1) - shared
     overlap: Float32 = shared / np.maximum(union, np.finfo(np.float32).tiny)
     return overlap
+
+
+def collect(
+    boxes: Float32, scores: Float32, threshold: float, threads: int
+) -> tuple[Float32, Float32, Int64, Int64]:
+    """Boxes, scores, labels and offsets of the candidates; see :func:`native.collect`."""
+    del threads
+    image, prior, label = np.nonzero(scores > np.float32(threshold))
+    found = boxes[image, prior, label] if boxes.ndim == 4 else boxes[image, prior]
+    finite = np.isfinite(found).all(axis=1)
+    image, prior, label, found = image[finite], prior[finite], label[finite], found[finite]
+    counts = np.bincount(image, minlength=len(scores))
+    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)])
+    return found, scores[image, prior, label], label.astype(np.int64), offsets

@@ -21,6 +21,7 @@ namespace {
 #include "lanes.inl"
 #include "suppression.inl"
 #include "matching.inl"
+#include "collection.inl"
 }  // namespace
 
 #if defined(__clang__)
@@ -30,6 +31,6 @@ namespace {
 #endif
 
 namespace kernels {
-const Engine kAvx2Engine = {"avx2", blocked, lazy, overlap_priors};
+const Engine kAvx2Engine = {"avx2", blocked, lazy, overlap_priors, find_above};
 }
 #endif

@@ -13,8 +13,9 @@ namespace {
 #include "lanes.inl"
 #include "suppression.inl"
 #include "matching.inl"
+#include "collection.inl"
 }  // namespace
 
 namespace kernels {
-const Engine kBaselineEngine = {"baseline", blocked, lazy, overlap_priors};
+const Engine kBaselineEngine = {"baseline", blocked, lazy, overlap_priors, find_above};
 }

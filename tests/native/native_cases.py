@@ -118,6 +118,24 @@ def match_cases(draw: st.DrawFn) -> MatchCase:
     )
 
 
+class CollectCase(NamedTuple):
+    boxes: Float32
+    scores: Float32
+    threshold: float
+
+
+@st.composite
+def collect_cases(draw: st.DrawFn) -> CollectCase:
+    """Scores as a slice of a wider array or not, boxes shared by the classes or not."""
+    images, priors, classes = (draw(st.integers(0, most)) for most in (3, 9, 19))
+    any_float = st.floats(width=32) | st.sampled_from([0.0, 0.25, 0.5, 1.0])
+    hidden = draw(st.sampled_from([0, 1, 3]))
+    scores = draw(hnp.arrays(np.float32, (images, priors, hidden + classes), elements=any_float))
+    shape = (images, priors, classes, 4) if draw(st.booleans()) else (images, priors, 4)
+    boxes = draw(hnp.arrays(np.float32, shape, elements=any_float))
+    return CollectCase(boxes, scores[:, :, hidden:], draw(st.sampled_from([-1.0, 0.25, 0.5])))
+
+
 def assert_same_bits(got: tuple[Any, ...], expected: tuple[Any, ...]) -> None:
     for have, want in zip(got, expected, strict=True):
         assert (have.dtype, have.shape) == (want.dtype, want.shape)

@@ -167,7 +167,11 @@ _ONE = np.zeros((1, 1, 4), dtype=np.float32)
         ({"boxes": _ONE[..., :3]}, ValueError, "its last dimension must be 4"),
         ({"valid": np.ones((1, 1), np.uint8)}, TypeError, "valid is uint8; it must be bool"),
         ({"valid": np.ones((1, 2), bool)}, ValueError, r"valid has shape \(1, 2\) for boxes"),
-        ({"boxes": _ONE - np.float32([0, 0, 1, 0])}, ValueError, r"boxes\[0, 0\] = .* inverted"),
+        (
+            {"boxes": _ONE - np.array([0, 0, 1, 0], np.float32)},
+            ValueError,
+            r"boxes\[0, 0\] = .* inverted",
+        ),
         ({"priors": PRIORS * np.float32(np.nan)}, ValueError, r"priors\[0\] = .* not finite"),
         ({"threshold": 1.5}, ValueError, "threshold=1.5"),
         ({"claims": "both"}, ValueError, "claims='both': allowed are first, last"),

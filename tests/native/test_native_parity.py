@@ -11,10 +11,12 @@ from hypothesis import strategies as st
 from native_cases import (
     CASES,
     Case,
+    CollectCase,
     MatchCase,
     assert_same_bits,
     by_reference,
     cases,
+    collect_cases,
     compiled,
     match_cases,
 )
@@ -49,6 +51,14 @@ def test_suppression_equals_the_reference(instructions: str, case: Case, threads
 @given(case=match_cases(), threads=st.integers(1, 3))
 def test_matching_equals_the_reference(instructions: str, case: MatchCase, threads: int) -> None:
     assert_same_bits(_core.match(*case, threads), reference.match(*case, threads=1))
+
+
+@_drawn
+@given(case=collect_cases(), threads=st.integers(1, 3))
+def test_collecting_equals_the_reference(
+    instructions: str, case: CollectCase, threads: int
+) -> None:
+    assert_same_bits(_core.collect(*case, threads), reference.collect(*case, threads=1))
 
 
 @pytest.mark.parametrize("method", ["linear", "gaussian", "hard"])
