@@ -67,8 +67,9 @@ constraints: $(RUNTIME)  ## resolve the newest allowed versions into constraints
 	$(BIN)/python .ci/constraints.py < $(VENV)/resolution.json > constraints.txt
 
 clean:  ## remove caches and build products; the environment, data and runs stay
-	rm -rf build dist *.egg-info native/*.so .mypy_cache .ruff_cache .pytest_cache \
-		.hypothesis .import_linter_cache
+	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis \
+		.import_linter_cache
+	rm -f native/*.so $(RUNTIME) $(DEVELOPMENT)  # installing again builds the kernels again
 	find orchestrator detectors native tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:
