@@ -318,7 +318,9 @@ class CommitStore:
             if existing is not None:
                 discard(self.storage, staging)
             folder = (existing or key).rpartition("/")[2]
-            self.storage.replace_file(POINTER_NAME, seal({"step": state.step, "folder": folder}))
+            self.storage.replace_file(
+                POINTER_NAME, seal("pointer", {"step": state.step, "folder": folder})
+            )
             self._parent = state.step
         self._collect()
 

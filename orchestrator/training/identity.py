@@ -178,7 +178,7 @@ def open_run(
             "sources": dict(identity.sources),
             "config": dict(resolved_tree),
         }
-        storage.replace_file(RUN_NAME, seal(record))
+        storage.replace_file(RUN_NAME, seal("run", record))
     except OSError as error:
         raise StorageError(
             f"{storage.root}: cannot open the run folder: {error}. Next: see that `storage` names "
@@ -195,7 +195,7 @@ class _Comparison(NamedTuple):
 
 def _compare(storage: Storage, identity: Identity, tree: Mapping[str, Json]) -> _Comparison:
     try:
-        stored = unseal(storage.read_file(RUN_NAME, limit=_MAX_BYTES))
+        stored = unseal("run", storage.read_file(RUN_NAME, limit=_MAX_BYTES))
     except FileNotFoundError:
         return _compare_with_commits(storage, identity, "is missing")
     except UnusableError as error:

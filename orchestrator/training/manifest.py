@@ -27,6 +27,7 @@ METRICS_NAME = "METRICS.json"
 POINTER_NAME = "COMMIT"
 
 _SEAL_KEY = "sha256"
+_KIND_KEY = "kind"
 _MAX_SEALED_BYTES = 16 * 2**20
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 # With renames a commit's folder is its step; without, an upload that was cut off must not share
@@ -41,26 +42,30 @@ class UnusableError(Exception):
     """
 
 
-def seal(tree: Mapping[str, Any]) -> bytes:
-    """Canonical JSON of ``tree`` with its own SHA-256 in it."""
+def seal(kind: str, tree: Mapping[str, Any]) -> bytes:
+    """Canonical JSON of ``tree`` with what ``kind`` of file it is and its own SHA-256 in it."""
+    tree = {**tree, _KIND_KEY: kind}
     digest = hashlib.sha256(_canonical(tree)).hexdigest()
     return _canonical({**tree, _SEAL_KEY: digest}) + b"\n"
 
 
-def unseal(data: bytes) -> dict[str, Any]:
+def unseal(kind: str, data: bytes) -> dict[str, Any]:
     """Inverse of :func:`seal`.
 
     Raises:
-        UnusableError: these are not the bytes that were sealed.
+        UnusableError: these are not the bytes that were sealed, or it is another kind of file.
     """
     try:
         tree = json.loads(data)
         tree.pop(_SEAL_KEY)
-        intact = seal(tree) == data
+        found = tree.pop(_KIND_KEY)
+        intact = seal(found, tree) == data
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UnusableError("is not a sealed JSON file") from error
     if not intact:
         raise UnusableError("does not match its own digest")
+    if found != kind:
+        raise UnusableError(f"is a {found}, not a {kind}")
     sealed: dict[str, Any] = tree
     return sealed
 
@@ -99,7 +104,7 @@ class Manifest:
 
     def to_bytes(self) -> bytes:
         """Content of ``MANIFEST.json``."""
-        return seal({"format": FORMAT, **asdict(self)})
+        return seal("manifest", {"format": FORMAT, **asdict(self)})
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Manifest:
@@ -109,7 +114,7 @@ class Manifest:
             UnusableError: damaged.
             StorageError: intact, but written by a program with another layout.
         """
-        tree = unseal(data)
+        tree = unseal("manifest", data)
         version = tree.pop("format", None)
         if version != FORMAT:
             raise StorageError(
@@ -182,13 +187,10 @@ def published(storage: Storage) -> list[str]:
     """
     names = {entry.name for entry in storage.list(CHECKPOINTS) if entry.is_dir}
     names = {name for name in names if step_of(name) is not None}
-    try:
-        pointed = unseal(_read_sealed(storage, POINTER_NAME)).get("folder")
-    except (UnusableError, OSError):
-        pointed = None
-    if isinstance(pointed, str) and step_of(pointed) is not None and pointed not in names:
-        key = f"{CHECKPOINTS}/{pointed}"
-        names |= {pointed} if storage.list(key) else set()
+    with suppress(UnusableError, OSError):
+        pointed = unseal("pointer", _read_sealed(storage, POINTER_NAME)).get("folder")
+        if isinstance(pointed, str) and step_of(pointed) is not None and pointed not in names:
+            names |= {pointed} if storage.list(f"{CHECKPOINTS}/{pointed}") else set()
     ordered = sorted(names, key=lambda name: (step_of(name), name), reverse=True)
     return [f"{CHECKPOINTS}/{name}" for name in ordered]
 
@@ -275,7 +277,7 @@ def seal_metrics(step: int, metrics: Mapping[str, float]) -> bytes:
         name: float(value) if math.isfinite(value) else str(float(value))
         for name, value in metrics.items()
     }
-    return seal({"format": FORMAT, "step": step, "metrics": values})
+    return seal("metrics", {"format": FORMAT, "step": step, "metrics": values})
 
 
 def read_metrics(storage: Storage, key: str) -> dict[str, float] | None:
@@ -286,7 +288,7 @@ def read_metrics(storage: Storage, key: str) -> dict[str, float] | None:
         OSError: it cannot be read.
     """
     try:
-        tree = unseal(_read_sealed(storage, f"{key}/{METRICS_NAME}"))
+        tree = unseal("metrics", _read_sealed(storage, f"{key}/{METRICS_NAME}"))
     except FileNotFoundError:
         return None
     except UnusableError as error:

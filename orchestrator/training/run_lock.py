@@ -273,7 +273,7 @@ class RunLock:
         lease = _lease_key(token)
         self._write_beat(token, b"0", create=True)
         try:
-            self.storage.write_file(lease, [seal(asdict(Holder.this_process()))])
+            self.storage.write_file(lease, [seal("lease", asdict(Holder.this_process()))])
         except FileExistsError as error:
             raise self._refusal(_newest(self.storage)) from error
         # The lease may be one that its holder had given up for a higher one meanwhile.
@@ -349,7 +349,7 @@ def _newest(storage: LocalStorage) -> int:
 def _holder(storage: LocalStorage, token: int) -> Holder | None:
     """Who a lease belongs to; None when it is half written or gone."""
     try:
-        return Holder(**unseal(storage.read_file(_lease_key(token), limit=_MAX_BYTES)))
+        return Holder(**unseal("lease", storage.read_file(_lease_key(token), limit=_MAX_BYTES)))
     except (UnusableError, OSError, TypeError):
         return None
 

@@ -428,7 +428,7 @@ class TestRefusals:
         store = CommitStore(storage)
         save(store, 1, 2)
         file = next(iter(tmp_path.glob("run/ckpt/000000002*/MANIFEST.json")))
-        file.write_bytes(seal({**unseal(file.read_bytes()), "format": 2}))
+        file.write_bytes(seal("manifest", {**unseal("manifest", file.read_bytes()), "format": 2}))
         with pytest.raises(StorageError, match=r"000000002.*has format 2; this program reads 1"):
             store.latest()
 
@@ -436,9 +436,9 @@ class TestRefusals:
         store = CommitStore(storage)
         save(store, 1)
         file = next(iter(tmp_path.glob("run/ckpt/*/MANIFEST.json")))
-        tree = unseal(file.read_bytes())
+        tree = unseal("manifest", file.read_bytes())
         tree["files"]["../../../outside"] = {"size": 1, "sha256": "0" * 64}
-        file.write_bytes(seal(tree))
+        file.write_bytes(seal("manifest", tree))
         with pytest.raises(StorageError, match=r"lists a file with the name '../../../outside'"):
             store.latest()
 
@@ -447,7 +447,11 @@ class TestPointer:
     def test_it_is_a_hint_only(self, storage: Storage, tmp_path: Path) -> None:
         store = CommitStore(storage)
         save(store, 1, 2)
-        for content in (b"", b"garbage", seal({"folder": "000000001"}), seal({"folder": 3})):
+
+        def pointer(**fields: object) -> bytes:
+            return seal("pointer", fields)
+
+        for content in (b"", b"garbage", pointer(folder="000000001"), pointer(folder=3)):
             (tmp_path / "run" / "COMMIT").write_bytes(content)
             latest = CommitStore(storage).latest().commit
             assert latest is not None

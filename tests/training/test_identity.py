@@ -194,7 +194,7 @@ def test_a_torn_record_of_a_run_without_commits_is_a_new_run(tmp_path: Path) -> 
 def test_a_record_of_another_format_is_refused(tmp_path: Path) -> None:
     start(tmp_path)
     record = tmp_path / "run.json"
-    record.write_bytes(seal({**unseal(record.read_bytes()), "format": 2}))
+    record.write_bytes(seal("run", {**unseal("run", record.read_bytes()), "format": 2}))
     with pytest.raises(StorageError, match="format 2; this program reads 1"):
         start(tmp_path)
 

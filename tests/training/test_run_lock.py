@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import json
-import multiprocessing
 import os
 import pickle
 import signal
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from child_processes import CHILDREN, start_server
 from commit_scenario import COMMIT_ARGUMENTS, states
 from lock_processes import contend, hold, hold_and_fork
 
@@ -27,15 +27,14 @@ from orchestrator.training.manifest import seal, unseal
 from orchestrator.training.run_lock import RunLock
 from orchestrator.training.storage import LocalStorage
 
-PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["lock_processes", "commit_scenario"])
 IN_USE = r"in use by process \d+ on .+, since \d{4}-.*Two processes must not write"
 
 
 @contextmanager
 def child(target: Any, run: Path) -> Iterator[tuple[Any, Any]]:
-    ours, theirs = PROCESSES.Pipe()
-    process = PROCESSES.Process(target=target, args=(run, theirs))
+    start_server()
+    ours, theirs = CHILDREN.Pipe()
+    process = CHILDREN.Process(target=target, args=(run, theirs))
     process.start()
     try:
         yield process, ours
@@ -51,7 +50,7 @@ def lease_of(run: Path) -> Path:
 
 def rewrite_lease(run: Path, **fields: Any) -> None:
     lease = lease_of(run)
-    lease.write_bytes(seal({**unseal(lease.read_bytes()), **fields}))
+    lease.write_bytes(seal("lease", {**unseal("lease", lease.read_bytes()), **fields}))
 
 
 def leave_behind(run: Path, **fields: Any) -> int:
