@@ -60,6 +60,7 @@ bench: $(RUNTIME)  ## every benchmark in benchmarks/, one after the other
 bench-native: $(RUNTIME)  ## the kernels beside their peers: the tables of docs/performance.md
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_nms.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_matching.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_postprocess.py
 
 constraints: $(RUNTIME)  ## resolve the newest allowed versions into constraints.txt
 	$(BIN)/python -m pip install --quiet --dry-run --ignore-installed --prefer-binary \
