@@ -56,8 +56,8 @@ class Holder:
         boot: identity of its running kernel.
         namespace: of its process numbers; containers have their own.
         pid: process on it.
-        started: when the process began, in clock ticks since the machine did; tells it from a
-            later process with the same number.
+        started: when the process began, in clock ticks since the machine did, which tells it from
+            a later process with the same number; None where that cannot be found out.
         since: when it took the folder, by its clock; for people only.
     """
 
@@ -85,11 +85,17 @@ class Holder:
 
 
 def _boot() -> str:
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except FileNotFoundError:
+        return socket.gethostname()  # Sandboxes hide it.
 
 
 def _namespace() -> int:
-    return Path("/proc/self/ns/pid").stat().st_ino
+    try:
+        return Path("/proc/self/ns/pid").stat().st_ino
+    except FileNotFoundError:
+        return 0
 
 
 def _started(pid: int) -> int | None:
@@ -249,8 +255,8 @@ class RunLock:
             # On one kernel flock tells, whoever is in which container.
             if flocked:
                 return True
-            if holder.namespace == _namespace():
-                return holder.started is None or _started(holder.pid) != holder.started
+            if holder.namespace == _namespace() and holder.started is not None:
+                return _started(holder.pid) != holder.started
         log.warning(
             "%s was not given back by %s; watching for up to %g s whether it still lives",
             self.storage.root,
@@ -271,7 +277,8 @@ class RunLock:
     def _claim(self, token: int) -> None:
         """Become the holder with number ``token``, if nobody else did."""
         lease = _lease_key(token)
-        self._write_beat(token, b"0", create=True)
+        with suppress(FileExistsError):
+            self._write_beat(token, b"0", create=True)
         try:
             self.storage.write_file(lease, [seal("lease", asdict(Holder.this_process()))])
         except FileExistsError as error:
@@ -302,7 +309,9 @@ class RunLock:
 
     def _write_beat(self, token: int, content: bytes, *, create: bool = False) -> None:
         path = self.storage.describe(_beat_key(token))
-        flags = os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC | (os.O_CREAT if create else 0)
+        flags = (
+            os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC | (os.O_CREAT | os.O_EXCL if create else 0)
+        )
         descriptor = os.open(path, flags, 0o666)
         try:
             # In place: a folder entry changed every few seconds would cost two flushes each time.

@@ -49,6 +49,24 @@ class BucketStorage(ObjectStorage):
         upload.replace(self._path(file.key))
 
 
+def lose_unsynced(path: Path, calls: list[str]) -> None:
+    """What a power cut does after ``calls``: names stay, content that was not synced is gone."""
+    unsynced: set[str] = set()
+    for call in calls:
+        name, *keys = call.split()
+        if name == "create":
+            unsynced.add(keys[0])
+        elif name == "sync":
+            unsynced.discard(keys[0])
+        elif name == "rename":
+            source, target = keys
+            moved = {key for key in unsynced if f"{key}/".startswith(f"{source}/")}
+            unsynced = (unsynced - moved) | {target + key[len(source) :] for key in moved}
+    for key in unsynced:
+        if (path / key).exists():
+            (path / key).write_bytes(b"")
+
+
 class FaultyStorage(Storage):
     """Passes every primitive on to ``inner`` and counts them.
 
@@ -137,7 +155,7 @@ class FaultyStorage(Storage):
         self._call("sync_dir", key, key)
 
     def rename(self, source: str, target: str) -> None:
-        self._call("rename", target, source, target)
+        self._call("rename", f"{source} {target}", source, target)
 
     def unlink(self, key: str) -> None:
         self._call("unlink", key, key)

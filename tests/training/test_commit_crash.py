@@ -10,8 +10,10 @@ import errno
 import itertools
 import os
 import random
+import re
 import shutil
 import signal
+from contextlib import suppress
 from pathlib import Path
 from typing import get_args
 
@@ -27,7 +29,7 @@ from commit_scenario import (
     scenario,
     states,
 )
-from faulty_storage import FaultyStorage, Moment, QuickStorage
+from faulty_storage import FaultyStorage, Moment, QuickStorage, lose_unsynced
 
 from orchestrator.errors import StorageError
 from orchestrator.training.codec import state_digest
@@ -157,6 +159,38 @@ def test_sigkill_at_any_call_leaves_the_run_usable(base: Path, backend: str) -> 
         case = f"{moment} {number}: {calls[number]}"
         assert exit_code_of(killed_scenario, run, backend, number, moment) == -signal.SIGKILL, case
         assert_recovers(run, backend, case)
+
+
+def test_a_power_cut_at_any_call_leaves_the_run_usable(tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    prepare(base, "local")
+    calls = crash_points(base, "local")
+    for number, call in enumerate(calls):
+        if call.startswith(LOOKING):
+            continue
+        run = fresh(base)
+        broken = FaultyStorage(QuickStorage(run), strike_at=number, lasting=True)
+        with suppress(StorageError):
+            scenario(broken)
+        lose_unsynced(run, broken.calls[:number])
+        assert_recovers(run, "local", f"power cut at {number}: {call}")
+
+
+def test_names_are_flushed_before_what_follows_relies_on_them(tmp_path: Path) -> None:
+    storage = FaultyStorage(QuickStorage(tmp_path))
+    scenario(storage)
+    changes = [c for c in storage.calls if c.startswith(("rename", "sync_dir"))]
+    kinds = [re.sub(r"\.tmp-\w+", ".tmp", change).replace("000000004", "4") for change in changes]
+    assert kinds == [
+        "sync_dir ",  # The folder of all commits is there,
+        "sync_dir ckpt/4.tmp",  # this commit's files are,
+        "rename ckpt/4.tmp ckpt/4",
+        "sync_dir ckpt",  # and it is one, before anything points at it.
+        "rename COMMIT.tmp COMMIT",
+        "sync_dir ",
+        "rename ckpt/4/METRICS.json.tmp ckpt/4/METRICS.json",
+        "sync_dir ckpt/4",
+    ]
 
 
 def test_a_run_killed_again_and_again_ends_in_the_same_state(tmp_path: Path) -> None:

@@ -79,7 +79,7 @@ class Pristine:
 def mutate(run: Path, draw: random.Random) -> str:
     """Damage something below ``run`` and say what."""
     files = sorted(p for p in run.rglob("*") if p.is_file() and not p.is_symlink())
-    folders = sorted(p for p in (run / "ckpt").iterdir() if p.is_dir())
+    folders = sorted(p for p in (run / "ckpt").iterdir() if p.is_dir() and not p.is_symlink())
     file, other = draw.choice(files), draw.choice(files)
     folder, target = draw.choice(folders), draw.choice(folders)
     data = bytearray(file.read_bytes())
@@ -118,7 +118,7 @@ def mutate(run: Path, draw: random.Random) -> str:
                 target.rename(folder)
             spare.rename(target)
         case "rename folder":
-            folder.rename(run / "ckpt" / f"{draw.randrange(9, 99):09d}")
+            folder.rename(run / "ckpt" / f"{draw.randrange(9, 10**8):09d}")
         case "copy folder":
             shutil.copytree(
                 folder, run / "ckpt" / f"{draw.randrange(9, 99):09d}", dirs_exist_ok=True

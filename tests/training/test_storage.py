@@ -162,6 +162,23 @@ class TestLocal:
         with pytest.raises(OSError, match="not a regular file"):
             list(LocalStorage(tmp_path).read("pipe"))
 
+    def test_syncing_reaches_the_disk(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        synced: list[str] = []
+
+        def fsync(descriptor: int) -> None:
+            synced.append(os.readlink(f"/proc/self/fd/{descriptor}"))  # noqa: PTH115
+
+        monkeypatch.setattr(os, "fsync", fsync)
+        storage = LocalStorage(tmp_path / "run")
+        storage.make_dir("a")
+        storage.write_file("a/b", [b"x"])
+        storage.sync_dir("a")
+        storage.sync_dir("")
+        run = tmp_path / "run"
+        assert synced == [str(path) for path in (tmp_path, run / "a" / "b", run / "a", run)]
+
     def test_no_descriptor_stays_open(self, tmp_path: Path) -> None:
         storage = LocalStorage(tmp_path)
         before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
