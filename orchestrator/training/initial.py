@@ -143,7 +143,8 @@ def find_initial(location: str) -> InitialWeights:
     path = Path(location).absolute()
     with _said_to_people(path, setting="train.init_from"):
         if not path.is_dir():
-            return InitialWeights(str(path), _sha256(path), "file")
+            beside = path.with_name(MANIFEST_NAME).is_file() and path.name in TENSOR_FILES.values()
+            return InitialWeights(str(path), _sha256(path), "commit" if beside else "file")
         commit = path if (path / MANIFEST_NAME).is_file() else _checkpoint_of(path)
         try:
             manifest = verify(LocalStorage(commit.parent), commit.name)
