@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Any, TypeAlias, get_args
 
 from detectors.base import Detector, DetectorConfig
 from detectors.ssd.build import build_ssd
@@ -16,6 +16,34 @@ AnyDetectorConfig: TypeAlias = SSDConfig
 DETECTORS: dict[str, tuple[type[DetectorConfig], Callable[..., Detector]]] = {
     "ssd": (SSDConfig, build_ssd),
 }
+
+
+def variants() -> dict[str, type[DetectorConfig]]:
+    """Configuration class of every published variant, by the name of the variant.
+
+    A detector without variants is listed under its own name.
+    """
+    found: dict[str, type[DetectorConfig]] = {}
+    for name, (config_class, _) in DETECTORS.items():
+        field = config_class.model_fields.get("variant")
+        found |= dict.fromkeys(get_args(field.annotation) if field else (name,), config_class)
+    return found
+
+
+def variant_config(variant: str, **fields: Any) -> DetectorConfig:
+    """Configuration of a published variant.
+
+    Args:
+        variant: one of :func:`variants`.
+        fields: values other than the published ones.
+
+    Raises:
+        KeyError: there is no such variant.
+    """
+    config_class = variants()[variant]
+    if "variant" in config_class.model_fields:
+        fields["variant"] = variant
+    return config_class(**fields)
 
 
 def build_detector(config: DetectorConfig, *, num_classes: int) -> Detector:
