@@ -11,8 +11,8 @@ from pydantic import Field
 from torch import Tensor
 
 from detectors.losses import mined_cross_entropy, sigmoid_focal
-from detectors.matching import Claims
 from detectors.settings import Settings
+from native import Claims
 
 
 class FocalLossConfig(Settings):
