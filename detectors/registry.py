@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeAlias, get_args
+from typing import Annotated, Any, TypeAlias, get_args
+
+from pydantic import Field
 
 from detectors.base import Detector, DetectorConfig
+from detectors.faster_rcnn.config import FasterRCNNConfig
+from detectors.faster_rcnn.detector import build_faster_rcnn
 from detectors.ssd.build import build_ssd
 from detectors.ssd.config import SSDConfig
 
 #: Type of the ``detector`` field of an experiment.
-AnyDetectorConfig: TypeAlias = SSDConfig
+AnyDetectorConfig: TypeAlias = Annotated[FasterRCNNConfig | SSDConfig, Field(discriminator="name")]
 
 #: Configuration class and builder of each detector, by the ``name`` in its configuration.
 DETECTORS: dict[str, tuple[type[DetectorConfig], Callable[..., Detector]]] = {
+    "faster_rcnn": (FasterRCNNConfig, build_faster_rcnn),
     "ssd": (SSDConfig, build_ssd),
 }
 
