@@ -23,7 +23,9 @@ class Measured(NamedTuple):
         value_tensors: tensors that hold :attr:`values`.
         state_entries: names in the state dict; tensors that are shared are listed under each.
         multiply_adds: of the convolutions and matrix products of one image's forward pass.
-        priors: boxes that are scored for each image.
+        priors: boxes at fixed places that offsets refer to, whether a detector calls them
+            ``priors`` or ``anchors``.
+        candidates: boxes that post-processing gets for each image.
         height: of the input, pixels.
         width: of the input, pixels.
     """
@@ -36,6 +38,7 @@ class Measured(NamedTuple):
     state_entries: int
     multiply_adds: int
     priors: int
+    candidates: int
     height: int
     width: int
 
@@ -70,10 +73,17 @@ def measure(config: DetectorConfig, *, num_classes: int) -> Measured:
         value_tensors=len(parameters) + len(statistics),
         state_entries=len(model.state_dict()),
         multiply_adds=operations // 2,
-        priors=model.decode(raw).scores.shape[1],
+        priors=len(_priors(model)),
+        candidates=model.decode(raw).scores.shape[1],
         height=height,
         width=width,
     )
+
+
+def _priors(model: nn.Module) -> torch.Tensor:
+    """(A, 4), under the name that the detector has for them."""
+    (found,) = (b for n, b in model.named_buffers() if n in ("priors", "anchors"))
+    return found
 
 
 def _persistent(model: nn.Module) -> list[torch.Tensor]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from detectors.faster_rcnn import published as faster_rcnn
 from detectors.figures import Figure, Published
 from detectors.measure import Measured, measure
 from detectors.registry import variant_config
@@ -15,6 +16,7 @@ from detectors.ssd import published as ssd
 
 #: Figures of each detector in :data:`detectors.registry.DETECTORS`.
 PUBLISHED: dict[str, tuple[Published, ...]] = {
+    "faster_rcnn": faster_rcnn.PUBLISHED,
     "ssd": ssd.PUBLISHED,
 }
 
