@@ -12,8 +12,11 @@ from orchestrator.data.assemble import BatchPlan
 from orchestrator.data.findings import Finding
 from orchestrator.data.readers import read_split
 from orchestrator.errors import DataError
-from orchestrator.training.identity import config_digest
+from orchestrator.training.identity import config_digest, recorded_initial
+from orchestrator.training.initial import InitialWeights, find_initial
 from orchestrator.training.job import TrainingJob
+from orchestrator.training.manifest import checked_commits
+from orchestrator.training.storage import LocalStorage
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,8 @@ def make_plan(resolved: ResolvedExperiment, run_dir: Path, *, threads: int | Non
         threads: CPU threads of a worker; see :class:`TrainingJob`.
 
     Raises:
-        DataError: the data set is missing, malformed or too small.
+        DataError: the data set is missing, malformed or too small, or the initial weights are
+            missing.
         ConfigError: values that do not fit the data set.
     """
     experiment = resolved.experiment
@@ -65,6 +69,7 @@ def make_plan(resolved: ResolvedExperiment, run_dir: Path, *, threads: int | Non
             f"data.val.annotations: {experiment.data.val.annotations} has no boxes, so there is "
             "nothing to score against. Next: point data.val at images with annotations"
         )
+    initial = _initial(experiment.train.init_from, run_dir)
     digest = hashlib.sha256(f"{train.dataset.digest} {val.dataset.digest}".encode()).hexdigest()
     job = TrainingJob(
         experiment=experiment,
@@ -72,8 +77,22 @@ def make_plan(resolved: ResolvedExperiment, run_dir: Path, *, threads: int | Non
         label_map=train.dataset.label_map,
         schedule=batches.schedule,
         val=val.dataset,
-        config_digest=config_digest(resolved.tree),
+        config_digest=config_digest(
+            resolved.tree, initial=None if initial is None else initial.sha256
+        ),
         data_digest=digest,
         threads=threads,
+        initial=initial,
     )
     return Plan(job, batches, {"train": train.findings, "val": val.findings})
+
+
+def _initial(location: str | None, run_dir: Path) -> InitialWeights | None:
+    """What the run begins with, or began with if that file has gone since."""
+    if location is None:
+        return None
+    gone = not Path(location).exists()
+    recorded = recorded_initial(run_dir) if gone else None
+    if recorded is not None and checked_commits(LocalStorage(run_dir)):
+        return InitialWeights(str(Path(location).absolute()), recorded, "file")
+    return find_initial(location)
