@@ -8,10 +8,9 @@ from pathlib import Path
 
 from detectors.registry import build_detector
 from orchestrator.config.resolve import ResolvedExperiment
-from orchestrator.config.schema import Experiment, SplitConfig
 from orchestrator.data.assemble import BatchPlan
-from orchestrator.data.coco import read_coco
-from orchestrator.data.findings import Finding, ReadResult
+from orchestrator.data.findings import Finding
+from orchestrator.data.readers import read_split
 from orchestrator.errors import DataError
 from orchestrator.training.identity import config_digest, recorded_initial
 from orchestrator.training.initial import InitialWeights, find_initial
@@ -50,7 +49,7 @@ def make_plan(resolved: ResolvedExperiment, run_dir: Path, *, threads: int | Non
     """
     experiment = resolved.experiment
     train, val = (
-        _read(experiment, split) for split in (experiment.data.train, experiment.data.val)
+        read_split(experiment.data, split) for split in (experiment.data.train, experiment.data.val)
     )
     input_size = build_detector(
         experiment.detector, num_classes=len(train.dataset.label_map)
@@ -97,8 +96,3 @@ def _initial(location: str | None, run_dir: Path) -> InitialWeights | None:
     if recorded is not None and checked_commits(LocalStorage(run_dir)):
         return InitialWeights(str(Path(location).absolute()), recorded, "file")
     return find_initial(location)
-
-
-def _read(experiment: Experiment, split: SplitConfig) -> ReadResult:
-    root = Path(experiment.data.root).resolve()
-    return read_coco(root / split.images, root / split.annotations)
