@@ -13,6 +13,10 @@ T = TypeVar("T")
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
+#: Set in a process that trains once it was asked to stop: the step under way is finished and
+#: committed, on all ranks, and training ends.
+asked_to_stop = threading.Event()
+
 
 @contextmanager
 def stopping_politely(ask: Callable[[], None]) -> Iterator[None]:
