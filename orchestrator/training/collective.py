@@ -28,6 +28,13 @@ class Collective:
             gloo = dist.get_backend() == "gloo"
             self._objects = dist.group.WORLD if gloo else dist.new_group(backend="gloo")
 
+    @classmethod
+    def acting_as(cls, rank: int, device: torch.device) -> Collective:
+        """A process that is alone and does what ``rank`` did among others, such as its draws."""
+        alone = cls(device)
+        alone.rank = rank
+        return alone
+
     @property
     def is_main(self) -> bool:
         """Whether this rank writes logs, commits and results."""

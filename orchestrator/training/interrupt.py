@@ -18,6 +18,11 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 asked_to_stop = threading.Event()
 
 
+def stop_on_sigterm() -> None:
+    """Let SIGTERM set :data:`asked_to_stop` from now on; called in the main thread."""
+    signal.signal(signal.SIGTERM, lambda number, frame: asked_to_stop.set())
+
+
 @contextmanager
 def stopping_politely(ask: Callable[[], None]) -> Iterator[None]:
     """Call ``ask`` on the first SIGINT or SIGTERM; raise KeyboardInterrupt on the second.

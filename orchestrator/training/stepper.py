@@ -1,12 +1,14 @@
 """One optimizer step: forward, backward, sum over ranks, clip, guard, update.
 
-A step either happens whole or not at all: when its loss or gradient is not finite, weights,
-optimizer, average and batch-norm statistics are what they were before it.
+A step either happens whole or not at all: when its loss or gradient, or the weights or the average
+that it would change, are not finite, then weights, optimizer, average, loss scaler and batch-norm
+statistics are what they were before it.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -30,7 +32,8 @@ class StepReport:
     Attributes:
         losses: named losses and their sum ``loss``, mean over micro-batches and ranks.
         gradient_norm: global 2-norm before clipping.
-        applied: whether the optimizer moved; false after a non-finite loss or gradient.
+        applied: whether the optimizer moved; false when anything was not finite.
+        sound: whether weights and average were finite when the step began.
         overflow: the step was skipped because scaled fp16 gradients overflowed, which is the
             loss scaler's ordinary business.
         stop: some rank was asked to stop.
@@ -39,6 +42,7 @@ class StepReport:
     losses: dict[str, float]
     gradient_norm: float
     applied: bool
+    sound: bool
     overflow: bool
     stop: bool
 
@@ -96,18 +100,24 @@ class Stepper:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self._buffers.save()
-        losses = self._backward(batch)
+        losses = self.backward(batch)
         self.gradients.finish()
         self.scaler.unscale_(self.optimizer)
         norm = self.gradients.norm()
         names = sorted(losses)
         shared = torch.stack([losses[name].float() for name in names])
-        shared = torch.cat([shared / self.collective.world, shared.new_tensor([float(stop)])])
+        peak = largest([*self.model.parameters(), *self._averaged()])
+        stopping = shared.new_tensor([float(stop)])
+        shared = torch.cat([shared / self.collective.world, stopping, peak.reshape(1)])
         self.collective.sum_(shared)
         # The one place where the host waits for the device.
-        *values, stops, norm_value = torch.cat([shared, norm.float().reshape(1)]).tolist()
-        finite_loss = all(math.isfinite(value) for value in values)
+        *values, stops, peak_value, norm_value = torch.cat(
+            [shared, norm.float().reshape(1)]
+        ).tolist()
+        sound = math.isfinite(peak_value)
+        finite_loss = sound and all(math.isfinite(value) for value in values)
         finite = finite_loss and math.isfinite(norm_value)
+        overflow = finite_loss and not finite and self.scaler.is_enabled()
         if finite:
             if self.config.clip_norm is not None:
                 self.gradients.clip_(norm, self.config.clip_norm)
@@ -117,17 +127,39 @@ class Stepper:
         else:
             self._buffers.restore()
         if self.scaler.is_enabled():
+            before = None if finite or overflow else self.scaler.state_dict()
             self.scaler.update()
+            if before is not None:
+                self.scaler.load_state_dict(before)
         named = dict(zip(names, values, strict=True))
         return StepReport(
             losses={"loss": math.fsum(values), **named},
             gradient_norm=norm_value,
             applied=finite,
-            overflow=finite_loss and not finite and self.scaler.is_enabled(),
+            sound=sound,
+            overflow=overflow,
             stop=stops > 0,
         )
 
-    def _backward(self, batch: Batch) -> dict[str, Tensor]:
+    def _averaged(self) -> list[Tensor]:
+        return [] if self.average is None else list(self.average.tensors.values())
+
+    def damaged(self) -> list[str]:
+        """Names of the tensors of the state that hold a NaN or an infinity."""
+        named = dict(self.model.named_parameters()) | dict(self.model.named_buffers())
+        for name, parameter in self.model.named_parameters():
+            for kind, value in self.optimizer.state.get(parameter, {}).items():
+                if isinstance(value, Tensor):
+                    named[f"optimizer {kind}/{name}"] = value
+        if self.average is not None:
+            named |= {f"ema {name}": tensor for name, tensor in self.average.tensors.items()}
+        tensors = {n: t for n, t in named.items() if t.is_floating_point() and t.numel()}
+        # One wait for the device in the ordinary case, however many tensors there are.
+        if math.isfinite(largest(tensors.values()).item()):
+            return []
+        return [name for name, t in tensors.items() if not math.isfinite(largest([t]).item())]
+
+    def backward(self, batch: Batch) -> dict[str, Tensor]:
         """Accumulate gradients of this rank's micro-batches; return mean named losses."""
         device = self.collective.device
         images = images_to_device(batch, device)
@@ -153,6 +185,15 @@ class Stepper:
                 share = value.detach() / pieces
                 totals[name] = totals[name] + share if name in totals else share
         return totals
+
+
+@torch.no_grad()
+def largest(tensors: Iterable[Tensor]) -> Tensor:
+    """Largest magnitude in the floating-point tensors, a float32 scalar; not finite if any is."""
+    floating = [t for t in tensors if t.is_floating_point() and t.numel()]
+    norms = torch._foreach_norm(floating, math.inf)
+    # Step counters of optimizers stay on the host.
+    return torch.stack([norm.float().to(norms[0].device) for norm in norms]).max()
 
 
 def _device_seed(seed: int, step: int, rank: int, piece: int) -> int:
