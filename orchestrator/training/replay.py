@@ -105,13 +105,15 @@ def replay(run_dir: Path, step: int | None, *, accelerator: Accelerator) -> Repl
             seed=experiment.seed,
             accelerator=accelerator,
             precision=accelerator.resolve_precision(found.report["precision"]),
-            collective=Collective.acting_as(rank, device),
+            collective=Collective(device),
+            rank=rank,
         )
         restore(found.state, stepper)
         weights = stepper.damaged()
         with _first_broken(model) as broken:
-            named = stepper.backward(batch)
-        losses.append({name: value.item() for name, value in named.items()})
+            pieces = stepper.backward(batch)
+        stepper.reduce()
+        losses.append({n: sum(piece[n].item() for piece in pieces) for n in sorted(pieces[0])})
         modules.append(broken[0] if broken else None)
         stepper.scaler.unscale_(stepper.optimizer)
         for name, parameter in model.named_parameters():

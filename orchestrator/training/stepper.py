@@ -22,6 +22,7 @@ from orchestrator.training.collective import Collective
 from orchestrator.training.ema import WeightAverage
 from orchestrator.training.gradients import Gradients
 from orchestrator.training.optim import build_optimizer
+from orchestrator.training.ordered_sum import OrderedSum
 from orchestrator.training.predictor import images_to_device
 
 
@@ -65,6 +66,21 @@ class _SavedBuffers:
     def restore(self) -> None:
         torch._foreach_copy_(self.live, self.saved)
 
+    def _floating(self) -> tuple[list[Tensor], list[Tensor]]:
+        pairs = [p for p in zip(self.live, self.saved, strict=True) if p[0].is_floating_point()]
+        return [live for live, _ in pairs], [saved for _, saved in pairs]
+
+    @torch.no_grad()
+    def changes(self) -> list[Tensor]:
+        """How far floating-point buffers have moved; exactly zero for those that have not."""
+        return [live - saved for live, saved in zip(*self._floating(), strict=True)]
+
+    @torch.no_grad()
+    def apply(self, changes: list[Tensor], factor: float) -> None:
+        """Let floating-point buffers be the saved ones plus ``factor`` times ``changes``."""
+        for live, saved, change in zip(*self._floating(), changes, strict=True):
+            torch.add(saved, change, alpha=factor, out=live)
+
 
 class Stepper:
     """Owns what a step changes: model, optimizer, loss scaler and weight average."""
@@ -78,7 +94,9 @@ class Stepper:
         accelerator: Accelerator,
         precision: Precision,
         collective: Collective,
+        rank: int | None = None,
     ) -> None:
+        """Args: ``rank`` is the one whose random numbers are drawn; None for this process's own."""
         self.model = model
         self.config = config
         self.seed = seed
@@ -93,22 +111,34 @@ class Stepper:
             else None
         )
         self.gradients = Gradients(list(model.parameters()), collective)
+        self._rank = collective.rank if rank is None else rank
         self._buffers = _SavedBuffers(list(model.buffers()))
+        self._shards = config.virtual_shards
+        if self._shards is not None:
+            self._gradient_sum = OrderedSum(self.gradients.flats, collective)
+            self._buffer_sum = OrderedSum(self._buffers.changes(), collective)
 
     def run(self, batch: Batch, *, learning_rate: float, stop: bool) -> StepReport:
         """Do step ``batch.step`` with this rank's share of its images."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self._buffers.save()
-        losses = self.backward(batch)
-        self.gradients.finish()
+        pieces = self.backward(batch)
+        self.reduce()
         self.scaler.unscale_(self.optimizer)
         norm = self.gradients.norm()
-        names = sorted(losses)
-        shared = torch.stack([losses[name].float() for name in names])
+        names = sorted(pieces[0])
+        rows = torch.stack([torch.stack([p[name].float() for name in names]) for p in pieces])
+        if self._shards is None:
+            table = rows.sum(0, keepdim=True) / self.collective.world
+        else:
+            # A row for each shard: adding zeros is exact, so the log has the same bits too.
+            table = rows.new_zeros(self._shards, len(names))
+            first = self.collective.rank * len(pieces)
+            table[first : first + len(pieces)] = rows
         peak = largest([*self.model.parameters(), *self._averaged()])
-        stopping = shared.new_tensor([float(stop)])
-        shared = torch.cat([shared / self.collective.world, stopping, peak.reshape(1)])
+        stopping = rows.new_tensor([float(stop)])
+        shared = torch.cat([table.flatten(), stopping, peak.reshape(1)])
         self.collective.sum_(shared)
         # The one place where the host waits for the device.
         *values, stops, peak_value, norm_value = torch.cat(
@@ -131,9 +161,9 @@ class Stepper:
             self.scaler.update()
             if before is not None:
                 self.scaler.load_state_dict(before)
-        named = dict(zip(names, values, strict=True))
+        named = {name: sum(values[i :: len(names)]) for i, name in enumerate(names)}
         return StepReport(
-            losses={"loss": math.fsum(values), **named},
+            losses={"loss": sum(values), **named},
             gradient_norm=norm_value,
             applied=finite,
             sound=sound,
@@ -159,8 +189,13 @@ class Stepper:
             return []
         return [name for name, t in tensors.items() if not math.isfinite(largest([t]).item())]
 
-    def backward(self, batch: Batch) -> dict[str, Tensor]:
-        """Accumulate gradients of this rank's micro-batches; return mean named losses."""
+    def backward(self, batch: Batch) -> list[dict[str, Tensor]]:
+        """Run this rank's micro-batches forward and backward.
+
+        Returns:
+            Named losses of each, as they add up to their mean over the rank's share of the batch,
+            or over the whole batch where it is cut into virtual shards.
+        """
         device = self.collective.device
         images = images_to_device(batch, device)
         targets = Targets(
@@ -168,23 +203,50 @@ class Stepper:
             labels=torch.from_numpy(batch.labels).to(device, non_blocking=True),
             valid=torch.from_numpy(batch.valid).to(device, non_blocking=True),
         )
-        pieces = self.config.accumulate
+        if self._shards is None:
+            pieces = parts = self.config.accumulate
+        else:
+            parts = self._shards
+            pieces = len(batch) // (self.config.batch_size // parts)
         size = len(batch) // pieces
-        totals: dict[str, Tensor] = {}
+        found: list[dict[str, Tensor]] = []
         self.gradients.zero()
         for piece in range(pieces):
             rows = slice(piece * size, (piece + 1) * size)
-            torch.manual_seed(_device_seed(self.seed, batch.step, self.collective.rank, piece))
-            if piece == pieces - 1:
-                self.gradients.expect_last()
+            if self._shards is None:
+                place = (self._rank, piece)
+                if piece == pieces - 1:
+                    self.gradients.expect_last()
+            else:
+                place = (self._rank * pieces + piece, 0)
+                if piece > 0:
+                    # Every shard starts from what the step found, as it does alone on its rank.
+                    self.gradients.zero()
+                    self._buffers.restore()
+            torch.manual_seed(_device_seed(self.seed, batch.step, *place))
             with self.accelerator.autocast(self.precision):
                 losses = self.model.loss(images[rows], Targets(*(t[rows] for t in targets)))
-            total = torch.stack(list(losses.values())).sum() / pieces
+            total = torch.stack(list(losses.values())).sum() / parts
             self.scaler.scale(total).backward()  # type: ignore[no-untyped-call]
-            for name, value in losses.items():
-                share = value.detach() / pieces
-                totals[name] = totals[name] + share if name in totals else share
-        return totals
+            found.append({name: value.detach() / parts for name, value in losses.items()})
+            if self._shards is not None:
+                self._gradient_sum.add(self.gradients.flats)
+                self._buffer_sum.add(self._buffers.changes())
+        return found
+
+    def reduce(self) -> None:
+        """Make gradients those of the whole batch, on every rank.
+
+        With virtual shards batch-norm statistics, too, become the mean of what the shards make of
+        those before the step; each rank keeps its own without.
+        """
+        if self._shards is None:
+            self.gradients.finish()
+            return
+        self._gradient_sum.finish(self.gradients.flats)
+        changes = self._buffers.changes()
+        self._buffer_sum.finish(changes)
+        self._buffers.apply(changes, 1.0 / self._shards)
 
 
 @torch.no_grad()

@@ -107,6 +107,9 @@ class Experiment(Settings):
         return self
 
     def _conflicts(self) -> Iterator[Conflict]:
+        if self.train.virtual_shards is not None:
+            yield from self._shard_conflicts(self.train.virtual_shards)
+            return
         pieces = self.cluster.workers * self.train.accumulate
         size = self.train.batch_size
         if size % pieces:
@@ -117,4 +120,19 @@ class Experiment(Settings):
                 f"train.batch_size is {size} and must be divisible by cluster.workers x "
                 f"train.accumulate = {self.cluster.workers} x {self.train.accumulate}; "
                 f"{fitting} would be",
+            )
+
+    def _shard_conflicts(self, shards: int) -> Iterator[Conflict]:
+        size, workers = self.train.batch_size, self.cluster.workers
+        if size % shards:
+            yield Conflict(
+                "train.virtual_shards",
+                f"train.virtual_shards is {shards} and must divide train.batch_size, which is "
+                f"{size}",
+            )
+        if shards % workers:
+            yield Conflict(
+                "train.virtual_shards",
+                f"train.virtual_shards is {shards} and must be divisible by cluster.workers, "
+                f"which is {workers}",
             )
