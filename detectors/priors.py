@@ -21,7 +21,8 @@ class Level(NamedTuple):
         rows, columns: cells of the feature map.
         step: distance between the centres of neighbouring cells.
         shapes: width and height of each box of a cell, in output order.
-        offset: position of the centre inside its cell, as a fraction of ``step``.
+        offset: position of the centre inside its cell, as a fraction of the step.
+        step_x: distance of centres in a row, where it is not ``step``.
     """
 
     rows: int
@@ -29,6 +30,7 @@ class Level(NamedTuple):
     step: float
     shapes: Sequence[tuple[float, float]]
     offset: float = 0.5
+    step_x: float | None = None
 
 
 def grid_boxes(levels: Sequence[Level]) -> Tensor:
@@ -40,7 +42,8 @@ def grid_boxes(levels: Sequence[Level]) -> Tensor:
     for level in levels:
         shapes = torch.tensor(level.shapes, dtype=torch.float64)
         cy = (torch.arange(level.rows, dtype=torch.float64) + level.offset) * level.step
-        cx = (torch.arange(level.columns, dtype=torch.float64) + level.offset) * level.step
+        step_x = level.step if level.step_x is None else level.step_x
+        cx = (torch.arange(level.columns, dtype=torch.float64) + level.offset) * step_x
         grid = (level.rows, level.columns, len(shapes))
         boxes = torch.empty(*grid, 4, dtype=torch.float64)
         boxes[..., 0] = cx[None, :, None]

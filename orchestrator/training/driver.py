@@ -28,6 +28,7 @@ from orchestrator.training.report import (
     run_card_of,
     say,
     say_data,
+    say_initial,
     say_result,
     say_where,
 )
@@ -54,8 +55,14 @@ def drive(resolved: ResolvedExperiment, run_dir: Path, *, force_resume: bool) ->
     started = time.monotonic()
     plan = make_plan(resolved, run_dir)
     say_data(plan, console)
+    say_initial(plan.job, console)
     native.backend()  # Says what is missing; what workers say stays in Ray's logs.
-    identity = Identity(plan.job.config_digest, plan.job.data_digest)
+    initial = plan.job.initial
+    identity = Identity(
+        plan.job.config_digest,
+        plan.job.data_digest,
+        initial=None if initial is None else initial.sha256,
+    )
     with RunLock(run_dir) as lock:
         # Whose folder this is comes first: starting Ray takes seconds.
         claimed = open_run(run_dir, identity, resolved.tree, force=force_resume)

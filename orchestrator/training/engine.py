@@ -24,6 +24,7 @@ from orchestrator.training import evidence
 from orchestrator.training.codec import TrainState, weights_digest
 from orchestrator.training.collective import Collective
 from orchestrator.training.commit import CommitStore
+from orchestrator.training.initial import load_initial
 from orchestrator.training.job import Outcome, TrainingJob
 from orchestrator.training.predictor import predict_all
 from orchestrator.training.schedules import LearningRate
@@ -158,7 +159,7 @@ class Engine:
                 self.metrics = dict(found.commit.metrics or {})
         step, scored = self.collective.from_main((step, scored))
         if step is None:
-            self._note("start", "from initial weights")
+            self._begin()
             return 0
         scalars = restore(self.store.load(step), self.stepper)
         self.step = self._committed = step
@@ -169,6 +170,17 @@ class Engine:
         if not scored and self.job.evaluates_after(step):
             self._evaluate()
         return step
+
+    def _begin(self) -> None:
+        """Take over the initial weights, if the run has any; every rank reads them itself."""
+        if self.job.initial is None:
+            self._note("start", "from drawn weights")
+            return
+        loaded = load_initial(self.job.initial, self.job.experiment, self.job.label_map)
+        loaded.put_into(self.model)
+        if self.stepper.average is not None:
+            self.stepper.average.load(self.model.state_dict())
+        self._note("init_from", loaded.text())
 
     def _count_replaced(self, batch: Batch) -> None:
         """Stop when too many images had to be replaced since the start of the epoch."""

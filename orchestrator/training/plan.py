@@ -13,8 +13,11 @@ from orchestrator.data.assemble import BatchPlan
 from orchestrator.data.coco import read_coco
 from orchestrator.data.findings import Finding, ReadResult
 from orchestrator.errors import DataError
-from orchestrator.training.identity import config_digest
+from orchestrator.training.identity import config_digest, recorded_initial
+from orchestrator.training.initial import InitialWeights, find_initial
 from orchestrator.training.job import TrainingJob
+from orchestrator.training.manifest import checked_commits
+from orchestrator.training.storage import LocalStorage
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,8 @@ def make_plan(resolved: ResolvedExperiment, run_dir: Path, *, threads: int | Non
         threads: CPU threads of a worker; see :class:`TrainingJob`.
 
     Raises:
-        DataError: the data set is missing, malformed or too small.
+        DataError: the data set is missing, malformed or too small, or the initial weights are
+            missing.
         ConfigError: values that do not fit the data set.
     """
     experiment = resolved.experiment
@@ -67,6 +71,7 @@ def make_plan(resolved: ResolvedExperiment, run_dir: Path, *, threads: int | Non
             f"data.val.annotations: {experiment.data.val.annotations} has no boxes, so there is "
             "nothing to score against. Next: point data.val at images with annotations"
         )
+    initial = _initial(experiment.train.init_from, run_dir)
     digest = hashlib.sha256(f"{train.dataset.digest} {val.dataset.digest}".encode()).hexdigest()
     job = TrainingJob(
         experiment=experiment,
@@ -74,11 +79,25 @@ def make_plan(resolved: ResolvedExperiment, run_dir: Path, *, threads: int | Non
         label_map=train.dataset.label_map,
         schedule=batches.schedule,
         val=val.dataset,
-        config_digest=config_digest(resolved.tree),
+        config_digest=config_digest(
+            resolved.tree, initial=None if initial is None else initial.sha256
+        ),
         data_digest=digest,
         threads=threads,
+        initial=initial,
     )
     return Plan(job, batches, {"train": train.findings, "val": val.findings})
+
+
+def _initial(location: str | None, run_dir: Path) -> InitialWeights | None:
+    """What the run begins with, or began with if that file has gone since."""
+    if location is None:
+        return None
+    gone = not Path(location).exists()
+    recorded = recorded_initial(run_dir) if gone else None
+    if recorded is not None and checked_commits(LocalStorage(run_dir)):
+        return InitialWeights(str(Path(location).absolute()), recorded, "file")
+    return find_initial(location)
 
 
 def _read(experiment: Experiment, split: SplitConfig) -> ReadResult:

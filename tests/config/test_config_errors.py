@@ -48,6 +48,12 @@ SCHEMA: dict[str, tuple[str, str, str]] = {
         "e.yaml:4 data.train.images: a path that starts with '~' is not expanded, because a "
         "worker's home folder may be another one; write it in full",
     ),
+    "bucket for run folders": (
+        "name: run",
+        "name: run\nstorage: s3://bucket/runs",
+        "e.yaml:2 storage: a run folder holds a lock and a log that is appended to, which "
+        "'s3://bucket/runs' cannot; allowed is a path that all nodes share, such as /shared/runs",
+    ),
     "word for a boolean": (
         "  epochs: 10",
         "  epochs: 10\n  deterministic: no",

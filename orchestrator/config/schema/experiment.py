@@ -16,7 +16,7 @@ from orchestrator.config.schema.data import DataConfig
 from orchestrator.config.schema.fields import (
     Conflict,
     Count,
-    Location,
+    Folder,
     NonNegativeInt,
     Positive,
     refuse,
@@ -88,7 +88,7 @@ class Experiment(Settings):
         data: images and boxes.
         train: optimisation.
         cluster: where it computes.
-        storage: folder or URI that holds the run folders.
+        storage: folder that holds the run folders.
         tracking: where it is reported.
     """
 
@@ -98,7 +98,7 @@ class Experiment(Settings):
     data: DataConfig
     train: TrainConfig
     cluster: ClusterConfig = ClusterConfig()
-    storage: Location = "runs"
+    storage: Folder = "runs"
     tracking: TrackingConfig = TrackingConfig()
 
     @model_validator(mode="after")

@@ -27,8 +27,21 @@ def _no_home(path: str) -> str:
     return path
 
 
+def _no_scheme(path: str) -> str:
+    if "://" in path:
+        raise PydanticCustomError(
+            "not_a_folder",
+            "a run folder holds a lock and a log that is appended to, which {path} cannot; allowed "
+            "is a path that all nodes share, such as /shared/runs",
+            {"path": repr(path)},
+        )
+    return path
+
+
 #: A path or URI, taken as it stands.
 Location: TypeAlias = Annotated[str, Field(min_length=1), AfterValidator(_no_home)]
+#: A path of a file system, never a bucket.
+Folder: TypeAlias = Annotated[Location, AfterValidator(_no_scheme)]
 
 
 class Conflict(NamedTuple):

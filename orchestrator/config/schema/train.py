@@ -15,6 +15,7 @@ from orchestrator.config.schema.fields import (
     Count,
     Decay,
     Fraction,
+    Location,
     NonNegative,
     NonNegativeInt,
     Positive,
@@ -223,6 +224,9 @@ class TrainConfig(Settings):
         batch_size: images per optimizer step, over all workers and accumulated pieces.
         max_steps: stop after so many steps, for a quick look; the schedule stays that of the whole
             run. Null for none.
+        init_from: weights to begin with: a file (``orchestrator convert weights`` lists what is
+            understood), a checkpoint or a run folder. Read only while the run has no checkpoint of
+            its own; tensors that depend on the classes are taken only if the classes are the same.
         optimizer: the update rule.
         schedule: the learning rate at every step.
         precision: of forward and backward. ``auto`` is fp32 on a CPU, bf16 on a GPU that has it,
@@ -248,6 +252,7 @@ class TrainConfig(Settings):
     epochs: Count
     batch_size: Count
     max_steps: Count | None = None
+    init_from: Location | None = None
     optimizer: Optimizer
     schedule: Schedule = ConstantSchedule()
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
