@@ -61,7 +61,8 @@ def make_plan(resolved: ResolvedExperiment, run_dir: Path, *, threads: int | Non
         seed=experiment.seed,
         epochs=experiment.train.epochs,
         batch_size=experiment.train.batch_size,
-        workers=experiment.cluster.workers,
+        # Evaluation batches, too, are then of one shape whatever the number of workers.
+        workers=experiment.train.virtual_shards or experiment.cluster.workers,
         input_size=input_size,
     )
     if not len(val.dataset.labels):
