@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from orchestrator.cli import config, run, submit
+from orchestrator.cli import config, evaluate, run, submit
 from orchestrator.cli.exit import run_guarded
 from orchestrator.errors import ConfigError, nearest
 
@@ -27,6 +27,7 @@ class Verb(NamedTuple):
 VERBS: dict[str, Verb] = {
     "run": Verb(run.main, "train and evaluate as an experiment file says"),
     "submit": Verb(submit.main, "run an experiment on a Ray cluster that is already there"),
+    "evaluate": Verb(evaluate.main, "COCO numbers of a trained detector, and where they come from"),
     "config": Verb(config.main, "show a resolved experiment, or the schema of experiment files"),
 }
 
