@@ -7,6 +7,7 @@ from orchestrator.config.schema.data import (
     Augmentation,
     DataConfig,
     NoAugmentation,
+    ResizePadAugmentation,
     SplitConfig,
     SSDAugmentation,
 )
@@ -39,6 +40,7 @@ __all__ = [
     "MultistepSchedule",
     "NoAugmentation",
     "Optimizer",
+    "ResizePadAugmentation",
     "SGDOptimizer",
     "SSDAugmentation",
     "Schedule",
