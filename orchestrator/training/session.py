@@ -12,6 +12,7 @@ from detectors.registry import build_detector
 from orchestrator.accelerators import Accelerator
 from orchestrator.data.batch import BatchStream
 from orchestrator.tracking.events import EventLog
+from orchestrator.training.adapting import adapt
 from orchestrator.training.collective import Collective
 from orchestrator.training.commit import CommitStore
 from orchestrator.training.engine import Engine
@@ -69,6 +70,7 @@ def run_rank(
     # Every rank draws the same initial weights; nothing is broadcast.
     torch.manual_seed(experiment.seed)
     model = build_detector(experiment.detector, num_classes=len(job.label_map))
+    adapt(model, experiment.train)
     model.to(device).to(memory_format=torch.channels_last).train()
     collective = Collective(device)
     store = open_store(job)
