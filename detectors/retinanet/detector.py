@@ -186,7 +186,7 @@ class RetinaNet(Detector):
     def _best_of_each_level(self, scores: Tensor, count: int) -> Tensor:
         """(N, A, K) scores, 0 for pairs that are not among the best ``count`` of their level."""
         parts = []
-        for part in scores.split(self.level_lengths, dim=1):
+        for part in torch.split(scores, self.level_lengths, dim=1):
             if part.shape[1] * part.shape[2] > count:
                 last = part.flatten(1).topk(count, dim=1).values[:, -1].view(-1, 1, 1)
                 part = torch.where(part >= last, part, 0.0)
