@@ -15,13 +15,15 @@ from torch import Tensor
 from torchvision.models import mobilenet_v2, resnet50, vgg16
 from torchvision.models.detection import fasterrcnn_resnet50_fpn, ssd300_vgg16
 
+from detectors.measure import skeleton
 from detectors.registry import DETECTORS, build_detector, variant_config
 from detectors.weights.classes import COCO_IDS, COCO_NAMES, COCO_NAMES_BY_ID, VOC_NAMES
 from detectors.weights.errors import WeightsError
-from detectors.weights.fit import convert, fit_native, skeleton, without_classes
+from detectors.weights.fit import convert, fit_native, without_classes
 from detectors.weights.layouts import LAYOUTS, recognise, unwrap
 
 VGG = variant_config("ssd300_vgg16")
+RCNN = variant_config("faster_rcnn_torchvision")
 MOBILENET = variant_config("ssd300_mobilenet_v2")
 
 
@@ -302,15 +304,41 @@ def test_a_released_m2det_keeps_its_names() -> None:
     assert layout.channels(unwrap(tensors)) == 81
 
 
-@pytest.mark.parametrize("released", [True, False], ids=["released", "today"])
-def test_torchvision_faster_rcnn_names_of_both_ages(released: bool) -> None:
+@pytest.mark.parametrize("age", ["released", "today"])
+def test_torchvision_faster_rcnn_becomes_this_one(age: str) -> None:
     with torch.device("meta"):
         state = fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None).state_dict()
+    tensors = like(state)
     pattern = r"(_blocks\.\d|rpn\.head\.conv)(\.0)+\."
-    old = {re.sub(pattern, r"\1.", name): tensor for name, tensor in state.items()}
-    assert {"rpn.head.conv.weight", "backbone.fpn.inner_blocks.0.weight"} <= set(old)
-    names = renamed("torchvision_faster_rcnn", dict(old if released else state))
-    assert set(names.values()) == set(state)
+    given = {re.sub(pattern, r"\1.", n): t for n, t in tensors.items()}
+    fitted = convert(given if age == "released" else tensors, RCNN)
+    # Normalisation with stored statistics counts no batches.
+    counts = fitted.report.counts
+    assert (counts["loaded"], counts["adapted"], counts["missing"]) == (295, 0, 0)
+    left = [str(entry.source) for entry in fitted.report.of("left over")]
+    assert len(left) == 53
+    assert all(name.endswith("num_batches_tracked") for name in left)
+    assert all(torch.equal(fitted.tensors[name], tensors[name]) for name in fitted.tensors)
+    assert fitted.num_classes == 90
+
+    narrow = convert(tensors, RCNN, class_names=("car", "person"))
+    boxes = "roi_heads.box_predictor.bbox_pred.bias"
+    rows = [*range(4), *range(12, 16), *range(4, 8)]  # Background, car (3), person (1).
+    assert narrow.tensors[boxes].tolist() == tensors[boxes][rows].tolist()
+    scores = "roi_heads.box_predictor.cls_score.weight"
+    assert torch.equal(narrow.tensors[scores], tensors[scores][[0, 3, 1]])
+
+
+def test_a_resnet_classifier_becomes_the_body() -> None:
+    with torch.device("meta"):
+        state = resnet50(weights=None).state_dict()
+    tensors = like(state)
+    fitted = convert(tensors, RCNN)
+    assert fitted.report.counts["loaded"] == 265
+    value = tensors["layer3.2.conv2.weight"]
+    assert torch.equal(fitted.tensors["backbone.body.layer3.2.conv2.weight"], value)
+    left = {str(entry.source).rpartition(".")[2] for entry in fitted.report.of("left over")}
+    assert left == {"num_batches_tracked", "weight", "bias"}
 
 
 def test_a_spinenet_backbone_alone_and_inside_a_detector() -> None:
