@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Annotated, TypeAlias
+
+from pydantic import Field
 
 from detectors.base import Detector, DetectorConfig
+from detectors.m2det.config import M2DetConfig
+from detectors.m2det.detector import M2Det
 from detectors.ssd.build import build_ssd
 from detectors.ssd.config import SSDConfig
 
 #: Type of the ``detector`` field of an experiment.
-AnyDetectorConfig: TypeAlias = SSDConfig
+AnyDetectorConfig: TypeAlias = Annotated[SSDConfig | M2DetConfig, Field(discriminator="name")]
 
 #: Configuration class and builder of each detector, by the ``name`` in its configuration.
 DETECTORS: dict[str, tuple[type[DetectorConfig], Callable[..., Detector]]] = {
+    "m2det": (M2DetConfig, M2Det.from_config),
     "ssd": (SSDConfig, build_ssd),
 }
 

@@ -21,8 +21,13 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from detectors.backbones.layers import SameConv2d, init_truncated_normal, make_divisible
-from detectors.backbones.mobilenet_v2 import InvertedResidual, MobileNetV2, NormFactory
+from detectors.backbones.layers import (
+    NormFactory,
+    SameConv2d,
+    init_truncated_normal,
+    make_divisible,
+)
+from detectors.backbones.mobilenet_v2 import InvertedResidual, MobileNetV2
 from detectors.objectives import Objective, make_objective
 from detectors.priors import grid_boxes, mindspore_ssd300_levels
 from detectors.single_shot import SingleShot, flatten_cells

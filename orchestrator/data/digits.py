@@ -29,7 +29,7 @@ from orchestrator.data.scenes import SceneSource, render_scene
 from orchestrator.errors import OrchestratorError, StorageError
 
 #: Raised whenever the same recipe would write other bytes.
-FORMAT = 1
+FORMAT = 2
 _RECIPE_FILE = "digits.json"
 _JPEG_QUALITY = 92
 #: Every so many digits one is set aside for validation scenes.
@@ -58,7 +58,7 @@ class Recipe:
         seed: of everything random in them.
     """
 
-    train: int = 400
+    train: int = 800
     val: int = 100
     seed: int = 1
 

@@ -15,15 +15,18 @@ from orchestrator.data.keyed import Domain, uniforms
 #: Side of a scene in pixels.
 SCENE_SIZE = 320
 #: Digits in a scene that has any.
-COUNTS = (3, 7)
+COUNTS = (7, 11)
 #: Side of the square a digit is drawn in; the digit itself is a little smaller.
-SIDES = (72, 180)
-#: Largest rotation to either side; beyond it 6 and 9 would become ambiguous.
-MAX_DEGREES = 28.0
+SIDES = (64, 120)
+#: Largest rotation to either side; far beyond it 6 and 9 would become ambiguous.
+MAX_DEGREES = 15.0
 #: A digit must stay visible to this fraction after all later ones are drawn.
-MIN_VISIBLE = 0.7
-#: Least difference in luminance between a digit and what lies behind it.
-MIN_CONTRAST = 70.0
+MIN_VISIBLE = 0.85
+#: How much of its brightness a background keeps: digits are in light ink of any hue, because a
+#: network that trains for minutes would spend most of them on learning both polarities.
+GROUND = 0.55
+#: By how much the luminance of a digit is at least above that of what lies behind it.
+MIN_CONTRAST = 90.0
 #: One scene in so many is left without digits.
 EMPTY_EVERY = 40
 
@@ -94,7 +97,7 @@ class _Draws:
 def render_scene(source: SceneSource, *, seed: int, split: int, index: int) -> Scene:
     """Scene ``index`` of a split: a pure function of its arguments."""
     draws = _Draws(seed, split, index)
-    canvas = _background(source.photographs, draws).astype(np.float32)
+    canvas = _background(source.photographs, draws).astype(np.float32) * np.float32(GROUND)
     wanted = COUNTS[0] + draws.integer(COUNTS[1] - COUNTS[0] + 1)
     if index % EMPTY_EVERY == EMPTY_EVERY - 1:
         wanted = 0
@@ -104,15 +107,19 @@ def render_scene(source: SceneSource, *, seed: int, split: int, index: int) -> S
     for _ in range(wanted):
         chosen = draws.integer(len(source.labels))
         alpha = _glyph(source.glyphs[chosen], draws)
-        mask = _place(alpha, visible, totals, draws)
-        if mask is None:
+        corner = _place(alpha > 0.5, visible, totals, draws)
+        if corner is None:
             continue
-        solid = mask > 0.5
-        visible = [seen & ~solid for seen in visible]
+        x, y = corner
+        place = (slice(y, y + alpha.shape[0]), slice(x, x + alpha.shape[1]))
+        solid = np.zeros((SCENE_SIZE, SCENE_SIZE), dtype=np.bool_)
+        solid[place] = alpha > 0.5
+        for seen in visible:
+            seen[place] &= ~solid[place]
         visible.append(solid)
         totals.append(int(solid.sum()))
         labels.append(int(source.labels[chosen]))
-        _paint(canvas, mask, draws)
+        _paint(canvas[place], alpha, draws)
     image = np.clip(np.rint(canvas), 0, 255).astype(np.uint8)
     placed = tuple(
         Placed(label, tight_box(seen), int(seen.sum()))
@@ -184,34 +191,30 @@ def _glyph(pixels: NDArray[np.float64], draws: _Draws) -> _Mask:
 
 
 def _place(
-    alpha: _Mask, visible: list[NDArray[np.bool_]], totals: list[int], draws: _Draws
-) -> _Mask | None:
-    """The mask on the scene, where it leaves every earlier digit visible; None if nowhere."""
-    height, width = alpha.shape
+    solid: NDArray[np.bool_], visible: list[NDArray[np.bool_]], totals: list[int], draws: _Draws
+) -> tuple[int, int] | None:
+    """Left and top of a place that leaves every earlier digit visible; None if none was found."""
+    height, width = solid.shape
     if height > SCENE_SIZE or width > SCENE_SIZE:
         return None
+    counts = [int(seen.sum()) for seen in visible]
     for _ in range(_PLACEMENTS):
         x, y = draws.integer(SCENE_SIZE - width + 1), draws.integer(SCENE_SIZE - height + 1)
-        mask = np.zeros((SCENE_SIZE, SCENE_SIZE), dtype=np.float32)
-        mask[y : y + height, x : x + width] = alpha
-        free = mask <= 0.5
         if all(
-            (seen & free).sum() >= MIN_VISIBLE * total
-            for seen, total in zip(visible, totals, strict=True)
+            count - int((seen[y : y + height, x : x + width] & solid).sum()) >= MIN_VISIBLE * total
+            for seen, count, total in zip(visible, counts, totals, strict=True)
         ):
-            return mask
+            return x, y
     return None
 
 
 def _paint(canvas: NDArray[np.float32], mask: _Mask, draws: _Draws) -> None:
-    """Blend a digit of one random colour into the canvas, in contrast to what is behind it."""
+    """Blend a digit of one random colour into its place, lighter than what is there."""
     behind = float(canvas[mask > 0.5].mean(axis=0) @ _LUMA)
     colour = draws.take(3) * 255.0
-    difference = float(colour @ _LUMA) - behind
-    if abs(difference) < MIN_CONTRAST:
-        # Away from the background, unless black or white would be reached before the contrast is.
-        brighter = difference >= 0 if MIN_CONTRAST < behind < 255 - MIN_CONTRAST else behind < 128
-        target = behind + (MIN_CONTRAST if brighter else -MIN_CONTRAST)
-        colour = colour + (target - float(colour @ _LUMA))
+    luma, least = float(colour @ _LUMA), min(behind + MIN_CONTRAST, 255.0)
+    if luma < least:
+        # Towards white, which keeps the hue and cannot leave the range of a pixel.
+        colour = colour + (least - luma) / (255.0 - luma) * (255.0 - colour)
     weight = mask[..., None] * draws.uniform(0.9, 1.0)
-    canvas += weight * (np.clip(colour, 0.0, 255.0).astype(np.float32) - canvas)
+    canvas += weight * (colour.astype(np.float32) - canvas)

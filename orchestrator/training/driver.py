@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+import native
 from orchestrator.config.printing import dump_yaml
 from orchestrator.config.resolve import ResolvedExperiment
 from orchestrator.data.ray_stream import ScheduledDataConfig
@@ -53,6 +54,7 @@ def drive(resolved: ResolvedExperiment, run_dir: Path, *, force_resume: bool) ->
     started = time.monotonic()
     plan = make_plan(resolved, run_dir)
     say_data(plan, console)
+    native.backend()  # Says what is missing; what workers say stays in Ray's logs.
     identity = Identity(plan.job.config_digest, plan.job.data_digest)
     with RunLock(run_dir) as lock:
         # Whose folder this is comes first: starting Ray takes seconds.
