@@ -165,7 +165,8 @@ class FasterRCNNConfig(DetectorConfig):
 
     name: Literal["faster_rcnn"] = "faster_rcnn"
     variant: Variant = "faster_rcnn_mindspore"
-    input_size: tuple[_Size, _Size]
+    # A file has lists; merging with the preset hides from pydantic that this came from one.
+    input_size: Annotated[tuple[_Size, _Size], Field(strict=False)]
     depth: Depth = 50
     width: Annotated[float, Field(gt=0.0, le=4.0)] = 1.0
     norm: NormName
