@@ -103,7 +103,7 @@ OVERRIDES = [
     ["train.schedule={name: multistep, milestones: [4, 8.5], factors: [0.1, 0]}"],
     ["train.ema={decay: 0.9998, warmup_steps: 2000}", "tracking.mlflow=null"],
     ["data.augmentation={name: none}", "name=no", "storage='1e-3'"],
-    ["data.root=010/x", "storage=s3://b/a b: c # d", "data.val.images=-"],
+    ["data.root=010/x", "storage=s3:/b/a b: c # d", "data.val.images=-"],
     ["data.root='yes'", 'data.train.images="\\u2028\\x85\\n\'"', "data.val.images=é\U0001f600"],
 ]
 
