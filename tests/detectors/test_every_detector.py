@@ -22,7 +22,8 @@ _FASTER_RCNN = {
     "width": 0.125,
     "norm": "batch",
     "frozen_parts": 0,
-    # All anchors are drawn: a level of few cells would be left out otherwise.
+    # All anchors and proposals are drawn: a level of few cells would be left out otherwise, and
+    # compiled kernels have random numbers of their own.
     "rpn": {
         "assignment": {"samples": 2000},
         "cross_border": True,
@@ -31,7 +32,7 @@ _FASTER_RCNN = {
         "after_train": 60,
         "after_test": 60,
     },
-    "head": {"assignment": {"samples": 64}},
+    "head": {"assignment": {"samples": 200, "positive_fraction": 1.0}},
 }
 
 SMALL: dict[str, dict[str, Any]] = {
