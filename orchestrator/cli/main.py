@@ -5,12 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from orchestrator.cli import config, convert, models, run, submit
+from orchestrator.cli import check, config, convert, models, run, submit
 from orchestrator.cli.exit import run_guarded
 from orchestrator.cli.verbs import Verb, dispatch
 
 VERBS: dict[str, Verb] = {
     "run": Verb(run.main, "train and evaluate as an experiment file says"),
+    "check": Verb(check.main, "examine the data set of an experiment"),
     "submit": Verb(submit.main, "run an experiment on a Ray cluster that is already there"),
     "config": Verb(config.main, "show a resolved experiment, or the schema of experiment files"),
     "models": Verb(models.main, "list the detectors, or compare them with published figures"),
