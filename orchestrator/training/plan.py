@@ -6,16 +6,18 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from detectors.registry import build_detector
+from detectors.measure import skeleton
 from orchestrator.config.resolve import ResolvedExperiment
 from orchestrator.data.assemble import BatchPlan
 from orchestrator.data.findings import Finding
 from orchestrator.data.readers import read_split
 from orchestrator.errors import DataError
+from orchestrator.training.adapting import adapt
 from orchestrator.training.identity import config_digest, recorded_initial
 from orchestrator.training.initial import InitialWeights, find_initial
 from orchestrator.training.job import TrainingJob
 from orchestrator.training.manifest import checked_commits
+from orchestrator.training.optim import build_optimizer
 from orchestrator.training.storage import LocalStorage
 
 
@@ -51,9 +53,10 @@ def make_plan(resolved: ResolvedExperiment, run_dir: Path, *, threads: int | Non
     train, val = (
         read_split(experiment.data, split) for split in (experiment.data.train, experiment.data.val)
     )
-    input_size = build_detector(
-        experiment.detector, num_classes=len(train.dataset.label_map)
-    ).input_size
+    # Without memory for its tensors: only to see that all that is said about it is true.
+    model = skeleton(experiment.detector, num_classes=len(train.dataset.label_map))
+    adapt(model, experiment.train)
+    build_optimizer(model, experiment.train.optimizer)
     batches = BatchPlan.from_config(
         experiment.data,
         train.dataset,
@@ -61,8 +64,9 @@ def make_plan(resolved: ResolvedExperiment, run_dir: Path, *, threads: int | Non
         seed=experiment.seed,
         epochs=experiment.train.epochs,
         batch_size=experiment.train.batch_size,
-        workers=experiment.cluster.workers,
-        input_size=input_size,
+        # Evaluation batches, too, are then of one shape whatever the number of workers.
+        workers=experiment.train.virtual_shards or experiment.cluster.workers,
+        input_size=model.input_size,
     )
     if not len(val.dataset.labels):
         raise DataError(
