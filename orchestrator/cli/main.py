@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from orchestrator.cli import (
+    check,
     check_resume,
     config,
     convert,
@@ -20,6 +21,7 @@ from orchestrator.cli.verbs import Verb, dispatch
 
 VERBS: dict[str, Verb] = {
     "run": Verb(run.main, "train and evaluate as an experiment file says"),
+    "check": Verb(check.main, "examine the data set of an experiment"),
     "submit": Verb(submit.main, "run an experiment on a Ray cluster that is already there"),
     "evaluate": Verb(evaluate.main, "COCO numbers of a trained detector, and where they come from"),
     "check-resume": Verb(check_resume.main, "prove that killing an experiment changes nothing"),
