@@ -9,7 +9,7 @@ from pathlib import Path
 from detectors.measure import skeleton
 from orchestrator.config.resolve import ResolvedExperiment
 from orchestrator.config.schema import Experiment, SplitConfig
-from orchestrator.data.assemble import BatchPlan
+from orchestrator.data.assemble import BatchPlan, training_samples
 from orchestrator.data.coco import read_coco
 from orchestrator.data.findings import Finding, ReadResult
 from orchestrator.errors import DataError
@@ -89,6 +89,16 @@ def make_plan(resolved: ResolvedExperiment, run_dir: Path, *, threads: int | Non
         initial=initial,
     )
     return Plan(job, batches, {"train": train.findings, "val": val.findings})
+
+
+def count_training_images(experiment: Experiment) -> int:
+    """Images of the data set that take part in training.
+
+    Raises:
+        DataError: the data set is missing or malformed.
+    """
+    train = _read(experiment, experiment.data.train).dataset
+    return len(training_samples(experiment.data, train))
 
 
 def _initial(location: str | None, run_dir: Path) -> InitialWeights | None:

@@ -142,13 +142,14 @@ SCHEMA: dict[str, tuple[str, str, str]] = {
         "lr: 1e-2",
         "lr: 1e-2\n    momentun: 0.5",
         "e.yaml:12 train.optimizer.momentun: unknown key of sgd; allowed are 'name', 'lr', "
-        "'momentum', 'nesterov', 'weight_decay' or 'decay_norm_and_bias'; did you mean 'momentum'?",
+        "'momentum', 'nesterov', 'weight_decay', 'decay_norm_and_bias' or 'groups'; "
+        "did you mean 'momentum'?",
     ),
     "key of another kind": (
         "lr: 1e-2",
         "lr: 1e-2\n    betas: [0.9, 0.9]",
         "e.yaml:12 train.optimizer.betas: unknown key of sgd; allowed are 'name', 'lr', "
-        "'momentum', 'nesterov', 'weight_decay' or 'decay_norm_and_bias'; "
+        "'momentum', 'nesterov', 'weight_decay', 'decay_norm_and_bias' or 'groups'; "
         "did you mean 'train.optimizer.betas'?",
     ),
     "name for a section": (
