@@ -7,6 +7,7 @@ from orchestrator.config.schema.data import (
     Augmentation,
     DataConfig,
     NoAugmentation,
+    ResizePadAugmentation,
     SplitConfig,
     SSDAugmentation,
 )
@@ -43,6 +44,7 @@ __all__ = [
     "NoAugmentation",
     "Optimizer",
     "ParameterGroup",
+    "ResizePadAugmentation",
     "SGDOptimizer",
     "SSDAugmentation",
     "Schedule",

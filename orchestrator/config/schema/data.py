@@ -58,6 +58,37 @@ class SSDAugmentation(Settings):
     crop_overlap_rule: Literal["span", "min"] = "span"
 
 
+_Level = Annotated[int, Field(ge=0, le=255)]
+
+
+class ResizePadAugmentation(Settings):
+    """Resize with the aspect ratio kept and pad, in training and evaluation, for Faster R-CNN.
+
+    In training a random zoom-out and a horizontal flip come on top. The defaults are those of the
+    MindSpore Faster R-CNN recipe.
+
+    Attributes:
+        name: selects this augmentation.
+        short_side: the shorter side of an image is made no longer than this; null: as long as fits
+            the network's input.
+        long_side: the longer side, likewise.
+        fill: red, green and blue around the image.
+        legacy_boxes: box coordinates name the first and the last pixel inside; as in the detector.
+        expand_probability: of putting the image on a larger, filled one before it is resized.
+        expand_ratio: that one is up to so many times as wide and high.
+        flip_probability: of a horizontal flip.
+    """
+
+    name: Literal["resize_pad"] = "resize_pad"
+    short_side: Count | None = None
+    long_side: Count | None = None
+    fill: tuple[_Level, _Level, _Level] = (0, 0, 0)
+    legacy_boxes: bool = True
+    expand_probability: Fraction = 0.5
+    expand_ratio: Annotated[float, Field(ge=1.0)] = 4.0
+    flip_probability: Fraction = 0.5
+
+
 class NoAugmentation(Settings):
     """A plain resize to the network's input size.
 
@@ -68,7 +99,9 @@ class NoAugmentation(Settings):
     name: Literal["none"] = "none"
 
 
-Augmentation: TypeAlias = Annotated[SSDAugmentation | NoAugmentation, Field(discriminator="name")]
+Augmentation: TypeAlias = Annotated[
+    SSDAugmentation | ResizePadAugmentation | NoAugmentation, Field(discriminator="name")
+]
 
 
 class DataConfig(Settings):
@@ -80,7 +113,7 @@ class DataConfig(Settings):
             moves the whole set.
         train: images that are learnt from.
         val: images that are evaluated.
-        augmentation: applied to training images.
+        augmentation: applied to training images; how it resizes holds for evaluation as well.
         crowd: whether crowd regions are training targets (evaluation always ignores them, as COCO
             defines).
         keep_empty: whether images without boxes take part in training, as negatives.

@@ -159,8 +159,9 @@ class CosineSchedule(_Warmup):
     Attributes:
         name: selects this schedule.
         end_factor: the last learning rate, as a multiple of the base rate.
-        period_epochs: length of the half wave in epochs, counted from the end of the warm-up, where
-            the run is to end before or after it does; null lets it end with the run.
+        period_epochs: epochs after the warm-up in which the cosine comes to its end; null: those
+            that are left. The MindSpore Faster R-CNN recipe has one more than it trains, so that
+            the rate does not reach its end.
         warmup_epochs: length of the warm-up in epochs, rounded to whole steps; 0 for none.
         warmup_start: learning rate of step 0, absolute.
         warmup_steps: length of the warm-up in steps, instead of ``warmup_epochs``.
