@@ -9,16 +9,13 @@ from pydantic import Field, field_validator, model_validator
 
 from detectors.backbones.resnet import Depth, FrozenParts, NormName
 from detectors.base import DetectorConfig
+from detectors.matching import BandClaims
 from detectors.postprocess import PostprocessConfig
 from detectors.settings import Settings
 
 _Unit = Annotated[float, Field(ge=0.0, le=1.0)]
 _Count = Annotated[int, Field(ge=1)]
 _Size = Annotated[int, Field(ge=64, multiple_of=32)]
-
-#: What a box does about its best anchors or proposals where none passes the threshold: nothing;
-#: make them positive for whatever box they overlap most; or take them, later boxes overruling.
-Claims = Literal["none", "best_box", "last_box"]
 
 
 class AssignmentConfig(Settings):
@@ -35,7 +32,7 @@ class AssignmentConfig(Settings):
 
     positive_iou: _Unit
     negative_iou: _Unit
-    claims: Claims
+    claims: BandClaims
     claim_iou: _Unit
     samples: _Count
     positive_fraction: _Unit

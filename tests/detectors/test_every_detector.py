@@ -14,6 +14,7 @@ from torch import Tensor
 from detectors.base import Detector, Targets
 from detectors.boxes import pairwise_iou
 from detectors.registry import DETECTORS, build_detector
+from detectors.retinanet import config as retinanet
 
 _FASTER_RCNN = {
     "input_size": (64, 96),
@@ -38,6 +39,18 @@ SMALL: dict[str, dict[str, Any]] = {
     "ssd300_mobilenet_v2": {"width": 0.25},
     "ssd300_vgg16": {"width": 0.125},
     "ssd512_vgg16": {"width": 0.0625},
+    # Anchors small enough for every map to find a box, though the coarser ones' reach beyond the
+    # input; and residual units that let a gradient through from the first step on.
+    **{
+        variant: {
+            "width": 0.0625,
+            "input_size": (256, 256),
+            "anchors": {"base": 2.0},
+            "loss": {"border": "learn"},
+            "zero_init": False,
+        }
+        for variant in get_args(retinanet.Variant)
+    },
 }
 
 #: Learning rate and steps in which four images are learnt, where the usual ones do not do:
@@ -45,7 +58,10 @@ SMALL: dict[str, dict[str, Any]] = {
 PATIENCE = {"ssd300_vgg16": (1.5e-3, 75), "ssd512_vgg16": (1.5e-3, 110)}
 
 #: Left to the slow lane where the same network is learnt at a smaller size already.
-SLOW_TO_LEARN = frozenset({"ssd512_vgg16", "faster_rcnn_mindspore", "faster_rcnn_torchvision"})
+SLOW_TO_LEARN = frozenset(
+    {"ssd512_vgg16", "faster_rcnn_mindspore", "faster_rcnn_torchvision"}
+    | set(get_args(retinanet.Variant)) - {"retinanet_spinenet49s"}
+)
 
 #: Likewise: the compiler takes its time over two stages.
 SLOW_TO_TRACE = frozenset({"faster_rcnn_mindspore", "faster_rcnn_torchvision"})
