@@ -17,7 +17,6 @@ from orchestrator.config.explain import explain
 from orchestrator.config.problems import KeyPath, Place, dotted, error_of
 from orchestrator.config.scalars import Json, Scalar
 from orchestrator.config.schema import Experiment
-from orchestrator.config.shape import step_into
 from orchestrator.config.yaml_loader import load_file
 
 #: Before the origin of a seed that nobody chose.
@@ -80,7 +79,7 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Resolved
         raise error_of(problems, str(path))
     tree: dict[str, Json] = experiment.model_dump(mode="json")
     origins = _origins(tree, document.places)
-    if ("seed",) in document.places and step_into(document.tree, "seed") is None:
+    if isinstance(document.tree, dict) and document.tree.get("seed", experiment.seed) is None:
         origins["seed"] = f"{_DRAWN}{origins['seed']}"
     return ResolvedExperiment(
         experiment=experiment,

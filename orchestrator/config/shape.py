@@ -25,7 +25,7 @@ _BOUNDS = {
     "exclusiveMaximum": "< {:g}",
 }
 _MARKUP = re.compile(r"(?::\w+:)?`+([^`]+)`+")
-_ENTRY = re.compile(r"^ {0,4}(\w+): (.*)$")
+_ENTRY = re.compile(r"^ {0,4}(\w+(?:, \w+)*): (.*)$")
 
 
 @functools.cache
@@ -54,14 +54,14 @@ def _describe_fields(model: Node) -> None:
     summary, _, section = model.get("description", "").partition("\n\nAttributes:\n")
     model["description"] = " ".join(summary.split())
     texts: dict[str, list[str]] = {}
-    name = ""
+    lines: list[str] = []
     for line in section.splitlines():
         entry = _ENTRY.match(line)
         if entry:
-            name = entry[1]
-            texts[name] = [entry[2]]
-        elif name and line.strip():
-            texts[name].append(line.strip())
+            lines = [entry[2]]
+            texts |= dict.fromkeys(entry[1].split(", "), lines)
+        elif line.strip():
+            lines.append(line.strip())
     for name, lines in texts.items():
         field = model.get("properties", {}).get(name)
         if field is not None:

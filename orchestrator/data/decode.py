@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import BinaryIO
 
 import cv2
 import numpy as np
@@ -91,19 +92,41 @@ def decode_image(
     return image.astype(np.uint8, copy=False)
 
 
+def read_size(path: Path) -> tuple[int, int]:
+    """(height, width) in pixels of an image file, of which only the header is read.
+
+    Raises:
+        BadImageError: the file is missing, empty or not an image of a known format.
+    """
+    try:
+        with path.open("rb") as file:
+            start = file.read(16)
+            file.seek(0)
+            return _open(file, start)[1:]
+    except OSError as error:
+        raise BadImageError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except BadImageError as error:
+        raise BadImageError(f"{path}: {error}") from None
+
+
 def _header(data: bytes) -> tuple[str, int, int]:
     """Format, height and width, from the header alone (20 microseconds)."""
-    if not data:
+    return _open(io.BytesIO(data), data[:16])
+
+
+def _open(file: BinaryIO, start: bytes) -> tuple[str, int, int]:
+    """Format, height and width of an open file; ``start`` holds its first bytes."""
+    if not start:
         raise BadImageError("empty file")
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        with Image.open(file, formats=FORMATS) as image:
             return str(image.format or ""), image.height, image.width
     except Image.DecompressionBombError as error:
         raise BadImageError(f"more than {2 * MAX_PIXELS} pixels") from error
     # A parser of foreign bytes may fail in any way; the verdict is the same.
     except Exception as error:
-        start = data[:16].decode("latin-1")
-        raise BadImageError(f"not an image of a known format; begins with {start!r}") from error
+        begins = repr(start.decode("latin-1"))
+        raise BadImageError(f"not an image of a known format; begins with {begins}") from error
 
 
 def _jpeg_is_whole(data: bytes) -> bool:

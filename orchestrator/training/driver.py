@@ -76,7 +76,8 @@ def drive(resolved: ResolvedExperiment, run_dir: Path, *, force_resume: bool) ->
         _write(run_dir / "label_map.json", plan.job.label_map.to_json())
         tracking = Tracking(resolved, plan.job)
         with connected(resolved.experiment.cluster):
-            placement = place(resolved.experiment.cluster)
+            sharded = resolved.experiment.train.virtual_shards is not None
+            placement = place(resolved.experiment.cluster, one_thread=sharded)
             job = dataclasses.replace(plan.job, threads=placement.threads)
             outcome, shipped = _tracked(plan, job, placement, console, lock, tracking)
     result = result_of(job, outcome, shipped, time.monotonic() - started)

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from detectors.measure import skeleton
 from orchestrator.config.resolve import ResolvedExperiment
-from orchestrator.config.schema import Experiment, SplitConfig
+from orchestrator.config.schema import Experiment
 from orchestrator.data.assemble import BatchPlan, training_samples
-from orchestrator.data.coco import read_coco
-from orchestrator.data.findings import Finding, ReadResult
+from orchestrator.data.findings import Finding
+from orchestrator.data.readers import read_split
 from orchestrator.errors import DataError
 from orchestrator.training.adapting import adapt
 from orchestrator.training.identity import config_digest, recorded_initial
@@ -52,7 +52,7 @@ def make_plan(resolved: ResolvedExperiment, run_dir: Path, *, threads: int | Non
     """
     experiment = resolved.experiment
     train, val = (
-        _read(experiment, split) for split in (experiment.data.train, experiment.data.val)
+        read_split(experiment.data, split) for split in (experiment.data.train, experiment.data.val)
     )
     # Without memory for its tensors: only to see that all that is said about it is true.
     model = skeleton(experiment.detector, num_classes=len(train.dataset.label_map))
@@ -65,7 +65,8 @@ def make_plan(resolved: ResolvedExperiment, run_dir: Path, *, threads: int | Non
         seed=experiment.seed,
         epochs=experiment.train.epochs,
         batch_size=experiment.train.batch_size,
-        workers=experiment.cluster.workers,
+        # Evaluation batches, too, are then of one shape whatever the number of workers.
+        workers=experiment.train.virtual_shards or experiment.cluster.workers,
         input_size=model.input_size,
     )
     if not len(val.dataset.labels):
@@ -97,7 +98,7 @@ def count_training_images(experiment: Experiment) -> int:
     Raises:
         DataError: the data set is missing or malformed.
     """
-    train = _read(experiment, experiment.data.train).dataset
+    train = read_split(experiment.data, experiment.data.train).dataset
     return len(training_samples(experiment.data, train))
 
 
@@ -110,8 +111,3 @@ def _initial(location: str | None, run_dir: Path) -> InitialWeights | None:
     if recorded is not None and checked_commits(LocalStorage(run_dir)):
         return InitialWeights(str(Path(location).absolute()), recorded, "file")
     return find_initial(location)
-
-
-def _read(experiment: Experiment, split: SplitConfig) -> ReadResult:
-    root = Path(experiment.data.root).resolve()
-    return read_coco(root / split.images, root / split.annotations)

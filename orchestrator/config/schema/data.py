@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, TypeAlias
 
-from pydantic import Field
+from pydantic import Field, model_validator
+from typing_extensions import Self
 
 from detectors.settings import Settings
-from orchestrator.config.schema.fields import Count, Fraction, Location
+from orchestrator.config.schema.fields import Conflict, Count, Fraction, Location, refuse
 
 
 class SplitConfig(Settings):
@@ -15,7 +16,9 @@ class SplitConfig(Settings):
 
     Attributes:
         images: folder that the file names in the annotations are relative to.
-        annotations: COCO ``instances`` JSON file.
+        annotations: what holds the boxes, by ``data.format``: coco, the JSON file; voc, an image
+            set such as ``ImageSets/Main/train.txt``, or a folder of XML files; txt, the text file;
+            yolo, a folder of label files, or a text file that lists images.
     """
 
     images: Location
@@ -108,9 +111,12 @@ class DataConfig(Settings):
     """The data set.
 
     Attributes:
-        format: of the annotations.
+        format: of the annotations: COCO JSON (also FiftyOne's ``labels.json``), Pascal VOC, one
+            text file of ``path xmin,ymin,xmax,ymax,class ...``, or YOLO.
         root: folder that the paths of ``train`` and ``val`` are relative to, so that one override
             moves the whole set.
+        classes: file with the name of one class a line, which voc, txt and yolo need; null takes
+            ``classes.txt``. COCO names its classes itself.
         train: images that are learnt from.
         val: images that are evaluated.
         augmentation: applied to training images; how it resizes holds for evaluation as well.
@@ -123,8 +129,9 @@ class DataConfig(Settings):
         prefetch: batches in flight per worker.
     """
 
-    format: Literal["coco"] = "coco"
+    format: Literal["coco", "voc", "txt", "yolo"] = "coco"
     root: Location = "."
+    classes: Location | None = None
     train: SplitConfig
     val: SplitConfig
     augmentation: Augmentation = SSDAugmentation()
@@ -133,3 +140,17 @@ class DataConfig(Settings):
     max_boxes: Count | None = None
     max_bad_fraction: Fraction = 0.01
     prefetch: Count = 4
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.format == "coco" and self.classes is not None:
+            refuse(
+                [
+                    Conflict(
+                        "classes",
+                        f"data.classes is {self.classes!r}, but with data.format coco the "
+                        "annotations name the classes; remove data.classes",
+                    )
+                ]
+            )
+        return self

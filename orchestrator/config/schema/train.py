@@ -276,6 +276,11 @@ class TrainConfig(Settings):
         loss_scale: with fp16: ``dynamic``, or a fixed factor on the loss.
         clip_norm: largest L2 norm of the whole gradient; null for no clipping.
         accumulate: pieces a worker's share of a batch is computed in, to save memory.
+        virtual_shards: number of equal parts that every batch is computed in and whose gradients
+            are added in one fixed order, so that any number of workers that divides it ends in the
+            same bits; batch norm then sees a part at a time. Costs a copy of the gradients for each
+            part of a worker, and that their exchange does not overlap the backward pass. Null to
+            let each worker compute its share at once.
         freeze: what does not train.
         sync_batch_norm: take the statistics of batch normalisation over all workers' images, not
             each worker's over its own.
@@ -299,6 +304,7 @@ class TrainConfig(Settings):
     loss_scale: Literal["dynamic"] | Positive = "dynamic"
     clip_norm: Positive | None = None
     accumulate: Count = 1
+    virtual_shards: Count | None = None
     freeze: FreezeConfig = FreezeConfig()
     sync_batch_norm: bool = False
     ema: EmaConfig | None = None
@@ -329,6 +335,13 @@ class TrainConfig(Settings):
                     f"train.schedule.milestones ends at {last:g} and must stay below "
                     f"train.epochs, which is {self.epochs}",
                 )
+        if self.virtual_shards is not None and self.accumulate != 1:
+            yield Conflict(
+                "accumulate",
+                f"train.accumulate is {self.accumulate} and train.virtual_shards is "
+                f"{self.virtual_shards}, which computes a batch in parts already; remove "
+                "train.accumulate",
+            )
         if self.loss_scale != "dynamic" and self.precision in ("fp32", "bf16"):
             yield Conflict(
                 "loss_scale",
