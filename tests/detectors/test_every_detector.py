@@ -162,7 +162,9 @@ def test_evaluation_treats_each_image_by_itself(fields: dict[str, Any]) -> None:
     with torch.no_grad():
         together, alone = model(images), model(images[1:2])
     for name, value in together.items():
-        torch.testing.assert_close(value[1:2], alone[name], rtol=1e-4, atol=1e-4)
+        # Untrained networks have outputs of any size, and rounding goes by the largest of them.
+        atol = max(1e-4, 1e-5 * float(value.abs().max()))
+        torch.testing.assert_close(value[1:2], alone[name], rtol=1e-4, atol=atol)
 
 
 def test_bytes_and_floats_are_the_same_image(fields: dict[str, Any]) -> None:
