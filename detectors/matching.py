@@ -10,7 +10,7 @@ On a CPU the matrix of all overlaps of a padded batch costs more than the loop i
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -33,6 +33,24 @@ class Match(NamedTuple):
     positive: Tensor
 
 
+class Assignment(NamedTuple):
+    """What each prior is an example of; neither positive nor negative: ignored.
+
+    Attributes:
+        box: (N, A) int64 slot of its box; meaningless where not positive.
+        positive: (N, A) bool.
+        negative: (N, A) bool.
+    """
+
+    box: Tensor
+    positive: Tensor
+    negative: Tensor
+
+
+#: What a box does about the priors it overlaps most where none passes the threshold: nothing; make
+#: them positive for whatever box they overlap most; or take them, later boxes overruling.
+BandClaims: TypeAlias = Literal["none", "best_box", "last_box"]
+
 #: Score of a prior that a box claims as its best, above every IoU.
 _CLAIMED = 2.0
 
@@ -48,13 +66,16 @@ def match_boxes(
         priors: (A, 4) xyxy in the same unit.
         threshold: IoU from which a prior that no box claims is positive.
         claims: ``first`` is :func:`match_first_claim`, ``last`` is :func:`match_last_claim`.
-
-    Raises:
-        ValueError: a valid box is not finite or inverted; said on a CPU only.
     """
     if boxes.device.type == "cpu":
         proper = boxes.masked_fill(~valid.unsqueeze(-1), 0.0).float()
         return Match(*_match_natively(proper, valid, priors.float(), threshold, claims))
+    return _match_in_torch(boxes, valid, priors, threshold, claims)
+
+
+def _match_in_torch(
+    boxes: Tensor, valid: Tensor, priors: Tensor, threshold: float, claims: str
+) -> Match:
     rule = match_first_claim if claims == "first" else match_last_claim
     return rule(pairwise_iou(boxes, priors), valid, threshold=threshold)
 
@@ -64,6 +85,11 @@ def match_boxes(
 def _match_natively(
     boxes: Tensor, valid: Tensor, priors: Tensor, threshold: float, claims: str
 ) -> tuple[Tensor, Tensor]:
+    sides = boxes[..., 2:] - boxes[..., :2]
+    if not bool(boxes.isfinite().all() & (sides >= 0).all()):
+        # The kernels refuse these; here they have to reach the loss, which the step is judged by.
+        match = _match_in_torch(boxes, valid, priors, threshold, claims)
+        return match.box, match.positive
     box, positive = native.match_priors(
         boxes.numpy(),
         valid.numpy(),
@@ -119,6 +145,47 @@ def match_last_claim(iou: Tensor, valid: Tensor, *, threshold: float) -> Match:
     return Match(box=box, positive=score >= threshold)
 
 
+def match_with_band(
+    iou: Tensor,
+    valid: Tensor,
+    usable: Tensor,
+    *,
+    positive_iou: float,
+    negative_iou: float,
+    claims: BandClaims,
+    claim_iou: float,
+) -> Assignment:
+    """Matching with two thresholds, of anchors and proposals.
+
+    One takes the box of highest IoU, the first on ties, and is positive from ``positive_iou``,
+    negative below ``negative_iou``. Then every box claims all those that share its highest IoU, if
+    that is at least ``claim_iou`` and not 0: they become positive, for the box they overlap most
+    (torchvision) or for the last box that claims them (mmdetection and the MindSpore model zoo).
+
+    Args:
+        iou: (N, G, A), at least one slot.
+        valid: (N, G) bool, the slots that hold boxes.
+        usable: (N, A) or (1, A) bool; the rest is ignored, and claimed by no box.
+        positive_iou, negative_iou: the thresholds.
+        claims: what boxes do about those they overlap most.
+        claim_iou: least IoU of a claim.
+    """
+    scores = iou.masked_fill(~(valid.unsqueeze(2) & usable.unsqueeze(1)), -1.0)
+    best, box = scores.max(dim=1)
+    positive = (best >= positive_iou) & usable
+    negative = (best < negative_iou) & usable
+    if claims != "none":
+        highest = scores.amax(dim=2, keepdim=True)
+        claimed = (scores == highest) & (highest >= claim_iou) & (highest > 0)
+        if claims == "last_box":
+            slots = torch.arange(1, iou.shape[1] + 1, device=iou.device, dtype=torch.int32)
+            last = torch.where(claimed, slots.view(1, -1, 1), 0).amax(dim=1)
+            box = torch.where(last > 0, last.long() - 1, box)
+        any_claim = claimed.any(dim=1)
+        positive, negative = positive | any_claim, negative & ~any_claim
+    return Assignment(box=box, positive=positive, negative=negative)
+
+
 def _highest(iou: Tensor, valid: Tensor, claims: Tensor) -> tuple[Tensor, Tensor]:
     """Score and slot, both (N, A), of the box with the highest score for each prior.
 
@@ -133,7 +200,7 @@ def _highest(iou: Tensor, valid: Tensor, claims: Tensor) -> tuple[Tensor, Tensor
     return score, box
 
 
-def take_boxes(targets: Targets, match: Match) -> tuple[Tensor, Tensor]:
+def take_boxes(targets: Targets, match: Match | Assignment) -> tuple[Tensor, Tensor]:
     """Matched boxes (N, A, 4) and labels (N, A) of every prior, arbitrary where not positive."""
     boxes = targets.boxes.gather(1, match.box.unsqueeze(-1).expand(-1, -1, 4))
     return boxes, targets.labels.gather(1, match.box)

@@ -94,6 +94,27 @@ class FrozenBatchNorm2d(nn.Module):
         return x * scale.view(1, -1, 1, 1).to(x.dtype) + shift.view(1, -1, 1, 1).to(x.dtype)
 
 
+class ConvNormAct(nn.Module):
+    """Convolution, batch normalisation and an activation, under mmdetection's names.
+
+    Args:
+        conv: without bias; it may be shared with other modules.
+        bn: its normalisation.
+        act: activation; None for none.
+    """
+
+    def __init__(self, conv: nn.Conv2d, bn: nn.Module, act: nn.Module | None) -> None:
+        super().__init__()
+        self.conv = conv
+        self.bn = bn
+        self.act = act
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) to (N, C', H', W') as the convolution says."""
+        out: Tensor = self.bn(self.conv(x))
+        return out if self.act is None else self.act(out)
+
+
 def init_truncated_normal(module: nn.Module, *, std: float = 0.02) -> None:
     """Draw all convolution weights from a normal cut at two deviations and zero their biases.
 

@@ -12,20 +12,7 @@ import torch
 from torch import Tensor
 
 from detectors.faster_rcnn.config import AssignmentConfig
-
-
-class Assignment(NamedTuple):
-    """What each anchor or proposal is an example of; neither positive nor negative: ignored.
-
-    Attributes:
-        box: (N, A) int64 slot of its box; meaningless where not positive.
-        positive: (N, A) bool.
-        negative: (N, A) bool.
-    """
-
-    box: Tensor
-    positive: Tensor
-    negative: Tensor
+from detectors.matching import Assignment, match_with_band
 
 
 class Samples(NamedTuple):
@@ -43,12 +30,7 @@ class Samples(NamedTuple):
 
 
 def assign(iou: Tensor, valid: Tensor, usable: Tensor, config: AssignmentConfig) -> Assignment:
-    """Match anchors or proposals with boxes.
-
-    One takes the box of highest IoU, the first on ties, and is positive from ``positive_iou``,
-    negative below ``negative_iou``. Then every box claims all those that share its highest IoU, if
-    that is at least ``claim_iou`` and not 0: they become positive, for the box they overlap most
-    (torchvision) or for the last box that claims them (mmdetection and the MindSpore model zoo).
+    """Match anchors or proposals with boxes; see :func:`~detectors.matching.match_with_band`.
 
     Args:
         iou: (N, G, A), at least one slot.
@@ -56,20 +38,15 @@ def assign(iou: Tensor, valid: Tensor, usable: Tensor, config: AssignmentConfig)
         usable: (N, A) or (1, A) bool; the rest is ignored.
         config: thresholds and claims.
     """
-    scores = iou.masked_fill(~(valid.unsqueeze(2) & usable.unsqueeze(1)), -1.0)
-    best, box = scores.max(dim=1)
-    positive = (best >= config.positive_iou) & usable
-    negative = (best < config.negative_iou) & usable
-    if config.claims != "none":
-        highest = scores.amax(dim=2, keepdim=True)
-        claimed = (scores == highest) & (highest >= config.claim_iou) & (highest > 0)
-        if config.claims == "last_box":
-            slots = torch.arange(1, iou.shape[1] + 1, device=iou.device).view(1, -1, 1)
-            last = torch.where(claimed, slots, 0).amax(dim=1)
-            box = torch.where(last > 0, last - 1, box)
-        any_claim = claimed.any(dim=1)
-        positive, negative = positive | any_claim, negative & ~any_claim
-    return Assignment(box=box, positive=positive, negative=negative)
+    return match_with_band(
+        iou,
+        valid,
+        usable,
+        positive_iou=config.positive_iou,
+        negative_iou=config.negative_iou,
+        claims=config.claims,
+        claim_iou=config.claim_iou,
+    )
 
 
 def draw(found: Assignment, keys: Tensor, config: AssignmentConfig) -> Samples:

@@ -9,16 +9,13 @@ from pydantic import Field, field_validator, model_validator
 
 from detectors.backbones.resnet import Depth, FrozenParts, NormName
 from detectors.base import DetectorConfig
+from detectors.matching import BandClaims
 from detectors.postprocess import PostprocessConfig
 from detectors.settings import Settings
 
 _Unit = Annotated[float, Field(ge=0.0, le=1.0)]
 _Count = Annotated[int, Field(ge=1)]
 _Size = Annotated[int, Field(ge=64, multiple_of=32)]
-
-#: What a box does about its best anchors or proposals where none passes the threshold: nothing;
-#: make them positive for whatever box they overlap most; or take them, later boxes overruling.
-Claims = Literal["none", "best_box", "last_box"]
 
 
 class AssignmentConfig(Settings):
@@ -35,7 +32,7 @@ class AssignmentConfig(Settings):
 
     positive_iou: _Unit
     negative_iou: _Unit
-    claims: Claims
+    claims: BandClaims
     claim_iou: _Unit
     samples: _Count
     positive_fraction: _Unit
@@ -48,8 +45,10 @@ class ProposalConfig(Settings):
         assignment: of anchors.
         cross_border: whether anchors that reach beyond the image are learnt from.
         fixed_count: divide the losses by ``samples`` times images rather than by the number drawn.
-        before_train, before_test: best anchors of each level that suppression gets to see.
-        after_train, after_test: best proposals of all levels that go to the second stage.
+        before_train: best anchors of each level that suppression gets to see in training.
+        before_test: the same in evaluation.
+        after_train: best proposals of all levels that go to the second stage in training.
+        after_test: the same in evaluation.
         nms_iou: overlap strictly above which a better proposal of the same level removes another.
         min_size: shorter proposals are dropped, in pixels.
         beta: where the quadratic part of the box loss ends.
@@ -165,7 +164,8 @@ class FasterRCNNConfig(DetectorConfig):
 
     name: Literal["faster_rcnn"] = "faster_rcnn"
     variant: Variant = "faster_rcnn_mindspore"
-    input_size: tuple[_Size, _Size]
+    # A preset has laid itself over the JSON by the time this is read, and lists are no longer JSON.
+    input_size: Annotated[tuple[_Size, _Size], Field(strict=False)]
     depth: Depth = 50
     width: Annotated[float, Field(gt=0.0, le=4.0)] = 1.0
     norm: NormName

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from detectors.base import DetectorConfig
-from detectors.registry import build_detector
+from detectors.measure import skeleton
 from detectors.weights.classes import published_names
 from detectors.weights.errors import WeightsError
 from detectors.weights.layouts import LAYOUTS, Classes, Layout, Piece, recognise, unwrap
@@ -39,12 +39,6 @@ class Fitted:
     report: Report
     class_names: tuple[str, ...] | None
     num_classes: int | None
-
-
-def skeleton(config: DetectorConfig, *, num_classes: int) -> nn.Module:
-    """The network without memory for its tensors, which have shape and type only."""
-    with torch.device("meta"):
-        return build_detector(config, num_classes=num_classes)
 
 
 def class_dependent(config: DetectorConfig) -> frozenset[str]:

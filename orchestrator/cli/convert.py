@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from orchestrator.cli import convert_weights
+from orchestrator.cli import convert_data, convert_weights
 from orchestrator.cli.verbs import Verb, dispatch
 
 KINDS: dict[str, Verb] = {
+    "data": Verb(convert_data.main, "a data set into another annotation format"),
     "weights": Verb(convert_weights.main, "published weights into a file this program trains from"),
 }
 

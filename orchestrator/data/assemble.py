@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.data.augment import Augment, PlainResize, Sample, build_augment
+from orchestrator.data.augment import Augment, Sample, build_augment
 from orchestrator.data.batch import Batch
 from orchestrator.data.decode import BadImageError, read_image
 from orchestrator.data.keyed import Domain, SampleKey, uniforms
@@ -36,7 +36,7 @@ class BatchPlan:
     Attributes:
         train, val: the two splits.
         schedule: which samples form which training step.
-        augment: applied to training images.
+        augment: applied to training images; evaluation does its part that draws nothing.
         input_size: (H, W) of the network.
         box_slots: G, boxes per image in a batch. Of an image with more, the largest are kept.
         with_crowd: whether crowd boxes are training targets.
@@ -83,10 +83,9 @@ class BatchPlan:
         train.label_map.require_equal(val.label_map, here="data.train", there="data.val")
         with_crowd = config.crowd == "include"
         counts = usable_boxes(train, with_crowd=with_crowd)
-        sample_ids = np.arange(len(train)) if config.keep_empty else np.flatnonzero(counts)
         schedule = Schedule(
             seed=seed,
-            sample_ids=sample_ids.astype(np.int64, copy=False),
+            sample_ids=training_samples(config, train),
             batch_size=batch_size,
             epochs=epochs,
         )
@@ -128,7 +127,7 @@ class BatchPlan:
         image that cannot be decoded becomes padding: its annotations then count as missed.
         """
         slots = eval_slots(len(self.val), rank, world, self.eval_batch)[index]
-        resize = PlainResize(self.input_size)
+        prepare = self.augment.plain()
         builder = _BatchBuilder(self, self.val, -1, len(slots))
         for position, sample in enumerate(slots.tolist()):
             if sample < 0:
@@ -139,7 +138,7 @@ class BatchPlan:
                 continue
             boxes, labels = self.val.training_boxes(sample)
             key = SampleKey(self.schedule.seed, 0, sample)
-            builder.put(position, sample, resize(image, boxes, labels, key))
+            builder.put(position, sample, prepare(image, boxes, labels, key))
         return builder.finish()
 
     def _decode_or_replace(
@@ -176,6 +175,14 @@ class BatchPlan:
             return read_image(dataset.path(sample), size=size)
         except BadImageError as error:
             return error
+
+
+def training_samples(config: DataConfig, train: Dataset) -> NDArray[np.int64]:
+    """(n,) indices of the images that take part in training, in the order of the data set."""
+    if config.keep_empty:
+        return np.arange(len(train), dtype=np.int64)
+    counts = usable_boxes(train, with_crowd=config.crowd == "include")
+    return np.flatnonzero(counts).astype(np.int64, copy=False)
 
 
 def usable_boxes(dataset: Dataset, *, with_crowd: bool) -> NDArray[np.int64]:

@@ -27,6 +27,7 @@ class Domain(IntEnum):
     FLIP = 4
     COLOUR = 5
     SCENE = 6
+    EXPAND = 7
 
 
 def words(

@@ -1,30 +1,27 @@
 """The 12 COCO numbers (Lin et al., ECCV 2014), as pycocotools computes them.
 
 One evaluator serves training, files and any number of workers. What goes into it is fixed here, so
-that none of the ways in which pycocotools goes silently wrong can be met: annotation ids count
-from 1 (it takes a match with id 0 for a miss), all images of the data set take part, boxes without
-detections are misses instead of an ``IndexError``, and whatever is not finite or belongs to no
-image or class of the data set is refused.
+that none of the ways in which COCO evaluators go silently wrong can be met: annotation ids count
+from 1 (pycocotools takes a match with id 0 for a miss), all images of the data set take part, boxes
+without detections are misses instead of an ``IndexError``, and whatever is not finite or belongs to
+no image or class of the data set is refused.
 """
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import io
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
 from orchestrator.data.coco_tables import positions_in
 from orchestrator.data.records import Dataset
 from orchestrator.errors import DataError
+from orchestrator.evaluation.backends import LIMITS, Backend, Scored, score
 from orchestrator.evaluation.detections import Detections
 from orchestrator.evaluation.results import Results
 from orchestrator.tracking.atomic import write_atomic
@@ -47,8 +44,6 @@ METRICS: Final = (
 
 #: Positions of IoU 0.50 and 0.75 in COCO's thresholds 0.50, 0.55, ... 0.95.
 _IOU50, _IOU75 = 0, 5
-#: Positions of "all sizes" and "100 detections per image" in pycocotools' arrays.
-_ALL_AREAS, _MOST_DETECTIONS = 0, 2
 
 
 class ClassScore(NamedTuple):
@@ -95,22 +90,9 @@ class CocoMetrics:
         return {one.name: one.ap for one in self.classes}
 
 
-class _Scored(NamedTuple):
-    """What any backend has to deliver.
-
-    Attributes:
-        numbers: (12,) in the order of :data:`METRICS`.
-        precision: (10 IoU thresholds, 101 recalls, K labels), all sizes, 100 detections; -1 for a
-            class without boxes.
-        recall: (10, K), likewise.
-    """
-
-    numbers: NDArray[np.float64]
-    precision: NDArray[np.float64]
-    recall: NDArray[np.float64]
-
-
-def evaluate(dataset: Dataset, found: Detections | Results) -> CocoMetrics:
+def evaluate(
+    dataset: Dataset, found: Detections | Results, *, backend: Backend | None = None
+) -> CocoMetrics:
     """Score detections against all images of a data set.
 
     The numbers are a function of what was found in each image: how images are ordered, or were
@@ -120,16 +102,20 @@ def evaluate(dataset: Dataset, found: Detections | Results) -> CocoMetrics:
     Args:
         dataset: ground truth; crowd boxes are ignored as COCO defines.
         found: merged over all ranks. Images that are missing from it count as missed.
+        backend: what matches; None takes the fastest that can be trusted. The bits are the same.
 
     Raises:
         DataError: a score or box is not finite, a box has a negative side, or a detection belongs
             to an image or class that the data set does not have.
     """
-    results = found if isinstance(found, Results) else Results.of(found)
-    _require_sound(dataset, results)
-    scored = _pycocotools(dataset, results)
+    results = sound(dataset, found)
+    return metrics_of(dataset, results, score(dataset, results, backend=backend))
+
+
+def metrics_of(dataset: Dataset, results: Results, scored: Scored) -> CocoMetrics:
+    """The numbers of sound results that have been matched by COCO's sizes."""
     return CocoMetrics(
-        numbers=dict(zip(METRICS, scored.numbers.tolist(), strict=True)),
+        numbers=_numbers(scored),
         classes=_class_scores(dataset, results, scored),
         unseen_images=int(np.isin(dataset.image_ids, results.images, invert=True).sum()),
     )
@@ -156,8 +142,13 @@ def write_per_class(path: Path, metrics: CocoMetrics) -> None:
     write_atomic(path, text.getvalue().encode("utf-8"))
 
 
-def _require_sound(dataset: Dataset, results: Results) -> None:
-    """Raise unless every detection can be scored."""
+def sound(dataset: Dataset, found: Detections | Results) -> Results:
+    """Detections that can be scored against ``dataset``.
+
+    Raises:
+        DataError: see :func:`evaluate`; everything that is wrong is listed.
+    """
+    results = found if isinstance(found, Results) else Results.of(found)
     finite = np.isfinite(results.scores) & np.isfinite(results.boxes_xywh).all(axis=1)
     classes = len(dataset.label_map)
     wrong = {
@@ -185,9 +176,23 @@ def _require_sound(dataset: Dataset, results: Results) -> None:
     if lines:
         lines.append("check that detections and annotations are of the same split and label map")
         raise DataError("\n".join(["detections cannot be scored:", *lines]))
+    return results
 
 
-def _class_scores(dataset: Dataset, results: Results, scored: _Scored) -> tuple[ClassScore, ...]:
+def _numbers(scored: Scored) -> dict[str, float]:
+    """The 12 numbers; see ``COCOeval.summarize`` of pycocotools."""
+    values = [
+        scored.average_precision(),
+        scored.average_precision(iou=_IOU50),
+        scored.average_precision(iou=_IOU75),
+        *(scored.average_precision(size) for size in (1, 2, 3)),
+        *(scored.average_recall(limit=limit) for limit in range(len(LIMITS))),
+        *(scored.average_recall(size) for size in (1, 2, 3)),
+    ]
+    return dict(zip(METRICS, values, strict=True))
+
+
+def _class_scores(dataset: Dataset, results: Results, scored: Scored) -> tuple[ClassScore, ...]:
     classes = len(dataset.label_map)
     boxes = np.bincount(dataset.labels[~dataset.crowd], minlength=classes)
     detections = np.bincount(results.labels, minlength=classes)
@@ -198,85 +203,15 @@ def _class_scores(dataset: Dataset, results: Results, scored: _Scored) -> tuple[
             category_id=ids[label],
             boxes=int(boxes[label]),
             detections=int(detections[label]),
-            ap=_mean(scored.precision[:, :, label]),
-            ap50=_mean(scored.precision[_IOU50, :, label]),
-            ap75=_mean(scored.precision[_IOU75, :, label]),
-            ar100=_mean(scored.recall[:, label]),
+            ap=_of_class(scored.precision[:, :, label, 0]),
+            ap50=_of_class(scored.precision[_IOU50, :, label, 0]),
+            ap75=_of_class(scored.precision[_IOU75, :, label, 0]),
+            ar100=_of_class(scored.recall[:, label, 0, -1]),
         )
         for label, name in enumerate(dataset.label_map.names)
     )
 
 
-def _mean(values: NDArray[np.float64]) -> float:
+def _of_class(values: NDArray[np.float64]) -> float:
     """Mean of a class's values; they are -1 either all or none."""
     return float(values.mean())
-
-
-def _pycocotools(dataset: Dataset, results: Results) -> _Scored:
-    """Score sound results with pycocotools."""
-    ids = np.asarray(dataset.label_map.ids, np.int64)
-    with contextlib.redirect_stdout(io.StringIO()):
-        evaluation = COCOeval(
-            _coco(dataset, _truth(dataset, ids)), _coco(dataset, _found(results, ids)), "bbox"
-        )
-        evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
-    # pycocotools orders classes by id, the label map need not.
-    columns = np.argsort(np.argsort(ids))
-    precision = evaluation.eval["precision"][:, :, :, _ALL_AREAS, _MOST_DETECTIONS]
-    recall = evaluation.eval["recall"][:, :, _ALL_AREAS, _MOST_DETECTIONS]
-    return _Scored(
-        np.asarray(evaluation.stats, np.float64), precision[:, :, columns], recall[:, columns]
-    )
-
-
-def _coco(dataset: Dataset, annotations: Iterator[dict[str, Any]]) -> Any:
-    coco = COCO()
-    coco.dataset = {
-        "images": [{"id": image} for image in dataset.image_ids.tolist()],
-        "categories": [{"id": category} for category in dataset.label_map.ids],
-        "annotations": list(annotations),
-    }
-    coco.createIndex()
-    return coco
-
-
-def _truth(dataset: Dataset, ids: NDArray[np.int64]) -> Iterator[dict[str, Any]]:
-    columns = zip(
-        np.repeat(dataset.image_ids, np.diff(dataset.offsets)).tolist(),
-        ids[dataset.labels].tolist(),
-        dataset.boxes_xywh.tolist(),
-        dataset.areas.tolist(),
-        dataset.crowd.tolist(),
-        strict=True,
-    )
-    for number, (image, category, box, area, crowd) in enumerate(columns, start=1):
-        yield {
-            "id": number,
-            "image_id": image,
-            "category_id": category,
-            "bbox": box,
-            "area": area,
-            "iscrowd": int(crowd),
-        }
-
-
-def _found(results: Results, ids: NDArray[np.int64]) -> Iterator[dict[str, Any]]:
-    columns = zip(
-        results.image_ids.tolist(),
-        ids[results.labels].tolist(),
-        results.boxes_xywh.tolist(),
-        results.scores.tolist(),
-        strict=True,
-    )
-    for number, (image, category, box, score) in enumerate(columns, start=1):
-        yield {
-            "id": number,
-            "image_id": image,
-            "category_id": category,
-            "bbox": box,
-            "area": box[2] * box[3],
-            "iscrowd": 0,
-            "score": score,
-        }

@@ -123,12 +123,40 @@ def decode(files: Mapping[str, bytes]) -> TrainState:
     missing = {STATE_NAME, *(TENSOR_FILES[g] for g in ("model", "optimizer"))} - set(files)
     if missing:
         raise StorageError(f"checkpoint: {', '.join(sorted(missing))} missing")
-    tree = json.loads(files[STATE_NAME])
+    tree = _state_tree(files)
+    groups = _tensor_groups(files, tree)
+    return TrainState(
+        step=tree["step"],
+        model=groups["model"],
+        optimizer=groups["optimizer"],
+        ema=groups.get("ema"),
+        scalars=tree["scalars"],
+    )
+
+
+def decode_weights(files: Mapping[str, bytes]) -> dict[str, Tensors]:
+    """Tensors of the model, and of its average as ``ema`` if there is one, without the optimizer.
+
+    Args:
+        files: verified bytes of ``state.json`` and of the tensor files that are wanted.
+
+    Raises:
+        StorageError: a file is of another format.
+    """
+    return _tensor_groups(files, _state_tree(files))
+
+
+def _state_tree(files: Mapping[str, bytes]) -> dict[str, Any]:
+    tree: dict[str, Any] = json.loads(files[STATE_NAME])
     if tree["format"] != FORMAT:
         raise StorageError(
             f"checkpoint: {STATE_NAME} has format {tree['format']!r}; this program reads {FORMAT}. "
             "Next: go on with the version of the program that wrote it"
         )
+    return tree
+
+
+def _tensor_groups(files: Mapping[str, bytes], tree: Mapping[str, Any]) -> dict[str, Tensors]:
     groups: dict[str, Tensors] = {}
     for group, file in TENSOR_FILES.items():
         if file not in files:
@@ -144,13 +172,7 @@ def decode(files: Mapping[str, bytes]) -> TrainState:
         for name, original in tree["aliases"][group].items():
             tensors[name] = tensors[original]
         groups[group] = tensors
-    return TrainState(
-        step=tree["step"],
-        model=groups["model"],
-        optimizer=groups["optimizer"],
-        ema=groups.get("ema"),
-        scalars=tree["scalars"],
-    )
+    return groups
 
 
 class _SafetensorsFile:

@@ -12,12 +12,13 @@ from rich.console import Console
 import native
 from orchestrator.config.printing import dump_yaml
 from orchestrator.config.resolve import ResolvedExperiment
+from orchestrator.data.doctor.examine import require_usable
 from orchestrator.data.ray_stream import ScheduledDataConfig
 from orchestrator.errors import PreemptedError
 from orchestrator.tracking.atomic import write_atomic
 from orchestrator.tracking.mlflow_shipper import RunStatus, Shipped
 from orchestrator.training.cluster import Placement, connected, place
-from orchestrator.training.identity import Identity, open_run
+from orchestrator.training.identity import Identity, open_run, recorded_seed
 from orchestrator.training.interrupt import in_thread, stopping_politely
 from orchestrator.training.job import Outcome, TrainingJob
 from orchestrator.training.plan import Plan, make_plan
@@ -53,8 +54,14 @@ def drive(resolved: ResolvedExperiment, run_dir: Path, *, force_resume: bool) ->
     """
     console = Console(soft_wrap=True)
     started = time.monotonic()
+    if resolved.seed_is_drawn:
+        recorded = recorded_seed(run_dir)
+        resolved = resolved if recorded is None else resolved.with_seed(recorded)
+        say(console, f"seed: {resolved.experiment.seed}, {resolved.origins['seed']}")
     plan = make_plan(resolved, run_dir)
     say_data(plan, console)
+    for name, data in (("train", plan.batches.train), ("val", plan.batches.val)):
+        require_usable(data, name, resolved.experiment.data.max_bad_fraction)
     say_initial(plan.job, console)
     native.backend()  # Says what is missing; what workers say stays in Ray's logs.
     initial = plan.job.initial

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from orchestrator.config.resolve import Absent, MaybeScalar, diff, digest
 from orchestrator.config.scalars import Json
@@ -202,12 +202,22 @@ def open_run(
 
 def recorded_initial(run_dir: str | Path) -> str | None:
     """Digest of the weights that the run in this folder began with; None if there is no record."""
-    try:
-        stored = unseal("run", LocalStorage(run_dir).read_file(RUN_NAME, limit=_MAX_BYTES))
-    except (OSError, UnusableError):
-        return None
-    initial = stored.get(_INITIAL)
+    initial = _record(run_dir).get(_INITIAL)
     return initial if isinstance(initial, str) else None
+
+
+def recorded_seed(run_dir: str | Path) -> int | None:
+    """Seed of the run in this folder; None if there is no record."""
+    seed = _record(run_dir).get("config", {}).get("seed")
+    return seed if isinstance(seed, int) else None
+
+
+def _record(run_dir: str | Path) -> dict[str, Any]:
+    """What ``run.json`` says; nothing where it is missing or damaged."""
+    try:
+        return unseal("run", LocalStorage(run_dir).read_file(RUN_NAME, limit=_MAX_BYTES))
+    except (OSError, UnusableError):
+        return {}
 
 
 class _Comparison(NamedTuple):

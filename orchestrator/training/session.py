@@ -14,6 +14,7 @@ from orchestrator.accelerators import Accelerator
 from orchestrator.config.schema import Experiment
 from orchestrator.data.batch import BatchStream
 from orchestrator.tracking.events import EventLog
+from orchestrator.training.adapting import adapt
 from orchestrator.training.collective import Collective
 from orchestrator.training.commit import CommitStore
 from orchestrator.training.engine import Engine
@@ -62,6 +63,7 @@ def initial_model(experiment: Experiment, num_classes: int, device: torch.device
     """The detector before step 0, in training mode; every rank draws the same weights."""
     torch.manual_seed(experiment.seed)
     model = build_detector(experiment.detector, num_classes=num_classes)
+    adapt(model, experiment.train)
     return model.to(device).to(memory_format=torch.channels_last).train()
 
 

@@ -121,7 +121,7 @@ class Stepper:
     def run(self, batch: Batch, *, learning_rate: float, stop: bool) -> StepReport:
         """Do step ``batch.step`` with this rank's share of its images."""
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = learning_rate * group["lr_factor"]
         self._buffers.save()
         pieces = self.backward(batch)
         self.reduce()

@@ -86,7 +86,7 @@ def small_plan(folder: Path, data: Path, *overrides: str) -> Plan:
     folder.mkdir(parents=True, exist_ok=True)
     file = folder.with_suffix(".yaml")
     file.write_text(EXPERIMENT % json.dumps(str(data)))
-    with mock.patch.object(planning, "build_detector", small_detector):
+    with mock.patch.object(planning, "skeleton", small_detector):
         return make_plan(load_experiment(file, overrides), folder, threads=1)
 
 

@@ -32,6 +32,22 @@ def test_ssd_seed_cosine_with_warmup() -> None:
     assert rate(last) == pytest.approx(expected)
 
 
+def test_faster_rcnn_seed_cosine_that_stops_before_its_end() -> None:
+    # Faster R-CNN card 7: 7,393 steps an epoch, 12 epochs, warm-up of 500 steps from lr / 16, and a
+    # cosine over 13 epochs.
+    rate = LearningRate(
+        schedule=CosineSchedule(
+            warmup_steps=500, warmup_start=0.0025, end_factor=0.0, period_epochs=13.0
+        ),
+        base=0.04,
+        steps_per_epoch=7393,
+        total_steps=12 * 7393,
+    )
+    steps = (0, 100, 250, 500, 7393, 44_358, 88_715)
+    published = [0.0025, 0.01, 0.02125, 0.04, 0.039494, 0.022735, 6.62e-4]
+    assert [rate(step) for step in steps] == pytest.approx(published, rel=5e-4)
+
+
 def test_m2det_seed_milestones() -> None:
     # M2Det card 4: 4e-3, 2e-3, 4e-4, 4e-5, 4e-6 after epochs 90, 110, 130, 150.
     rate = LearningRate(

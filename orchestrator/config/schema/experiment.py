@@ -17,8 +17,8 @@ from orchestrator.config.schema.fields import (
     Conflict,
     Count,
     Folder,
-    NonNegativeInt,
     Positive,
+    Seed,
     refuse,
 )
 from orchestrator.config.schema.train import TrainConfig
@@ -83,7 +83,8 @@ class Experiment(Settings):
 
     Attributes:
         name: of the run, and of its folder below ``storage``.
-        seed: everything random is a function of it.
+        seed: everything random is a function of it. Null draws one at the first start of the run,
+            which its later starts take over.
         detector: network and recipe.
         data: images and boxes.
         train: optimisation.
@@ -93,7 +94,7 @@ class Experiment(Settings):
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
-    seed: NonNegativeInt = 1
+    seed: Seed = 1
     detector: AnyDetectorConfig
     data: DataConfig
     train: TrainConfig

@@ -18,6 +18,7 @@ from orchestrator.config.schema.fields import (
     Location,
     NonNegative,
     NonNegativeInt,
+    Pattern,
     Positive,
     refuse,
 )
@@ -39,6 +40,25 @@ Metric: TypeAlias = Literal[
 ]
 
 
+class ParameterGroup(Settings):
+    """Parameters that are trained differently from the others.
+
+    A parameter belongs to the first group whose ``kind`` and ``names`` it has.
+
+    Attributes:
+        kind: ``norm`` for scale and shift of normalisation layers, ``bias`` for the biases of other
+            layers, ``weight`` for everything else; ``any`` does not ask.
+        names: patterns of parameter names, as the state dict has them; ``*`` stands for any text.
+        lr_factor: of the learning rate at every step.
+        weight_decay: of these parameters; null keeps what they would have without the group.
+    """
+
+    kind: Literal["any", "norm", "bias", "weight"] = "any"
+    names: Annotated[tuple[Pattern, ...], Field(min_length=1)] = ("*",)
+    lr_factor: NonNegative = 1.0
+    weight_decay: NonNegative | None = None
+
+
 class SGDOptimizer(Settings):
     """Stochastic gradient descent with momentum.
 
@@ -50,6 +70,7 @@ class SGDOptimizer(Settings):
         nesterov: look ahead along the momentum.
         weight_decay: L2 penalty, added to the gradient.
         decay_norm_and_bias: whether biases and normalisation layers are decayed too.
+        groups: parameters with a learning rate or weight decay of their own.
     """
 
     name: Literal["sgd"] = "sgd"
@@ -58,6 +79,7 @@ class SGDOptimizer(Settings):
     nesterov: bool = False
     weight_decay: NonNegative = 0.0
     decay_norm_and_bias: bool = True
+    groups: tuple[ParameterGroup, ...] = ()
 
     @model_validator(mode="after")
     def _nesterov_needs_momentum(self) -> Self:
@@ -79,6 +101,7 @@ class AdamWOptimizer(Settings):
         eps: added to the root of the second moment.
         weight_decay: decoupled; multiplied by the learning rate.
         decay_norm_and_bias: whether biases and normalisation layers are decayed too.
+        groups: parameters with a learning rate or weight decay of their own.
     """
 
     name: Literal["adamw"] = "adamw"
@@ -87,6 +110,7 @@ class AdamWOptimizer(Settings):
     eps: Positive = 1e-8
     weight_decay: NonNegative = 0.01
     decay_norm_and_bias: bool = True
+    groups: tuple[ParameterGroup, ...] = ()
 
 
 Optimizer: TypeAlias = Annotated[SGDOptimizer | AdamWOptimizer, Field(discriminator="name")]
@@ -135,6 +159,9 @@ class CosineSchedule(_Warmup):
     Attributes:
         name: selects this schedule.
         end_factor: the last learning rate, as a multiple of the base rate.
+        period_epochs: epochs after the warm-up in which the cosine comes to its end; null: those
+            that are left. The MindSpore Faster R-CNN recipe has one more than it trains, so that
+            the rate does not reach its end.
         warmup_epochs: length of the warm-up in epochs, rounded to whole steps; 0 for none.
         warmup_start: learning rate of step 0, absolute.
         warmup_steps: length of the warm-up in steps, instead of ``warmup_epochs``.
@@ -142,6 +169,7 @@ class CosineSchedule(_Warmup):
 
     name: Literal["cosine"] = "cosine"
     end_factor: Fraction = 0.001
+    period_epochs: Positive | None = None
 
 
 class MultistepSchedule(_Warmup):
@@ -197,6 +225,20 @@ class EmaConfig(Settings):
     warmup_steps: NonNegativeInt
 
 
+class FreezeConfig(Settings):
+    """What does not train, beside what the detector freezes itself.
+
+    Attributes:
+        parameters: patterns of parameter names that keep their values; ``*`` stands for any text.
+        batch_norm: patterns of names of batch-normalisation layers that normalise by their stored
+            statistics, in training as well, and do not change them. Their scale and shift train
+            unless ``parameters`` names them.
+    """
+
+    parameters: tuple[Pattern, ...] = ()
+    batch_norm: tuple[Pattern, ...] = ()
+
+
 class CheckpointConfig(Settings):
     """What is kept of a run. The last and the best checkpoints are counted apart.
 
@@ -239,6 +281,9 @@ class TrainConfig(Settings):
             same bits; batch norm then sees a part at a time. Costs a copy of the gradients for each
             part of a worker, and that their exchange does not overlap the backward pass. Null to
             let each worker compute its share at once.
+        freeze: what does not train.
+        sync_batch_norm: take the statistics of batch normalisation over all workers' images, not
+            each worker's over its own.
         ema: moving average of the weights; null for none.
         evaluate_every_epochs: epochs between evaluations; the last epoch is always evaluated.
         checkpoint: what is kept.
@@ -260,6 +305,8 @@ class TrainConfig(Settings):
     clip_norm: Positive | None = None
     accumulate: Count = 1
     virtual_shards: Count | None = None
+    freeze: FreezeConfig = FreezeConfig()
+    sync_batch_norm: bool = False
     ema: EmaConfig | None = None
     evaluate_every_epochs: Count = 1
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -294,6 +341,13 @@ class TrainConfig(Settings):
                 f"train.accumulate is {self.accumulate} and train.virtual_shards is "
                 f"{self.virtual_shards}, which computes a batch in parts already; remove "
                 "train.accumulate",
+            )
+        if self.virtual_shards is not None and self.sync_batch_norm:
+            yield Conflict(
+                "sync_batch_norm",
+                "train.sync_batch_norm takes statistics over all workers at once, and "
+                f"train.virtual_shards, which is {self.virtual_shards}, over a part at a time, so "
+                "that the number of workers does not matter; remove one of them",
             )
         if self.loss_scale != "dynamic" and self.precision in ("fp32", "bf16"):
             yield Conflict(

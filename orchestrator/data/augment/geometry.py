@@ -59,15 +59,28 @@ def resized(
     )
 
 
-def flipped(sample: Sample) -> Sample:
-    """Mirror left and right."""
-    width = sample.image.shape[1]
+def flipped(sample: Sample, *, plus_one: bool = False) -> Sample:
+    """Mirror left and right.
+
+    With ``plus_one`` coordinates name pixels rather than the lines between them, so that the last
+    column, at width - 1, becomes 0.
+    """
+    edge = sample.image.shape[1] - (1 if plus_one else 0)
     sx, sy, tx, ty = sample.transform
     boxes = sample.boxes.copy()
-    boxes[:, [0, 2]] = width - sample.boxes[:, [2, 0]]
+    boxes[:, [0, 2]] = edge - sample.boxes[:, [2, 0]]
     return Sample(
         image=cv2.flip(sample.image, 1).astype(np.uint8, copy=False),
         boxes=boxes,
         labels=sample.labels,
-        transform=(-sx, sy, width - tx, ty),
+        transform=(-sx, sy, edge - tx, ty),
     )
+
+
+def padded(sample: Sample, size: tuple[int, int], fill: tuple[int, int, int]) -> Sample:
+    """The sample at the upper left of a canvas of ``size`` = (H, W), the rest in one RGB colour."""
+    height, width = sample.image.shape[:2]
+    canvas = np.empty((*size, 3), dtype=np.uint8)
+    canvas[:] = np.array(fill, dtype=np.uint8)
+    canvas[:height, :width] = sample.image
+    return Sample(canvas, sample.boxes, sample.labels, sample.transform)

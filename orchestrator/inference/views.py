@@ -1,0 +1,79 @@
+"""Test-time views of an image: parts of it, at any scale and mirrored, as the network's input.
+
+A network takes images of one size, so a scale is a choice of window: at scale 1 the window is the
+image, at 2 it is half as wide and high and four of them cover the image, at 0.5 it is twice the
+image, whose outside is black. Each view carries the map back to the image.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from orchestrator.data.augment.geometry import Sample, flipped, resized
+
+_NO_BOXES = np.zeros((0, 4), np.float32)
+_NO_LABELS = np.zeros(0, np.int64)
+
+
+@dataclass(frozen=True)
+class Views:
+    """Which views of every image the network sees.
+
+    Attributes:
+        scales: windows of 1 / scale of the image's sides.
+        flip: every view once more, mirrored.
+    """
+
+    scales: tuple[float, ...] = (1.0,)
+    flip: bool = False
+
+    def __len__(self) -> int:
+        windows = sum(_across(scale) ** 2 for scale in self.scales)
+        return windows * (2 if self.flip else 1)
+
+    def of(self, image: NDArray[np.uint8], size: tuple[int, int]) -> list[Sample]:
+        """All views of a (h, w, 3) image, each of ``size`` = (H, W); always equally many."""
+        samples = [sample for scale in self.scales for sample in _windows(image, scale, size)]
+        return samples + [flipped(sample) for sample in samples] if self.flip else samples
+
+
+def _across(scale: float) -> int:
+    """Windows side by side that cover an image; one where they are larger than it."""
+    return max(1, math.ceil(scale))
+
+
+def _windows(image: NDArray[np.uint8], scale: float, size: tuple[int, int]) -> list[Sample]:
+    height, width = image.shape[:2]
+    window = (math.ceil(height / scale), math.ceil(width / scale))
+    if scale < 1:
+        larger = np.zeros((*window, 3), np.uint8)
+        larger[:height, :width] = image
+        image = larger
+    count = _across(scale)
+    return [
+        _window(image, window, origin=(left, top), size=size)
+        for top in _starts(image.shape[0], window[0], count)
+        for left in _starts(image.shape[1], window[1], count)
+    ]
+
+
+def _starts(length: int, window: int, count: int) -> Sequence[int]:
+    """Where ``count`` windows begin that cover ``length`` evenly."""
+    return [round(i * (length - window) / max(count - 1, 1)) for i in range(count)]
+
+
+def _window(
+    image: NDArray[np.uint8],
+    window: tuple[int, int],
+    *,
+    origin: tuple[int, int],
+    size: tuple[int, int],
+) -> Sample:
+    left, top = origin
+    cut = image[top : top + window[0], left : left + window[1]]
+    return resized(np.ascontiguousarray(cut), _NO_BOXES, _NO_LABELS, size, origin=origin)
