@@ -66,13 +66,16 @@ def match_boxes(
         priors: (A, 4) xyxy in the same unit.
         threshold: IoU from which a prior that no box claims is positive.
         claims: ``first`` is :func:`match_first_claim`, ``last`` is :func:`match_last_claim`.
-
-    Raises:
-        ValueError: a valid box is not finite or inverted; said on a CPU only.
     """
     if boxes.device.type == "cpu":
         proper = boxes.masked_fill(~valid.unsqueeze(-1), 0.0).float()
         return Match(*_match_natively(proper, valid, priors.float(), threshold, claims))
+    return _match_in_torch(boxes, valid, priors, threshold, claims)
+
+
+def _match_in_torch(
+    boxes: Tensor, valid: Tensor, priors: Tensor, threshold: float, claims: str
+) -> Match:
     rule = match_first_claim if claims == "first" else match_last_claim
     return rule(pairwise_iou(boxes, priors), valid, threshold=threshold)
 
@@ -82,6 +85,11 @@ def match_boxes(
 def _match_natively(
     boxes: Tensor, valid: Tensor, priors: Tensor, threshold: float, claims: str
 ) -> tuple[Tensor, Tensor]:
+    sides = boxes[..., 2:] - boxes[..., :2]
+    if not bool(boxes.isfinite().all() & (sides >= 0).all()):
+        # The kernels refuse these; here they have to reach the loss, which the step is judged by.
+        match = _match_in_torch(boxes, valid, priors, threshold, claims)
+        return match.box, match.positive
     box, positive = native.match_priors(
         boxes.numpy(),
         valid.numpy(),

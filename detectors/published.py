@@ -12,11 +12,13 @@ from detectors.faster_rcnn import published as faster_rcnn
 from detectors.figures import Figure, Published
 from detectors.measure import Measured, measure
 from detectors.registry import variant_config
+from detectors.retinanet import published as retinanet
 from detectors.ssd import published as ssd
 
 #: Figures of each detector in :data:`detectors.registry.DETECTORS`.
 PUBLISHED: dict[str, tuple[Published, ...]] = {
     "faster_rcnn": faster_rcnn.PUBLISHED,
+    "retinanet": retinanet.PUBLISHED,
     "ssd": ssd.PUBLISHED,
 }
 

@@ -74,6 +74,10 @@ class SingleShot(Detector):
         """Title and number of classes, shown at the top of the printed module."""
         return f"{self.title}, num_classes={self.num_classes}"
 
+    def prior_boxes(self) -> Tensor:
+        """(A, 4) float32 xyxy pixels of the input."""
+        return (self.prior_corners * self.pixels).float()
+
     @abstractmethod
     def predict(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Normalised images (N, 3, H, W) to offsets (N, A, 4) and class logits (N, A, 1 + K)."""

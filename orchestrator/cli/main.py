@@ -5,14 +5,26 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from orchestrator.cli import config, convert, evaluate, models, replay, run, submit
+from orchestrator.cli import (
+    check,
+    check_resume,
+    config,
+    convert,
+    evaluate,
+    models,
+    replay,
+    run,
+    submit,
+)
 from orchestrator.cli.exit import run_guarded
 from orchestrator.cli.verbs import Verb, dispatch
 
 VERBS: dict[str, Verb] = {
     "run": Verb(run.main, "train and evaluate as an experiment file says"),
+    "check": Verb(check.main, "examine the data set of an experiment"),
     "submit": Verb(submit.main, "run an experiment on a Ray cluster that is already there"),
     "evaluate": Verb(evaluate.main, "COCO numbers of a trained detector, and where they come from"),
+    "check-resume": Verb(check_resume.main, "prove that killing an experiment changes nothing"),
     "replay": Verb(replay.main, "repeat a training step that was not finite, and say what broke"),
     "config": Verb(config.main, "show a resolved experiment, or the schema of experiment files"),
     "models": Verb(models.main, "list the detectors, or compare them with published figures"),

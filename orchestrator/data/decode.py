@@ -69,16 +69,7 @@ def decode_image(
     data: bytes, *, size: tuple[int, int] | None = None, max_pixels: int = MAX_PIXELS
 ) -> NDArray[np.uint8]:
     """:func:`read_image` for the bytes of a file; messages do not name one."""
-    kind, height, width = _header(data)
-    if height * width > max_pixels:
-        raise BadImageError(f"{width}x{height} pixels, allowed are {max_pixels}")
-    if size is not None and (height, width) != size:
-        swapped = " (width and height swapped?)" if (width, height) == size else ""
-        raise BadImageError(
-            f"is {width}x{height} pixels, but annotated as {size[1]}x{size[0]}{swapped}"
-        )
-    if kind == "JPEG" and not _jpeg_is_whole(data):
-        raise BadImageError("truncated JPEG: no end-of-image marker")
+    kind, height, width = require_sound(data, size=size, max_pixels=max_pixels)
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), _DECODE_FLAGS)
     except cv2.error as error:
@@ -90,6 +81,27 @@ def decode_image(
             f"header says {width}x{height}, decoded {image.shape[1]}x{image.shape[0]}"
         )
     return image.astype(np.uint8, copy=False)
+
+
+def require_sound(
+    data: bytes, *, size: tuple[int, int] | None = None, max_pixels: int = MAX_PIXELS
+) -> tuple[str, int, int]:
+    """Format, height and width of an image file, after all checks that need no decoding.
+
+    Raises:
+        BadImageError: as :func:`read_image`, but for what only decoding brings to light.
+    """
+    kind, height, width = _open(io.BytesIO(data), data[:16])
+    if height * width > max_pixels:
+        raise BadImageError(f"{width}x{height} pixels, allowed are {max_pixels}")
+    if size is not None and (height, width) != size:
+        swapped = " (width and height swapped?)" if (width, height) == size else ""
+        raise BadImageError(
+            f"is {width}x{height} pixels, but annotated as {size[1]}x{size[0]}{swapped}"
+        )
+    if kind == "JPEG" and not _jpeg_is_whole(data):
+        raise BadImageError("truncated JPEG: no end-of-image marker")
+    return kind, height, width
 
 
 def read_size(path: Path) -> tuple[int, int]:
@@ -109,13 +121,8 @@ def read_size(path: Path) -> tuple[int, int]:
         raise BadImageError(f"{path}: {error}") from None
 
 
-def _header(data: bytes) -> tuple[str, int, int]:
-    """Format, height and width, from the header alone (20 microseconds)."""
-    return _open(io.BytesIO(data), data[:16])
-
-
 def _open(file: BinaryIO, start: bytes) -> tuple[str, int, int]:
-    """Format, height and width of an open file; ``start`` holds its first bytes."""
+    """Format, height and width from the header alone (20 microseconds); ``start`` begins it."""
     if not start:
         raise BadImageError("empty file")
     try:

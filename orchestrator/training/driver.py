@@ -12,6 +12,7 @@ from rich.console import Console
 import native
 from orchestrator.config.printing import dump_yaml
 from orchestrator.config.resolve import ResolvedExperiment
+from orchestrator.data.doctor.examine import require_usable
 from orchestrator.data.ray_stream import ScheduledDataConfig
 from orchestrator.errors import PreemptedError
 from orchestrator.tracking.atomic import write_atomic
@@ -59,6 +60,8 @@ def drive(resolved: ResolvedExperiment, run_dir: Path, *, force_resume: bool) ->
         say(console, f"seed: {resolved.experiment.seed}, {resolved.origins['seed']}")
     plan = make_plan(resolved, run_dir)
     say_data(plan, console)
+    for name, data in (("train", plan.batches.train), ("val", plan.batches.val)):
+        require_usable(data, name, resolved.experiment.data.max_bad_fraction)
     say_initial(plan.job, console)
     native.backend()  # Says what is missing; what workers say stays in Ray's logs.
     initial = plan.job.initial

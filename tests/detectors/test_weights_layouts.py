@@ -23,6 +23,7 @@ from detectors.weights.fit import convert, fit_native, without_classes
 from detectors.weights.layouts import LAYOUTS, recognise, unwrap
 
 VGG = variant_config("ssd300_vgg16")
+SPINENET = variant_config("retinanet_spinenet49s")
 RCNN = variant_config("faster_rcnn_torchvision")
 MOBILENET = variant_config("ssd300_mobilenet_v2")
 
@@ -341,21 +342,45 @@ def test_a_resnet_classifier_becomes_the_body() -> None:
     assert left == {"num_batches_tracked", "weight", "bias"}
 
 
-def test_a_spinenet_backbone_alone_and_inside_a_detector() -> None:
-    shapes = {
-        **conv_bn("conv1", 64, 3, 7),
-        **conv_bn("merge_ops.0.resample_ops.0.squeeze_conv", 32, 256, 1),
-        **conv_bn("endpoint_convs.3", 256, 512, 1),
-        "init_block1.0.conv1.weight": (64, 64, 1, 1),
+def test_a_spinenet_detector_keeps_its_names_and_a_backbone_its_place() -> None:
+    state = skeleton(SPINENET, num_classes=80).state_dict()
+    tensors = like(state)
+    for name in list(tensors):
+        # One convolution for all levels, listed under each.
+        if match := re.fullmatch(r"(bbox_head\.\w+_convs)\.\d\.(\d\.conv\.weight)", name):
+            tensors[name] = tensors[f"{match[1]}.0.{match[2]}"]
+    whole = convert(tensors, SPINENET)
+    assert whole.report.layout == "spinenet_detector"
+    assert whole.report.counts["loaded"] == len(state)
+    assert whole.class_names == COCO_NAMES
+    narrow = convert(tensors, SPINENET, class_names=("bicycle", "person"))
+    bias = tensors["bbox_head.retina_cls.bias"].view(9, 80)
+    assert narrow.tensors["bbox_head.retina_cls.bias"].tolist() == bias[:, [1, 0]].ravel().tolist()
+
+    backbone = {
+        name.removeprefix("backbone."): tensor
+        for name, tensor in tensors.items()
+        if name.startswith("backbone.")
     }
-    alone = renamed("spinenet", filled(shapes))
-    assert all(source == name for source, name in alone.items())
-    inside = filled(
-        {**{f"backbone.{n}": s for n, s in shapes.items()}, "bbox_head.retina_cls.bias": (720,)}
-    )
-    names = renamed("spinenet_detector", inside)
-    assert names.pop("bbox_head.retina_cls.bias") is None
-    assert set(names.values()) == set(shapes)
+    alone = convert(backbone, SPINENET)
+    assert alone.report.layout == "spinenet"
+    assert alone.report.counts["loaded"] == len(backbone)
+    name = "merge_ops.3.resample_ops.1.downsample_conv.conv.weight"
+    assert torch.equal(alone.tensors[f"backbone.{name}"], backbone[name])
+
+    # Of a Mask R-CNN the backbone is all that has a place here.
+    mask = {n: t for n, t in tensors.items() if n.startswith("backbone.")}
+    mask["roi_head.bbox_head.fc_cls.bias"] = torch.zeros(81)
+    report = convert(mask, SPINENET).report
+    assert report.counts["loaded"] == len(backbone)
+    assert report.counts["left over"] == 1
+
+
+def test_the_levels_of_a_retinanet_must_share_their_convolutions() -> None:
+    state = skeleton(SPINENET, num_classes=80).state_dict()
+    tensors = like({name: state[name] for name in state if "cls_convs" in name})
+    with pytest.raises(WeightsError, match="the network has one tensor for both"):
+        fit_native(tensors, SPINENET, num_classes=80)
 
 
 def test_every_layout_is_recognised_as_itself_and_by_one_name() -> None:

@@ -8,6 +8,7 @@ from orchestrator.config.schema.data import (
     DataConfig,
     NoAugmentation,
     ResizePadAugmentation,
+    ScaleJitterAugmentation,
     SplitConfig,
     SSDAugmentation,
 )
@@ -47,6 +48,7 @@ __all__ = [
     "ResizePadAugmentation",
     "SGDOptimizer",
     "SSDAugmentation",
+    "ScaleJitterAugmentation",
     "Schedule",
     "SplitConfig",
     "TrackingConfig",

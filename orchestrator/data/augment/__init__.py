@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from orchestrator.data.augment.geometry import Sample
 from orchestrator.data.augment.plain import PlainResize
 from orchestrator.data.augment.resize_pad import ResizePad
+from orchestrator.data.augment.scale_jitter import ScaleJitter
 from orchestrator.data.augment.ssd import SSDAugment
 from orchestrator.data.keyed import SampleKey
 
@@ -17,7 +18,15 @@ if TYPE_CHECKING:
     # The schema knows every detector and so imports torch, which no data task needs.
     from orchestrator.config.schema import Augmentation
 
-__all__ = ["Augment", "PlainResize", "ResizePad", "SSDAugment", "Sample", "build_augment"]
+__all__ = [
+    "Augment",
+    "PlainResize",
+    "ResizePad",
+    "SSDAugment",
+    "Sample",
+    "ScaleJitter",
+    "build_augment",
+]
 
 
 class Augment(Protocol):
@@ -45,4 +54,6 @@ def build_augment(config: Augmentation, size: tuple[int, int]) -> Augment:
     options = config.model_dump(exclude={"name"})
     if config.name == "resize_pad":
         return ResizePad(size=size, **options)
+    if config.name == "scale_jitter":
+        return ScaleJitter(size=size, **options)
     return SSDAugment(size=size, **options)
