@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.data.augment.geometry import Sample
+from orchestrator.data.augment.m2det import M2DetAugment
 from orchestrator.data.augment.plain import PlainResize
 from orchestrator.data.augment.resize_pad import ResizePad
 from orchestrator.data.augment.ssd import SSDAugment
@@ -17,7 +18,15 @@ if TYPE_CHECKING:
     # The schema knows every detector and so imports torch, which no data task needs.
     from orchestrator.config.schema import Augmentation
 
-__all__ = ["Augment", "PlainResize", "ResizePad", "SSDAugment", "Sample", "build_augment"]
+__all__ = [
+    "Augment",
+    "M2DetAugment",
+    "PlainResize",
+    "ResizePad",
+    "SSDAugment",
+    "Sample",
+    "build_augment",
+]
 
 
 class Augment(Protocol):
@@ -43,6 +52,8 @@ def build_augment(config: Augmentation, size: tuple[int, int]) -> Augment:
     if config.name == "none":
         return PlainResize(size)
     options = config.model_dump(exclude={"name"})
+    if config.name == "m2det":
+        return M2DetAugment(size=size, **options)
     if config.name == "resize_pad":
         return ResizePad(size=size, **options)
     return SSDAugment(size=size, **options)
