@@ -42,6 +42,7 @@ class AnchorConfig(Settings):
 
     base: _Positive = 3.0
     scales_per_octave: _Count = 3
+    # Lists are no longer JSON once a preset has laid itself under them.
     ratios: Annotated[tuple[_Positive, ...], Field(min_length=1, strict=False)] = (0.5, 1.0, 2.0)
     offset: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
 

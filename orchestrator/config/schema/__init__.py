@@ -6,6 +6,7 @@ The docstring of each class describes its fields; the published JSON Schema is m
 from orchestrator.config.schema.data import (
     Augmentation,
     DataConfig,
+    M2DetAugmentation,
     NoAugmentation,
     ResizePadAugmentation,
     ScaleJitterAugmentation,
@@ -40,6 +41,7 @@ __all__ = [
     "EmaConfig",
     "Experiment",
     "FreezeConfig",
+    "M2DetAugmentation",
     "Metric",
     "MultistepSchedule",
     "NoAugmentation",
