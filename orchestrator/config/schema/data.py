@@ -185,6 +185,22 @@ Augmentation: TypeAlias = Annotated[
 ]
 
 
+class MixConfig(Settings):
+    """Training samples made of several images, before ``augmentation`` is applied to them.
+
+    Attributes:
+        mosaic: probability of four images around a point, on twice the size of the input.
+        mixup: probability of a second image laid over the first.
+        share: weight of the first image in a mixup.
+        until_epoch: from this epoch on, counted from 0, both are off; null: never.
+    """
+
+    mosaic: Fraction = 0.5
+    mixup: Fraction = 0.0
+    share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.5
+    until_epoch: Count | None = None
+
+
 class DataConfig(Settings):
     """The data set.
 
@@ -198,10 +214,12 @@ class DataConfig(Settings):
         train: images that are learnt from.
         val: images that are evaluated.
         augmentation: applied to training images; how it resizes holds for evaluation as well.
+        mix: makes training samples of several images; null for none.
         crowd: whether crowd regions are training targets (evaluation always ignores them, as COCO
             defines).
         keep_empty: whether images without boxes take part in training, as negatives.
-        max_boxes: G, box slots per image in a batch; null takes the largest count in ``train``.
+        max_boxes: G, box slots per image in a batch; null takes the largest count in ``train``,
+            times the images that ``mix`` makes a sample of.
         max_bad_fraction: images that cannot be decoded are replaced, always by the same neighbour,
             and counted; above this fraction of the set the run stops.
         prefetch: batches in flight per worker.
@@ -213,6 +231,7 @@ class DataConfig(Settings):
     train: SplitConfig
     val: SplitConfig
     augmentation: Augmentation = SSDAugmentation()
+    mix: MixConfig | None = None
     crowd: Literal["exclude", "include"] = "exclude"
     keep_empty: bool = False
     max_boxes: Count | None = None
