@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from orchestrator.cli import config, evaluate, run, submit
+from orchestrator.cli import config, draw, evaluate, export, predict, run, submit
 from orchestrator.cli.exit import run_guarded
 from orchestrator.errors import ConfigError, nearest
 
@@ -28,6 +28,9 @@ VERBS: dict[str, Verb] = {
     "run": Verb(run.main, "train and evaluate as an experiment file says"),
     "submit": Verb(submit.main, "run an experiment on a Ray cluster that is already there"),
     "evaluate": Verb(evaluate.main, "COCO numbers of a trained detector, and where they come from"),
+    "predict": Verb(predict.main, "detections in images, folders, lists and videos"),
+    "draw": Verb(draw.main, "predictions and ground truth on the images"),
+    "export": Verb(export.main, "a detector as one ONNX or pt2 file, compared with PyTorch"),
     "config": Verb(config.main, "show a resolved experiment, or the schema of experiment files"),
 }
 
