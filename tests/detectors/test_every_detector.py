@@ -58,7 +58,7 @@ SMALL: dict[str, dict[str, Any]] = {
 
 #: Left to the slow lane: the same networks at a larger size, deeper or wider.
 SLOW = (frozenset(get_args(retinanet.Variant)) - {"retinanet_spinenet49s"}) | (
-    frozenset(get_args(m2det.Variant)) - {"m2det320_vgg16", "m2det320_resnet50"}
+    frozenset(get_args(m2det.Variant)) - {"m2det320_vgg16"}
 )
 
 #: Learning rate and steps in which four images are learnt, where the usual ones do not do:
@@ -69,7 +69,7 @@ PATIENCE = {
     "ssd300_vgg16": (1.5e-3, 75),
     "ssd512_vgg16": (1.5e-3, 110),
     **dict.fromkeys(get_args(retinanet.Variant), (1e-2, 50)),
-    **dict.fromkeys(get_args(m2det.Variant), (1e-2, 60)),
+    **dict.fromkeys(get_args(m2det.Variant), (1.5e-2, 60)),
 }
 
 #: Share of the first loss that may be left, where it is not a tenth: the better the proposals, the
