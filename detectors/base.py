@@ -107,7 +107,10 @@ class Detector(nn.Module, ABC):
 
     @abstractmethod
     def loss(self, images: Tensor, targets: Targets) -> dict[str, Tensor]:
-        """Named scalar losses; their sum is minimised. Finite for images without boxes."""
+        """Named scalar losses; their sum is minimised. Finite for images without boxes.
+
+        What is random in them comes from torch's global generator, which the caller seeds.
+        """
 
     @abstractmethod
     def decode(self, raw: dict[str, Tensor]) -> Candidates:

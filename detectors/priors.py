@@ -53,7 +53,7 @@ def grid_boxes(levels: Sequence[Level]) -> Tensor:
     return torch.cat(parts)
 
 
-def _elongated(scale: float, ratios: Sequence[int]) -> list[tuple[float, float]]:
+def elongated(scale: float, ratios: Sequence[int]) -> list[tuple[float, float]]:
     """Wide and tall box of the area ``scale`` squared, for each ratio of the sides."""
     shapes = []
     for ratio in ratios:
@@ -77,10 +77,10 @@ def mindspore_ssd300_levels() -> list[Level]:
     for index, (count, step) in enumerate(zip(cells, steps, strict=True)):
         scale, following = scales[index : index + 2]
         if index == 0:
-            shapes = [(0.1, 0.1), *_elongated(scale, (2,))]
+            shapes = [(0.1, 0.1), *elongated(scale, (2,))]
         else:
             between = math.sqrt(scale * following)
-            shapes = [(scale, scale), *_elongated(scale, (2, 3)), (between, between)]
+            shapes = [(scale, scale), *elongated(scale, (2, 3)), (between, between)]
         levels.append(Level(count, count, step / 300, shapes))
     return levels
 
@@ -117,7 +117,7 @@ def classic_ssd_levels(recipe: Literal["voc", "coco"], size: Literal[300, 512]) 
         scale, following = scales[index : index + 2]
         ratios = (2, 3) if 0 < index < len(cells) - 2 else (2,)
         between = math.sqrt(scale * following)
-        shapes = [(scale, scale), (between, between), *_elongated(scale, ratios)]
+        shapes = [(scale, scale), (between, between), *elongated(scale, ratios)]
         cut = [(min(width, 1.0), min(height, 1.0)) for width, height in shapes]
         levels.append(Level(count, count, step / size, cut))
     return levels

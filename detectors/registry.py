@@ -10,6 +10,8 @@ from pydantic import Field
 from detectors.base import Detector, DetectorConfig
 from detectors.faster_rcnn.config import FasterRCNNConfig
 from detectors.faster_rcnn.detector import build_faster_rcnn
+from detectors.m2det.config import M2DetConfig
+from detectors.m2det.detector import M2Det
 from detectors.retinanet.config import RetinaNetConfig
 from detectors.retinanet.detector import build_retinanet
 from detectors.ssd.build import build_ssd
@@ -17,12 +19,13 @@ from detectors.ssd.config import SSDConfig
 
 #: Type of the ``detector`` field of an experiment.
 AnyDetectorConfig: TypeAlias = Annotated[
-    FasterRCNNConfig | RetinaNetConfig | SSDConfig, Field(discriminator="name")
+    FasterRCNNConfig | M2DetConfig | RetinaNetConfig | SSDConfig, Field(discriminator="name")
 ]
 
 #: Configuration class and builder of each detector, by the ``name`` in its configuration.
 DETECTORS: dict[str, tuple[type[DetectorConfig], Callable[..., Detector]]] = {
     "faster_rcnn": (FasterRCNNConfig, build_faster_rcnn),
+    "m2det": (M2DetConfig, M2Det.from_config),
     "retinanet": (RetinaNetConfig, build_retinanet),
     "ssd": (SSDConfig, build_ssd),
 }

@@ -100,13 +100,20 @@ class ResNet(nn.Module):
         frozen_parts: leading parts that do not train: 1 the stem, 2 the first stage as well, and so
             on; 0 none, 5 all. Their parameters take no gradient and normalisation layers in them
             stay in evaluation mode.
+        strides: of the four stages, on top of the stem's 4. M2Det's third stage does not halve.
 
     Attributes:
         channels: of the four maps.
     """
 
     def __init__(
-        self, *, depth: Depth = 50, norm: NormFactory, width: float = 1.0, frozen_parts: int = 0
+        self,
+        *,
+        depth: Depth = 50,
+        norm: NormFactory,
+        width: float = 1.0,
+        frozen_parts: int = 0,
+        strides: tuple[int, int, int, int] = (1, 2, 2, 2),
     ) -> None:
         super().__init__()
         stem = make_divisible(_CHANNELS[0] * width)
@@ -121,7 +128,7 @@ class ResNet(nn.Module):
                     in_channels if block == 0 else out_channels,
                     inner[stage],
                     out_channels,
-                    stride=2 if block == 0 and stage > 0 else 1,
+                    stride=strides[stage] if block == 0 else 1,
                     project=block == 0,
                     norm=norm,
                 )

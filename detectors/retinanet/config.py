@@ -42,7 +42,8 @@ class AnchorConfig(Settings):
 
     base: _Positive = 3.0
     scales_per_octave: _Count = 3
-    ratios: Annotated[tuple[_Positive, ...], Field(min_length=1)] = (0.5, 1.0, 2.0)
+    # Lists are no longer JSON once a preset has laid itself under them.
+    ratios: Annotated[tuple[_Positive, ...], Field(min_length=1, strict=False)] = (0.5, 1.0, 2.0)
     offset: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
 
 
@@ -142,7 +143,7 @@ class RetinaNetConfig(DetectorConfig):
 
     name: Literal["retinanet"] = "retinanet"
     variant: Variant = "retinanet_spinenet49"
-    input_size: tuple[_Size, _Size]
+    input_size: Annotated[tuple[_Size, _Size], Field(strict=False)]
     width: Annotated[float, Field(ge=0.05, le=4.0)] = 1.0
     head_convs: _Count
     activation: Literal["relu", "silu"] = "relu"

@@ -100,7 +100,7 @@ class Layout:
 
     def channels(self, tensors: Tensors) -> int | None:
         """Class channels of the file, background included; None where it has none."""
-        if self.classes is None:
+        if self.classes is None or self.classes.counted_by not in tensors:
             return None
         return len(tensors[self.classes.counted_by]) // self.classes.repeats
 
@@ -238,10 +238,17 @@ LAYOUTS: tuple[Layout, ...] = (
     ),
     Layout(
         name="spinenet_detector",
-        title="the backbone in a detector of yan-roo/SpineNet-Pytorch",
+        title="a detector of yan-roo/SpineNet-Pytorch",
         landmarks=("backbone.merge_ops.0.resample_ops.0.squeeze_conv.conv.weight",),
-        rename=_substitute((r"backbone\.(.*)", r"\1")),
-        sites={"retinanet": "backbone."},
+        rename=_same,
+        sites={"retinanet": ""},
+        # A Mask R-CNN of the same project shares the backbone alone.
+        classes=Classes(
+            "bbox_head.retina_cls.bias",
+            9,
+            ((r"bbox_head\.retina_cls\.\w+", "inner"),),
+            background=0,
+        ),
     ),
     Layout(
         name="mindspore_ssd",

@@ -5,7 +5,20 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from orchestrator.cli import check, config, convert, evaluate, models, replay, run, submit
+from orchestrator.cli import (
+    check,
+    check_resume,
+    config,
+    convert,
+    draw,
+    evaluate,
+    export,
+    models,
+    predict,
+    replay,
+    run,
+    submit,
+)
 from orchestrator.cli.exit import run_guarded
 from orchestrator.cli.verbs import Verb, dispatch
 
@@ -14,6 +27,10 @@ VERBS: dict[str, Verb] = {
     "check": Verb(check.main, "examine the data set of an experiment"),
     "submit": Verb(submit.main, "run an experiment on a Ray cluster that is already there"),
     "evaluate": Verb(evaluate.main, "COCO numbers of a trained detector, and where they come from"),
+    "predict": Verb(predict.main, "detections in images, folders, lists and videos"),
+    "draw": Verb(draw.main, "predictions and ground truth on the images"),
+    "export": Verb(export.main, "a detector as one ONNX or pt2 file, compared with PyTorch"),
+    "check-resume": Verb(check_resume.main, "prove that killing an experiment changes nothing"),
     "replay": Verb(replay.main, "repeat a training step that was not finite, and say what broke"),
     "config": Verb(config.main, "show a resolved experiment, or the schema of experiment files"),
     "models": Verb(models.main, "list the detectors, or compare them with published figures"),

@@ -118,7 +118,7 @@ def _plain(verdict: Verdict) -> dict[str, Any]:
 
 
 def _number(value: float) -> str:
-    return f"{int(value):,}"
+    return f"{value:,.0f}"
 
 
 def _aligned(rows: Sequence[Sequence[str]], *, right: set[int]) -> str:

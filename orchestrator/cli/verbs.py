@@ -48,7 +48,7 @@ def dispatch(prog: str, verbs: Mapping[str, Verb], arguments: Sequence[str]) -> 
 
 
 def _usage(prog: str, verbs: Mapping[str, Verb]) -> str:
-    lines = [f"  {name:<10} {verb.summary}" for name, verb in verbs.items()]
+    lines = [f"  {name:<12} {verb.summary}" for name, verb in verbs.items()]
     return "\n".join(
         [f"usage: {prog} COMMAND …", "", *lines, "", f"{prog} COMMAND --help shows more"]
     )

@@ -8,6 +8,7 @@ it the same questions: which keys may stand here, and what may a value be.
 from __future__ import annotations
 
 import functools
+import json
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -38,6 +39,8 @@ def json_schema() -> Node:
     models = [schema, *schema["$defs"].values()]
     for model in models:
         _describe_fields(model)
+    for target in schema["properties"]["detector"]["discriminator"]["mapping"].values():
+        _leave_to_variant(schema["$defs"], target)
     for field in (field for model in models for field in model["properties"].values()):
         # Pydantic needs the tag of a union even where the class has a default for it.
         tag = field.get("discriminator")
@@ -47,6 +50,14 @@ def json_schema() -> Node:
             if tag["propertyName"] not in required:
                 required.append(tag["propertyName"])
     return schema
+
+
+def _leave_to_variant(models: Node, target: str) -> None:
+    """Require nothing of a detector and its parts: its variant fills in what is not given."""
+    model = models[target.rpartition("/")[2]]
+    if model.pop("required", None) is not None or "variant" in model["properties"]:
+        for reference in re.findall(r"#/\$defs/\w+", json.dumps(model["properties"])):
+            _leave_to_variant(models, reference)
 
 
 def _describe_fields(model: Node) -> None:

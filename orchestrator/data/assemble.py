@@ -86,10 +86,9 @@ class BatchPlan:
         train.label_map.require_equal(val.label_map, here="data.train", there="data.val")
         with_crowd = config.crowd == "include"
         counts = usable_boxes(train, with_crowd=with_crowd)
-        sample_ids = np.arange(len(train)) if config.keep_empty else np.flatnonzero(counts)
         schedule = Schedule(
             seed=seed,
-            sample_ids=sample_ids.astype(np.int64, copy=False),
+            sample_ids=training_samples(config, train),
             batch_size=batch_size,
             epochs=epochs,
         )
@@ -199,6 +198,14 @@ class BatchPlan:
             return read_image(dataset.path(sample), size=size)
         except BadImageError as error:
             return error
+
+
+def training_samples(config: DataConfig, train: Dataset) -> NDArray[np.int64]:
+    """(n,) indices of the images that take part in training, in the order of the data set."""
+    if config.keep_empty:
+        return np.arange(len(train), dtype=np.int64)
+    counts = usable_boxes(train, with_crowd=config.crowd == "include")
+    return np.flatnonzero(counts).astype(np.int64, copy=False)
 
 
 def usable_boxes(dataset: Dataset, *, with_crowd: bool) -> NDArray[np.int64]:

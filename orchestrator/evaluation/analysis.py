@@ -212,7 +212,8 @@ def confuse(dataset: Dataset, results: Results, *, threshold: float) -> Confusio
     none = len(dataset.label_map)
     counts = np.zeros((none + 1, none + 1), np.int64)
     counting = ~matches.ignored
-    truth = np.where(matches.hit, dataset.labels[matches.found], none)
+    # Row -1 of the boxes, which false alarms point at, is background.
+    truth = np.append(dataset.labels, none)[matches.found]
     guess = results.labels[rows[matches.row]]
     np.add.at(counts, (truth[counting], guess[counting]), 1)
     missed = ~matches.matched & ~dataset.crowd

@@ -83,7 +83,8 @@ def break_down(dataset: Dataset, matches: Matches) -> Breakdown:
             continue
         wrong = kinds == number
         mended = _mended(matches, np.where(wrong, target, -1))
-        labels = np.where(mended, dataset.labels[target], label)
+        labels = label.copy()
+        labels[mended] = dataset.labels[target[mended]]
         kept = keep & (~wrong | mended)
         costs[name] = _mean_ap(labels, hit | mended, kept, boxes, classes) - base
     if base < 0:
@@ -94,7 +95,8 @@ def break_down(dataset: Dataset, matches: Matches) -> Breakdown:
 def _mended(matches: Matches, target: NDArray[np.int64]) -> NDArray[np.bool_]:
     """(d,) errors that become hits: of those at a box nobody found, the one with the best score."""
     chosen = np.zeros(len(target), np.bool_)
-    wanting = np.flatnonzero((target >= 0) & ~matches.matched[target])
+    wanting = np.flatnonzero(target >= 0)
+    wanting = wanting[~matches.matched[target[wanting]]]
     _, first = np.unique(target[wanting], return_index=True)
     chosen[wanting[first]] = True
     return chosen

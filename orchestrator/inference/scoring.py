@@ -222,7 +222,8 @@ def _on_ray(task: _Task, workers: int) -> Iterator[tuple[Detections, list[str]]]
         )(_RayWorker)
         actors = [worker.remote(shared, placement.accelerator) for _ in range(workers)]
         numbers = list(range(_batch_count(task)))
-        shares = [numbers[i : i + _TASK_BATCHES] for i in range(0, len(numbers), _TASK_BATCHES)]
+        share = max(1, min(_TASK_BATCHES, len(numbers) // workers))
+        shares = [numbers[i : i + share] for i in range(0, len(numbers), share)]
         pool = ActorPool(actors)
         for parts in pool.map_unordered(lambda actor, share: actor.run.remote(share), shares):
             yield from parts

@@ -49,7 +49,7 @@ def _across(scale: float) -> int:
 
 def _windows(image: NDArray[np.uint8], scale: float, size: tuple[int, int]) -> list[Sample]:
     height, width = image.shape[:2]
-    window = (max(1, round(height / scale)), max(1, round(width / scale)))
+    window = (math.ceil(height / scale), math.ceil(width / scale))
     if scale < 1:
         larger = np.zeros((*window, 3), np.uint8)
         larger[:height, :width] = image

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from detectors.measure import skeleton
 from orchestrator.config.resolve import ResolvedExperiment
-from orchestrator.data.assemble import BatchPlan
+from orchestrator.config.schema import Experiment
+from orchestrator.data.assemble import BatchPlan, training_samples
 from orchestrator.data.findings import Finding
 from orchestrator.data.readers import read_split
 from orchestrator.errors import DataError
@@ -89,6 +90,16 @@ def make_plan(resolved: ResolvedExperiment, run_dir: Path, *, threads: int | Non
         initial=initial,
     )
     return Plan(job, batches, {"train": train.findings, "val": val.findings})
+
+
+def count_training_images(experiment: Experiment) -> int:
+    """Images of the data set that take part in training.
+
+    Raises:
+        DataError: the data set is missing or malformed.
+    """
+    train = read_split(experiment.data, experiment.data.train).dataset
+    return len(training_samples(experiment.data, train))
 
 
 def _initial(location: str | None, run_dir: Path) -> InitialWeights | None:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import ray.train
+from ray.exceptions import RayError
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -108,7 +109,8 @@ def fit(
         before = last_commit()
         try:
             return _attempt(dataclasses.replace(job, fence=lock.advance()), data, placement)
-        except (TrainingFailedError, HungError) as failure:
+        # A RayError says that Train's own controller is gone, with its node or for want of memory.
+        except (TrainingFailedError, RayError, HungError) as failure:
             cause = failure if isinstance(failure, HungError) else _root_cause(failure)
             # What the user or the data got wrong stays wrong however often it is tried.
             if isinstance(cause, OrchestratorError):
@@ -159,7 +161,7 @@ def _attempt(job: TrainingJob, data: ScheduledDataConfig, placement: Placement) 
         with HangWatch(beats, timeout, _kill_on_its_node) as watch:
             try:
                 return Outcome(**trainer.fit().return_value)
-            except TrainingFailedError as failure:
+            except (TrainingFailedError, RayError) as failure:
                 if watch.hung:
                     # All that Ray knows is that a process is gone.
                     raise HungError("; ".join(watch.hung)) from failure

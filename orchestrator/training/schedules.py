@@ -58,7 +58,6 @@ class LearningRate:
                 return self.base
             case CosineSchedule(end_factor=end_factor, period_epochs=period):
                 # MindSpore SSD lr_schedule.py: half a cosine over the steps left after warm-up.
-                # MindSpore Faster R-CNN: over an epoch more than there are, warm-up not taken off.
                 end = self.base * end_factor
                 length: float = self.total_steps - warmup
                 if period is not None:

@@ -77,7 +77,7 @@ class SmallDetector(Detector):
         return Candidates(boxes, torch.full((len(boxes), 1, 10), 0.5))
 
 
-def _small(*_: Any, **__: Any) -> SmallDetector:
+def small_detector(*_: Any, **__: Any) -> SmallDetector:
     return SmallDetector()
 
 
@@ -86,7 +86,7 @@ def small_plan(folder: Path, data: Path, *overrides: str) -> Plan:
     folder.mkdir(parents=True, exist_ok=True)
     file = folder.with_suffix(".yaml")
     file.write_text(EXPERIMENT % json.dumps(str(data)))
-    with mock.patch.object(planning, "skeleton", _small):
+    with mock.patch.object(planning, "skeleton", small_detector):
         return make_plan(load_experiment(file, overrides), folder, threads=1)
 
 
@@ -134,7 +134,7 @@ def chaotic_rank(task: RankTask, books: str, strike: Strike) -> None:
         return made[-1]
 
     with ExitStack() as patches:
-        patches.enter_context(mock.patch.object(session, "build_detector", _small))
+        patches.enter_context(mock.patch.object(session, "build_detector", small_detector))
         patches.enter_context(mock.patch.object(processes, "LocalStream", RecordingStream))
         chosen: Any = doomed if task.rank == 0 else storage
         patches.enter_context(mock.patch.object(session, "LocalStorage", chosen))

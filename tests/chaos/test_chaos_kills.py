@@ -76,9 +76,13 @@ def kill_at_crash_points(
         == [0] * world
     )
     points = [(n, moment) for n in range(int(counter.read_text())) for moment in _MOMENTS]
+    unreached = 0
     for number, moment in points[::every]:
         chaos = Chaos(tmp_path / f"{number}-{moment}", digits, *settings)
         codes = chaos.run(Strike(number, moment))
+        if codes[0] == 0 and moment != "before":
+            unreached += 1  # The read of a file that is not there has no middle.
+            continue
         assert codes[0] == -signal.SIGKILL, (number, moment, codes)
         chaos.books.close_start(0)
         begin = newest_step(chaos.run_dir)
@@ -89,6 +93,7 @@ def kill_at_crash_points(
         chaos.books.check(chaos.plan, until=3)
         left = [path.name for path in chaos.run_dir.rglob("*") if ".tmp-" in path.name]
         assert left == [], (number, moment)
+    assert unreached <= len(points) / every / 20 + 1
     return len(points)
 
 

@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -84,8 +85,15 @@ class FakeCluster:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[FakeCluster]:
-    with pytest.MonkeyPatch.context() as patch:
+    # Short, because sockets lie in it; and not Ray's own, where others would find this cluster.
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as temp,
+    ):
         patch.setenv("RAY_AUTH_MODE", "disabled")
+        patch.setenv("RAY_TMPDIR", temp)
+        # Of a machine that others use as well, whose memory is none of this test's business.
+        patch.setenv("RAY_memory_monitor_refresh_ms", "0")
         made = FakeCluster()
         try:
             yield made

@@ -11,17 +11,23 @@ from typing import Any
 import pytest
 from chaos_run import STEPS, Chaos, digests, newest_step
 
+from orchestrator.training.processes import LocalRanks
+
 #: Of which `make test` does a tenth.
 TERMS = 50
 
 
-def first_step_is_taken(chaos: Chaos, known: set[Path], deadline: float = 60.0) -> None:
-    """Wait until every rank of the present start is training."""
-    ends = time.monotonic() + deadline
-    world = chaos.plan.job.experiment.cluster.workers
-    while sum(b.stat().st_size > 0 for b in set(chaos.books.folder.iterdir()) - known) < world:
+def first_step_is_taken(chaos: Chaos, ranks: LocalRanks, known: set[Path]) -> list[int] | None:
+    """Wait until every rank of the present start trains, or all have ended with nothing to do."""
+    ends = time.monotonic() + 60.0
+    codes = None
+    while codes is None:
+        books = set(chaos.books.folder.iterdir()) - known
+        if sum(book.stat().st_size > 0 for book in books) == len(ranks.processes):
+            break
         assert time.monotonic() < ends, "no step was taken"
-        time.sleep(0.002)
+        codes = ranks.join(0.002)
+    return codes
 
 
 def terminate(tmp_path: Path, digits: Path, unbroken: Any, *, times: int) -> None:
@@ -37,8 +43,8 @@ def terminate(tmp_path: Path, digits: Path, unbroken: Any, *, times: int) -> Non
             begin = newest_step(chaos.run_dir)
             known = set(chaos.books.folder.iterdir())
             with chaos.ranks() as ranks:
-                first_step_is_taken(chaos, known)
-                codes = ranks.join(rng.uniform(0, 0.5))
+                codes = first_step_is_taken(chaos, ranks, known)
+                codes = codes or ranks.join(rng.uniform(0, 0.5))
                 if codes is None and asked < times:
                     ranks.signal(signal.SIGTERM, rng.randrange(world))
                 codes = codes or ranks.join(120)

@@ -282,6 +282,11 @@ CONFLICTS: dict[str, tuple[list[str], str, list[str]]] = {
         "override 'train.schedule=",
         ["train.schedule.milestones ends at 10", "train.epochs, which is 10"],
     ),
+    "two ways to see the batch": (
+        ["train.sync_batch_norm=true", "train.virtual_shards=4"],
+        "override 'train.sync_batch_norm=true':",
+        ["train.sync_batch_norm takes", "train.virtual_shards, which is 4"],
+    ),
     "loss scale without fp16": (
         ["train.loss_scale=128", "train.precision=bf16"],
         "override 'train.loss_scale=128':",

@@ -10,6 +10,7 @@ from orchestrator.config.schema.data import (
     MixConfig,
     NoAugmentation,
     ResizePadAugmentation,
+    ScaleJitterAugmentation,
     SplitConfig,
     SSDAugmentation,
 )
@@ -51,6 +52,7 @@ __all__ = [
     "ResizePadAugmentation",
     "SGDOptimizer",
     "SSDAugmentation",
+    "ScaleJitterAugmentation",
     "Schedule",
     "SplitConfig",
     "TrackingConfig",

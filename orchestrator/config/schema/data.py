@@ -92,6 +92,37 @@ class ResizePadAugmentation(Settings):
     flip_probability: Fraction = 0.5
 
 
+class ScaleJitterAugmentation(Settings):
+    """Resize with the aspect ratio kept and pad, in training and evaluation, for RetinaNet.
+
+    In training the size is drawn, what does not fit the network's input is cut off, and a
+    horizontal flip comes on top. The defaults are those of SpineNet-Pytorch up to SpineNet-96.
+
+    Attributes:
+        name: selects this augmentation.
+        min_scale: smallest size of an image, as a multiple of the one that just fits the input.
+        max_scale: largest size; with both at 1 no image is cut, as in the MindSpore port.
+        fill: red, green and blue around the image.
+        flip_probability: of a horizontal flip.
+    """
+
+    name: Literal["scale_jitter"] = "scale_jitter"
+    min_scale: Annotated[float, Field(gt=0.0, le=8.0)] = 0.5
+    max_scale: Annotated[float, Field(gt=0.0, le=8.0)] = 2.0
+    fill: tuple[_Level, _Level, _Level] = (0, 0, 0)
+    flip_probability: Fraction = 0.5
+
+    @model_validator(mode="after")
+    def _scales_in_order(self) -> Self:
+        if self.min_scale > self.max_scale:
+            message = (
+                f"data.augmentation.min_scale is {self.min_scale:g} and must not be above "
+                f"data.augmentation.max_scale, which is {self.max_scale:g}"
+            )
+            refuse([Conflict("min_scale", message)])
+        return self
+
+
 class M2DetAugmentation(Settings):
     """Crop, colour, zoom-out, flip and randomly interpolated resize of M2Det, kin to SSD's.
 
@@ -145,7 +176,11 @@ class NoAugmentation(Settings):
 
 
 Augmentation: TypeAlias = Annotated[
-    SSDAugmentation | M2DetAugmentation | ResizePadAugmentation | NoAugmentation,
+    SSDAugmentation
+    | M2DetAugmentation
+    | ResizePadAugmentation
+    | ScaleJitterAugmentation
+    | NoAugmentation,
     Field(discriminator="name"),
 ]
 

@@ -342,6 +342,13 @@ class TrainConfig(Settings):
                 f"{self.virtual_shards}, which computes a batch in parts already; remove "
                 "train.accumulate",
             )
+        if self.virtual_shards is not None and self.sync_batch_norm:
+            yield Conflict(
+                "sync_batch_norm",
+                "train.sync_batch_norm takes statistics over all workers at once, and "
+                f"train.virtual_shards, which is {self.virtual_shards}, over a part at a time, so "
+                "that the number of workers does not matter; remove one of them",
+            )
         if self.loss_scale != "dynamic" and self.precision in ("fp32", "bf16"):
             yield Conflict(
                 "loss_scale",

@@ -11,6 +11,7 @@ from orchestrator.data.augment.geometry import Sample
 from orchestrator.data.augment.m2det import M2DetAugment
 from orchestrator.data.augment.plain import PlainResize
 from orchestrator.data.augment.resize_pad import ResizePad
+from orchestrator.data.augment.scale_jitter import ScaleJitter
 from orchestrator.data.augment.ssd import SSDAugment
 from orchestrator.data.keyed import SampleKey
 
@@ -25,6 +26,7 @@ __all__ = [
     "ResizePad",
     "SSDAugment",
     "Sample",
+    "ScaleJitter",
     "build_augment",
 ]
 
@@ -56,4 +58,6 @@ def build_augment(config: Augmentation, size: tuple[int, int]) -> Augment:
         return M2DetAugment(size=size, **options)
     if config.name == "resize_pad":
         return ResizePad(size=size, **options)
+    if config.name == "scale_jitter":
+        return ScaleJitter(size=size, **options)
     return SSDAugment(size=size, **options)

@@ -80,3 +80,12 @@ def flipped(sample: Sample, *, plus_one: bool = False) -> Sample:
         labels=sample.labels,
         transform=(-sx, sy, edge - tx, ty),
     )
+
+
+def padded(sample: Sample, size: tuple[int, int], fill: tuple[int, int, int]) -> Sample:
+    """The sample at the upper left of a canvas of ``size`` = (H, W), the rest in one RGB colour."""
+    height, width = sample.image.shape[:2]
+    canvas = np.empty((*size, 3), dtype=np.uint8)
+    canvas[:] = np.array(fill, dtype=np.uint8)
+    canvas[:height, :width] = sample.image
+    return Sample(canvas, sample.boxes, sample.labels, sample.transform)

@@ -1,0 +1,175 @@
+"""Matching, kinds of error, confusion and calibration: by hand and against hotcoco's TIDE."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from coco_cases import dataset_of, detections_of, random_case
+
+from orchestrator.evaluation.analysis import analyse, calibrate, confuse
+from orchestrator.evaluation.breakdown import break_down
+from orchestrator.evaluation.coco import evaluate
+from orchestrator.evaluation.matching import match
+from orchestrator.evaluation.results import Results
+
+
+def case(seed: int, *, crowd: bool = True, ties: bool = True):
+    tree, found = random_case(seed, ties=ties)
+    if not crowd:
+        tree["annotations"] = [{**one, "iscrowd": 0} for one in tree["annotations"]]
+    return tree, dataset_of(tree), found
+
+
+def test_ap_of_the_matching_is_cocos_ap50():
+    for seed in range(60):
+        _, dataset, found = case(seed)
+        ap = break_down(dataset, match(dataset, Results.of(found))).ap
+        assert ap == pytest.approx(evaluate(dataset, found).numbers["AP50"], abs=1e-12), seed
+
+
+def test_kinds_and_costs_are_those_of_an_independent_tide():
+    hotcoco = pytest.importorskip("hotcoco", reason="hotcoco is not installed")
+    names = {
+        "classification": "Cls",
+        "localisation": "Loc",
+        "both": "Both",
+        "duplicate": "Dupe",
+        "background": "Bkg",
+        "missed": "Miss",
+    }
+    for seed in range(60):
+        # Without crowds, overlaps with which hotcoco counts as overlaps with boxes, and without
+        # equal scores, whose order between images is anybody's choice.
+        tree, dataset, found = case(seed, crowd=False, ties=False)
+        if not len(found) or not tree["annotations"]:
+            continue
+        truth = hotcoco.COCO(tree)
+        evaluation = hotcoco.COCOeval(
+            truth, truth.load_res(found.to_coco(dataset.label_map)), "bbox"
+        )
+        evaluation.evaluate()
+        theirs = evaluation.tide_errors()
+        ours = break_down(dataset, match(dataset, Results.of(found)))
+        for name, key in names.items():
+            assert ours.counts[name] == theirs["counts"][key], (seed, name)
+            assert ours.costs[name] == pytest.approx(theirs["delta_ap"][key], abs=1e-9), seed
+
+
+BOXES = [[0, 0, 100, 100], [200, 0, 100, 100], [0, 200, 100, 100], [200, 200, 100, 100]]
+
+
+def four_boxes():
+    """Four boxes of class 0, the last one of class 1."""
+    return dataset_of(
+        {
+            "images": [{"id": 4, "width": 400, "height": 400}],
+            "categories": [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}],
+            "annotations": [
+                {
+                    "id": i + 1,
+                    "image_id": 4,
+                    "category_id": 1 + (i == 3),
+                    "bbox": [float(v) for v in box],
+                    "area": 1e4,
+                    "iscrowd": 0,
+                }
+                for i, box in enumerate(BOXES)
+            ],
+        }
+    )
+
+
+#: One of each kind: a hit, its duplicate, a shifted box (IoU 1/3), a dog called cat, a shifted dog
+#: called cat (IoU 1/3), and nothing at all; the third cat is missed.
+ONE_OF_EACH = [
+    (4, 0, [0, 0, 100, 100], 0.9),
+    (4, 0, [0, 0, 100, 90], 0.8),
+    (4, 0, [250, 0, 350, 100], 0.7),
+    (4, 0, [200, 200, 300, 300], 0.6),
+    (4, 0, [250, 200, 350, 300], 0.5),
+    (4, 0, [120, 120, 180, 180], 0.4),
+]
+
+
+def test_one_error_of_each_kind():
+    dataset = four_boxes()
+    errors = break_down(dataset, match(dataset, Results.of(detections_of(ONE_OF_EACH, [4]))))
+    assert errors.counts == dict.fromkeys(errors.counts, 1)
+    # One hit of three cats, ranked first: precision 1 at the 34 recalls up to 1/3. Dogs: none.
+    base = 34 / 101 / 2
+    assert errors.ap == pytest.approx(base)
+    # Mended, the dog called cat becomes the only dog detection, a hit; a rank is freed below.
+    assert errors.costs["classification"] == pytest.approx(1 / 2)
+    # Mended, the third detection is a hit at rank 3: precision 2/3 at the next 33 recalls.
+    assert errors.costs["localisation"] == pytest.approx(33 * 2 / 3 / 101 / 2)
+    # Without the missed cat, recall 1/2 is reached: 51 recalls instead of 34.
+    assert errors.costs["missed"] == pytest.approx((51 - 34) / 101 / 2)
+    assert errors.costs["duplicate"] == errors.costs["background"] == pytest.approx(0)
+
+
+def test_confusion_by_hand():
+    dataset = four_boxes()
+    results = Results.of(detections_of(ONE_OF_EACH, [4]))
+    # Rows cat, dog, background; columns cat, dog, missed. Above 0.55 four detections take part:
+    # a hit, two on background, a dog called cat; two cats are missed.
+    assert confuse(dataset, results, threshold=0.55).counts.tolist() == [
+        [1, 0, 2],
+        [1, 0, 0],
+        [2, 0, 0],
+    ]
+
+
+def test_confusion_counts_every_box_once():
+    for seed in range(30):
+        _, dataset, found = case(seed)
+        counts = confuse(dataset, Results.of(found), threshold=0.0).counts
+        boxes = np.bincount(dataset.labels[~dataset.crowd], minlength=len(dataset.label_map))
+        assert counts[:-1].sum(axis=1).tolist() == boxes.tolist(), seed
+
+
+def test_calibration_by_hand():
+    dataset = four_boxes()
+    rows = [
+        (4, 0, [0, 0, 100, 100], 0.95),
+        (4, 0, [200, 0, 300, 100], 0.91),
+        (4, 0, [120, 120, 180, 180], 0.99),
+        (4, 0, [120, 120, 180, 180], 0.15),
+    ]
+    result = calibrate(match(dataset, Results.of(detections_of(rows, [4]))))
+    assert result.counts.tolist() == [0, 1, 0, 0, 0, 0, 0, 0, 0, 3]
+    assert result.score[9] == pytest.approx(0.95, abs=1e-6)
+    assert result.precision[9] == pytest.approx(2 / 3)
+    expected = (3 * abs(0.95 - 2 / 3) + 0.15) / 4
+    assert result.error == pytest.approx(expected, abs=1e-6)
+
+
+def test_working_score_and_worst_images():
+    dataset = four_boxes()
+    analysis = analyse(dataset, detections_of(ONE_OF_EACH, [4]))
+    # F1 is 2 * 1 / (1 + 4) at the first detection and falls with every other.
+    assert analysis.working_score == pytest.approx(0.9)
+    assert [(one.missed, one.false_alarms) for one in analysis.worst] == [(3, 0)]
+
+
+@pytest.mark.parametrize("rows", [[], ONE_OF_EACH], ids=["nothing", "something"])
+def test_the_tree_is_plain_json(rows):
+    tree = analyse(four_boxes(), detections_of(rows, [4])).to_json()
+    assert json.loads(json.dumps(tree, allow_nan=False)) == tree
+    assert len(tree["curves"]["classes"]["cat"]) == 101
+    assert tree["splits"]["size"]["all"]["AP"] == tree["metrics"]["AP"]
+    assert tree["splits"]["aspect"]["all"]["AP"] == tree["metrics"]["AP"]
+
+
+def test_a_data_set_without_boxes_can_be_analysed():
+    dataset = dataset_of(
+        {
+            "images": [{"id": 4, "width": 40, "height": 40}],
+            "categories": [{"id": 1, "name": "cat"}],
+            "annotations": [],
+        }
+    )
+    analysis = analyse(dataset, detections_of([(4, 0, [0, 0, 5, 5], 0.5)], [4]))
+    assert analysis.errors.ap == -1
+    assert analysis.curves() == {"all": {}, "classes": {}}
