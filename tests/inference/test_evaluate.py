@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +13,7 @@ from orchestrator.inference.loading import load_detector
 from orchestrator.inference.predictor import DetectOptions
 from orchestrator.inference.scoring import evaluate_detector, first_images, read_split
 from orchestrator.inference.views import Views
+from tests.inference.own_process import orchestrator
 
 
 def evaluate(run: Path, out: Path, *words: str) -> dict:
@@ -52,22 +50,8 @@ def test_cached_predictions_give_the_same_numbers(small_run, evaluated, tmp_path
 @pytest.mark.parametrize("workers", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_more_workers_give_the_same_bits(small_run, evaluated, tmp_path, workers):
     out, tree = evaluated
-    # In a process of its own: how Ray was set up for other tests would decide over this one.
     words = ["evaluate", str(small_run), "--output", str(tmp_path), "--workers", str(workers)]
-    environment = {
-        **os.environ,
-        "HOME": str(tmp_path),
-        "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
-    }
-    environment.pop("RAY_ADDRESS", None)
-    done = subprocess.run(
-        [sys.executable, "-m", "orchestrator.cli.main", *words],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    orchestrator(tmp_path, *words)
     assert json.loads((tmp_path / "evaluation.json").read_text()) == tree
     for name in ("coco_results.json", "per_class.csv", "evaluation.json"):
         assert (tmp_path / name).read_bytes() == (out / name).read_bytes()
