@@ -94,7 +94,7 @@ class Accelerator:
         """
         if self.kind == "cpu":
             keep_freed_memory()
-            _use_onednn(model)
+            use_onednn(model)
         return model.to(device).to(memory_format=torch.channels_last)
 
     def resolve_precision(self, wanted: str) -> Precision:
@@ -178,7 +178,7 @@ def keep_freed_memory() -> None:
             library.mallopt(parameter, value)
 
 
-def _use_onednn(model: nn.Module) -> None:
+def use_onednn(model: nn.Module) -> None:
     """Have oneDNN compute the 1x1 convolutions of small batches, too.
 
     With one thread and fewer than 16 images PyTorch (2.11 to 2.13, ``ConvParams::use_mkldnn``)
