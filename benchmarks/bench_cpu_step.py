@@ -20,6 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
@@ -99,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 times[arm] += in_a_process(path, arm)
         medians = {arm: statistics.median(values) for arm, values in times.items()}
         cells = " | ".join(f"{medians[arm]:.0f}" for arm in ARMS)
-        name = os.path.basename(path).removesuffix(".yaml")
+        name = Path(path).stem
         print(f"| {name} | {cells} | {medians['torch'] / medians['placed']:.2f}x |", flush=True)
 
 
