@@ -7,10 +7,10 @@ are matched once. A drawn data set is a number of copies of each image, so its A
 ranked hits by sums weighted with these numbers, for many draws at a time.
 
 The p-value and the interval take the difference over its spread as Student's t with one degree of
-freedom less than there are images. Several runs of one experiment with other seeds stand for it
-together: then the spread among seeds, pooled over both sides, is part of the spread of the
-difference. With one run on each side nothing is known of it, and what is compared is these two sets
-of weights.
+freedom less than there are images. Another seed would have given other weights, which is luck as
+well: the spread among several runs of one experiment, pooled where there are several experiments,
+is part of that of the difference. With one run a side it is not known, and what is compared is
+these two sets of weights.
 """
 
 from __future__ import annotations
@@ -220,6 +220,8 @@ class Significance:
         images: of the data set.
         resamples: that were drawn.
         runs: on each side.
+        seeds: runs from which the spread among seeds was taken; 0 where it is not known and so not
+            part of the intervals.
         numbers: effects on ``AP``, ``AP50``, ``AP75``.
         classes: effects on the AP of every class that has boxes.
     """
@@ -228,6 +230,7 @@ class Significance:
     images: int
     resamples: int
     runs: tuple[int, int]
+    seeds: int
     numbers: dict[str, Effect]
     classes: dict[str, Effect]
 
@@ -253,6 +256,7 @@ def compare(
     before: Sequence[Tally],
     after: Sequence[Tally],
     *,
+    experiments: Sequence[Sequence[Tally]] | None = None,
     level: float = LEVEL,
     resamples: int = RESAMPLES,
     seed: int = 0,
@@ -264,6 +268,8 @@ def compare(
         before: one tally for each run of the first side; more than one if they are the same
             experiment with other seeds.
         after: those of the second side.
+        experiments: for each, its runs with different seeds, whose spread among each other is that
+            of both sides; None for the two sides themselves.
         level: of confidence.
         resamples: how many data sets to draw.
         seed: of the draws; equal seeds give equal bits.
@@ -279,22 +285,22 @@ def compare(
         )
     if dataset.crowd.all():
         raise DataError("the data set has no boxes to find. Next: compare on one that has")
+    sides = before, after
     rng = np.random.default_rng(seed)
     whole = np.ones((1, images), np.int64)
     drawn = rng.multinomial(images, np.full(images, 1 / images), size=resamples)
-    sides = []
-    for tallies in (before, after):
-        points = np.concatenate([_numbers(one.precision(whole)) for one in tallies])
-        sides.append((points, np.mean([_numbers(one.precision(drawn)) for one in tallies], axis=0)))
-    (old, old_drawn), (new, new_drawn) = sides
+    old, new = (np.concatenate([_numbers(one.precision(whole)) for one in s]) for s in sides)
+    old_drawn, new_drawn = (
+        np.mean([_numbers(one.precision(drawn)) for one in s], axis=0) for s in sides
+    )
     # Drawing n of n images has the spread of n - 1 of them.
     spread = _variance(new_drawn - old_drawn) * images / (images - 1)
     freedom = np.full(len(spread), images - 1.0)
-    others = len(old) + len(new) - 2
-    if others:
-        strays = np.concatenate([one - one.mean(axis=0) for one in (old, new)])
-        among = (strays**2).sum(axis=0) / others * (1 / len(old) + 1 / len(new))
-        freedom = _freedom(spread, images - 1.0, among, float(others))
+    repeated = [runs for runs in experiments or sides if len(runs) > 1]
+    if repeated:
+        among, others = _seed_variance(repeated, whole)
+        among = among * (1 / len(old) + 1 / len(new))
+        freedom = _freedom(spread, images - 1.0, among, others)
         spread = spread + among
     effects = _effects(old.mean(axis=0), new.mean(axis=0), np.sqrt(spread), freedom, level)
     names = dataset.label_map.names
@@ -305,6 +311,7 @@ def compare(
         images=images,
         resamples=resamples,
         runs=(len(old), len(new)),
+        seeds=sum(map(len, repeated)),
         numbers=dict(zip(_NUMBERS, effects[:at], strict=True)),
         classes=dict(
             zip(
@@ -314,6 +321,19 @@ def compare(
             )
         ),
     )
+
+
+def _seed_variance(
+    experiments: Sequence[Sequence[Tally]], whole: NDArray[np.int64]
+) -> tuple[NDArray[np.float64], float]:
+    """Variance of every number among runs of one experiment, and its degrees of freedom."""
+    strays = []
+    for runs in experiments:
+        points = np.concatenate([_numbers(one.precision(whole)) for one in runs])
+        strays.append(points - points.mean(axis=0))
+    freedom = float(sum(map(len, experiments)) - len(experiments))
+    squares: NDArray[np.float64] = (np.concatenate(strays) ** 2).sum(axis=0)
+    return squares / freedom, freedom
 
 
 def _numbers(precision: NDArray[np.float64]) -> NDArray[np.float64]:

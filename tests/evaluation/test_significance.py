@@ -159,28 +159,36 @@ def test_five_points_are_found_and_their_sign():
     assert compare(dataset, [weak], [strong]) == found
 
 
+def some_runs(dataset, recalls, seed):
+    rng = np.random.default_rng(seed)
+    return [Tally.of(dataset, detect(rng, dataset, Skill(recall=recall))) for recall in recalls]
+
+
 def test_seeds_widen_the_interval_by_their_own_spread():
     dataset = make_truth(np.random.default_rng(8), images=60)
-    recalls = [(0.80, 0.86, 0.92), (0.83, 0.89, 0.95)]
-    sides = [
-        [
-            Tally.of(dataset, detect(np.random.default_rng(10 * s + i), dataset, Skill(recall=r)))
-            for i, r in enumerate(side)
-        ]
-        for s, side in enumerate(recalls)
-    ]
-    whole = np.ones((1, 60), np.int64)
-    points = [[float(np.nanmean(one.precision(whole))) for one in side] for side in sides]
-    together = compare(dataset, *sides)
+    old = some_runs(dataset, (0.80, 0.86, 0.92), 1)
+    new = some_runs(dataset, (0.83, 0.89, 0.95), 2)
+    together = compare(dataset, old, new)
     effect = together.numbers["AP"]
-    assert together.runs == (3, 3)
-    assert effect.before == pytest.approx(np.mean(points[0]), abs=1e-12)
-    pooled = (np.var(points[0], ddof=1) + np.var(points[1], ddof=1)) / 2
-    # 2.776 is t of 4 degrees at 97.5 %; images add to it, so it is a lower bound of what is left.
-    assert (effect.high - effect.low) / 2 > 1.9 * np.sqrt(pooled * 2 / 3)
-    single = compare(dataset, sides[0][:1], sides[1][:1]).numbers["AP"]
-    assert effect.high - effect.low > single.high - single.low
+    assert (together.runs, together.seeds) == ((3, 3), 6)
+    assert effect.before == pytest.approx(np.mean([one.ap() for one in old]), abs=1e-12)
+    pooled = np.mean([np.var([one.ap() for one in side], ddof=1) for side in (old, new)])
+    # 1.96 is the least that t can be at 97.5 %, and images add to the spread.
+    assert (effect.high - effect.low) / 2 > 1.96 * np.sqrt(pooled * 2 / 3)
+    single = compare(dataset, old[:1], new[:1])
+    assert single.seeds == 0
+    assert effect.high - effect.low > single.numbers["AP"].high - single.numbers["AP"].low
     assert not effect.significant
+
+
+def test_two_seeds_of_one_experiment_are_never_told_apart():
+    dataset = make_truth(np.random.default_rng(8), images=60)
+    weak, strong = some_runs(dataset, (0.7, 0.95), 1)
+    assert compare(dataset, [weak], [strong]).numbers["AP"].significant
+    found = compare(dataset, [weak], [strong], experiments=[[weak, strong]])
+    # The spread among two seeds is their difference, so t is below 1 and p above 0.3.
+    assert found.numbers["AP"].p > 0.3
+    assert found.seeds == 2
 
 
 def test_classes_without_boxes_are_left_out_and_rare_ones_adjusted():
@@ -220,4 +228,18 @@ def test_false_alarms_stay_within_the_stated_level(images):
         found = compare(dataset, [one], [two], resamples=500, seed=pair)
         alarms += found.numbers["AP"].significant
     # A rate of 5 % gives more than 16 of 200 in 2.5 of 100 cases.
+    assert alarms <= 16
+
+
+@pytest.mark.slow
+def test_false_alarms_stay_within_the_stated_level_where_seeds_differ():
+    alarms = 0
+    for pair in range(200):
+        rng = np.random.default_rng([7, pair])
+        dataset = make_truth(rng, images=40)
+        one, two = (
+            some_runs(dataset, rng.uniform(0.78, 0.92, 3), [pair, side]) for side in range(2)
+        )
+        found = compare(dataset, one, two, resamples=300, seed=pair)
+        alarms += found.numbers["AP"].significant
     assert alarms <= 16
