@@ -90,7 +90,7 @@ def write_run(
     if found is not None:
         scores = evaluate(dataset, found)
         values = {f"val/{key}": value for key, value in scores.numbers.items()}
-        values |= {f"val/AP/{key}": value for key, value in scores.per_class_ap.items()}
+        values |= {f"val/AP/{key}": value for key, value in scores.per_class.items()}
         log.metrics({key: value * 0.9 for key, value in values.items()}, step=10)
         log.metrics(values, step=15)
         write_results(run / "eval" / "coco_results.json", Results.of(found), dataset.label_map)
