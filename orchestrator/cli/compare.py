@@ -122,7 +122,8 @@ def _show_lines(console: Console, comparison: Comparison) -> None:
 
     settings = comparison.settings
     names = ("AP", "AP50", "AP75", "AR100")
-    table = Table("run", "state", "steps", *settings, *names)
+    keys = (path.rpartition(".")[2] for path in settings)
+    table = Table("run", "state", "steps", *keys, *names)
     order = sorted(
         range(len(comparison.runs)), key=lambda i: -comparison.runs[i].metrics.get("AP", -1.0)
     )
