@@ -27,7 +27,8 @@ table { border-collapse: collapse; margin: .5em 0; } td, th { padding: .2em .7em
         border-bottom: 1px solid #eee; vertical-align: top; }
 td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; }
 .row { display: flex; flex-wrap: wrap; gap: 1.2em; align-items: flex-start; }
-.wide { overflow-x: auto; } figure { margin: 0; }
+.wide { overflow-x: auto; font-size: .86em; } .wide td:first-child { white-space: nowrap; }
+figure { margin: 0; }
 figcaption { color: #555; font-size: .9em; max-width: 480px; }
 .note { color: #555; } .verdict { font-size: 1.1em; }
 """
