@@ -17,6 +17,7 @@ from orchestrator.cli import (
     predict,
     replay,
     run,
+    serve,
     submit,
 )
 from orchestrator.cli.exit import run_guarded
@@ -28,6 +29,7 @@ VERBS: dict[str, Verb] = {
     "submit": Verb(submit.main, "run an experiment on a Ray cluster that is already there"),
     "evaluate": Verb(evaluate.main, "COCO numbers of a trained detector, and where they come from"),
     "predict": Verb(predict.main, "detections in images, folders, lists and videos"),
+    "serve": Verb(serve.main, "detections over HTTP"),
     "draw": Verb(draw.main, "predictions and ground truth on the images"),
     "export": Verb(export.main, "a detector as one ONNX or pt2 file, compared with PyTorch"),
     "check-resume": Verb(check_resume.main, "prove that killing an experiment changes nothing"),

@@ -37,6 +37,10 @@ class BadImageError(DataError):
     """An image file that cannot be used; the message is one line and names the file."""
 
 
+class TooManyPixelsError(BadImageError):
+    """An image that is sound as far as its header tells, but larger than is decoded."""
+
+
 def read_image(
     path: Path, *, size: tuple[int, int] | None = None, max_pixels: int = MAX_PIXELS
 ) -> NDArray[np.uint8]:
@@ -93,7 +97,7 @@ def require_sound(
     """
     kind, height, width = _open(io.BytesIO(data), data[:16])
     if height * width > max_pixels:
-        raise BadImageError(f"{width}x{height} pixels, allowed are {max_pixels}")
+        raise TooManyPixelsError(f"{width}x{height} pixels, allowed are {max_pixels}")
     if size is not None and (height, width) != size:
         swapped = " (width and height swapped?)" if (width, height) == size else ""
         raise BadImageError(
@@ -129,7 +133,7 @@ def _open(file: BinaryIO, start: bytes) -> tuple[str, int, int]:
         with Image.open(file, formats=FORMATS) as image:
             return str(image.format or ""), image.height, image.width
     except Image.DecompressionBombError as error:
-        raise BadImageError(f"more than {2 * MAX_PIXELS} pixels") from error
+        raise TooManyPixelsError(f"more than {2 * MAX_PIXELS} pixels") from error
     # A parser of foreign bytes may fail in any way; the verdict is the same.
     except Exception as error:
         begins = repr(start.decode("latin-1"))

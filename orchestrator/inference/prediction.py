@@ -173,10 +173,7 @@ class ShareWorker:
         torch.set_num_threads(job.threads)
         self.job = job
         self.folder = Path(folder)
-        experiment = job.loaded.resolved.experiment
-        accelerator = of_this_process(kind or experiment.cluster.accelerator)
-        precision = accelerator.resolve_precision(experiment.train.precision)
-        self.network: Network = TorchNetwork(job.loaded.model, accelerator, precision)
+        self.network = network_of(job.loaded, kind)
 
     def run(self, number: int) -> int:
         """Do a share and return its number."""
@@ -199,7 +196,7 @@ class ShareWorker:
                 if isinstance(pixels, BadImageError):
                     yield Prediction(picture.key, 0, 0, [], [], [], str(pixels))
                 else:
-                    yield _kept(picture, pixels.shape[0], pixels.shape[1], next(found))
+                    yield kept(picture.key, pixels.shape[0], pixels.shape[1], next(found))
 
     def _detect(self, images: list[Any]) -> list[ImageDetections]:
         if not images:
@@ -209,10 +206,24 @@ class ShareWorker:
         return detect(self.network, images, self.job.how, input_size=size, batch_size=batch)
 
 
-def _kept(picture: Picture, height: int, width: int, found: ImageDetections) -> Prediction:
+def network_of(loaded: LoadedDetector, kind: str | None = None) -> Network:
+    """A detector on a device of this process, in the precision of its experiment.
+
+    Args:
+        loaded: the detector.
+        kind: of device; None for that of the experiment.
+    """
+    experiment = loaded.resolved.experiment
+    accelerator = of_this_process(kind or experiment.cluster.accelerator)
+    precision = accelerator.resolve_precision(experiment.train.precision)
+    return TorchNetwork(loaded.model, accelerator, precision)
+
+
+def kept(key: str, height: int, width: int, found: ImageDetections) -> Prediction:
+    """Detections in a picture as they are written down, best first."""
     order = torch.argsort(found.scores, descending=True, stable=True)
     return Prediction(
-        key=picture.key,
+        key=key,
         height=height,
         width=width,
         boxes=found.boxes[order].tolist(),
