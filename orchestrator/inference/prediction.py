@@ -145,17 +145,22 @@ def finish(output: Path) -> None:
 
 
 def _claim(job: PredictJob, output: Path) -> Path:
+    """The folder for the parts of this prediction; it belongs to the one digest it is named by.
+
+    Neither what a cut-off :func:`finish` left behind nor a worker that outlived its killed driver
+    can then slip a part into another prediction.
+    """
     folder = work_folder(output)
-    folder.mkdir(parents=True, exist_ok=True)
+    digest = job.digest
     owner = folder / _JOB_FILE
     if not owner.is_file():
-        write_atomic(owner, json.dumps({"digest": job.digest}).encode())
-    elif json.loads(owner.read_bytes()).get("digest") != job.digest:
+        write_atomic(owner, json.dumps({"digest": digest}).encode())
+    elif json.loads(owner.read_bytes()).get("digest") != digest:
         raise ConfigError(
             f"{folder}: holds parts of another prediction: other weights, options or pictures. "
             "Next: remove that folder, or choose another --output"
         )
-    return folder
+    return folder / digest[:16]
 
 
 def _part(folder: Path, number: int) -> Path:
