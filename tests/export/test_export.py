@@ -49,7 +49,7 @@ def test_the_file_is_the_detector(onnx_file, loaded):
     assert parity["failures"] == []
     assert parity["images"] == 7
     assert max(parity["raw"].values()) < 1e-4
-    assert set(parity["raw"]) == {"boxes", "scores", "raw_cls", "raw_loc"}
+    assert set(parity["raw"]) == {"images", "boxes", "scores", "raw_cls", "raw_loc"}
     assert parity["detections"] > 20
     assert parity["unmatched"] == 0
     assert parity["ap_torch"] == pytest.approx(parity["ap_exported"], abs=5e-4)
@@ -94,7 +94,7 @@ def altered(path, tmp_path, change):
 @pytest.mark.parametrize(
     ("change", "failure"),
     [
-        ({"interpolation": "nearest"}, "detections have no partner|scores of detections differ"),
+        ({"interpolation": "nearest"}, "the prepared image differs by"),
         ({"input_size": [200, 300]}, "states an input of 200x300, the detector takes 300x300"),
     ],
     ids=["interpolation", "size"],
