@@ -115,8 +115,12 @@ def _watch(words: list[str], overrides: list[str], arguments: Any) -> int:
         raise ConfigError("--camera, --video: go with --form seed and --workers 1")
     loaded = load(words[0], overrides, arguments)
     console = Console(stderr=True, soft_wrap=True)
-    columns = (*Progress.get_default_columns()[:1], "{task.completed} frames", TimeElapsedColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+    with Progress(
+        "{task.description} {task.completed} frames",
+        TimeElapsedColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    ) as bar:
         task = bar.add_task("watching", total=arguments.frames)
         found = watch(
             loaded,
