@@ -19,6 +19,7 @@ from orchestrator.cli import (
     replay,
     rerun,
     run,
+    serve,
     submit,
 )
 from orchestrator.cli.exit import run_guarded
@@ -31,6 +32,7 @@ VERBS: dict[str, Verb] = {
     "evaluate": Verb(evaluate.main, "COCO numbers of a trained detector, and where they come from"),
     "compare": Verb(compare.main, "runs side by side, and whether one is better than another"),
     "predict": Verb(predict.main, "detections in images, folders, lists and videos"),
+    "serve": Verb(serve.main, "detections over HTTP"),
     "draw": Verb(draw.main, "predictions and ground truth on the images"),
     "export": Verb(export.main, "a detector as one ONNX or pt2 file, compared with PyTorch"),
     "check-resume": Verb(check_resume.main, "prove that killing an experiment changes nothing"),
