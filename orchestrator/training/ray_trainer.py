@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import os
 import shutil
-import signal
 import uuid
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -28,10 +26,10 @@ from orchestrator.accelerators import Accelerator
 from orchestrator.data.ray_stream import ScheduledDataConfig
 from orchestrator.errors import OrchestratorError
 from orchestrator.training.cluster import Placement
-from orchestrator.training.heartbeat import FOLDER, Beat, HangWatch, Heartbeat
+from orchestrator.training.heartbeat import FOLDER, Beat, HangWatch, Heartbeat, end_if_still
 from orchestrator.training.interrupt import stop_on_sigterm
 from orchestrator.training.job import Outcome, TrainingJob
-from orchestrator.training.run_lock import Holder, RunLock
+from orchestrator.training.run_lock import RunLock
 from orchestrator.training.session import run_rank
 
 log = logging.getLogger(__name__)
@@ -171,16 +169,12 @@ def _attempt(job: TrainingJob, data: ScheduledDataConfig, placement: Placement) 
         shutil.rmtree(storage / name, ignore_errors=True)
 
 
-def _kill_on_its_node(beat: Beat) -> None:
-    """End a process of another node by a task that runs there."""
-
-    def kill(process: Holder) -> None:
-        if process.is_here():
-            os.kill(process.pid, signal.SIGKILL)
-
+def _kill_on_its_node(beat: Beat, spare_starved: bool) -> bool:
+    """:func:`end_if_still` for a process of another node, by a task that runs there."""
     strategy = NodeAffinitySchedulingStrategy(beat.node, soft=False)
-    task = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=strategy)(kill)
-    ray.get(task.remote(beat.process), timeout=_KILL_SECONDS)
+    task = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=strategy)(end_if_still)
+    ended: bool = ray.get(task.remote(beat.process, spare_starved), timeout=_KILL_SECONDS)
+    return ended
 
 
 def _root_cause(failure: BaseException) -> BaseException:

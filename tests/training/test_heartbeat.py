@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from orchestrator.training import heartbeat
 from orchestrator.training.heartbeat import Beat, HangWatch, Heartbeat
 
 TIMEOUT = 3.0
@@ -45,7 +46,7 @@ def rank(folder: Path, number: int, what: str = "waits") -> Iterator[BaseProcess
         process.join()
 
 
-def never(beat: Beat) -> None:
+def never(beat: Beat, spare_starved: bool) -> bool:
     raise AssertionError(f"{beat} is a process of this machine")
 
 
@@ -57,7 +58,11 @@ def wait_for(condition: Callable[[], object], seconds: float) -> None:
 
 
 @pytest.mark.parametrize("how", ["stopped", "locks"])
-def test_a_rank_that_stands_still_is_killed_in_time(how: str, tmp_path: Path) -> None:
+def test_a_rank_that_stands_still_is_killed_in_time(
+    how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What else this machine does now must not decide.
+    monkeypatch.setattr(heartbeat, "_is_starved", lambda pid: False)
     folder = tmp_path / "beats"
     with (
         rank(folder, 0) as healthy,
@@ -90,9 +95,10 @@ def test_an_end_is_not_a_standstill(tmp_path: Path) -> None:
     assert watch.hung == []
 
 
-def test_a_rank_of_another_machine_is_killed_there(tmp_path: Path) -> None:
+def test_a_rank_of_another_machine_is_killed_there_and_starving_ends(tmp_path: Path) -> None:
     folder = tmp_path / "beats"
     killed: list[Beat] = []
+    asked: list[bool] = []
     with Heartbeat(folder, 0, 60.0, node="n1"):
         path = folder / "rank0.json"
         wait_for(lambda: Beat.read(path), 10)
@@ -101,9 +107,32 @@ def test_a_rank_of_another_machine_is_killed_there(tmp_path: Path) -> None:
         far = dataclasses.replace(own.process, boot="another")
         text = path.read_text().replace(own.process.boot, "another")
         path.write_text(text)
-        with HangWatch(folder, TIMEOUT, killed.append) as watch:
+
+        def kill(beat: Beat, spare_starved: bool) -> bool:
+            asked.append(spare_starved)
+            if not spare_starved:
+                killed.append(beat)
+            return not spare_starved
+
+        with HangWatch(folder, TIMEOUT, kill) as watch:
             wait_for(lambda: watch.hung, 5 * TIMEOUT)
     assert [(beat.process, beat.node) for beat in killed] == [(far, "n1")]
+    # It is spared as starved again and again, and then no more.
+    assert asked[:2] == [True, True]
+    assert asked[-1] is False
+
+
+def test_who_waits_for_a_processor_is_spared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(heartbeat, "_SAMPLE", 0.0)
+    samples = iter([(5.0, 1.0), (5.02, 1.9), (7.0, 3.0), (7.5, 3.5), (7.0, 3.0), (7.0, 3.0)])
+    monkeypatch.setattr(heartbeat, "_scheduled", lambda pid: next(samples))
+    # Waited 0.9 s and ran 0.02 s; as long as it ran, like any busy process; neither, as if stopped.
+    assert [heartbeat._is_starved(1) for _ in range(3)] == [True, False, False]
+    monkeypatch.undo()
+    ran, _ = heartbeat._scheduled(os.getpid())
+    assert 0.0 < ran <= time.process_time() + 60.0
 
 
 def test_half_a_file_is_no_sign(tmp_path: Path) -> None:
