@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from detectors.faster_rcnn import published as faster_rcnn
 from detectors.figures import Figure, Published
+from detectors.m2det import published as m2det
 from detectors.measure import Measured, measure
 from detectors.registry import variant_config
 from detectors.retinanet import published as retinanet
@@ -18,6 +19,7 @@ from detectors.ssd import published as ssd
 #: Figures of each detector in :data:`detectors.registry.DETECTORS`.
 PUBLISHED: dict[str, tuple[Published, ...]] = {
     "faster_rcnn": faster_rcnn.PUBLISHED,
+    "m2det": m2det.PUBLISHED,
     "retinanet": retinanet.PUBLISHED,
     "ssd": ssd.PUBLISHED,
 }

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.data.augment import Augment, Sample, build_augment
+from orchestrator.data.augment.mix import Mix, Picture
 from orchestrator.data.batch import Batch
 from orchestrator.data.decode import BadImageError, read_image
 from orchestrator.data.keyed import Domain, SampleKey, uniforms
@@ -41,6 +42,7 @@ class BatchPlan:
         box_slots: G, boxes per image in a batch. Of an image with more, the largest are kept.
         with_crowd: whether crowd boxes are training targets.
         eval_batch: images per rank in one evaluation batch.
+        mix: makes training samples of several images; None leaves them alone.
     """
 
     train: Dataset
@@ -51,6 +53,7 @@ class BatchPlan:
     box_slots: int
     with_crowd: bool
     eval_batch: int
+    mix: Mix | None = None
 
     @classmethod
     def from_config(
@@ -89,15 +92,18 @@ class BatchPlan:
             batch_size=batch_size,
             epochs=epochs,
         )
+        mix = None if config.mix is None else Mix(size=input_size, **config.mix.model_dump())
+        images = 1 if mix is None else mix.images
         return cls(
             train=train,
             val=val,
             schedule=schedule,
             augment=build_augment(config.augmentation, input_size),
             input_size=input_size,
-            box_slots=config.max_boxes or max(1, int(counts.max())),
+            box_slots=config.max_boxes or max(1, images * int(counts.max())),
             with_crowd=with_crowd,
             eval_batch=schedule.rank_batch(workers),
+            mix=mix,
         )
 
     def train_batch(self, step: int, rank: int, world: int) -> Batch:
@@ -110,10 +116,12 @@ class BatchPlan:
         samples = self.schedule.rank_samples(step, rank, world)
         builder = _BatchBuilder(self, self.train, step, len(samples))
         for position, sample in enumerate(samples.tolist()):
-            used, image = self._decode_or_replace(position, sample, builder.replaced)
-            boxes, labels = self.train.training_boxes(used, with_crowd=self.with_crowd)
+            used, picture = self._picture(position, sample, builder.replaced)
             key = SampleKey(self.schedule.seed, epoch, used)
-            builder.put(position, used, self.augment(image, boxes, labels, key))
+            if self.mix is not None:
+                count = len(self.schedule.sample_ids)
+                picture = self.mix(picture, key, count, self._partner)
+            builder.put(position, used, self.augment(*picture, key))
         return builder.finish()
 
     def eval_batch_count(self, world: int) -> int:
@@ -140,6 +148,21 @@ class BatchPlan:
             key = SampleKey(self.schedule.seed, 0, sample)
             builder.put(position, sample, prepare(image, boxes, labels, key))
         return builder.finish()
+
+    def _picture(
+        self, position: int, sample: int, replaced: list[_Replaced]
+    ) -> tuple[int, Picture]:
+        """The sample that is used, and its image with the boxes to learn from."""
+        used, image = self._decode_or_replace(position, sample, replaced)
+        boxes, labels = self.train.training_boxes(used, with_crowd=self.with_crowd)
+        return used, Picture(image, boxes, labels)
+
+    def _partner(self, number: int) -> Picture:
+        """The picture of the ``number``-th sample that takes part in training.
+
+        Where it has to be replaced nobody is told: that happens when its own turn comes.
+        """
+        return self._picture(0, int(self.schedule.sample_ids[number]), [])[1]
 
     def _decode_or_replace(
         self, position: int, sample: int, replaced: list[_Replaced]

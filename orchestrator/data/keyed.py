@@ -28,6 +28,8 @@ class Domain(IntEnum):
     COLOUR = 5
     SCENE = 6
     EXPAND = 7
+    RESIZE = 8
+    MIX = 9
 
 
 def words(

@@ -108,6 +108,7 @@ class ScheduleTable:
         warmup = ""
         if rate.warmup_steps:
             warmup = f", warm-up of {rate.warmup_steps} steps from {schedule.warmup_start:g}"
+            warmup += ", the last at the base rate" if schedule.warmup_ends == "with" else ""
         match schedule:
             case ConstantSchedule():
                 shape = "constant"

@@ -47,12 +47,14 @@ class LearningRate:
         """Rate of optimizer step ``step``.
 
         Warm-up follows the MindSpore SSD code, ``start + (base - start) * step / warmup``,
-        so that step 0 has exactly ``warmup_start``.
+        so that step 0 has exactly ``warmup_start``; where it ends ``with`` its last step, the
+        MindSpore M2Det code, ``step + 1`` for ``step``.
         """
         warmup = self.warmup_steps
         if step < warmup:
             start = self.schedule.warmup_start
-            return start + (self.base - start) * step / warmup
+            done = step + (self.schedule.warmup_ends == "with")
+            return start + (self.base - start) * done / warmup
         match self.schedule:
             case ConstantSchedule():
                 return self.base

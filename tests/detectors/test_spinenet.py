@@ -11,7 +11,6 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from detectors.backbones.spinenet import ARCHITECTURES, Arch, SpineNet, Unit, extra_links
-from detectors.registry import build_detector, variant_config
 
 ARCHS = tuple(ARCHITECTURES)
 
@@ -74,30 +73,11 @@ def test_where_the_parameters_of_spinenet_49_are() -> None:
     assert parameters(model.endpoint_convs) == 1_182_208
 
 
-@pytest.mark.parametrize(
-    ("variant", "size", "backbone", "total"),
-    [
-        # Multiply-adds of the convolutions in units of 1e9, 80 classes, nine anchors.
-        ("49s", 640, None, 29.81),
-        ("49", 640, 28.26, 83.34),
-        ("49", 896, None, 163.34),
-        ("96", 1024, None, 260.05),
-        ("143", 1280, None, 515.56),
-        ("190", 1280, None, 1866.10),
-    ],
-)
-def test_multiply_adds(variant: str, size: int, backbone: float | None, total: float) -> None:
-    config = variant_config(f"retinanet_spinenet{variant}", input_size=(size, size))
-    with torch.device("meta"):
-        model = build_detector(config, num_classes=80).eval()
-        images = torch.zeros(1, 3, size, size)
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            maps = model.backbone(images)
-        alone = counter.get_total_flops() / 2e9
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            model.bbox_head(maps)
-    assert alone + counter.get_total_flops() / 2e9 == pytest.approx(total, abs=0.006)
-    assert backbone is None or alone == pytest.approx(backbone, abs=0.006)
+def test_multiply_adds_of_spinenet_49() -> None:
+    model = published("49").eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(torch.zeros(1, 3, 640, 640, device="meta"))
+    assert counter.get_total_flops() / 2e9 == pytest.approx(28.26, abs=0.006)
 
 
 def test_widths_are_cut_off_not_rounded() -> None:

@@ -10,7 +10,7 @@ import re
 
 import pytest
 import torch
-from published_layouts import amdegroot_ssd300, conv_bn, filled, like, vgg16_reducedfc
+from published_layouts import amdegroot_ssd300, like, vgg16_reducedfc
 from torch import Tensor
 from torchvision.models import mobilenet_v2, resnet50, vgg16
 from torchvision.models.detection import fasterrcnn_resnet50_fpn, ssd300_vgg16
@@ -20,8 +20,9 @@ from detectors.registry import DETECTORS, build_detector, variant_config
 from detectors.weights.classes import COCO_IDS, COCO_NAMES, COCO_NAMES_BY_ID, VOC_NAMES
 from detectors.weights.errors import WeightsError
 from detectors.weights.fit import convert, fit_native, without_classes
-from detectors.weights.layouts import LAYOUTS, recognise, unwrap
+from detectors.weights.layouts import LAYOUTS
 
+M2DET = variant_config("m2det320_vgg16")
 VGG = variant_config("ssd300_vgg16")
 SPINENET = variant_config("retinanet_spinenet49s")
 RCNN = variant_config("faster_rcnn_torchvision")
@@ -269,40 +270,49 @@ def test_one_tensor_under_two_names_must_have_one_value() -> None:
         _place(pieces(value, value + 1), model, "m2det")
 
 
-def renamed(layout_name: str, tensors: dict[str, Tensor]) -> dict[str, str | None]:
-    """Names of a file in the part that its layout describes, on the level of the mapping alone."""
-    bare = unwrap(tensors)
-    layout = recognise(bare)
-    assert layout is not None
-    assert layout.name == layout_name
-    return {piece.source: piece.name for piece in layout.pieces(bare)}
-
-
 def test_a_released_m2det_keeps_its_names() -> None:
-    shapes: dict[str, tuple[int, ...]] = {}
-    for name, out, into, kernel in (
-        ("unet1.layers.0", 256, 128, 3),
-        ("unet1.toplayer.0", 256, 256, 1),
-        ("unet8.latlayer.4", 256, 384, 3),
-        ("unet8.smooth.4", 256, 256, 1),
-        ("reduce", 256, 512, 3),
-        ("up_reduce", 512, 1024, 1),
-        *((f"leach.{index}", 128, 768, 1) for index in range(8)),
-    ):
-        shapes |= conv_bn(f"module.{name}", out, into, kernel)
-    shapes |= {
-        "module.base.0.weight": (64, 3, 3, 3),
-        "module.Norm.weight": (2048,),
-        "module.conf.0.bias": (486,),
-        "module.loc.0.bias": (24,),
-    }
-    tensors = filled(shapes)
-    names = renamed("m2det", tensors)
-    assert set(names) == {name.removeprefix("module.") for name in tensors}
-    assert all(source == name for source, name in names.items())
-    layout = recognise(unwrap(tensors))
-    assert layout is not None
-    assert layout.channels(unwrap(tensors)) == 81
+    narrow = variant_config("m2det320_vgg16", width=0.125)
+    state = skeleton(narrow, num_classes=80).state_dict()
+    tensors = like(state)
+    for name in list(tensors):
+        # One reduction for all levels, listed under each.
+        if match := re.fullmatch(r"leach\.\d\.(.*)", name):
+            tensors[name] = tensors[f"leach.0.{match[1]}"]
+    fitted = convert({f"module.{name}": t for name, t in tensors.items()}, narrow)
+    assert fitted.report.layout == "m2det"
+    assert fitted.report.counts == {"loaded": 887, "adapted": 0, "missing": 0, "left over": 0}
+    assert all(torch.equal(fitted.tensors[name], tensors[name]) for name in tensors)
+    assert fitted.class_names == COCO_NAMES
+
+    # MindSpore lists the shared reduction once.
+    once = {n: t for n, t in tensors.items() if not re.match(r"leach\.[1-7]\.", n)}
+    filled_up = convert(once, narrow)
+    assert filled_up.report.counts["adapted"] == 7 * 6
+    assert filled_up.report.counts["missing"] == 0
+    name = "leach.5.bn.running_var"
+    assert torch.equal(filled_up.tensors[name], tensors["leach.0.bn.running_var"])
+
+    own = {**tensors, "leach.3.conv.weight": tensors["leach.3.conv.weight"] + 1}
+    with pytest.raises(WeightsError, match="the network has one tensor for both"):
+        convert(own, narrow)
+
+
+def test_backbones_find_their_place_in_m2det() -> None:
+    reduced = vgg16_reducedfc()
+    fitted = convert(reduced, M2DET)
+    assert fitted.report.counts["loaded"] == 30
+    assert torch.equal(fitted.tensors["base.31.weight"], reduced["31.weight"])
+    with torch.device("meta"):
+        state = resnet50(weights=None).state_dict()
+    resnet = like(state)
+    # The released networks keep the classifier.
+    fitted = convert(resnet, variant_config("m2det512_resnet50"))
+    assert fitted.report.counts["loaded"] == len(state) == 320
+    assert fitted.report.counts["left over"] == 0
+    value = resnet["layer4.2.bn3.running_mean"]
+    assert torch.equal(fitted.tensors["base.layer4.2.bn3.running_mean"], value)
+    with pytest.raises(WeightsError, match="not one tensor of the file"):
+        convert(reduced, variant_config("m2det512_resnet50"))
 
 
 @pytest.mark.parametrize("age", ["released", "today"])

@@ -69,6 +69,29 @@ def test_m2det_seed_milestones() -> None:
     )
 
 
+def test_m2det_mindspore_warmup_reaches_the_base_rate_with_its_last_step() -> None:
+    # M2Det card 4, MindSpore: lr = (i + 1) / warm-up x base, then x .5, .2, .1, .1 in turn at
+    # epochs 90, 110, 130, 150; 1e-3 x 8 devices, 118,287 images in batches of 56.
+    rate = LearningRate(
+        schedule=MultistepSchedule(
+            milestones=(90, 110, 130, 150),
+            factors=(0.5, 0.1, 0.01, 0.001),
+            warmup_epochs=5,
+            warmup_ends="with",
+        ),
+        base=8e-3,
+        steps_per_epoch=2112,
+        total_steps=160 * 2112,
+    )
+    assert rate.warmup_steps == 10_560
+    assert rate(0) == pytest.approx(8e-3 / 10_560)
+    assert rate(5279) == pytest.approx(4e-3)
+    assert rate(10_559) == rate(10_560) == 8e-3
+    assert [rate(epoch * 2112) for epoch in (89, 90, 110, 130, 150, 159)] == pytest.approx(
+        [8e-3, 4e-3, 8e-4, 8e-5, 8e-6, 8e-6]
+    )
+
+
 def test_warmup_may_be_given_in_steps() -> None:
     rate = LearningRate(
         schedule=ConstantSchedule(name="constant", warmup_steps=4),

@@ -6,6 +6,8 @@ The docstring of each class describes its fields; the published JSON Schema is m
 from orchestrator.config.schema.data import (
     Augmentation,
     DataConfig,
+    M2DetAugmentation,
+    MixConfig,
     NoAugmentation,
     ResizePadAugmentation,
     ScaleJitterAugmentation,
@@ -40,7 +42,9 @@ __all__ = [
     "EmaConfig",
     "Experiment",
     "FreezeConfig",
+    "M2DetAugmentation",
     "Metric",
+    "MixConfig",
     "MultistepSchedule",
     "NoAugmentation",
     "Optimizer",

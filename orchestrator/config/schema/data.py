@@ -123,6 +123,48 @@ class ScaleJitterAugmentation(Settings):
         return self
 
 
+class M2DetAugmentation(Settings):
+    """Crop, colour, zoom-out, flip and randomly interpolated resize of M2Det, kin to SSD's.
+
+    Attributes:
+        name: selects this augmentation.
+        min_ious: one is drawn per image: every box must overlap the crop by at least this IoU;
+            null crops without a bound, ``whole`` does not crop.
+        min_crop: smallest scale of a crop.
+        brightness: grey levels added, drawn from [-brightness, brightness]; this and the following
+            three each for half of the images.
+        contrast: factor drawn from [1 - contrast, 1 + contrast].
+        hue: added, in steps of two degrees, drawn from -hue .. hue.
+        saturation: factor drawn from [1 - saturation, 1 + saturation].
+        expand_probability: of putting the image on a larger, filled one.
+        expand_ratio: largest scale of that one.
+        fill: red, green and blue of it.
+        flip_probability: of a horizontal flip.
+        min_box: boxes whose width or height is no more than this fraction of the input are dropped.
+    """
+
+    name: Literal["m2det"] = "m2det"
+    min_ious: Annotated[tuple[Fraction | Literal["whole"] | None, ...], Field(min_length=1)] = (
+        "whole",
+        0.1,
+        0.3,
+        0.5,
+        0.7,
+        0.9,
+        None,
+    )
+    min_crop: Annotated[float, Field(gt=0.0, le=1.0)] = 0.3
+    brightness: Annotated[float, Field(ge=0.0, le=255.0)] = 32.0
+    contrast: Fraction = 0.5
+    hue: Annotated[int, Field(ge=0, le=90)] = 18
+    saturation: Fraction = 0.5
+    expand_probability: Fraction = 0.6
+    expand_ratio: Annotated[float, Field(ge=1.0, le=8.0)] = 4.0
+    fill: tuple[_Level, _Level, _Level] = (123, 117, 104)
+    flip_probability: Fraction = 0.5
+    min_box: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.01
+
+
 class NoAugmentation(Settings):
     """A plain resize to the network's input size.
 
@@ -134,9 +176,29 @@ class NoAugmentation(Settings):
 
 
 Augmentation: TypeAlias = Annotated[
-    SSDAugmentation | ResizePadAugmentation | ScaleJitterAugmentation | NoAugmentation,
+    SSDAugmentation
+    | M2DetAugmentation
+    | ResizePadAugmentation
+    | ScaleJitterAugmentation
+    | NoAugmentation,
     Field(discriminator="name"),
 ]
+
+
+class MixConfig(Settings):
+    """Training samples made of several images, before ``augmentation`` is applied to them.
+
+    Attributes:
+        mosaic: probability of four images around a point, on twice the size of the input.
+        mixup: probability of a second image laid over the first.
+        share: weight of the first image in a mixup.
+        until_epoch: from this epoch on, counted from 0, both are off; null: never.
+    """
+
+    mosaic: Fraction = 0.5
+    mixup: Fraction = 0.0
+    share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.5
+    until_epoch: Count | None = None
 
 
 class DataConfig(Settings):
@@ -152,10 +214,12 @@ class DataConfig(Settings):
         train: images that are learnt from.
         val: images that are evaluated.
         augmentation: applied to training images; how it resizes holds for evaluation as well.
+        mix: makes training samples of several images; null for none.
         crowd: whether crowd regions are training targets (evaluation always ignores them, as COCO
             defines).
         keep_empty: whether images without boxes take part in training, as negatives.
-        max_boxes: G, box slots per image in a batch; null takes the largest count in ``train``.
+        max_boxes: G, box slots per image in a batch; null takes the largest count in ``train``,
+            times the images that ``mix`` makes a sample of.
         max_bad_fraction: images that cannot be decoded are replaced, always by the same neighbour,
             and counted; above this fraction of the set the run stops.
         prefetch: batches in flight per worker.
@@ -167,6 +231,7 @@ class DataConfig(Settings):
     train: SplitConfig
     val: SplitConfig
     augmentation: Augmentation = SSDAugmentation()
+    mix: MixConfig | None = None
     crowd: Literal["exclude", "include"] = "exclude"
     keep_empty: bool = False
     max_boxes: Count | None = None

@@ -121,13 +121,16 @@ class _Warmup(Settings):
 
     Attributes:
         warmup_epochs: length in epochs, rounded to whole steps; 0 for none.
-        warmup_start: learning rate of step 0, absolute.
+        warmup_start: learning rate that the warm-up starts from, absolute.
         warmup_steps: length in steps, instead of ``warmup_epochs``.
+        warmup_ends: ``after``: the base rate comes with the first step after the warm-up; ``with``:
+            with its last one, and step 0 has one step's share already.
     """
 
     warmup_epochs: NonNegative = 0.0
     warmup_start: NonNegative = 0.0
     warmup_steps: NonNegativeInt | None = None
+    warmup_ends: Literal["after", "with"] = "after"
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:
@@ -146,8 +149,10 @@ class ConstantSchedule(_Warmup):
     Attributes:
         name: selects this schedule.
         warmup_epochs: length of the warm-up in epochs, rounded to whole steps; 0 for none.
-        warmup_start: learning rate of step 0, absolute.
+        warmup_start: learning rate that the warm-up starts from, absolute.
         warmup_steps: length of the warm-up in steps, instead of ``warmup_epochs``.
+        warmup_ends: whether step 0 has ``warmup_start`` and the base rate comes ``after`` the
+            warm-up, or ``with`` its last step.
     """
 
     name: Literal["constant"] = "constant"
@@ -163,8 +168,10 @@ class CosineSchedule(_Warmup):
             that are left. The MindSpore Faster R-CNN recipe has one more than it trains, so that
             the rate does not reach its end.
         warmup_epochs: length of the warm-up in epochs, rounded to whole steps; 0 for none.
-        warmup_start: learning rate of step 0, absolute.
+        warmup_start: learning rate that the warm-up starts from, absolute.
         warmup_steps: length of the warm-up in steps, instead of ``warmup_epochs``.
+        warmup_ends: whether step 0 has ``warmup_start`` and the base rate comes ``after`` the
+            warm-up, or ``with`` its last step.
     """
 
     name: Literal["cosine"] = "cosine"
@@ -181,8 +188,10 @@ class MultistepSchedule(_Warmup):
         factors: the rate after each milestone, as a multiple of the base rate (not of the rate
             before).
         warmup_epochs: length of the warm-up in epochs, rounded to whole steps; 0 for none.
-        warmup_start: learning rate of step 0, absolute.
+        warmup_start: learning rate that the warm-up starts from, absolute.
         warmup_steps: length of the warm-up in steps, instead of ``warmup_epochs``.
+        warmup_ends: whether step 0 has ``warmup_start`` and the base rate comes ``after`` the
+            warm-up, or ``with`` its last step.
     """
 
     name: Literal["multistep"] = "multistep"

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.data.augment.geometry import Sample
+from orchestrator.data.augment.m2det import M2DetAugment
 from orchestrator.data.augment.plain import PlainResize
 from orchestrator.data.augment.resize_pad import ResizePad
 from orchestrator.data.augment.scale_jitter import ScaleJitter
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Augment",
+    "M2DetAugment",
     "PlainResize",
     "ResizePad",
     "SSDAugment",
@@ -52,6 +54,8 @@ def build_augment(config: Augmentation, size: tuple[int, int]) -> Augment:
     if config.name == "none":
         return PlainResize(size)
     options = config.model_dump(exclude={"name"})
+    if config.name == "m2det":
+        return M2DetAugment(size=size, **options)
     if config.name == "resize_pad":
         return ResizePad(size=size, **options)
     if config.name == "scale_jitter":

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,8 @@ SIZES: dict[str, tuple[float, float]] = {
 MAX_COMPARED = 2000
 #: Overlap at which a prior can learn a box: the threshold of SSD, RetinaNet and M2Det.
 PRIOR_IOU = 0.5
+#: ``sx, sy, tx, ty`` of an image of some height and width: input x = sx * x + tx.
+View: TypeAlias = Callable[[int, int], tuple[float, float, float, float]]
 _PERCENTILES = (0, 5, 25, 50, 75, 95, 100)
 _CHUNK_ENTRIES = 1 << 24
 
@@ -68,14 +71,14 @@ def _percentiles(values: NDArray[Any]) -> dict[str, float]:
 
 
 def prior_recall(
-    data: Dataset, priors: NDArray[np.float32], input_size: tuple[int, int]
+    data: Dataset, priors: NDArray[np.float32], view: View
 ) -> dict[str, dict[str, float]]:
     """How many boxes have a prior that overlaps them enough to learn from, by size.
 
     Args:
-        data: whose boxes are looked at, as a plain resize to the network's input shows them.
+        data: whose boxes are looked at.
         priors: (A, 4) xyxy pixels of the input.
-        input_size: (H, W) of the input.
+        view: where the pixels of an image come to lie in the input.
 
     Returns:
         For each size that occurs, and ``all``: ``boxes`` compared, ``recall`` at an IoU of 0.5,
@@ -87,9 +90,12 @@ def prior_recall(
     if len(rows) > MAX_COMPARED:
         rows = rows[np.linspace(0, len(rows) - 1, MAX_COMPARED).astype(np.int64)]
     image = np.arange(len(data)).repeat(np.diff(data.offsets))[rows]
-    scale = np.stack([input_size[1] / data.widths[image], input_size[0] / data.heights[image]], 1)
-    low = data.boxes_xywh[rows, :2] * scale
-    high = low + data.boxes_xywh[rows, 2:] * scale
+    sizes = np.stack([data.heights[image], data.widths[image]], axis=1)
+    kinds, kind = np.unique(sizes, axis=0, return_inverse=True)
+    maps = np.array([view(height, width) for height, width in kinds.tolist()])
+    maps = maps[kind.reshape(-1)]  # (k, 4): sx, sy, tx, ty
+    low = data.boxes_xywh[rows, :2] * maps[:, :2] + maps[:, 2:]
+    high = low + data.boxes_xywh[rows, 2:] * maps[:, :2]
     best = best_overlaps(np.concatenate([low, high], axis=1).astype(np.float32), priors)
     groups = {"all": np.ones(len(rows), bool)}
     groups.update({name: marked[rows] for name, marked in by_size(data).items()})

@@ -12,10 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.data.assemble import usable_boxes
+from orchestrator.data.augment import build_augment
 from orchestrator.data.doctor.boxes import PRIOR_IOU, describe, prior_recall
 from orchestrator.data.doctor.diagnosis import Report, Verdict
 from orchestrator.data.doctor.images import ImageFacts, alike, equal_files, scan
 from orchestrator.data.findings import Finding
+from orchestrator.data.keyed import SampleKey
 from orchestrator.data.label_map import LabelMap
 from orchestrator.data.readers import read_split
 from orchestrator.data.records import Dataset
@@ -91,7 +93,7 @@ def examine(
     if train := result.splits.get("train"):
         _training_images(report, config, train)
         if priors is not None:
-            _priors(report, train, priors)
+            _priors(report, config, train, priors)
     val = result.splits.get("val")
     if val is not None and not len(val.labels):
         report.add(Verdict.REFUSE, "val", Finding("no_boxes", 1, "nothing to score against"))
@@ -167,11 +169,19 @@ def _training_images(report: Report, config: DataConfig, train: Dataset) -> None
         report.add(Verdict.NOTE, "train", Finding("crowd_box", count, action))
 
 
-def _priors(report: Report, train: Dataset, source: PriorSource) -> None:
+def _priors(report: Report, config: DataConfig, train: Dataset, source: PriorSource) -> None:
     boxes, input_size = source(train.label_map)
     if boxes is None:
         return
-    recall = prior_recall(train, boxes, input_size)
+    plain = build_augment(config.augmentation, input_size).plain()
+
+    def view(height: int, width: int) -> tuple[float, float, float, float]:
+        """As evaluation sees an image of this size."""
+        image = np.zeros((height, width, 3), dtype=np.uint8)
+        none, no_labels = np.zeros((0, 4), np.float32), np.zeros(0, np.int64)
+        return plain(image, none, no_labels, SampleKey(0, 0, 0)).transform
+
+    recall = prior_recall(train, boxes, view)
     report.splits["train"]["prior_recall"] = recall
     poor = [
         f"{size}: {of['recall']:.2f} of {of['boxes']} boxes have a prior of IoU {PRIOR_IOU}"

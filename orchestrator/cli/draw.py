@@ -1,0 +1,57 @@
+"""``orchestrator draw``: what was predicted, and what is there, on the images."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from orchestrator.cli.parser import Parser
+from orchestrator.errors import DataError
+
+
+def main(argv: Sequence[str]) -> int:
+    """Draw a file of predictions."""
+    parser = Parser(
+        prog="orchestrator draw",
+        description="draw what `orchestrator predict` wrote on the images it names; boxes of "
+        "annotations, if given, in thin lines",
+    )
+    parser.add_argument("predictions", type=Path, metavar="PREDICTIONS.json")
+    parser.add_argument(
+        "--output", type=Path, default=Path("drawn"), metavar="FOLDER", help="default: drawn"
+    )
+    parser.add_argument(
+        "--threshold", type=float, default=0.3, metavar="SCORE", help="lowest drawn (default: 0.3)"
+    )
+    parser.add_argument(
+        "--annotations", type=Path, metavar="FILE", help="COCO file, found by file name"
+    )
+    parser.add_argument("--images", type=Path, metavar="FOLDER", help="of those annotations")
+    parser.add_argument("--sheets", action="store_true", help="contact sheets of 24 as well")
+    arguments = parser.parse_args(argv)
+
+    from orchestrator.data.coco import read_coco
+    from orchestrator.inference.picturing import draw_predictions, read_seed_json
+
+    try:
+        tree = json.loads(arguments.predictions.read_bytes())
+    except (OSError, ValueError) as error:
+        raise DataError(f"{arguments.predictions}: cannot be read as JSON ({error})") from error
+    found, label_map = read_seed_json(tree, arguments.predictions)
+    truth = None
+    if arguments.annotations is not None:
+        folder = arguments.images or arguments.annotations.parent
+        truth = read_coco(folder, arguments.annotations).dataset
+    drawn = draw_predictions(
+        found,
+        label_map,
+        arguments.output,
+        threshold=arguments.threshold,
+        truth=truth,
+        sheets=arguments.sheets,
+    )
+    for problem in drawn.problems:
+        print(f"skipped: {problem}")
+    print(f"{len(drawn.pictures)} images and {len(drawn.sheets)} sheets in {arguments.output}")
+    return 0

@@ -1,0 +1,64 @@
+"""``orchestrator export``: a detector as one ONNX or pt2 file, compared with PyTorch first."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from orchestrator.cli.detector import add_source_options, load, split_overrides
+from orchestrator.cli.parser import Parser
+from orchestrator.errors import ConfigError
+
+
+def main(argv: Sequence[str]) -> int:
+    """Export, compare, and say how close the file is."""
+    parser = Parser(
+        prog="orchestrator export",
+        description="write a detector as one file: normalisation, network, priors and decoding in "
+        "the graph, the rest in its metadata. The file appears only if it agrees with PyTorch",
+    )
+    parser.add_argument("words", nargs="+", metavar="RUN|CHECKPOINT|WEIGHTS [key.path=value ...]")
+    parser.add_argument("--format", choices=("onnx", "pt2"), default="onnx")
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE", help="default: RUN/export/NAME.onnx or .pt2"
+    )
+    parser.add_argument(
+        "--nms", action="store_true", help="suppression in the graph as well (hard, ONNX only)"
+    )
+    parser.add_argument(
+        "--images",
+        type=int,
+        default=50,
+        metavar="N",
+        help="images of the validation set that both are compared on (default: 50)",
+    )
+    add_source_options(parser)
+    arguments = parser.parse_intermixed_args(argv)
+    overrides, sources = split_overrides(arguments.words)
+    if len(sources) != 1:
+        raise ConfigError(f"{parser.prog}: expected one detector, found {sources or 'none'}")
+
+    from orchestrator.inference.artifact import require_export_packages
+    from orchestrator.inference.export import export
+    from orchestrator.inference.scoring import read_split
+
+    if arguments.format == "onnx":
+        require_export_packages()
+    loaded = load(sources[0], overrides, arguments)
+    experiment = loaded.resolved.experiment
+    dataset = read_split(experiment, "val", limit=arguments.images)
+    folder = (loaded.run_dir or Path()) / "export"
+    path = arguments.output or folder / f"{experiment.name}.{arguments.format}"
+    done = export(loaded, path, format=arguments.format, dataset=dataset, nms=arguments.nms)
+    report = path.with_name(f"{path.name}.parity.json")
+    report.write_text(json.dumps(done.parity.to_json(), indent=1))
+    parity = done.parity
+    opset = "" if done.metadata.opset is None else f", opset {done.metadata.opset}"
+    print(f"{loaded.title}\n{path}: {path.stat().st_size / 1e6:.1f} MB{opset}")
+    print(
+        f"largest difference of raw outputs {max(parity.raw.values()):.2g}, of scores "
+        f"{parity.score:.2g}; {parity.unmatched} of {parity.detections} detections unmatched; "
+        f"AP {parity.ap_exported:.5f}, PyTorch {parity.ap_torch:.5f}, on {parity.images} images"
+    )
+    return 0

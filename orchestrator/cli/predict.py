@@ -1,0 +1,171 @@
+"""``orchestrator predict``: detections in images, folders, patterns, lists and videos."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.cli.detector import (
+    add_detect_options,
+    add_source_options,
+    detect_options,
+    load,
+    split_overrides,
+)
+from orchestrator.cli.parser import Parser
+from orchestrator.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from orchestrator.inference.inputs import Picture
+    from orchestrator.inference.prediction import Prediction
+
+
+def main(argv: Sequence[str]) -> int:
+    """Predict, and draw if asked to."""
+    parser = Parser(
+        prog="orchestrator predict",
+        description="detect in images. A command that was killed goes on where it was when it is "
+        "given again",
+    )
+    parser.add_argument(
+        "words",
+        nargs="+",
+        metavar="RUN|CHECKPOINT|WEIGHTS INPUT ... [key.path=value ...]",
+        help="the detector, then images, folders, patterns in quotes, .txt lists or videos",
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("predictions.json"),
+        metavar="FILE",
+        help="default: predictions.json",
+    )
+    parser.add_argument(
+        "--form",
+        choices=("seed", "coco"),
+        default="seed",
+        help="an object by path with sizes and names, or COCO results (default: seed)",
+    )
+    parser.add_argument(
+        "--annotations",
+        type=Path,
+        metavar="FILE",
+        help="COCO file that gives images their ids by file name, for --form coco (default: "
+        "numbered from 1, listed in OUTPUT.images.json)",
+    )
+    parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes (default 1)")
+    parser.add_argument(
+        "--threads", type=int, default=1, metavar="N", help="CPU threads of each (default 1)"
+    )
+    parser.add_argument("--batch", type=int, default=8, metavar="N", help="images at a time")
+    parser.add_argument(
+        "--draw", type=Path, metavar="FOLDER", help="also draw the detections on the images"
+    )
+    parser.add_argument(
+        "--draw-threshold",
+        type=float,
+        default=0.3,
+        metavar="SCORE",
+        help="lowest score that is drawn (default: 0.3)",
+    )
+    add_source_options(parser)
+    add_detect_options(parser)
+    arguments = parser.parse_intermixed_args(argv)
+    overrides, words = split_overrides(arguments.words)
+    if len(words) < 2:
+        raise ConfigError(f"{parser.prog}: expected a detector and at least one input")
+    for name in ("workers", "threads", "batch"):
+        if getattr(arguments, name) < 1:
+            raise ConfigError(f"--{name} {getattr(arguments, name)}: must be at least 1")
+    return _predict(words[0], words[1:], overrides, arguments)
+
+
+def _predict(source: str, words: list[str], overrides: list[str], arguments: Any) -> int:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from orchestrator.inference.inputs import list_pictures
+    from orchestrator.inference.picturing import draw_predictions
+    from orchestrator.inference.prediction import PredictJob, finish, predict
+
+    console = Console(stderr=True, soft_wrap=True)
+    pictures = list_pictures(words)
+    image_ids = _image_ids(pictures, arguments)
+    loaded = load(source, overrides, arguments)
+    job = PredictJob(
+        loaded=loaded,
+        how=detect_options(loaded, arguments),
+        pictures=tuple(pictures),
+        batch_size=arguments.batch,
+        threads=arguments.threads,
+    )
+    with Progress(console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("predicting", total=len(pictures))
+        found = predict(
+            job,
+            arguments.output,
+            workers=arguments.workers,
+            on_progress=lambda done: bar.update(task, completed=done),
+        )
+    _write(arguments, found, loaded.label_map, image_ids)
+    finish(arguments.output)
+    problems = [one.problem for one in found if one.problem is not None]
+    for problem in problems:
+        console.print(f"skipped: {problem}", highlight=False, markup=False)
+    boxes = sum(len(one.scores) for one in found)
+    print(f"{len(found) - len(problems)} images, {boxes} detections: {arguments.output}")
+    if arguments.draw is not None:
+        drawn = draw_predictions(
+            found, loaded.label_map, arguments.draw, threshold=arguments.draw_threshold
+        )
+        print(f"drawn: {len(drawn.pictures)} images in {arguments.draw}")
+    return 0
+
+
+def _image_ids(pictures: Sequence[Picture], arguments: Any) -> dict[str, int]:
+    """Ids for COCO results: those of the annotations by file name, or numbers from 1."""
+    if arguments.form != "coco":
+        if arguments.annotations is not None:
+            raise ConfigError("--annotations: gives ids to COCO results; add --form coco")
+        return {}
+    if arguments.annotations is None:
+        return {picture.key: number for number, picture in enumerate(pictures, start=1)}
+    try:
+        entries = json.loads(arguments.annotations.read_bytes())["images"]
+        ids = {Path(entry["file_name"]).name: int(entry["id"]) for entry in entries}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{arguments.annotations}: is no COCO annotation file ({type(error).__name__}: {error})"
+        ) from error
+    unknown = [picture.key for picture in pictures if Path(picture.path).name not in ids]
+    if unknown:
+        raise DataError(
+            f"{len(unknown)} of {len(pictures)} inputs are not in {arguments.annotations}; the "
+            f"first is {unknown[0]}"
+        )
+    return {picture.key: ids[Path(picture.path).name] for picture in pictures}
+
+
+def _write(
+    arguments: Any, found: Sequence[Prediction], label_map: Any, image_ids: dict[str, int]
+) -> None:
+    from orchestrator.inference.prediction import to_coco_results, to_seed_json
+    from orchestrator.tracking.atomic import write_atomic
+
+    tree: Any
+    if arguments.form == "coco":
+        tree = to_coco_results(found, label_map, image_ids)
+        if arguments.annotations is None:
+            images = [
+                {"id": image_ids[one.key], "file_name": one.key}
+                | {"width": one.width, "height": one.height}
+                for one in found
+            ]
+            beside = arguments.output.with_name(f"{arguments.output.name}.images.json")
+            write_atomic(beside, json.dumps(images, indent=1).encode())
+    else:
+        tree = to_seed_json(found, label_map)
+    text = json.dumps(tree, indent=1, allow_nan=False, ensure_ascii=False)
+    write_atomic(arguments.output, text.encode("utf-8"))
