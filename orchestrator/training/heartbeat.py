@@ -170,6 +170,8 @@ class HangWatch:
                     seen[path] = beat, now
                 elif now - since > self._timeout * _PATIENCE:
                     self._end(path, beat, now - since)
+                    # That may have taken a while, in which this thread was not held up.
+                    looked = time.monotonic()
 
     def _end(self, path: Path, beat: Beat, silence: float) -> None:
         text = f"{path.stem} ({beat.process}) gave no sign of life for {silence:.0f} s"

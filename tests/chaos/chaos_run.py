@@ -22,6 +22,7 @@ from orchestrator.accelerators import Accelerator
 from orchestrator.config.resolve import load_experiment
 from orchestrator.data.batch import Batch
 from orchestrator.data.stream import LocalStream
+from orchestrator.tracking.events import read_events
 from orchestrator.training import plan as planning
 from orchestrator.training import processes, session
 from orchestrator.training.commit import CommitStore
@@ -31,6 +32,8 @@ from orchestrator.training.storage import LocalStorage
 
 CPU = Accelerator("cpu")
 STEPS = 12
+#: Seconds after which a start that should have ended hangs; long, for machines with other work.
+HANGS = 600.0
 EXPERIMENT = """
 name: chaos
 detector: {name: ssd, variant: ssd300_mobilenet_v2}
@@ -165,6 +168,11 @@ def newest_step(run_dir: Path) -> int:
     return 0 if commit is None else commit.step
 
 
+def finished_step(run_dir: Path) -> int:
+    """Newest step that anybody has been told about."""
+    return max((event.step for event in read_events(run_dir / "events.jsonl")), default=0)
+
+
 @dataclass
 class Books:
     """Which samples were trained on, over all starts of a run.
@@ -247,6 +255,6 @@ class Chaos:
     def run(self, strike: Strike | None = None) -> list[int]:
         """Start and wait; returns the exit codes."""
         with self.ranks(strike) as ranks:
-            codes = ranks.join(120)
+            codes = ranks.join(HANGS)
         assert codes is not None, "hangs"
         return codes

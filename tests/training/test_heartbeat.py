@@ -7,6 +7,8 @@ import dataclasses
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -95,11 +97,15 @@ def test_an_end_is_not_a_standstill(tmp_path: Path) -> None:
     assert watch.hung == []
 
 
-def test_a_rank_of_another_machine_is_killed_there_and_starving_ends(tmp_path: Path) -> None:
+def test_a_rank_of_another_machine_is_killed_there_and_starving_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(heartbeat, "_STARVED_PATIENCE", 1.5)
     folder = tmp_path / "beats"
     killed: list[Beat] = []
     asked: list[bool] = []
-    with Heartbeat(folder, 0, 60.0, node="n1"):
+    # Its second sign of life would come after 100 s, and undo what is written here.
+    with Heartbeat(folder, 0, 600.0, node="n1"):
         path = folder / "rank0.json"
         wait_for(lambda: Beat.read(path), 10)
         own = Beat.read(path)
@@ -122,17 +128,47 @@ def test_a_rank_of_another_machine_is_killed_there_and_starving_ends(tmp_path: P
     assert asked[-1] is False
 
 
-def test_who_waits_for_a_processor_is_spared(
+def test_a_rank_of_this_machine_is_not_spared_for_ever(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(heartbeat, "_SAMPLE", 0.0)
-    samples = iter([(5.0, 1.0), (5.02, 1.9), (7.0, 3.0), (7.5, 3.5), (7.0, 3.0), (7.0, 3.0)])
-    monkeypatch.setattr(heartbeat, "_scheduled", lambda pid: next(samples))
-    # Waited 0.9 s and ran 0.02 s; as long as it ran, like any busy process; neither, as if stopped.
-    assert [heartbeat._is_starved(1) for _ in range(3)] == [True, False, False]
-    monkeypatch.undo()
-    ran, _ = heartbeat._scheduled(os.getpid())
-    assert 0.0 < ran <= time.process_time() + 60.0
+    looks: list[int] = []
+
+    def starved(pid: int) -> bool:
+        looks.append(pid)
+        time.sleep(TIMEOUT / 2)  # Longer than the watch may be held up by anything else.
+        return True
+
+    monkeypatch.setattr(heartbeat, "_STARVED_PATIENCE", 1.5)
+    monkeypatch.setattr(heartbeat, "_is_starved", starved)
+    path = tmp_path / "beats" / "rank0.json"
+    with rank(path.parent, 0) as still, HangWatch(path.parent, TIMEOUT, never):
+        wait_for(lambda: Beat.read(path), 30)
+        assert still.pid is not None
+        os.kill(still.pid, signal.SIGSTOP)
+        still.join(20 * TIMEOUT)
+        assert still.exitcode == -signal.SIGKILL
+    assert looks == [still.pid] * len(looks)
+    assert len(looks) >= 2
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/schedstat").exists(), reason="this kernel does not say who waits"
+)
+def test_who_waits_for_a_processor_is_told_from_who_stands_still() -> None:
+    processor = min(os.sched_getaffinity(0))
+    spin = f"import os; os.sched_setaffinity(0, {{{processor}}})\nwhile True: pass"
+    crowd = [subprocess.Popen([sys.executable, "-S", "-c", spin]) for _ in range(12)]
+    try:
+        wait_for(lambda: all(os.sched_getaffinity(p.pid) == {processor} for p in crowd), 60)
+        # A twelfth of one processor each.
+        assert heartbeat._is_starved(crowd[0].pid)
+        crowd[0].send_signal(signal.SIGSTOP)
+        assert not heartbeat._is_starved(crowd[0].pid)
+    finally:
+        for process in crowd:
+            process.kill()
+            process.wait()
+    assert not heartbeat._is_starved(crowd[0].pid)
 
 
 def test_half_a_file_is_no_sign(tmp_path: Path) -> None:
