@@ -100,12 +100,12 @@ class Strike:
     Attributes:
         number: of the call, from 0; None for none.
         moment: of that call.
-        count_in: file that an unbroken start leaves the number of its calls in.
+        list_in: file that an unbroken start leaves its calls in, one a line.
     """
 
     number: int | None
     moment: Moment = "before"
-    count_in: str | None = None
+    list_in: str | None = None
 
 
 class RecordingStream(LocalStream):
@@ -144,8 +144,8 @@ def chaotic_rank(task: RankTask, books: str, strike: Strike) -> None:
         try:
             rank_main(task)
         finally:
-            if strike.count_in is not None and task.rank == 0:
-                Path(strike.count_in).write_text(str(len(made[0].calls)))
+            if strike.list_in is not None and task.rank == 0:
+                Path(strike.list_in).write_text("\n".join(made[0].calls))
 
 
 def digests(run_dir: Path) -> dict[int, dict[str, str]]:
