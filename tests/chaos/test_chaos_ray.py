@@ -28,6 +28,8 @@ pytestmark = [pytest.mark.chaos, pytest.mark.ray]
 
 #: Of four kills each: a worker, a data task of the start that follows, the driver and a node.
 ROUNDS = 5
+#: For the cluster to start; long, for machines with other work.
+NODES_SECONDS = 300
 #: From a kill to the next finished step.
 RESTART_SECONDS = 45.0
 STEPS = 60
@@ -59,14 +61,15 @@ class FakeCluster:
 
         self.cluster = Cluster(
             initialize_head=True,
-            head_node_args={"num_cpus": 1, "include_dashboard": False},
+            head_node_args={"num_cpus": 1, "include_dashboard": False, "wait": False},
         )
         self.nodes: list[Any] = []
         for _ in range(2):
             self.add_node()
+        self.cluster.wait_for_nodes(timeout=NODES_SECONDS)
 
     def add_node(self) -> None:
-        self.nodes.append(self.cluster.add_node(num_cpus=2))
+        self.nodes.append(self.cluster.add_node(num_cpus=2, wait=False))
 
     @staticmethod
     def processes(node: Any) -> list[psutil.Process]:
@@ -96,6 +99,7 @@ def cluster() -> Iterator[FakeCluster]:
         patch.setenv("RAY_TMPDIR", temp)
         # Of a machine that others use as well, whose memory is none of this test's business.
         patch.setenv("RAY_memory_monitor_refresh_ms", "0")
+        patch.setenv("RAY_gcs_server_port_wait_time_s", str(NODES_SECONDS))
         made = FakeCluster()
         try:
             yield made

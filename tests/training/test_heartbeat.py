@@ -11,22 +11,23 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from orchestrator.config.schema import ClusterConfig
 from orchestrator.training import heartbeat
 from orchestrator.training.heartbeat import Beat, HangWatch, Heartbeat
 
 TIMEOUT = 3.0
 
 
-def lives(folder: Path, rank: int, what: str, ready: Any) -> None:
+def lives(folder: Path, rank: int, what: str, timeout: float, ready: Any) -> None:
     """A rank: waits for ever, or locks its interpreter."""
-    with Heartbeat(folder, rank, TIMEOUT):
+    with Heartbeat(folder, rank, timeout):
         ready.set()
         if what == "locks":
             time.sleep(0.2)
@@ -35,10 +36,12 @@ def lives(folder: Path, rank: int, what: str, ready: Any) -> None:
 
 
 @contextmanager
-def rank(folder: Path, number: int, what: str = "waits") -> Iterator[BaseProcess]:
+def rank(
+    folder: Path, number: int, what: str = "waits", timeout: float = TIMEOUT
+) -> Iterator[BaseProcess]:
     context = multiprocessing.get_context("forkserver")
     ready = context.Event()
-    process = context.Process(target=lives, args=(folder, number, what, ready))
+    process = context.Process(target=lives, args=(folder, number, what, timeout, ready))
     process.start()
     try:
         assert ready.wait(60)
@@ -85,6 +88,33 @@ def test_a_rank_that_stands_still_is_killed_in_time(
     assert line.endswith("s and was killed")
     assert float(line.split(" for ")[1].split()[0]) <= TIMEOUT
     assert not folder.exists()
+
+
+@pytest.mark.chaos
+def test_stopped_ranks_are_noticed_within_the_default_timeout(
+    tmp_path: Path, record_property: Any
+) -> None:
+    timeout = ClusterConfig().hang_timeout
+    assert timeout == 30.0
+    folder = tmp_path / "beats"
+    seconds: list[float] = []
+    with ExitStack() as stack:
+        ranks = [stack.enter_context(rank(folder, n, timeout=timeout)) for n in range(4)]
+        stack.enter_context(HangWatch(folder, timeout, never))
+        wait_for(lambda: len(list(folder.glob("*.json"))) == len(ranks), 60)
+        stopped = []
+        for process in ranks:
+            assert process.pid is not None
+            os.kill(process.pid, signal.SIGSTOP)
+            stopped.append(time.monotonic())
+            time.sleep(timeout / 18)  # Three of them between two signs of life.
+        for process, since in zip(ranks, stopped, strict=True):
+            process.join(5 * timeout)
+            seconds.append(time.monotonic() - since)
+    print(f"noticed after {', '.join(f'{s:.1f}' for s in seconds)} s")
+    record_property("seconds", seconds)
+    assert [process.exitcode for process in ranks] == [-signal.SIGKILL] * len(ranks)
+    assert max(seconds) <= timeout
 
 
 def test_an_end_is_not_a_standstill(tmp_path: Path) -> None:
