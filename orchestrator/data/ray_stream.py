@@ -35,7 +35,7 @@ from ray.data import TaskPoolStrategy
 from orchestrator.data.assemble import BatchPlan
 from orchestrator.data.batch import Batch
 from orchestrator.data.stream import EvalCache, in_order
-from orchestrator.errors import ConfigError, DataError, OrchestratorError
+from orchestrator.errors import ConfigError, DataError, OrchestratorError, StorageError
 
 if TYPE_CHECKING:
     from ray.actor import ActorHandle
@@ -240,7 +240,7 @@ def _make_rows(
     plan = _plan(plan_ref)
     try:
         return _pack([make(plan, int(number), rank, world) for number in rows["data"]])
-    except (ConfigError, DataError) as error:
+    except (ConfigError, DataError, StorageError) as error:
         return {"error": np.array([type(error).__name__]), "message": np.array([str(error)])}
 
 
@@ -259,11 +259,11 @@ def _unpack(rows: Rows) -> Iterator[Batch]:
     object store can drop the block.
 
     Raises:
-        DataError: what the map stage found wrong with the data; ConfigError likewise.
+        DataError: what the map stage found wrong; ConfigError and StorageError likewise.
     """
     if "error" in rows:
-        kind = ConfigError if rows["error"][0] == ConfigError.__name__ else DataError
-        raise kind(str(rows["message"][0]))
+        kinds = {kind.__name__: kind for kind in (ConfigError, StorageError)}
+        raise kinds.get(str(rows["error"][0]), DataError)(str(rows["message"][0]))
     for row, step in enumerate(rows["step"].tolist()):
         yield Batch(
             step=step,
