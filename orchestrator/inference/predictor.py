@@ -60,7 +60,7 @@ class TorchNetwork:
         self.accelerator = accelerator
         self.precision = precision
         self.device = accelerator.device()
-        self.model = model.to(self.device).to(memory_format=torch.channels_last)
+        self.model = accelerator.place(model, self.device)
 
     @torch.inference_mode()
     def __call__(self, images: NDArray[np.uint8]) -> Candidates:
