@@ -120,8 +120,7 @@ class BatchPlan:
         """
         epoch = self.schedule.epoch_of(step)
         samples = self.schedule.rank_samples(step, rank, world)
-        if self.train.shards is not None:
-            self.train.shards.fetch(samples)
+        _fetch(self.train, samples)
         builder = _BatchBuilder(self, self.train, step, len(samples))
         for position, sample in enumerate(samples.tolist()):
             used, picture = self._picture(position, sample, builder.replaced)
@@ -143,6 +142,7 @@ class BatchPlan:
         image that cannot be decoded becomes padding: its annotations then count as missed.
         """
         slots = eval_slots(len(self.val), rank, world, self.eval_batch)[index]
+        _fetch(self.val, slots[slots >= 0])
         prepare = self.augment.plain()
         builder = _BatchBuilder(self, self.val, -1, len(slots))
         for position, sample in enumerate(slots.tolist()):
@@ -205,6 +205,12 @@ class BatchPlan:
             return image_pixels(dataset, sample)
         except BadImageError as error:
             return error
+
+
+def _fetch(dataset: Dataset, samples: NDArray[np.int64]) -> None:
+    """Have on this node what the images of a batch are in, side by side rather than in turn."""
+    if dataset.shards is not None:
+        dataset.shards.fetch(samples)
 
 
 def training_samples(config: DataConfig, train: Dataset) -> NDArray[np.int64]:
