@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -12,6 +13,7 @@ import ray.data
 from ray.data import TaskPoolStrategy
 
 from orchestrator.data.folders import open_folder
+from orchestrator.data.ray_stream import hush_ray_data
 from orchestrator.data.records import Dataset
 from orchestrator.data.shard_writer import Shard, put_shard
 from orchestrator.errors import ConfigError, DataError, SecurityError, StorageError
@@ -35,6 +37,7 @@ def shards_by_ray(
         DataError: the folder holds shards of another data set.
         StorageError: it cannot be written.
     """
+    hush_ray_data()
     work = partial(
         _put_rows, data_ref=ray.put(data), location=location, images_per_shard=images_per_shard
     )
@@ -50,7 +53,8 @@ def shards_by_ray(
     for rows in dataset.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=0):
         if "error" in rows:
             raise _KINDS[str(rows["error"][0])](str(rows["message"][0]))
-        yield _unpacked(rows)
+        for text in rows["shard"]:
+            yield Shard(**json.loads(text))
 
 
 def _put_rows(
@@ -62,12 +66,9 @@ def _put_rows(
 ) -> dict[str, Any]:
     """The map stage; what is wrong travels as data, since of an exception Ray keeps the text."""
     data: Dataset = ray.get(data_ref)
+    folder = open_folder(location)
     try:
-        shard = put_shard(data, open_folder(location), int(rows["data"][0]), images_per_shard)
+        shards = [put_shard(data, folder, int(i), images_per_shard) for i in rows["data"]]
     except tuple(_KINDS.values()) as error:
         return {"error": np.array([type(error).__name__]), "message": np.array([str(error)])}
-    return {name: np.array([value]) for name, value in vars(shard).items()}
-
-
-def _unpacked(rows: Mapping[str, Any]) -> Shard:
-    return Shard(**{name: column[0].tolist() for name, column in rows.items()})
+    return {"shard": np.array([json.dumps(vars(shard)) for shard in shards])}

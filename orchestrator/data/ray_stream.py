@@ -272,6 +272,12 @@ def _unpack(rows: Rows) -> Iterator[Batch]:
         )
 
 
+def hush_ray_data() -> None:
+    """Keep what every execution of Ray Data says of itself out of the log of the run."""
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
+
+
 class _Segment:
     """One running execution of Ray Data, drained by a thread of its own.
 
@@ -325,9 +331,7 @@ class _Segment:
         self._thread.join(_CLOSE_SECONDS)
 
     def _drain(self, dataset: ray.data.Dataset) -> None:
-        # Two lines for every execution of Ray Data would drown the log of the run.
-        logging.getLogger("ray.data").setLevel(logging.WARNING)
-        logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
+        hush_ray_data()
         made = 0
         try:
             for rows in dataset.iter_batches(

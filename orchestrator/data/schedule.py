@@ -169,8 +169,9 @@ class Schedule:
         """
         if self.window is None or self.bounds is None:
             return None
-        samples_per_shard = len(self.sample_ids) / (len(self.bounds) - 1)
-        return math.ceil(3 * self.window / samples_per_shard) + 8
+        shards = len(self.bounds) - 1
+        near = math.ceil(3 * self.window * shards / len(self.sample_ids))
+        return min(near + 8, shards)
 
     def _order(self, step: int) -> NDArray[np.int64]:
         return _cached_order(self, self.epoch_of(step))

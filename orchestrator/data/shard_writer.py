@@ -181,7 +181,7 @@ def _finish(data: Dataset, folder: Folder, begun: Index, done: list[Shard]) -> W
         sha256=places.sha256,
     )
     folder.write(INDEX, index.to_json())
-    unsound = tuple(data.files[i] for i in np.flatnonzero(~places.sound))
+    unsound = tuple(data.files[i] for i in np.flatnonzero(~places.sound).tolist())
     return Written(index, sum(shard.found for shard in done), unsound)
 
 

@@ -2,11 +2,14 @@ from __future__ import annotations
 
 import pickle
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestrator.data.label_map import LabelMap
 from orchestrator.data.names import Names
+from orchestrator.data.records import Dataset
 
 TEXTS = st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=6), max_size=8)
 
@@ -44,3 +47,27 @@ def test_arrays_are_all_that_is_pickled() -> None:
     stream = pickle.dumps(names, protocol=5, buffer_callback=buffers.append)
     assert len(stream) < 1000
     assert sum(len(buffer.raw()) for buffer in buffers) == 10_000 * (26 + 8)
+
+
+def test_a_data_set_is_shared_as_a_whole() -> None:
+    n = 5000
+    data = Dataset(
+        label_map=LabelMap(("one",), (1,)),
+        root="/data",
+        files=[f"{number:012d}.jpg" for number in range(n)],
+        image_ids=np.arange(n),
+        widths=np.full(n, 640, np.int32),
+        heights=np.full(n, 480, np.int32),
+        offsets=np.arange(n + 1),
+        boxes_xywh=np.ones((n, 4)),
+        labels=np.zeros(n, np.int64),
+        areas=np.ones(n),
+        crowd=np.zeros(n, dtype=bool),
+    )
+    buffers: list[pickle.PickleBuffer] = []
+    stream = pickle.dumps(data, protocol=5, buffer_callback=buffers.append)
+    assert len(stream) < 4000
+    back = pickle.loads(stream, buffers=buffers)
+    assert back.digest == data.digest
+    assert np.shares_memory(back.boxes_xywh, data.boxes_xywh)
+    assert np.shares_memory(back.files.text, data.files.text)

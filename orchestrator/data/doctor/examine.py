@@ -174,7 +174,7 @@ def _training_images(report: Report, config: DataConfig, train: Dataset) -> None
     empty = np.flatnonzero(usable == 0)
     if len(empty):
         action = "learnt from as negatives" if config.keep_empty else "not learnt from"
-        places = [train.files[i] for i in empty]
+        places = [train.files[i] for i in empty.tolist()]
         report.add(Verdict.NOTE, "train", Finding.at("image_without_boxes", action, places))
     if len(empty) == len(train) and not config.keep_empty:
         report.add(Verdict.REFUSE, "train", Finding("no_boxes", 1, "nothing to learn from"))
