@@ -66,8 +66,8 @@ def _put_rows(
 ) -> dict[str, Any]:
     """The map stage; what is wrong travels as data, since of an exception Ray keeps the text."""
     data: Dataset = ray.get(data_ref)
-    folder = open_folder(location)
     try:
+        folder = open_folder(location)
         shards = [put_shard(data, folder, int(i), images_per_shard) for i in rows["data"]]
     except tuple(_KINDS.values()) as error:
         return {"error": np.array([type(error).__name__]), "message": np.array([str(error)])}
