@@ -20,6 +20,7 @@ from orchestrator.cli import (
     rerun,
     run,
     serve,
+    shard,
     submit,
 )
 from orchestrator.cli.exit import run_guarded
@@ -28,6 +29,7 @@ from orchestrator.cli.verbs import Verb, dispatch
 VERBS: dict[str, Verb] = {
     "run": Verb(run.main, "train and evaluate as an experiment file says"),
     "check": Verb(check.main, "examine the data set of an experiment"),
+    "shard": Verb(shard.main, "write a data set as Parquet files that stream"),
     "submit": Verb(submit.main, "run an experiment on a Ray cluster that is already there"),
     "evaluate": Verb(evaluate.main, "COCO numbers of a trained detector, and where they come from"),
     "compare": Verb(compare.main, "runs side by side, and whether one is better than another"),

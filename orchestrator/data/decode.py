@@ -151,6 +151,11 @@ def read_size(path: Path) -> tuple[int, int]:
         raise type(error)(f"{path}: {error}") from error.__cause__
 
 
+def size_in(data: bytes) -> tuple[int, int]:
+    """:func:`read_size` for the bytes of a file; messages do not name one."""
+    return _open(io.BytesIO(data), data[:16])[1:]
+
+
 def _open(file: BinaryIO, start: bytes) -> tuple[str, int, int]:
     """Format, height and width from the header alone (20 microseconds); ``start`` begins it."""
     if not start:

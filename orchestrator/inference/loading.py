@@ -273,10 +273,10 @@ def _label_map_of(resolved: ResolvedExperiment, source: Path) -> LabelMap:
     data = resolved.experiment.data
     root = Path(data.root).resolve()
     split = data.val
-    if not (root / split.annotations).exists():
+    if split.files is not None and not (root / split.files[1]).exists():
         raise StorageError(
             f"{source}: has no {LABEL_MAP_NAME} beside it, and the annotations of the experiment, "
-            f"{root / split.annotations}, are not there. Next: put one of the two there"
+            f"{root / split.files[1]}, are not there. Next: put one of the two there"
         )
     return read_split(data, split).dataset.label_map
 

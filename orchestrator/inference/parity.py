@@ -20,7 +20,8 @@ from detectors.base import Candidates
 from detectors.boxes import map_to_original, pairwise_iou
 from detectors.postprocess import ImageDetections, PostprocessConfig, postprocess
 from orchestrator.data.augment import PlainResize
-from orchestrator.data.decode import BadImageError, read_image
+from orchestrator.data.decode import BadImageError
+from orchestrator.data.images import image_pixels
 from orchestrator.data.keyed import SampleKey
 from orchestrator.data.records import Dataset
 from orchestrator.errors import DataError
@@ -158,7 +159,7 @@ def _batches(dataset: Dataset) -> Iterator[tuple[list[int], list[NDArray[np.uint
         ids, pixels = [], []
         for position in range(start, min(start + _BATCH, len(dataset))):
             try:
-                pixels.append(read_image(dataset.path(position)))
+                pixels.append(image_pixels(dataset, position, declared=False))
             except BadImageError:
                 continue
             ids.append(int(dataset.image_ids[position]))
