@@ -30,6 +30,7 @@ class Domain(IntEnum):
     EXPAND = 7
     RESIZE = 8
     MIX = 9
+    SWEEP = 10
 
 
 def words(

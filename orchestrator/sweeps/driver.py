@@ -1,0 +1,247 @@
+"""The driver of a sweep: check, claim the folder, run the trials, rank them, report."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ray
+from rich.console import Console
+
+import native
+from orchestrator.config.resolve import ResolvedExperiment, Template, diff
+from orchestrator.config.scalars import Json
+from orchestrator.config.schema import PARAMETERS
+from orchestrator.data.doctor.examine import require_usable
+from orchestrator.errors import ConfigError, OrchestratorError, PreemptedError
+from orchestrator.sweeps.capacity import agreed, capacity
+from orchestrator.sweeps.fleet import Fleet
+from orchestrator.sweeps.journal import Journal
+from orchestrator.sweeps.judge import Judge, judged_epochs
+from orchestrator.sweeps.plan import Planner, Trial
+from orchestrator.sweeps.report import say_sweep, summary, write_summary
+from orchestrator.sweeps.runner import Runner, write_base
+from orchestrator.sweeps.sources import FINAL, PlannedSource, Record
+from orchestrator.sweeps.tracking import SweepTracking
+from orchestrator.tracking.git_info import git_info
+from orchestrator.tracking.mlflow_shipper import RunStatus
+from orchestrator.training.cluster import connected, place
+from orchestrator.training.identity import identity_tree
+from orchestrator.training.interrupt import in_thread, stopping_politely
+from orchestrator.training.plan import make_plan
+from orchestrator.training.report import say, say_data, say_where
+from orchestrator.training.run_lock import RunLock
+from orchestrator.training.session import STOP_FILE
+
+#: Of the section, what may change between two starts of a sweep.
+_MAY_CHANGE = ("trials", "concurrency")
+
+
+def drive_sweep(template: Template, *, force_resume: bool) -> int:
+    """Run all trials of a sweep, or those that are left.
+
+    Args:
+        template: the experiment, with its ``sweep`` section.
+        force_resume: go on although the experiment, the data or the code has changed.
+
+    Returns:
+        0 when all trials have ended, 75 when it was asked to stop and can be started again.
+
+    Raises:
+        OrchestratorError: with the exit code of its class.
+    """
+    console = Console(soft_wrap=True)
+    base = template.resolve()
+    folder = Path(base.experiment.storage).resolve() / base.experiment.name
+    with _claimed(folder) as journal:
+        base = _with_recorded_seed(base, journal, console)
+        planner = Planner(template, folder, base)
+        planner.check()
+        sweep = planner.sweep
+        trials = planner.planned() if sweep.search != "optuna" else []
+        plan = make_plan(base, folder)
+        say_data(plan, console)
+        for name, data in (("train", plan.batches.train), ("val", plan.batches.val)):
+            require_usable(data, name, base.experiment.data.max_bad_fraction)
+        native.backend()
+        _open(journal, base, plan.job.data_digest, force=force_resume)
+        write_base(planner)
+        classes = len(plan.job.label_map)
+        record = Record(planner, journal, parameters=_counter(planner, classes))
+        tracking = SweepTracking(planner, plan.job.data_digest)
+        source = PlannedSource(record, trials)
+        state = _Sweep(planner, journal, record, tracking, console, force_resume)
+        if not len(source):
+            state.report()
+            return 0
+        return state.run(source, len(source))
+
+
+@contextmanager
+def _claimed(folder: Path) -> Iterator[Journal]:
+    with RunLock(folder):
+        journal = Journal(folder)
+        try:
+            yield journal
+        finally:
+            journal.close()
+
+
+def _with_recorded_seed(
+    base: ResolvedExperiment, journal: Journal, console: Console
+) -> ResolvedExperiment:
+    """A seed that was drawn is drawn once for a sweep, at its first start."""
+    if not base.seed_is_drawn:
+        return base
+    for entry in journal.of("open"):
+        base = base.with_seed(entry["config"]["seed"])
+    say(console, f"seed: {base.experiment.seed}, {base.origins['seed']}")
+    return base
+
+
+def _open(journal: Journal, base: ResolvedExperiment, data_digest: str, *, force: bool) -> None:
+    """Claim the sweep's folder for this experiment, or see that it is this one's already."""
+    now = _identity(base, data_digest)
+    before: Mapping[str, Any] | None = None
+    for entry in journal.of("open"):
+        before = entry
+    if before == now:
+        return
+    if before is not None and not force:
+        lines = [f"  {path}: {a} there, {b} now" for path, a, b in diff(dict(before), dict(now))]
+        raise ConfigError(
+            f"{journal.path.parent}: this folder holds another sweep:\n"
+            + "\n".join(lines)
+            + "\nNext: give this sweep another name (name=...), undo the changes, or pass "
+            "--force-resume to go on with them. Only sweep.trials and sweep.concurrency may change"
+        )
+    journal.add("open", **now)
+
+
+def _identity(base: ResolvedExperiment, data_digest: str) -> dict[str, Json]:
+    section = base.tree["sweep"]
+    assert isinstance(section, dict)
+    return {
+        "config": identity_tree(base.tree),
+        "sweep": {key: value for key, value in section.items() if key not in _MAY_CHANGE},
+        "data": data_digest,
+    }
+
+
+def _counter(planner: Planner, classes: int) -> Callable[[Trial], int] | None:
+    """Counts a trial's parameters, if they are an objective."""
+    if PARAMETERS not in planner.sweep.objectives:
+        return None
+    from detectors.measure import skeleton
+
+    def count(trial: Trial) -> int:
+        model = skeleton(trial.resolved.experiment.detector, num_classes=classes)
+        return sum(parameter.numel() for parameter in model.parameters())
+
+    return count
+
+
+@dataclasses.dataclass
+class _Sweep:
+    """A sweep under way."""
+
+    planner: Planner
+    journal: Journal
+    record: Record
+    tracking: SweepTracking
+    console: Console
+    force_resume: bool
+
+    def run(self, source: PlannedSource, left: int) -> int:
+        """Run what is left; returns the exit code."""
+        experiment = self.planner.base.experiment
+        (self.planner.folder / STOP_FILE).unlink(missing_ok=True)
+        self.record.changed = self._changed
+        ended = sum(row.state in FINAL for row in self.record.ordered())
+        say(
+            self.console,
+            f"{experiment.name}: {left} trials to run"
+            + (f", {ended} have ended before" if ended else ""),
+        )
+        self.tracking.start()
+        status: RunStatus = "FAILED"
+        try:
+            with connected(experiment.cluster):
+                stopped = self._trials(source, left)
+            status = "KILLED" if stopped else "FINISHED"
+        except KeyboardInterrupt:
+            status = "KILLED"
+            raise
+        finally:
+            self._write("stopped" if status == "KILLED" else status.lower())
+            shipped = self.tracking.close(status, self.record.ordered())
+            if shipped is not None and not shipped.complete:
+                say(self.console, str(shipped))
+        self.report()
+        if stopped:
+            say(self.console, "stopped; run the same command again to go on")
+            return PreemptedError.exit_code
+        self._refuse_empty()
+        return 0
+
+    def _trials(self, source: PlannedSource, left: int) -> bool:
+        """Run the trials; whether somebody asked to stop."""
+        experiment = self.planner.base.experiment
+        sharded = experiment.train.virtual_shards is not None
+        placement = place(experiment.cluster, one_thread=sharded)
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        found = capacity(nodes, placement.resources_per_worker, experiment.cluster.workers)
+        at_a_time = agreed(found, self.planner.sweep.concurrency, left)
+        say(self.console, f"{at_a_time} trials at a time: {found.text}")
+        judge = None
+        if self.planner.sweep.scheduler == "asha":
+            judge = Judge(self.planner.sweep.asha, experiment.train.epochs, self.journal)
+        fleet = Fleet(self._runner(), source, judge)
+
+        def ask_to_stop() -> None:
+            say(self.console, "stopping: trials under way finish and commit their step first")
+            fleet.stop()
+
+        with stopping_politely(ask_to_stop):
+            in_thread(lambda: fleet.run(trials=left, concurrency=at_a_time))
+        return fleet.stopping
+
+    def _runner(self) -> Runner:
+        sweep = self.planner.sweep
+        epochs = self.planner.base.experiment.train.epochs
+        git = git_info()
+        return Runner(
+            planner=self.planner,
+            cwd=str(Path.cwd()),
+            judged_epochs=judged_epochs(sweep.asha, epochs) if sweep.scheduler == "asha" else (),
+            tags={
+                "sweep": self.planner.base.experiment.name,
+                "sweep_commit": "none" if git is None else str(git),
+            },
+            force_resume=self.force_resume,
+        )
+
+    def _changed(self) -> None:
+        rows = self.record.ordered()
+        self.tracking.progress(rows)
+        self._write("running")
+
+    def _write(self, state: str) -> None:
+        content = summary(self.planner, self.record.ordered(), state=state)
+        write_summary(self.planner.folder, content)
+
+    def report(self) -> None:
+        """Say how the trials rank, and where everything is."""
+        say_sweep(self.planner, self.record.ordered(), self.console)
+        say_where(self.planner.base, str(self.planner.folder), self.console)
+
+    def _refuse_empty(self) -> None:
+        """A sweep without a single result has failed."""
+        failed = [row for row in self.record.ordered() if row.state == "failed"]
+        if failed and len(failed) == len(self.record.rows):
+            raise OrchestratorError(
+                f"all {len(failed)} trials failed; the first one: {failed[0].reason}"
+            )
