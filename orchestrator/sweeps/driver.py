@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import ray
 from rich.console import Console
@@ -18,19 +19,23 @@ from orchestrator.config.schema import PARAMETERS
 from orchestrator.data.doctor.examine import require_usable
 from orchestrator.errors import ConfigError, OrchestratorError, PreemptedError
 from orchestrator.sweeps.capacity import agreed, capacity
-from orchestrator.sweeps.fleet import Fleet
+from orchestrator.sweeps.fleet import Fleet, Source
 from orchestrator.sweeps.journal import Journal
 from orchestrator.sweeps.judge import Judge, judged_epochs
-from orchestrator.sweeps.plan import Planner, Trial
+from orchestrator.sweeps.learning import LearningSource
+from orchestrator.sweeps.plan import Planner, Trial, describe, trial_name
+from orchestrator.sweeps.population import Population
 from orchestrator.sweeps.report import say_sweep, summary, write_summary
 from orchestrator.sweeps.runner import Runner, write_base
 from orchestrator.sweeps.sources import FINAL, PlannedSource, Record
 from orchestrator.sweeps.tracking import SweepTracking
+from orchestrator.sweeps.view import View, shown
 from orchestrator.tracking.git_info import git_info
 from orchestrator.tracking.mlflow_shipper import RunStatus
 from orchestrator.training.cluster import connected, place
 from orchestrator.training.identity import identity_tree
 from orchestrator.training.interrupt import in_thread, stopping_politely
+from orchestrator.training.job import TrainingJob
 from orchestrator.training.plan import make_plan
 from orchestrator.training.report import say, say_data, say_where
 from orchestrator.training.run_lock import RunLock
@@ -71,13 +76,62 @@ def drive_sweep(template: Template, *, force_resume: bool) -> int:
         write_base(planner)
         classes = len(plan.job.label_map)
         record = Record(planner, journal, parameters=_counter(planner, classes))
+        stages = _stages(planner, journal, record, trials, plan.job)
         tracking = SweepTracking(planner, plan.job.data_digest)
-        source = PlannedSource(record, trials)
         state = _Sweep(planner, journal, record, tracking, console, force_resume)
-        if not len(source):
-            state.report()
-            return 0
-        return state.run(source, len(source))
+        return state.run(stages)
+
+
+class _Stage(NamedTuple):
+    """Trials that run beside each other, and what follows when all have ended.
+
+    Attributes:
+        open: makes the source of the trials.
+        close: returns lines to say.
+    """
+
+    open: Callable[[], _Source]
+    close: Callable[[], Iterable[str]]
+
+
+class _Source(Source, Protocol):
+    def __len__(self) -> int:
+        """Trials that are left, at most."""
+
+
+def _stages(
+    planner: Planner, journal: Journal, record: Record, trials: Sequence[Trial], job: TrainingJob
+) -> list[_Stage]:
+    """One stage, or one for each age of a population."""
+    if planner.sweep.scheduler == "pbt":
+        population = Population(
+            planner,
+            journal,
+            record,
+            trials,
+            steps_per_epoch=job.schedule.steps_per_epoch,
+            initial=None if job.initial is None else job.initial.sha256,
+        )
+        return [
+            _Stage(partial(population.segment, age), partial(_exploit, population, age))
+            for age in population.ages
+        ]
+    source: _Source
+    if planner.sweep.search == "optuna":
+        source = LearningSource(planner, journal, record)
+    else:
+        source = PlannedSource(record, trials)
+    return [_Stage(lambda: source, lambda: ())]
+
+
+def _exploit(population: Population, age: int) -> Iterator[str]:
+    if age == population.ages[-1]:
+        return
+    for one in population.exploit(age):
+        yield (
+            f"epoch {age}: {trial_name(one.member)} continues from {trial_name(one.donor)} with "
+            f"{describe(one.values)}"
+        )
 
 
 @contextmanager
@@ -155,22 +209,26 @@ class _Sweep:
     console: Console
     force_resume: bool
 
-    def run(self, source: PlannedSource, left: int) -> int:
+    def run(self, stages: Sequence[_Stage]) -> int:
         """Run what is left; returns the exit code."""
         experiment = self.planner.base.experiment
         (self.planner.folder / STOP_FILE).unlink(missing_ok=True)
         self.record.changed = self._changed
         ended = sum(row.state in FINAL for row in self.record.ordered())
+        if ended >= self.planner.count:
+            self._write("finished")
+            self.report()
+            return 0
         say(
             self.console,
-            f"{experiment.name}: {left} trials to run"
-            + (f", {ended} have ended before" if ended else ""),
+            f"{experiment.name}: {self.planner.count} trials"
+            + (f", of which {ended} have ended before" if ended else ""),
         )
         self.tracking.start()
         status: RunStatus = "FAILED"
         try:
             with connected(experiment.cluster):
-                stopped = self._trials(source, left)
+                stopped = self._run_stages(stages)
             status = "KILLED" if stopped else "FINISHED"
         except KeyboardInterrupt:
             status = "KILLED"
@@ -187,26 +245,43 @@ class _Sweep:
         self._refuse_empty()
         return 0
 
-    def _trials(self, source: PlannedSource, left: int) -> bool:
-        """Run the trials; whether somebody asked to stop."""
+    def _run_stages(self, stages: Sequence[_Stage]) -> bool:
+        """Run all trials; whether somebody asked to stop."""
         experiment = self.planner.base.experiment
         sharded = experiment.train.virtual_shards is not None
         placement = place(experiment.cluster, one_thread=sharded)
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         found = capacity(nodes, placement.resources_per_worker, experiment.cluster.workers)
-        at_a_time = agreed(found, self.planner.sweep.concurrency, left)
-        say(self.console, f"{at_a_time} trials at a time: {found.text}")
+        at_a_time = agreed(found, self.planner.sweep.concurrency, self.planner.count)
+        say(self.console, f"{at_a_time} at a time: {found.text}")
         judge = None
         if self.planner.sweep.scheduler == "asha":
             judge = Judge(self.planner.sweep.asha, experiment.train.epochs, self.journal)
+        for stage in stages:
+            source = stage.open()
+            if len(source) and self._run_trials(source, judge, at_a_time):
+                return True
+            for line in stage.close():
+                say(self.console, line)
+        return False
+
+    def _run_trials(self, source: _Source, judge: Judge | None, at_a_time: int) -> bool:
         fleet = Fleet(self._runner(), source, judge)
+        view = View(
+            self.planner.folder,
+            self.planner.sweep,
+            epochs=self.planner.base.experiment.train.epochs,
+            total=self.planner.count,
+            rows=self.record.ordered,
+            running=fleet.names,
+        )
 
         def ask_to_stop() -> None:
             say(self.console, "stopping: trials under way finish and commit their step first")
             fleet.stop()
 
-        with stopping_politely(ask_to_stop):
-            in_thread(lambda: fleet.run(trials=left, concurrency=at_a_time))
+        with shown(view, self.console), stopping_politely(ask_to_stop):
+            in_thread(lambda: fleet.run(trials=len(source), concurrency=at_a_time))
         return fleet.stopping
 
     def _runner(self) -> Runner:
@@ -226,6 +301,11 @@ class _Sweep:
 
     def _changed(self) -> None:
         rows = self.record.ordered()
+        newest = self.record.newest
+        if newest is not None and not self.console.is_terminal:
+            score = newest.value(self.planner.sweep.metric)
+            known = "" if score is None else f" {self.planner.sweep.metric} {score:.4f}"
+            say(self.console, f"{newest.trial.name} {newest.state}{known}: {newest.trial.text()}")
         self.tracking.progress(rows)
         self._write("running")
 

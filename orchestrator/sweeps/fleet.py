@@ -106,6 +106,10 @@ class Fleet:
         if self.fatal is not None:
             raise OrchestratorError(self.fatal)
 
+    def names(self) -> set[str]:
+        """Of the trials under way."""
+        return {trial.name for trial in list(self.running.values())}
+
     def stop(self) -> None:
         """Start no more trials, and ask those under way to commit and end."""
         self.stopping = True

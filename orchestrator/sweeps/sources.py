@@ -41,6 +41,8 @@ class Record:
         self._lock = Lock()
         self.changed = changed
         self.rows: dict[int, Row] = {}
+        #: The trial that ended last.
+        self.newest: Row | None = None
         ends = journal.ends()
         for entry in journal.of("trial"):
             trial = planner.trial(entry["trial"], entry["values"])
@@ -49,7 +51,10 @@ class Record:
                     f"{journal.path}: {trial.name} was another experiment when it was planned. "
                     "Next: give the sweep another name, or undo the changes"
                 )
-            self._note(trial, ends.get(trial.number, {"state": "waiting"}))
+            end = ends.get(trial.number, {"state": "waiting"})
+            # A member of a population may have ended as another than it began.
+            last = end.get("values", trial.values)
+            self._note(trial if last == trial.values else planner.trial(trial.number, last), end)
 
     @property
     def sweep(self) -> SweepConfig:
@@ -78,8 +83,9 @@ class Record:
     def ended(self, trial: Trial, end: dict[str, Any]) -> None:
         """Write down how a trial ended; one that was only interrupted has not."""
         if end["state"] != "preempted":
-            self._journal.add("end", trial=trial.number, **end)
+            self._journal.add("end", trial=trial.number, values=trial.values, **end)
         self._note(trial, end)
+        self.newest = self.rows[trial.number]
         self.changed()
 
     def unfinished(self) -> list[Trial]:

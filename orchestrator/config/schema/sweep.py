@@ -55,7 +55,7 @@ class Domain(Settings):
     logint: tuple[Count, Count] | None = None
     choice: Annotated[tuple[JsonValue, ...], Field(min_length=1)] | None = None
     step: Positive | None = None
-    when: dict[str, JsonValue] = {}
+    when: dict[str, JsonValue] = Field(default={})
 
     @model_validator(mode="after")
     def _is_one_set(self) -> Self:
@@ -153,7 +153,7 @@ class SweepConfig(Settings):
     seeds: Count = 1
     seed: NonNegativeInt | None = None
     concurrency: Count | None = None
-    space: dict[str, Domain] = {}
+    space: dict[str, Domain] = Field(default={})
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
