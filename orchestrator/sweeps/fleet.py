@@ -11,10 +11,11 @@ from contextlib import suppress
 from typing import Any, Protocol
 
 from ray import tune
+from ray.exceptions import RayError
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from orchestrator.errors import OrchestratorError
+from orchestrator.errors import OrchestratorError, PreemptedError
 from orchestrator.sweeps.judge import Judge
 from orchestrator.sweeps.plan import Trial, trial_name
 from orchestrator.sweeps.runner import Runner, read_end
@@ -65,6 +66,7 @@ class Fleet:
 
         Raises:
             OrchestratorError: a sampled value did not reach its trial.
+            PreemptedError: Ray has lost a process and Tune cannot go on.
         """
         # Tune would write logs of its own, and move every trial into a folder of its own.
         os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
@@ -98,6 +100,14 @@ class Fleet:
         )
         try:
             tuner.fit()
+        except RayError as error:
+            # Tune starts a trial again whose process has died, but gives up itself where Ray names
+            # the cause, such as a lack of memory. Commits and journal hold all that was done.
+            names = ", ".join(sorted(self.names())) or "no trial"
+            raise PreemptedError(
+                f"Ray lost the process of a trial while {names} ran: {_first_line(error)}. Next: "
+                "run the same command again; trials under way go on from their commits"
+            ) from error
         finally:
             # What Tune leaves there is never read again.
             shutil.rmtree(storage / name, ignore_errors=True)
@@ -143,6 +153,10 @@ class Fleet:
         goes_on = self._judge.goes_on(result["trial"], int(epoch), result["score"])
         run_dir = self.folder / trial_name(result["trial"])
         write_verdict(run_dir, result["step"], goes_on=goes_on)
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 class _Unkept:
