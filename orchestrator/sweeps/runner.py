@@ -37,7 +37,6 @@ DIFFERENCE_NAME = "difference.json"
 LOG_NAME = "driver.log"
 
 _POLL_SECONDS = 0.3
-#: Processes of a sweep that was killed are gone after a few seconds.
 _GHOST_SECONDS = 90.0
 
 
@@ -104,20 +103,25 @@ class Runner:
         deadline = time.monotonic() + _GHOST_SECONDS
         with (run_dir / LOG_NAME).open("a", encoding="utf-8") as log:
             console = Console(file=log, soft_wrap=True)
-            while True:
-                try:
-                    train(
-                        trial.resolved,
-                        run_dir,
-                        force_resume=self.force_resume,
-                        console=console,
-                        member=member,
-                    )
-                    return
-                except HeldError:
-                    if time.monotonic() > deadline:
-                        raise
-                    time.sleep(1.0)
+            while not self._trained(trial, run_dir, console, member):
+                # What a killed sweep has left running holds the folder for a few seconds.
+                if time.monotonic() > deadline:
+                    raise HeldError(f"{run_dir}: still held by another process")
+                time.sleep(1.0)
+
+    def _trained(self, trial: Trial, run_dir: Path, console: Console, member: Member) -> bool:
+        """Train, unless another process still holds the folder."""
+        try:
+            train(
+                trial.resolved,
+                run_dir,
+                force_resume=self.force_resume,
+                console=console,
+                member=member,
+            )
+        except HeldError:
+            return False
+        return True
 
     def _report(self, trial: Trial, log: Path, thread: threading.Thread) -> None:
         """Tell Tune of every evaluation, those of earlier starts too, until the run has ended."""

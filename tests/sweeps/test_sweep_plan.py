@@ -49,7 +49,7 @@ space:
       - {name: cosine, warmup_epochs: 2}
       - {name: multistep, milestones: [4, 7], factors: [0.1, 0.01]}
   data.augmentation:
-    choice: [{name: none}, {name: ssd, expand_probability: 0.2}]
+    choice: [{name: none}, {name: ssd, flip_probability: 0.2}]
 """
     plan = planner(tmp_path, section)
     plan.check()
