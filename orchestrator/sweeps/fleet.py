@@ -68,7 +68,8 @@ class Fleet:
             OrchestratorError: a sampled value did not reach its trial.
             PreemptedError: Ray has lost a process and Tune cannot go on.
         """
-        # Tune would write logs of its own, and move every trial into a folder of its own.
+        # Tune would print, write logs of its own, and move every trial into a folder of its own.
+        os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
         os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
         os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
         storage = self.folder / "ray"

@@ -118,7 +118,7 @@ class LearningSource:
             if domain.choice is not None:
                 # By index, because Optuna keeps plain values only.
                 choices = options(domain)
-                return choices[trial.suggest_categorical(key, list(range(len(choices))))]
+                return choices[int(trial.suggest_categorical(key, list(range(len(choices)))))]
             if domain.integer is not None:
                 low, high = domain.integer
                 return int(trial.suggest_int(key, low, high, step=int(domain.step or 1)))
