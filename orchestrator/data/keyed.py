@@ -31,6 +31,7 @@ class Domain(IntEnum):
     RESIZE = 8
     MIX = 9
     SHARDS = 10
+    SWEEP = 11
 
 
 def words(

@@ -38,6 +38,7 @@ NOT_IDENTITY = (
     "name",
     "storage",
     "tracking",
+    "sweep",  # A trial is a run like any other, whatever else was tried.
     "cluster",
     "data.root",  # The data's digest is part of the identity, the place it lies at is not.
     "data.prefetch",

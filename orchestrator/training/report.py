@@ -120,6 +120,9 @@ def say_initial(job: TrainingJob, console: Console) -> None:
 
 def say_result(resolved: ResolvedExperiment, result: dict[str, Any], console: Console) -> None:
     """The twelve numbers, where everything is, and the command to look at it."""
+    if result["state"] == "stopped":
+        say(console, f"given up after step {result['steps']}, which is committed")
+        return
     if result["state"] != "done":
         say(
             console,
