@@ -139,4 +139,4 @@ class SSD(Detector):
 
 def flatten_cells(maps: Sequence[Tensor], columns: int) -> Tensor:
     """Predictor outputs (N, boxes * columns, H, W) to rows (N, A, columns), cell by cell."""
-    return torch.cat([m.permute(0, 2, 3, 1).reshape(len(m), -1, columns) for m in maps], dim=1)
+    return torch.cat([m.permute(0, 2, 3, 1).reshape(m.shape[0], -1, columns) for m in maps], dim=1)

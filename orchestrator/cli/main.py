@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from orchestrator.cli import config, draw, evaluate, export, predict, run, submit
+from orchestrator.cli import config, draw, evaluate, export, predict, report, run, submit
 from orchestrator.cli.exit import run_guarded
 from orchestrator.errors import ConfigError, nearest
 
@@ -31,6 +31,7 @@ VERBS: dict[str, Verb] = {
     "predict": Verb(predict.main, "detections in images, folders, lists and videos"),
     "draw": Verb(draw.main, "predictions and ground truth on the images"),
     "export": Verb(export.main, "a detector as one ONNX or pt2 file, compared with PyTorch"),
+    "report": Verb(report.main, "one HTML page about a run"),
     "config": Verb(config.main, "show a resolved experiment, or the schema of experiment files"),
 }
 

@@ -22,7 +22,7 @@ detector:
   variant: ssd300_mobilenet_v2
   width: 0.1
   bn_momentum: 0.1
-  postprocess: {score_threshold: 0.01, max_per_image: 100}
+  postprocess: {score_threshold: 0.01, max_per_image: 100, plus_one: false}
 data:
   root: %s
   train: {images: images, annotations: annotations/instances_train.json}
