@@ -22,7 +22,7 @@ INSTALL = $(BIN)/python -m pip install --quiet --prefer-binary $(CONSTRAINTS)
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart install lint test test-slow test-fast parity sanitize bench bench-native constraints clean
+.PHONY: help quickstart install lint test test-slow test-chaos test-fast parity sanitize bench bench-native constraints clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,13 +40,16 @@ lint: $(DEVELOPMENT)  ## ruff, mypy and the import contracts
 	$(BIN)/lint-imports
 
 test: lint  ## everything CI runs: lint and all tests but the slow ones
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -m "not slow and not chaos"
 
 test-slow: $(DEVELOPMENT)  ## the tests that take minutes: compilers, learning VGG, a submitted job
-	$(PYTEST) -m slow
+	$(PYTEST) -m "slow and not chaos"
+
+test-chaos: $(DEVELOPMENT)  ## runs killed, stopped, poisoned and cut off by the hundred: docs/reliability.md
+	$(PYTEST) -m chaos
 
 test-fast: $(DEVELOPMENT)  ## the tests that start no Ray cluster and take no minute
-	$(PYTEST) -m "not ray and not slow"
+	$(PYTEST) -m "not ray and not slow and not chaos"
 
 parity: $(DEVELOPMENT)  ## 20,000 drawn cases: compiled kernels against their reference
 	ORCHESTRATOR_NATIVE=1 ORCHESTRATOR_PARITY_CASES=20000 $(PYTEST) tests/native/test_native_parity.py

@@ -22,25 +22,11 @@ from torchvision.ops import box_iou
 
 import native
 from detectors.boxes import pairwise_iou, to_corners
+from detectors.m2det.priors import m2det_levels
 from detectors.matching import match_last_claim
-from detectors.priors import Level, grid_boxes, mindspore_ssd300_levels
+from detectors.priors import grid_boxes, mindspore_ssd300_levels
 
 IMAGES, THRESHOLD = 16, 0.5
-
-
-def m2det512_levels() -> list[Level]:
-    """The 32,760 priors of M2Det-512 (qijiezhao/M2Det, configs/m2det512_vgg.py)."""
-    scales = [0.06, 0.15, 0.33, 0.51, 0.69, 0.87, 1.05]
-    levels = []
-    for index, (cells, step) in enumerate(
-        zip((64, 32, 16, 8, 4, 2), (8, 16, 32, 64, 128, 256), strict=True)
-    ):
-        scale, between = scales[index], (scales[index] * scales[index + 1]) ** 0.5
-        shapes = [(scale, scale), (between, between)]
-        for root in (2**0.5, 3**0.5):
-            shapes += [(scale * root, scale / root), (scale / root, scale * root)]
-        levels.append(Level(cells, cells, step / 512, shapes))
-    return levels
 
 
 def make_batch(objects: int | None) -> tuple[Tensor, Tensor]:
@@ -105,7 +91,7 @@ def main() -> None:
     print("| priors | boxes | loop | padded torch | native | loop / native |")
     print("|---|---|---|---|---|---|")
     for name, levels in (
-        ("M2Det-512", m2det512_levels()),
+        ("M2Det-512", m2det_levels(512)),
         ("SSD300-MobileNetV2", mindspore_ssd300_levels()),
     ):
         priors = to_corners(grid_boxes(levels)).float()

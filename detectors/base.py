@@ -94,13 +94,23 @@ class Detector(nn.Module, ABC):
         normalized = (images.to(self.pixel_mean.dtype) - self.pixel_mean) / self.pixel_std
         return normalized.flip(1) if self.bgr else normalized
 
+    def prior_boxes(self) -> Tensor | None:
+        """(A, 4) xyxy pixels of the input: the boxes that offsets refer to, None without any.
+
+        By default the buffer ``anchors``.
+        """
+        return dict(self.named_buffers(recurse=False)).get("anchors")
+
     @abstractmethod
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Raw outputs of (N, 3, H, W) RGB images on the 0..255 scale, uint8 or float."""
 
     @abstractmethod
     def loss(self, images: Tensor, targets: Targets) -> dict[str, Tensor]:
-        """Named scalar losses; their sum is minimised. Finite for images without boxes."""
+        """Named scalar losses; their sum is minimised. Finite for images without boxes.
+
+        What is random in them comes from torch's global generator, which the caller seeds.
+        """
 
     @abstractmethod
     def decode(self, raw: dict[str, Tensor]) -> Candidates:

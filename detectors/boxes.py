@@ -10,15 +10,21 @@ import torch
 from torch import Tensor
 
 
-def to_centers(boxes: Tensor) -> Tensor:
-    """(..., 4) corners to (..., 4) centre and size, keeping the axis order."""
+def to_centers(boxes: Tensor, *, plus_one: bool = False) -> Tensor:
+    """(..., 4) corners to (..., 4) centre and size, keeping the axis order.
+
+    With ``plus_one`` corners are the first and the last pixel inside, so a size is one more than
+    their difference.
+    """
     low, high = boxes[..., :2], boxes[..., 2:]
-    return torch.cat([(low + high) / 2, high - low], dim=-1)
+    size = high - low + 1.0 if plus_one else high - low
+    return torch.cat([(low + high) / 2, size], dim=-1)
 
 
-def to_corners(boxes: Tensor) -> Tensor:
-    """(..., 4) centre and size to (..., 4) corners, keeping the axis order."""
-    center, half = boxes[..., :2], boxes[..., 2:] / 2
+def to_corners(boxes: Tensor, *, plus_one: bool = False) -> Tensor:
+    """Inverse of :func:`to_centers`: (..., 4) centre and size to (..., 4) corners."""
+    center, size = boxes[..., :2], boxes[..., 2:]
+    half = (size - 1.0) / 2 if plus_one else size / 2
     return torch.cat([center - half, center + half], dim=-1)
 
 

@@ -36,9 +36,22 @@ def encode(
 
 
 def decode(
-    offsets: Tensor, priors: Tensor, *, variances: tuple[float, float] = SSD_VARIANCES
+    offsets: Tensor,
+    priors: Tensor,
+    *,
+    variances: tuple[float, float] = SSD_VARIANCES,
+    log_ratios: tuple[float, float] | None = None,
 ) -> Tensor:
-    """Inverse of :func:`encode`: (..., A, 4) offsets to (..., A, 4) boxes in centre form."""
+    """Inverse of :func:`encode`: (..., A, 4) offsets to (..., A, 4) boxes in centre form.
+
+    Args:
+        offsets: (..., A, 4).
+        priors: (..., A, 4) centre form.
+        variances: factors on centre and size offsets.
+        log_ratios: bounds of the logarithm of size / prior size; None for no bounds.
+    """
     centers = offsets[..., :2] * variances[0] * priors[..., 2:] + priors[..., :2]
-    sizes = (offsets[..., 2:] * variances[1]).exp() * priors[..., 2:]
-    return torch.cat([centers, sizes], dim=-1)
+    logs = offsets[..., 2:] * variances[1]
+    if log_ratios is not None:
+        logs = logs.clamp(*log_ratios)
+    return torch.cat([centers, logs.exp() * priors[..., 2:]], dim=-1)

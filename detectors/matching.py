@@ -3,16 +3,22 @@
 Published rules are written as a loop over boxes in which later boxes may or may not displace
 earlier ones. Each is stated here as one maximum over boxes with a defined winner on ties, so that
 the result does not depend on the order of execution.
+
+On a CPU the matrix of all overlaps of a padded batch costs more than the loop it replaces, so
+:func:`match_boxes` goes through :mod:`native` there, with equal results.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
+import native
 from detectors.base import Targets
+from detectors.boxes import pairwise_iou
+from native import Claims
 
 
 class Match(NamedTuple):
@@ -27,8 +33,79 @@ class Match(NamedTuple):
     positive: Tensor
 
 
+class Assignment(NamedTuple):
+    """What each prior is an example of; neither positive nor negative: ignored.
+
+    Attributes:
+        box: (N, A) int64 slot of its box; meaningless where not positive.
+        positive: (N, A) bool.
+        negative: (N, A) bool.
+    """
+
+    box: Tensor
+    positive: Tensor
+    negative: Tensor
+
+
+#: What a box does about the priors it overlaps most where none passes the threshold: nothing; make
+#: them positive for whatever box they overlap most; or take them, later boxes overruling.
+BandClaims: TypeAlias = Literal["none", "best_box", "last_box"]
+
 #: Score of a prior that a box claims as its best, above every IoU.
 _CLAIMED = 2.0
+
+
+def match_boxes(
+    boxes: Tensor, valid: Tensor, priors: Tensor, *, threshold: float, claims: Claims
+) -> Match:
+    """The box each prior is responsible for, by whichever way is fast where the boxes are.
+
+    Args:
+        boxes: (N, G, 4) xyxy, at least one slot; anything where not valid.
+        valid: (N, G) bool.
+        priors: (A, 4) xyxy in the same unit.
+        threshold: IoU from which a prior that no box claims is positive.
+        claims: ``first`` is :func:`match_first_claim`, ``last`` is :func:`match_last_claim`.
+    """
+    if boxes.device.type == "cpu":
+        proper = boxes.masked_fill(~valid.unsqueeze(-1), 0.0).float()
+        return Match(*_match_natively(proper, valid, priors.float(), threshold, claims))
+    return _match_in_torch(boxes, valid, priors, threshold, claims)
+
+
+def _match_in_torch(
+    boxes: Tensor, valid: Tensor, priors: Tensor, threshold: float, claims: str
+) -> Match:
+    rule = match_first_claim if claims == "first" else match_last_claim
+    return rule(pairwise_iou(boxes, priors), valid, threshold=threshold)
+
+
+# An operator of its own, so that a compiler takes it as it is instead of looking inside.
+@torch.library.custom_op("detectors::match_natively", mutates_args=(), device_types="cpu")
+def _match_natively(
+    boxes: Tensor, valid: Tensor, priors: Tensor, threshold: float, claims: str
+) -> tuple[Tensor, Tensor]:
+    sides = boxes[..., 2:] - boxes[..., :2]
+    if not bool(boxes.isfinite().all() & (sides >= 0).all()):
+        # The kernels refuse these; here they have to reach the loss, which the step is judged by.
+        match = _match_in_torch(boxes, valid, priors, threshold, claims)
+        return match.box, match.positive
+    box, positive = native.match_priors(
+        boxes.numpy(),
+        valid.numpy(),
+        priors.numpy(),
+        threshold=threshold,
+        claims="first" if claims == "first" else "last",
+    )
+    return torch.from_numpy(box), torch.from_numpy(positive)
+
+
+@_match_natively.register_fake
+def _(
+    boxes: Tensor, valid: Tensor, priors: Tensor, threshold: float, claims: str
+) -> tuple[Tensor, Tensor]:
+    shape = (boxes.shape[0], priors.shape[0])
+    return valid.new_empty(shape, dtype=torch.int64), valid.new_empty(shape)
 
 
 def match_first_claim(iou: Tensor, valid: Tensor, *, threshold: float) -> Match:
@@ -68,6 +145,47 @@ def match_last_claim(iou: Tensor, valid: Tensor, *, threshold: float) -> Match:
     return Match(box=box, positive=score >= threshold)
 
 
+def match_with_band(
+    iou: Tensor,
+    valid: Tensor,
+    usable: Tensor,
+    *,
+    positive_iou: float,
+    negative_iou: float,
+    claims: BandClaims,
+    claim_iou: float,
+) -> Assignment:
+    """Matching with two thresholds, of anchors and proposals.
+
+    One takes the box of highest IoU, the first on ties, and is positive from ``positive_iou``,
+    negative below ``negative_iou``. Then every box claims all those that share its highest IoU, if
+    that is at least ``claim_iou`` and not 0: they become positive, for the box they overlap most
+    (torchvision) or for the last box that claims them (mmdetection and the MindSpore model zoo).
+
+    Args:
+        iou: (N, G, A), at least one slot.
+        valid: (N, G) bool, the slots that hold boxes.
+        usable: (N, A) or (1, A) bool; the rest is ignored, and claimed by no box.
+        positive_iou, negative_iou: the thresholds.
+        claims: what boxes do about those they overlap most.
+        claim_iou: least IoU of a claim.
+    """
+    scores = iou.masked_fill(~(valid.unsqueeze(2) & usable.unsqueeze(1)), -1.0)
+    best, box = scores.max(dim=1)
+    positive = (best >= positive_iou) & usable
+    negative = (best < negative_iou) & usable
+    if claims != "none":
+        highest = scores.amax(dim=2, keepdim=True)
+        claimed = (scores == highest) & (highest >= claim_iou) & (highest > 0)
+        if claims == "last_box":
+            slots = torch.arange(1, iou.shape[1] + 1, device=iou.device, dtype=torch.int32)
+            last = torch.where(claimed, slots.view(1, -1, 1), 0).amax(dim=1)
+            box = torch.where(last > 0, last.long() - 1, box)
+        any_claim = claimed.any(dim=1)
+        positive, negative = positive | any_claim, negative & ~any_claim
+    return Assignment(box=box, positive=positive, negative=negative)
+
+
 def _highest(iou: Tensor, valid: Tensor, claims: Tensor) -> tuple[Tensor, Tensor]:
     """Score and slot, both (N, A), of the box with the highest score for each prior.
 
@@ -82,7 +200,7 @@ def _highest(iou: Tensor, valid: Tensor, claims: Tensor) -> tuple[Tensor, Tensor
     return score, box
 
 
-def take_boxes(targets: Targets, match: Match) -> tuple[Tensor, Tensor]:
+def take_boxes(targets: Targets, match: Match | Assignment) -> tuple[Tensor, Tensor]:
     """Matched boxes (N, A, 4) and labels (N, A) of every prior, arbitrary where not positive."""
     boxes = targets.boxes.gather(1, match.box.unsqueeze(-1).expand(-1, -1, 4))
     return boxes, targets.labels.gather(1, match.box)

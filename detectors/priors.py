@@ -21,7 +21,8 @@ class Level(NamedTuple):
         rows, columns: cells of the feature map.
         step: distance between the centres of neighbouring cells.
         shapes: width and height of each box of a cell, in output order.
-        offset: position of the centre inside its cell, as a fraction of ``step``.
+        offset: position of the centre inside its cell, as a fraction of the step.
+        step_x: distance of centres in a row, where it is not ``step``.
     """
 
     rows: int
@@ -29,6 +30,7 @@ class Level(NamedTuple):
     step: float
     shapes: Sequence[tuple[float, float]]
     offset: float = 0.5
+    step_x: float | None = None
 
 
 def grid_boxes(levels: Sequence[Level]) -> Tensor:
@@ -40,7 +42,8 @@ def grid_boxes(levels: Sequence[Level]) -> Tensor:
     for level in levels:
         shapes = torch.tensor(level.shapes, dtype=torch.float64)
         cy = (torch.arange(level.rows, dtype=torch.float64) + level.offset) * level.step
-        cx = (torch.arange(level.columns, dtype=torch.float64) + level.offset) * level.step
+        step_x = level.step if level.step_x is None else level.step_x
+        cx = (torch.arange(level.columns, dtype=torch.float64) + level.offset) * step_x
         grid = (level.rows, level.columns, len(shapes))
         boxes = torch.empty(*grid, 4, dtype=torch.float64)
         boxes[..., 0] = cx[None, :, None]
@@ -50,7 +53,7 @@ def grid_boxes(levels: Sequence[Level]) -> Tensor:
     return torch.cat(parts)
 
 
-def _elongated(scale: float, ratios: Sequence[int]) -> list[tuple[float, float]]:
+def elongated(scale: float, ratios: Sequence[int]) -> list[tuple[float, float]]:
     """Wide and tall box of the area ``scale`` squared, for each ratio of the sides."""
     shapes = []
     for ratio in ratios:
@@ -74,10 +77,10 @@ def mindspore_ssd300_levels() -> list[Level]:
     for index, (count, step) in enumerate(zip(cells, steps, strict=True)):
         scale, following = scales[index : index + 2]
         if index == 0:
-            shapes = [(0.1, 0.1), *_elongated(scale, (2,))]
+            shapes = [(0.1, 0.1), *elongated(scale, (2,))]
         else:
             between = math.sqrt(scale * following)
-            shapes = [(scale, scale), *_elongated(scale, (2, 3)), (between, between)]
+            shapes = [(scale, scale), *elongated(scale, (2, 3)), (between, between)]
         levels.append(Level(count, count, step / 300, shapes))
     return levels
 
@@ -114,7 +117,7 @@ def classic_ssd_levels(recipe: Literal["voc", "coco"], size: Literal[300, 512]) 
         scale, following = scales[index : index + 2]
         ratios = (2, 3) if 0 < index < len(cells) - 2 else (2,)
         between = math.sqrt(scale * following)
-        shapes = [(scale, scale), (between, between), *_elongated(scale, ratios)]
+        shapes = [(scale, scale), (between, between), *elongated(scale, ratios)]
         cut = [(min(width, 1.0), min(height, 1.0)) for width, height in shapes]
         levels.append(Level(count, count, step / size, cut))
     return levels

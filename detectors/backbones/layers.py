@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+#: Makes the normalisation layer for a number of channels.
+NormFactory: TypeAlias = Callable[[int], nn.Module]
 
 
 def make_divisible(channels: float, divisor: int = 8) -> int:
@@ -41,6 +48,71 @@ class SameConv2d(nn.Conv2d):
         stride, reach = self.stride[axis], self.dilation[axis] * (self.kernel_size[axis] - 1) + 1
         cells = -(-size // stride)
         return max((cells - 1) * stride + reach - size, 0)
+
+
+class FrozenBatchNorm2d(nn.Module):
+    """Batch normalisation by stored statistics, in training as well; it never updates them.
+
+    State-dict names are those of ``nn.BatchNorm2d``, whose ``num_batches_tracked`` is accepted on
+    loading and dropped.
+
+    Args:
+        channels: channels in and out.
+        eps: added to the variance.
+        train_affine: whether weight and bias are parameters, as in the MindSpore model zoo's Faster
+            R-CNN, or constants like the statistics, as in torchvision.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, channels: int, *, eps: float = 1e-5, train_affine: bool = False) -> None:
+        super().__init__()
+        self.eps = eps
+        for name, value in (("weight", torch.ones(channels)), ("bias", torch.zeros(channels))):
+            if train_affine:
+                self.register_parameter(name, nn.Parameter(value))
+            else:
+                self.register_buffer(name, value)
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        state_dict.pop(f"{prefix}num_batches_tracked", None)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def extra_repr(self) -> str:
+        """Channels and eps, shown in the printed module."""
+        return f"{len(self.weight)}, eps={self.eps}"
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) to the same shape."""
+        scale = self.weight * (self.running_var + self.eps).rsqrt()
+        shift = self.bias - self.running_mean * scale
+        return x * scale.view(1, -1, 1, 1).to(x.dtype) + shift.view(1, -1, 1, 1).to(x.dtype)
+
+
+class ConvNormAct(nn.Module):
+    """Convolution, batch normalisation and an activation, under mmdetection's names.
+
+    Args:
+        conv: without bias; it may be shared with other modules.
+        bn: its normalisation.
+        act: activation; None for none.
+    """
+
+    def __init__(self, conv: nn.Conv2d, bn: nn.Module, act: nn.Module | None) -> None:
+        super().__init__()
+        self.conv = conv
+        self.bn = bn
+        self.act = act
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) to (N, C', H', W') as the convolution says."""
+        out: Tensor = self.bn(self.conv(x))
+        return out if self.act is None else self.act(out)
 
 
 def init_truncated_normal(module: nn.Module, *, std: float = 0.02) -> None:

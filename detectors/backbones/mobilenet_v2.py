@@ -5,15 +5,10 @@ Module names are those of mindspore-ai/models, official/cv/SSD/src/ssd.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from detectors.backbones.layers import SameConv2d, make_divisible
-
-#: Makes the normalisation layer for a number of channels.
-NormFactory = Callable[[int], nn.Module]
+from detectors.backbones.layers import NormFactory, SameConv2d, make_divisible
 
 #: Expansion, channels, repeats and first stride of each stage (paper, table 2).
 _STAGES = (

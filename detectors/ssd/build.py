@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from detectors.single_shot import SingleShot
 from detectors.ssd.config import SSDConfig
-from detectors.ssd.detector import SSD
 from detectors.ssd.mobilenet_v2 import SSDMobileNetV2
 from detectors.ssd.vgg import SSDVGG16
 
 
-def build_ssd(config: SSDConfig, *, num_classes: int) -> SSD:
+def build_ssd(config: SSDConfig, *, num_classes: int) -> SingleShot:
     """A freshly initialised network of the configured variant."""
     if config.variant == "ssd300_mobilenet_v2":
         return SSDMobileNetV2.from_config(config, num_classes=num_classes)

@@ -8,42 +8,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from detectors.base import DetectorConfig
+from detectors.objectives import FocalLossConfig, MultiBoxLossConfig
 from detectors.postprocess import PostprocessConfig
-from detectors.settings import Settings
-
-
-class FocalLossConfig(Settings):
-    """Sigmoid focal loss and the matching that goes with it (MindSpore SSD).
-
-    Attributes:
-        name: selects this loss.
-        match_threshold: a prior is positive if its IoU with a box is strictly above this.
-        alpha: weight of the target channel; every other channel weighs ``1 - alpha``.
-        gamma: focusing exponent; 0 is plain binary cross entropy.
-        loc_reduction: smooth-L1 of a prior is the sum of its four coordinates (mindspore-ai/models
-            since 2021) or their mean (model_zoo before).
-    """
-
-    name: Literal["focal"] = "focal"
-    match_threshold: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.5
-    alpha: Annotated[float, Field(ge=0.0, le=1.0)] = 0.75
-    gamma: Annotated[float, Field(ge=0.0)] = 2.0
-    loc_reduction: Literal["sum", "mean"] = "sum"
-
-
-class MultiBoxLossConfig(Settings):
-    """Softmax cross entropy with hard-negative mining and its matching (the original SSD).
-
-    Attributes:
-        name: selects this loss.
-        match_threshold: a prior is positive if its IoU with a box is at least this.
-        negative_ratio: negatives per positive in each image.
-    """
-
-    name: Literal["multibox"] = "multibox"
-    match_threshold: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
-    negative_ratio: Annotated[float, Field(gt=0.0)] = 3.0
-
 
 Variant = Literal["ssd300_mobilenet_v2", "ssd300_vgg16", "ssd512_vgg16"]
 Priors = Literal["mindspore", "coco", "voc"]

@@ -21,12 +21,17 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from detectors.backbones.layers import SameConv2d, init_truncated_normal, make_divisible
-from detectors.backbones.mobilenet_v2 import InvertedResidual, MobileNetV2, NormFactory
-from detectors.priors import mindspore_ssd300_levels
+from detectors.backbones.layers import (
+    NormFactory,
+    SameConv2d,
+    init_truncated_normal,
+    make_divisible,
+)
+from detectors.backbones.mobilenet_v2 import InvertedResidual, MobileNetV2
+from detectors.objectives import Objective, make_objective
+from detectors.priors import grid_boxes, mindspore_ssd300_levels
+from detectors.single_shot import SingleShot, flatten_cells
 from detectors.ssd.config import SSDConfig
-from detectors.ssd.detector import SSD, flatten_cells
-from detectors.ssd.objective import Objective, make_objective
 
 #: Output channels and hidden / input channels of the extra layers, each of stride 2.
 _EXTRAS = ((512, 0.2), (256, 0.25), (256, 0.5), (128, 0.25))
@@ -77,7 +82,7 @@ class MultiBox(nn.Module):
         return flatten_cells(loc, 4), flatten_cells(cls, self.channels)
 
 
-class SSDMobileNetV2(SSD):
+class SSDMobileNetV2(SingleShot):
     """SSD300-MobileNetV2, (N, 3, 300, 300) to 1,917 priors.
 
     Args:
@@ -106,7 +111,7 @@ class SSDMobileNetV2(SSD):
             num_classes=num_classes,
             pixel_mean=_PIXEL_MEAN,
             pixel_std=_PIXEL_STD,
-            levels=levels,
+            priors=grid_boxes(levels),
             objective=objective,
             title=title,
         )

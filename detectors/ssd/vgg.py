@@ -18,10 +18,10 @@ from torch.nn import functional as F
 
 from detectors.backbones.layers import init_xavier, make_divisible
 from detectors.backbones.vgg import L2Norm, VGG16Reduced
-from detectors.priors import classic_ssd_levels
+from detectors.objectives import Objective, make_objective
+from detectors.priors import classic_ssd_levels, grid_boxes
+from detectors.single_shot import SingleShot, flatten_cells
 from detectors.ssd.config import SSDConfig
-from detectors.ssd.detector import SSD, flatten_cells
-from detectors.ssd.objective import Objective, make_objective
 
 #: Extra layers by input size: channels of the 1x1 convolution and of the one after it, and its
 #: kernel size, stride and padding.
@@ -45,7 +45,7 @@ _EXTRAS = {
 _PIXEL_MEAN = (123.0, 117.0, 104.0)
 
 
-class SSDVGG16(SSD):
+class SSDVGG16(SingleShot):
     """SSD on VGG16: 8,732 priors at 300 pixels, 24,564 at 512.
 
     Args:
@@ -73,7 +73,7 @@ class SSDVGG16(SSD):
             num_classes=num_classes,
             pixel_mean=_PIXEL_MEAN,
             pixel_std=(1.0, 1.0, 1.0),
-            levels=levels,
+            priors=grid_boxes(levels),
             objective=objective,
             title=title,
         )

@@ -8,10 +8,11 @@ import sys
 from collections.abc import Sequence
 
 from orchestrator.cli.parser import Parser
+from orchestrator.errors import DataError
 
 
 def main(argv: Sequence[str]) -> int:
-    """Print a resolved experiment, or the JSON Schema of experiment files."""
+    """Print a resolved experiment, its schedule, or the JSON Schema of experiment files."""
     parser = Parser(prog="orchestrator config", description="look at an experiment")
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     show = actions.add_parser(
@@ -19,10 +20,29 @@ def main(argv: Sequence[str]) -> int:
     )
     show.add_argument("experiment", metavar="EXPERIMENT.yaml")
     show.add_argument("overrides", nargs="*", metavar="key.path=value")
+    schedule = actions.add_parser(
+        "show-schedule", help="print learning rate, momentum and the like by step"
+    )
+    schedule.add_argument("experiment", metavar="EXPERIMENT.yaml")
+    schedule.add_argument("overrides", nargs="*", metavar="key.path=value")
+    schedule.add_argument(
+        "--images",
+        type=int,
+        metavar="N",
+        help="training images; without it the data set is read to count them",
+    )
+    schedule.add_argument("--json", action="store_true", help="for programs")
     actions.add_parser("schema", help="print the JSON Schema, for editors")
     arguments = parser.parse_args(argv)
     if arguments.action == "show":
         _show(arguments.experiment, arguments.overrides)
+    elif arguments.action == "show-schedule":
+        _show_schedule(
+            arguments.experiment,
+            arguments.overrides,
+            images=arguments.images,
+            as_json=arguments.json,
+        )
     else:
         _schema()
     return 0
@@ -33,6 +53,23 @@ def _show(experiment: str, overrides: Sequence[str]) -> None:
     from orchestrator.config.resolve import load_experiment
 
     _write(print_config(load_experiment(experiment, overrides)))
+
+
+def _show_schedule(
+    experiment: str, overrides: Sequence[str], *, images: int | None, as_json: bool
+) -> None:
+    from orchestrator.config.resolve import load_experiment
+    from orchestrator.training.plan import count_training_images
+    from orchestrator.training.schedule_table import ScheduleTable
+
+    resolved = load_experiment(experiment, overrides)
+    if images is None:
+        try:
+            images = count_training_images(resolved.experiment)
+        except DataError as error:
+            raise DataError(f"{error}\nWith --images N the data set is not needed") from error
+    table = ScheduleTable(resolved.experiment, images)
+    _write(json.dumps(table.to_json(), indent=2) + "\n" if as_json else table.to_text() + "\n")
 
 
 def _schema() -> None:

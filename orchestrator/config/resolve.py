@@ -6,7 +6,7 @@ import enum
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Literal, NamedTuple, TypeAlias
 
@@ -19,6 +19,9 @@ from orchestrator.config.scalars import Json, Scalar
 from orchestrator.config.schema import Experiment
 from orchestrator.config.yaml_loader import load_file
 
+#: Before the origin of a seed that nobody chose.
+_DRAWN = "drawn, "
+
 
 @dataclass(frozen=True)
 class ResolvedExperiment:
@@ -28,7 +31,8 @@ class ResolvedExperiment:
         experiment: typed and frozen.
         tree: the same as plain values; lists for tuples.
         origins: of every value, by the dotted path :func:`flatten` gives it: ``file:line``,
-            ``override`` or ``default``.
+            ``override`` or ``default``; a seed that was drawn says so before the place that asks
+            for it.
         digest: SHA-256 of the values, in hex: equal for equal experiments however they are
             written down.
         source: the file, as it was named.
@@ -39,6 +43,17 @@ class ResolvedExperiment:
     origins: dict[str, str]
     digest: str
     source: Path
+
+    @property
+    def seed_is_drawn(self) -> bool:
+        """Whether the experiment left its seed to chance."""
+        return self.origins["seed"].startswith(_DRAWN)
+
+    def with_seed(self, seed: int) -> ResolvedExperiment:
+        """The same experiment with another seed."""
+        tree = {**self.tree, "seed": seed}
+        experiment = self.experiment.model_copy(update={"seed": seed})
+        return replace(self, experiment=experiment, tree=tree, digest=digest(tree))
 
 
 def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> ResolvedExperiment:
@@ -63,10 +78,13 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Resolved
     if problems or experiment is None:
         raise error_of(problems, str(path))
     tree: dict[str, Json] = experiment.model_dump(mode="json")
+    origins = _origins(tree, document.places)
+    if isinstance(document.tree, dict) and document.tree.get("seed", experiment.seed) is None:
+        origins["seed"] = f"{_DRAWN}{origins['seed']}"
     return ResolvedExperiment(
         experiment=experiment,
         tree=tree,
-        origins=_origins(tree, document.places),
+        origins=origins,
         digest=digest(tree),
         source=path,
     )

@@ -8,6 +8,7 @@ it the same questions: which keys may stand here, and what may a value be.
 from __future__ import annotations
 
 import functools
+import json
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -25,7 +26,7 @@ _BOUNDS = {
     "exclusiveMaximum": "< {:g}",
 }
 _MARKUP = re.compile(r"(?::\w+:)?`+([^`]+)`+")
-_ENTRY = re.compile(r"^ {0,4}(\w+): (.*)$")
+_ENTRY = re.compile(r"^ {0,4}(\w+(?:, \w+)*): (.*)$")
 
 
 @functools.cache
@@ -38,6 +39,8 @@ def json_schema() -> Node:
     models = [schema, *schema["$defs"].values()]
     for model in models:
         _describe_fields(model)
+    for target in schema["properties"]["detector"]["discriminator"]["mapping"].values():
+        _leave_to_variant(schema["$defs"], target)
     for field in (field for model in models for field in model["properties"].values()):
         # Pydantic needs the tag of a union even where the class has a default for it.
         tag = field.get("discriminator")
@@ -49,19 +52,27 @@ def json_schema() -> Node:
     return schema
 
 
+def _leave_to_variant(models: Node, target: str) -> None:
+    """Require nothing of a detector and its parts: its variant fills in what is not given."""
+    model = models[target.rpartition("/")[2]]
+    if model.pop("required", None) is not None or "variant" in model["properties"]:
+        for reference in re.findall(r"#/\$defs/\w+", json.dumps(model["properties"])):
+            _leave_to_variant(models, reference)
+
+
 def _describe_fields(model: Node) -> None:
     """Move the entries of a docstring's ``Attributes`` section to the fields they describe."""
     summary, _, section = model.get("description", "").partition("\n\nAttributes:\n")
     model["description"] = " ".join(summary.split())
     texts: dict[str, list[str]] = {}
-    name = ""
+    lines: list[str] = []
     for line in section.splitlines():
         entry = _ENTRY.match(line)
         if entry:
-            name = entry[1]
-            texts[name] = [entry[2]]
-        elif name and line.strip():
-            texts[name].append(line.strip())
+            lines = [entry[2]]
+            texts |= dict.fromkeys(entry[1].split(", "), lines)
+        elif line.strip():
+            lines.append(line.strip())
     for name, lines in texts.items():
         field = model.get("properties", {}).get(name)
         if field is not None:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.data.augment import Augment, PlainResize, Sample, build_augment
+from orchestrator.data.augment import Augment, Sample, build_augment
+from orchestrator.data.augment.mix import Mix, Picture
 from orchestrator.data.batch import Batch
 from orchestrator.data.decode import BadImageError, read_image
 from orchestrator.data.keyed import Domain, SampleKey, uniforms
@@ -36,11 +37,12 @@ class BatchPlan:
     Attributes:
         train, val: the two splits.
         schedule: which samples form which training step.
-        augment: applied to training images.
+        augment: applied to training images; evaluation does its part that draws nothing.
         input_size: (H, W) of the network.
         box_slots: G, boxes per image in a batch. Of an image with more, the largest are kept.
         with_crowd: whether crowd boxes are training targets.
         eval_batch: images per rank in one evaluation batch.
+        mix: makes training samples of several images; None leaves them alone.
     """
 
     train: Dataset
@@ -51,6 +53,7 @@ class BatchPlan:
     box_slots: int
     with_crowd: bool
     eval_batch: int
+    mix: Mix | None = None
 
     @classmethod
     def from_config(
@@ -83,22 +86,24 @@ class BatchPlan:
         train.label_map.require_equal(val.label_map, here="data.train", there="data.val")
         with_crowd = config.crowd == "include"
         counts = usable_boxes(train, with_crowd=with_crowd)
-        sample_ids = np.arange(len(train)) if config.keep_empty else np.flatnonzero(counts)
         schedule = Schedule(
             seed=seed,
-            sample_ids=sample_ids.astype(np.int64, copy=False),
+            sample_ids=training_samples(config, train),
             batch_size=batch_size,
             epochs=epochs,
         )
+        mix = None if config.mix is None else Mix(size=input_size, **config.mix.model_dump())
+        images = 1 if mix is None else mix.images
         return cls(
             train=train,
             val=val,
             schedule=schedule,
             augment=build_augment(config.augmentation, input_size),
             input_size=input_size,
-            box_slots=config.max_boxes or max(1, int(counts.max())),
+            box_slots=config.max_boxes or max(1, images * int(counts.max())),
             with_crowd=with_crowd,
             eval_batch=schedule.rank_batch(workers),
+            mix=mix,
         )
 
     def train_batch(self, step: int, rank: int, world: int) -> Batch:
@@ -111,10 +116,12 @@ class BatchPlan:
         samples = self.schedule.rank_samples(step, rank, world)
         builder = _BatchBuilder(self, self.train, step, len(samples))
         for position, sample in enumerate(samples.tolist()):
-            used, image = self._decode_or_replace(position, sample, builder.replaced)
-            boxes, labels = self.train.training_boxes(used, with_crowd=self.with_crowd)
+            used, picture = self._picture(position, sample, builder.replaced)
             key = SampleKey(self.schedule.seed, epoch, used)
-            builder.put(position, used, self.augment(image, boxes, labels, key))
+            if self.mix is not None:
+                count = len(self.schedule.sample_ids)
+                picture = self.mix(picture, key, count, self._partner)
+            builder.put(position, used, self.augment(*picture, key))
         return builder.finish()
 
     def eval_batch_count(self, world: int) -> int:
@@ -128,7 +135,7 @@ class BatchPlan:
         image that cannot be decoded becomes padding: its annotations then count as missed.
         """
         slots = eval_slots(len(self.val), rank, world, self.eval_batch)[index]
-        resize = PlainResize(self.input_size)
+        prepare = self.augment.plain()
         builder = _BatchBuilder(self, self.val, -1, len(slots))
         for position, sample in enumerate(slots.tolist()):
             if sample < 0:
@@ -139,8 +146,23 @@ class BatchPlan:
                 continue
             boxes, labels = self.val.training_boxes(sample)
             key = SampleKey(self.schedule.seed, 0, sample)
-            builder.put(position, sample, resize(image, boxes, labels, key))
+            builder.put(position, sample, prepare(image, boxes, labels, key))
         return builder.finish()
+
+    def _picture(
+        self, position: int, sample: int, replaced: list[_Replaced]
+    ) -> tuple[int, Picture]:
+        """The sample that is used, and its image with the boxes to learn from."""
+        used, image = self._decode_or_replace(position, sample, replaced)
+        boxes, labels = self.train.training_boxes(used, with_crowd=self.with_crowd)
+        return used, Picture(image, boxes, labels)
+
+    def _partner(self, number: int) -> Picture:
+        """The picture of the ``number``-th sample that takes part in training.
+
+        Where it has to be replaced nobody is told: that happens when its own turn comes.
+        """
+        return self._picture(0, int(self.schedule.sample_ids[number]), [])[1]
 
     def _decode_or_replace(
         self, position: int, sample: int, replaced: list[_Replaced]
@@ -176,6 +198,14 @@ class BatchPlan:
             return read_image(dataset.path(sample), size=size)
         except BadImageError as error:
             return error
+
+
+def training_samples(config: DataConfig, train: Dataset) -> NDArray[np.int64]:
+    """(n,) indices of the images that take part in training, in the order of the data set."""
+    if config.keep_empty:
+        return np.arange(len(train), dtype=np.int64)
+    counts = usable_boxes(train, with_crowd=config.crowd == "include")
+    return np.flatnonzero(counts).astype(np.int64, copy=False)
 
 
 def usable_boxes(dataset: Dataset, *, with_crowd: bool) -> NDArray[np.int64]:

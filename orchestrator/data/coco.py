@@ -12,18 +12,16 @@ import gc
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from orchestrator.data.build import BoxColumns, ImageColumns, build_dataset
 from orchestrator.data.coco_tables import Table, describe, positions_in
 from orchestrator.data.findings import Finding, Problems, ReadResult
 from orchestrator.data.label_map import LabelMap
-from orchestrator.data.paths import check_files, require_file, require_folder
-from orchestrator.data.records import Dataset
+from orchestrator.data.paths import require_file, require_folder, split_key
 from orchestrator.errors import DataError
 
 
@@ -44,26 +42,27 @@ def read_coco(images_dir: str | Path, annotations_path: str | Path) -> ReadResul
             cannot be understood; the first hundred are listed.
         SecurityError: a file name leads out of ``images_dir``.
     """
-    path = require_file(Path(annotations_path), what="annotation file", setting="annotations")
-    root = require_folder(Path(images_dir), what="image folder", setting="images")
+    path = require_file(
+        Path(annotations_path), what="annotation file", key=split_key("annotations")
+    )
+    root = require_folder(Path(images_dir), what="image folder", key=split_key("images"))
     with _no_garbage_collection():
         tree = _parse(path)
         problems = Problems(str(path))
         label_map = _categories(tree, problems)
         images = _images(tree, problems)
-        boxes = _annotations(tree, images, label_map, problems)
+        boxes, findings = _annotations(tree, images, label_map, problems)
         problems.raise_any()
-    findings = list(boxes.findings)
-    missing = check_files(root, images.files)
-    if missing and len(missing) == len(images.files):
-        raise DataError(
-            f"none of the {len(missing)} images of {path} is in {root}; the first is "
-            f"{images.files[0]}\npoint data.root, or the images of this split, at their folder"
-        )
-    if missing:
-        places = [images.files[i] for i in missing]
-        findings.append(Finding.at("missing_image", "will be replaced by another image", places))
-    return ReadResult(_dataset(root, label_map, images, boxes), tuple(findings))
+    assert label_map is not None, "broken categories are reported as problems"
+    result = build_dataset(
+        root,
+        label_map,
+        images,
+        boxes,
+        source=path,
+        place=lambda row: f"/annotations/{row}/bbox",
+    )
+    return ReadResult(result.dataset, (*findings, *result.findings))
 
 
 @contextmanager
@@ -132,22 +131,14 @@ def _categories(tree: dict[str, Any], problems: Problems) -> LabelMap | None:
     )
 
 
-@dataclass(frozen=True)
-class _Images:
-    files: tuple[str, ...]
-    ids: NDArray[np.int64]
-    widths: NDArray[np.int32]
-    heights: NDArray[np.int32]
-
-
-def _images(tree: dict[str, Any], problems: Problems) -> _Images:
+def _images(tree: dict[str, Any], problems: Problems) -> ImageColumns:
     table = Table.of(tree, "images", problems)
     ids, good = table.ints("id")
     if isinstance(tree.get("images"), list) and not tree["images"]:
         problems.add("/images", "is empty, expected at least one image")
     if good.all():
         table.report_duplicates("id", ids)
-    return _Images(
+    return ImageColumns(
         files=tuple(table.strings("file_name")),
         ids=ids,
         widths=table.sizes("width"),
@@ -155,21 +146,10 @@ def _images(tree: dict[str, Any], problems: Problems) -> _Images:
     )
 
 
-@dataclass(frozen=True)
-class _Boxes:
-    """Sanitised boxes, sorted by image; ``image`` is each box's image position."""
-
-    image: NDArray[np.int64]
-    xywh: NDArray[np.float64]
-    labels: NDArray[np.int64]
-    areas: NDArray[np.float64]
-    crowd: NDArray[np.bool_]
-    findings: tuple[Finding, ...]
-
-
 def _annotations(
-    tree: dict[str, Any], images: _Images, label_map: LabelMap | None, problems: Problems
-) -> _Boxes:
+    tree: dict[str, Any], images: ImageColumns, label_map: LabelMap | None, problems: Problems
+) -> tuple[BoxColumns, list[Finding]]:
+    """The boxes, which mean nothing once a problem was noted, and what was put right."""
     table = Table.of(tree, "annotations", problems)
     ids, good = table.ints("id")
     if good.all():
@@ -206,57 +186,4 @@ def _annotations(
         )
         if count
     ]
-    if problems.count:
-        keep = np.zeros(len(table), dtype=bool)
-    else:
-        keep, box_findings = _sanitise(table, xywh, images.widths[image], images.heights[image])
-        findings += box_findings
-    rows = np.flatnonzero(keep)
-    rows = rows[np.argsort(image[rows], kind="stable")]
-    return _Boxes(image[rows], xywh[rows], labels[rows], areas[rows], crowd[rows], tuple(findings))
-
-
-def _sanitise(
-    table: Table,
-    xywh: NDArray[np.float64],
-    widths: NDArray[np.int32],
-    heights: NDArray[np.int32],
-) -> tuple[NDArray[np.bool_], list[Finding]]:
-    """Which boxes can be used, and what is wrong with the others."""
-    x, y, w, h = xywh.T
-    right, bottom = x + w, y + h
-    negative = (w < 0) | (h < 0)
-    # Comparing sums finds sides that are positive, but too small for the coordinate they add to.
-    empty = ~negative & ((right == x) | (bottom == y))
-    outside = ~(negative | empty) & ((x >= widths) | (y >= heights) | (right <= 0) | (bottom <= 0))
-    dropped = negative | empty | outside
-    over_edge = ~dropped & ((x < 0) | (y < 0) | (right > widths) | (bottom > heights))
-    findings = [
-        Finding.at(kind, action, [table.at(int(row), "bbox") for row in np.flatnonzero(rows)])
-        for kind, rows, action in (
-            ("negative_size_box", negative, "dropped"),
-            ("zero_size_box", empty, "dropped"),
-            ("outside_box", outside, "dropped"),
-            ("over_edge_box", over_edge, "clipped for training"),
-        )
-        if rows.any()
-    ]
-    return ~dropped, findings
-
-
-def _dataset(root: Path, label_map: LabelMap | None, images: _Images, boxes: _Boxes) -> Dataset:
-    assert label_map is not None, "broken categories are reported as problems"
-    counts = np.bincount(boxes.image, minlength=len(images.files))
-    return Dataset(
-        label_map=label_map,
-        root=str(root),
-        files=images.files,
-        image_ids=images.ids,
-        widths=images.widths,
-        heights=images.heights,
-        offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
-        boxes_xywh=boxes.xywh,
-        labels=boxes.labels,
-        areas=boxes.areas,
-        crowd=boxes.crowd,
-    )
+    return BoxColumns(image, xywh, labels, areas, crowd), findings

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import BinaryIO
 
 import cv2
 import numpy as np
@@ -68,16 +69,7 @@ def decode_image(
     data: bytes, *, size: tuple[int, int] | None = None, max_pixels: int = MAX_PIXELS
 ) -> NDArray[np.uint8]:
     """:func:`read_image` for the bytes of a file; messages do not name one."""
-    kind, height, width = _header(data)
-    if height * width > max_pixels:
-        raise BadImageError(f"{width}x{height} pixels, allowed are {max_pixels}")
-    if size is not None and (height, width) != size:
-        swapped = " (width and height swapped?)" if (width, height) == size else ""
-        raise BadImageError(
-            f"is {width}x{height} pixels, but annotated as {size[1]}x{size[0]}{swapped}"
-        )
-    if kind == "JPEG" and not _jpeg_is_whole(data):
-        raise BadImageError("truncated JPEG: no end-of-image marker")
+    kind, height, width = require_sound(data, size=size, max_pixels=max_pixels)
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), _DECODE_FLAGS)
     except cv2.error as error:
@@ -91,19 +83,57 @@ def decode_image(
     return image.astype(np.uint8, copy=False)
 
 
-def _header(data: bytes) -> tuple[str, int, int]:
-    """Format, height and width, from the header alone (20 microseconds)."""
-    if not data:
+def require_sound(
+    data: bytes, *, size: tuple[int, int] | None = None, max_pixels: int = MAX_PIXELS
+) -> tuple[str, int, int]:
+    """Format, height and width of an image file, after all checks that need no decoding.
+
+    Raises:
+        BadImageError: as :func:`read_image`, but for what only decoding brings to light.
+    """
+    kind, height, width = _open(io.BytesIO(data), data[:16])
+    if height * width > max_pixels:
+        raise BadImageError(f"{width}x{height} pixels, allowed are {max_pixels}")
+    if size is not None and (height, width) != size:
+        swapped = " (width and height swapped?)" if (width, height) == size else ""
+        raise BadImageError(
+            f"is {width}x{height} pixels, but annotated as {size[1]}x{size[0]}{swapped}"
+        )
+    if kind == "JPEG" and not _jpeg_is_whole(data):
+        raise BadImageError("truncated JPEG: no end-of-image marker")
+    return kind, height, width
+
+
+def read_size(path: Path) -> tuple[int, int]:
+    """(height, width) in pixels of an image file, of which only the header is read.
+
+    Raises:
+        BadImageError: the file is missing, empty or not an image of a known format.
+    """
+    try:
+        with path.open("rb") as file:
+            start = file.read(16)
+            file.seek(0)
+            return _open(file, start)[1:]
+    except OSError as error:
+        raise BadImageError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except BadImageError as error:
+        raise BadImageError(f"{path}: {error}") from None
+
+
+def _open(file: BinaryIO, start: bytes) -> tuple[str, int, int]:
+    """Format, height and width from the header alone (20 microseconds); ``start`` begins it."""
+    if not start:
         raise BadImageError("empty file")
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        with Image.open(file, formats=FORMATS) as image:
             return str(image.format or ""), image.height, image.width
     except Image.DecompressionBombError as error:
         raise BadImageError(f"more than {2 * MAX_PIXELS} pixels") from error
     # A parser of foreign bytes may fail in any way; the verdict is the same.
     except Exception as error:
-        start = data[:16].decode("latin-1")
-        raise BadImageError(f"not an image of a known format; begins with {start!r}") from error
+        begins = repr(start.decode("latin-1"))
+        raise BadImageError(f"not an image of a known format; begins with {begins}") from error
 
 
 def _jpeg_is_whole(data: bytes) -> bool:

@@ -27,6 +27,9 @@ class Domain(IntEnum):
     FLIP = 4
     COLOUR = 5
     SCENE = 6
+    EXPAND = 7
+    RESIZE = 8
+    MIX = 9
 
 
 def words(

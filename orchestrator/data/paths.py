@@ -11,30 +11,35 @@ from orchestrator.data.findings import MAX_PROBLEMS
 from orchestrator.errors import DataError, SecurityError, nearest
 
 
-def require_folder(folder: Path, *, what: str, setting: str) -> Path:
+def require_folder(folder: Path, *, what: str, key: str) -> Path:
     """The absolute real path of an existing folder.
 
     Args:
         folder: to look for.
         what: what it holds, for the message.
-        setting: the key below ``data.train`` and ``data.val`` that names it.
+        key: of the experiment that names it; see :func:`split_key`.
 
     Raises:
         DataError: there is no such folder.
     """
     if not folder.is_dir():
-        raise DataError(_missing(folder, what=what, setting=setting))
+        raise DataError(_missing(folder, what=what, key=key))
     return folder.resolve()
 
 
-def require_file(file: Path, *, what: str, setting: str) -> Path:
+def require_file(file: Path, *, what: str, key: str) -> Path:
     """Like :func:`require_folder`, for a file."""
     if not file.is_file():
-        raise DataError(_missing(file, what=what, setting=setting))
+        raise DataError(_missing(file, what=what, key=key))
     return file
 
 
-def _missing(path: Path, *, what: str, setting: str) -> str:
+def split_key(setting: str) -> str:
+    """The key ``setting`` of either split, as a message names it."""
+    return f"data.train.{setting} (or data.val.{setting})"
+
+
+def _missing(path: Path, *, what: str, key: str) -> str:
     found = "is not the right kind of file" if path.exists() else "does not exist"
     parent = path.parent
     siblings = [entry.name for entry in parent.iterdir()] if parent.is_dir() else []
@@ -42,8 +47,8 @@ def _missing(path: Path, *, what: str, setting: str) -> str:
     guess = f"; did you mean {parent / similar}?" if similar and not path.exists() else ""
     return (
         f"{what} {path} {found}{guess}\n"
-        f"correct data.train.{setting} (or data.val.{setting}), or point data.root at the folder "
-        "that holds the data set: data.root=FOLDER"
+        f"correct {key}, or point data.root at the folder that holds the data set: "
+        "data.root=FOLDER"
     )
 
 
@@ -123,3 +128,9 @@ def _escape_message(root: Path, names: Sequence[str], escapes: dict[int, str]) -
         lines.append(f"  ... and {len(escapes) - len(listed)} more")
     lines.append("images must lie under the folder; copy them there or choose a higher folder")
     return "\n".join(lines)
+
+
+def stays_below(folder: Path, path: Path) -> bool:
+    """Whether ``path``, symbolic links followed, lies under ``folder``, an absolute real path."""
+    real = _resolve(path)
+    return real is not None and real.is_relative_to(folder)

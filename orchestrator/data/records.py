@@ -8,6 +8,7 @@ one costs.
 from __future__ import annotations
 
 import hashlib
+import posixpath
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -102,6 +103,27 @@ class Dataset:
             (self.boxes_xywh, "<f8"),
             (self.labels, "<i8"),
             (self.areas, "<f8"),
+            (self.crowd, "|b1"),
+        ):
+            sha.update(np.ascontiguousarray(array, dtype=dtype).tobytes())
+        return sha.hexdigest()
+
+    @cached_property
+    def content_digest(self) -> str:
+        """SHA-256 over class names, images, boxes and labels, whatever format they came in.
+
+        Left out is what some formats do not hold: ids of images and classes, and areas other than
+        width times height. ``sub/../a.jpg`` is the same file as ``a.jpg``.
+        """
+        sha = hashlib.sha256()
+        sha.update("\n".join(self.label_map.names).encode())
+        sha.update("\0".join(posixpath.normpath(file) for file in self.files).encode())
+        for array, dtype in (
+            (self.widths, "<i4"),
+            (self.heights, "<i4"),
+            (self.offsets, "<i8"),
+            (self.boxes_xywh + 0.0, "<f8"),  # -0.0 is 0.0
+            (self.labels, "<i8"),
             (self.crowd, "|b1"),
         ):
             sha.update(np.ascontiguousarray(array, dtype=dtype).tobytes())

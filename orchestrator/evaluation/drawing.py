@@ -40,7 +40,7 @@ def colour_of(label: int) -> tuple[int, int, int]:
 
 def draw(image: NDArray[np.uint8], marks: Sequence[Mark]) -> NDArray[np.uint8]:
     """A copy of a (h, w, 3) RGB image with marks on it; those given first lie on top."""
-    canvas = image.copy()
+    canvas: NDArray[np.uint8] = image.copy()
     side = max(image.shape[:2])
     thick, scale = max(2, side // 300), max(0.35, side / 1400)
     for mark in reversed(marks):

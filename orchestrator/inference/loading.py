@@ -20,8 +20,8 @@ from torch import Tensor
 from detectors.base import Detector
 from detectors.registry import build_detector
 from orchestrator.config.resolve import ResolvedExperiment, load_experiment
-from orchestrator.data.coco import read_coco
 from orchestrator.data.label_map import LabelMap
+from orchestrator.data.readers import read_split
 from orchestrator.errors import ConfigError, SecurityError, StorageError, nearest
 from orchestrator.training.codec import (
     STATE_NAME,
@@ -273,12 +273,12 @@ def _label_map_of(resolved: ResolvedExperiment, source: Path) -> LabelMap:
     data = resolved.experiment.data
     root = Path(data.root).resolve()
     split = data.val
-    if not (root / split.annotations).is_file():
+    if not (root / split.annotations).exists():
         raise StorageError(
             f"{source}: has no {LABEL_MAP_NAME} beside it, and the annotations of the experiment, "
             f"{root / split.annotations}, are not there. Next: put one of the two there"
         )
-    return read_coco(root / split.images, root / split.annotations).dataset.label_map
+    return read_split(data, split).dataset.label_map
 
 
 def _load_state(model: Detector, tensors: Mapping[str, Tensor], source: Path) -> None:

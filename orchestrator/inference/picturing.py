@@ -96,7 +96,9 @@ def draw_predictions(
     folder.mkdir(parents=True, exist_ok=True)
     wanted = [one for one in found if one.problem is None]
     boxes_of = {} if truth is None else _truth_marks(truth)
-    pictures, written, problems = [], [], []
+    pictures: list[Path] = []
+    written: list[Path] = []
+    problems: list[str] = []
     held: list[NDArray[np.uint8]] = []
 
     def flush() -> None:

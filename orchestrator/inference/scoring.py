@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from orchestrator.accelerators import Accelerator, of_this_process
 from orchestrator.config.schema import ClusterConfig, Experiment
-from orchestrator.data.coco import read_coco
+from orchestrator.data import readers
 from orchestrator.data.decode import BadImageError, read_image
 from orchestrator.data.records import Dataset
 from orchestrator.errors import ConfigError
@@ -71,9 +71,7 @@ class _Task:
 
 def read_split(experiment: Experiment, split: Split, *, limit: int | None = None) -> Dataset:
     """The annotations of a split, or of its first ``limit`` images."""
-    config = getattr(experiment.data, split)
-    root = Path(experiment.data.root).resolve()
-    dataset = read_coco(root / config.images, root / config.annotations).dataset
+    dataset = readers.read_split(experiment.data, getattr(experiment.data, split)).dataset
     return dataset if limit is None else first_images(dataset, limit)
 
 

@@ -62,8 +62,13 @@ def connected(config: ClusterConfig) -> Iterator[None]:
         ray.shutdown()
 
 
-def place(config: ClusterConfig) -> Placement:
+def place(config: ClusterConfig, *, one_thread: bool = False) -> Placement:
     """Decide on devices and threads, and refuse what can never be scheduled.
+
+    Args:
+        config: the ``cluster`` section.
+        one_thread: give CPU workers one thread where the file does not say, because the number of
+            threads is part of the bits and must not follow from the number of workers.
 
     Raises:
         ConfigError: with the arithmetic, when the cluster is too small.
@@ -88,5 +93,5 @@ def place(config: ClusterConfig) -> Placement:
     if threads is None and accelerator.kind == "cpu":
         # One core stays free for reading data: torch's threads wait for each other by spinning, so
         # a thread too many costs far more than a thread too few.
-        threads = max(1, ((os.cpu_count() or 1) - 1) // config.workers)
+        threads = 1 if one_thread else max(1, ((os.cpu_count() or 1) - 1) // config.workers)
     return Placement(accelerator, each, threads)

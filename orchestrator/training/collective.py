@@ -63,5 +63,19 @@ class Collective:
     def copy_from_main_(self, tensors: Sequence[Tensor]) -> None:
         """Overwrite ``tensors`` with rank 0's values."""
         if self.world > 1:
-            for tensor in tensors:
-                dist.broadcast(tensor, src=0)
+            self.copy_from_(tensors, 0)
+
+    def receive_(self, tensors: Sequence[Tensor], source: int) -> None:
+        """Overwrite ``tensors`` with what rank ``source`` sends by :meth:`send`."""
+        for tensor in tensors:
+            dist.recv(tensor, src=source)
+
+    def send(self, tensors: Sequence[Tensor], target: int) -> None:
+        """Send ``tensors`` to rank ``target``, which calls :meth:`receive_`."""
+        for tensor in tensors:
+            dist.send(tensor, dst=target)
+
+    def copy_from_(self, tensors: Sequence[Tensor], source: int) -> None:
+        """Overwrite ``tensors`` with those of rank ``source``."""
+        for tensor in tensors:
+            dist.broadcast(tensor, src=source)

@@ -13,6 +13,7 @@ best commit is the same however often a run was interrupted.
 from __future__ import annotations
 
 import hashlib
+import json
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,7 +24,7 @@ from functools import partial
 from typing import Literal
 
 from orchestrator.errors import StorageError
-from orchestrator.training.codec import HostCopy, TrainState, decode, encode
+from orchestrator.training.codec import STATE_NAME, HostCopy, Json, TrainState, decode, encode
 from orchestrator.training.manifest import (
     CHECKPOINTS,
     MANIFEST_NAME,
@@ -189,6 +190,27 @@ class CommitStore:
         with _advice("cannot sweep the run folder", self.storage.describe("")):
             self._fence()
             return sweep(self.storage)
+
+    def roll_back(self, good: Callable[[dict[str, Json]], bool]) -> int | None:
+        """Move the newest commits to ``quarantine/`` until one is good.
+
+        Args:
+            good: tells from the scalars of a commit's state.
+
+        Returns:
+            Step of the commit that is the newest now; None when none is left.
+        """
+        self.wait()
+        with _advice("cannot roll back", self.storage.describe(CHECKPOINTS)):
+            for key in published(self.storage):
+                with suppress(UnusableError):
+                    record = check(self.storage, key).files[STATE_NAME]
+                    data = read_verified(self.storage, key, STATE_NAME, record)
+                    if good(json.loads(data)["scalars"]):
+                        return step_of(key)
+                self._fence()
+                quarantine(self.storage, key)
+        return None
 
     # Reading
 

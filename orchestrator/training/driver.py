@@ -12,12 +12,13 @@ from rich.console import Console
 import native
 from orchestrator.config.printing import dump_yaml
 from orchestrator.config.resolve import ResolvedExperiment
+from orchestrator.data.doctor.examine import require_usable
 from orchestrator.data.ray_stream import ScheduledDataConfig
 from orchestrator.errors import PreemptedError
 from orchestrator.tracking.atomic import write_atomic
 from orchestrator.tracking.mlflow_shipper import RunStatus, Shipped
 from orchestrator.training.cluster import Placement, connected, place
-from orchestrator.training.identity import Identity, open_run
+from orchestrator.training.identity import Identity, open_run, recorded_seed
 from orchestrator.training.interrupt import in_thread, stopping_politely
 from orchestrator.training.job import Outcome, TrainingJob
 from orchestrator.training.plan import Plan, make_plan
@@ -28,6 +29,7 @@ from orchestrator.training.report import (
     run_card_of,
     say,
     say_data,
+    say_initial,
     say_result,
     say_where,
 )
@@ -52,10 +54,22 @@ def drive(resolved: ResolvedExperiment, run_dir: Path, *, force_resume: bool) ->
     """
     console = Console(soft_wrap=True)
     started = time.monotonic()
+    if resolved.seed_is_drawn:
+        recorded = recorded_seed(run_dir)
+        resolved = resolved if recorded is None else resolved.with_seed(recorded)
+        say(console, f"seed: {resolved.experiment.seed}, {resolved.origins['seed']}")
     plan = make_plan(resolved, run_dir)
     say_data(plan, console)
+    for name, data in (("train", plan.batches.train), ("val", plan.batches.val)):
+        require_usable(data, name, resolved.experiment.data.max_bad_fraction)
+    say_initial(plan.job, console)
     native.backend()  # Says what is missing; what workers say stays in Ray's logs.
-    identity = Identity(plan.job.config_digest, plan.job.data_digest)
+    initial = plan.job.initial
+    identity = Identity(
+        plan.job.config_digest,
+        plan.job.data_digest,
+        initial=None if initial is None else initial.sha256,
+    )
     with RunLock(run_dir) as lock:
         # Whose folder this is comes first: starting Ray takes seconds.
         claimed = open_run(run_dir, identity, resolved.tree, force=force_resume)
@@ -65,7 +79,8 @@ def drive(resolved: ResolvedExperiment, run_dir: Path, *, force_resume: bool) ->
         _write(run_dir / "label_map.json", plan.job.label_map.to_json())
         tracking = Tracking(resolved, plan.job)
         with connected(resolved.experiment.cluster):
-            placement = place(resolved.experiment.cluster)
+            sharded = resolved.experiment.train.virtual_shards is not None
+            placement = place(resolved.experiment.cluster, one_thread=sharded)
             job = dataclasses.replace(plan.job, threads=placement.threads)
             outcome, shipped = _tracked(plan, job, placement, console, lock, tracking)
     result = result_of(job, outcome, shipped, time.monotonic() - started)

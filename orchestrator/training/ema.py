@@ -10,6 +10,13 @@ import torch
 from torch import Tensor, nn
 
 
+def decay_at(updates: int, *, decay: float, warmup_steps: int) -> float:
+    """Decay used by update number ``updates`` (1 is the first)."""
+    if warmup_steps == 0:
+        return decay
+    return decay * (1.0 - math.exp(-updates / warmup_steps))
+
+
 class WeightAverage:
     """Average of a model's floating-point state; integer buffers are copied.
 
@@ -25,16 +32,10 @@ class WeightAverage:
             name: tensor.detach().clone() for name, tensor in model.state_dict().items()
         }
 
-    def decay_at(self, updates: int) -> float:
-        """Decay used by update number ``updates`` (1 is the first)."""
-        if self.warmup_steps == 0:
-            return self.decay
-        return self.decay * (1.0 - math.exp(-updates / self.warmup_steps))
-
     @torch.no_grad()
     def update(self, model: nn.Module, updates: int) -> None:
         """Move the average towards the model's present state."""
-        weight = 1.0 - self.decay_at(updates)
+        weight = 1.0 - decay_at(updates, decay=self.decay, warmup_steps=self.warmup_steps)
         averages: list[Tensor] = []
         values: list[Tensor] = []
         for name, tensor in model.state_dict().items():

@@ -20,9 +20,11 @@ from orchestrator.evaluation.coco import CocoMetrics, evaluate, write_per_class
 from orchestrator.evaluation.detections import Detections
 from orchestrator.evaluation.results import Results, write_results
 from orchestrator.tracking.events import EventLog
+from orchestrator.training import evidence
 from orchestrator.training.codec import TrainState, weights_digest
 from orchestrator.training.collective import Collective
 from orchestrator.training.commit import CommitStore
+from orchestrator.training.initial import load_initial
 from orchestrator.training.job import Outcome, TrainingJob
 from orchestrator.training.predictor import predict_all
 from orchestrator.training.schedules import LearningRate
@@ -109,6 +111,9 @@ class Engine:
         self.metrics: dict[str, float] = {}
         self.throughput = _Throughput(skip=min(job.schedule.steps_per_epoch, 20))
         self._replaced = 0
+        self._committed = -1
+        #: First step of a row of bad ones, whose state is that of all of them.
+        self._first_bad: int | None = None
 
     def run(self) -> Outcome:
         """Train from the newest commit to the end, or until asked to stop."""
@@ -154,10 +159,10 @@ class Engine:
                 self.metrics = dict(found.commit.metrics or {})
         step, scored = self.collective.from_main((step, scored))
         if step is None:
-            self._note("start", "from initial weights")
+            self._begin()
             return 0
         scalars = restore(self.store.load(step), self.stepper)
-        self.step = step
+        self.step = self._committed = step
         self.bad_steps = int(scalars["bad_steps"])
         self.overflows = int(scalars["overflows"])
         self._replaced = int(scalars["replaced"])
@@ -165,6 +170,17 @@ class Engine:
         if not scored and self.job.evaluates_after(step):
             self._evaluate()
         return step
+
+    def _begin(self) -> None:
+        """Take over the initial weights, if the run has any; every rank reads them itself."""
+        if self.job.initial is None:
+            self._note("start", "from drawn weights")
+            return
+        loaded = load_initial(self.job.initial, self.job.experiment, self.job.label_map)
+        loaded.put_into(self.model)
+        if self.stepper.average is not None:
+            self.stepper.average.load(self.model.state_dict())
+        self._note("init_from", loaded.text())
 
     def _count_replaced(self, batch: Batch) -> None:
         """Stop when too many images had to be replaced since the start of the epoch."""
@@ -182,26 +198,74 @@ class Engine:
             )
 
     def _guard(self, report: StepReport, batch: Batch) -> None:
-        """Count skipped steps; give up after ``train.nonfinite_limit`` in a row."""
+        """Count skipped steps and keep what they were made of; give up after too many in a row."""
         if report.applied:
-            self.bad_steps = 0
+            self.bad_steps, self._first_bad = 0, None
             return
         if report.overflow:
             self.overflows += 1
             return
         self.bad_steps += 1
-        self._note(
-            "nonfinite",
-            f"step {batch.step}: losses {report.losses}, gradient norm {report.gradient_norm}, "
-            f"image ids {batch.image_ids.tolist()}; the step was skipped",
+        if self._first_bad is None:
+            self._first_bad = batch.step
+        what = (
+            f"losses {report.losses}, gradient norm {report.gradient_norm}"
+            if report.sound
+            else f"weights or average are not finite: {self._damage()}"
         )
-        if self.bad_steps >= self.job.experiment.train.nonfinite_limit:
-            raise NonFiniteError(
-                f"step {batch.step}: loss or gradient was not finite {self.bad_steps} times in a "
-                f"row (losses {report.losses}, gradient norm {report.gradient_norm}). Weights are "
-                f"those of the last good step. Next: look at the images named in "
-                f"{self.job.path / 'events.jsonl'}, or lower train.optimizer.lr"
+        images = self.collective.gather(batch.image_ids.tolist())
+        self._note(
+            "nonfinite", f"step {batch.step}: {what}, image ids {images}; the step was skipped"
+        )
+        kept = self._keep_evidence(report, batch)
+        if self.bad_steps < self.job.experiment.train.nonfinite_limit:
+            return
+        good = self._roll_back()
+        raise NonFiniteError(
+            f"step {batch.step}: not finite {self.bad_steps} times in a row ({what}); the run is "
+            f"back at {good}. Next: `orchestrator replay {self.job.run_dir}` repeats "
+            f"{'that step' if kept else 'an earlier such step'} and names what broke; its images "
+            f"are in {self.job.path / evidence.FOLDER}. Then repair those images, or lower "
+            "train.optimizer.lr"
+        )
+
+    def _damage(self) -> str:
+        names = self.stepper.damaged()
+        more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+        return (", ".join(names[:4]) or "on another rank") + more
+
+    def _keep_evidence(self, report: StepReport, batch: Batch) -> bool:
+        """Write the step's batch, and the state it met, to the run folder; whether it is there."""
+        main = self.collective.is_main
+        if not self.collective.from_main(main and evidence.has_room(self.job.path, batch.step)):
+            return False
+        trouble = evidence.keep_batch(self.job.path, batch, rank=self.collective.rank)
+        troubles = self.collective.gather(trouble)
+        if troubles is not None and not any(troubles):
+            # The report makes the evidence complete, so it comes after every rank's share.
+            trouble = evidence.keep_report(
+                self.job,
+                report,
+                step=batch.step,
+                learning_rate=self.rate(batch.step),
+                precision=self.precision,
+                world=self.collective.world,
+                state=self._state() if self._first_bad == batch.step else None,
+                state_of=self._first_bad,
             )
+            troubles = [trouble]
+        for text in filter(None, troubles or []):
+            self._note("evidence", f"step {batch.step} could not be kept: {text}")
+        return self.collective.from_main(not any(troubles or []))
+
+    def _roll_back(self) -> str:
+        """Leave the newest commit that no bad step led to as the newest; says which it is."""
+        good: int | None = None
+        if self.collective.is_main:
+            good = self.store.roll_back(lambda scalars: scalars["bad_steps"] == 0)
+            self._note("rollback", f"to commit {good}" if good else "to the beginning")
+        good = self.collective.from_main(good)
+        return "its beginning: no step was committed" if good is None else f"commit {good}"
 
     def _log_step(self, report: StepReport, seconds: float) -> None:
         every = self.job.experiment.train.log_every_steps
@@ -223,12 +287,21 @@ class Engine:
             return
         if self.events is not None:
             self.events.flush(sync=True)
+        if self.stepper.damaged():
+            if self.bad_steps:
+                return  # The guard is at it.
+            raise NonFiniteError(
+                f"step {self.step}: its update left tensors that are not finite "
+                f"({self._damage()}), so it was not committed. Next: start the run again, which "
+                "goes on from its last commit, with a lower train.optimizer.lr"
+            )
         self.store.save_async(
             self._state(),
             config_digest=self.job.config_digest,
             data_digest=self.job.data_digest,
             label_map=self.job.label_map.to_json(),
         )
+        self._committed = self.step
 
     def _state(self) -> TrainState:
         return capture(
@@ -276,7 +349,7 @@ class Engine:
             defined = {k: v for k, v in {**values, **per_class}.items() if v >= 0}
             self.events.metrics(defined, step=self.step)
             self.events.flush(sync=True)
-        if self.job.commits_after(self.step):
+        if self._committed == self.step:
             self.store.attach_metrics(self.step, values)
 
     def _keep_results(self, found: Detections, scores: CocoMetrics) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from orchestrator.config.resolve import Absent, MaybeScalar, diff, digest
 from orchestrator.config.scalars import Json
@@ -42,6 +42,7 @@ NOT_IDENTITY = (
     "data.root",  # The data's digest is part of the identity, the place it lies at is not.
     "data.prefetch",
     "data.max_bad_fraction",
+    "train.init_from",  # Likewise: the digest of the weights is, and not where they lie.
     "train.max_steps",  # The schedule is that of the whole run, so a quick look can be continued.
     "train.log_every_steps",
     "train.max_failures",
@@ -51,6 +52,9 @@ NOT_IDENTITY = (
     "train.checkpoint.keep_last",
     "train.checkpoint.keep_best",
 )
+
+#: Key of the initial weights' digest, in ``run.json`` and in the configuration's digest.
+_INITIAL = "initial_weights"
 
 #: Sources that decide the result; the rest shows, sends and submits it.
 _SOURCES = (
@@ -78,9 +82,15 @@ def _without(tree: Mapping[str, Json], prefix: str) -> dict[str, Json]:
     return kept
 
 
-def config_digest(tree: Mapping[str, Json]) -> str:
-    """SHA-256, in hex, of what in a resolved configuration decides the result."""
-    return digest(identity_tree(tree))
+def config_digest(tree: Mapping[str, Json], *, initial: str | None = None) -> str:
+    """SHA-256, in hex, of what in a resolved configuration decides the result.
+
+    Args:
+        tree: the configuration.
+        initial: digest of the weights that the run begins with, if it begins with any.
+    """
+    kept = identity_tree(tree)
+    return digest(kept if initial is None else {**kept, _INITIAL: initial})
 
 
 @cache
@@ -109,11 +119,13 @@ class Identity:
         config_digest: see :func:`config_digest`.
         data_digest: of the data sets.
         sources: digests of the source files by path.
+        initial: digest of the weights that the run begins with; None if it begins with none.
     """
 
     config_digest: str
     data_digest: str
     sources: Mapping[str, str] = field(default_factory=source_digests)
+    initial: str | None = None
 
     @cached_property
     def code_version(self) -> str:
@@ -176,6 +188,7 @@ def open_run(
             "data_digest": identity.data_digest,
             "code_version": identity.code_version,
             "sources": dict(identity.sources),
+            _INITIAL: identity.initial,
             "config": dict(resolved_tree),
         }
         storage.replace_file(RUN_NAME, seal("run", record))
@@ -185,6 +198,26 @@ def open_run(
             "a folder that can be written"
         ) from error
     return RunState(found.kind, (*(f"forced: {line}" for line in found.refused), *found.notes))
+
+
+def recorded_initial(run_dir: str | Path) -> str | None:
+    """Digest of the weights that the run in this folder began with; None if there is no record."""
+    initial = _record(run_dir).get(_INITIAL)
+    return initial if isinstance(initial, str) else None
+
+
+def recorded_seed(run_dir: str | Path) -> int | None:
+    """Seed of the run in this folder; None if there is no record."""
+    seed = _record(run_dir).get("config", {}).get("seed")
+    return seed if isinstance(seed, int) else None
+
+
+def _record(run_dir: str | Path) -> dict[str, Any]:
+    """What ``run.json`` says; nothing where it is missing or damaged."""
+    try:
+        return unseal("run", LocalStorage(run_dir).read_file(RUN_NAME, limit=_MAX_BYTES))
+    except (OSError, UnusableError):
+        return {}
 
 
 class _Comparison(NamedTuple):
@@ -210,6 +243,11 @@ def _compare(storage: Storage, identity: Identity, tree: Mapping[str, Json]) -> 
     notes = [line for line in _differences(before, tree) if line not in refused]
     if stored["data_digest"] != identity.data_digest:
         refused.append(_digests("data", stored["data_digest"], identity.data_digest))
+    before_initial = stored.get(_INITIAL)
+    if before_initial != identity.initial:
+        refused.append(
+            _digests("train.init_from", before_initial or "none", identity.initial or "none")
+        )
     then, now = stored["sources"], identity.sources
     changed = sorted(path for path in {*then, *now} if then.get(path) != now.get(path))
     if changed:

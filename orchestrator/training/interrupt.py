@@ -13,6 +13,15 @@ T = TypeVar("T")
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
+#: Set in a process that trains once it was asked to stop: the step under way is finished and
+#: committed, on all ranks, and training ends.
+asked_to_stop = threading.Event()
+
+
+def stop_on_sigterm() -> None:
+    """Let SIGTERM set :data:`asked_to_stop` from now on; called in the main thread."""
+    signal.signal(signal.SIGTERM, lambda number, frame: asked_to_stop.set())
+
 
 @contextmanager
 def stopping_politely(ask: Callable[[], None]) -> Iterator[None]:

@@ -11,6 +11,7 @@ from orchestrator.config.schema import Experiment
 from orchestrator.data.label_map import LabelMap
 from orchestrator.data.records import Dataset
 from orchestrator.data.schedule import Schedule
+from orchestrator.training.initial import InitialWeights
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class TrainingJob:
         val: validation annotations, what evaluation scores against.
         config_digest, data_digest: identity of what is trained and on what.
         threads: CPU threads of one worker; None leaves torch's default.
+        initial: weights that the run begins with; None for freshly drawn ones.
         fence: raises once another start of the run has taken over the folder; asked before every
             commit, so that a worker that was given up but still runs cannot write.
     """
@@ -37,6 +39,7 @@ class TrainingJob:
     config_digest: str
     data_digest: str
     threads: int | None
+    initial: InitialWeights | None = None
     fence: Callable[[], None] | None = None
 
     @property

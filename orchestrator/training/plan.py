@@ -6,15 +6,20 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from detectors.registry import build_detector
+from detectors.measure import skeleton
 from orchestrator.config.resolve import ResolvedExperiment
-from orchestrator.config.schema import Experiment, SplitConfig
-from orchestrator.data.assemble import BatchPlan
-from orchestrator.data.coco import read_coco
-from orchestrator.data.findings import Finding, ReadResult
+from orchestrator.config.schema import Experiment
+from orchestrator.data.assemble import BatchPlan, training_samples
+from orchestrator.data.findings import Finding
+from orchestrator.data.readers import read_split
 from orchestrator.errors import DataError
-from orchestrator.training.identity import config_digest
+from orchestrator.training.adapting import adapt
+from orchestrator.training.identity import config_digest, recorded_initial
+from orchestrator.training.initial import InitialWeights, find_initial
 from orchestrator.training.job import TrainingJob
+from orchestrator.training.manifest import checked_commits
+from orchestrator.training.optim import build_optimizer
+from orchestrator.training.storage import LocalStorage
 
 
 @dataclass(frozen=True)
@@ -41,16 +46,18 @@ def make_plan(resolved: ResolvedExperiment, run_dir: Path, *, threads: int | Non
         threads: CPU threads of a worker; see :class:`TrainingJob`.
 
     Raises:
-        DataError: the data set is missing, malformed or too small.
+        DataError: the data set is missing, malformed or too small, or the initial weights are
+            missing.
         ConfigError: values that do not fit the data set.
     """
     experiment = resolved.experiment
     train, val = (
-        _read(experiment, split) for split in (experiment.data.train, experiment.data.val)
+        read_split(experiment.data, split) for split in (experiment.data.train, experiment.data.val)
     )
-    input_size = build_detector(
-        experiment.detector, num_classes=len(train.dataset.label_map)
-    ).input_size
+    # Without memory for its tensors: only to see that all that is said about it is true.
+    model = skeleton(experiment.detector, num_classes=len(train.dataset.label_map))
+    adapt(model, experiment.train)
+    build_optimizer(model, experiment.train.optimizer)
     batches = BatchPlan.from_config(
         experiment.data,
         train.dataset,
@@ -58,14 +65,16 @@ def make_plan(resolved: ResolvedExperiment, run_dir: Path, *, threads: int | Non
         seed=experiment.seed,
         epochs=experiment.train.epochs,
         batch_size=experiment.train.batch_size,
-        workers=experiment.cluster.workers,
-        input_size=input_size,
+        # Evaluation batches, too, are then of one shape whatever the number of workers.
+        workers=experiment.train.virtual_shards or experiment.cluster.workers,
+        input_size=model.input_size,
     )
     if not len(val.dataset.labels):
         raise DataError(
             f"data.val.annotations: {experiment.data.val.annotations} has no boxes, so there is "
             "nothing to score against. Next: point data.val at images with annotations"
         )
+    initial = _initial(experiment.train.init_from, run_dir)
     digest = hashlib.sha256(f"{train.dataset.digest} {val.dataset.digest}".encode()).hexdigest()
     job = TrainingJob(
         experiment=experiment,
@@ -73,13 +82,32 @@ def make_plan(resolved: ResolvedExperiment, run_dir: Path, *, threads: int | Non
         label_map=train.dataset.label_map,
         schedule=batches.schedule,
         val=val.dataset,
-        config_digest=config_digest(resolved.tree),
+        config_digest=config_digest(
+            resolved.tree, initial=None if initial is None else initial.sha256
+        ),
         data_digest=digest,
         threads=threads,
+        initial=initial,
     )
     return Plan(job, batches, {"train": train.findings, "val": val.findings})
 
 
-def _read(experiment: Experiment, split: SplitConfig) -> ReadResult:
-    root = Path(experiment.data.root).resolve()
-    return read_coco(root / split.images, root / split.annotations)
+def count_training_images(experiment: Experiment) -> int:
+    """Images of the data set that take part in training.
+
+    Raises:
+        DataError: the data set is missing or malformed.
+    """
+    train = read_split(experiment.data, experiment.data.train).dataset
+    return len(training_samples(experiment.data, train))
+
+
+def _initial(location: str | None, run_dir: Path) -> InitialWeights | None:
+    """What the run begins with, or began with if that file has gone since."""
+    if location is None:
+        return None
+    gone = not Path(location).exists()
+    recorded = recorded_initial(run_dir) if gone else None
+    if recorded is not None and checked_commits(LocalStorage(run_dir)):
+        return InitialWeights(str(Path(location).absolute()), recorded, "file")
+    return find_initial(location)

@@ -9,35 +9,77 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
+import shutil
+import signal
 import uuid
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import ray.train
+from ray.exceptions import RayError
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.accelerators import Accelerator
 from orchestrator.data.ray_stream import ScheduledDataConfig
 from orchestrator.errors import OrchestratorError
 from orchestrator.training.cluster import Placement
+from orchestrator.training.heartbeat import FOLDER, Beat, HangWatch, Heartbeat
+from orchestrator.training.interrupt import stop_on_sigterm
 from orchestrator.training.job import Outcome, TrainingJob
-from orchestrator.training.run_lock import RunLock
+from orchestrator.training.run_lock import Holder, RunLock
 from orchestrator.training.session import run_rank
 
 log = logging.getLogger(__name__)
+
+#: A task on the node of a rank that stands still has to start and end within this.
+_KILL_SECONDS = 30.0
+
+
+class HungError(Exception):
+    """A worker stood still and was killed."""
 
 
 def _worker(config: dict[str, Any]) -> dict[str, Any]:
     """What runs in every Ray Train worker."""
     context = ray.train.get_context()
-    outcome = run_rank(
-        config["job"],
-        ray.train.get_dataset_shard("train"),
-        accelerator=Accelerator(config["kind"]),
-        local_rank=context.get_local_rank(),
-    )
+    job: TrainingJob = config["job"]
+    timeout = job.experiment.cluster.hang_timeout
+    node = ray.get_runtime_context().get_node_id()
+    alive: AbstractContextManager[Any] = nullcontext()
+    if timeout is not None:
+        alive = Heartbeat(Path(config["beats"]), context.get_world_rank(), timeout, node=node)
+    with alive:
+        outcome = run_rank(
+            job,
+            ray.train.get_dataset_shard("train"),
+            accelerator=Accelerator(config["kind"]),
+            local_rank=context.get_local_rank(),
+        )
     return outcome.to_json()
+
+
+# Reached through the public class, because Ray keeps the backend itself private.
+class _StoppableBackend(TorchConfig().backend_cls):  # type: ignore[misc]
+    """Torch's process group, and workers that finish their step when they get SIGTERM.
+
+    Ray's own handler would end the process in the middle of it. Handlers can be set in a process's
+    main thread only; Ray runs there what a backend executes, and training in another one.
+    """
+
+    def on_training_start(self, worker_group: Any, backend_config: Any) -> None:
+        super().on_training_start(worker_group, backend_config)
+        worker_group.execute(stop_on_sigterm)
+
+
+class _StoppableTorchConfig(TorchConfig):  # type: ignore[misc]
+    @property
+    def backend_cls(self) -> type[_StoppableBackend]:
+        return _StoppableBackend
 
 
 def fit(
@@ -67,8 +109,9 @@ def fit(
         before = last_commit()
         try:
             return _attempt(dataclasses.replace(job, fence=lock.advance()), data, placement)
-        except TrainingFailedError as failure:
-            cause = _root_cause(failure)
+        # A RayError says that Train's own controller is gone, with its node or for want of memory.
+        except (TrainingFailedError, RayError, HungError) as failure:
+            cause = failure if isinstance(failure, HungError) else _root_cause(failure)
             # What the user or the data got wrong stays wrong however often it is tried.
             if isinstance(cause, OrchestratorError):
                 raise cause from failure
@@ -87,25 +130,57 @@ def fit(
 
 
 def _attempt(job: TrainingJob, data: ScheduledDataConfig, placement: Placement) -> Outcome:
+    name = f"attempt-{uuid.uuid4().hex[:8]}"
+    storage = job.path / "ray"
+    beats = job.path / FOLDER / name
     trainer = TorchTrainer(
         _worker,
-        train_loop_config={"job": job, "kind": placement.accelerator.kind},
-        torch_config=TorchConfig(backend=placement.accelerator.backend),
+        train_loop_config={
+            "job": job,
+            "kind": placement.accelerator.kind,
+            "beats": str(beats),
+        },
+        torch_config=_StoppableTorchConfig(backend=placement.accelerator.backend),
         scaling_config=ScalingConfig(
             num_workers=job.experiment.cluster.workers,
             use_gpu=placement.accelerator.kind == "gpu",
             resources_per_worker=placement.resources_per_worker,
         ),
         run_config=RunConfig(
-            name=f"attempt-{uuid.uuid4().hex[:8]}",
-            storage_path=str(job.path / "ray"),
+            name=name,
+            storage_path=str(storage),
             failure_config=FailureConfig(max_failures=0, controller_failure_limit=1),
         ),
         datasets=data.datasets(),
         dataset_config=data,
     )
-    result = trainer.fit()
-    return Outcome(**result.return_value)
+    timeout = job.experiment.cluster.hang_timeout
+    try:
+        if timeout is None:
+            return Outcome(**trainer.fit().return_value)
+        with HangWatch(beats, timeout, _kill_on_its_node) as watch:
+            try:
+                return Outcome(**trainer.fit().return_value)
+            except (TrainingFailedError, RayError) as failure:
+                if watch.hung:
+                    # All that Ray knows is that a process is gone.
+                    raise HungError("; ".join(watch.hung)) from failure
+                raise
+    finally:
+        # What Ray leaves there is never read again.
+        shutil.rmtree(storage / name, ignore_errors=True)
+
+
+def _kill_on_its_node(beat: Beat) -> None:
+    """End a process of another node by a task that runs there."""
+
+    def kill(process: Holder) -> None:
+        if process.is_here():
+            os.kill(process.pid, signal.SIGKILL)
+
+    strategy = NodeAffinitySchedulingStrategy(beat.node, soft=False)
+    task = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=strategy)(kill)
+    ray.get(task.remote(beat.process), timeout=_KILL_SECONDS)
 
 
 def _root_cause(failure: BaseException) -> BaseException:

@@ -12,9 +12,12 @@ from orchestrator.evaluation.coco import METRICS
 from orchestrator.tracking.git_info import git_info
 from orchestrator.tracking.mlflow_shipper import Shipped
 from orchestrator.tracking.run_card import Hardware, RunCard, package_versions
+from orchestrator.training.initial import load_initial
 from orchestrator.training.job import Outcome, TrainingJob
+from orchestrator.training.manifest import checked_commits
 from orchestrator.training.plan import Plan
 from orchestrator.training.progress import duration
+from orchestrator.training.storage import LocalStorage
 
 
 def result_of(
@@ -96,6 +99,23 @@ def say_data(plan: Plan, console: Console) -> None:
         )
         for finding in plan.findings[split]:
             say(console, f"  {finding}")
+
+
+def say_initial(job: TrainingJob, console: Console) -> None:
+    """What the run begins with, tensor by tensor where something was not simply loaded.
+
+    Nothing is said, and nothing read, where the run goes on from a checkpoint of its own.
+
+    Raises:
+        DataError: the initial weights cannot be read or do not fit.
+        SecurityError: their file holds more than tensors.
+    """
+    if job.initial is None or checked_commits(LocalStorage(job.path)):
+        return
+    loaded = load_initial(job.initial, job.experiment, job.label_map)
+    say(console, f"train.init_from: {loaded.headline()}")
+    for line in (*loaded.classes, *loaded.report.lines(("adapted", "missing", "left over"))):
+        say(console, f"  {line}")
 
 
 def say_result(resolved: ResolvedExperiment, result: dict[str, Any], console: Console) -> None:

@@ -80,6 +80,11 @@ class Holder:
             since=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         )
 
+    def is_here(self) -> bool:
+        """Whether this very process lives, and can be sent signals to by its number."""
+        here = self.boot == _boot() and self.namespace == _namespace()
+        return here and self.started is not None and _started(self.pid) == self.started
+
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}, since {self.since}"
 

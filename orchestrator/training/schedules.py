@@ -47,19 +47,24 @@ class LearningRate:
         """Rate of optimizer step ``step``.
 
         Warm-up follows the MindSpore SSD code, ``start + (base - start) * step / warmup``,
-        so that step 0 has exactly ``warmup_start``.
+        so that step 0 has exactly ``warmup_start``; where it ends ``with`` its last step, the
+        MindSpore M2Det code, ``step + 1`` for ``step``.
         """
         warmup = self.warmup_steps
         if step < warmup:
             start = self.schedule.warmup_start
-            return start + (self.base - start) * step / warmup
+            done = step + (self.schedule.warmup_ends == "with")
+            return start + (self.base - start) * done / warmup
         match self.schedule:
             case ConstantSchedule():
                 return self.base
-            case CosineSchedule(end_factor=end_factor):
+            case CosineSchedule(end_factor=end_factor, period_epochs=period):
                 # MindSpore SSD lr_schedule.py: half a cosine over the steps left after warm-up.
                 end = self.base * end_factor
-                progress = min(1.0, (step - warmup) / max(1, self.total_steps - warmup))
+                length: float = self.total_steps - warmup
+                if period is not None:
+                    length = period * self.steps_per_epoch
+                progress = min(1.0, (step - warmup) / max(1, length))
                 return end + (self.base - end) * (1.0 + math.cos(math.pi * progress)) / 2.0
             case MultistepSchedule(milestones=milestones, factors=factors):
                 epoch = step / self.steps_per_epoch

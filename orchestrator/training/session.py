@@ -8,13 +8,17 @@ from pathlib import Path
 
 import torch
 
+from detectors.base import Detector
 from detectors.registry import build_detector
 from orchestrator.accelerators import Accelerator
+from orchestrator.config.schema import Experiment
 from orchestrator.data.batch import BatchStream
 from orchestrator.tracking.events import EventLog
+from orchestrator.training.adapting import adapt
 from orchestrator.training.collective import Collective
 from orchestrator.training.commit import CommitStore
 from orchestrator.training.engine import Engine
+from orchestrator.training.interrupt import asked_to_stop
 from orchestrator.training.job import Outcome, TrainingJob
 from orchestrator.training.storage import LocalStorage
 
@@ -26,11 +30,14 @@ _STOP_POLL_SECONDS = 0.5
 def watch_for_stop(run_dir: Path) -> Callable[[], bool]:
     """A cheap question to ask every step: has somebody asked this run to stop?
 
-    The file system is looked at no more than twice a second, because the folder may be remote.
+    Asking is done by a file in the run folder or by a signal to this process. The file system is
+    looked at no more than twice a second, because the folder may be remote.
     """
     state = {"next": 0.0, "stop": False}
 
     def stop_requested() -> bool:
+        if asked_to_stop.is_set():
+            return True
         now = time.monotonic()
         if not state["stop"] and now >= state["next"]:
             state["next"] = now + _STOP_POLL_SECONDS
@@ -52,6 +59,14 @@ def open_store(job: TrainingJob) -> CommitStore:
     )
 
 
+def initial_model(experiment: Experiment, num_classes: int, device: torch.device) -> Detector:
+    """The detector before step 0, in training mode; every rank draws the same weights."""
+    torch.manual_seed(experiment.seed)
+    model = build_detector(experiment.detector, num_classes=num_classes)
+    adapt(model, experiment.train)
+    return model.to(device).to(memory_format=torch.channels_last).train()
+
+
 def run_rank(
     job: TrainingJob,
     stream: BatchStream,
@@ -66,10 +81,7 @@ def run_rank(
     experiment = job.experiment
     accelerator.set_determinism(experiment.train.deterministic, job.threads)
     device = accelerator.device(local_rank)
-    # Every rank draws the same initial weights; nothing is broadcast.
-    torch.manual_seed(experiment.seed)
-    model = build_detector(experiment.detector, num_classes=len(job.label_map))
-    model.to(device).to(memory_format=torch.channels_last).train()
+    model = initial_model(experiment, len(job.label_map), device)
     collective = Collective(device)
     store = open_store(job)
     events = EventLog(job.path / "events.jsonl") if collective.is_main else None
@@ -77,6 +89,8 @@ def run_rank(
         if events is not None:
             for rejected in store.sweep():
                 events.note("checkpoint_rejected", rejected.describe(), step=0)
+            # The last start may have been killed between a commit and the deletions it allows.
+            store.collect()
         engine = Engine(
             job,
             model,

@@ -1,12 +1,14 @@
 """One optimizer step: forward, backward, sum over ranks, clip, guard, update.
 
-A step either happens whole or not at all: when its loss or gradient is not finite, weights,
-optimizer, average and batch-norm statistics are what they were before it.
+A step either happens whole or not at all: when its loss or gradient, or the weights or the average
+that it would change, are not finite, then weights, optimizer, average, loss scaler and batch-norm
+statistics are what they were before it.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -20,6 +22,7 @@ from orchestrator.training.collective import Collective
 from orchestrator.training.ema import WeightAverage
 from orchestrator.training.gradients import Gradients
 from orchestrator.training.optim import build_optimizer
+from orchestrator.training.ordered_sum import OrderedSum
 from orchestrator.training.predictor import images_to_device
 
 
@@ -30,7 +33,8 @@ class StepReport:
     Attributes:
         losses: named losses and their sum ``loss``, mean over micro-batches and ranks.
         gradient_norm: global 2-norm before clipping.
-        applied: whether the optimizer moved; false after a non-finite loss or gradient.
+        applied: whether the optimizer moved; false when anything was not finite.
+        sound: whether weights and average were finite when the step began.
         overflow: the step was skipped because scaled fp16 gradients overflowed, which is the
             loss scaler's ordinary business.
         stop: some rank was asked to stop.
@@ -39,6 +43,7 @@ class StepReport:
     losses: dict[str, float]
     gradient_norm: float
     applied: bool
+    sound: bool
     overflow: bool
     stop: bool
 
@@ -61,6 +66,21 @@ class _SavedBuffers:
     def restore(self) -> None:
         torch._foreach_copy_(self.live, self.saved)
 
+    def _floating(self) -> tuple[list[Tensor], list[Tensor]]:
+        pairs = [p for p in zip(self.live, self.saved, strict=True) if p[0].is_floating_point()]
+        return [live for live, _ in pairs], [saved for _, saved in pairs]
+
+    @torch.no_grad()
+    def changes(self) -> list[Tensor]:
+        """How far floating-point buffers have moved; exactly zero for those that have not."""
+        return [live - saved for live, saved in zip(*self._floating(), strict=True)]
+
+    @torch.no_grad()
+    def apply(self, changes: list[Tensor], factor: float) -> None:
+        """Let floating-point buffers be the saved ones plus ``factor`` times ``changes``."""
+        for live, saved, change in zip(*self._floating(), changes, strict=True):
+            torch.add(saved, change, alpha=factor, out=live)
+
 
 class Stepper:
     """Owns what a step changes: model, optimizer, loss scaler and weight average."""
@@ -74,7 +94,9 @@ class Stepper:
         accelerator: Accelerator,
         precision: Precision,
         collective: Collective,
+        rank: int | None = None,
     ) -> None:
+        """Args: ``rank`` is the one whose random numbers are drawn; None for this process's own."""
         self.model = model
         self.config = config
         self.seed = seed
@@ -89,25 +111,43 @@ class Stepper:
             else None
         )
         self.gradients = Gradients(list(model.parameters()), collective)
+        self._rank = collective.rank if rank is None else rank
         self._buffers = _SavedBuffers(list(model.buffers()))
+        self._shards = config.virtual_shards
+        if self._shards is not None:
+            self._gradient_sum = OrderedSum(self.gradients.flats, collective)
+            self._buffer_sum = OrderedSum(self._buffers.changes(), collective)
 
     def run(self, batch: Batch, *, learning_rate: float, stop: bool) -> StepReport:
         """Do step ``batch.step`` with this rank's share of its images."""
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = learning_rate * group["lr_factor"]
         self._buffers.save()
-        losses = self._backward(batch)
-        self.gradients.finish()
+        pieces = self.backward(batch)
+        self.reduce()
         self.scaler.unscale_(self.optimizer)
         norm = self.gradients.norm()
-        names = sorted(losses)
-        shared = torch.stack([losses[name].float() for name in names])
-        shared = torch.cat([shared / self.collective.world, shared.new_tensor([float(stop)])])
+        names = sorted(pieces[0])
+        rows = torch.stack([torch.stack([p[name].float() for name in names]) for p in pieces])
+        if self._shards is None:
+            table = rows.sum(0, keepdim=True) / self.collective.world
+        else:
+            # A row for each shard: adding zeros is exact, so the log has the same bits too.
+            table = rows.new_zeros(self._shards, len(names))
+            first = self.collective.rank * len(pieces)
+            table[first : first + len(pieces)] = rows
+        peak = largest([*self.model.parameters(), *self._averaged()])
+        stopping = rows.new_tensor([float(stop)])
+        shared = torch.cat([table.flatten(), stopping, peak.reshape(1)])
         self.collective.sum_(shared)
         # The one place where the host waits for the device.
-        *values, stops, norm_value = torch.cat([shared, norm.float().reshape(1)]).tolist()
-        finite_loss = all(math.isfinite(value) for value in values)
+        *values, stops, peak_value, norm_value = torch.cat(
+            [shared, norm.float().reshape(1)]
+        ).tolist()
+        sound = math.isfinite(peak_value)
+        finite_loss = sound and all(math.isfinite(value) for value in values)
         finite = finite_loss and math.isfinite(norm_value)
+        overflow = finite_loss and not finite and self.scaler.is_enabled()
         if finite:
             if self.config.clip_norm is not None:
                 self.gradients.clip_(norm, self.config.clip_norm)
@@ -117,18 +157,45 @@ class Stepper:
         else:
             self._buffers.restore()
         if self.scaler.is_enabled():
+            before = None if finite or overflow else self.scaler.state_dict()
             self.scaler.update()
-        named = dict(zip(names, values, strict=True))
+            if before is not None:
+                self.scaler.load_state_dict(before)
+        named = {name: sum(values[i :: len(names)]) for i, name in enumerate(names)}
         return StepReport(
-            losses={"loss": math.fsum(values), **named},
+            losses={"loss": sum(values), **named},
             gradient_norm=norm_value,
             applied=finite,
-            overflow=finite_loss and not finite and self.scaler.is_enabled(),
+            sound=sound,
+            overflow=overflow,
             stop=stops > 0,
         )
 
-    def _backward(self, batch: Batch) -> dict[str, Tensor]:
-        """Accumulate gradients of this rank's micro-batches; return mean named losses."""
+    def _averaged(self) -> list[Tensor]:
+        return [] if self.average is None else list(self.average.tensors.values())
+
+    def damaged(self) -> list[str]:
+        """Names of the tensors of the state that hold a NaN or an infinity."""
+        named = dict(self.model.named_parameters()) | dict(self.model.named_buffers())
+        for name, parameter in self.model.named_parameters():
+            for kind, value in self.optimizer.state.get(parameter, {}).items():
+                if isinstance(value, Tensor):
+                    named[f"optimizer {kind}/{name}"] = value
+        if self.average is not None:
+            named |= {f"ema {name}": tensor for name, tensor in self.average.tensors.items()}
+        tensors = {n: t for n, t in named.items() if t.is_floating_point() and t.numel()}
+        # One wait for the device in the ordinary case, however many tensors there are.
+        if math.isfinite(largest(tensors.values()).item()):
+            return []
+        return [name for name, t in tensors.items() if not math.isfinite(largest([t]).item())]
+
+    def backward(self, batch: Batch) -> list[dict[str, Tensor]]:
+        """Run this rank's micro-batches forward and backward.
+
+        Returns:
+            Named losses of each, as they add up to their mean over the rank's share of the batch,
+            or over the whole batch where it is cut into virtual shards.
+        """
         device = self.collective.device
         images = images_to_device(batch, device)
         targets = Targets(
@@ -136,23 +203,59 @@ class Stepper:
             labels=torch.from_numpy(batch.labels).to(device, non_blocking=True),
             valid=torch.from_numpy(batch.valid).to(device, non_blocking=True),
         )
-        pieces = self.config.accumulate
+        if self._shards is None:
+            pieces = parts = self.config.accumulate
+        else:
+            parts = self._shards
+            pieces = len(batch) // (self.config.batch_size // parts)
         size = len(batch) // pieces
-        totals: dict[str, Tensor] = {}
+        found: list[dict[str, Tensor]] = []
         self.gradients.zero()
         for piece in range(pieces):
             rows = slice(piece * size, (piece + 1) * size)
-            torch.manual_seed(_device_seed(self.seed, batch.step, self.collective.rank, piece))
-            if piece == pieces - 1:
-                self.gradients.expect_last()
+            if self._shards is None:
+                place = (self._rank, piece)
+                if piece == pieces - 1:
+                    self.gradients.expect_last()
+            else:
+                place = (self._rank * pieces + piece, 0)
+                if piece > 0:
+                    # Every shard starts from what the step found, as it does alone on its rank.
+                    self.gradients.zero()
+                    self._buffers.restore()
+            torch.manual_seed(_device_seed(self.seed, batch.step, *place))
             with self.accelerator.autocast(self.precision):
                 losses = self.model.loss(images[rows], Targets(*(t[rows] for t in targets)))
-            total = torch.stack(list(losses.values())).sum() / pieces
+            total = torch.stack(list(losses.values())).sum() / parts
             self.scaler.scale(total).backward()  # type: ignore[no-untyped-call]
-            for name, value in losses.items():
-                share = value.detach() / pieces
-                totals[name] = totals[name] + share if name in totals else share
-        return totals
+            found.append({name: value.detach() / parts for name, value in losses.items()})
+            if self._shards is not None:
+                self._gradient_sum.add(self.gradients.flats)
+                self._buffer_sum.add(self._buffers.changes())
+        return found
+
+    def reduce(self) -> None:
+        """Make gradients those of the whole batch, on every rank.
+
+        With virtual shards batch-norm statistics, too, become the mean of what the shards make of
+        those before the step; each rank keeps its own without.
+        """
+        if self._shards is None:
+            self.gradients.finish()
+            return
+        self._gradient_sum.finish(self.gradients.flats)
+        changes = self._buffers.changes()
+        self._buffer_sum.finish(changes)
+        self._buffers.apply(changes, 1.0 / self._shards)
+
+
+@torch.no_grad()
+def largest(tensors: Iterable[Tensor]) -> Tensor:
+    """Largest magnitude in the floating-point tensors, a float32 scalar; not finite if any is."""
+    floating = [t for t in tensors if t.is_floating_point() and t.numel()]
+    norms = torch._foreach_norm(floating, math.inf)
+    # Step counters of optimizers stay on the host.
+    return torch.stack([norm.float().to(norms[0].device) for norm in norms]).max()
 
 
 def _device_seed(seed: int, step: int, rank: int, piece: int) -> int:

@@ -142,13 +142,14 @@ SCHEMA: dict[str, tuple[str, str, str]] = {
         "lr: 1e-2",
         "lr: 1e-2\n    momentun: 0.5",
         "e.yaml:12 train.optimizer.momentun: unknown key of sgd; allowed are 'name', 'lr', "
-        "'momentum', 'nesterov', 'weight_decay' or 'decay_norm_and_bias'; did you mean 'momentum'?",
+        "'momentum', 'nesterov', 'weight_decay', 'decay_norm_and_bias' or 'groups'; "
+        "did you mean 'momentum'?",
     ),
     "key of another kind": (
         "lr: 1e-2",
         "lr: 1e-2\n    betas: [0.9, 0.9]",
         "e.yaml:12 train.optimizer.betas: unknown key of sgd; allowed are 'name', 'lr', "
-        "'momentum', 'nesterov', 'weight_decay' or 'decay_norm_and_bias'; "
+        "'momentum', 'nesterov', 'weight_decay', 'decay_norm_and_bias' or 'groups'; "
         "did you mean 'train.optimizer.betas'?",
     ),
     "name for a section": (
@@ -225,11 +226,9 @@ SCHEMA: dict[str, tuple[str, str, str]] = {
     ),
     "hyphen for underscore": (
         "  batch_size: 16",
-        "  batch_size: 16\n  log-every-steps: 1",
-        "e.yaml:9 train.log-every-steps: unknown key; allowed are 'epochs', 'batch_size', "
-        "'max_steps', 'optimizer', 'schedule', 'precision', 'loss_scale', 'clip_norm', "
-        "'accumulate', 'ema', 'evaluate_every_epochs', 'checkpoint', 'log_every_steps', "
-        "'deterministic', 'nonfinite_limit' or 'max_failures'; did you mean 'log_every_steps'?",
+        "  batch_size: 16\n  checkpoint: {keep-last: 1}",
+        "e.yaml:9 train.checkpoint.keep-last: unknown key; allowed are 'every_epochs', "
+        "'every_steps', 'keep_last', 'keep_best' or 'metric'; did you mean 'keep_last'?",
     ),
     "password": (
         "name: run",
@@ -282,6 +281,11 @@ CONFLICTS: dict[str, tuple[list[str], str, list[str]]] = {
         ["train.schedule={name: multistep, milestones: [10], factors: [0.1]}"],
         "override 'train.schedule=",
         ["train.schedule.milestones ends at 10", "train.epochs, which is 10"],
+    ),
+    "two ways to see the batch": (
+        ["train.sync_batch_norm=true", "train.virtual_shards=4"],
+        "override 'train.sync_batch_norm=true':",
+        ["train.sync_batch_norm takes", "train.virtual_shards, which is 4"],
     ),
     "loss scale without fp16": (
         ["train.loss_scale=128", "train.precision=bf16"],

@@ -33,6 +33,12 @@ def textured(height: int, width: int, seed: int) -> np.ndarray:
     return cv2.resize(coarse, (width, height))
 
 
+def write_image(path: Path, image: np.ndarray) -> None:
+    """An RGB image as a file of the format that its name says."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    assert cv2.imwrite(str(path), cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+
+
 def write_coco(folder: Path, count: int, *, boxes: int = 3, seed: int = 0) -> None:
     """``count`` JPEGs of differing sizes with random boxes, in COCO layout."""
     rng = np.random.Generator(np.random.PCG64(seed))

@@ -13,25 +13,79 @@ from torch import Tensor
 
 from detectors.base import Detector, Targets
 from detectors.boxes import pairwise_iou
+from detectors.m2det import config as m2det
 from detectors.registry import DETECTORS, build_detector
+from detectors.retinanet import config as retinanet
+
+_FASTER_RCNN = {
+    "input_size": (96, 96),
+    "width": 0.125,
+    "norm": "batch",
+    "frozen_parts": 0,
+    # All anchors and proposals are drawn: a level of few cells would be left out otherwise, and
+    # compiled kernels have random numbers of their own.
+    "rpn": {
+        "assignment": {"samples": 2000},
+        "cross_border": True,
+        "before_train": 100,
+        "before_test": 100,
+        "after_train": 60,
+        "after_test": 60,
+    },
+    "head": {"assignment": {"samples": 200, "positive_fraction": 1.0}},
+}
 
 SMALL: dict[str, dict[str, Any]] = {
+    "faster_rcnn_mindspore": _FASTER_RCNN,
+    "faster_rcnn_torchvision": _FASTER_RCNN,
     "ssd300_mobilenet_v2": {"width": 0.25},
     "ssd300_vgg16": {"width": 0.125},
     "ssd512_vgg16": {"width": 0.0625},
+    # Anchors small enough for every map to find a box, though the coarser ones' reach beyond the
+    # input; and residual units that let a gradient through from the first step on.
+    **{
+        variant: {
+            "width": 0.0625,
+            "input_size": (256, 256),
+            "anchors": {"base": 2.0},
+            "loss": {"border": "learn"},
+            "zero_init": False,
+        }
+        for variant in get_args(retinanet.Variant)
+    },
+    **{variant: {"width": 0.0625, "levels": 2} for variant in get_args(m2det.Variant)},
 }
 
+#: Left to the slow lane: the same networks at a larger size, deeper or wider.
+SLOW = (frozenset(get_args(retinanet.Variant)) - {"retinanet_spinenet49s"}) | (
+    frozenset(get_args(m2det.Variant)) - {"m2det320_vgg16"}
+)
+
 #: Learning rate and steps in which four images are learnt, where the usual ones do not do:
-#: without batch normalisation it takes longer.
-PATIENCE = {"ssd300_vgg16": (1.5e-3, 75), "ssd512_vgg16": (1.5e-3, 110)}
+#: without batch normalisation, or through many layers, it takes longer.
+PATIENCE = {
+    "faster_rcnn_mindspore": (2e-3, 120),
+    "faster_rcnn_torchvision": (2e-3, 120),
+    "ssd300_vgg16": (1.5e-3, 75),
+    "ssd512_vgg16": (1.5e-3, 110),
+    **dict.fromkeys(get_args(retinanet.Variant), (1e-2, 50)),
+    **dict.fromkeys(get_args(m2det.Variant), (1.5e-2, 60)),
+}
+
+#: Share of the first loss that may be left, where it is not a tenth: the better the proposals, the
+#: more of them have a box to learn, so that the loss of those goes up before it goes down.
+LEFT_OVER = {"faster_rcnn_mindspore": 0.25, "faster_rcnn_torchvision": 0.25}
 
 #: Left to the slow lane where the same network is learnt at a smaller size already.
-SLOW_TO_LEARN = frozenset({"ssd512_vgg16"})
+SLOW_TO_LEARN = SLOW | {"ssd512_vgg16", "faster_rcnn_mindspore", "faster_rcnn_torchvision"}
+
+#: Likewise: the compiler takes its time over two stages.
+SLOW_TO_TRACE = SLOW | {"faster_rcnn_mindspore", "faster_rcnn_torchvision"}
 
 CLASSES = 3
 
 
-def variants(*, slow: frozenset[str] = frozenset()) -> list[Any]:
+def variants(*, slow: frozenset[str] = SLOW) -> list[Any]:
     cases = []
     for name, (config_class, _) in DETECTORS.items():
         field = config_class.model_fields.get("variant")
@@ -75,6 +129,16 @@ def random_targets(model: Detector, counts: list[int], *, slots: int) -> Targets
     return Targets(boxes, labels * valid, valid)
 
 
+def losses_of(model: Detector, images: Tensor, targets: Targets) -> dict[str, Tensor]:
+    """Named losses, drawn as a training step draws them: the generator seeded beforehand."""
+    torch.manual_seed(4)
+    return model.loss(images, targets)
+
+
+def trainable(model: Detector) -> dict[str, Tensor]:
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
 def total(losses: dict[str, Tensor]) -> Tensor:
     return torch.stack(list(losses.values())).sum()
 
@@ -94,7 +158,8 @@ def test_raw_outputs_and_candidates_have_fixed_shapes(fields: dict[str, Any]) ->
     assert 0 <= scores.min() <= scores.max() <= 1
     height, width = model.input_size
     limit = torch.tensor([width, height, width, height])
-    assert ((boxes >= 0) & (boxes <= limit)).all()
+    if getattr(model, "cut_boxes", True):
+        assert ((boxes >= 0) & (boxes <= limit)).all()
     assert (boxes[..., 2:] >= boxes[..., :2]).all()
 
 
@@ -104,7 +169,9 @@ def test_evaluation_treats_each_image_by_itself(fields: dict[str, Any]) -> None:
     with torch.no_grad():
         together, alone = model(images), model(images[1:2])
     for name, value in together.items():
-        torch.testing.assert_close(value[1:2], alone[name], rtol=1e-4, atol=1e-5)
+        # Untrained networks have outputs of any size, and rounding goes by the largest of them.
+        atol = max(1e-4, 1e-5 * float(value.abs().max()))
+        torch.testing.assert_close(value[1:2], alone[name], rtol=1e-4, atol=atol)
 
 
 def test_bytes_and_floats_are_the_same_image(fields: dict[str, Any]) -> None:
@@ -118,14 +185,14 @@ def test_bytes_and_floats_are_the_same_image(fields: dict[str, Any]) -> None:
 @pytest.mark.parametrize("counts", [[0, 0], [1, 0], [100, 1]], ids=str)
 def test_losses_and_gradients_are_finite(fields: dict[str, Any], counts: list[int]) -> None:
     model = build(fields).train()
-    losses = model.loss(images_for(model, 2), random_targets(model, counts, slots=100))
+    losses = losses_of(model, images_for(model, 2), random_targets(model, counts, slots=100))
     for name, value in losses.items():
         assert value.shape == (), name
         assert value.dtype == torch.float32, name
         assert value.isfinite(), name
         assert value >= 0, name
     total(losses).backward()
-    for name, parameter in model.named_parameters():
+    for name, parameter in trainable(model).items():
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name
 
@@ -140,10 +207,10 @@ def test_every_parameter_learns(fields: dict[str, Any]) -> None:
     boxes = (boxes * torch.tensor([width, height, width, height])).repeat(2, 1, 1)
     labels = torch.arange(8).remainder(CLASSES).repeat(2, 1)
     targets = Targets(boxes, labels, torch.ones(2, 8, dtype=torch.bool))
-    total(model.loss(images_for(model, 2), targets)).backward()
+    total(losses_of(model, images_for(model, 2), targets)).backward()
     still = [
         name
-        for name, parameter in model.named_parameters()
+        for name, parameter in trainable(model).items()
         if parameter.grad is None or not parameter.grad.any()
     ]
     assert still == []
@@ -158,8 +225,8 @@ def test_padding_changes_nothing(fields: dict[str, Any]) -> None:
         labels=torch.cat([tight.labels, torch.full((2, 3), 2)], dim=1),
         valid=torch.cat([tight.valid, torch.zeros(2, 3, dtype=torch.bool)], dim=1),
     )
-    first = model.loss(images, tight)
-    for name, value in model.loss(images, garbage).items():
+    first = losses_of(model, images, tight)
+    for name, value in losses_of(model, images, garbage).items():
         torch.testing.assert_close(value, first[name])
 
 
@@ -168,8 +235,8 @@ def test_no_slots_at_all_equal_empty_slots(fields: dict[str, Any]) -> None:
     images = images_for(model, 2)
     empty = random_targets(model, [0, 0], slots=2)
     none = Targets(*(column[:, :0] for column in empty))
-    first = model.loss(images, empty)
-    for name, value in model.loss(images, none).items():
+    first = losses_of(model, images, empty)
+    for name, value in losses_of(model, images, none).items():
         torch.testing.assert_close(value, first[name])
 
 
@@ -177,7 +244,7 @@ def test_no_slots_at_all_equal_empty_slots(fields: dict[str, Any]) -> None:
 def test_any_number_of_classes(fields: dict[str, Any], num_classes: int) -> None:
     model = build(fields, num_classes=num_classes)
     assert model.num_classes == num_classes
-    total(model.loss(images_for(model, 2), random_targets(model, [3, 2], slots=3))).backward()
+    total(losses_of(model, images_for(model, 2), random_targets(model, [3, 2], slots=3))).backward()
     with torch.no_grad():
         scores = model.eval().decode(model(images_for(model, 1))).scores
     assert scores.shape[-1] == num_classes
@@ -215,29 +282,34 @@ def test_four_images_can_be_learnt_by_heart(fields: dict[str, Any]) -> None:
             labels[image, slot] = label
     targets = Targets(boxes, labels, torch.ones(4, 2, dtype=torch.bool))
 
-    rate, steps = PATIENCE.get(fields.get("variant", fields["name"]), (3e-3, 40))
+    case = fields.get("variant", fields["name"])
+    rate, steps = PATIENCE.get(case, (3e-3, 40))
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate)
     history = []
     for _ in range(steps):
-        loss = total(model.loss(images, targets))
+        loss = total(losses_of(model, images, targets))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         history.append(loss.item())
-    assert sum(history[-5:]) < 0.1 * sum(history[:5])
+    assert sum(history[-5:]) < LEFT_OVER.get(case, 0.1) * sum(history[:5])
 
     with torch.no_grad():
         candidates = model.decode(model(images))
-    assert candidates.boxes.dim() == 3
-    overlap = pairwise_iou(boxes, candidates.boxes)
     for image in range(4):
         best = candidates.scores[image].amax(-1).topk(2).indices
         for prior in best.tolist():
-            slot = int(overlap[image, :, prior].argmax())
-            assert overlap[image, slot, prior] > 0.5
-            assert candidates.scores[image, prior].argmax() == labels[image, slot]
+            label = candidates.scores[image, prior].argmax()
+            found = candidates.boxes[image, prior]
+            overlap = pairwise_iou(
+                boxes[image], found.view(-1, 4)[label if found.dim() > 1 else 0, None]
+            )
+            slot = int(overlap.argmax())
+            assert overlap[slot] > 0.5
+            assert label == labels[image, slot]
 
 
+@pytest.mark.parametrize("fields", variants(slow=SLOW_TO_TRACE))
 def test_decoded_network_exports_with_a_free_batch_size(fields: dict[str, Any]) -> None:
     model = build(fields).eval()
 
@@ -260,19 +332,21 @@ def test_decoded_network_exports_with_a_free_batch_size(fields: dict[str, Any]) 
     torch.testing.assert_close(got[1], want.scores)
 
 
+@pytest.mark.parametrize("fields", variants(slow=SLOW_TO_TRACE))
 def test_losses_trace_without_a_graph_break(fields: dict[str, Any]) -> None:
     model = build(fields).train()
     arguments = images_for(model, 2), random_targets(model, [5, 3], slots=6)
     traced = torch.compile(model.loss, fullgraph=True, backend="eager")
+    torch.manual_seed(4)
     found = traced(*arguments)
     total(found).backward()
-    grads = {name: p.grad.clone() for name, p in model.named_parameters()}
+    grads = {name: p.grad.clone() for name, p in trainable(model).items()}
     model.zero_grad()
-    want = model.loss(*arguments)
+    want = losses_of(model, *arguments)
     total(want).backward()
     for name, value in want.items():
         torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5)
-    for name, parameter in model.named_parameters():
+    for name, parameter in trainable(model).items():
         scale = parameter.grad.abs().max() + 1e-6
         torch.testing.assert_close(grads[name] / scale, parameter.grad / scale, rtol=0, atol=1e-2)
 
@@ -282,5 +356,5 @@ def test_losses_compile_to_kernels(fields: dict[str, Any]) -> None:
     model = build(fields).train()
     arguments = images_for(model, 2), random_targets(model, [5, 3], slots=6)
     found = torch.compile(model.loss, fullgraph=True)(*arguments)
-    for name, value in model.loss(*arguments).items():
+    for name, value in losses_of(model, *arguments).items():
         torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-4)

@@ -16,6 +16,7 @@ from orchestrator.evaluation.drawing import Mark, colour_of, contact_sheet, draw
 from orchestrator.inference import prediction
 from orchestrator.inference.inputs import Picture, list_pictures, read_pictures
 from orchestrator.inference.prediction import work_folder
+from tests.inference.own_process import orchestrator
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +105,8 @@ def test_parts_of_another_prediction_are_not_mixed_in(small_run, images, tmp_pat
 @pytest.mark.ray
 def test_two_workers_write_the_same_file(small_run, images, tmp_path):
     predict(small_run, tmp_path / "one.json", str(images))
-    predict(small_run, tmp_path / "two.json", str(images), "--workers", "2")
+    words = ["--output", str(tmp_path / "two.json"), "--batch", "4", "--workers", "2"]
+    orchestrator(tmp_path, "predict", str(small_run), str(images), *words)
     assert (tmp_path / "one.json").read_bytes() == (tmp_path / "two.json").read_bytes()
 
 

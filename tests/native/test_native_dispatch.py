@@ -27,7 +27,16 @@ print(native.backend(), keep.tolist())
 """
 
 
+#: An editable installation would find the kernels of the checkout for any package of this name.
+_NO_EDITABLE = """
+import sys
+sys.meta_path[:] = [f for f in sys.meta_path if "editable" not in getattr(f, "__module__", "")]
+"""
+
+
 def _run(code: str, folder: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
+    if folder != ROOT:
+        code = _NO_EDITABLE + code
     clean = {k: v for k, v in os.environ.items() if k != "ORCHESTRATOR_NATIVE"}
     return subprocess.run(
         [sys.executable, "-c", code],

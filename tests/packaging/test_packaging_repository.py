@@ -53,7 +53,7 @@ def test_commands_of_a_page_exist(page: str) -> None:
             assert (ROOT / module.replace(".", "/")).with_suffix(".py").is_file(), line
 
 
-@pytest.mark.parametrize("page", [*PAGES, "docs/architecture.md"])
+@pytest.mark.parametrize("page", [*PAGES, "docs/architecture.md", "docs/weights.md"])
 def test_links_of_a_page_lead_somewhere(page: str) -> None:
     text = (ROOT / page).read_text()
     for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text):

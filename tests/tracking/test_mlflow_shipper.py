@@ -162,14 +162,14 @@ def test_a_killed_driver_leaves_a_killed_run_behind(run_dir, tracking_uri, conne
         assert driver.stdout.readline() == b"logged\n"
     driver.send_signal(signal.SIGKILL)
     driver.wait()
-    # Started at once, as a user would: waits for the process that outlives its driver.
-    shipper = MlflowShipper(run_dir, RunSpec(tracking_uri, "detectors", "r"))
-    shipper.start()
+    # Its shipper outlives it, and only this one may bring the run to its end.
     wait_for(lambda: (ShipState.load(run_dir) or ShipState("")).status == "KILLED")
     client = connect(tracking_uri)
     state = ShipState.load(run_dir)
     assert rows(client, state.run_id) == logged(run_dir)
     assert len(logged(run_dir)) == 50
+    shipper = MlflowShipper(run_dir, RunSpec(tracking_uri, "detectors", "r"))
+    shipper.start()
     log_steps(run_dir, range(60))
     shipped = shipper.close("FINISHED", timeout=180)
     assert shipped.complete

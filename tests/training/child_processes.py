@@ -9,12 +9,19 @@ from multiprocessing import forkserver
 from typing import Any
 from unittest import mock
 
+#: torch loads its compiler when the first optimizer is made, which takes seconds in each process.
+_PRELOADED = [
+    "commit_scenario",
+    "lock_processes",
+    "chaos_run",
+    "torch._dynamo",
+]
 CHILDREN = multiprocessing.get_context("forkserver")
 
 
 def start_server() -> None:
     """Start the server, which loads what the children need; later calls do nothing."""
-    CHILDREN.set_forkserver_preload(["commit_scenario", "lock_processes"])
+    CHILDREN.set_forkserver_preload(_PRELOADED)
     # Before Python 3.12 the server does not take over sys.path and would skip them silently.
     with mock.patch.dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path)):
         forkserver.ensure_running()

@@ -32,6 +32,22 @@ def test_ssd_seed_cosine_with_warmup() -> None:
     assert rate(last) == pytest.approx(expected)
 
 
+def test_faster_rcnn_seed_cosine_that_stops_before_its_end() -> None:
+    # Faster R-CNN card 7: 7,393 steps an epoch, 12 epochs, warm-up of 500 steps from lr / 16, and a
+    # cosine over 13 epochs.
+    rate = LearningRate(
+        schedule=CosineSchedule(
+            warmup_steps=500, warmup_start=0.0025, end_factor=0.0, period_epochs=13.0
+        ),
+        base=0.04,
+        steps_per_epoch=7393,
+        total_steps=12 * 7393,
+    )
+    steps = (0, 100, 250, 500, 7393, 44_358, 88_715)
+    published = [0.0025, 0.01, 0.02125, 0.04, 0.039494, 0.022735, 6.62e-4]
+    assert [rate(step) for step in steps] == pytest.approx(published, rel=5e-4)
+
+
 def test_m2det_seed_milestones() -> None:
     # M2Det card 4: 4e-3, 2e-3, 4e-4, 4e-5, 4e-6 after epochs 90, 110, 130, 150.
     rate = LearningRate(
@@ -50,6 +66,29 @@ def test_m2det_seed_milestones() -> None:
     assert rate(250) == pytest.approx(1e-6 + (4e-3 - 1e-6) * 0.5)
     assert [rate(s) for s in (500, 8999, 9000, 10_999, 11_000, 13_000, 15_999)] == pytest.approx(
         [4e-3, 4e-3, 2e-3, 2e-3, 4e-4, 4e-5, 4e-6]
+    )
+
+
+def test_m2det_mindspore_warmup_reaches_the_base_rate_with_its_last_step() -> None:
+    # M2Det card 4, MindSpore: lr = (i + 1) / warm-up x base, then x .5, .2, .1, .1 in turn at
+    # epochs 90, 110, 130, 150; 1e-3 x 8 devices, 118,287 images in batches of 56.
+    rate = LearningRate(
+        schedule=MultistepSchedule(
+            milestones=(90, 110, 130, 150),
+            factors=(0.5, 0.1, 0.01, 0.001),
+            warmup_epochs=5,
+            warmup_ends="with",
+        ),
+        base=8e-3,
+        steps_per_epoch=2112,
+        total_steps=160 * 2112,
+    )
+    assert rate.warmup_steps == 10_560
+    assert rate(0) == pytest.approx(8e-3 / 10_560)
+    assert rate(5279) == pytest.approx(4e-3)
+    assert rate(10_559) == rate(10_560) == 8e-3
+    assert [rate(epoch * 2112) for epoch in (89, 90, 110, 130, 150, 159)] == pytest.approx(
+        [8e-3, 4e-3, 8e-4, 8e-5, 8e-6, 8e-6]
     )
 
 

@@ -11,7 +11,13 @@ from torch import Tensor, nn
 
 from detectors.base import Candidates, Detector, Targets
 from orchestrator.accelerators import Accelerator
-from orchestrator.config.schema import AdamWOptimizer, EmaConfig, SGDOptimizer, TrainConfig
+from orchestrator.config.schema import (
+    AdamWOptimizer,
+    EmaConfig,
+    ParameterGroup,
+    SGDOptimizer,
+    TrainConfig,
+)
 from orchestrator.data.batch import Batch
 from orchestrator.training.collective import Collective
 from orchestrator.training.optim import build_optimizer, parameter_groups
@@ -196,6 +202,22 @@ def test_no_decay_groups_hold_norms_and_biases() -> None:
     assert [group["weight_decay"] for group in groups] == [0.1, 0.0]
     together = parameter_groups(model, weight_decay=0.1, decay_norm_and_bias=True)
     assert [len(group["params"]) for group in together] == [6]
+
+
+def test_a_group_moves_by_its_share_of_the_rate() -> None:
+    groups = (
+        ParameterGroup(names=("head.*",), lr_factor=0.5),
+        ParameterGroup(kind="bias", lr_factor=2.0),
+    )
+    stepper = _stepper(_config(optimizer=SGDOptimizer(lr=0.1, momentum=0.0, groups=groups)))
+    before = {name: value.clone() for name, value in stepper.model.named_parameters()}
+    stepper.run(_batch(0), learning_rate=0.04, stop=False)
+    rates = {"head.weight": 0.02, "head.bias": 0.02, "conv.bias": 0.08, "conv.weight": 0.04}
+    for name, rate in rates.items():
+        parameter = stepper.model.get_parameter(name)
+        assert parameter.grad is not None
+        expected = before[name] - rate * parameter.grad
+        torch.testing.assert_close(parameter.detach(), expected.detach(), msg=name)
 
 
 def test_adamw_gets_what_the_file_says() -> None:

@@ -17,8 +17,8 @@ from orchestrator.config.schema.fields import (
     Conflict,
     Count,
     Folder,
-    NonNegativeInt,
     Positive,
+    Seed,
     refuse,
 )
 from orchestrator.config.schema.train import TrainConfig
@@ -51,6 +51,9 @@ class ClusterConfig(Settings):
         accelerator: kind of device; ``auto`` takes an NPU or GPU where the cluster has one.
         cpus_per_worker: CPU cores reserved for each worker.
         threads_per_worker: torch threads of each worker; null takes its share of the machine.
+        hang_timeout: seconds within which a worker that stands still is noticed and killed, and
+            training goes on from the newest commit; null to wait for ever. Standing still is to be
+            stopped, or locked in a call that lets nothing else run, not to be slow.
         address: of a running Ray cluster; null joins the one the run is submitted to, or starts
             one here.
     """
@@ -59,6 +62,7 @@ class ClusterConfig(Settings):
     accelerator: Literal["auto", "cpu", "gpu", "npu"] = "auto"
     cpus_per_worker: Positive = 1.0
     threads_per_worker: Count | None = None
+    hang_timeout: Annotated[float, Field(ge=5.0)] | None = 30.0
     address: Annotated[str, Field(min_length=1)] | None = None
 
 
@@ -79,7 +83,8 @@ class Experiment(Settings):
 
     Attributes:
         name: of the run, and of its folder below ``storage``.
-        seed: everything random is a function of it.
+        seed: everything random is a function of it. Null draws one at the first start of the run,
+            which its later starts take over.
         detector: network and recipe.
         data: images and boxes.
         train: optimisation.
@@ -89,7 +94,7 @@ class Experiment(Settings):
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
-    seed: NonNegativeInt = 1
+    seed: Seed = 1
     detector: AnyDetectorConfig
     data: DataConfig
     train: TrainConfig
@@ -103,6 +108,9 @@ class Experiment(Settings):
         return self
 
     def _conflicts(self) -> Iterator[Conflict]:
+        if self.train.virtual_shards is not None:
+            yield from self._shard_conflicts(self.train.virtual_shards)
+            return
         pieces = self.cluster.workers * self.train.accumulate
         size = self.train.batch_size
         if size % pieces:
@@ -113,4 +121,19 @@ class Experiment(Settings):
                 f"train.batch_size is {size} and must be divisible by cluster.workers x "
                 f"train.accumulate = {self.cluster.workers} x {self.train.accumulate}; "
                 f"{fitting} would be",
+            )
+
+    def _shard_conflicts(self, shards: int) -> Iterator[Conflict]:
+        size, workers = self.train.batch_size, self.cluster.workers
+        if size % shards:
+            yield Conflict(
+                "train.virtual_shards",
+                f"train.virtual_shards is {shards} and must divide train.batch_size, which is "
+                f"{size}",
+            )
+        if shards % workers:
+            yield Conflict(
+                "train.virtual_shards",
+                f"train.virtual_shards is {shards} and must be divisible by cluster.workers, "
+                f"which is {workers}",
             )

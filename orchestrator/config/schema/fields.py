@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterable
 from typing import Annotated, NamedTuple, TypeAlias
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 Count: TypeAlias = Annotated[int, Field(ge=1)]
@@ -15,6 +16,8 @@ NonNegative: TypeAlias = Annotated[float, Field(ge=0.0)]
 Fraction: TypeAlias = Annotated[float, Field(ge=0.0, le=1.0)]
 #: A decay or momentum: at 1 nothing new would ever count.
 Decay: TypeAlias = Annotated[float, Field(ge=0.0, lt=1.0)]
+#: A shell-style pattern of names.
+Pattern: TypeAlias = Annotated[str, Field(min_length=1)]
 
 
 def _no_home(path: str) -> str:
@@ -42,6 +45,19 @@ def _no_scheme(path: str) -> str:
 Location: TypeAlias = Annotated[str, Field(min_length=1), AfterValidator(_no_home)]
 #: A path of a file system, never a bucket.
 Folder: TypeAlias = Annotated[Location, AfterValidator(_no_scheme)]
+
+
+def _drawn(seed: object) -> object:
+    return secrets.randbits(32) if seed is None else seed
+
+
+#: A seed. Null draws one, so a validated experiment always has a number.
+Seed: TypeAlias = Annotated[
+    int,
+    Field(ge=0),
+    BeforeValidator(_drawn),
+    WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 0}, {"type": "null"}]}),
+]
 
 
 class Conflict(NamedTuple):

@@ -15,8 +15,10 @@ from orchestrator.config.schema.fields import (
     Count,
     Decay,
     Fraction,
+    Location,
     NonNegative,
     NonNegativeInt,
+    Pattern,
     Positive,
     refuse,
 )
@@ -38,6 +40,25 @@ Metric: TypeAlias = Literal[
 ]
 
 
+class ParameterGroup(Settings):
+    """Parameters that are trained differently from the others.
+
+    A parameter belongs to the first group whose ``kind`` and ``names`` it has.
+
+    Attributes:
+        kind: ``norm`` for scale and shift of normalisation layers, ``bias`` for the biases of other
+            layers, ``weight`` for everything else; ``any`` does not ask.
+        names: patterns of parameter names, as the state dict has them; ``*`` stands for any text.
+        lr_factor: of the learning rate at every step.
+        weight_decay: of these parameters; null keeps what they would have without the group.
+    """
+
+    kind: Literal["any", "norm", "bias", "weight"] = "any"
+    names: Annotated[tuple[Pattern, ...], Field(min_length=1)] = ("*",)
+    lr_factor: NonNegative = 1.0
+    weight_decay: NonNegative | None = None
+
+
 class SGDOptimizer(Settings):
     """Stochastic gradient descent with momentum.
 
@@ -49,6 +70,7 @@ class SGDOptimizer(Settings):
         nesterov: look ahead along the momentum.
         weight_decay: L2 penalty, added to the gradient.
         decay_norm_and_bias: whether biases and normalisation layers are decayed too.
+        groups: parameters with a learning rate or weight decay of their own.
     """
 
     name: Literal["sgd"] = "sgd"
@@ -57,6 +79,7 @@ class SGDOptimizer(Settings):
     nesterov: bool = False
     weight_decay: NonNegative = 0.0
     decay_norm_and_bias: bool = True
+    groups: tuple[ParameterGroup, ...] = ()
 
     @model_validator(mode="after")
     def _nesterov_needs_momentum(self) -> Self:
@@ -78,6 +101,7 @@ class AdamWOptimizer(Settings):
         eps: added to the root of the second moment.
         weight_decay: decoupled; multiplied by the learning rate.
         decay_norm_and_bias: whether biases and normalisation layers are decayed too.
+        groups: parameters with a learning rate or weight decay of their own.
     """
 
     name: Literal["adamw"] = "adamw"
@@ -86,6 +110,7 @@ class AdamWOptimizer(Settings):
     eps: Positive = 1e-8
     weight_decay: NonNegative = 0.01
     decay_norm_and_bias: bool = True
+    groups: tuple[ParameterGroup, ...] = ()
 
 
 Optimizer: TypeAlias = Annotated[SGDOptimizer | AdamWOptimizer, Field(discriminator="name")]
@@ -96,13 +121,16 @@ class _Warmup(Settings):
 
     Attributes:
         warmup_epochs: length in epochs, rounded to whole steps; 0 for none.
-        warmup_start: learning rate of step 0, absolute.
+        warmup_start: learning rate that the warm-up starts from, absolute.
         warmup_steps: length in steps, instead of ``warmup_epochs``.
+        warmup_ends: ``after``: the base rate comes with the first step after the warm-up; ``with``:
+            with its last one, and step 0 has one step's share already.
     """
 
     warmup_epochs: NonNegative = 0.0
     warmup_start: NonNegative = 0.0
     warmup_steps: NonNegativeInt | None = None
+    warmup_ends: Literal["after", "with"] = "after"
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:
@@ -121,8 +149,10 @@ class ConstantSchedule(_Warmup):
     Attributes:
         name: selects this schedule.
         warmup_epochs: length of the warm-up in epochs, rounded to whole steps; 0 for none.
-        warmup_start: learning rate of step 0, absolute.
+        warmup_start: learning rate that the warm-up starts from, absolute.
         warmup_steps: length of the warm-up in steps, instead of ``warmup_epochs``.
+        warmup_ends: whether step 0 has ``warmup_start`` and the base rate comes ``after`` the
+            warm-up, or ``with`` its last step.
     """
 
     name: Literal["constant"] = "constant"
@@ -134,13 +164,19 @@ class CosineSchedule(_Warmup):
     Attributes:
         name: selects this schedule.
         end_factor: the last learning rate, as a multiple of the base rate.
+        period_epochs: epochs after the warm-up in which the cosine comes to its end; null: those
+            that are left. The MindSpore Faster R-CNN recipe has one more than it trains, so that
+            the rate does not reach its end.
         warmup_epochs: length of the warm-up in epochs, rounded to whole steps; 0 for none.
-        warmup_start: learning rate of step 0, absolute.
+        warmup_start: learning rate that the warm-up starts from, absolute.
         warmup_steps: length of the warm-up in steps, instead of ``warmup_epochs``.
+        warmup_ends: whether step 0 has ``warmup_start`` and the base rate comes ``after`` the
+            warm-up, or ``with`` its last step.
     """
 
     name: Literal["cosine"] = "cosine"
     end_factor: Fraction = 0.001
+    period_epochs: Positive | None = None
 
 
 class MultistepSchedule(_Warmup):
@@ -152,8 +188,10 @@ class MultistepSchedule(_Warmup):
         factors: the rate after each milestone, as a multiple of the base rate (not of the rate
             before).
         warmup_epochs: length of the warm-up in epochs, rounded to whole steps; 0 for none.
-        warmup_start: learning rate of step 0, absolute.
+        warmup_start: learning rate that the warm-up starts from, absolute.
         warmup_steps: length of the warm-up in steps, instead of ``warmup_epochs``.
+        warmup_ends: whether step 0 has ``warmup_start`` and the base rate comes ``after`` the
+            warm-up, or ``with`` its last step.
     """
 
     name: Literal["multistep"] = "multistep"
@@ -196,6 +234,20 @@ class EmaConfig(Settings):
     warmup_steps: NonNegativeInt
 
 
+class FreezeConfig(Settings):
+    """What does not train, beside what the detector freezes itself.
+
+    Attributes:
+        parameters: patterns of parameter names that keep their values; ``*`` stands for any text.
+        batch_norm: patterns of names of batch-normalisation layers that normalise by their stored
+            statistics, in training as well, and do not change them. Their scale and shift train
+            unless ``parameters`` names them.
+    """
+
+    parameters: tuple[Pattern, ...] = ()
+    batch_norm: tuple[Pattern, ...] = ()
+
+
 class CheckpointConfig(Settings):
     """What is kept of a run. The last and the best checkpoints are counted apart.
 
@@ -223,6 +275,9 @@ class TrainConfig(Settings):
         batch_size: images per optimizer step, over all workers and accumulated pieces.
         max_steps: stop after so many steps, for a quick look; the schedule stays that of the whole
             run. Null for none.
+        init_from: weights to begin with: a file (``orchestrator convert weights`` lists what is
+            understood), a checkpoint or a run folder. Read only while the run has no checkpoint of
+            its own; tensors that depend on the classes are taken only if the classes are the same.
         optimizer: the update rule.
         schedule: the learning rate at every step.
         precision: of forward and backward. ``auto`` is fp32 on a CPU, bf16 on a GPU that has it,
@@ -230,6 +285,14 @@ class TrainConfig(Settings):
         loss_scale: with fp16: ``dynamic``, or a fixed factor on the loss.
         clip_norm: largest L2 norm of the whole gradient; null for no clipping.
         accumulate: pieces a worker's share of a batch is computed in, to save memory.
+        virtual_shards: number of equal parts that every batch is computed in and whose gradients
+            are added in one fixed order, so that any number of workers that divides it ends in the
+            same bits; batch norm then sees a part at a time. Costs a copy of the gradients for each
+            part of a worker, and that their exchange does not overlap the backward pass. Null to
+            let each worker compute its share at once.
+        freeze: what does not train.
+        sync_batch_norm: take the statistics of batch normalisation over all workers' images, not
+            each worker's over its own.
         ema: moving average of the weights; null for none.
         evaluate_every_epochs: epochs between evaluations; the last epoch is always evaluated.
         checkpoint: what is kept.
@@ -243,12 +306,16 @@ class TrainConfig(Settings):
     epochs: Count
     batch_size: Count
     max_steps: Count | None = None
+    init_from: Location | None = None
     optimizer: Optimizer
     schedule: Schedule = ConstantSchedule()
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     loss_scale: Literal["dynamic"] | Positive = "dynamic"
     clip_norm: Positive | None = None
     accumulate: Count = 1
+    virtual_shards: Count | None = None
+    freeze: FreezeConfig = FreezeConfig()
+    sync_batch_norm: bool = False
     ema: EmaConfig | None = None
     evaluate_every_epochs: Count = 1
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -277,6 +344,20 @@ class TrainConfig(Settings):
                     f"train.schedule.milestones ends at {last:g} and must stay below "
                     f"train.epochs, which is {self.epochs}",
                 )
+        if self.virtual_shards is not None and self.accumulate != 1:
+            yield Conflict(
+                "accumulate",
+                f"train.accumulate is {self.accumulate} and train.virtual_shards is "
+                f"{self.virtual_shards}, which computes a batch in parts already; remove "
+                "train.accumulate",
+            )
+        if self.virtual_shards is not None and self.sync_batch_norm:
+            yield Conflict(
+                "sync_batch_norm",
+                "train.sync_batch_norm takes statistics over all workers at once, and "
+                f"train.virtual_shards, which is {self.virtual_shards}, over a part at a time, so "
+                "that the number of workers does not matter; remove one of them",
+            )
         if self.loss_scale != "dynamic" and self.precision in ("fp32", "bf16"):
             yield Conflict(
                 "loss_scale",

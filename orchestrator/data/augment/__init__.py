@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.data.augment.geometry import Sample, resized
+from orchestrator.data.augment.geometry import Sample
+from orchestrator.data.augment.m2det import M2DetAugment
+from orchestrator.data.augment.plain import PlainResize
+from orchestrator.data.augment.resize_pad import ResizePad
+from orchestrator.data.augment.scale_jitter import ScaleJitter
 from orchestrator.data.augment.ssd import SSDAugment
 from orchestrator.data.keyed import SampleKey
 
 if TYPE_CHECKING:
     # The schema knows every detector and so imports torch, which no data task needs.
-    from orchestrator.config.schema import NoAugmentation, SSDAugmentation
+    from orchestrator.config.schema import Augmentation
 
-__all__ = ["Augment", "PlainResize", "SSDAugment", "Sample", "build_augment"]
+__all__ = [
+    "Augment",
+    "M2DetAugment",
+    "PlainResize",
+    "ResizePad",
+    "SSDAugment",
+    "Sample",
+    "ScaleJitter",
+    "build_augment",
+]
 
 
 class Augment(Protocol):
@@ -32,30 +44,20 @@ class Augment(Protocol):
         """(h, w, 3) RGB, (k, 4) xyxy and (k,) labels to a sample of the network's input size."""
         ...
 
-
-@dataclass(frozen=True)
-class PlainResize:
-    """No augmentation: what evaluation and prediction do.
-
-    Attributes:
-        size: (H, W) of the network input.
-    """
-
-    size: tuple[int, int]
-
-    def __call__(
-        self,
-        image: NDArray[np.uint8],
-        boxes: NDArray[np.float32],
-        labels: NDArray[np.int64],
-        key: SampleKey,
-    ) -> Sample:
-        """Stretch the image; nothing is drawn."""
-        return resized(image, boxes, labels, self.size)
+    def plain(self) -> Augment:
+        """The same preparation with nothing drawn: what evaluation does."""
+        ...
 
 
-def build_augment(config: SSDAugmentation | NoAugmentation, size: tuple[int, int]) -> Augment:
+def build_augment(config: Augmentation, size: tuple[int, int]) -> Augment:
     """The augmentation a configuration asks for, at network input ``size`` = (H, W)."""
     if config.name == "none":
         return PlainResize(size)
-    return SSDAugment(size=size, **config.model_dump(exclude={"name"}))
+    options = config.model_dump(exclude={"name"})
+    if config.name == "m2det":
+        return M2DetAugment(size=size, **options)
+    if config.name == "resize_pad":
+        return ResizePad(size=size, **options)
+    if config.name == "scale_jitter":
+        return ScaleJitter(size=size, **options)
+    return SSDAugment(size=size, **options)

@@ -64,21 +64,13 @@ def find_crop(
     if len(boxes) == 0:
         return None
     rects = _draw_rects(size, draws.reshape(-1, DRAWS_PER_ATTEMPT), min_crop)  # (T', 4)
-    lows, highs, centres = boxes[:, :2], boxes[:, 2:], _centres(boxes)
-    corners_low, corners_high = rects[:, None, :2], rects[:, None, 2:]
-
-    sides = np.minimum(corners_high, highs) - np.maximum(corners_low, lows)  # (T', k, 2)
-    inter = np.prod(np.maximum(sides, 0.0), axis=2)
-    box_areas = np.prod((highs - lows).astype(np.float64), axis=1)
-    rect_areas = np.prod(rects[:, 2:] - rects[:, :2], axis=1)
-    iou = inter / (box_areas + rect_areas[:, None] - inter)  # (T', k)
-
+    iou, centres = overlaps(boxes, rects), centres_of(boxes)  # (T', k), (k, 2)
     meets = iou > 0.0
     smallest = np.where(meets, iou, np.inf).min(axis=1)
     refused = smallest < min_iou
     if rule == "span":
         refused &= iou.max(axis=1) > min_iou + _SPAN
-    inside = ((corners_low < centres) & (centres < corners_high)).all(axis=2)
+    inside = ((rects[:, None, :2] < centres) & (centres < rects[:, None, 2:])).all(axis=2)
     accepted = (meets & inside).any(axis=1) & ~refused
     if not accepted.any():
         return None
@@ -97,7 +89,7 @@ def crop_boxes(
     """
     low = np.array(rect[:2], dtype=np.float32)
     high = np.array(rect[2:], dtype=np.float32)
-    centres = _centres(boxes)
+    centres = centres_of(boxes)
     keep: NDArray[np.bool_] = np.all((low < centres) & (centres < high), axis=1)
     cut = boxes[keep]
     return np.concatenate(
@@ -105,7 +97,20 @@ def crop_boxes(
     ), keep
 
 
-def _centres(boxes: NDArray[np.float32]) -> NDArray[np.float32]:
+def overlaps(boxes: NDArray[np.float32], rects: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(T, k) IoU of (T, 4) rectangles with (k, 4) boxes, all xyxy."""
+    sides = np.minimum(rects[:, None, 2:], boxes[:, 2:]) - np.maximum(
+        rects[:, None, :2], boxes[:, :2]
+    )  # (T, k, 2)
+    inter = np.prod(np.maximum(sides, 0.0), axis=2)
+    box_areas = np.prod((boxes[:, 2:] - boxes[:, :2]).astype(np.float64), axis=1)
+    rect_areas = np.prod(rects[:, 2:] - rects[:, :2], axis=1)
+    iou: NDArray[np.float64] = inter / (box_areas + rect_areas[:, None] - inter)
+    return iou
+
+
+def centres_of(boxes: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(k, 2) x and y of the middle of (k, 4) xyxy boxes."""
     centres: NDArray[np.float32] = (boxes[:, :2] + boxes[:, 2:]) / np.float32(2.0)
     return centres
 

@@ -27,9 +27,12 @@ class Sample:
     transform: tuple[float, float, float, float]
 
 
-def resize(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
-    """Bilinear resize of (h, w, 3) to ``size`` = (H, W), without keeping the aspect ratio."""
-    return cv2.resize(image, (size[1], size[0])).astype(np.uint8, copy=False)
+def resize(
+    image: NDArray[np.uint8], size: tuple[int, int], *, interpolation: int = cv2.INTER_LINEAR
+) -> NDArray[np.uint8]:
+    """Resize of (h, w, 3) to ``size`` = (H, W), without keeping the aspect ratio."""
+    made = cv2.resize(image, (size[1], size[0]), interpolation=interpolation)
+    return made.astype(np.uint8, copy=False)
 
 
 def resized(
@@ -39,6 +42,7 @@ def resized(
     size: tuple[int, int],
     *,
     origin: tuple[int, int] = (0, 0),
+    interpolation: int = cv2.INTER_LINEAR,
 ) -> Sample:
     """An image and its boxes, stretched to the network's input ``size`` = (H, W).
 
@@ -48,26 +52,40 @@ def resized(
         labels: (k,) int64.
         size: of the result.
         origin: left and top of ``image`` in the image it was cut out of.
+        interpolation: one of OpenCV's.
     """
     height, width = image.shape[:2]
     sx, sy = size[1] / width, size[0] / height
     return Sample(
-        image=resize(image, size),
+        image=resize(image, size, interpolation=interpolation),
         boxes=(boxes * np.array([sx, sy, sx, sy])).astype(np.float32),
         labels=labels,
         transform=(sx, sy, -origin[0] * sx, -origin[1] * sy),
     )
 
 
-def flipped(sample: Sample) -> Sample:
-    """Mirror left and right."""
-    width = sample.image.shape[1]
+def flipped(sample: Sample, *, plus_one: bool = False) -> Sample:
+    """Mirror left and right.
+
+    With ``plus_one`` coordinates name pixels rather than the lines between them, so that the last
+    column, at width - 1, becomes 0.
+    """
+    edge = sample.image.shape[1] - (1 if plus_one else 0)
     sx, sy, tx, ty = sample.transform
     boxes = sample.boxes.copy()
-    boxes[:, [0, 2]] = width - sample.boxes[:, [2, 0]]
+    boxes[:, [0, 2]] = edge - sample.boxes[:, [2, 0]]
     return Sample(
         image=cv2.flip(sample.image, 1).astype(np.uint8, copy=False),
         boxes=boxes,
         labels=sample.labels,
-        transform=(-sx, sy, width - tx, ty),
+        transform=(-sx, sy, edge - tx, ty),
     )
+
+
+def padded(sample: Sample, size: tuple[int, int], fill: tuple[int, int, int]) -> Sample:
+    """The sample at the upper left of a canvas of ``size`` = (H, W), the rest in one RGB colour."""
+    height, width = sample.image.shape[:2]
+    canvas = np.empty((*size, 3), dtype=np.uint8)
+    canvas[:] = np.array(fill, dtype=np.uint8)
+    canvas[:height, :width] = sample.image
+    return Sample(canvas, sample.boxes, sample.labels, sample.transform)

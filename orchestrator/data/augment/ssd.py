@@ -26,6 +26,7 @@ from orchestrator.data.augment.crop import (
     find_crop,
 )
 from orchestrator.data.augment.geometry import Sample, flipped, resized
+from orchestrator.data.augment.plain import PlainResize
 from orchestrator.data.keyed import Domain, SampleKey
 
 
@@ -81,6 +82,10 @@ class SSDAugment:
             saturation=self.saturation,
         )
         return Sample(coloured, sample.boxes, sample.labels, sample.transform)
+
+    def plain(self) -> PlainResize:
+        """A plain resize, as evaluation does it."""
+        return PlainResize(self.size)
 
     def _crop(
         self,

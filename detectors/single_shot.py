@@ -1,4 +1,4 @@
-"""What all SSD networks share: priors, assignment, losses and decoding (Liu et al., ECCV 2016)."""
+"""What SSD and its kin share: priors, assignment, losses and decoding (Liu et al., ECCV 2016)."""
 
 from __future__ import annotations
 
@@ -10,15 +10,14 @@ import torch
 from torch import Tensor
 
 from detectors.base import Candidates, Detector, Targets
-from detectors.boxes import pairwise_iou, swap_axes, to_centers, to_corners
+from detectors.boxes import swap_axes, to_centers, to_corners
 from detectors.coding import decode, encode
 from detectors.losses import positive_smooth_l1
-from detectors.matching import take_boxes, with_a_slot
-from detectors.priors import Level, grid_boxes
-from detectors.ssd.objective import Objective
+from detectors.matching import match_boxes, take_boxes, with_a_slot
+from detectors.objectives import Objective
 
 
-class SSD(Detector):
+class SingleShot(Detector):
     """Dense prediction of offsets and classes at fixed priors.
 
     Channel 0 of the class logits is background; class k of the data is channel k + 1. The losses
@@ -28,15 +27,17 @@ class SSD(Detector):
         size: height and width of the input.
         num_classes: foreground classes.
         pixel_mean, pixel_std: on the 0..255 scale, RGB.
-        levels: priors, relative to the input size.
+        priors: (A, 4) float64 centre form, x first, relative to the input size.
         objective: matching and classification.
         title: what the network calls itself.
 
     Attributes:
         y_first: whether priors and raw offsets hold y before x, as the published weights expect.
+        cut_boxes: whether decoded boxes are cut to the image.
     """
 
     y_first: ClassVar[bool] = False
+    cut_boxes: ClassVar[bool] = True
 
     priors: Tensor
     prior_corners: Tensor
@@ -49,7 +50,7 @@ class SSD(Detector):
         num_classes: int,
         pixel_mean: tuple[float, float, float],
         pixel_std: tuple[float, float, float],
-        levels: Sequence[Level],
+        priors: Tensor,
         objective: Objective,
         title: str,
     ) -> None:
@@ -61,10 +62,9 @@ class SSD(Detector):
         )
         self.title = title
         self.objective = objective
-        boxes = grid_boxes(levels)
         constants = {
-            "priors": swap_axes(boxes) if self.y_first else boxes,
-            "prior_corners": to_corners(boxes),
+            "priors": swap_axes(priors) if self.y_first else priors,
+            "prior_corners": to_corners(priors),
             "pixels": torch.tensor([size] * 4),
         }
         for name, value in constants.items():
@@ -73,6 +73,10 @@ class SSD(Detector):
     def extra_repr(self) -> str:
         """Title and number of classes, shown at the top of the printed module."""
         return f"{self.title}, num_classes={self.num_classes}"
+
+    def prior_boxes(self) -> Tensor:
+        """(A, 4) float32 xyxy pixels of the input."""
+        return (self.prior_corners * self.pixels).float()
 
     @abstractmethod
     def predict(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -121,8 +125,13 @@ class SSD(Detector):
         """
         targets = with_a_slot(targets)
         relative = targets._replace(boxes=targets.boxes / self.pixels)
-        iou = pairwise_iou(relative.boxes, self.prior_corners)
-        match = self.objective.match(iou, targets.valid)
+        match = match_boxes(
+            relative.boxes,
+            targets.valid,
+            self.prior_corners,
+            threshold=self.objective.match_threshold,
+            claims=self.objective.claims,
+        )
         boxes, labels = take_boxes(relative, match)
         centers = to_centers(swap_axes(boxes) if self.y_first else boxes)
         return (
@@ -131,8 +140,9 @@ class SSD(Detector):
         )
 
     def decode(self, raw: dict[str, Tensor]) -> Candidates:
-        """Boxes (N, A, 4), cut to the image, and scores (N, A, K)."""
-        corners = to_corners(decode(raw["loc"], self.priors)).clamp(0, 1)
+        """Boxes (N, A, 4), cut to the image where the recipe does, and scores (N, A, K)."""
+        corners = to_corners(decode(raw["loc"], self.priors))
+        corners = corners.clamp(0, 1) if self.cut_boxes else corners
         boxes = swap_axes(corners) if self.y_first else corners
         return Candidates(boxes=boxes * self.pixels, scores=self.objective.scores(raw["cls"]))
 

@@ -1,0 +1,320 @@
+"""Faster R-CNN on ResNet and feature pyramid, by the recipe of the MindSpore zoo or torchvision.
+
+Sources: mindspore-ai/models, official/cv/FasterRCNN (its first releases in mindspore-ai/mindspore,
+model_zoo); torchvision, models/detection. At depth 50, width 1 and 80 classes it has 41,757,156
+parameters if normalisation has an affine of its own. State-dict names are torchvision's:
+``backbone.body``, ``backbone.fpn``, ``rpn.head``, ``roi_heads``.
+
+Fitting two stages into the contract: ``forward`` goes the whole way with the numbers of evaluation,
+its raw outputs hold the proposals, and ``decode`` needs nothing else. The proposals that training
+learns from depend on the boxes, so ``loss`` goes its own way after the first stage.
+
+Deviations: images are padded to one canvas of known size, and boxes are cut to that rather than to
+what the image fills of it (torchvision), which mapping back to the original image does anyway; a
+box without area claims no anchor; in training mode too, ``forward`` proposes as in evaluation.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from detectors.backbones.layers import make_divisible
+from detectors.backbones.resnet import ResNet, make_norm
+from detectors.base import Candidates, Detector, Targets
+from detectors.boxes import pairwise_iou, to_centers, to_corners
+from detectors.coding import decode, encode
+from detectors.faster_rcnn.anchors import RATIOS, level_sizes, pyramid_anchors
+from detectors.faster_rcnn.assignment import assign, draw
+from detectors.faster_rcnn.config import FasterRCNNConfig
+from detectors.faster_rcnn.heads import RPN, PyramidBackbone, RoIHeads, init_mindspore
+from detectors.losses import positive_smooth_l1
+from detectors.matching import with_a_slot
+from detectors.suppression import suppress_sorted
+
+#: ImageNet statistics on the 0..255 scale, RGB.
+_PIXEL_MEAN = (123.675, 116.28, 103.53)
+_PIXEL_STD = (58.395, 57.12, 57.375)
+
+#: Channels of the pyramid and of the fully connected layers, at width 1.
+_CHANNELS = 256
+_HIDDEN = 1024
+
+#: Divisors of centre and size offsets in each stage.
+_RPN_VARIANCES = (1.0, 1.0)
+_HEAD_VARIANCES = (0.1, 0.2)
+
+#: Largest factor on a side of an anchor or proposal, as a logarithm: 16 pixels become 1,000.
+_LARGEST_LOG = math.log(1000 / 16)
+
+
+class FasterRCNN(Detector):
+    """Region proposals from every cell of a pyramid, then a class and a box for each proposal.
+
+    Channel 0 of the class logits is background; class k of the data is channel k + 1.
+
+    Args:
+        config: validated configuration.
+        num_classes: foreground classes.
+    """
+
+    anchors: Tensor
+    anchor_usable: Tensor
+
+    def __init__(self, config: FasterRCNNConfig, *, num_classes: int) -> None:
+        super().__init__(
+            input_size=config.input_size,
+            num_classes=num_classes,
+            pixel_mean=_PIXEL_MEAN,
+            pixel_std=_PIXEL_STD,
+        )
+        self.config = config
+        channels = make_divisible(_CHANNELS * config.width)
+        self.backbone = PyramidBackbone(
+            ResNet(
+                depth=config.depth,
+                norm=make_norm(config.norm, eps=config.bn_eps),
+                width=config.width,
+                frozen_parts=config.frozen_parts,
+            ),
+            channels=channels,
+        )
+        self.rpn = RPN(channels)
+        self.roi_heads = RoIHeads(
+            channels=channels,
+            hidden=make_divisible(_HIDDEN * config.width),
+            classes=1 + num_classes,
+            aligned=config.head.aligned,
+            legacy=config.legacy_boxes,
+        )
+        if config.variant == "faster_rcnn_mindspore":
+            init_mindspore(self.backbone, self.roi_heads)
+        anchors = pyramid_anchors(config.input_size, legacy=config.legacy_boxes)
+        self.level_lengths = [
+            rows * columns * len(RATIOS) for rows, columns in level_sizes(config.input_size)
+        ]
+        inside = (anchors >= 0).all(1) & (anchors[:, 2:] <= self._limit(anchors)).all(1)
+        usable = torch.ones_like(inside) if config.rpn.cross_border else inside
+        self.register_buffer("anchors", anchors, persistent=False)
+        self.register_buffer("anchor_usable", usable.unsqueeze(0), persistent=False)
+
+    def extra_repr(self) -> str:
+        """Title and number of classes, shown at the top of the printed module."""
+        return f"{self.config.title}, num_classes={self.num_classes}"
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Raw outputs of both stages.
+
+        Args:
+            images: (N, 3, H, W) RGB on the 0..255 scale, uint8 or float.
+
+        Returns:
+            All float32 whatever the precision inside. First stage: ``objectness`` (N, A) logits and
+            ``rpn_offsets`` (N, A, 4) of the anchors; ``proposals`` (N, P, 4) xyxy in pixels, best
+            first, and ``proposal_scores`` (N, P), -1 in slots that are empty. Second stage:
+            ``cls`` (N, P, 1 + K) logits and ``loc`` (N, P, 1 + K, 4) offsets.
+
+        Raises:
+            ValueError: images of another size than the anchors were made for.
+        """
+        maps = self._features(images)
+        objectness, offsets = self.rpn.head(maps)
+        rule = self.config.rpn
+        proposals, scores = self.propose(
+            objectness, offsets, before=rule.before_test, after=rule.after_test
+        )
+        cls, loc = self.roi_heads(maps, proposals)
+        return {
+            "objectness": objectness,
+            "rpn_offsets": offsets,
+            "proposals": proposals,
+            "proposal_scores": scores,
+            "cls": cls,
+            "loc": loc,
+        }
+
+    def loss(self, images: Tensor, targets: Targets) -> dict[str, Tensor]:
+        """``rpn_cls``, ``rpn_loc``, ``cls`` and ``loc``.
+
+        Examples are drawn from torch's global generator.
+        """
+        targets = with_a_slot(targets)
+        maps = self._features(images)
+        objectness, offsets = self.rpn.head(maps)
+        losses = self._first_stage(objectness, offsets, targets)
+        rule = self.config.rpn
+        proposals, scores = self.propose(
+            objectness, offsets, before=rule.before_train, after=rule.after_train
+        )
+        return losses | self._second_stage(maps, proposals, scores >= 0, targets)
+
+    def decode(self, raw: dict[str, Tensor]) -> Candidates:
+        """Boxes (N, P, K, 4), cut to the canvas, and scores (N, P, K)."""
+        boxes = self._boxes(
+            raw["loc"][:, :, 1:], raw["proposals"].unsqueeze(2), variances=_HEAD_VARIANCES
+        )
+        scores = raw["cls"].softmax(-1)[..., 1:]
+        sides = boxes[..., 2:] - boxes[..., :2]
+        present = (raw["proposal_scores"] >= 0).unsqueeze(-1)
+        counts = present & (sides >= self.config.head.min_size).all(-1)
+        return Candidates(boxes=boxes, scores=torch.where(counts, scores, 0.0))
+
+    @torch.no_grad()
+    def propose(
+        self, objectness: Tensor, offsets: Tensor, *, before: int, after: int
+    ) -> tuple[Tensor, Tensor]:
+        """The best of the boxes that the first stage sees, as constants.
+
+        Args:
+            objectness: (N, A) logits.
+            offsets: (N, A, 4).
+            before: best anchors of each level that suppression gets to see.
+            after: best boxes of all levels to return.
+
+        Returns:
+            (N, P, 4) xyxy and (N, P) scores, best first; P is ``after`` or, where the anchors do
+            not suffice for it, less. Empty slots hold a pixel and score -1.
+        """
+        kept_boxes, kept_scores = [], []
+        start = 0
+        # Over levels, whose number and lengths are fixed; images go together.
+        for length in self.level_lengths:
+            logits, index = objectness[:, start : start + length].topk(min(before, length), dim=1)
+            rows = (start + index).unsqueeze(-1).expand(-1, -1, 4)
+            anchors = self.anchors.expand(len(objectness), -1, -1).gather(1, rows)
+            boxes = self._boxes(offsets.gather(1, rows), anchors, variances=_RPN_VARIANCES)
+            # A diverged network must reach the guard against that with its loss, and not fail here.
+            finite = boxes.isfinite().all(-1) & logits.isfinite()
+            boxes = torch.where(finite.unsqueeze(-1), boxes, 0.0)
+            sides = boxes[..., 2:] - boxes[..., :2]
+            valid = finite & (sides >= self.config.rpn.min_size).all(-1)
+            keep = suppress_sorted(boxes, valid, self.config.rpn.nms_iou)
+            kept_boxes.append(boxes)
+            kept_scores.append(torch.where(keep, logits.sigmoid(), -1.0))
+            start += length
+        every_score = torch.cat(kept_scores, dim=1)
+        scores, index = every_score.topk(min(after, every_score.shape[1]), dim=1)
+        boxes = torch.cat(kept_boxes, dim=1).gather(1, index.unsqueeze(-1).expand(-1, -1, 4))
+        pixel = boxes.new_tensor([0.0, 0.0, 1.0, 1.0])
+        return torch.where((scores >= 0).unsqueeze(-1), boxes, pixel), scores
+
+    def _first_stage(
+        self, objectness: Tensor, offsets: Tensor, targets: Targets
+    ) -> dict[str, Tensor]:
+        """Losses of anchors, over those drawn."""
+        rule = self.config.rpn
+        legacy = self.config.legacy_boxes
+        iou = pairwise_iou(targets.boxes, self.anchors, plus_one=legacy)
+        found = assign(iou, targets.valid, self.anchor_usable, rule.assignment)
+        keys = torch.rand(objectness.shape, device=objectness.device)
+        drawn = draw(found, keys, rule.assignment)
+        rows = drawn.rows.unsqueeze(-1).expand(-1, -1, 4)
+        anchors = self.anchors.expand(len(objectness), -1, -1).gather(1, rows)
+        slot = found.box.gather(1, drawn.rows)
+        wanted = self._offsets(_rows(targets.boxes, slot), anchors, _RPN_VARIANCES)
+        cls = F.binary_cross_entropy_with_logits(
+            objectness.gather(1, drawn.rows), drawn.positive.float(), reduction="none"
+        )
+        loc = positive_smooth_l1(offsets.gather(1, rows), wanted, drawn.positive, beta=rule.beta)
+        count: Tensor | int = drawn.valid.sum().clamp(min=1)
+        if rule.fixed_count:
+            count = rule.assignment.samples * len(objectness)
+        return {
+            "rpn_cls": torch.where(drawn.valid, cls, 0.0).sum() / count,
+            "rpn_loc": loc.sum() / count,
+        }
+
+    def _second_stage(
+        self, maps: Sequence[Tensor], proposals: Tensor, present: Tensor, targets: Targets
+    ) -> dict[str, Tensor]:
+        """Losses of proposals and of the boxes themselves, over those drawn."""
+        rule = self.config.head
+        legacy = self.config.legacy_boxes
+        boxes = torch.cat([proposals, targets.boxes], dim=1)
+        usable = torch.cat([present, targets.valid], dim=1)
+        iou = pairwise_iou(targets.boxes, boxes, plus_one=legacy)
+        found = assign(iou, targets.valid, usable, rule.assignment)
+        # Drawn so that padding leaves the numbers of what is there as they are.
+        keys = torch.cat(
+            [
+                torch.rand(proposals.shape[:2], device=boxes.device),
+                torch.rand(targets.valid.mT.shape, device=boxes.device).mT,
+            ],
+            dim=1,
+        )
+        drawn = draw(found, keys, rule.assignment)
+        chosen = torch.where(
+            drawn.valid.unsqueeze(-1),
+            _rows(boxes, drawn.rows),
+            boxes.new_tensor([0.0, 0.0, 1.0, 1.0]),
+        )
+        slot = found.box.gather(1, drawn.rows)
+        channel = torch.where(drawn.positive, targets.labels.gather(1, slot) + 1, 0)
+        wanted = self._offsets(_rows(targets.boxes, slot), chosen, _HEAD_VARIANCES)
+        logits, offsets = self.roi_heads(maps, chosen)
+        own = channel.view(*channel.shape, 1, 1).expand(-1, -1, 1, 4)
+        cls = F.cross_entropy(logits.flatten(0, 1), channel.flatten(), reduction="none")
+        loc = positive_smooth_l1(
+            offsets.gather(2, own).squeeze(2), wanted, drawn.positive, beta=rule.beta
+        )
+        count = drawn.valid.sum().clamp(min=1)
+        return {
+            "cls": torch.where(drawn.valid.flatten(), cls, 0.0).sum() / count,
+            "loc": loc.sum() / count,
+        }
+
+    def _features(self, images: Tensor) -> list[Tensor]:
+        """Five maps; refuses images that the anchors do not fit."""
+        if images.shape[-2:] != self.input_size:
+            height, width = self.input_size
+            raise ValueError(
+                f"{self.config.title} was built for {height} x {width} pixels, got a batch of "
+                f"shape {tuple(images.shape)}; resize before the network or set "
+                "detector.input_size"
+            )
+        maps: list[Tensor] = self.backbone(self.normalize(images))
+        return maps
+
+    def _offsets(self, boxes: Tensor, priors: Tensor, variances: tuple[float, float]) -> Tensor:
+        """Offsets (..., 4) from anchors or proposals to boxes, both xyxy."""
+        legacy = self.config.legacy_boxes
+        return encode(
+            to_centers(boxes, plus_one=legacy),
+            to_centers(priors, plus_one=legacy),
+            variances=variances,
+        )
+
+    def _boxes(self, offsets: Tensor, priors: Tensor, *, variances: tuple[float, float]) -> Tensor:
+        """Boxes (..., 4) xyxy on the canvas, from offsets and anchors or proposals xyxy."""
+        legacy = self.config.legacy_boxes
+        centers = decode(
+            offsets,
+            to_centers(priors, plus_one=legacy),
+            variances=variances,
+            log_ratios=(-_LARGEST_LOG if legacy else -math.inf, _LARGEST_LOG),
+        )
+        corners = to_corners(centers, plus_one=legacy)
+        limit = self._limit(corners)
+        low, high = (part.clamp(min=0).minimum(limit) for part in corners.chunk(2, dim=-1))
+        # Less than a pixel long, a legacy box ends before it begins.
+        return torch.cat([low, high.maximum(low)], dim=-1)
+
+    def _limit(self, boxes: Tensor) -> Tensor:
+        """(2,) largest x and y of a box."""
+        height, width = self.input_size
+        beyond = 1 if self.config.legacy_boxes else 0
+        return boxes.new_tensor([width - beyond, height - beyond])
+
+
+def _rows(boxes: Tensor, index: Tensor) -> Tensor:
+    """Boxes (N, S, 4) out of (N, A, 4) by index (N, S)."""
+    return boxes.gather(1, index.unsqueeze(-1).expand(-1, -1, 4))
+
+
+def build_faster_rcnn(config: FasterRCNNConfig, *, num_classes: int) -> FasterRCNN:
+    """A freshly initialised network of the configured variant."""
+    return FasterRCNN(config, num_classes=num_classes)

@@ -1,0 +1,1 @@
+"""M2Det: Multi-Level Multi-Scale Detector."""

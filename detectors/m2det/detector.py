@@ -1,0 +1,166 @@
+"""M2Det, a single-shot detector on a multi-level feature pyramid (Zhao et al., AAAI 2019).
+
+State-dict names are those of VDIGPKU/M2Det: ``base.*``, ``reduce.*``, ``up_reduce.*``,
+``leach.<i>.*``, ``unet<i>.*``, ``Norm.*``, ``loc.<s>.*``, ``conf.<s>.*`` and, with SFAM,
+``sfam_module.*``; its released weights load as they are. So do its preprocessing, BGR less the mean
+and not divided, whatever the backbone, and what its code does otherwise than the paper: all levels
+share one reduction of the base feature, and the largest scale alone is normalised.
+
+Deviations: without pretrained weights VGG16 is initialised as He et al. (2015) do; the classifier
+of a ResNet, which takes no part, is frozen.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from detectors.backbones.layers import make_divisible
+from detectors.m2det.backbone import make_backbone
+from detectors.m2det.blocks import BasicConv, ScaleAttention, ThinnedUShape, fuse
+from detectors.m2det.config import Backbone, M2DetConfig, Size
+from detectors.m2det.priors import BOXES_PER_CELL, SCALES, m2det_priors, scale_cells
+from detectors.objectives import MultiBoxObjective, Objective
+from detectors.single_shot import SingleShot, flatten_cells
+
+#: Means in RGB order.
+_PIXEL_MEAN = (123.0, 117.0, 104.0)
+
+#: Channels of the reduced shallow and deep features, of the input every level shares, and of the
+#: maps of a level.
+_SHALLOW, _DEEP, _SHARED, _PLANES = 256, 512, 128, 256
+
+
+class M2Det(SingleShot):
+    """M2Det: 12,810 priors at 320 pixels, 32,760 at 512, 62,022 at 704, 80,208 at 800.
+
+    With VGG16 and 80 classes 132,633,140 parameters, whatever the input size.
+
+    Args:
+        num_classes: foreground classes.
+        size: height and width of the input.
+        backbone: what the features come from.
+        width: factor on every channel count.
+        levels: modules of the pyramid one after the other.
+        sfam: whether the channels of each scale are weighed.
+        initialization: whose; see :class:`~detectors.m2det.config.M2DetConfig`.
+        objective: matching and classification.
+        title: what the network calls itself.
+    """
+
+    bgr: ClassVar[bool] = True
+    cut_boxes: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        *,
+        num_classes: int,
+        size: Size,
+        backbone: Backbone,
+        width: float,
+        levels: int,
+        sfam: bool,
+        initialization: Literal["released", "mindspore"],
+        objective: Objective,
+        title: str,
+    ) -> None:
+        super().__init__(
+            size=size,
+            num_classes=num_classes,
+            pixel_mean=_PIXEL_MEAN,
+            pixel_std=(1.0, 1.0, 1.0),
+            priors=m2det_priors(size),
+            objective=objective,
+            title=title,
+        )
+        shallow, deep, shared, planes = (
+            make_divisible(channels * width) for channels in (_SHALLOW, _DEEP, _SHARED, _PLANES)
+        )
+        self.smallest_map = scale_cells(size)[-1]
+        self.base, self.taps, taken = make_backbone(backbone, width=width)
+        self.reduce = BasicConv(taken[0], shallow, 3, padding=1)
+        self.up_reduce = BasicConv(taken[1], deep, 1)
+        # One module under as many names as there are levels, like the layers of SFAM.
+        self.leach = nn.ModuleList([BasicConv(shallow + deep, shared, 1)] * levels)
+        self.unets = [
+            ThinnedUShape(shared if level == 0 else shared + planes, planes)
+            for level in range(levels)
+        ]
+        for level, unet in enumerate(self.unets, start=1):
+            self.add_module(f"unet{level}", unet)
+        channels = planes * levels
+        self.sfam_module = ScaleAttention(channels, scales=SCALES) if sfam else None
+        self.Norm = nn.BatchNorm2d(channels)
+        self.loc = self._heads(channels, 4)
+        self.conf = self._heads(channels, 1 + num_classes)
+        self._initialize(initialization)
+
+    @classmethod
+    def from_config(cls, config: M2DetConfig, *, num_classes: int) -> M2Det:
+        """Build from a configuration."""
+        return cls(
+            num_classes=num_classes,
+            size=config.size,
+            backbone=config.backbone,
+            width=config.width,
+            levels=config.levels,
+            sfam=config.sfam,
+            initialization=config.initialization,
+            objective=MultiBoxObjective(config.loss),
+            title=config.title,
+        )
+
+    @staticmethod
+    def _heads(channels: int, columns: int) -> nn.ModuleList:
+        return nn.ModuleList(
+            nn.Conv2d(channels, BOXES_PER_CELL * columns, 3, padding=1) for _ in range(SCALES)
+        )
+
+    def _initialize(self, whose: Literal["released", "mindspore"]) -> None:
+        pyramid = [self.reduce, self.up_reduce, self.leach, *self.unets]
+        body = [m for part in pyramid for m in part.modules() if isinstance(m, nn.Conv2d)]
+        heads = [m for part in (self.loc, self.conf) for m in part if isinstance(m, nn.Conv2d)]
+        for conv in body:
+            if whose == "released":
+                nn.init.kaiming_normal_(conv.weight, mode="fan_out")
+            else:
+                nn.init.normal_(conv.weight, std=1e-3)
+        for conv in heads:
+            if whose == "mindspore":
+                nn.init.normal_(conv.weight, std=1e-3)
+            assert conv.bias is not None
+            nn.init.zeros_(conv.bias)
+
+    def pyramid(self, x: Tensor) -> list[Tensor]:
+        """Normalised images to the maps the heads see, (N, 256 * levels, H, W), large to small."""
+        maps = self.base(x)
+        base = fuse(self.reduce(maps[self.taps[0]]), self.up_reduce(maps[self.taps[1]]))
+        levels: list[list[Tensor]] = []
+        # The shared reduction runs once for each level, because its running statistics have seen
+        # every training batch as often in the released weights.
+        for leach, unet in zip(self.leach, self.unets, strict=True):
+            inputs = [leach(base)] + ([levels[-1][-1]] if levels else [])
+            levels.append(unet(torch.cat(inputs, dim=1)))
+        scales = [torch.cat(maps, dim=1) for maps in zip(*levels, strict=True)][::-1]
+        if self.sfam_module is not None:
+            scales = self.sfam_module(scales)
+        return [self.Norm(scales[0]), *scales[1:]]
+
+    def predict(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Normalised images to offsets ``dcx, dcy, dw, dh`` and class logits.
+
+        Raises:
+            ValueError: one image alone in training, where the smallest map is a single cell: batch
+                normalisation has nothing to take statistics of.
+        """
+        if self.training and self.smallest_map == 1 and len(x) == 1:
+            raise ValueError(
+                f"{self.title} cannot train on a single image at a time, because its smallest map "
+                "is a single cell; give each worker at least 2 images"
+            )
+        scales = self.pyramid(x)
+        loc = [head(m) for head, m in zip(self.loc, scales, strict=True)]
+        conf = [head(m) for head, m in zip(self.conf, scales, strict=True)]
+        return flatten_cells(loc, 4), flatten_cells(conf, 1 + self.num_classes)

@@ -1,0 +1,92 @@
+"""Counting a detector without giving it memory: everything happens on torch's meta device."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from detectors.base import Detector, DetectorConfig
+from detectors.registry import build_detector
+
+
+class Measured(NamedTuple):
+    """What can be counted of a detector.
+
+    Attributes:
+        parameters: learnable values, those of a shared module once, frozen ones too.
+        trainable: those of them that an optimizer moves.
+        parameter_tensors: tensors that hold :attr:`parameters`.
+        values: parameters and running statistics, batch counters left out.
+        value_tensors: tensors that hold :attr:`values`.
+        state_entries: names in the state dict; tensors that are shared are listed under each.
+        multiply_adds: of the convolutions and matrix products of one image's forward pass.
+        priors: boxes at fixed places that offsets refer to, whether a detector calls them
+            ``priors`` or ``anchors``.
+        candidates: boxes that post-processing gets for each image.
+        height: of the input, pixels.
+        width: of the input, pixels.
+    """
+
+    parameters: int
+    trainable: int
+    parameter_tensors: int
+    values: int
+    value_tensors: int
+    state_entries: int
+    multiply_adds: int
+    priors: int
+    candidates: int
+    height: int
+    width: int
+
+
+def skeleton(config: DetectorConfig, *, num_classes: int) -> Detector:
+    """The detector without memory for its tensors, which have shape and type only."""
+    with torch.device("meta"):
+        return build_detector(config, num_classes=num_classes)
+
+
+def measure(config: DetectorConfig, *, num_classes: int) -> Measured:
+    """Count parameters, multiply-adds and priors of a detector.
+
+    Args:
+        config: of the detector.
+        num_classes: foreground classes.
+    """
+    model = skeleton(config, num_classes=num_classes).eval()
+    parameters = list(model.parameters())
+    statistics = [buffer for buffer in _persistent(model) if buffer.is_floating_point()]
+    height, width = model.input_size
+    images = torch.empty(1, 3, height, width, dtype=torch.uint8, device="meta")
+    # Operations are counted as two for each multiply-add.
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        raw = model(images)
+    operations = counter.get_total_flops()
+    return Measured(
+        parameters=sum(p.numel() for p in parameters),
+        trainable=sum(p.numel() for p in parameters if p.requires_grad),
+        parameter_tensors=len(parameters),
+        values=sum(tensor.numel() for tensor in (*parameters, *statistics)),
+        value_tensors=len(parameters) + len(statistics),
+        state_entries=len(model.state_dict()),
+        multiply_adds=operations // 2,
+        priors=len(_priors(model)),
+        candidates=model.decode(raw).scores.shape[1],
+        height=height,
+        width=width,
+    )
+
+
+def _priors(model: nn.Module) -> torch.Tensor:
+    """(A, 4), under the name that the detector has for them."""
+    (found,) = (b for n, b in model.named_buffers() if n in ("priors", "anchors"))
+    return found
+
+
+def _persistent(model: nn.Module) -> list[torch.Tensor]:
+    """Buffers that are saved, those of a shared module once."""
+    saved = set(model.state_dict())
+    return [buffer for name, buffer in model.named_buffers() if name in saved]

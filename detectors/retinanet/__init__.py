@@ -1,0 +1,1 @@
+"""RetinaNet: dense detection with focal loss."""

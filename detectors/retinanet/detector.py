@@ -1,0 +1,199 @@
+"""RetinaNet on SpineNet, the MindSpore port's recipe.
+
+Sources: Lin et al., ICCV 2017; Du et al., CVPR 2020; yan-roo/SpineNet-Pytorch, whose state-dict
+names these are (``backbone.``, ``bbox_head.``). With 80 classes 49S has 11,150,771 parameters, 49
+28,313,140, 96 42,744,628, 143 66,729,268 and 190 163,173,892.
+
+Deviations: a length is x2 - x1, without the pixel that the port and mmdetection 1 add in overlaps,
+offsets and suppression; boxes are cut to the network's input rather than to what the image fills of
+it, which mapping back to the original image does anyway, and suppressed there.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from detectors.backbones.spinenet import ActFactory, SpineNet
+from detectors.base import Candidates, Detector, Targets
+from detectors.boxes import clip_boxes, pairwise_iou, to_centers, to_corners
+from detectors.coding import decode, encode
+from detectors.losses import positive_smooth_l1, sigmoid_focal
+from detectors.matching import match_with_band, take_boxes, with_a_slot
+from detectors.priors import grid_boxes
+from detectors.retinanet.anchors import pyramid_levels
+from detectors.retinanet.config import RetinaNetConfig
+from detectors.retinanet.head import RetinaHead
+
+#: ImageNet statistics on the 0..255 scale, RGB.
+_PIXEL_MEAN = (123.675, 116.28, 103.53)
+_PIXEL_STD = (58.395, 57.12, 57.375)
+
+#: Offsets are not divided by anything.
+_VARIANCES = (1.0, 1.0)
+
+#: Largest factor on a side of an anchor, as a logarithm, and the smallest: 16 pixels become 1,000.
+_LARGEST_LOG = math.log(1000 / 16)
+
+#: What the activations are called in a configuration.
+_ACTIVATIONS: dict[str, ActFactory] = {"relu": partial(nn.ReLU, inplace=True), "silu": nn.SiLU}
+
+
+class RetinaNet(Detector):
+    """Dense prediction of offsets and classes at fixed anchors.
+
+    Channel k of the class logits is class k of the data; there is none for background. The losses
+    of a batch are divided by its number of positive anchors, or by 1 if it has none.
+
+    Args:
+        config: validated configuration.
+        num_classes: foreground classes.
+
+    Attributes:
+        anchors: (A, 4) xyxy in pixels of the input, level by level.
+    """
+
+    anchors: Tensor
+    anchor_centers: Tensor
+    anchor_learnt: Tensor
+
+    def __init__(self, config: RetinaNetConfig, *, num_classes: int) -> None:
+        super().__init__(
+            input_size=config.input_size,
+            num_classes=num_classes,
+            pixel_mean=_PIXEL_MEAN,
+            pixel_std=_PIXEL_STD,
+        )
+        self.config = config
+        norm = partial(nn.BatchNorm2d, eps=config.bn_eps, momentum=config.bn_momentum)
+        act = _ACTIVATIONS[config.activation]
+        self.backbone = SpineNet(
+            config.arch,
+            width=config.width,
+            norm=norm,
+            act=act,
+            activated_endpoints=config.endpoints == "activated",
+            stochastic_depth=config.stochastic_depth,
+            zero_init=config.zero_init,
+        )
+        levels = pyramid_levels(config.input_size, config.anchors)
+        self.bbox_head = RetinaHead(
+            self.backbone.channels,
+            self.backbone.channels,
+            convs=config.head_convs,
+            anchors=len(levels[0].shapes),
+            num_classes=num_classes,
+            norm=norm,
+            act=act,
+        )
+        self.level_lengths = [v.rows * v.columns * len(v.shapes) for v in levels]
+        centers = grid_boxes(levels)
+        corners = to_corners(centers)
+        height, width = config.input_size
+        # The last pixel inside is at length - 1: MindSpore's CheckValid, which the port calls.
+        limit = torch.tensor([width - 1, height - 1], dtype=corners.dtype)
+        inside = (corners[:, :2] >= 0).all(1) & (corners[:, 2:] <= limit).all(1)
+        learnt = torch.ones_like(inside) if config.loss.border == "learn" else inside
+        self.register_buffer("anchors", corners.float(), persistent=False)
+        self.register_buffer("anchor_centers", centers.float(), persistent=False)
+        self.register_buffer("anchor_learnt", learnt.unsqueeze(0), persistent=False)
+
+    def extra_repr(self) -> str:
+        """Title and number of classes, shown at the top of the printed module."""
+        return f"{self.config.title}, num_classes={self.num_classes}"
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Raw outputs.
+
+        Args:
+            images: (N, 3, H, W) RGB on the 0..255 scale, uint8 or float.
+
+        Returns:
+            ``loc`` (N, A, 4) offsets and ``cls`` (N, A, K) logits, float32 whatever the precision
+            inside.
+
+        Raises:
+            ValueError: images of another size, for which the anchors would not fit.
+        """
+        if images.shape[-2:] != self.input_size:
+            height, width = self.input_size
+            raise ValueError(
+                f"{self.config.title} takes images of {height} x {width} pixels, got a batch of "
+                f"shape {tuple(images.shape)}; resize before the network"
+            )
+        loc, cls = self.bbox_head(self.backbone(self.normalize(images)))
+        return {"loc": loc.float(), "cls": cls.float()}
+
+    def loss(self, images: Tensor, targets: Targets) -> dict[str, Tensor]:
+        """``cls`` and ``loc``, each summed over the batch and divided by its positive anchors."""
+        return self.losses_of(self(images), targets)
+
+    def losses_of(self, raw: dict[str, Tensor], targets: Targets) -> dict[str, Tensor]:
+        """The losses of :meth:`loss` for raw outputs already computed."""
+        rule = self.config.loss
+        wanted, labels, learnt = self.assign(targets)
+        positive = labels >= 0
+        count = positive.sum().clamp(min=1)
+        each = sigmoid_focal(raw["cls"], labels, alpha=rule.alpha, gamma=rule.gamma)
+        cls = torch.where(learnt.unsqueeze(-1), each, 0.0).sum()
+        loc = positive_smooth_l1(raw["loc"], wanted, positive, beta=rule.beta).sum()
+        return {"cls": cls * rule.cls_weight / count, "loc": loc * rule.loc_weight / count}
+
+    def assign(self, targets: Targets) -> tuple[Tensor, Tensor, Tensor]:
+        """What each anchor should predict.
+
+        Returns:
+            (N, A, 4) offsets, zeros where not positive; (N, A) class, -1 where not positive; and
+            (N, A) whether the anchor counts at all.
+        """
+        rule = self.config.loss
+        targets = with_a_slot(targets)
+        found = match_with_band(
+            pairwise_iou(targets.boxes, self.anchors),
+            targets.valid,
+            torch.ones_like(self.anchor_learnt),
+            positive_iou=rule.positive_iou,
+            negative_iou=rule.negative_iou,
+            claims="last_box" if rule.claims else "none",
+            claim_iou=rule.claim_iou,
+        )
+        # A box may have claimed an anchor that is not learnt from, and is then left without.
+        positive = found.positive & self.anchor_learnt
+        boxes, labels = take_boxes(targets, found)
+        offsets = encode(to_centers(boxes), self.anchor_centers, variances=_VARIANCES)
+        return (
+            torch.where(positive.unsqueeze(-1), offsets, 0.0),
+            torch.where(positive, labels, -1),
+            (found.positive | found.negative) & self.anchor_learnt,
+        )
+
+    def decode(self, raw: dict[str, Tensor]) -> Candidates:
+        """Boxes (N, A, 4), cut to the input, and scores (N, A, K).
+
+        Scores beyond ``candidates_per_level`` of a map are 0; as many as share the last place stay.
+        """
+        bounds = (-_LARGEST_LOG, _LARGEST_LOG)
+        centers = decode(raw["loc"], self.anchor_centers, variances=_VARIANCES, log_ratios=bounds)
+        boxes = clip_boxes(to_corners(centers), self.input_size)
+        scores = raw["cls"].sigmoid()
+        if self.config.candidates_per_level is not None:
+            scores = self._best_of_each_level(scores, self.config.candidates_per_level)
+        return Candidates(boxes=boxes, scores=scores)
+
+    def _best_of_each_level(self, scores: Tensor, count: int) -> Tensor:
+        """(N, A, K) scores, 0 for pairs that are not among the best ``count`` of their level."""
+        parts = []
+        for part in torch.split(scores, self.level_lengths, dim=1):
+            if part.shape[1] * part.shape[2] > count:
+                last = part.flatten(1).topk(count, dim=1).values[:, -1].view(-1, 1, 1)
+                part = torch.where(part >= last, part, 0.0)
+            parts.append(part)
+        return torch.cat(parts, dim=1)
+
+
+def build_retinanet(config: RetinaNetConfig, *, num_classes: int) -> RetinaNet:
+    """A freshly initialised network of the configured variant."""
+    return RetinaNet(config, num_classes=num_classes)

@@ -1,0 +1,101 @@
+"""RoIAlign (He et al., ICCV 2017) over all levels of a pyramid in one operation.
+
+A pooled cell is a weighted sum of a fixed number of feature vectors, four neighbours of each of its
+sample points. Written as that, an embedding bag, boxes of any level go through one call of fixed
+shape, without a mask for each level, and with a kernel on every device torch runs on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def pyramid_roi_align(
+    maps: Sequence[Tensor],
+    boxes: Tensor,
+    levels: Tensor,
+    *,
+    strides: Sequence[int],
+    size: int,
+    samples: int,
+    aligned: bool,
+) -> Tensor:
+    """Features of each box, pooled from its level to a square of cells.
+
+    Args:
+        maps: (N, C, H_l, W_l) of each level.
+        boxes: (N, R, 4) float32 xyxy in pixels of the image; no gradient flows to them.
+        levels: (N, R) int64 index into ``maps``.
+        strides: pixels per cell of each level.
+        size: cells of the result, in each direction.
+        samples: sample points per cell, in each direction.
+        aligned: pixel centres lie at half coordinates (detectron2's v2). Otherwise they lie at
+            whole ones and a box is at least one cell long, as in torchvision and MindSpore.
+
+    Returns:
+        (N, R, C, size, size).
+    """
+    images, rois = levels.shape
+    table = torch.cat([x.permute(0, 2, 3, 1).flatten(1, 2) for x in maps], dim=1)
+    cells = [x.shape[2] * x.shape[3] for x in maps]
+    layout = torch.tensor(
+        [
+            (sum(cells[:index]), x.shape[2], x.shape[3], stride)
+            for index, (x, stride) in enumerate(zip(maps, strides, strict=True))
+        ],
+        device=boxes.device,
+    )
+    start, rows, columns, stride = layout[levels].unbind(-1)
+
+    corners = boxes / stride.unsqueeze(-1)
+    if aligned:
+        corners = corners - 0.5
+    low, extent = corners[..., :2], corners[..., 2:] - corners[..., :2]
+    if not aligned:
+        extent = extent.clamp(min=1.0)
+    steps = torch.arange(size * samples, device=boxes.device) + 0.5
+    points = low.unsqueeze(2) + extent.unsqueeze(2) * (steps / (size * samples)).view(-1, 1)
+    # (N, R, size, 2 * samples) each: the rows and columns a cell reads, and how much of them.
+    x, x_weight = _neighbours(points[..., 0], columns, size)
+    y, y_weight = _neighbours(points[..., 1], rows, size)
+
+    first = start + table.shape[1] * torch.arange(images, device=boxes.device).unsqueeze(1)
+    index = y.mul(columns[..., None, None])[:, :, :, None, :, None] + x[:, :, None, :, None, :]
+    index = index + first.view(images, rois, 1, 1, 1, 1)
+    weight = y_weight[:, :, :, None, :, None] * x_weight[:, :, None, :, None, :] / samples**2
+    pooled = F.embedding_bag(
+        index.flatten(4).flatten(0, 3),
+        table.flatten(0, 1),
+        per_sample_weights=weight.flatten(4).flatten(0, 3).to(table.dtype),
+        mode="sum",
+    )
+    return pooled.view(images, rois, size, size, -1).permute(0, 1, 4, 2, 3)
+
+
+def _neighbours(points: Tensor, limit: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Cells on both sides of each point along one axis, and their weights.
+
+    Args:
+        points: (N, R, size * samples) positions in cells.
+        limit: (N, R) cells there are.
+        size: cells of the result.
+
+    Returns:
+        (N, R, size, samples * 2) int64 and float32. A point more than a cell outside weighs
+        nothing; one less far outside counts as on the edge.
+    """
+    limit = limit.unsqueeze(-1)
+    inside = (points >= -1.0) & (points <= limit)
+    last = limit - 1
+    at = points.clamp(min=0.0).minimum(last.to(points.dtype))
+    before = at.floor().long()
+    after = (before + 1).minimum(last)
+    fraction = at - before
+    index = torch.stack([before, after], dim=-1)
+    weight = torch.stack([1.0 - fraction, fraction], dim=-1) * inside.unsqueeze(-1)
+    shape = (*points.shape[:2], size, -1)
+    return index.reshape(shape), weight.reshape(shape)

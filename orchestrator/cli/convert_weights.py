@@ -1,0 +1,86 @@
+"""``orchestrator convert weights``: published weights to a file this program trains from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from orchestrator.cli.parser import Parser
+from orchestrator.errors import ConfigError, nearest
+
+if TYPE_CHECKING:
+    from detectors.base import DetectorConfig
+
+
+def main(argv: Sequence[str]) -> int:
+    """Convert one file and say what became of each of its tensors."""
+    parser = Parser(
+        prog="orchestrator convert weights",
+        description="rename published weights for one of this program's detectors; train.init_from "
+        "reads the result. Foreign files are read without running anything from them",
+    )
+    parser.add_argument("source", metavar="SRC", type=Path)
+    parser.add_argument("target", metavar="DST.safetensors", type=Path)
+    parser.add_argument(
+        "--to",
+        required=True,
+        metavar="VARIANT",
+        help="of a detector, as `orchestrator models` lists them, or an experiment file",
+    )
+    parser.add_argument(
+        "--layout", help="of the source, if it is not to be recognised; `native` for own names"
+    )
+    parser.add_argument(
+        "--label-map",
+        type=Path,
+        metavar="FILE",
+        help="classes to pick out of the published ones, by name: a run's label_map.json or COCO "
+        "annotations",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing DST")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+    arguments = parser.parse_args(argv)
+
+    from orchestrator.training.initial import convert_file, read_label_map
+
+    config = _detector(arguments.to)
+    classes = None if arguments.label_map is None else read_label_map(arguments.label_map)
+    fitted = convert_file(
+        arguments.source,
+        arguments.target,
+        config,
+        layout=arguments.layout,
+        label_map=classes,
+        overwrite=arguments.overwrite,
+    )
+    if arguments.json:
+        print(json.dumps(fitted.report.to_json(), indent=2))
+        return 0
+    print("\n".join(fitted.report.lines()))
+    print(f"{arguments.target}: {fitted.report.summary()}")
+    if fitted.num_classes is not None:
+        names = fitted.class_names
+        known = "names unknown" if names is None else f"{names[0]} … {names[-1]}"
+        print(f"{fitted.num_classes} classes: {known}")
+    return 0
+
+
+def _detector(name: str) -> DetectorConfig:
+    """The published variant of this name, or the detector of an experiment file."""
+    from detectors.registry import variant_config, variants
+
+    if name.endswith((".yaml", ".yml")):
+        from orchestrator.config.resolve import load_experiment
+
+        return load_experiment(name).experiment.detector
+    known = variants()
+    if name not in known:
+        guess = nearest(name, known)
+        hint = f"; did you mean '{guess}'?" if guess else ""
+        raise ConfigError(
+            f"--to: no variant '{name}'; allowed are {', '.join(known)}, or an experiment "
+            f"file{hint}"
+        )
+    return variant_config(name)

@@ -1,0 +1,134 @@
+"""``orchestrator models``: the detectors there are, and whether they are what was published."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.cli.parser import Parser
+from orchestrator.errors import ConfigError, nearest
+
+if TYPE_CHECKING:
+    from detectors.published import Verdict
+
+_DIFFERS = 1
+
+
+def main(argv: Sequence[str]) -> int:
+    """Print all variants, or check them; 1 when one differs from a published figure."""
+    parser = Parser(
+        prog="orchestrator models",
+        description="variants of all detectors, counted without building them in memory",
+    )
+    parser.add_argument("variants", nargs="*", metavar="VARIANT", help="only these")
+    parser.add_argument(
+        "--check", action="store_true", help="compare with the published figures instead"
+    )
+    parser.add_argument(
+        "--classes", type=int, default=80, metavar="K", help="foreground classes (default: 80)"
+    )
+    parser.add_argument("--json", action="store_true", help="for programs")
+    arguments = parser.parse_intermixed_args(argv)
+    if arguments.classes < 1:
+        raise ConfigError(f"--classes: found {arguments.classes}, allowed is 1 or more")
+    chosen = _chosen(arguments.variants)
+    if arguments.check:
+        return _check(chosen, as_json=arguments.json)
+    _list(chosen, classes=arguments.classes, as_json=arguments.json)
+    return 0
+
+
+def _chosen(names: Sequence[str]) -> list[str]:
+    from detectors.registry import variants
+
+    known = variants()
+    for name in names:
+        if name not in known:
+            guess = nearest(name, known)
+            hint = f"; did you mean '{guess}'?" if guess else ""
+            raise ConfigError(f"no variant '{name}'; allowed are {', '.join(known)}{hint}")
+    return [name for name in known if not names or name in names]
+
+
+def _list(chosen: Sequence[str], *, classes: int, as_json: bool) -> None:
+    from detectors.measure import measure
+    from detectors.registry import variant_config
+
+    rows: list[dict[str, Any]] = []
+    for variant in chosen:
+        config = variant_config(variant)
+        counted = measure(config, num_classes=classes)
+        rows.append({"variant": variant, "detector": config.name, "classes": classes})
+        rows[-1] |= counted._asdict()
+    if as_json:
+        print(json.dumps(rows, indent=2))
+        return
+    head = ("variant", "input", "parameters", "multiply-adds", "priors")
+    table: list[Sequence[str]] = [
+        (
+            row["variant"],
+            f"{row['height']} x {row['width']}",
+            f"{row['parameters']:,}",
+            f"{row['multiply_adds'] / 1e9:.2f} G",
+            f"{row['priors']:,}",
+        )
+        for row in rows
+    ]
+    print(_aligned([head, *table], right={2, 3, 4}))
+    print(f"({classes} foreground classes; multiply-adds of convolutions and products, one image)")
+
+
+def _check(chosen: Sequence[str], *, as_json: bool) -> int:
+    from detectors.published import PUBLISHED, verdicts
+
+    networks = [n for known in PUBLISHED.values() for n in known if n.variant in chosen]
+    found = list(verdicts(networks))
+    if as_json:
+        print(json.dumps([_plain(verdict) for verdict in found], indent=2))
+    else:
+        head = ("network", "figure", "published", "built", "verdict", "source")
+        table = [
+            (
+                verdict.network,
+                verdict.figure.name.replace("_", " "),
+                _number(verdict.figure.value),
+                _number(verdict.built),
+                "same" if verdict.agrees else "DIFFERS",
+                verdict.figure.source,
+            )
+            for verdict in found
+        ]
+        print(_aligned([head, *table], right={2, 3}))
+        wrong = sum(not verdict.agrees for verdict in found)
+        print(f"{len(found)} figures of {len(networks)} networks, {wrong} of them differ")
+    return 0 if all(verdict.agrees for verdict in found) else _DIFFERS
+
+
+def _plain(verdict: Verdict) -> dict[str, Any]:
+    return {
+        "network": verdict.network,
+        "figure": verdict.figure.name,
+        "published": verdict.figure.value,
+        "within": verdict.figure.within,
+        "source": verdict.figure.source,
+        "built": verdict.built,
+        "agrees": verdict.agrees,
+    }
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}"
+
+
+def _aligned(rows: Sequence[Sequence[str]], *, right: set[int]) -> str:
+    """Columns side by side; those in ``right`` end at the right, as numbers do."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join(
+            cell.rjust(width) if index in right else cell.ljust(width)
+            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+    return "\n".join(lines)

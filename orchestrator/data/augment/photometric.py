@@ -1,0 +1,68 @@
+"""The photometric distortion of the SSD and M2Det recipes: brightness, contrast, hue, saturation.
+
+Sources: Liu et al., "SSD", ECCV 2016, and VDIGPKU/M2Det, data/data_augment.py, at de4a624: each
+happens with probability one half, in this order; every step rounds down to 8 bits. Where neither
+hue nor saturation changes, the way to HSV and back is left out, which in the recipe rounds.
+"""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+Image = NDArray[np.uint8]
+
+#: Draws that :func:`distort` consumes: whether and how much, four times.
+DRAWS = 8
+#: Hues of OpenCV's 8-bit HSV: degrees, halved.
+_HUES = 180
+_LEVELS = np.arange(256, dtype=np.float64)
+
+
+def distort(
+    image: Image,
+    draws: NDArray[np.float64],
+    *,
+    brightness: float,
+    contrast: float,
+    hue: int,
+    saturation: float,
+) -> Image:
+    """Distort an image.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        draws: (8,) uniform in [0, 1).
+        brightness: grey levels added are drawn from [-brightness, brightness].
+        contrast: values are multiplied by a factor from [1 - contrast, 1 + contrast].
+        hue: halves of a degree added are drawn from the integers -hue .. hue.
+        saturation: multiplied by a factor from [1 - saturation, 1 + saturation].
+
+    Returns:
+        (H, W, 3) uint8; the image itself where nothing was drawn.
+    """
+    happens, amounts = draws[0::2] < 0.5, draws[1::2]
+    spread = 2.0 * amounts - 1.0
+    if happens[0]:
+        image = scaled(image, 1.0, brightness * float(spread[0]))
+    if happens[1]:
+        image = scaled(image, 1.0 + contrast * float(spread[1]), 0.0)
+    turns, fades = happens[2] and hue > 0, happens[3] and saturation > 0
+    if not (turns or fades):
+        return image
+    planes = list(cv2.split(cv2.cvtColor(image, cv2.COLOR_RGB2HSV)))
+    if turns:
+        turn = int(amounts[2] * (2 * hue + 1)) - hue
+        table = (np.arange(256) + turn) % _HUES
+        planes[0] = cv2.LUT(planes[0], table.astype(np.uint8))
+    if fades:
+        planes[1] = scaled(planes[1], 1.0 + saturation * float(spread[3]), 0.0)
+    turned = cv2.cvtColor(cv2.merge(planes), cv2.COLOR_HSV2RGB)
+    return turned.astype(np.uint8, copy=False)
+
+
+def scaled(image: cv2.typing.MatLike, factor: float, offset: float) -> Image:
+    """``image * factor + offset``, clipped to 0..255 and rounded down."""
+    table = np.clip(_LEVELS * factor + offset, 0.0, 255.0).astype(np.uint8)
+    return cv2.LUT(image, table).astype(np.uint8, copy=False)

@@ -1,0 +1,36 @@
+"""Nothing but a stretch to the input size."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from orchestrator.data.augment.geometry import Sample, resized
+from orchestrator.data.keyed import SampleKey
+
+
+@dataclass(frozen=True)
+class PlainResize:
+    """No augmentation, and what evaluation does where training stretches images too.
+
+    Attributes:
+        size: (H, W) of the network input.
+    """
+
+    size: tuple[int, int]
+
+    def __call__(
+        self,
+        image: NDArray[np.uint8],
+        boxes: NDArray[np.float32],
+        labels: NDArray[np.int64],
+        key: SampleKey,
+    ) -> Sample:
+        """Stretch the image; nothing is drawn."""
+        return resized(image, boxes, labels, self.size)
+
+    def plain(self) -> PlainResize:
+        """Itself."""
+        return self

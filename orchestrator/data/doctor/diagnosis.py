@@ -1,0 +1,100 @@
+"""What the doctor says: diagnoses with a verdict, and a report for programs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from enum import IntEnum
+from typing import Any
+
+from orchestrator.data.findings import Finding
+from orchestrator.errors import DataError, OrchestratorError
+
+
+class Verdict(IntEnum):
+    """What happens because of a diagnosis, from harmless to fatal.
+
+    ``NOTE``: nothing. ``REPAIR``: it is put right while reading. ``QUARANTINE``: the image is
+    replaced by another one in training. ``REFUSE``: no run starts on this data set.
+    """
+
+    NOTE = 0
+    REPAIR = 1
+    QUARANTINE = 2
+    REFUSE = 3
+
+
+#: Verdict on what a reader found and dealt with.
+_OF_READER = {
+    "missing_image": Verdict.QUARANTINE,
+    "unreadable_image": Verdict.QUARANTINE,
+    "labels_without_image": Verdict.NOTE,
+}
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """One finding, where it was made and what follows from it."""
+
+    verdict: Verdict
+    split: str
+    finding: Finding
+
+    def __str__(self) -> str:
+        return f"{self.verdict.name.lower():<10} {self.split}: {self.finding}"
+
+    def to_json(self) -> dict[str, Any]:
+        """As the report has it."""
+        return {
+            "verdict": self.verdict.name.lower(),
+            "split": self.split,
+            **asdict(self.finding),
+            "examples": list(self.finding.examples),
+        }
+
+
+@dataclass
+class Report:
+    """Everything the doctor found.
+
+    Attributes:
+        splits: facts about each split, as plain values.
+        diagnoses: in the order they were made.
+        exit_code: 0, or that of the error that a run on this data set would end with.
+    """
+
+    splits: dict[str, dict[str, Any]] = field(default_factory=dict)
+    diagnoses: list[Diagnosis] = field(default_factory=list)
+    exit_code: int = 0
+
+    def add(self, verdict: Verdict, split: str, finding: Finding) -> None:
+        """Note a finding."""
+        self.diagnoses.append(Diagnosis(verdict, split, finding))
+        if verdict is Verdict.REFUSE:
+            self.exit_code = self.exit_code or DataError.exit_code
+
+    def add_read(self, split: str, findings: Iterable[Finding]) -> None:
+        """Note what a reader dealt with."""
+        for finding in findings:
+            self.add(_OF_READER.get(finding.kind, Verdict.REPAIR), split, finding)
+
+    def add_error(self, split: str, error: OrchestratorError) -> None:
+        """Note an error that keeps a run from starting."""
+        first, *rest = str(error).splitlines()
+        finding = Finding("unusable", max(1, len(rest) - 1), first, tuple(map(str.strip, rest)))
+        self.add(Verdict.REFUSE, split, finding)
+        self.exit_code = max(self.exit_code, error.exit_code)
+
+    @property
+    def worst(self) -> Verdict:
+        """The gravest verdict."""
+        return max((one.verdict for one in self.diagnoses), default=Verdict.NOTE)
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as plain values."""
+        return {
+            "verdict": self.worst.name.lower() if self.diagnoses else "sound",
+            "exit_code": self.exit_code,
+            "findings": [one.to_json() for one in self.diagnoses],
+            "splits": self.splits,
+        }

@@ -1,0 +1,237 @@
+"""The examination of a data set: everything that can be said before a run, said at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from math import sqrt
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from orchestrator.data.assemble import usable_boxes
+from orchestrator.data.augment import build_augment
+from orchestrator.data.doctor.boxes import PRIOR_IOU, describe, prior_recall
+from orchestrator.data.doctor.diagnosis import Report, Verdict
+from orchestrator.data.doctor.images import ImageFacts, alike, equal_files, scan
+from orchestrator.data.findings import Finding
+from orchestrator.data.keyed import SampleKey
+from orchestrator.data.label_map import LabelMap
+from orchestrator.data.readers import read_split
+from orchestrator.data.records import Dataset
+from orchestrator.errors import DataError, OrchestratorError
+
+if TYPE_CHECKING:
+    from orchestrator.config.schema import DataConfig
+
+#: Images of a split whose headers are read before a run; of more, this many at equal distances.
+QUICK_IMAGES = 2000
+#: Below it, a detector's priors leave too many boxes of a size without a good one.
+_LOW_RECALL = 0.8
+#: The commonest class may have this many times the boxes of the rarest before it is said.
+_IMBALANCE = 100
+
+
+class PriorSource(Protocol):
+    """Gives the priors of a detector once the number of classes is known."""
+
+    def __call__(self, label_map: LabelMap) -> tuple[NDArray[np.float32] | None, tuple[int, int]]:
+        """(A, 4) xyxy pixels of the input, None without any; and (H, W) of the input."""
+        ...
+
+
+class Watch(Protocol):
+    """Is told how far the examination is."""
+
+    def __call__(self, split: str, seen: int, total: int) -> None:
+        """``seen`` of ``total`` images of ``split`` have been looked at."""
+        ...
+
+
+@dataclass
+class Examination:
+    """Result of :func:`examine`.
+
+    Attributes:
+        report: everything found.
+        splits: the data sets that could be read.
+    """
+
+    report: Report = field(default_factory=Report)
+    splits: dict[str, Dataset] = field(default_factory=dict)
+
+
+def examine(
+    config: DataConfig,
+    *,
+    priors: PriorSource | None = None,
+    watch: Watch = lambda split, seen, total: None,
+) -> Examination:
+    """Examine the data set of an experiment; whatever is wrong with it is in the report.
+
+    Args:
+        config: its ``data`` section.
+        priors: of the detector; without, nothing is said about them.
+        watch: told the progress.
+    """
+    result = Examination()
+    report = result.report
+    for name, split in (("train", config.train), ("val", config.val)):
+        try:
+            read = read_split(config, split)
+        except OrchestratorError as error:
+            report.add_error(name, error)
+            continue
+        result.splits[name] = read.dataset
+        report.add_read(name, read.findings)
+        report.splits[name] = describe(read.dataset)
+    _label_maps(result)
+    for name, data in result.splits.items():
+        _classes(report, name, data)
+    if train := result.splits.get("train"):
+        _training_images(report, config, train)
+        if priors is not None:
+            _priors(report, config, train, priors)
+    val = result.splits.get("val")
+    if val is not None and not len(val.labels):
+        report.add(Verdict.REFUSE, "val", Finding("no_boxes", 1, "nothing to score against"))
+    seen: dict[str, list[ImageFacts]] = {}
+    for name, data in result.splits.items():
+        progress = partial(_tell, watch, name, len(data))
+        facts = scan(data, range(len(data)), whole=True, progress=progress)
+        seen[name] = facts
+        _bad_images(report, name, data, facts, config.max_bad_fraction)
+    _duplicates(report, result.splits, seen)
+    return result
+
+
+def require_usable(data: Dataset, name: str, max_bad_fraction: float) -> None:
+    """The quick part, before hardware is claimed: headers of up to 2,000 images.
+
+    Raises:
+        DataError: more of them are bad than ``data.max_bad_fraction`` allows; of a sample, more
+            than can be chance.
+    """
+    n = len(data)
+    indices = np.unique(np.linspace(0, n - 1, min(n, QUICK_IMAGES)).astype(np.int64)).tolist()
+    bad = [one for one in scan(data, indices, whole=False) if one.kind is not None]
+    expected = max_bad_fraction * len(indices)
+    allowed = expected if len(indices) == n else expected + 3 * sqrt(expected)
+    if len(bad) > allowed:
+        looked = f"{n}" if len(indices) == n else f"{len(indices)} looked at"
+        examples = "\n".join(f"  {one.problem}" for one in bad[:5])
+        raise DataError(
+            f"data.{name}: {len(bad)} of {looked} images cannot be used, allowed is the fraction "
+            f"data.max_bad_fraction = {max_bad_fraction}\n{examples}\n"
+            "orchestrator check EXPERIMENT.yaml lists them all"
+        )
+
+
+def _tell(watch: Watch, name: str, total: int, seen: int) -> None:
+    watch(name, seen, total)
+
+
+def _label_maps(result: Examination) -> None:
+    if len(result.splits) == 2:
+        train, val = result.splits["train"], result.splits["val"]
+        try:
+            train.label_map.require_equal(val.label_map, here="data.train", there="data.val")
+        except DataError as error:
+            result.report.add_error("train, val", error)
+
+
+def _classes(report: Report, name: str, data: Dataset) -> None:
+    real = data.labels[~data.crowd]
+    counts = np.bincount(real, minlength=len(data.label_map))
+    names = np.array(data.label_map.names, dtype=object)
+    if len(unused := names[counts == 0].tolist()):
+        report.add(Verdict.NOTE, name, Finding.at("class_without_boxes", "kept", unused))
+    used = counts[counts > 0]
+    if len(used) and used.max() > _IMBALANCE * used.min():
+        rare, common = int(np.argmin(np.where(counts > 0, counts, counts.max()))), counts.argmax()
+        examples = (f"{names[common]}: {counts[common]}", f"{names[rare]}: {counts[rare]}")
+        report.add(Verdict.NOTE, name, Finding("class_imbalance", 1, "kept", examples))
+
+
+def _training_images(report: Report, config: DataConfig, train: Dataset) -> None:
+    usable = usable_boxes(train, with_crowd=config.crowd == "include")
+    empty = np.flatnonzero(usable == 0)
+    if len(empty):
+        action = "learnt from as negatives" if config.keep_empty else "not learnt from"
+        places = [train.files[i] for i in empty]
+        report.add(Verdict.NOTE, "train", Finding.at("image_without_boxes", action, places))
+    if len(empty) == len(train) and not config.keep_empty:
+        report.add(Verdict.REFUSE, "train", Finding("no_boxes", 1, "nothing to learn from"))
+    if count := int(train.crowd.sum()):
+        action = "learnt from" if config.crowd == "include" else "not learnt from"
+        report.add(Verdict.NOTE, "train", Finding("crowd_box", count, action))
+
+
+def _priors(report: Report, config: DataConfig, train: Dataset, source: PriorSource) -> None:
+    boxes, input_size = source(train.label_map)
+    if boxes is None:
+        return
+    plain = build_augment(config.augmentation, input_size).plain()
+
+    def view(height: int, width: int) -> tuple[float, float, float, float]:
+        """As evaluation sees an image of this size."""
+        image = np.zeros((height, width, 3), dtype=np.uint8)
+        none, no_labels = np.zeros((0, 4), np.float32), np.zeros(0, np.int64)
+        return plain(image, none, no_labels, SampleKey(0, 0, 0)).transform
+
+    recall = prior_recall(train, boxes, view)
+    report.splits["train"]["prior_recall"] = recall
+    poor = [
+        f"{size}: {of['recall']:.2f} of {of['boxes']} boxes have a prior of IoU {PRIOR_IOU}"
+        for size, of in recall.items()
+        if size != "all" and of["recall"] < _LOW_RECALL
+    ]
+    if poor:
+        action = "kept; a larger input or other priors would find more of them"
+        report.add(Verdict.NOTE, "train", Finding.at("poor_priors", action, poor))
+
+
+def _bad_images(
+    report: Report, name: str, data: Dataset, facts: Sequence[ImageFacts], allowed: float
+) -> None:
+    bad = [one for one in facts if one.kind is not None]
+    # Of missing ones the reader has spoken already.
+    for kind in ("unreadable_image", "wrong_size_image"):
+        problems = [one.problem for one in bad if one.kind == kind]
+        if problems:
+            action = "will be replaced by another image"
+            report.add(Verdict.QUARANTINE, name, Finding.at(kind, action, problems))
+    if len(bad) > allowed * len(facts):
+        action = f"of {len(facts)}, allowed is the fraction data.max_bad_fraction = {allowed}"
+        report.add(Verdict.REFUSE, name, Finding("too_many_bad_images", len(bad), action))
+
+
+def _duplicates(
+    report: Report, splits: Mapping[str, Dataset], seen: Mapping[str, Sequence[ImageFacts]]
+) -> None:
+    """Images that are there twice: by their bytes, then by their look."""
+    everywhere = [(name, one) for name, facts in seen.items() for one in facts]
+    facts = [one for _, one in everywhere]
+
+    def place(position: int) -> str:
+        name, one = everywhere[position]
+        return f"{name} {splits[name].files[one.index]}"
+
+    equal = equal_files(facts)
+    pairs = {"equal_images": [(group[0], other) for group in equal for other in group[1:]]}
+    pairs["similar_images"] = alike(facts)
+    for kind, found in pairs.items():
+        for across in (False, True):
+            places = [
+                f"{place(a)} = {place(b)}"
+                for a, b in found
+                if (everywhere[a][0] != everywhere[b][0]) is across
+            ]
+            if not places:
+                continue
+            where = "train, val" if across else "one split"
+            action = "kept; val is no test of what was learnt by heart" if across else "kept"
+            name = f"{kind}_across_splits" if across else kind
+            report.add(Verdict.NOTE, where, Finding.at(name, action, places))

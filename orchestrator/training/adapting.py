@@ -1,0 +1,58 @@
+"""What an experiment changes about a detector before it trains: what is frozen, what is shared."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch import nn
+
+from orchestrator.config.schema import TrainConfig
+from orchestrator.errors import ConfigError
+from orchestrator.training.normalization import (
+    FixedBatchNorm2d,
+    SharedBatchNorm2d,
+    replace_batch_norm,
+)
+from orchestrator.training.patterns import fits, nothing_fits
+
+
+def adapt(model: nn.Module, config: TrainConfig) -> None:
+    """Freeze parameters and statistics, and share batch normalisation, as configured.
+
+    Args:
+        model: changed in place, before anything holds on to its parameters.
+        config: of the experiment.
+
+    Raises:
+        ConfigError: a pattern that no parameter or layer has, or nothing left to train.
+    """
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    for index, pattern in enumerate(config.freeze.parameters):
+        names = _named(pattern, parameters, f"train.freeze.parameters.{index}", "parameters")
+        for name in names:
+            parameters[name].requires_grad_(False)
+    norms = [
+        name
+        for name, module in model.named_modules(remove_duplicate=False)
+        if isinstance(module, nn.BatchNorm2d)
+    ]
+    for index, pattern in enumerate(config.freeze.batch_norm):
+        names = _named(
+            pattern, norms, f"train.freeze.batch_norm.{index}", "batch-normalisation layers"
+        )
+        replace_batch_norm(model, FixedBatchNorm2d, frozenset(names).__contains__)
+    if config.sync_batch_norm:
+        replace_batch_norm(model, SharedBatchNorm2d, lambda _: True)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ConfigError(
+            "train.freeze.parameters: no parameter is left to train; name fewer of them"
+        )
+
+
+def _named(pattern: str, names: Iterable[str], key: str, what: str) -> list[str]:
+    """The names that fit ``pattern``, of which there must be some."""
+    known = list(names)
+    found = [name for name in known if fits(name, [pattern])]
+    if not found:
+        raise ConfigError(f"{key}: {nothing_fits([pattern], known, what)}")
+    return found

@@ -1,0 +1,29 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from chaos_run import STEPS, Chaos, digests
+
+from orchestrator.data.digits import Recipe, build_digits
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "digits"
+    build_digits(folder, Recipe(train=26, val=4, seed=3))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def unbroken(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> dict[int, Any]:
+    """Digests of every step of a run that nothing happened to, by number of ranks."""
+    found: dict[int, Any] = {}
+    for world in (1, 2):
+        chaos = Chaos(tmp_path_factory.mktemp("unbroken"), digits, f"cluster.workers={world}")
+        assert chaos.run() == [0] * world
+        found[world] = digests(chaos.run_dir)
+        assert sorted(found[world]) == list(range(1, STEPS + 1))
+        assert len({one["weights.safetensors"] for one in found[world].values()}) == STEPS
+    return found

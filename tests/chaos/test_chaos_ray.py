@@ -1,0 +1,310 @@
+"""Through Ray: workers, data tasks, drivers and whole nodes are killed, stopped and terminated.
+
+The user's command runs as a process on a cluster of fake nodes, one raylet each on this machine. A
+node is killed as a power cut would: every process of it at once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from orchestrator.data.digits import Recipe, build_digits
+from orchestrator.tracking.events import read_events
+from orchestrator.training.heartbeat import Beat
+
+pytestmark = [pytest.mark.chaos, pytest.mark.ray]
+
+#: Over all kinds.
+KILLS = 20
+STEPS = 60
+EXPERIMENT = """
+name: tiny
+detector: {name: ssd, variant: ssd300_mobilenet_v2, width: 0.1, bn_momentum: 0.1}
+data:
+  root: digits
+  train: {images: images, annotations: annotations/instances_train.json}
+  val: {images: images, annotations: annotations/instances_val.json}
+train:
+  epochs: 10
+  batch_size: 4
+  optimizer: {name: adamw, lr: 0.001}
+  ema: {decay: 0.9, warmup_steps: 4}
+  evaluate_every_epochs: 10
+  checkpoint: {every_steps: 1, keep_last: 3}
+  log_every_steps: 1
+cluster: {workers: 2, accelerator: cpu, threads_per_worker: 1}
+tracking: {mlflow: null}
+"""
+
+
+class FakeCluster:
+    """A head and two nodes with room for the workers; a killed node is replaced."""
+
+    def __init__(self) -> None:
+        from ray.cluster_utils import Cluster
+
+        self.cluster = Cluster(
+            initialize_head=True,
+            head_node_args={"num_cpus": 1, "include_dashboard": False},
+        )
+        self.nodes: list[Any] = []
+        for _ in range(2):
+            self.add_node()
+
+    def add_node(self) -> None:
+        self.nodes.append(self.cluster.add_node(num_cpus=2))
+
+    @staticmethod
+    def processes(node: Any) -> list[psutil.Process]:
+        """A node's own processes and everything they have started."""
+        found: dict[int, psutil.Process] = {}
+        for infos in node.all_processes.values():
+            for info in infos:
+                if psutil.pid_exists(info.process.pid):
+                    process = psutil.Process(info.process.pid)
+                    for each in (process, *process.children(recursive=True)):
+                        found[each.pid] = each
+        return list(found.values())
+
+    def every_process(self) -> list[psutil.Process]:
+        nodes = [self.cluster.head_node, *self.nodes]
+        return [process for node in nodes for process in self.processes(node)]
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[FakeCluster]:
+    # Short, because sockets lie in it; and not Ray's own, where others would find this cluster.
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as temp,
+    ):
+        patch.setenv("RAY_AUTH_MODE", "disabled")
+        patch.setenv("RAY_TMPDIR", temp)
+        # Of a machine that others use as well, whose memory is none of this test's business.
+        patch.setenv("RAY_memory_monitor_refresh_ms", "0")
+        made = FakeCluster()
+        try:
+            yield made
+        finally:
+            made.cluster.shutdown()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("chaos-ray")
+    build_digits(folder / "digits", Recipe(train=24, val=6, seed=3))
+    (folder / "tiny.yaml").write_text(EXPERIMENT)
+    return folder
+
+
+class Run:
+    """One run, its driver started as often as it takes."""
+
+    def __init__(self, folder: Path, cluster: FakeCluster, name: str) -> None:
+        self.folder, self.cluster, self.name = folder, cluster, name
+        self.path = folder / "runs" / name
+        self.log = self.path / "events.jsonl"
+        self.output = folder / f"{name}.txt"
+        self.driver: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        environment = {
+            **os.environ,
+            "HOME": str(self.folder),
+            "RAY_AUTH_MODE": "disabled",
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
+        }
+        overrides = (f"cluster.address={self.cluster.cluster.address}", f"name={self.name}")
+        with self.output.open("ab") as output:
+            self.driver = subprocess.Popen(
+                [sys.executable, "-m", "orchestrator.run", "tiny.yaml", *overrides],
+                cwd=self.folder,
+                env=environment,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+
+    def finish(self, code: int) -> dict[str, Any]:
+        assert self.driver is not None
+        assert self.driver.wait(600) == code, self.output.read_text()[-3000:]
+        tree: dict[str, Any] = json.loads((self.path / "result.json").read_text())
+        return tree
+
+    def step(self) -> int:
+        """Newest step that the log speaks of."""
+        return max((event.step for event in read_events(self.log)), default=0)
+
+    def wait(self, condition: Callable[[], Any], seconds: float = 300.0) -> Any:
+        deadline = time.monotonic() + seconds
+        while not (found := condition()):
+            assert time.monotonic() < deadline, self.output.read_text()[-3000:]
+            assert self.driver is None or self.driver.poll() is None, self.output.read_text()
+            time.sleep(0.02)
+        return found
+
+    def wait_for_step(self, step: int) -> None:
+        self.wait(lambda: self.step() >= step)
+
+    def workers(self) -> dict[int, Beat]:
+        """Signs of life of the present attempt's workers, by rank."""
+        beats = {p: Beat.read(p) for p in self.path.glob("beats/*/rank*.json")}
+        return {
+            int(path.stem.removeprefix("rank")): beat
+            for path, beat in beats.items()
+            if beat is not None and beat.process.is_here()
+        }
+
+    def all_workers(self) -> dict[int, Beat]:
+        """The same, once both are there."""
+
+        def both() -> dict[int, Beat]:
+            found = self.workers()
+            return found if len(found) == 2 else {}
+
+        found: dict[int, Beat] = self.wait(both)
+        return found
+
+    def resumes(self) -> list[int]:
+        """Steps that starts of training began at, the first one left out."""
+        return [event.step for event in read_events(self.log) if event.kind == "resume"]
+
+
+@pytest.fixture(scope="module")
+def expected(folder: Path, cluster: FakeCluster) -> dict[str, Any]:
+    """Result of an unbroken run."""
+    run = Run(folder, cluster, "unbroken")
+    run.start()
+    result = run.finish(0)
+    assert (result["state"], result["steps"]) == ("done", STEPS)
+    return result
+
+
+def kill_worker(run: Run, number: int) -> None:
+    os.kill(run.all_workers()[number % 2].process.pid, signal.SIGKILL)
+
+
+def kill_data_task(run: Run, number: int) -> None:
+    """The next task that reads data; there may be none any more where all of it has been read."""
+
+    def is_data(process: psutil.Process) -> bool:
+        try:
+            return process.name().startswith("ray::Map") or "ray::Map" in " ".join(
+                process.cmdline()
+            )
+        except psutil.Error:
+            return False
+
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        for process in run.cluster.every_process():
+            if is_data(process):
+                process.kill()
+                return
+    # All data of a small run is in flight soon; then the process that would read more goes.
+    idle = [p for p in run.cluster.every_process() if "ray::IDLE" in " ".join(p.cmdline())]
+    idle[0].kill()
+
+
+def kill_driver(run: Run, number: int) -> None:
+    assert run.driver is not None
+    run.driver.kill()
+    run.driver.wait()
+    run.start()
+
+
+def kill_node(run: Run, number: int) -> None:
+    node_of_a_worker = run.all_workers()[number % 2].node
+    (node,) = [n for n in run.cluster.nodes if n.node_id == node_of_a_worker]
+    for process in run.cluster.processes(node):
+        try:
+            process.kill()
+        except psutil.NoSuchProcess:
+            continue
+    run.cluster.nodes.remove(node)
+    run.cluster.add_node()
+
+
+def test_kills_of_everything(
+    folder: Path, cluster: FakeCluster, expected: dict[str, Any], record_property: Any
+) -> None:
+    run = Run(folder, cluster, "killed")
+    run.start()
+    kinds = (kill_worker, kill_data_task, kill_driver, kill_node)
+    redone: list[int] = []
+    seconds: list[float] = []
+    for number in range(KILLS):
+        run.wait_for_step(1 + number * (STEPS - 4) // KILLS)
+        starts = len(run.resumes())
+        kinds[number % 4](run, number)
+        struck, at = time.monotonic(), run.step()
+        if kinds[number % 4] is kill_data_task:
+            continue  # Ray makes the lost batches again, and training never knows.
+        run.wait(lambda starts=starts: len(run.resumes()) > starts)
+        begun = run.resumes()[-1]
+        redone.append(at - begun)
+        run.wait(
+            lambda begun=begun: any(
+                e.step > begun for e in read_events(run.log) if e.values and e.seq >= 0
+            )
+        )
+        seconds.append(time.monotonic() - struck)
+    result = run.finish(0)
+    print(f"steps redone {redone}; seconds from kill to step {[round(s) for s in seconds]}")
+    record_property("redone", redone)
+    record_property("seconds", seconds)
+    assert result["weights_sha256"] == expected["weights_sha256"]
+    assert result["metrics"] == expected["metrics"]
+    assert max(redone) <= 1
+    assert not list((run.path / "beats").iterdir())
+
+
+@pytest.mark.parametrize("whom", ["driver", "worker"])
+def test_sigterm_commits_and_exits_with_75(
+    whom: str, folder: Path, cluster: FakeCluster, expected: dict[str, Any]
+) -> None:
+    run = Run(folder, cluster, f"terminated-{whom}")
+    run.start()
+    run.wait_for_step(5)
+    assert run.driver is not None
+    pid = run.driver.pid if whom == "driver" else run.all_workers()[1].process.pid
+    os.kill(pid, signal.SIGTERM)
+    stopped = run.finish(75)
+    assert stopped["state"] == "preempted"
+    assert run.step() == stopped["steps"]
+    run.start()
+    result = run.finish(0)
+    assert result["resumed_from"] == stopped["steps"]
+    assert result["weights_sha256"] == expected["weights_sha256"]
+
+
+def test_a_stopped_worker_is_noticed_and_replaced(
+    folder: Path, cluster: FakeCluster, expected: dict[str, Any], record_property: Any
+) -> None:
+    run = Run(folder, cluster, "stopped")
+    run.start()
+    run.wait_for_step(5)
+    process = psutil.Process(run.all_workers()[1].process.pid)
+    process.suspend()
+    began = time.monotonic()
+    run.wait(lambda: not process.is_running() or process.status() == psutil.STATUS_ZOMBIE, 60)
+    noticed = time.monotonic() - began
+    record_property("noticed", noticed)
+    print(f"noticed after {noticed:.1f} s")
+    assert noticed <= 30.0
+    result = run.finish(0)
+    assert result["weights_sha256"] == expected["weights_sha256"]
+    assert "gave no sign of life" in run.output.read_text()

@@ -1,0 +1,56 @@
+"""RoIAlign against torchvision's operator, level by level."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torchvision.ops import roi_align
+
+from detectors.roi_align import pyramid_roi_align
+
+STRIDES = (4, 8, 16)
+HEIGHT, WIDTH = 72, 104
+
+
+def pyramid() -> list[Tensor]:
+    return [torch.randn(2, 5, -(-HEIGHT // s), -(-WIDTH // s), requires_grad=True) for s in STRIDES]
+
+
+def boxes() -> Tensor:
+    """Small, large, without area, on the edge and beyond it."""
+    low = torch.rand(2, 20, 2) * torch.tensor([WIDTH, HEIGHT])
+    drawn = torch.cat([low, low + torch.rand(2, 20, 2) * 60], dim=-1)
+    special = [[0, 0, WIDTH, HEIGHT], [10, 10, 10, 10], [-30, -20, 5, 9], [99, 70, 180, 140]]
+    return torch.cat([drawn, torch.tensor(special).expand(2, -1, -1)], dim=1)
+
+
+def reference(maps: list[Tensor], rois: Tensor, levels: Tensor, *, aligned: bool) -> Tensor:
+    out = []
+    for image in range(len(rois)):
+        for roi, level in zip(rois[image], levels[image].tolist(), strict=True):
+            out.append(
+                roi_align(
+                    maps[level][image : image + 1],
+                    [roi[None]],
+                    7,
+                    spatial_scale=1 / STRIDES[level],
+                    sampling_ratio=2,
+                    aligned=aligned,
+                )[0]
+            )
+    return torch.stack(out).view(*levels.shape, 5, 7, 7)
+
+
+@pytest.mark.parametrize("aligned", [False, True])
+def test_features_and_gradients_equal_torchvisions(aligned: bool) -> None:
+    torch.manual_seed(3)
+    maps, rois = pyramid(), boxes()
+    levels = torch.randint(0, 3, rois.shape[:2])
+    want = reference(maps, rois, levels, aligned=aligned)
+    got = pyramid_roi_align(maps, rois, levels, strides=STRIDES, size=7, samples=2, aligned=aligned)
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+    upstream = torch.randn_like(want)
+    wanted = torch.autograd.grad(want, maps, upstream)
+    for mine, theirs in zip(torch.autograd.grad(got, maps, upstream), wanted, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
