@@ -202,8 +202,13 @@ def _highest(iou: Tensor, valid: Tensor, claims: Tensor) -> tuple[Tensor, Tensor
 
 def take_boxes(targets: Targets, match: Match | Assignment) -> tuple[Tensor, Tensor]:
     """Matched boxes (N, A, 4) and labels (N, A) of every prior, arbitrary where not positive."""
-    boxes = targets.boxes.gather(1, match.box.unsqueeze(-1).expand(-1, -1, 4))
-    return boxes, targets.labels.gather(1, match.box)
+    images, slots = targets.labels.shape
+    # Rows of one table: on a CPU several times as fast as a gather along the slots.
+    first = torch.arange(images, device=match.box.device).unsqueeze(1) * slots
+    rows = (match.box + first).flatten()
+    boxes = targets.boxes.flatten(0, 1).index_select(0, rows)
+    labels = targets.labels.flatten().index_select(0, rows)
+    return boxes.view(*match.box.shape, 4), labels.view(match.box.shape)
 
 
 def with_a_slot(targets: Targets) -> Targets:

@@ -124,16 +124,17 @@ class SingleShot(Detector):
             (N, A, 4) offsets, zeros where not positive, and (N, A) channel, 0 where not positive.
         """
         targets = with_a_slot(targets)
-        relative = targets._replace(boxes=targets.boxes / self.pixels)
+        boxes = targets.boxes / self.pixels
         match = match_boxes(
-            relative.boxes,
+            boxes,
             targets.valid,
             self.prior_corners,
             threshold=self.objective.match_threshold,
             claims=self.objective.claims,
         )
-        boxes, labels = take_boxes(relative, match)
+        # Converted before they are taken: there are far fewer boxes than priors.
         centers = to_centers(swap_axes(boxes) if self.y_first else boxes)
+        centers, labels = take_boxes(targets._replace(boxes=centers), match)
         return (
             torch.where(match.positive.unsqueeze(-1), encode(centers, self.priors), 0.0),
             torch.where(match.positive, labels + 1, 0),
