@@ -243,8 +243,8 @@ def _require_graph_nms(loaded: LoadedDetector, format: Format) -> None:
     if lines:
         raise ConfigError(
             f"--nms: suppression inside the graph is ONNX's NonMaxSuppression, but "
-            f"{' and '.join(lines)}. Next: leave --nms out and suppress what comes out, or change the "
-            "recipe: detector.postprocess.plus_one=false"
+            f"{' and '.join(lines)}. Next: leave --nms out and suppress what comes out, or change "
+            "the recipe: detector.postprocess.plus_one=false"
         )
 
 

@@ -45,7 +45,8 @@ class Tolerance:
     """What may differ.
 
     Attributes:
-        raw: of network outputs and scores, absolute; of boxes, as a part of the input's size.
+        raw: of network outputs and scores, absolute; of boxes, as a part of the input's size; of
+            the images that enter the network, as a part of 255.
         score: of a detection.
         unmatched: part of the detections that have no partner with IoU 0.99.
         ap: of the AP.
@@ -63,7 +64,8 @@ class Parity:
 
     Attributes:
         images: compared.
-        raw: largest difference of each output; boxes as a part of the input's size.
+        raw: largest difference of each output, boxes as a part of the input's size, and of
+            ``images``, what each side makes of a file's pixels, as a part of 255.
         detections: of PyTorch, over all images.
         unmatched: detections of either side without a partner.
         score: largest difference between partners.
@@ -108,12 +110,13 @@ def compare(
     with torch.no_grad():
         for ids, pixels in _batches(dataset):
             images += len(ids)
-            ours, differences, selected = _compare_raw(loaded, exported, pixels)
+            prepared = np.stack([exported.prepare(image) for image in pixels])
+            ours, differences, selected = _compare_raw(loaded, exported, pixels, prepared)
             for name, value in differences.items():
                 # NaN on one side alone must not pass for a small difference.
                 known = raw.get(name, 0.0)
                 raw[name] = value if np.isnan(value) else max(known, value)
-            theirs = exported(np.stack([exported.prepare(image) for image in pixels]))
+            theirs = exported(prepared)
             found = [_detect(candidates, pixels, size, config) for candidates in (ours, theirs)]
             for side, detections in zip(sides, found, strict=True):
                 side.append(to_detections(ids, detections))
@@ -132,7 +135,8 @@ def compare(
 def _failures(parity: Parity, limits: Tolerance) -> Iterator[str]:
     for name, value in parity.raw.items():
         if not value <= limits.raw:
-            yield f"output {name} differs by {value:.3g}, allowed is {limits.raw:g}"
+            what = "the prepared image" if name == "images" else f"output {name}"
+            yield f"{what} differs by {value:.3g}, allowed is {limits.raw:g}"
     allowed = limits.unmatched * max(parity.detections, 1)
     if parity.unmatched > allowed:
         yield (
@@ -163,10 +167,14 @@ def _batches(dataset: Dataset) -> Iterator[tuple[list[int], list[NDArray[np.uint
 
 
 def _compare_raw(
-    loaded: LoadedDetector, exported: ExportedDetector, pixels: list[NDArray[np.uint8]]
+    loaded: LoadedDetector,
+    exported: ExportedDetector,
+    pixels: list[NDArray[np.uint8]],
+    prepared: NDArray[np.uint8],
 ) -> tuple[Candidates, dict[str, float], list[_Pair]]:
     """PyTorch's candidates, and how far the file is from them for the same input.
 
+    That input is what PyTorch gets; ``prepared``, what the file asks for, is compared with it.
     Where the file suppresses, the third are detections of both sides in network pixels.
     """
     resize = PlainResize(loaded.model.input_size)
@@ -186,6 +194,7 @@ def _compare_raw(
         / (max(loaded.model.input_size) if name == "boxes" else 1)
         for name, value in expected.items()
     }
+    differences["images"] = _difference(torch.from_numpy(images).float(), prepared) / 255
     if "selected" not in theirs:
         return ours, differences, []
     config = loaded.resolved.experiment.detector.postprocess

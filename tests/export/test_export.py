@@ -94,7 +94,7 @@ def altered(path, tmp_path, change):
 @pytest.mark.parametrize(
     ("change", "failure"),
     [
-        ({"interpolation": "nearest"}, "detections have no partner|scores of detections differ"),
+        ({"interpolation": "nearest"}, "the prepared image differs by"),
         ({"input_size": [200, 300]}, "states an input of 200x300, the detector takes 300x300"),
     ],
     ids=["interpolation", "size"],
