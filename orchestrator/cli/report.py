@@ -25,9 +25,10 @@ def main(argv: Sequence[str]) -> int:
     arguments = parser.parse_intermixed_args(argv)
 
     from orchestrator.config.resolve import load_experiment
-    from orchestrator.evaluation.report import FILE_NAME, render_report
+    from orchestrator.evaluation.report import render_report
     from orchestrator.inference.scoring import read_split
     from orchestrator.tracking.atomic import write_atomic
+    from orchestrator.tracking.run_card import PAGE_NAME
 
     config = arguments.run / "config" / "resolved.yaml"
     if not config.is_file():
@@ -36,9 +37,8 @@ def main(argv: Sequence[str]) -> int:
             "folder that training printed as `run folder`"
         )
     experiment = load_experiment(config, arguments.overrides).experiment
-    path = arguments.output or arguments.run / FILE_NAME
+    path = arguments.output or arguments.run / PAGE_NAME
     page = render_report(arguments.run, read_split(experiment, "val"))
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, page.encode("utf-8"))
     print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
     return 0

@@ -18,23 +18,27 @@ from orchestrator.evaluation import charts
 from orchestrator.evaluation.analysis import BACKGROUND, Analysis, analyse
 from orchestrator.evaluation.drawing import Mark, draw, encode_jpeg
 from orchestrator.evaluation.results import Results, read_results
-from orchestrator.tracking.atomic import write_atomic
 from orchestrator.tracking.events import read_events
+from orchestrator.tracking.run_card import read_tables
 
-FILE_NAME = "report.html"
 _RESULTS = Path("eval") / "coco_results.json"
-_MOST_CLASSES = 20
+#: Bars of a chart, and rows of the confusion matrix, which a page has width for.
+_MOST_BARS, _MOST_ROWS = 100, 20
 _PICTURE_SIDE = 480
 
 _STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; margin: 2em auto; max-width: 1120px; padding: 0 1em;
        color: #1c1c1c; background: #fff; }
-h1 { margin-bottom: 0; } h2 { border-bottom: 1px solid #ddd; margin-top: 2em; }
-table { border-collapse: collapse; margin: .5em 0; } td, th { padding: .2em .7em; text-align: left;
-        border-bottom: 1px solid #eee; vertical-align: top; }
+h1 { margin-bottom: 0; overflow-wrap: anywhere; }
+h2 { border-bottom: 1px solid #ddd; margin-top: 2em; }
+.wide { overflow-x: auto; max-width: 100%; }
+table { border-collapse: collapse; margin: .5em 0; }
+td, th { padding: .2em .7em; text-align: left; border-bottom: 1px solid #eee; vertical-align: top; }
+td { overflow-wrap: anywhere; } td.n, td:first-child { overflow-wrap: normal; }
 td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; }
 .row { display: flex; flex-wrap: wrap; gap: 1.2em; align-items: flex-start; }
-figure { margin: 0; } figcaption { color: #555; font-size: .9em; max-width: 480px; }
+figure { margin: 0; max-width: 100%; } img { max-width: 100%; height: auto; }
+figcaption { color: #555; font-size: .9em; max-width: 480px; }
 pre { background: #f6f6f6; padding: 1em; overflow-x: auto; } .note { color: #555; }
 """
 
@@ -49,8 +53,8 @@ class _RunFiles:
     experiment: str
 
 
-def write_report(run_dir: Path, dataset: Dataset) -> Path:
-    """Write ``report.html`` into a run folder.
+def render_report(run_dir: Path, dataset: Dataset) -> str:
+    """The page about a run, as text.
 
     The detections are those of the run's last evaluation.
 
@@ -58,19 +62,9 @@ def write_report(run_dir: Path, dataset: Dataset) -> Path:
         run_dir: of a run that was evaluated at least once.
         dataset: its validation annotations; images that are not there are left out of the page.
 
-    Returns:
-        The page.
-
     Raises:
         DataError: the run has no results yet, or they are of other data.
     """
-    path = run_dir / FILE_NAME
-    write_atomic(path, render_report(run_dir, dataset).encode("utf-8"))
-    return path
-
-
-def render_report(run_dir: Path, dataset: Dataset) -> str:
-    """The page of :func:`write_report` as text."""
     if not (run_dir / _RESULTS).is_file():
         raise DataError(
             f"{run_dir}: has no {_RESULTS}, so there is nothing to report. Next: let the run reach "
@@ -95,29 +89,13 @@ def _read_run(run_dir: Path) -> _RunFiles:
         for name, value in event.values.items():
             if math.isfinite(value):
                 curves.setdefault(name, []).append((event.step, value))
-    card = run_dir / "run_card.md"
     config = run_dir / "config" / "resolved.yaml"
     return _RunFiles(
-        name=run_dir.name,
-        card=_tables(card.read_text("utf-8")) if card.is_file() else {},
+        name=run_dir.resolve().name,
+        card=read_tables(run_dir),
         curves=curves,
         experiment=config.read_text("utf-8") if config.is_file() else "",
     )
-
-
-def _tables(markdown: str) -> dict[str, dict[str, str]]:
-    """Two-column tables of a run card by the heading above them; ``""`` for the first."""
-    found: dict[str, dict[str, str]] = {"": {}}
-    heading = ""
-    for line in markdown.splitlines():
-        if line.startswith("## "):
-            heading = line[3:].strip()
-            found[heading] = {}
-        elif line.startswith("| "):
-            key, _, value = line.strip("| ").partition(" | ")
-            if key:
-                found[heading][key.replace("\\|", "|")] = value.replace("\\|", "|")
-    return found
 
 
 def _sections(
@@ -129,23 +107,18 @@ def _sections(
     yield from _numbers(tree)
     yield from _training(files)
     yield from _classes(analysis)
-    yield from _curves(tree)
+    yield from _curves(analysis, tree)
     yield from _errors(tree)
     yield from _confusion(analysis)
     yield from _worst(dataset, results, analysis)
     yield "<h2>Run</h2>"
     yield '<div class="row">'
     yield _table(("", ""), files.card.get("", {}).items())
-    yield _table(("package", "version"), _rows(files.card.get("Versions", {}), "package"))
+    yield _table(("package", "version"), files.card.get("Versions", {}).items())
     yield "</div>"
-    yield _table(("what", "where"), _rows(files.card.get("Files", {}), "what"))
+    yield _table(("what", "where"), files.card.get("Files", {}).items())
     yield "<h2>Experiment</h2>"
     yield f"<pre>{html.escape(files.experiment)}</pre>"
-
-
-def _rows(table: Mapping[str, str], head: str) -> Iterable[tuple[str, str]]:
-    """Rows of a card's table without its head."""
-    return ((key, value) for key, value in table.items() if key != head)
 
 
 def _summary(files: _RunFiles, dataset: Dataset, results: Results) -> str:
@@ -165,14 +138,14 @@ def _numbers(tree: Mapping[str, Any]) -> Iterator[str]:
     for half in (items[:6], items[6:]):
         yield _table(("metric", "value"), ((name, _number(value)) for name, value in half))
     for name, split in tree["splits"].items():
-        rows = ((key, _number(v["AP"]), _number(v["AR100"])) for key, v in split.items())
-        yield _table((f"by {name}", "AP", "AR100"), rows)
+        by_bin = ((key, _number(v["AP"]), _number(v["AR100"])) for key, v in split.items())
+        yield _table((f"by {name}", "AP", "AR100"), by_bin)
     yield "</div>"
 
 
 def _training(files: _RunFiles) -> Iterator[str]:
-    groups = {
-        "losses": [k for k in files.curves if k in _losses(files.curves)],
+    groups: dict[str, list[str]] = {
+        "losses": _losses(files.curves),
         "COCO numbers on val": [k for k in ("val/AP", "val/AP50", "val/AP75") if k in files.curves],
         "learning rate": [k for k in files.curves if k == "train/lr"],
         "images per second": [k for k in files.curves if k == "train/images_per_s"],
@@ -187,16 +160,16 @@ def _training(files: _RunFiles) -> Iterator[str]:
         yield f'<div class="row">{"".join(pictures)}</div>'
 
 
-def _losses(curves: Iterable[str]) -> set[str]:
+def _losses(curves: Iterable[str]) -> list[str]:
     """The total and each detector's own losses: what ``train/`` holds besides the usual."""
     usual = {"lr", "gradient_norm", "images_per_s", "epoch", "overflows"}
-    return {k for k in curves if k.startswith("train/") and k.removeprefix("train/") not in usual}
+    return [k for k in curves if k.startswith("train/") and k.removeprefix("train/") not in usual]
 
 
 def _classes(analysis: Analysis) -> Iterator[str]:
     yield "<h2>Classes</h2>"
     ranked = sorted(analysis.metrics.classes, key=lambda one: -one.ap)
-    shown = ranked[:_MOST_CLASSES]
+    shown = ranked[:_MOST_BARS]
     yield '<div class="row">'
     title = "AP" if len(shown) == len(ranked) else f"AP of the best {len(shown)} classes"
     yield _figure(charts.bars({one.name: one.ap for one in shown}, x_label="AP"), title)
@@ -213,15 +186,20 @@ def _classes(analysis: Analysis) -> Iterator[str]:
     yield "</div>"
 
 
-def _curves(tree: Mapping[str, Any]) -> Iterator[str]:
+def _curves(analysis: Analysis, tree: Mapping[str, Any]) -> Iterator[str]:
     yield "<h2>Precision and recall</h2>"
     yield '<div class="row">'
     curves = tree["curves"]
     if curves["all"]:
         whole = {f"IoU {name}": values for name, values in curves["all"].items()}
         yield _figure(charts.precision_recall(whole), "mean over classes")
-        caption = "IoU 0.50, by class"
-        yield _figure(charts.precision_recall(curves["classes"]), caption)
+        frequent = sorted(analysis.metrics.classes, key=lambda one: -one.boxes)
+        shown = [one.name for one in frequent if one.name in curves["classes"]][: charts.MOST_LINES]
+        which = "by class" if len(shown) == len(curves["classes"]) else "most frequent classes"
+        yield _figure(
+            charts.precision_recall({name: curves["classes"][name] for name in shown}),
+            f"IoU 0.50, {which}",
+        )
     calibration = tree["calibration"]
     chart = charts.reliability(
         calibration["score"], calibration["precision"], calibration["counts"]
@@ -249,7 +227,7 @@ def _confusion(analysis: Analysis) -> Iterator[str]:
     confusion = analysis.confusion
     names = [*analysis.label_map.names, BACKGROUND]
     busy = np.argsort(-(confusion.counts.sum(axis=0) + confusion.counts.sum(axis=1))[:-1])
-    chosen = [*sorted(busy[:_MOST_CLASSES].tolist()), len(names) - 1]
+    chosen = [*sorted(busy[:_MOST_ROWS].tolist()), len(names) - 1]
     yield "<h2>Confusion</h2>"
     yield (
         f'<p class="note">Rows are boxes, columns detections of at least {confusion.threshold:.3f},'
@@ -257,7 +235,7 @@ def _confusion(analysis: Analysis) -> Iterator[str]:
         "detections on background.</p>"
     )
     head = "".join(f'<th class="n">{html.escape(names[i])}</th>' for i in chosen)
-    yield f"<table><tr><th></th>{head}</tr>"
+    yield f'<div class="wide"><table><tr><th></th>{head}</tr>'
     for i in chosen:
         row = confusion.counts[i]
         total = max(int(row.sum()), 1)
@@ -267,7 +245,7 @@ def _confusion(analysis: Analysis) -> Iterator[str]:
             for j in chosen
         )
         yield f"<tr><th>{html.escape(names[i])}</th>{cells}</tr>"
-    yield "</table>"
+    yield "</table></div>"
 
 
 def _worst(dataset: Dataset, results: Results, analysis: Analysis) -> Iterator[str]:
@@ -323,15 +301,23 @@ def _figure(uri: str, caption: str, *, width: int | None = None) -> str:
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table whose columns of numbers are aligned at the right."""
+    table = [tuple(row) for row in rows]
+    numeric = [all(_is_number(value) for value in column) for column in zip(*table, strict=True)]
+
     def cells(values: Sequence[str], tag: str) -> str:
         return "".join(
-            f"<{tag}{' class=n' if place else ''}>{html.escape(value)}</{tag}>"
-            for place, value in enumerate(values)
+            f"<{tag}{' class=n' if number else ''}>{html.escape(value)}</{tag}>"
+            for value, number in zip(values, numeric or [False] * len(values), strict=True)
         )
 
     lines = [f"<tr>{cells(head, 'th')}</tr>"] if any(head) else []
-    lines += [f"<tr>{cells(row, 'td')}</tr>" for row in rows]
-    return f"<table>{''.join(lines)}</table>"
+    lines += [f"<tr>{cells(row, 'td')}</tr>" for row in table]
+    return f'<div class="wide"><table>{"".join(lines)}</table></div>'
+
+
+def _is_number(text: str) -> bool:
+    return text == "-" or text.replace(".", "", 1).isdecimal()
 
 
 def _number(value: float) -> str:
