@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from orchestrator.cli import (
+    benchmark,
     check,
     check_resume,
     config,
@@ -31,6 +32,7 @@ VERBS: dict[str, Verb] = {
     "predict": Verb(predict.main, "detections in images, folders, lists and videos"),
     "draw": Verb(draw.main, "predictions and ground truth on the images"),
     "export": Verb(export.main, "a detector as one ONNX or pt2 file, compared with PyTorch"),
+    "benchmark": Verb(benchmark.main, "speed of training, evaluation and detection, by part"),
     "report": Verb(report.main, "one HTML page about a run"),
     "check-resume": Verb(check_resume.main, "prove that killing an experiment changes nothing"),
     "replay": Verb(replay.main, "repeat a training step that was not finite, and say what broke"),
