@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from orchestrator.cli import (
+    benchmark,
     check,
     check_resume,
     compare,
@@ -17,6 +18,7 @@ from orchestrator.cli import (
     models,
     predict,
     replay,
+    report,
     rerun,
     run,
     serve,
@@ -37,6 +39,8 @@ VERBS: dict[str, Verb] = {
     "serve": Verb(serve.main, "detections over HTTP"),
     "draw": Verb(draw.main, "predictions and ground truth on the images"),
     "export": Verb(export.main, "a detector as one ONNX or pt2 file, compared with PyTorch"),
+    "benchmark": Verb(benchmark.main, "speed of training, evaluation and detection, by part"),
+    "report": Verb(report.main, "one HTML page about a run"),
     "check-resume": Verb(check_resume.main, "prove that killing an experiment changes nothing"),
     "replay": Verb(replay.main, "repeat a training step that was not finite, and say what broke"),
     "rerun": Verb(rerun.main, "do a run again from its folder and compare the weights"),

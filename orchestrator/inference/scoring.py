@@ -178,7 +178,7 @@ class _Worker:
             self.network,
             images,
             self.task.how,
-            input_size=self.task.loaded.model.input_size,
+            prepare=self.task.loaded.prepare,
             batch_size=self.task.batch_size,
         )
         return to_detections(ids, found)
