@@ -207,6 +207,20 @@ def recorded_initial(run_dir: str | Path) -> str | None:
     return initial if isinstance(initial, str) else None
 
 
+def recorded_identity(run_dir: str | Path) -> Identity | None:
+    """What decided the result of the run in this folder; None if there is no record."""
+    record = _record(run_dir)
+    try:
+        return Identity(
+            str(record["config_digest"]),
+            str(record["data_digest"]),
+            dict(record["sources"]),
+            recorded_initial(run_dir),
+        )
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
 def recorded_seed(run_dir: str | Path) -> int | None:
     """Seed of the run in this folder; None if there is no record."""
     seed = _record(run_dir).get("config", {}).get("seed")
