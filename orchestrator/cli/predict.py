@@ -33,7 +33,8 @@ def main(argv: Sequence[str]) -> int:
         "words",
         nargs="+",
         metavar="RUN|CHECKPOINT|WEIGHTS INPUT ... [key.path=value ...]",
-        help="the detector, then images, folders, patterns in quotes, .txt lists or videos",
+        help="the detector, then images, folders, patterns in quotes, .txt lists, videos, or "
+        "s3://bucket/key of an image, a folder or a pattern",
     )
     parser.add_argument(
         "--output",
@@ -70,16 +71,73 @@ def main(argv: Sequence[str]) -> int:
         metavar="SCORE",
         help="lowest score that is drawn (default: 0.3)",
     )
+    _add_live_options(parser)
     add_source_options(parser)
     add_detect_options(parser)
     arguments = parser.parse_intermixed_args(argv)
     overrides, words = split_overrides(arguments.words)
+    for name in ("workers", "threads", "batch", "frames"):
+        value = getattr(arguments, name)
+        if value is not None and value < 1:
+            raise ConfigError(f"--{name} {value}: must be at least 1")
+    if arguments.camera is not None or arguments.video is not None:
+        return _watch(words, overrides, arguments)
+    if arguments.show or arguments.frames is not None:
+        raise ConfigError("--show, --frames: belong to --camera or --video; name one of those")
     if len(words) < 2:
         raise ConfigError(f"{parser.prog}: expected a detector and at least one input")
-    for name in ("workers", "threads", "batch"):
-        if getattr(arguments, name) < 1:
-            raise ConfigError(f"--{name} {getattr(arguments, name)}: must be at least 1")
     return _predict(words[0], words[1:], overrides, arguments)
+
+
+def _add_live_options(parser: Parser) -> None:
+    group = parser.add_argument_group(
+        "frame by frame, in place of inputs",
+        "in one process, until the frames end or Ctrl-C, without going on where it was killed",
+    )
+    source = group.add_mutually_exclusive_group()
+    source.add_argument("--camera", type=int, metavar="N", help="number of a camera, from 0")
+    source.add_argument("--video", type=Path, metavar="FILE", help="a video, played once")
+    group.add_argument("--show", action="store_true", help="in a window, which q closes")
+    group.add_argument("--frames", type=int, metavar="N", help="stop after so many")
+
+
+def _watch(words: list[str], overrides: list[str], arguments: Any) -> int:
+    from rich.console import Console
+    from rich.progress import Progress, TimeElapsedColumn
+
+    from orchestrator.inference.live import Viewing, watch
+    from orchestrator.inference.prediction import to_seed_json
+    from orchestrator.tracking.atomic import write_atomic
+
+    if len(words) != 1:
+        raise ConfigError("--camera, --video: stand in place of inputs; name a detector alone")
+    if arguments.form != "seed" or arguments.workers != 1:
+        raise ConfigError("--camera, --video: go with --form seed and --workers 1")
+    loaded = load(words[0], overrides, arguments)
+    console = Console(stderr=True, soft_wrap=True)
+    with Progress(
+        "{task.description} {task.completed} frames",
+        TimeElapsedColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    ) as bar:
+        task = bar.add_task("watching", total=arguments.frames)
+        found = watch(
+            loaded,
+            detect_options(loaded, arguments),
+            arguments.video if arguments.camera is None else arguments.camera,
+            Viewing(arguments.show, arguments.draw, arguments.draw_threshold, arguments.frames),
+            threads=arguments.threads,
+            on_progress=lambda done: bar.update(task, completed=done),
+        )
+    tree = to_seed_json(found, loaded.label_map)
+    text = json.dumps(tree, indent=1, allow_nan=False, ensure_ascii=False)
+    write_atomic(arguments.output, text.encode("utf-8"))
+    print(
+        f"{len(found)} frames, {sum(len(one.scores) for one in found)} detections: "
+        f"{arguments.output}"
+    )
+    return 0
 
 
 def _predict(source: str, words: list[str], overrides: list[str], arguments: Any) -> int:
@@ -118,7 +176,11 @@ def _predict(source: str, words: list[str], overrides: list[str], arguments: Any
     print(f"{len(found) - len(problems)} images, {boxes} detections: {arguments.output}")
     if arguments.draw is not None:
         drawn = draw_predictions(
-            found, loaded.label_map, arguments.draw, threshold=arguments.draw_threshold
+            found,
+            loaded.label_map,
+            arguments.draw,
+            threshold=arguments.draw_threshold,
+            pictures={picture.key: picture for picture in pictures},
         )
         print(f"drawn: {len(drawn.pictures)} images in {arguments.draw}")
     return 0
@@ -139,13 +201,14 @@ def _image_ids(pictures: Sequence[Picture], arguments: Any) -> dict[str, int]:
         raise DataError(
             f"{arguments.annotations}: is no COCO annotation file ({type(error).__name__}: {error})"
         ) from error
-    unknown = [picture.key for picture in pictures if Path(picture.path).name not in ids]
+    names = {picture.key: Path(picture.key).name for picture in pictures}
+    unknown = [key for key, name in names.items() if name not in ids]
     if unknown:
         raise DataError(
             f"{len(unknown)} of {len(pictures)} inputs are not in {arguments.annotations}; the "
             f"first is {unknown[0]}"
         )
-    return {picture.key: ids[Path(picture.path).name] for picture in pictures}
+    return {key: ids[name] for key, name in names.items()}
 
 
 def _write(

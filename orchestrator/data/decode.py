@@ -10,6 +10,8 @@ one whose size is not the annotated one, costs nothing.
 from __future__ import annotations
 
 import io
+import os
+import stat
 from pathlib import Path
 from typing import BinaryIO
 
@@ -24,6 +26,10 @@ from orchestrator.errors import DataError
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
 #: Largest image that is decoded: what Pillow calls a decompression bomb, 268 MB as RGB.
 MAX_PIXELS = 89_478_485
+#: Largest file that is read: a little more than that many pixels without compression.
+MAX_BYTES = 2**28 + 2**20
+#: A file larger than this is read only once its header has been found to be an image's.
+_LOOK_FIRST_BYTES = 2**24
 
 _DECODE_FLAGS = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
 _START_OF_SCAN = b"\xff\xda"
@@ -35,6 +41,10 @@ cv2.setNumThreads(0)
 
 class BadImageError(DataError):
     """An image file that cannot be used; the message is one line and names the file."""
+
+
+class TooManyPixelsError(BadImageError):
+    """An image that is sound as far as its header tells, but larger than is decoded."""
 
 
 def read_image(
@@ -56,13 +66,35 @@ def read_image(
             were changed in the middle cannot be told from a good one.
     """
     try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise BadImageError(f"{path}: cannot be read ({error.strerror or error})") from error
-    try:
-        return decode_image(data, size=size, max_pixels=max_pixels)
+        with _open_file(path) as file:
+            return decode_image(_whole(file), size=size, max_pixels=max_pixels)
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, error) from error
     except BadImageError as error:
-        raise BadImageError(f"{path}: {error}") from None
+        raise type(error)(f"{path}: {error}") from error.__cause__
+
+
+def _open_file(path: Path) -> BinaryIO:
+    """Open a file, but no pipe or device: those may have no end, and opening one may never end."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError("not a file")
+    return path.open("rb")
+
+
+def _whole(file: BinaryIO) -> bytes:
+    """All bytes of a file that is not too large to be an image that is decoded."""
+    size = os.fstat(file.fileno()).st_size
+    if size > MAX_BYTES:
+        raise BadImageError(f"{size} bytes, allowed are {MAX_BYTES}")
+    if size > _LOOK_FIRST_BYTES:
+        _open(file, file.read(16))
+        file.seek(0)
+    return file.read()
+
+
+def _unreadable(path: Path, error: OSError | ValueError) -> BadImageError:
+    reason = getattr(error, "strerror", None) or error
+    return BadImageError(f"{path}: cannot be read ({reason})")
 
 
 def decode_image(
@@ -93,7 +125,7 @@ def require_sound(
     """
     kind, height, width = _open(io.BytesIO(data), data[:16])
     if height * width > max_pixels:
-        raise BadImageError(f"{width}x{height} pixels, allowed are {max_pixels}")
+        raise TooManyPixelsError(f"{width}x{height} pixels, allowed are {max_pixels}")
     if size is not None and (height, width) != size:
         swapped = " (width and height swapped?)" if (width, height) == size else ""
         raise BadImageError(
@@ -111,25 +143,29 @@ def read_size(path: Path) -> tuple[int, int]:
         BadImageError: the file is missing, empty or not an image of a known format.
     """
     try:
-        with path.open("rb") as file:
-            start = file.read(16)
-            file.seek(0)
-            return _open(file, start)[1:]
-    except OSError as error:
-        raise BadImageError(f"{path}: cannot be read ({error.strerror or error})") from error
+        with _open_file(path) as file:
+            return _open(file, file.read(16))[1:]
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, error) from error
     except BadImageError as error:
-        raise BadImageError(f"{path}: {error}") from None
+        raise type(error)(f"{path}: {error}") from error.__cause__
+
+
+def size_in(data: bytes) -> tuple[int, int]:
+    """:func:`read_size` for the bytes of a file; messages do not name one."""
+    return _open(io.BytesIO(data), data[:16])[1:]
 
 
 def _open(file: BinaryIO, start: bytes) -> tuple[str, int, int]:
     """Format, height and width from the header alone (20 microseconds); ``start`` begins it."""
     if not start:
         raise BadImageError("empty file")
+    file.seek(0)
     try:
         with Image.open(file, formats=FORMATS) as image:
             return str(image.format or ""), image.height, image.width
     except Image.DecompressionBombError as error:
-        raise BadImageError(f"more than {2 * MAX_PIXELS} pixels") from error
+        raise TooManyPixelsError(f"more than {2 * MAX_PIXELS} pixels") from error
     # A parser of foreign bytes may fail in any way; the verdict is the same.
     except Exception as error:
         begins = repr(start.decode("latin-1"))

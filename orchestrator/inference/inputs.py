@@ -1,4 +1,4 @@
-"""Images, folders, patterns, lists and videos, as one list of pictures."""
+"""Images, folders, patterns, lists, videos and objects in a store, as one list of pictures."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from orchestrator.data.decode import BadImageError, read_image
 from orchestrator.errors import DataError, nearest
+from orchestrator.inference.remote import Place, is_remote, list_remote, read_remote, stamps
 
 IMAGE_SUFFIXES: Final = (
     ".jpg",
@@ -35,10 +36,10 @@ LIST_SUFFIX: Final = ".txt"
 
 @dataclass(frozen=True)
 class Picture:
-    """One image file, or one frame of a video.
+    """One image file or object, or one frame of a video.
 
     Attributes:
-        path: as it was given.
+        path: as it was given, or the URI of an object.
         frame: number from 0 in a video; None for an image.
     """
 
@@ -47,7 +48,12 @@ class Picture:
 
     @property
     def key(self) -> str:
-        """What the output calls it: the path, and for a frame its number."""
+        """What the output calls it: the path, and for a frame its number.
+
+        Of a URI it leaves account and options out.
+        """
+        if is_remote(self.path):
+            return Place.of(self.path).plain
         return self.path if self.frame is None else f"{self.path}#{self.frame:06d}"
 
 
@@ -55,11 +61,13 @@ def list_pictures(words: Sequence[str]) -> list[Picture]:
     """Every picture that the arguments of a command name, each once, in their order.
 
     A word is an image, a video, a folder (its images, not those of folders in it), a pattern such
-    as ``data/*.jpg`` or ``data/**/*.png``, or a ``.txt`` file with one of these on each line. The
-    pictures of a folder or pattern are sorted by name.
+    as ``data/*.jpg`` or ``data/**/*.png``, the URI of an image, a folder or a pattern in an object
+    store, or a ``.txt`` file with one of these on each line. The pictures of a folder or pattern
+    are sorted by name.
 
     Raises:
         DataError: a word that names nothing, or no picture in all.
+        StorageError: an object store that cannot be asked.
     """
     pictures = dict.fromkeys(picture for word in words for picture in _of_word(word, lists=True))
     if not pictures:
@@ -68,6 +76,9 @@ def list_pictures(words: Sequence[str]) -> list[Picture]:
 
 
 def _of_word(word: str, *, lists: bool) -> Iterator[Picture]:
+    if is_remote(word):
+        yield from (Picture(uri) for uri in list_remote(word, IMAGE_SUFFIXES))
+        return
     path = Path(word)
     suffix = path.suffix.lower()
     if path.is_dir():
@@ -100,7 +111,7 @@ def _nothing(path: Path) -> str:
 
 def _frame_count(path: Path) -> int:
     """Frames that can be decoded: what containers claim is often wrong."""
-    video = _open(path)
+    video = open_video(path)
     try:
         count = 0
         while video.grab():
@@ -110,7 +121,12 @@ def _frame_count(path: Path) -> int:
     return count
 
 
-def _open(path: Path) -> cv2.VideoCapture:
+def open_video(path: Path) -> cv2.VideoCapture:
+    """Open a video file.
+
+    Raises:
+        DataError: OpenCV cannot.
+    """
     video = cv2.VideoCapture(str(path))
     if not video.isOpened():
         raise DataError(f"{path}: OpenCV cannot open this video; convert it to H.264 in MP4")
@@ -134,7 +150,7 @@ def read_pictures(
             if video is None or opened != picture.path or upcoming > picture.frame:
                 if video is not None:
                     video.release()
-                video, opened, upcoming = _open(Path(picture.path)), picture.path, 0
+                video, opened, upcoming = open_video(Path(picture.path)), picture.path, 0
             # Jumping lands on the wrong frame with many codecs; decoding past does not.
             while upcoming < picture.frame and video.grab():
                 upcoming += 1
@@ -151,6 +167,8 @@ def read_pictures(
 
 def _image(picture: Picture) -> NDArray[np.uint8] | BadImageError:
     try:
+        if is_remote(picture.path):
+            return read_remote(picture.path)
         return read_image(Path(picture.path))
     except BadImageError as error:
         return error
@@ -159,7 +177,7 @@ def _image(picture: Picture) -> NDArray[np.uint8] | BadImageError:
 def digest_of(pictures: Sequence[Picture]) -> str:
     """SHA-256 over names, sizes and times of change: the same list of the same files."""
     sha = hashlib.sha256()
-    stats: dict[str, str] = {}
+    stats = stamps(list(dict.fromkeys(p.path for p in pictures if is_remote(p.path))))
     for picture in pictures:
         if picture.path not in stats:
             stat = Path(picture.path).stat()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,6 +82,7 @@ def draw_predictions(
     threshold: float,
     truth: Dataset | None = None,
     sheets: bool = False,
+    pictures: Mapping[str, Picture] | None = None,
 ) -> Drawn:
     """Draw predictions on their pictures; a picture without any is drawn as it is.
 
@@ -92,11 +93,12 @@ def draw_predictions(
         threshold: lowest score that is drawn.
         truth: boxes drawn thin below them, found by file name.
         sheets: also put the pictures side by side, 24 to a sheet.
+        pictures: by key; a picture that is not among them is where its key says.
     """
     folder.mkdir(parents=True, exist_ok=True)
     wanted = [one for one in found if one.problem is None]
     boxes_of = {} if truth is None else _truth_marks(truth)
-    pictures: list[Path] = []
+    files: list[Path] = []
     written: list[Path] = []
     problems: list[str] = []
     held: list[NDArray[np.uint8]] = []
@@ -109,7 +111,8 @@ def draw_predictions(
             held.clear()
 
     names = _file_names([one.key for one in wanted])
-    read = read_pictures([_picture(one.key) for one in wanted])
+    known = pictures or {}
+    read = read_pictures([known.get(one.key) or _picture(one.key) for one in wanted])
     for one, name, (_, pixels) in zip(wanted, names, read, strict=True):
         if isinstance(pixels, BadImageError):
             problems.append(str(pixels))
@@ -117,12 +120,12 @@ def draw_predictions(
         marks = [*marks_of(one, label_map, threshold), *boxes_of.get(Path(one.key).name, [])]
         drawn = draw(pixels, marks)
         write_atomic(folder / name, encode_jpeg(drawn))
-        pictures.append(folder / name)
+        files.append(folder / name)
         held.append(drawn)
         if len(held) == _SHEET_PICTURES:
             flush()
     flush()
-    return Drawn(tuple(pictures), tuple(written), tuple(problems))
+    return Drawn(tuple(files), tuple(written), tuple(problems))
 
 
 def marks_of(one: Prediction, label_map: LabelMap, threshold: float) -> list[Mark]:

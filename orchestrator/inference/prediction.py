@@ -145,17 +145,22 @@ def finish(output: Path) -> None:
 
 
 def _claim(job: PredictJob, output: Path) -> Path:
+    """The folder for the parts of this prediction; it belongs to the one digest it is named by.
+
+    Neither what a cut-off :func:`finish` left behind nor a worker that outlived its killed driver
+    can then slip a part into another prediction.
+    """
     folder = work_folder(output)
-    folder.mkdir(parents=True, exist_ok=True)
+    digest = job.digest
     owner = folder / _JOB_FILE
     if not owner.is_file():
-        write_atomic(owner, json.dumps({"digest": job.digest}).encode())
-    elif json.loads(owner.read_bytes()).get("digest") != job.digest:
+        write_atomic(owner, json.dumps({"digest": digest}).encode())
+    elif json.loads(owner.read_bytes()).get("digest") != digest:
         raise ConfigError(
             f"{folder}: holds parts of another prediction: other weights, options or pictures. "
             "Next: remove that folder, or choose another --output"
         )
-    return folder
+    return folder / digest[:16]
 
 
 def _part(folder: Path, number: int) -> Path:
@@ -173,10 +178,7 @@ class ShareWorker:
         torch.set_num_threads(job.threads)
         self.job = job
         self.folder = Path(folder)
-        experiment = job.loaded.resolved.experiment
-        accelerator = of_this_process(kind or experiment.cluster.accelerator)
-        precision = accelerator.resolve_precision(experiment.train.precision)
-        self.network: Network = TorchNetwork(job.loaded.model, accelerator, precision)
+        self.network = network_of(job.loaded, kind)
 
     def run(self, number: int) -> int:
         """Do a share and return its number."""
@@ -199,20 +201,33 @@ class ShareWorker:
                 if isinstance(pixels, BadImageError):
                     yield Prediction(picture.key, 0, 0, [], [], [], str(pixels))
                 else:
-                    yield _kept(picture, pixels.shape[0], pixels.shape[1], next(found))
+                    yield kept(picture.key, pixels.shape[0], pixels.shape[1], next(found))
 
     def _detect(self, images: list[Any]) -> list[ImageDetections]:
         if not images:
             return []
-        size = self.job.loaded.model.input_size
-        batch = self.job.batch_size
-        return detect(self.network, images, self.job.how, input_size=size, batch_size=batch)
+        prepare, batch = self.job.loaded.prepare, self.job.batch_size
+        return detect(self.network, images, self.job.how, prepare=prepare, batch_size=batch)
 
 
-def _kept(picture: Picture, height: int, width: int, found: ImageDetections) -> Prediction:
+def network_of(loaded: LoadedDetector, kind: str | None = None) -> Network:
+    """A detector on a device of this process, in the precision of its experiment.
+
+    Args:
+        loaded: the detector.
+        kind: of device; None for that of the experiment.
+    """
+    experiment = loaded.resolved.experiment
+    accelerator = of_this_process(kind or experiment.cluster.accelerator)
+    precision = accelerator.resolve_precision(experiment.train.precision)
+    return TorchNetwork(loaded.model, accelerator, precision)
+
+
+def kept(key: str, height: int, width: int, found: ImageDetections) -> Prediction:
+    """Detections in a picture as they are written down, best first."""
     order = torch.argsort(found.scores, descending=True, stable=True)
     return Prediction(
-        key=picture.key,
+        key=key,
         height=height,
         width=width,
         boxes=found.boxes[order].tolist(),

@@ -18,6 +18,7 @@ from orchestrator.data.ray_stream import ScheduledDataConfig
 from orchestrator.errors import PreemptedError
 from orchestrator.tracking.atomic import write_atomic
 from orchestrator.tracking.mlflow_shipper import RunStatus, Shipped
+from orchestrator.tracking.run_card import PAGE_NAME
 from orchestrator.training.cluster import Placement, connected, place
 from orchestrator.training.identity import Identity, open_run, recorded_seed
 from orchestrator.training.interrupt import in_thread, stopping_politely
@@ -34,6 +35,7 @@ from orchestrator.training.report import (
     say_initial,
     say_result,
     say_where,
+    write_page,
 )
 from orchestrator.training.run_lock import RunLock
 from orchestrator.training.session import STOP_FILE, open_store
@@ -146,6 +148,8 @@ def _tracked(
     finally:
         card = run_card_of(job, outcome, status=status, accelerator=placement.accelerator.kind)
         card.write(job.path)
+        if status == "FINISHED":
+            _report(job.path, console)
         best = None if outcome is None else outcome.best_checkpoint
         shipped = tracking.close(
             status,
@@ -156,6 +160,19 @@ def _tracked(
         if shipped is not None and not shipped.complete:
             say(console, str(shipped))
     return outcome, shipped
+
+
+def _report(run_dir: Path, console: Console) -> None:
+    """Write the page of a run; nothing that goes wrong with it is worth more than a warning."""
+    trouble = write_page(run_dir)
+    if trouble is None:
+        say(console, f"report: {run_dir / PAGE_NAME}")
+    else:
+        say(
+            console,
+            f"warning: the report was not written ({trouble}); `orchestrator report {run_dir}` "
+            "tries again",
+        )
 
 
 def _train(

@@ -141,9 +141,14 @@ class Engine:
             now = time.perf_counter()
             seconds, clock = now - clock, now
             self.throughput.add(self.job.schedule.batch_size, seconds)
-            self._log_step(report, seconds)
             stopped = report.stop
-            if stopped or self.job.commits_after(self.step):
+            commits = stopped or self.job.commits_after(self.step)
+            if commits:
+                # The new commit waits for the one before anyway. Doing so before this step is
+                # logged, a kill never undoes more than one step that anybody knows of.
+                self.store.wait()
+            self._log_step(report, seconds)
+            if commits:
                 self._commit()
             if not stopped and self.job.evaluates_after(self.step):
                 self._evaluate()

@@ -42,6 +42,7 @@ NOT_IDENTITY = (
     "cluster",
     "data.root",  # The data's digest is part of the identity, the place it lies at is not.
     "data.prefetch",
+    "data.cache",
     "data.max_bad_fraction",
     "train.init_from",  # Likewise: the digest of the weights is, and not where they lie.
     "train.max_steps",  # The schedule is that of the whole run, so a quick look can be continued.
@@ -205,6 +206,20 @@ def recorded_initial(run_dir: str | Path) -> str | None:
     """Digest of the weights that the run in this folder began with; None if there is no record."""
     initial = _record(run_dir).get(_INITIAL)
     return initial if isinstance(initial, str) else None
+
+
+def recorded_identity(run_dir: str | Path) -> Identity | None:
+    """What decided the result of the run in this folder; None if there is no record."""
+    record = _record(run_dir)
+    try:
+        return Identity(
+            str(record["config_digest"]),
+            str(record["data_digest"]),
+            dict(record["sources"]),
+            recorded_initial(run_dir),
+        )
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 def recorded_seed(run_dir: str | Path) -> int | None:

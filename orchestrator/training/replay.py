@@ -98,7 +98,7 @@ def replay(run_dir: Path, step: int | None, *, accelerator: Accelerator) -> Repl
     weights: list[str] = []
     gradients: dict[str, None] = {}
     for rank, batch in enumerate(found.batches):
-        model = initial_model(experiment, len(found.classes), device)
+        model = initial_model(experiment, len(found.classes), accelerator, device)
         stepper = Stepper(
             model,
             experiment.train,

@@ -59,12 +59,14 @@ def open_store(job: TrainingJob) -> CommitStore:
     )
 
 
-def initial_model(experiment: Experiment, num_classes: int, device: torch.device) -> Detector:
+def initial_model(
+    experiment: Experiment, num_classes: int, accelerator: Accelerator, device: torch.device
+) -> Detector:
     """The detector before step 0, in training mode; every rank draws the same weights."""
     torch.manual_seed(experiment.seed)
     model = build_detector(experiment.detector, num_classes=num_classes)
     adapt(model, experiment.train)
-    return model.to(device).to(memory_format=torch.channels_last).train()
+    return accelerator.place(model, device).train()
 
 
 def run_rank(
@@ -81,7 +83,7 @@ def run_rank(
     experiment = job.experiment
     accelerator.set_determinism(experiment.train.deterministic, job.threads)
     device = accelerator.device(local_rank)
-    model = initial_model(experiment, len(job.label_map), device)
+    model = initial_model(experiment, len(job.label_map), accelerator, device)
     collective = Collective(device)
     store = open_store(job)
     events = EventLog(job.path / "events.jsonl") if collective.is_main else None

@@ -9,6 +9,7 @@ from orchestrator.config.resolve import ResolvedExperiment, flatten
 from orchestrator.tracking.git_info import git_info
 from orchestrator.tracking.mlflow_names import resolve_tracking_uri
 from orchestrator.tracking.mlflow_shipper import MlflowShipper, RunStatus, Shipped
+from orchestrator.tracking.run_card import PAGE_NAME
 from orchestrator.tracking.shipping import RunSpec
 from orchestrator.training.job import TrainingJob
 from orchestrator.training.member import Member
@@ -69,6 +70,7 @@ class Tracking:
             "eval/coco_results.json": str(run_dir / "eval" / "coco_results.json"),
             "eval/per_class.csv": str(run_dir / "eval" / "per_class.csv"),
             "run_card.md": str(run_dir / "run_card.md"),
+            PAGE_NAME: str(run_dir / PAGE_NAME),
         }
         if best is not None:
             artifacts["checkpoints/best"] = str(best)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import os
 import zlib
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from data_cases import textured
 from PIL import Image, features
 
-from orchestrator.data.decode import MAX_PIXELS, BadImageError, decode_image, read_image
+from orchestrator.data.decode import MAX_PIXELS, BadImageError, decode_image, read_image, read_size
 
 PICTURE = textured(64, 96, seed=7)
 
@@ -174,3 +175,23 @@ def test_message_names_the_file(tmp_path: Path) -> None:
 def test_avif() -> None:
     data = encode("RGB", "AVIF")
     assert np.abs(decode_image(data) - pillow_rgb(data)).max() <= 2
+
+
+def test_a_pipe_is_no_image_and_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.jpg")
+    for read in (read_image, read_size):
+        with pytest.raises(BadImageError, match=r"a\.jpg: cannot be read \(not a file\)"):
+            read(tmp_path / "a.jpg")
+
+
+@pytest.mark.parametrize(
+    ("size", "message"), [(2**40, "bytes, allowed are"), (2**26, "not an image of a known format")]
+)
+def test_a_file_too_large_to_be_an_image_is_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, message: str
+) -> None:
+    with (tmp_path / "a.jpg").open("wb") as file:
+        file.truncate(size)
+    monkeypatch.setattr("orchestrator.data.decode.decode_image", None)
+    with pytest.raises(BadImageError, match=message):
+        read_image(tmp_path / "a.jpg")

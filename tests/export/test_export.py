@@ -49,7 +49,7 @@ def test_the_file_is_the_detector(onnx_file, loaded):
     assert parity["failures"] == []
     assert parity["images"] == 7
     assert max(parity["raw"].values()) < 1e-4
-    assert set(parity["raw"]) == {"boxes", "scores", "raw_cls", "raw_loc"}
+    assert set(parity["raw"]) == {"images", "boxes", "scores", "raw_cls", "raw_loc"}
     assert parity["detections"] > 20
     assert parity["unmatched"] == 0
     assert parity["ap_torch"] == pytest.approx(parity["ap_exported"], abs=5e-4)

@@ -142,14 +142,84 @@ def test_inputs_of_every_kind(tmp_path, monkeypatch):
         list_pictures(["b"])
 
 
-def test_frames_of_a_video(tmp_path):
+@pytest.fixture
+def video(tmp_path) -> Path:
+    """Six frames, each lighter than the one before."""
     path = tmp_path / "v.avi"
-    video = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 10, (64, 48))
-    if not video.isOpened():
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 10, (64, 48))
+    if not writer.isOpened():
         pytest.skip("this OpenCV writes no MJPG video")
     for number in range(6):
-        video.write(np.full((48, 64, 3), number * 40, np.uint8))
-    video.release()
+        writer.write(np.full((48, 64, 3), number * 40, np.uint8))
+    writer.release()
+    return path
+
+
+def test_watching_a_video_finds_what_predicting_it_does(small_run, video, tmp_path):
+    words = ["detector.postprocess.score_threshold=0.0001", "--output", str(tmp_path / "p.json")]
+    assert main(["predict", str(small_run), str(video), *words, "--batch", "1"]) == 0
+    predicted = json.loads((tmp_path / "p.json").read_text())
+    drawn = tmp_path / "drawn"
+    live = ["--video", str(video), "--draw", str(drawn), "--draw-threshold", "0"]
+    assert main(["predict", str(small_run), *words, *live]) == 0
+    watched = json.loads((tmp_path / "p.json").read_text())
+    assert watched == predicted
+    assert len(watched) == 6
+    assert any(entry["predictions"] for entry in watched.values())
+    assert sorted(path.name for path in drawn.iterdir()) == [f"v.avi-{i:06d}.jpg" for i in range(6)]
+    assert main(["predict", str(small_run), *words, "--video", str(video), "--frames", "2"]) == 0
+    assert json.loads((tmp_path / "p.json").read_text()) == dict(list(predicted.items())[:2])
+
+
+def test_a_camera_is_watched_until_interrupted(small_run, tmp_path, monkeypatch):
+    class Camera:
+        """A camera that is interrupted at its fourth frame."""
+
+        def __init__(self, number):
+            assert number == 3
+            self.count = 0
+
+        def isOpened(self):  # noqa: N802
+            return True
+
+        def read(self):
+            self.count += 1
+            if self.count == 4:
+                raise KeyboardInterrupt
+            return True, np.full((20, 30, 3), self.count, np.uint8)
+
+        def release(self):
+            pass
+
+    monkeypatch.setattr(cv2, "VideoCapture", Camera)
+    out = tmp_path / "p.json"
+    assert main(["predict", str(small_run), "--camera", "3", "--output", str(out)]) == 0
+    tree = json.loads(out.read_text())
+    assert list(tree) == [f"camera-3#{number:06d}" for number in range(3)]
+    assert {(entry["height"], entry["width"]) for entry in tree.values()} == {(20, 30)}
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["--camera", "97"], DataError, "ls /dev/video"),
+        (["--video", "no.avi"], DataError, "cannot open this video"),
+        (["a.jpg", "--camera", "0"], ConfigError, "stand in place of inputs"),
+        (["a.jpg", "--show"], ConfigError, "belong to --camera or --video"),
+        (["--camera", "0", "--form", "coco"], ConfigError, "--form seed"),
+        (["--camera", "0", "--frames", "0"], ConfigError, "--frames 0: must be at least 1"),
+        (["--camera", "0", "--show"], ConfigError, "--draw FOLDER"),
+    ],
+)
+def test_what_cannot_be_watched(small_run, words, code, message, capfd, monkeypatch):
+    monkeypatch.delenv("DISPLAY", raising=False)
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    assert main(["predict", str(small_run), *words]) == code.exit_code
+    assert message in capfd.readouterr().err
+
+
+def test_frames_of_a_video(video):
+    path = video
     pictures = list_pictures([str(path)])
     assert [picture.frame for picture in pictures] == list(range(6))
     assert pictures[2].key == f"{path}#000002"

@@ -1,0 +1,175 @@
+"""``orchestrator compare``: runs beside each other, and whether one is better than another."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from orchestrator.cli.detector import split_overrides
+from orchestrator.cli.parser import Parser
+from orchestrator.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from orchestrator.sweeps.comparison import Comparison
+
+#: More runs than this stand in lines of a table instead of columns.
+_MOST_COLUMNS = 5
+
+
+def main(argv: Sequence[str]) -> int:
+    """Compare, and print tables, JSON or a page."""
+    parser = Parser(
+        prog="orchestrator compare",
+        description="what was set differently in runs, what came of it, and whether the difference "
+        "in AP is more than luck with the validation images (paired bootstrap)",
+    )
+    parser.add_argument(
+        "words",
+        nargs="+",
+        metavar="RUN|SWEEP [key.path=value ...]",
+        help="run folders, or a sweep's folder for all its trials; values of the experiments to "
+        "change, such as data.root where the data has moved",
+    )
+    parser.add_argument(
+        "--baseline",
+        metavar="NAME",
+        help="run that the others are compared with (default: the first)",
+    )
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write a page with the charts")
+    parser.add_argument("--json", action="store_true", help="print everything as JSON instead")
+    parser.add_argument(
+        "--level", type=float, default=0.95, metavar="P", help="of confidence (default: 0.95)"
+    )
+    parser.add_argument(
+        "--resamples", type=int, default=2000, metavar="N", help="draws (default: 2000)"
+    )
+    arguments = parser.parse_intermixed_args(argv)
+    overrides, folders = split_overrides(arguments.words)
+    if not folders:
+        raise ConfigError(f"{parser.prog}: expected run folders, found none")
+    if not 0.5 <= arguments.level < 1:
+        raise ConfigError(f"--level {arguments.level}: must lie between 0.5 and 1, such as 0.95")
+    if arguments.resamples < 100:
+        raise ConfigError(f"--resamples {arguments.resamples}: must be at least 100")
+
+    from rich.console import Console
+
+    from orchestrator.sweeps.comparison import compare_runs
+    from orchestrator.sweeps.run_folder import read_runs, run_named
+
+    runs = read_runs([Path(folder) for folder in folders], overrides)
+    named = arguments.baseline
+    comparison = compare_runs(
+        runs,
+        baseline=None if named is None else run_named(runs, named),
+        level=arguments.level,
+        resamples=arguments.resamples,
+    )
+    if arguments.json:
+        print(json.dumps(comparison.to_json(), indent=1, allow_nan=False))
+    else:
+        _show(Console(soft_wrap=True), comparison)
+    if arguments.html is not None:
+        from orchestrator.sweeps.comparison_page import write_page
+
+        write_page(arguments.html, comparison)
+        if not arguments.json:
+            print(f"written: {arguments.html}")
+    return 0
+
+
+def _show(console: Console, comparison: Comparison) -> None:
+    if len(comparison.runs) <= _MOST_COLUMNS:
+        _show_columns(console, comparison)
+    else:
+        _show_lines(console, comparison)
+    _show_seeds(console, comparison)
+    for contrast in comparison.contrasts:
+        console.print()
+        console.print(contrast.verdict, highlight=False, markup=False)
+        if contrast.note and contrast.significance is not None:
+            console.print(contrast.note, highlight=False, markup=False)
+    _show_classes(console, comparison)
+
+
+def _show_columns(console: Console, comparison: Comparison) -> None:
+    """A column for every run."""
+    from rich.table import Table
+
+    from orchestrator.evaluation.coco import METRICS
+
+    runs = comparison.runs
+    if comparison.settings:
+        settings = Table("set differently", *(run.name for run in runs))
+        for path, values in comparison.settings.items():
+            settings.add_row(path, *map(str, values))
+        console.print(settings)
+    numbers = Table("", *(run.name for run in runs))
+    numbers.add_row("state", *(run.state for run in runs))
+    numbers.add_row("steps", *(str(run.steps) for run in runs))
+    for name in METRICS:
+        numbers.add_row(name, *(_number(run.metrics.get(name)) for run in runs))
+    console.print(numbers)
+
+
+def _show_lines(console: Console, comparison: Comparison) -> None:
+    """A line for every run, best first."""
+    from rich.table import Table
+
+    settings = comparison.settings
+    names = ("AP", "AP50", "AP75", "AR100")
+    keys = (path.rpartition(".")[2] for path in settings)
+    table = Table("run", "state", "steps", *keys, *names)
+    order = sorted(
+        range(len(comparison.runs)), key=lambda i: -comparison.runs[i].metrics.get("AP", -1.0)
+    )
+    for i in order:
+        run = comparison.runs[i]
+        values = (str(values[i]) for values in settings.values())
+        scores = (_number(run.metrics.get(name)) for name in names)
+        table.add_row(run.name, run.state, str(run.steps), *values, *scores)
+    console.print(table)
+
+
+def _show_seeds(console: Console, comparison: Comparison) -> None:
+    from rich.table import Table
+
+    from orchestrator.sweeps.comparison_page import spread_words
+
+    names = ("AP", "AP50", "AP75")
+    table = Table("experiment", "seeds", *names)
+    for group in comparison.groups:
+        if len(group.by_seed) > 1:
+            seeds = ", ".join(str(run.seed) for run in group.by_seed)
+            table.add_row(group.name, seeds, *(spread_words(group.metric(name)) for name in names))
+    if table.row_count:
+        console.print(table)
+
+
+def _show_classes(console: Console, comparison: Comparison) -> None:
+    from rich.table import Table
+
+    from orchestrator.sweeps.comparison_page import effect_row, method_words
+
+    told = [one for one in comparison.contrasts if one.significance is not None]
+    if len(comparison.runs) > _MOST_COLUMNS or not told:
+        return
+    for contrast in told:
+        found = contrast.significance
+        if found is not None:
+            table = Table(
+                f"{contrast.after} against {contrast.before}",
+                *("before", "after", "difference", f"{found.level:.0%} interval", "p", ""),
+            )
+            for name, effect in {**found.numbers, **found.classes}.items():
+                table.add_row(*effect_row(name, effect))
+            console.print(table)
+            console.print(method_words(found), highlight=False, markup=False)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None or value < 0 else f"{value:.4f}"

@@ -1,0 +1,56 @@
+"""``orchestrator rerun``: do a run again from its folder and compare the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from orchestrator.cli.detector import split_overrides
+from orchestrator.cli.parser import Parser
+from orchestrator.errors import ConfigError
+
+
+def main(argv: Sequence[str]) -> int:
+    """Train again and say whether the weights are the same; 0 if they are, 1 if not."""
+    parser = Parser(
+        prog="orchestrator rerun",
+        description="train again what a run folder describes, in a new folder, and compare the "
+        "digests of the weights; the exit code is 0 if they are equal and 1 if not",
+    )
+    parser.add_argument(
+        "words",
+        nargs="+",
+        metavar="RUN|SWEEP [key.path=value ...]",
+        help="a run folder, or a sweep's with --trial; values that decide no result, such as "
+        "data.root where the data has moved",
+    )
+    parser.add_argument(
+        "--trial", metavar="best|N", help="which trial of a sweep: the best, or its number"
+    )
+    parser.add_argument("--name", help="of the new run (default: the old one's and -rerun)")
+    parser.add_argument(
+        "--storage",
+        type=Path,
+        metavar="FOLDER",
+        help="where the new run folder is made (default: beside the old one, or beside its sweep)",
+    )
+    arguments = parser.parse_intermixed_args(argv)
+    overrides, folders = split_overrides(arguments.words)
+    if len(folders) != 1:
+        raise ConfigError(f"{parser.prog}: expected one folder, found {folders or 'none'}")
+
+    from orchestrator.sweeps.rerun import find_run, rerun
+
+    run = find_run(Path(folders[0]), arguments.trial, overrides)
+    done = rerun(run, name=arguments.name, storage=arguments.storage, overrides=overrides)
+    if done.code:
+        return done.code
+    if done.equal:
+        print(f"{run.name}: the same weights, to the bit: sha256 {done.found}")
+        return 0
+    print(f"{run.name}: other weights\n  then sha256 {done.expected}\n  now  sha256 {done.found}")
+    for line in done.changed:
+        print(f"  not the same: {line}")
+    if not done.changed:
+        print("  settings, data and program are the same; compare the machines in run_card.md")
+    return 1

@@ -1,0 +1,198 @@
+"""Doing a run again from what its folder says, and comparing the weights bit by bit."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from orchestrator.config.resolve import diff, load_experiment
+from orchestrator.errors import ConfigError, StorageError
+from orchestrator.sweeps.run_folder import RunFolder, config_file, read_runs
+from orchestrator.training.driver import drive
+from orchestrator.training.identity import identity_tree
+
+#: Written by a sweep into its folder when it ends.
+SWEEP_NAME = "sweep.json"
+_METRIC = "val/AP"
+_SHOWN_FILES = 5
+
+
+@dataclass(frozen=True)
+class Rerun:
+    """The end of a repeated run.
+
+    Attributes:
+        run_dir: of the second run.
+        code: exit code of training; 75 when it was asked to stop and can be gone on with.
+        expected: digest of the first run's weights.
+        found: of the second's; empty before its end.
+        changed: what was not the same for both, as far as it is recorded.
+    """
+
+    run_dir: Path
+    code: int
+    expected: str
+    found: str
+    changed: tuple[str, ...]
+
+    @property
+    def equal(self) -> bool:
+        """Whether both runs have the same weights, to the bit."""
+        return self.found == self.expected
+
+
+def find_run(folder: Path, trial: str | None, overrides: Sequence[str] = ()) -> RunFolder:
+    """The run that is to be repeated.
+
+    Args:
+        folder: of a run, or of a sweep.
+        trial: of the sweep: its number, its name, or ``best``; None for the folder of a run.
+        overrides: ``key.path=value`` for what may change, such as where the data lies now.
+
+    Raises:
+        ConfigError: no trial where one is needed, one where none can be, or one that is not there.
+        StorageError: the folder holds no run.
+    """
+    runs = read_runs([folder], overrides)
+    alone = config_file(folder).is_file()
+    if alone and trial is not None:
+        raise ConfigError(
+            f"--trial {trial}: {folder} is the folder of one run, not of a sweep. Next: leave "
+            "--trial out"
+        )
+    if alone:
+        return runs[0]
+    if trial is None:
+        raise ConfigError(
+            f"{folder}: holds {len(runs)} runs, {runs[0].name} to {runs[-1].name}. Next: say which "
+            "one, --trial best or --trial N"
+        )
+    if trial == "best":
+        return _best(folder, runs)
+    wanted = f"trial-{int(trial):03d}" if trial.isdecimal() else trial
+    for run in runs:
+        if run.path.name == wanted:
+            return run
+    raise ConfigError(
+        f"--trial {trial}: {folder} has no {wanted}; it holds {len(runs)} runs, {runs[0].name} to "
+        f"{runs[-1].name}"
+    )
+
+
+def _best(folder: Path, runs: Sequence[RunFolder]) -> RunFolder:
+    """The trial whose last evaluation is highest in what the sweep looks at."""
+    metric = _metric(folder)
+    scored = [(run.curve(metric)[-1][1], run) for run in runs if run.curve(metric) and run.result]
+    if not scored:
+        raise StorageError(
+            f"{folder}: no trial has ended with a value of {metric}. Next: let the sweep come to "
+            "the end of one, or name a trial by its number"
+        )
+    # The first of equals.
+    return max(scored, key=lambda pair: pair[0])[1]
+
+
+def _metric(folder: Path) -> str:
+    try:
+        tree: Any = json.loads((folder / SWEEP_NAME).read_text("utf-8"))
+    except FileNotFoundError:
+        return _METRIC
+    except (OSError, ValueError) as error:
+        raise StorageError(f"{folder / SWEEP_NAME}: cannot be read ({error})") from error
+    return str(tree.get("metric", _METRIC)) if isinstance(tree, dict) else _METRIC
+
+
+def rerun(
+    run: RunFolder,
+    *,
+    name: str | None = None,
+    storage: Path | None = None,
+    overrides: Sequence[str] = (),
+) -> Rerun:
+    """Train again what a run folder describes, into another one.
+
+    A run that did not come to the end of its schedule is repeated as far as it came. Doing the same
+    again goes on with, or looks at, the second run that is there already.
+
+    Args:
+        run: it has ended at least once.
+        name: of the second run; None for that of the first and ``-rerun``, preceded by the name of
+            its sweep.
+        storage: folder it lies in; None for that beside the first run, or beside its sweep.
+        overrides: ``key.path=value`` for what decides no result.
+
+    Raises:
+        ConfigError: an override that would make it another experiment.
+        StorageError: the run has no result.
+        OrchestratorError: whatever training raises.
+    """
+    expected = run.result.get("weights_sha256")
+    if not expected:
+        raise StorageError(
+            f"{run.path}: has no result.json with the digest of its weights, so there is nothing "
+            "to compare with. Next: let the run come to its end"
+        )
+    # Its journal has the same name and one letter more, and is there before the sweep has ended.
+    trial_of = run.path.parent if any(run.path.parent.glob(f"{SWEEP_NAME}*")) else None
+    if name is None:
+        name = f"{run.path.name}-rerun"
+        if trial_of is not None:
+            name = f"{trial_of.name}-{name}"
+    folder = storage or (trial_of or run.path).parent
+    changes = [f"name={name}", f"storage={folder}"]
+    if run.state != "done":
+        changes.append(f"train.max_steps={run.steps}")
+    resolved = load_experiment(config_file(run.path), [*overrides, *changes])
+    first = load_experiment(config_file(run.path))
+    others = diff(identity_tree(first.tree), identity_tree(resolved.tree))
+    if others:
+        paths = ", ".join(one.path for one in others)
+        raise ConfigError(
+            f"{paths}: decides the result, so the run would be another one. Next: leave the "
+            "override out, or start a new experiment with orchestrator run"
+        )
+    run_dir = folder.resolve() / name
+    if run_dir == run.path:
+        raise ConfigError(
+            f"{run_dir}: is the run that is to be repeated. Next: give the repetition another "
+            "--name or --storage"
+        )
+    code = drive(resolved, run_dir, force_resume=False)
+    again = read_runs([run_dir])[0]
+    changed = _changed(run, again)
+    workers = run.result.get("workers"), again.result.get("workers")
+    if workers[0] != workers[1]:
+        changed.append(f"workers: {workers[0]} then, {workers[1]} now")
+    return Rerun(
+        run_dir=run_dir,
+        code=code,
+        expected=str(expected),
+        found="" if code else str(again.result.get("weights_sha256")),
+        changed=tuple(changed),
+    )
+
+
+def _changed(run: RunFolder, again: RunFolder) -> list[str]:
+    """What decides a result and is not the same for both runs."""
+    then, now = run.identity, again.identity
+    if then is None or now is None:
+        return []
+    lines = []
+    for what, old, new in (
+        ("data", then.data_digest, now.data_digest),
+        ("initial weights", then.initial or "none", now.initial or "none"),
+    ):
+        if old != new:
+            lines.append(f"{what}: sha256 {old[:12]} then, {new[:12]} now")
+    files = sorted(
+        path
+        for path in {*then.sources, *now.sources}
+        if then.sources.get(path) != now.sources.get(path)
+    )
+    if files:
+        more = f" and {len(files) - _SHOWN_FILES} more" if len(files) > _SHOWN_FILES else ""
+        lines.append(f"program: {', '.join(files[:_SHOWN_FILES])}{more}")
+    return lines
