@@ -70,7 +70,7 @@ bench-native: $(RUNTIME)  ## the kernels beside their peers: the tables of docs/
 
 constraints: $(RUNTIME)  ## resolve the newest allowed versions into constraints.txt
 	$(BIN)/python -m pip install --quiet --dry-run --ignore-installed --prefer-binary \
-		--report $(VENV)/resolution.json -e '.[dev,export,s3,serve]'
+		--report $(VENV)/resolution.json -e '.[dev,export,tune,s3,serve]'
 	$(BIN)/python .ci/constraints.py < $(VENV)/resolution.json > constraints.txt
 
 clean:  ## remove caches and build products; the environment, data and runs stay
