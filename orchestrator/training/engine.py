@@ -342,11 +342,12 @@ class Engine:
 
     def _evaluate(self) -> None:
         """Score the present weights on the validation images, all ranks together."""
-        self.collective.copy_from_main_(list(self.model.buffers()))
         config = self.job.experiment.detector.postprocess
         average = self.stepper.average
 
         def predict() -> Detections | None:
+            # Each rank has statistics of its own, and averages of those; a commit has rank 0's.
+            self.collective.copy_from_main_(list(self.model.buffers()))
             return predict_all(
                 self.model,
                 self.stream.eval_batches(),

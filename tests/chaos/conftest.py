@@ -17,13 +17,22 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def unbroken(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> dict[int, Any]:
-    """Digests of every step of a run that nothing happened to, by number of ranks."""
-    found: dict[int, Any] = {}
+def whole(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> dict[int, Path]:
+    """Folders of runs that nothing happened to, by number of ranks."""
+    found: dict[int, Path] = {}
     for world in (1, 2):
         chaos = Chaos(tmp_path_factory.mktemp("unbroken"), digits, f"cluster.workers={world}")
         assert chaos.run() == [0] * world
-        found[world] = digests(chaos.run_dir)
+        found[world] = chaos.run_dir
+    return found
+
+
+@pytest.fixture(scope="session")
+def unbroken(whole: dict[int, Path]) -> dict[int, Any]:
+    """Digests of every step of these runs."""
+    found: dict[int, Any] = {}
+    for world, run_dir in whole.items():
+        found[world] = digests(run_dir)
         assert sorted(found[world]) == list(range(1, STEPS + 1))
         assert len({one["weights.safetensors"] for one in found[world].values()}) == STEPS
     return found
