@@ -15,7 +15,14 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.data.decode import MAX_PIXELS, BadImageError, read_size, require_sound
+from orchestrator.data.decode import (
+    MAX_PIXELS,
+    BadImageError,
+    image_bytes,
+    read_size,
+    require_sound,
+)
+from orchestrator.data.files import reason
 from orchestrator.data.records import Dataset
 
 #: Called with the number of images seen so far.
@@ -108,10 +115,10 @@ def _sized(data: Dataset, index: int, path: Path, size: tuple[int, int]) -> Imag
 def _whole(data: Dataset, index: int) -> ImageFacts:
     path = data.path(index)
     try:
-        content = path.read_bytes()
+        content = image_bytes(path)
         _, height, width = require_sound(content)
-    except OSError as error:
-        problem = f"{path}: cannot be read ({error.strerror or error})"
+    except (OSError, ValueError) as error:
+        problem = f"{path}: cannot be read ({reason(error)})"
         return _bad(index, path, problem)
     except BadImageError as error:
         return _bad(index, path, f"{path}: {error}")
