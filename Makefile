@@ -55,7 +55,8 @@ parity: $(DEVELOPMENT)  ## 20,000 drawn cases: compiled kernels against their re
 	ORCHESTRATOR_NATIVE=1 ORCHESTRATOR_PARITY_CASES=20000 $(PYTEST) tests/native/test_native_parity.py
 
 fuzz: $(DEVELOPMENT)  ## SECONDS (600) of random damage to images, annotations and experiments
-	OMP_NUM_THREADS=1 PYTHONPATH=. $(BIN)/python tests/catalogue/fuzz.py $(or $(SECONDS),600)
+	OMP_NUM_THREADS=1 OPENCV_LOG_LEVEL=SILENT PYTHONPATH=. \
+		$(BIN)/python tests/catalogue/fuzz.py $(or $(SECONDS),600)
 
 sanitize: $(DEVELOPMENT)  ## the kernels under the address, undefined and thread sanitizers
 	PYTHON=$(BIN)/python tests/native/sanitize.sh

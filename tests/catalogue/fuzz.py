@@ -21,7 +21,7 @@ from cases_images import SOUND, build_image
 from cases_lines import build_classes, build_labels, build_list, build_txt
 from cases_voc import XML, build_voc
 from cases_yaml import YAML, build_yaml
-from catalogue_case import outcome
+from catalogue_case import HangError, outcome
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -61,6 +61,7 @@ TOKENS = [
     b"---\n",
     b"a" * 300,
 ]
+_ROUND = 200
 _EDIT = st.tuples(
     st.sampled_from(["insert", "replace", "delete", "repeat", "cut", "flip"]),
     st.integers(0, 1 << 16),
@@ -111,23 +112,15 @@ def _read(call: partial[Any]) -> Any:
     return result
 
 
-@given(st.sampled_from(sorted(SOUND)), _EDITS)
-def images(kind: str, edits: list[Any]) -> None:
+def images(drawn: tuple[str, list[Any]]) -> None:
     """A damaged image file."""
+    kind, edits = drawn
     check(partial(build_image, damaged(SOUND[kind], edits), "a.jpg"))
 
 
-def _target(
-    name: str, sound: str, build: Callable[[bytes, Path], partial[Any]]
-) -> Callable[[], None]:
+def text(sound: str, build: Callable[[bytes, Path], partial[Any]], edits: list[Any]) -> None:
     """A damaged file of text."""
-
-    @given(_EDITS)
-    def target(edits: list[Any]) -> None:
-        check(partial(build, damaged(sound.encode(), edits)))
-
-    target.__name__ = name
-    return target
+    check(partial(build, damaged(sound.encode(), edits)))
 
 
 _JSON = st.recursive(
@@ -145,11 +138,11 @@ _JSON = st.recursive(
 _TABLES = st.sampled_from(["images", "annotations", "categories"])
 
 
-@given(
-    st.lists(
-        st.tuples(_TABLES, st.integers(0, 5), st.integers(0, 9), _JSON), min_size=1, max_size=4
-    )
+_VALUES = st.lists(
+    st.tuples(_TABLES, st.integers(0, 5), st.integers(0, 9), _JSON), min_size=1, max_size=4
 )
+
+
 def coco_values(edits: list[Any]) -> None:
     """A sound COCO tree with other values in some places."""
     tree = copy.deepcopy(TREE)
@@ -171,37 +164,55 @@ _KEYS = st.sampled_from(
 )
 
 
-@given(st.lists(_KEYS | st.text(max_size=12), max_size=3), st.text(max_size=12), _EDITS)
-def overrides(keys: list[str], text: str, edits: list[Any]) -> None:
+_OVERRIDES = st.tuples(
+    st.lists(_KEYS | st.text(max_size=12), max_size=3), st.text(max_size=12), _EDITS
+)
+
+
+def overrides(drawn: tuple[list[str], str, list[Any]]) -> None:
     """Overrides of known and unknown keys with any text."""
+    keys, other, edits = drawn
     value = damaged(b"[1, {a: b}]", edits).decode("utf-8", "replace")
-    given_ones = (*(f"{key}={value}" for key in keys), text)
+    given_ones = (*(f"{key}={value}" for key in keys), other)
     check(partial(build_yaml, YAML.encode(), given_ones))
 
 
-TARGETS: list[Callable[[], None]] = [
-    images,
-    _target("coco_text", TEXT, build_coco),
-    coco_values,
-    _target("voc_xml", XML, lambda data, folder: build_voc(data, b"a\n", folder)),
-    _target("voc_set", "a\nb\n", lambda data, folder: build_voc(XML.encode(), data, folder)),
-    _target("txt", 'a.png 1,2,11,10,1 5,5,9,9,0,1\n"b.png" 0,0,4,4,1\n', build_txt),
-    _target("yolo_labels", "1 0.5 0.5 0.25 0.25\n0 0.1 0.1 0.1 0.1\n", build_labels),
-    _target("yolo_list", "images/a.png\n./images/b.png\n", build_list),
-    _target("classes", "background\ncat\ntraffic light\n", build_classes),
-    _target("yaml", YAML, lambda data, folder: build_yaml(data, (), folder)),
-    overrides,
-]
+#: Name to what is drawn, and what is done with it.
+TARGETS: dict[str, tuple[st.SearchStrategy[Any], Callable[[Any], None]]] = {
+    "images": (st.tuples(st.sampled_from(sorted(SOUND)), _EDITS), images),
+    "coco_values": (_VALUES, coco_values),
+    "overrides": (_OVERRIDES, overrides),
+    **{
+        name: (_EDITS, partial(text, sound, build))
+        for name, sound, build in (
+            ("coco_text", TEXT, build_coco),
+            ("voc_xml", XML, lambda data, folder: build_voc(data, b"a\n", folder)),
+            ("voc_set", "a\nb\n", lambda data, folder: build_voc(XML.encode(), data, folder)),
+            ("txt", 'a.png 1,2,11,10,1 5,5,9,9,0,1\n"b.png" 0,0,4,4,1\n', build_txt),
+            ("yolo_labels", "1 0.5 0.5 0.25 0.25\n0 0.1 0.1 0.1 0.1\n", build_labels),
+            ("yolo_list", "images/a.png\n./images/b.png\n", build_list),
+            ("classes", "background\ncat\ntraffic light\n", build_classes),
+            ("yaml", YAML, lambda data, folder: build_yaml(data, (), folder)),
+        )
+    },
+}
 
 
-def limited(target: Callable[[], None], examples: int) -> Callable[[], None]:
-    """The target with a number of examples, and no limit on the time that each takes."""
-    return settings(
+def attempt(name: str, examples: int) -> None:
+    """Try so many examples of a target, each without a limit on its time but ``PATIENCE``."""
+    strategy, try_one = TARGETS[name]
+
+    @settings(
         max_examples=examples,
         deadline=None,
+        database=None,
         suppress_health_check=list(HealthCheck),
-        print_blob=True,
-    )(target)
+    )
+    @given(strategy)
+    def property_of_target(drawn: Any) -> None:
+        try_one(drawn)
+
+    property_of_target()
 
 
 def main(seconds: float) -> int:
@@ -210,20 +221,18 @@ def main(seconds: float) -> int:
     rounds: Counter[str] = Counter()
     failed: Counter[str] = Counter()
     while time.monotonic() < end:
-        for target in TARGETS:
+        for name in TARGETS:
             if time.monotonic() >= end:
                 break
-            rounds[target.__name__] += 1
+            rounds[name] += 1
             try:
-                limited(target, 200)()
-            except BaseException as error:
-                if isinstance(error, KeyboardInterrupt):
-                    raise
-                failed[target.__name__] += 1
-                print(f"{target.__name__}: {type(error).__name__}: {error}", flush=True)
+                attempt(name, _ROUND)
+            except (Exception, HangError) as error:
+                failed[name] += 1
+                print(f"{name}: {type(error).__name__}: {error}", flush=True)
                 print(*getattr(error, "__notes__", ()), sep="\n", flush=True)
     for name, count in rounds.items():
-        print(f"{name:<12} {count:>5} rounds of 200 examples, {failed[name]} failed")
+        print(f"{name:<12} {count:>5} rounds of {_ROUND} examples, {failed[name]} failed")
     return 1 if failed else 0
 
 
