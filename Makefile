@@ -22,7 +22,7 @@ INSTALL = $(BIN)/python -m pip install --quiet --prefer-binary $(CONSTRAINTS)
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart install lint test test-slow test-chaos test-fast parity sanitize bench bench-native fuzz constraints clean
+.PHONY: help quickstart install lint test test-slow test-chaos test-fast parity sanitize bench bench-data bench-native fuzz constraints clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -64,6 +64,9 @@ sanitize: $(DEVELOPMENT)  ## the kernels under the address, undefined and thread
 bench: $(RUNTIME)  ## every benchmark in benchmarks/, one after the other
 	set -e; for each in benchmarks/bench_*.py; do OMP_NUM_THREADS=1 $(BIN)/python $$each; done
 
+bench-data: $(RUNTIME)  ## images/s through Ray Data beside bare loops and a DataLoader
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_data.py
+
 bench-native: $(RUNTIME)  ## the kernels beside their peers: the tables of docs/performance.md
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_nms.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_matching.py
@@ -71,7 +74,7 @@ bench-native: $(RUNTIME)  ## the kernels beside their peers: the tables of docs/
 
 constraints: $(RUNTIME)  ## resolve the newest allowed versions into constraints.txt
 	$(BIN)/python -m pip install --quiet --dry-run --ignore-installed --prefer-binary \
-		--report $(VENV)/resolution.json -e '.[dev,export,s3,serve]'
+		--report $(VENV)/resolution.json -e '.[dev,export,tune,s3,serve]'
 	$(BIN)/python .ci/constraints.py < $(VENV)/resolution.json > constraints.txt
 
 clean:  ## remove caches and build products; the environment, data and runs stay

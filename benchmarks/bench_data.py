@@ -1,49 +1,110 @@
-"""Images per second of the data path: bare decode + augment loop, in-process stream, Ray Data.
+"""Images per second of the data path, pipeline by pipeline, beside what else one could run.
 
 ``python benchmarks/bench_data.py`` builds a digits set and measures on it; ``--images`` and
-``--annotations`` take any COCO split. The arms alternate within each round and the median over the
-rounds counts, since the load of a machine changes. With ``--step-ms`` the consumer spends that long
-on every batch, as training does; then the CPU time of its process is what to look at.
+``--annotations`` take any COCO split. For the pipelines of SSD300 and M2Det-512, in one run:
+
+- *decode*, *decode + augment*: CPU time per image of one thread, and their ratio;
+- *bare loops*: ``--tasks`` processes that decode and augment and keep nothing;
+- *DataLoader*: ``torch.utils.data.DataLoader`` with as many workers and the same work per sample;
+- *LocalStream*: this program's batches without Ray, one thread;
+- *RayStream*: the batches that a training worker gets through Ray Data, ``--tasks`` at a time.
+
+The arms alternate within each round and the median over the rounds counts, since the load of a
+machine changes. With ``--step-ms`` the consumer spends that long on every batch, as training does;
+then the CPU time of its process is what to look at.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
+import os
 import platform
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import ray
+from torch.utils.data import DataLoader, Dataset
 
+from orchestrator.config.schema.data import M2DetAugmentation, SSDAugmentation
 from orchestrator.data.assemble import BatchPlan
-from orchestrator.data.augment import SSDAugment
+from orchestrator.data.augment import build_augment
 from orchestrator.data.batch import Batch
 from orchestrator.data.coco import read_coco
-from orchestrator.data.decode import read_image
 from orchestrator.data.digits import Recipe, build_digits
+from orchestrator.data.images import image_pixels
 from orchestrator.data.keyed import SampleKey
 from orchestrator.data.ray_stream import ScheduledDataConfig
 from orchestrator.data.schedule import Schedule
 from orchestrator.data.stream import LocalStream
 
-SIZE = (300, 300)
+PIPELINES = {
+    "ssd300": (SSDAugmentation(), (300, 300)),
+    "m2det512": (M2DetAugmentation(), (512, 512)),
+}
+SLOTS = 100
 
 
-def bare(plan: BatchPlan, steps: int) -> Iterator[int]:
-    """Decode and augment without assembling batches: the limit of one thread."""
-    for step in range(steps):
-        epoch = plan.schedule.epoch_of(step)
+def prepare(plan: BatchPlan, step: int, sample: int) -> Any:
+    """Decode and augment one image."""
+    image = image_pixels(plan.train, sample)
+    boxes, labels = plan.train.training_boxes(sample)
+    key = SampleKey(plan.schedule.seed, plan.schedule.epoch_of(step), sample)
+    return plan.augment(image, boxes, labels, key)
+
+
+def bare_loop(plan: BatchPlan, steps: range, first: Any, done: Any) -> None:
+    """What one process of the bare loops does; its first image does not count."""
+    prepare(plan, 0, int(plan.schedule.samples(0)[0]))
+    first.wait()
+    for step in steps:
         for sample in plan.schedule.samples(step).tolist():
-            image = read_image(plan.train.path(sample))
-            boxes, labels = plan.train.training_boxes(sample)
-            plan.augment(image, boxes, labels, SampleKey(plan.schedule.seed, epoch, sample))
-        yield plan.schedule.batch_size
+            prepare(plan, step, sample)
+    done.wait()
+
+
+def bare(plan: BatchPlan, steps: int, tasks: int) -> dict[str, float]:
+    """``tasks`` processes, each with its share of the steps."""
+    context = multiprocessing.get_context("spawn")
+    first, done = context.Barrier(tasks + 1), context.Barrier(tasks + 1)
+    shares = [range(task, steps, tasks) for task in range(tasks)]
+    processes = [context.Process(target=bare_loop, args=(plan, s, first, done)) for s in shares]
+    for process in processes:
+        process.start()
+    first.wait()
+    begin = time.perf_counter()
+    done.wait()
+    seconds = time.perf_counter() - begin
+    for process in processes:
+        process.join()
+    return {"images_per_s": steps * plan.schedule.batch_size / seconds}
+
+
+class Samples(Dataset[dict[str, np.ndarray[Any, Any]]]):
+    """The same work per sample for a DataLoader, boxes padded so that it can stack them."""
+
+    def __init__(self, plan: BatchPlan, steps: int) -> None:
+        self.plan = plan
+        self.order = np.concatenate([plan.schedule.samples(step) for step in range(steps)])
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __getitem__(self, position: int) -> dict[str, np.ndarray[Any, Any]]:
+        step = position // self.plan.schedule.batch_size
+        made = prepare(self.plan, step, int(self.order[position]))
+        boxes = np.zeros((SLOTS, 4), np.float32)
+        labels = np.zeros(SLOTS, np.int64)
+        count = min(len(made.boxes), SLOTS)
+        boxes[:count], labels[:count] = made.boxes[:count], made.labels[:count]
+        return {"images": made.image, "boxes": boxes, "labels": labels}
 
 
 def sizes(batches: Iterator[Batch]) -> Iterator[int]:
@@ -68,6 +129,20 @@ def measure(counts: Iterator[int], step_seconds: float) -> dict[str, float]:
     }
 
 
+def one_thread(plan: BatchPlan, steps: int) -> dict[str, float]:
+    """CPU milliseconds per image of decoding alone, and with augmentation."""
+    samples = [(s, i) for s in range(steps) for i in plan.schedule.samples(s).tolist()]
+    begin = time.process_time()
+    for _, sample in samples:
+        image_pixels(plan.train, sample)
+    middle = time.process_time()
+    for step, sample in samples:
+        prepare(plan, step, sample)
+    decode = 1e3 * (middle - begin) / len(samples)
+    both = 1e3 * (time.process_time() - middle) / len(samples)
+    return {"decode_ms": decode, "decode_augment_ms": both, "share_of_decode_only": decode / both}
+
+
 def make_plan(options: argparse.Namespace, folder: Path) -> BatchPlan:
     if options.images is None:
         build_digits(folder / "digits", Recipe(train=200, val=1))
@@ -81,16 +156,70 @@ def make_plan(options: argparse.Namespace, folder: Path) -> BatchPlan:
         batch_size=options.batch,
         epochs=-(-options.steps // per_epoch),
     )
+    augmentation, size = PIPELINES["ssd300"]
     return BatchPlan(
         train=data,
         val=data,
         schedule=schedule,
-        augment=SSDAugment(size=SIZE),
-        input_size=SIZE,
-        box_slots=100,
+        augment=build_augment(augmentation, size),
+        input_size=size,
+        box_slots=SLOTS,
         with_crowd=False,
         eval_batch=options.batch,
     )
+
+
+def compare(plan: BatchPlan, options: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """All arms on one pipeline."""
+    config = ScheduledDataConfig(plan, tasks=options.tasks)
+    stream = config.configure(config.datasets(), 1, None, None)[0]["train"]
+    local = LocalStream(plan)
+    seconds = options.step_ms / 1e3
+
+    def loader() -> Iterator[int]:
+        made = DataLoader(
+            Samples(plan, options.steps),
+            batch_size=options.batch,
+            num_workers=options.tasks,
+            multiprocessing_context="spawn",
+        )
+        return (len(batch["images"]) for batch in made)
+
+    arms: dict[str, Callable[[], dict[str, float]]] = {
+        "bare loops": lambda: bare(plan, options.steps, options.tasks),
+        "DataLoader": lambda: measure(loader(), seconds),
+        "LocalStream": lambda: measure(sizes(local.train_batches(0, options.steps)), seconds),
+        "RayStream": lambda: measure(sizes(stream.train_batches(0, options.steps)), seconds),
+        "one thread": lambda: one_thread(plan, max(1, options.steps // 8)),
+    }
+    # The first execution starts the worker processes, once per run.
+    list(stream.train_batches(0, min(options.steps, 4 * options.tasks)))
+    runs: dict[str, list[dict[str, float]]] = {name: [] for name in arms}
+    for _ in range(options.rounds):
+        for name, run in arms.items():
+            runs[name].append(run())
+    return {
+        name: {key: round(statistics.median(run[key] for run in of_arm), 3) for key in of_arm[0]}
+        for name, of_arm in runs.items()
+    }
+
+
+def show(name: str, result: dict[str, dict[str, float]]) -> None:
+    thread = result["one thread"]
+    print(
+        f"\n{name}: decode {thread['decode_ms']:.2f} ms, with augmentation "
+        f"{thread['decode_augment_ms']:.2f} ms, {thread['share_of_decode_only']:.0%} of decode-only"
+    )
+    print(f"{'':12} {'images/s':>9} {'x bare':>7} {'first batch s':>14} {'consumer CPU ms':>16}")
+    for arm, row in result.items():
+        if arm == "one thread":
+            continue
+        ratio = row["images_per_s"] / result["bare loops"]["images_per_s"]
+        rest = "".join(
+            f"{row[key]:{width}.3f}" if key in row else " " * width
+            for key, width in (("first_batch_s", 15), ("consumer_cpu_ms_per_image", 17))
+        )
+        print(f"{arm:12} {row['images_per_s']:9.1f} {ratio:7.2f}{rest}")
 
 
 def main() -> None:
@@ -100,43 +229,29 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--tasks", type=int, default=2, help="map tasks of Ray Data at a time")
+    parser.add_argument("--tasks", type=int, default=2, help="processes of every parallel arm")
     parser.add_argument("--step-ms", type=float, default=0.0, help="consumer's time per batch")
+    parser.add_argument("--pipeline", choices=PIPELINES, action="append", default=[])
     options = parser.parse_args()
 
+    loads = [os.getloadavg()[0]]
+    results = {}
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-        plan = make_plan(options, Path(folder))
+        base = make_plan(options, Path(folder))
         ray.init(
             address="local", num_cpus=options.tasks + 1, include_dashboard=False, _temp_dir=folder
         )
-        config = ScheduledDataConfig(plan, tasks=options.tasks)
-        stream = config.configure(config.datasets(), 1, None, None)[0]["train"]
-        local = LocalStream(plan)
-        arms: dict[str, Callable[[], Iterator[int]]] = {
-            "bare loop": lambda: bare(plan, options.steps),
-            "LocalStream": lambda: sizes(local.train_batches(0, options.steps)),
-            "RayStream": lambda: sizes(stream.train_batches(0, options.steps)),
-        }
-        # The first execution starts the worker processes, once per run.
-        list(stream.train_batches(0, min(options.steps, 4 * options.tasks)))
-        runs: dict[str, list[dict[str, float]]] = {name: [] for name in arms}
-        for _ in range(options.rounds):
-            for name, start in arms.items():
-                runs[name].append(measure(start(), options.step_ms / 1e3))
+        for name in options.pipeline or PIPELINES:
+            augmentation, size = PIPELINES[name]
+            plan = replace(base, augment=build_augment(augmentation, size), input_size=size)
+            results[name] = compare(plan, options)
+            loads.append(os.getloadavg()[0])
+            show(name, results[name])
         ray.shutdown()
-
-    result: dict[str, Any] = {
-        name: {key: round(statistics.median(run[key] for run in of_arm), 3) for key in of_arm[0]}
-        for name, of_arm in runs.items()
-    }
-    print(f"{'':12} {'images/s':>9} {'first batch s':>14} {'consumer CPU ms/image':>22}")
-    for name, row in result.items():
-        print(
-            f"{name:12} {row['images_per_s']:9.1f} {row['first_batch_s']:14.3f} "
-            f"{row['consumer_cpu_ms_per_image']:22.3f}"
-        )
     settings = {
         "machine": platform.machine(),
+        "cores": os.cpu_count(),
+        "load": loads,
         "python": platform.python_version(),
         "ray": ray.__version__,
         "batch": options.batch,
@@ -144,9 +259,9 @@ def main() -> None:
         "rounds": options.rounds,
         "tasks": options.tasks,
         "step_ms": options.step_ms,
-        "images": len(plan.train),
+        "images": len(base.train),
     }
-    print(json.dumps({"settings": settings, "arms": result}))
+    print(json.dumps({"settings": settings, "arms": results}))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The driver: one experiment file in, a trained, evaluated and tracked detector out.
+"""The driver: one experiment file in, a trained, evaluated and tracked detector, or many, out.
 
 ``python -m orchestrator.run EXPERIMENT.yaml [key.path=value ...]``, on this machine or inside a
 ``ray job submit``. Running the same command again goes on where the run stopped.
@@ -13,7 +13,7 @@ from pathlib import Path
 from orchestrator.cli.exit import run_guarded
 from orchestrator.cli.parser import Parser
 from orchestrator.config.printing import print_config
-from orchestrator.config.resolve import ResolvedExperiment, load_experiment
+from orchestrator.config.resolve import ResolvedExperiment, read_template
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,6 +29,11 @@ def _main(argv: Sequence[str]) -> int:
     parser.add_argument("experiment", metavar="EXPERIMENT.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key.path=value")
     parser.add_argument(
+        "--sweep",
+        metavar="SWEEP.yaml",
+        help="a file with a sweep section, which takes the place of the experiment's own",
+    )
+    parser.add_argument(
         "--print-config",
         action="store_true",
         help="print the resolved experiment with the origin of each value, and stop",
@@ -40,10 +45,15 @@ def _main(argv: Sequence[str]) -> int:
     )
     arguments = parser.parse_args(argv)
     # Everything that is wrong with the file is said before Ray is even imported.
-    resolved = load_experiment(arguments.experiment, arguments.overrides)
+    template = read_template(arguments.experiment, arguments.overrides, sweep=arguments.sweep)
+    resolved = template.resolve()
     if arguments.print_config:
         sys.stdout.write(print_config(resolved))
         return 0
+    if resolved.experiment.sweep is not None:
+        from orchestrator.sweeps.driver import drive_sweep
+
+        return drive_sweep(template, force_resume=arguments.force_resume)
     return run(resolved, force_resume=arguments.force_resume)
 
 

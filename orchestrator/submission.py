@@ -198,12 +198,14 @@ def _check_locations(experiment: Experiment, sent: set[str]) -> None:
         )
     data = experiment.data
     for name, split in (("train", data.train), ("val", data.val)):
-        path = os.path.normpath(Path(data.root) / split.annotations)
+        key = "annotations" if split.shards is None else "shards"
+        given = getattr(split, key)
+        path = given if "://" in given else os.path.normpath(Path(data.root) / given)
         # A folder of annotations goes along when anything in it does.
         goes = path in sent or any(name.startswith(path + os.sep) for name in sent)
         if not _is_absolute(data.root) and not _is_absolute(path) and not goes:
             problems.append(
-                f"data.{name}.annotations: {path!r} is not uploaded (see .gitignore and "
+                f"data.{name}.{key}: {path!r} is not uploaded (see .gitignore and "
                 f".rayignore). Next: put the data where every node can read it and add "
                 f"data.root=/shared/data"
             )

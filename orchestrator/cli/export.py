@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from orchestrator.cli.detector import add_source_options, load, split_overrides
 from orchestrator.cli.parser import Parser
 from orchestrator.errors import ConfigError
+
+if TYPE_CHECKING:
+    from orchestrator.inference.registry import Registered
 
 
 def main(argv: Sequence[str]) -> int:
@@ -33,6 +38,15 @@ def main(argv: Sequence[str]) -> int:
         metavar="N",
         help="images of the validation set that both are compared on (default: 50)",
     )
+    registry = parser.add_argument_group("MLflow's model registry")
+    registry.add_argument(
+        "--register",
+        metavar="NAME",
+        help="log the file as a model of this name, to be loaded by mlflow.pyfunc",
+    )
+    registry.add_argument(
+        "--alias", default="latest-export", help="of the new version (default: latest-export)"
+    )
     add_source_options(parser)
     arguments = parser.parse_intermixed_args(argv)
     overrides, sources = split_overrides(arguments.words)
@@ -48,6 +62,12 @@ def main(argv: Sequence[str]) -> int:
     loaded = load(sources[0], overrides, arguments)
     experiment = loaded.resolved.experiment
     dataset = read_split(experiment, "val", limit=arguments.images)
+    uri = experiment.tracking.mlflow
+    if arguments.register is not None and uri is None:
+        raise ConfigError(
+            f"--register {arguments.register}: tracking.mlflow is null, so there is no registry. "
+            "Next: name one, tracking.mlflow=sqlite:///runs/mlflow.db"
+        )
     folder = (loaded.run_dir or Path()) / "export"
     path = arguments.output or folder / f"{experiment.name}.{arguments.format}"
     done = export(loaded, path, format=arguments.format, dataset=dataset, nms=arguments.nms)
@@ -61,4 +81,27 @@ def main(argv: Sequence[str]) -> int:
         f"{parity.score:.2g}; {parity.unmatched} of {parity.detections} detections unmatched; "
         f"AP {parity.ap_exported:.5f}, PyTorch {parity.ap_torch:.5f}, on {parity.images} images"
     )
+    if arguments.register is not None and uri is not None:
+        model = _register(arguments, path, uri, experiment.tracking.experiment, loaded.run_dir)
+        print(f"registered: {model.uri}, version {model.version}, of MLflow run {model.run_id}")
     return 0
+
+
+def _register(
+    arguments: Namespace, path: Path, uri: str, experiment: str, run_dir: Path | None
+) -> Registered:
+    from orchestrator.inference.registry import register
+    from orchestrator.tracking.mlflow_names import resolve_tracking_uri
+    from orchestrator.tracking.shipping import ShipState
+
+    absolute = resolve_tracking_uri(uri, Path.cwd())
+    state = None if run_dir is None else ShipState.load(run_dir)
+    known = state is not None and state.tracking_uri == absolute
+    return register(
+        path,
+        arguments.register,
+        alias=arguments.alias,
+        tracking_uri=absolute,
+        experiment=experiment,
+        run_id=state.run_id if state is not None and known else None,
+    )

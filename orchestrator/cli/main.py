@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from orchestrator.cli import (
+    benchmark,
     check,
     check_resume,
     compare,
@@ -17,9 +18,11 @@ from orchestrator.cli import (
     models,
     predict,
     replay,
+    report,
     rerun,
     run,
     serve,
+    shard,
     submit,
 )
 from orchestrator.cli.exit import run_guarded
@@ -28,6 +31,7 @@ from orchestrator.cli.verbs import Verb, dispatch
 VERBS: dict[str, Verb] = {
     "run": Verb(run.main, "train and evaluate as an experiment file says"),
     "check": Verb(check.main, "examine the data set of an experiment"),
+    "shard": Verb(shard.main, "write a data set as Parquet files that stream"),
     "submit": Verb(submit.main, "run an experiment on a Ray cluster that is already there"),
     "evaluate": Verb(evaluate.main, "COCO numbers of a trained detector, and where they come from"),
     "compare": Verb(compare.main, "runs side by side, and whether one is better than another"),
@@ -35,6 +39,8 @@ VERBS: dict[str, Verb] = {
     "serve": Verb(serve.main, "detections over HTTP"),
     "draw": Verb(draw.main, "predictions and ground truth on the images"),
     "export": Verb(export.main, "a detector as one ONNX or pt2 file, compared with PyTorch"),
+    "benchmark": Verb(benchmark.main, "speed of training, evaluation and detection, by part"),
+    "report": Verb(report.main, "one HTML page about a run"),
     "check-resume": Verb(check_resume.main, "prove that killing an experiment changes nothing"),
     "replay": Verb(replay.main, "repeat a training step that was not finite, and say what broke"),
     "rerun": Verb(rerun.main, "do a run again from its folder and compare the weights"),

@@ -8,8 +8,9 @@ Lists are entered by index. Overrides apply from left to right; the last one for
 from __future__ import annotations
 
 import copy
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from orchestrator.config.explain import unknown_key
 from orchestrator.config.problems import KeyPath, Place, Problem, dotted
@@ -57,7 +58,29 @@ def _apply_one(override: str, document: Document) -> None:
     if not equals or not all(parts):
         message = "an override is key.path=value, such as train.epochs=3"
         raise _RefusedError(Problem(place, (), message))
-    value = _parse(text, place, tuple(parts))
+    _put_value(parts, _parse(text, place, tuple(parts)), place, document)
+
+
+def apply_values(values: Mapping[str, Json], document: Document) -> None:
+    """Set every value, in order, in ``document``; what cannot be set is added to its problems.
+
+    Args:
+        values: by dotted key; one that ``sweep.space`` names is reported at its place there.
+        document: of an experiment; changed in place.
+    """
+    for key, value in values.items():
+        path: KeyPath = ("sweep", "space", key)
+        place = document.places.get(path, Place.of_override(f"{key}={json.dumps(value)}"))
+        try:
+            _put_value(key.split("."), value, place, document)
+        except _RefusedError as error:
+            document.problems += [
+                problem if place.is_override else Problem(place, path, problem.message)
+                for problem in error.problems
+            ]
+
+
+def _put_value(parts: list[str], value: Json, place: Place, document: Document) -> None:
     # Sections that an override opens on its way must not stay if it is refused after all.
     draft = copy.deepcopy(document.tree)
     path, opened = _set(draft, parts, value, place)

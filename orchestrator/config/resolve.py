@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import enum
 import hashlib
 import json
@@ -17,7 +18,8 @@ from orchestrator.config.explain import explain
 from orchestrator.config.problems import KeyPath, Place, dotted, error_of
 from orchestrator.config.scalars import Json, Scalar
 from orchestrator.config.schema import Experiment
-from orchestrator.config.yaml_loader import load_file
+from orchestrator.config.yaml_loader import Document, load_file
+from orchestrator.errors import ConfigError
 
 #: Before the origin of a seed that nobody chose.
 _DRAWN = "drawn, "
@@ -56,6 +58,90 @@ class ResolvedExperiment:
         return replace(self, experiment=experiment, tree=tree, digest=digest(tree))
 
 
+@dataclass(frozen=True)
+class Template:
+    """An experiment as it is written, whose values can still be replaced.
+
+    Attributes:
+        document: the file with its overrides; never changed.
+        source: the file, as it was named.
+    """
+
+    document: Document
+    source: Path
+
+    def resolve(self, values: Mapping[str, Json] | None = None) -> ResolvedExperiment:
+        """Validate and resolve the experiment with other values.
+
+        Args:
+            values: by dotted key, set in order; whole sections are allowed.
+
+        Raises:
+            ConfigError: with everything that is wrong with the file, the overrides and the values.
+        """
+        document = copy.deepcopy(self.document)
+        command_line.apply_values(values or {}, document)
+        problems = document.problems
+        experiment = None
+        try:
+            experiment = Experiment.model_validate_json(json.dumps(document.tree))
+        except ValidationError as error:
+            problems += explain(error, document.tree, document.places, document.refused)
+        if problems or experiment is None:
+            raise error_of(problems, str(self.source))
+        tree: dict[str, Json] = experiment.model_dump(mode="json")
+        origins = _origins(tree, document.places)
+        if isinstance(document.tree, dict) and document.tree.get("seed", experiment.seed) is None:
+            origins["seed"] = f"{_DRAWN}{origins['seed']}"
+        return ResolvedExperiment(
+            experiment=experiment,
+            tree=tree,
+            origins=origins,
+            digest=digest(tree),
+            source=self.source,
+        )
+
+
+def read_template(
+    path: str | Path, overrides: Sequence[str] = (), *, sweep: str | Path | None = None
+) -> Template:
+    """Read an experiment and apply overrides, without validating it yet.
+
+    Args:
+        path: of the YAML file.
+        overrides: ``key.path=value`` each, applied in order.
+        sweep: a YAML file whose only key is ``sweep``, which takes the place of that section.
+
+    Raises:
+        ConfigError: a file cannot be read.
+    """
+    path = Path(path)
+    document = load_file(path)
+    if sweep is not None:
+        _put_sweep(load_file(Path(sweep)), document, sweep)
+    command_line.apply(overrides, document)
+    return Template(document, path)
+
+
+def _put_sweep(section: Document, document: Document, source: str | Path) -> None:
+    found = list(section.tree) if isinstance(section.tree, dict) else []
+    if found != ["sweep"]:
+        what = ", ".join(found) if found else "none"
+        raise ConfigError(
+            f"{source}: the keys at the top are {what}; allowed is sweep alone, with what its "
+            "section holds below it"
+        )
+    if not isinstance(document.tree, dict) or not isinstance(section.tree, dict):
+        return  # What the experiment is instead is said when it is validated.
+    document.tree["sweep"] = section.tree["sweep"]
+    for known in [known for known in document.places if known[:1] == ("sweep",)]:
+        del document.places[known]
+        document.refused.discard(known)
+    document.problems += section.problems
+    document.places.update({place: at for place, at in section.places.items() if place})
+    document.refused.update(section.refused)
+
+
 def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> ResolvedExperiment:
     """Read, override, validate and resolve an experiment.
 
@@ -66,28 +152,7 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Resolved
     Raises:
         ConfigError: with everything that is wrong with the file and the overrides.
     """
-    path = Path(path)
-    document = load_file(path)
-    command_line.apply(overrides, document)
-    problems = document.problems
-    experiment = None
-    try:
-        experiment = Experiment.model_validate_json(json.dumps(document.tree))
-    except ValidationError as error:
-        problems += explain(error, document.tree, document.places, document.refused)
-    if problems or experiment is None:
-        raise error_of(problems, str(path))
-    tree: dict[str, Json] = experiment.model_dump(mode="json")
-    origins = _origins(tree, document.places)
-    if isinstance(document.tree, dict) and document.tree.get("seed", experiment.seed) is None:
-        origins["seed"] = f"{_DRAWN}{origins['seed']}"
-    return ResolvedExperiment(
-        experiment=experiment,
-        tree=tree,
-        origins=origins,
-        digest=digest(tree),
-        source=path,
-    )
+    return read_template(path, overrides).resolve()
 
 
 def _origins(tree: Json, places: Mapping[KeyPath, Place]) -> dict[str, str]:

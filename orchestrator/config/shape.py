@@ -36,7 +36,8 @@ def json_schema() -> Node:
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         **Experiment.model_json_schema(),
     }
-    models = [schema, *schema["$defs"].values()]
+    # The others stand for plain values, such as any JSON.
+    models = [model for model in (schema, *schema["$defs"].values()) if "properties" in model]
     for model in models:
         _describe_fields(model)
     for target in schema["properties"]["detector"]["discriminator"]["mapping"].values():

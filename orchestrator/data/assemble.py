@@ -7,6 +7,7 @@ function of the plan, the step, the rank and the number of ranks, they yield the
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,10 +16,12 @@ from numpy.typing import NDArray
 from orchestrator.data.augment import Augment, Sample, build_augment
 from orchestrator.data.augment.mix import Mix, Picture
 from orchestrator.data.batch import Batch
-from orchestrator.data.decode import BadImageError, read_image
+from orchestrator.data.decode import BadImageError
+from orchestrator.data.images import image_pixels
 from orchestrator.data.keyed import Domain, SampleKey, uniforms
 from orchestrator.data.records import Dataset
 from orchestrator.data.schedule import Schedule, eval_slots
+from orchestrator.data.shards import keep_shards
 from orchestrator.errors import DataError
 
 if TYPE_CHECKING:
@@ -91,12 +94,15 @@ class BatchPlan:
             sample_ids=training_samples(config, train),
             batch_size=batch_size,
             epochs=epochs,
+            window=config.window,
+            bounds=None if train.shards is None else train.shards.bounds,
         )
+        reach = schedule.shards_in_reach
         mix = None if config.mix is None else Mix(size=input_size, **config.mix.model_dump())
         images = 1 if mix is None else mix.images
         return cls(
-            train=train,
-            val=val,
+            train=keep_shards(train, reach),
+            val=keep_shards(val, reach),
             schedule=schedule,
             augment=build_augment(config.augmentation, input_size),
             input_size=input_size,
@@ -114,13 +120,14 @@ class BatchPlan:
         """
         epoch = self.schedule.epoch_of(step)
         samples = self.schedule.rank_samples(step, rank, world)
+        _fetch(self.train, samples)
         builder = _BatchBuilder(self, self.train, step, len(samples))
         for position, sample in enumerate(samples.tolist()):
             used, picture = self._picture(position, sample, builder.replaced)
             key = SampleKey(self.schedule.seed, epoch, used)
             if self.mix is not None:
-                count = len(self.schedule.sample_ids)
-                picture = self.mix(picture, key, count, self._partner)
+                pool = self.schedule.partners(step)
+                picture = self.mix(picture, key, len(pool), partial(self._partner, pool))
             builder.put(position, used, self.augment(*picture, key))
         return builder.finish()
 
@@ -135,6 +142,7 @@ class BatchPlan:
         image that cannot be decoded becomes padding: its annotations then count as missed.
         """
         slots = eval_slots(len(self.val), rank, world, self.eval_batch)[index]
+        _fetch(self.val, slots[slots >= 0])
         prepare = self.augment.plain()
         builder = _BatchBuilder(self, self.val, -1, len(slots))
         for position, sample in enumerate(slots.tolist()):
@@ -157,12 +165,12 @@ class BatchPlan:
         boxes, labels = self.train.training_boxes(used, with_crowd=self.with_crowd)
         return used, Picture(image, boxes, labels)
 
-    def _partner(self, number: int) -> Picture:
-        """The picture of the ``number``-th sample that takes part in training.
+    def _partner(self, pool: NDArray[np.int64], number: int) -> Picture:
+        """The picture of the ``number``-th sample of ``pool``.
 
         Where it has to be replaced nobody is told: that happens when its own turn comes.
         """
-        return self._picture(0, int(self.schedule.sample_ids[number]), [])[1]
+        return self._picture(0, int(pool[number]), [])[1]
 
     def _decode_or_replace(
         self, position: int, sample: int, replaced: list[_Replaced]
@@ -193,11 +201,16 @@ class BatchPlan:
     @staticmethod
     def _read(dataset: Dataset, sample: int) -> NDArray[np.uint8] | BadImageError:
         """The pixels of an image, or why they cannot be used."""
-        size = (int(dataset.heights[sample]), int(dataset.widths[sample]))
         try:
-            return read_image(dataset.path(sample), size=size)
+            return image_pixels(dataset, sample)
         except BadImageError as error:
             return error
+
+
+def _fetch(dataset: Dataset, samples: NDArray[np.int64]) -> None:
+    """Have on this node what the images of a batch are in, side by side rather than in turn."""
+    if dataset.shards is not None:
+        dataset.shards.fetch(samples)
 
 
 def training_samples(config: DataConfig, train: Dataset) -> NDArray[np.int64]:

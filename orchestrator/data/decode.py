@@ -69,14 +69,14 @@ def read_image(
             were changed in the middle cannot be told from a good one.
     """
     try:
-        return decode_image(image_bytes(path), size=size, max_pixels=max_pixels)
+        return decode_image(file_bytes(path), size=size, max_pixels=max_pixels)
     except (OSError, ValueError) as error:
         raise _unreadable(path, error) from error
     except BadImageError as error:
         raise type(error)(f"{path}: {error}") from error.__cause__
 
 
-def image_bytes(path: Path) -> bytes:
+def file_bytes(path: Path) -> bytes:
     """All bytes of a file that is not too large to be an image that is decoded.
 
     Raises:
@@ -152,6 +152,11 @@ def read_size(path: Path) -> tuple[int, int]:
         raise _unreadable(path, error) from error
     except BadImageError as error:
         raise type(error)(f"{path}: {error}") from error.__cause__
+
+
+def size_in(data: bytes) -> tuple[int, int]:
+    """:func:`read_size` for the bytes of a file; messages do not name one."""
+    return _open(io.BytesIO(data), data[:16])[1:]
 
 
 def _open(file: BinaryIO, start: bytes) -> tuple[str, int, int]:

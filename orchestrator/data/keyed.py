@@ -30,6 +30,8 @@ class Domain(IntEnum):
     EXPAND = 7
     RESIZE = 8
     MIX = 9
+    SHARDS = 10
+    SWEEP = 11
 
 
 def words(

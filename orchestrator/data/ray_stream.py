@@ -35,7 +35,7 @@ from ray.data import TaskPoolStrategy
 from orchestrator.data.assemble import BatchPlan
 from orchestrator.data.batch import Batch
 from orchestrator.data.stream import EvalCache, in_order
-from orchestrator.errors import ConfigError, DataError, OrchestratorError
+from orchestrator.errors import ConfigError, DataError, OrchestratorError, StorageError
 
 if TYPE_CHECKING:
     from ray.actor import ActorHandle
@@ -240,7 +240,7 @@ def _make_rows(
     plan = _plan(plan_ref)
     try:
         return _pack([make(plan, int(number), rank, world) for number in rows["data"]])
-    except (ConfigError, DataError) as error:
+    except (ConfigError, DataError, StorageError) as error:
         return {"error": np.array([type(error).__name__]), "message": np.array([str(error)])}
 
 
@@ -259,17 +259,23 @@ def _unpack(rows: Rows) -> Iterator[Batch]:
     object store can drop the block.
 
     Raises:
-        DataError: what the map stage found wrong with the data; ConfigError likewise.
+        DataError: what the map stage found wrong; ConfigError and StorageError likewise.
     """
     if "error" in rows:
-        kind = ConfigError if rows["error"][0] == ConfigError.__name__ else DataError
-        raise kind(str(rows["message"][0]))
+        kinds = {kind.__name__: kind for kind in (ConfigError, StorageError)}
+        raise kinds.get(str(rows["error"][0]), DataError)(str(rows["message"][0]))
     for row, step in enumerate(rows["step"].tolist()):
         yield Batch(
             step=step,
             replaced=tuple((p, s, why) for p, s, why in json.loads(rows["replaced"][row])),
             **{name: rows[name][row].copy() for name in _ARRAYS},
         )
+
+
+def hush_ray_data() -> None:
+    """Keep what every execution of Ray Data says of itself out of the log of the run."""
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
 
 
 class _Segment:
@@ -325,9 +331,7 @@ class _Segment:
         self._thread.join(_CLOSE_SECONDS)
 
     def _drain(self, dataset: ray.data.Dataset) -> None:
-        # Two lines for every execution of Ray Data would drown the log of the run.
-        logging.getLogger("ray.data").setLevel(logging.WARNING)
-        logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
+        hush_ray_data()
         made = 0
         try:
             for rows in dataset.iter_batches(

@@ -10,6 +10,7 @@ from orchestrator.data.classes import CLASSES_FILE, read_classes
 from orchestrator.data.coco import read_coco
 from orchestrator.data.findings import ReadResult
 from orchestrator.data.label_map import LabelMap
+from orchestrator.data.shards import read_shards, require_same
 from orchestrator.data.text_files import UNREADABLE_IMAGE
 from orchestrator.data.txt import read_txt
 from orchestrator.data.voc import read_voc
@@ -36,11 +37,26 @@ def read_split(config: DataConfig, split: SplitConfig) -> ReadResult:
         split: its ``train`` or ``val``.
 
     Raises:
-        DataError: the split is missing or malformed, or too many of its images had to be left out.
+        DataError: the split is missing or malformed, too many of its images had to be left out, or
+            its shards are of other annotations.
         SecurityError: a path leads out of the image folder.
     """
     root = Path(config.root).resolve()
-    images, annotations = root / split.images, root / split.annotations
+    annotated = None if split.files is None else _read_files(config, root, *split.files)
+    if split.shards is None:
+        assert annotated is not None, "the schema requires one of the two"
+        return annotated
+    remote = "://" in split.shards
+    location = split.shards if remote else str(root / split.shards)
+    sharded = read_shards(location, cache=config.cache)
+    if annotated is None:
+        return sharded
+    require_same(sharded.dataset, annotated.dataset)
+    return ReadResult(sharded.dataset, annotated.findings)
+
+
+def _read_files(config: DataConfig, root: Path, folder: str, file: str) -> ReadResult:
+    images, annotations = root / folder, root / file
     if config.format == "coco":
         return read_coco(images, annotations)
     classes = read_classes(root / (config.classes or CLASSES_FILE))

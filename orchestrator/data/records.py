@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import posixpath
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.data.label_map import LabelMap
+from orchestrator.data.names import Names
+from orchestrator.data.shard_images import ShardedImages
 
 
 @dataclass(frozen=True)
@@ -28,8 +31,9 @@ class Dataset:
 
     Attributes:
         label_map: classes of the data set.
-        root: absolute folder the image files lie under.
-        files: n file names relative to ``root``.
+        root: absolute folder the image files lie under; the location of the shards where
+            ``shards`` is given.
+        files: n file names relative to ``root``; kept as :class:`~orchestrator.data.names.Names`.
         image_ids: (n,) int64 data-set ids, unique.
         widths, heights: (n,) int32 pixels, as declared by the annotation file.
         offsets: (n + 1,) int64.
@@ -39,11 +43,12 @@ class Dataset:
         areas: (m,) float64 annotated area in square pixels (segment area in COCO).
         crowd: (m,) bool; crowd boxes are ignored by matching and treated as COCO does in
             evaluation.
+        shards: holds the images, where they are no files.
     """
 
     label_map: LabelMap
     root: str
-    files: tuple[str, ...]
+    files: Sequence[str]
     image_ids: NDArray[np.int64]
     widths: NDArray[np.int32]
     heights: NDArray[np.int32]
@@ -52,6 +57,10 @@ class Dataset:
     labels: NDArray[np.int64]
     areas: NDArray[np.float64]
     crowd: NDArray[np.bool_]
+    shards: ShardedImages | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "files", Names.of(self.files))
 
     def __len__(self) -> int:
         return len(self.files)

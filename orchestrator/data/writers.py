@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import ROUND_HALF_EVEN, Context, Decimal
 from pathlib import Path, PurePosixPath
@@ -206,7 +206,7 @@ def _stem(file: str) -> str:
     return str(PurePosixPath(os.path.normpath(file)).with_suffix(""))
 
 
-def _refuse_equal(names: list[str], files: tuple[str, ...], what: str) -> None:
+def _refuse_equal(names: list[str], files: Sequence[str], what: str) -> None:
     """Two images must not share a file of annotations."""
     seen: dict[str, str] = {}
     for name, file in zip(names, files, strict=True):

@@ -166,7 +166,7 @@ def analyse(
     working = _working_score(dataset, matches)
     return Analysis(
         label_map=dataset.label_map,
-        metrics=metrics_of(dataset, results, scored),
+        metrics=metrics_of(dataset, scored, labels=results.labels, images=results.images),
         scored=scored,
         splits={"size": _split(scored, SIZES), "aspect": _split(by_aspect, ASPECTS)},
         working_score=working,

@@ -109,15 +109,25 @@ def evaluate(
             to an image or class that the data set does not have.
     """
     results = sound(dataset, found)
-    return metrics_of(dataset, results, score(dataset, results, backend=backend))
+    scored = score(dataset, results, backend=backend)
+    return metrics_of(dataset, scored, labels=results.labels, images=results.images)
 
 
-def metrics_of(dataset: Dataset, results: Results, scored: Scored) -> CocoMetrics:
-    """The numbers of sound results that have been matched by COCO's sizes."""
+def metrics_of(
+    dataset: Dataset, scored: Scored, *, labels: NDArray[np.int64], images: NDArray[np.int64]
+) -> CocoMetrics:
+    """The numbers of sound results that have been matched by COCO's sizes.
+
+    Args:
+        dataset: ground truth.
+        scored: the matching.
+        labels: (d,) of the detections, in any order.
+        images: ids of the images that were looked at.
+    """
     return CocoMetrics(
         numbers=_numbers(scored),
-        classes=_class_scores(dataset, results, scored),
-        unseen_images=int(np.isin(dataset.image_ids, results.images, invert=True).sum()),
+        classes=_class_scores(dataset, labels, scored),
+        unseen_images=int(np.isin(dataset.image_ids, images, invert=True).sum()),
     )
 
 
@@ -192,10 +202,12 @@ def _numbers(scored: Scored) -> dict[str, float]:
     return dict(zip(METRICS, values, strict=True))
 
 
-def _class_scores(dataset: Dataset, results: Results, scored: Scored) -> tuple[ClassScore, ...]:
+def _class_scores(
+    dataset: Dataset, labels: NDArray[np.int64], scored: Scored
+) -> tuple[ClassScore, ...]:
     classes = len(dataset.label_map)
     boxes = np.bincount(dataset.labels[~dataset.crowd], minlength=classes)
-    detections = np.bincount(results.labels, minlength=classes)
+    detections = np.bincount(labels, minlength=classes)
     ids = dataset.label_map.ids
     return tuple(
         ClassScore(

@@ -69,15 +69,17 @@ class StreamingEvaluator:
 
     def finish(self) -> CocoMetrics:
         """The numbers; images that never came count as missed."""
-        found = self.detections()
         if self._matcher is None:
-            return evaluate(self.dataset, found, backend=self.backend)
+            return evaluate(self.dataset, self.detections(), backend=self.backend)
+        seen = self.dataset.image_ids[self._seen]
         nothing = Results.of(Detections.merge([]))
         self._match(np.flatnonzero(~self._seen), nothing, np.zeros(0, np.bool_))
         evaluation = self._matcher.finalize()
         evaluation.accumulate()
         scored = scored_of(dict(evaluation.eval), self.dataset.label_map)
-        return metrics_of(self.dataset, Results.of(found), scored)
+        labels = [part.labels for part in self._parts]
+        every_label = np.concatenate(labels) if labels else np.zeros(0, np.int64)
+        return metrics_of(self.dataset, scored, labels=every_label, images=seen)
 
     def _match(self, positions: Any, results: Results, keep: Any) -> None:
         """Hand the images at ``positions``, their boxes and detections to hotcoco."""

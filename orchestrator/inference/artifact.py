@@ -38,7 +38,10 @@ class Metadata:
     Attributes:
         detector: what it is.
         input_size: (H, W) it takes.
-        resize: rule that brings an image there; ``stretch`` ignores the aspect ratio.
+        resize: rule that brings an image there: ``stretch`` ignores the aspect ratio, ``pad`` keeps
+            it and puts the image at the upper left of the input.
+        pad: ``short_side`` and ``long_side``, which those of the image are made no longer than, or
+            null, and ``fill``, the RGB of the rest; None with ``stretch``.
         interpolation: of that resize, on uint8 as OpenCV does it.
         mean, std: on the 0..255 scale, RGB; inside the graph already, to be known.
         label_map: as :meth:`LabelMap.to_json` writes it.
@@ -53,6 +56,7 @@ class Metadata:
     detector: str
     input_size: tuple[int, int]
     resize: str
+    pad: dict[str, Any] | None
     interpolation: str
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -112,16 +116,38 @@ class ExportedDetector:
         self._run, text = opened
         self.metadata = Metadata.from_json(text, path)
         self.label_map = LabelMap.from_json(self.metadata.label_map)
-        if self.metadata.resize != "stretch":
-            raise StorageError(f"{path}: unknown resize rule {self.metadata.resize!r}")
+        rule, pad = self.metadata.resize, self.metadata.pad
+        if rule not in ("stretch", "pad") or (rule == "pad") != (pad is not None):
+            raise StorageError(f"{path}: unknown resize rule {rule!r} with {pad}")
         if self.metadata.interpolation not in _INTERPOLATIONS:
             raise StorageError(f"{path}: unknown interpolation {self.metadata.interpolation!r}")
 
-    def prepare(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """(h, w, 3) RGB to the (H, W, 3) that the network takes."""
-        height, width = self.metadata.input_size
+    def prepare(
+        self, image: NDArray[np.uint8]
+    ) -> tuple[NDArray[np.uint8], tuple[float, float, float, float]]:
+        """(h, w, 3) RGB to the (H, W, 3) that the network takes.
+
+        Also ``sx, sy, tx, ty``: x of the input is sx times x of the image plus tx.
+        """
+        size, pad = self.metadata.input_size, self.metadata.pad
+        height, width = image.shape[:2]
+        if pad is None:
+            rows, columns = size
+        else:
+            factors = [size[0] / height, size[1] / width]
+            for name, side in (("short_side", min), ("long_side", max)):
+                if pad[name] is not None:
+                    factors.append(pad[name] / side(height, width))
+            # Half up, and no side vanishes.
+            rows, columns = (
+                min(room, max(1, int(side * min(factors) + 0.5)))
+                for room, side in zip(size, (height, width), strict=True)
+            )
         how = _INTERPOLATIONS[self.metadata.interpolation]
-        return cv2.resize(image, (width, height), interpolation=how).astype(np.uint8, copy=False)
+        made = np.empty((*size, 3), np.uint8)
+        made[:] = np.array((0, 0, 0) if pad is None else pad["fill"], np.uint8)
+        made[:rows, :columns] = cv2.resize(image, (columns, rows), interpolation=how)
+        return made, (columns / width, rows / height, 0.0, 0.0)
 
     def outputs(self, images: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
         """Every output for (N, H, W, 3) images, by name."""

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from detectors.base import Detector
 from detectors.postprocess import PostprocessConfig
+from orchestrator.data.augment import Augment, PlainResize, ResizePad, ScaleJitter
 from orchestrator.data.records import Dataset
 from orchestrator.errors import ConfigError, OrchestratorError
 from orchestrator.inference.artifact import (
@@ -136,10 +137,12 @@ def metadata_of(
 ) -> Metadata:
     """What a file of this detector has to say."""
     model, experiment = loaded.model, loaded.resolved.experiment
+    pad = _pad_of(loaded.prepare)
     return Metadata(
         detector=experiment.detector.title,
         input_size=model.input_size,
-        resize="stretch",
+        resize="stretch" if pad is None else "pad",
+        pad=pad,
         interpolation="bilinear",
         mean=tuple(model.pixel_mean.flatten().tolist()),
         std=tuple(model.pixel_std.flatten().tolist()),
@@ -152,6 +155,18 @@ def metadata_of(
         program=_program(),
         opset=opset,
     )
+
+
+def _pad_of(prepare: Augment) -> dict[str, Any] | None:
+    """What the metadata say of padding; None where images are stretched."""
+    if isinstance(prepare, PlainResize):
+        return None
+    sides: dict[str, int | None] = {"short_side": None, "long_side": None}
+    if isinstance(prepare, ResizePad):
+        sides = {"short_side": prepare.short_side, "long_side": prepare.long_side}
+    else:
+        assert isinstance(prepare, ScaleJitter), "an augmentation that export does not know"
+    return {**sides, "fill": list(prepare.fill)}
 
 
 def _program() -> str:

@@ -79,12 +79,11 @@ def watch(
         _require_windows()
     torch.set_num_threads(threads)
     network = network_of(loaded)
-    size = loaded.model.input_size
     found: list[Prediction] = []
     try:
         with _frames(source) as frames:
             for pixels in frames:
-                (one,) = detect(network, [pixels], how, input_size=size, batch_size=1)
+                (one,) = detect(network, [pixels], how, prepare=loaded.prepare, batch_size=1)
                 key = f"{_name(source)}#{len(found):06d}"
                 found.append(kept(key, pixels.shape[0], pixels.shape[1], one))
                 on_progress(len(found))

@@ -20,6 +20,7 @@ from torch import Tensor
 from detectors.base import Detector
 from detectors.registry import build_detector
 from orchestrator.config.resolve import ResolvedExperiment, load_experiment
+from orchestrator.data.augment import Augment, build_augment
 from orchestrator.data.label_map import LabelMap
 from orchestrator.data.readers import read_split
 from orchestrator.errors import ConfigError, SecurityError, StorageError, nearest
@@ -68,6 +69,13 @@ class LoadedDetector:
     step: int | None
     averaged: bool
     weights_sha256: str
+
+    @property
+    def prepare(self) -> Augment:
+        """How images are brought to the network's size: as validation did during training."""
+        return build_augment(
+            self.resolved.experiment.data.augmentation, self.model.input_size
+        ).plain()
 
     @property
     def title(self) -> str:
@@ -273,10 +281,10 @@ def _label_map_of(resolved: ResolvedExperiment, source: Path) -> LabelMap:
     data = resolved.experiment.data
     root = Path(data.root).resolve()
     split = data.val
-    if not (root / split.annotations).exists():
+    if split.files is not None and not (root / split.files[1]).exists():
         raise StorageError(
             f"{source}: has no {LABEL_MAP_NAME} beside it, and the annotations of the experiment, "
-            f"{root / split.annotations}, are not there. Next: put one of the two there"
+            f"{root / split.files[1]}, are not there. Next: put one of the two there"
         )
     return read_split(data, split).dataset.label_map
 

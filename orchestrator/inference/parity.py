@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -19,9 +19,8 @@ from numpy.typing import NDArray
 from detectors.base import Candidates
 from detectors.boxes import map_to_original, pairwise_iou
 from detectors.postprocess import ImageDetections, PostprocessConfig, postprocess
-from orchestrator.data.augment import PlainResize
-from orchestrator.data.decode import BadImageError, read_image
-from orchestrator.data.keyed import SampleKey
+from orchestrator.data.decode import BadImageError
+from orchestrator.data.images import image_pixels
 from orchestrator.data.records import Dataset
 from orchestrator.errors import DataError
 from orchestrator.evaluation.coco import evaluate
@@ -29,6 +28,7 @@ from orchestrator.evaluation.detections import Detections
 from orchestrator.inference.artifact import ExportedDetector
 from orchestrator.inference.loading import LoadedDetector
 from orchestrator.inference.predictor import to_detections
+from orchestrator.inference.views import prepared
 
 _BATCH = 4
 _DETECTIONS_PER_CLASS = 100
@@ -110,14 +110,19 @@ def compare(
     with torch.no_grad():
         for ids, pixels in _batches(dataset):
             images += len(ids)
-            prepared = np.stack([exported.prepare(image) for image in pixels])
-            ours, differences, selected = _compare_raw(loaded, exported, pixels, prepared)
+            inputs = [_of_torch(loaded, pixels), _of_file(exported, pixels)]
+            ours, differences, selected = _compare_raw(
+                loaded, exported, *(i.images for i in inputs)
+            )
             for name, value in differences.items():
                 # NaN on one side alone must not pass for a small difference.
                 known = raw.get(name, 0.0)
                 raw[name] = value if np.isnan(value) else max(known, value)
-            theirs = exported(prepared)
-            found = [_detect(candidates, pixels, size, config) for candidates in (ours, theirs)]
+            theirs = exported(inputs[1].images)
+            found = [
+                _detect(candidates, side, pixels, config)
+                for candidates, side in zip((ours, theirs), inputs, strict=True)
+            ]
             for side, detections in zip(sides, found, strict=True):
                 side.append(to_detections(ids, detections))
             for left, right in [*zip(*found, strict=True), *selected]:
@@ -158,7 +163,7 @@ def _batches(dataset: Dataset) -> Iterator[tuple[list[int], list[NDArray[np.uint
         ids, pixels = [], []
         for position in range(start, min(start + _BATCH, len(dataset))):
             try:
-                pixels.append(read_image(dataset.path(position)))
+                pixels.append(image_pixels(dataset, position, declared=False))
             except BadImageError:
                 continue
             ids.append(int(dataset.image_ids[position]))
@@ -166,20 +171,35 @@ def _batches(dataset: Dataset) -> Iterator[tuple[list[int], list[NDArray[np.uint
             yield ids, pixels
 
 
+class _Input(NamedTuple):
+    """A batch at the network's size, (N, H, W, 3), and (N, 4) how it came there."""
+
+    images: NDArray[np.uint8]
+    transforms: torch.Tensor
+
+
+def _of_torch(loaded: LoadedDetector, pixels: list[NDArray[np.uint8]]) -> _Input:
+    samples = [prepared(image, loaded.prepare) for image in pixels]
+    transforms = torch.tensor([sample.transform for sample in samples], dtype=torch.float64)
+    return _Input(np.stack([sample.image for sample in samples]), transforms)
+
+
+def _of_file(exported: ExportedDetector, pixels: list[NDArray[np.uint8]]) -> _Input:
+    images, transforms = zip(*(exported.prepare(image) for image in pixels), strict=True)
+    return _Input(np.stack(images), torch.tensor(transforms, dtype=torch.float64))
+
+
 def _compare_raw(
     loaded: LoadedDetector,
     exported: ExportedDetector,
-    pixels: list[NDArray[np.uint8]],
-    prepared: NDArray[np.uint8],
+    images: NDArray[np.uint8],
+    asked_for: NDArray[np.uint8],
 ) -> tuple[Candidates, dict[str, float], list[_Pair]]:
     """PyTorch's candidates, and how far the file is from them for the same input.
 
-    That input is what PyTorch gets; ``prepared``, what the file asks for, is compared with it.
+    That input is what PyTorch gets; ``asked_for``, by the file, is compared with it.
     Where the file suppresses, the third are detections of both sides in network pixels.
     """
-    resize = PlainResize(loaded.model.input_size)
-    empty = np.zeros((0, 4), np.float32), np.zeros(0, np.int64)
-    images = np.stack([resize(image, *empty, SampleKey(0, 0, 0)).image for image in pixels])
     tensor = torch.from_numpy(images).permute(0, 3, 1, 2)
     raw = loaded.model(tensor)
     ours = loaded.model.decode(raw)
@@ -194,12 +214,12 @@ def _compare_raw(
         / (max(loaded.model.input_size) if name == "boxes" else 1)
         for name, value in expected.items()
     }
-    differences["images"] = _difference(torch.from_numpy(images).float(), prepared) / 255
+    differences["images"] = _difference(torch.from_numpy(images).float(), asked_for) / 255
     if "selected" not in theirs:
         return ours, differences, []
     config = loaded.resolved.experiment.detector.postprocess
     found = postprocess(ours, graph_suppression(config))
-    return ours, differences, list(zip(found, _selected(theirs, len(pixels)), strict=True))
+    return ours, differences, list(zip(found, _selected(theirs, len(images)), strict=True))
 
 
 def graph_suppression(config: PostprocessConfig) -> PostprocessConfig:
@@ -230,14 +250,12 @@ def _difference(expected: torch.Tensor, found: NDArray[Any]) -> float:
 
 def _detect(
     candidates: Candidates,
+    side: _Input,
     pixels: list[NDArray[np.uint8]],
-    size: tuple[int, int],
     config: PostprocessConfig,
 ) -> list[ImageDetections]:
     sizes = torch.tensor([image.shape[:2] for image in pixels])
-    scale = torch.tensor([[size[1] / w, size[0] / h] for h, w in sizes.tolist()])
-    transforms = torch.cat([scale, torch.zeros_like(scale)], dim=1)
-    boxes = map_to_original(candidates.boxes, transforms, sizes)
+    boxes = map_to_original(candidates.boxes, side.transforms, sizes)
     return postprocess(Candidates(boxes, candidates.scores), config)
 
 

@@ -206,9 +206,8 @@ class ShareWorker:
     def _detect(self, images: list[Any]) -> list[ImageDetections]:
         if not images:
             return []
-        size = self.job.loaded.model.input_size
-        batch = self.job.batch_size
-        return detect(self.network, images, self.job.how, input_size=size, batch_size=batch)
+        prepare, batch = self.job.loaded.prepare, self.job.batch_size
+        return detect(self.network, images, self.job.how, prepare=prepare, batch_size=batch)
 
 
 def network_of(loaded: LoadedDetector, kind: str | None = None) -> Network:

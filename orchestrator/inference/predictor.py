@@ -19,7 +19,7 @@ from detectors.base import Candidates, Detector
 from detectors.boxes import map_to_original
 from detectors.postprocess import ImageDetections, PostprocessConfig, postprocess
 from orchestrator.accelerators import Accelerator, Precision
-from orchestrator.data.augment.geometry import Sample
+from orchestrator.data.augment import Augment, Sample
 from orchestrator.evaluation.detections import Detections
 from orchestrator.inference.fusion import fuse
 from orchestrator.inference.views import Views
@@ -76,7 +76,7 @@ def detect(
     images: Sequence[NDArray[np.uint8]],
     how: DetectOptions,
     *,
-    input_size: tuple[int, int],
+    prepare: Augment,
     batch_size: int,
 ) -> list[ImageDetections]:
     """Detections of images in their own pixels.
@@ -85,10 +85,10 @@ def detect(
         network: of any kind.
         images: at most ``batch_size``, (h, w, 3) uint8 RGB each.
         how: views and post-processing.
-        input_size: (H, W) the network takes.
+        prepare: brings an image to the size the network takes, as validation did.
         batch_size: images the network is given at a time; what is missing is black.
     """
-    views = [how.views.of(image, input_size) for image in images]
+    views = [how.views.of(image, prepare) for image in images]
     sizes = torch.tensor([image.shape[:2] for image in images])
     parts = [
         _candidates(network, [of_image[number] for of_image in views], sizes, batch_size)

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from orchestrator.accelerators import Accelerator, of_this_process
 from orchestrator.config.schema import ClusterConfig, Experiment
 from orchestrator.data import readers
-from orchestrator.data.decode import BadImageError, read_image
+from orchestrator.data.decode import BadImageError
+from orchestrator.data.images import image_pixels
 from orchestrator.data.records import Dataset
 from orchestrator.errors import ConfigError
 from orchestrator.evaluation.analysis import Analysis, analyse
@@ -81,9 +82,8 @@ def first_images(dataset: Dataset, count: int) -> Dataset:
         raise ConfigError(f"--limit {count}: at least one image has to be looked at")
     count = min(count, len(dataset))
     boxes = slice(0, int(dataset.offsets[count]))
-    return Dataset(
-        label_map=dataset.label_map,
-        root=dataset.root,
+    return replace(
+        dataset,
         files=dataset.files[:count],
         image_ids=dataset.image_ids[:count],
         widths=dataset.widths[:count],
@@ -163,9 +163,8 @@ class _Worker:
         data, size = self.task.dataset, self.task.batch_size
         images, ids, bad = [], [], []
         for position in range(number * size, min((number + 1) * size, len(data))):
-            annotated = (int(data.heights[position]), int(data.widths[position]))
             try:
-                images.append(read_image(data.path(position), size=annotated))
+                images.append(image_pixels(data, position))
             except BadImageError as error:
                 bad.append(str(error))
                 continue
@@ -179,7 +178,7 @@ class _Worker:
             self.network,
             images,
             self.task.how,
-            input_size=self.task.loaded.model.input_size,
+            prepare=self.task.loaded.prepare,
             batch_size=self.task.batch_size,
         )
         return to_detections(ids, found)

@@ -135,7 +135,7 @@ class BatchDetector:
             self._network,
             images,
             self.job.how,
-            input_size=self.job.loaded.model.input_size,
+            prepare=self.job.loaded.prepare,
             batch_size=self.job.batch_size,
         )
 

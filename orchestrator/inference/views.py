@@ -9,15 +9,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.data.augment.geometry import Sample, flipped, resized
+from orchestrator.data.augment import Augment
+from orchestrator.data.augment.geometry import Sample, flipped
+from orchestrator.data.keyed import SampleKey
 
 _NO_BOXES = np.zeros((0, 4), np.float32)
 _NO_LABELS = np.zeros(0, np.int64)
+#: What addresses draws, where none is made.
+_KEY = SampleKey(0, 0, 0)
 
 
 @dataclass(frozen=True)
@@ -36,9 +40,12 @@ class Views:
         windows = sum(_across(scale) ** 2 for scale in self.scales)
         return windows * (2 if self.flip else 1)
 
-    def of(self, image: NDArray[np.uint8], size: tuple[int, int]) -> list[Sample]:
-        """All views of a (h, w, 3) image, each of ``size`` = (H, W); always equally many."""
-        samples = [sample for scale in self.scales for sample in _windows(image, scale, size)]
+    def of(self, image: NDArray[np.uint8], prepare: Augment) -> list[Sample]:
+        """All views of a (h, w, 3) image, brought to the network's size; always equally many.
+
+        ``prepare`` draws nothing: it is the ``plain`` part of an augmentation.
+        """
+        samples = [sample for scale in self.scales for sample in _windows(image, scale, prepare)]
         return samples + [flipped(sample) for sample in samples] if self.flip else samples
 
 
@@ -47,7 +54,12 @@ def _across(scale: float) -> int:
     return max(1, math.ceil(scale))
 
 
-def _windows(image: NDArray[np.uint8], scale: float, size: tuple[int, int]) -> list[Sample]:
+def prepared(image: NDArray[np.uint8], prepare: Augment) -> Sample:
+    """A whole (h, w, 3) image at the network's size."""
+    return prepare(image, _NO_BOXES, _NO_LABELS, _KEY)
+
+
+def _windows(image: NDArray[np.uint8], scale: float, prepare: Augment) -> list[Sample]:
     height, width = image.shape[:2]
     window = (math.ceil(height / scale), math.ceil(width / scale))
     if scale < 1:
@@ -56,7 +68,7 @@ def _windows(image: NDArray[np.uint8], scale: float, size: tuple[int, int]) -> l
         image = larger
     count = _across(scale)
     return [
-        _window(image, window, origin=(left, top), size=size)
+        _window(image, window, origin=(left, top), prepare=prepare)
         for top in _starts(image.shape[0], window[0], count)
         for left in _starts(image.shape[1], window[1], count)
     ]
@@ -72,8 +84,10 @@ def _window(
     window: tuple[int, int],
     *,
     origin: tuple[int, int],
-    size: tuple[int, int],
+    prepare: Augment,
 ) -> Sample:
     left, top = origin
     cut = image[top : top + window[0], left : left + window[1]]
-    return resized(np.ascontiguousarray(cut), _NO_BOXES, _NO_LABELS, size, origin=origin)
+    sample = prepared(np.ascontiguousarray(cut), prepare)
+    sx, sy, tx, ty = sample.transform
+    return replace(sample, transform=(sx, sy, tx - left * sx, ty - top * sy))

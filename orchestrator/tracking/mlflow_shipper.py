@@ -120,6 +120,7 @@ class MlflowShipper:
         status: RunStatus,
         *,
         artifacts: Mapping[str, str] | None = None,
+        tags: Mapping[str, str] | None = None,
         timeout: float = 60.0,
     ) -> Shipped:
         """Ship the rest, give the run its status and end the process.
@@ -127,11 +128,12 @@ class MlflowShipper:
         Args:
             status: how the run ended.
             artifacts: further ones, by the path they get.
+            tags: further ones.
             timeout: seconds after which the process is ended and the rest stays behind.
         """
         last = dict(artifacts or {})
         if self._process is not None:
-            self._send({"status": status, "artifacts": last})
+            self._send({"status": status, "tags": dict(tags or {}), "artifacts": last})
             try:
                 # Closes the pipe as well, and waits for nothing but the end of the process.
                 self._process.communicate(timeout=timeout)

@@ -17,6 +17,8 @@ from orchestrator.tracking.atomic import write_atomic
 from orchestrator.tracking.git_info import GitInfo
 
 FILE_NAME = "run_card.md"
+#: The page of `orchestrator report`, beside the card.
+PAGE_NAME = "report.html"
 
 #: Packages whose version can change a result.
 _PACKAGES = (
@@ -159,6 +161,30 @@ class RunCard:
         yield from _table(("what", "where"), self.files)
         yield from ("", "## Versions", "")
         yield from _table(("package", "version"), self.versions)
+
+
+def read_tables(run_dir: Path) -> dict[str, dict[str, str]]:
+    """Rows of the card in a run folder, by the heading above them; those above any by ``""``.
+
+    Empty where there is no card. Inverse of :meth:`RunCard.write` but for line breaks in a value.
+    """
+    path = run_dir / FILE_NAME
+    lines = path.read_text("utf-8").splitlines() if path.is_file() else []
+    tables: dict[str, dict[str, str]] = {"": {}}
+    heading, head = "", False
+    for line in lines:
+        if line.startswith("## "):
+            heading = line.removeprefix("## ")
+            tables[heading] = {}
+        elif line.startswith("|---"):
+            head = False
+        elif not line.startswith("|"):
+            head = True
+        elif not head:
+            cells = line.removeprefix("| ").removesuffix(" |")
+            key, _, value = cells.partition(" | ")
+            tables[heading][key.replace("\\|", "|")] = value.replace("\\|", "|")
+    return tables
 
 
 def _number(value: float) -> str:

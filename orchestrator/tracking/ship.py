@@ -4,12 +4,11 @@ It is a process of its own so that nothing MLflow does - seconds of imports and 
 that does not answer, a lock - can hold up the driver, and so that it can be ended at any moment.
 :class:`orchestrator.tracking.mlflow_shipper.MlflowShipper` starts it and talks to it through its
 standard input, one JSON object a line: first the :class:`RunSpec`, in the end ``{"status": ...,
-"artifacts": ...}``. When the input ends without that, the driver has died.
+"tags": ..., "artifacts": ...}``. When the input ends without that, the driver has died.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import fcntl
 import json
 import os
@@ -101,8 +100,7 @@ def ship_until_told(run_dir: Path, spec: RunSpec, commands: Commands, connect: C
     status = "KILLED"
     if last is not None:
         status = last["status"]
-        artifacts = {**spec.artifacts, **last["artifacts"]}
-        shipper.spec = dataclasses.replace(spec, artifacts=artifacts)
+        shipper.change(tags=last["tags"], artifacts=last["artifacts"])
     for attempt in range(LAST_TRIES):
         if attempt:
             time.sleep(2.0 ** (attempt - 1))

@@ -24,7 +24,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -39,6 +39,7 @@ _MAX_PARAMS_OR_TAGS = 100
 
 #: Tag that names a run before MLflow has given it an id.
 RUN_KEY = "orchestrator_run_key"
+_PARENT = "mlflow.parentRunId"
 
 EVENTS_FILE = "events.jsonl"
 STATE_FILE = "mlflow.json"
@@ -55,10 +56,12 @@ class RunSpec:
         tracking_uri: absolute, see :func:`orchestrator.tracking.mlflow_names.resolve_tracking_uri`.
         experiment: name of the MLflow experiment; made when missing.
         run_name: as the list of runs shows it.
-        tags: by name; ``mlflow.parentRunId`` makes the run the child of another.
+        tags: by name.
         params: plain values by dotted path.
         artifacts: files and folders by the path they get among the artifacts. What does not exist
             yet is taken when it does.
+        parent: run folder of the run that this one is a child of; None for none. Nothing is
+            shipped before that one is known to MLflow.
     """
 
     tracking_uri: str
@@ -67,6 +70,7 @@ class RunSpec:
     tags: dict[str, str] = field(default_factory=dict)
     params: dict[str, object] = field(default_factory=dict)
     artifacts: dict[str, str] = field(default_factory=dict)
+    parent: str | None = None
 
 
 @dataclass
@@ -136,6 +140,28 @@ class RunShipper:
         self._client.set_terminated(self._run_id, status, self._state.last_time_ms)
         self._state.status = status
         self._state.save(self.run_dir)
+
+    def change(self, *, tags: Mapping[str, str], artifacts: Mapping[str, str]) -> None:
+        """Add to what the run is described by; it is sent with the next call."""
+        self.spec = replace(
+            self.spec,
+            tags={**self.spec.tags, **tags},
+            artifacts={**self.spec.artifacts, **artifacts},
+        )
+        self._described = False
+
+    def _parent_tag(self) -> dict[str, str]:
+        """The tag by which MLflow nests runs.
+
+        Raises:
+            StorageError: the parent is not in MLflow yet.
+        """
+        if self.spec.parent is None:
+            return {}
+        parent = ShipState.load(Path(self.spec.parent))
+        if parent is None or parent.run_id is None:
+            raise StorageError(f"{self.spec.parent}: this parent run is not in MLflow yet")
+        return {_PARENT: parent.run_id}
 
     def _open(self) -> None:
         """Find or create the run."""
@@ -212,10 +238,11 @@ class RunShipper:
         """Tags, and those parameters that the run does not have: MLflow never changes one."""
         from mlflow.entities import Param, RunTag
 
+        named = {**self.spec.tags, **self._parent_tag()}
         known = self._client.get_run(self._run_id).data.params
         params = {clean_name(key): param_text(value) for key, value in self.spec.params.items()}
         new = [Param(key, value) for key, value in params.items() if key not in known]
-        tags = [RunTag(clean_name(k), str(v)[:MAX_TAG]) for k, v in self.spec.tags.items()]
+        tags = [RunTag(clean_name(k), str(v)[:MAX_TAG]) for k, v in named.items()]
         for start in range(0, len(new), _MAX_PARAMS_OR_TAGS):
             chunk = new[start : start + _MAX_PARAMS_OR_TAGS]
             self._client.log_batch(self._run_id, params=chunk, synchronous=True)

@@ -15,7 +15,7 @@ from orchestrator.config.schema import ClusterConfig
 from orchestrator.errors import ConfigError
 
 #: Reading and augmenting needs at least this many CPUs beside the training workers.
-_DATA_CPUS = 1.0
+DATA_CPUS = 1.0
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,13 @@ class Placement:
 def connected(config: ClusterConfig) -> Iterator[None]:
     """Join ``cluster.address``, or the cluster of the submitting job, or start a local Ray.
 
+    Where this process is part of a Ray cluster already, as a trial of a sweep is, nothing changes.
     A local Ray gets as many logical CPUs as its workers and the data tasks need: on a small
     machine they share the cores, which is better than waiting for ever.
     """
+    if ray.is_initialized():
+        yield
+        return
     # Results are noticed by polling; two seconds (Ray's default) is long for short runs.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -48,7 +52,7 @@ def connected(config: ClusterConfig) -> Iterator[None]:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     else:
         cores = os.cpu_count() or 1
-        needed = config.workers * config.cpus_per_worker + _DATA_CPUS
+        needed = config.workers * config.cpus_per_worker + DATA_CPUS
         ray.init(
             address="local",
             num_cpus=max(cores, int(needed + 0.999)),
@@ -79,7 +83,7 @@ def place(config: ClusterConfig, *, one_thread: bool = False) -> Placement:
     if accelerator.kind != "cpu":
         each[accelerator.ray_resource] = 1.0
     for name, amount in each.items():
-        spare = _DATA_CPUS if name == "CPU" else 0.0
+        spare = DATA_CPUS if name == "CPU" else 0.0
         wanted = config.workers * amount + spare
         have = resources.get(name, 0.0)
         if wanted > have:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -17,10 +18,12 @@ from orchestrator.data.ray_stream import ScheduledDataConfig
 from orchestrator.errors import PreemptedError
 from orchestrator.tracking.atomic import write_atomic
 from orchestrator.tracking.mlflow_shipper import RunStatus, Shipped
+from orchestrator.tracking.run_card import PAGE_NAME
 from orchestrator.training.cluster import Placement, connected, place
 from orchestrator.training.identity import Identity, open_run, recorded_seed
 from orchestrator.training.interrupt import in_thread, stopping_politely
 from orchestrator.training.job import Outcome, TrainingJob
+from orchestrator.training.member import Member
 from orchestrator.training.plan import Plan, make_plan
 from orchestrator.training.progress import shown_progress
 from orchestrator.training.ray_trainer import fit
@@ -32,6 +35,7 @@ from orchestrator.training.report import (
     say_initial,
     say_result,
     say_where,
+    write_page,
 )
 from orchestrator.training.run_lock import RunLock
 from orchestrator.training.session import STOP_FILE, open_store
@@ -52,7 +56,35 @@ def drive(resolved: ResolvedExperiment, run_dir: Path, *, force_resume: bool) ->
     Raises:
         OrchestratorError: with the exit code of its class.
     """
-    console = Console(soft_wrap=True)
+    result = train(
+        resolved, run_dir, force_resume=force_resume, console=Console(soft_wrap=True), member=None
+    )
+    return 0 if result["state"] == "done" else PreemptedError.exit_code
+
+
+def train(
+    resolved: ResolvedExperiment,
+    run_dir: Path,
+    *,
+    force_resume: bool,
+    console: Console,
+    member: Member | None,
+) -> dict[str, Any]:
+    """Like :func:`drive`, for a run of its own or one of a sweep.
+
+    Args:
+        resolved: the experiment.
+        run_dir: absolute; made when missing, gone on with when not.
+        force_resume: go on although the experiment or the data has changed.
+        console: where progress is told.
+        member: what the run is in a sweep; None for a run of its own.
+
+    Returns:
+        Content of ``result.json``.
+
+    Raises:
+        OrchestratorError: with the exit code of its class.
+    """
     started = time.monotonic()
     if resolved.seed_is_drawn:
         recorded = recorded_seed(run_dir)
@@ -77,17 +109,22 @@ def drive(resolved: ResolvedExperiment, run_dir: Path, *, force_resume: bool) ->
             say(console, f"{claimed.kind}: {note}")
         _write(run_dir / "config" / "resolved.yaml", dump_yaml(resolved))
         _write(run_dir / "label_map.json", plan.job.label_map.to_json())
-        tracking = Tracking(resolved, plan.job)
+        tracking = Tracking(resolved, plan.job, member)
         with connected(resolved.experiment.cluster):
             sharded = resolved.experiment.train.virtual_shards is not None
             placement = place(resolved.experiment.cluster, one_thread=sharded)
-            job = dataclasses.replace(plan.job, threads=placement.threads)
+            job = dataclasses.replace(
+                plan.job,
+                threads=placement.threads,
+                judged_epochs=() if member is None else member.judged_epochs,
+                sampled={} if member is None else member.sampled,
+            )
             outcome, shipped = _tracked(plan, job, placement, console, lock, tracking)
     result = result_of(job, outcome, shipped, time.monotonic() - started)
     _write(run_dir / "result.json", json.dumps(result, indent=2))
     say_result(resolved, result, console)
     say_where(resolved, str(run_dir), console)
-    return 0 if outcome.state == "done" else PreemptedError.exit_code
+    return result
 
 
 def _tracked(
@@ -104,20 +141,38 @@ def _tracked(
     outcome: Outcome | None = None
     try:
         outcome = _train(plan, job, placement, console, lock)
-        status = "FINISHED" if outcome.state == "done" else "KILLED"
+        status = "KILLED" if outcome.state == "preempted" else "FINISHED"
     except KeyboardInterrupt:
         status = "KILLED"
         raise
     finally:
         card = run_card_of(job, outcome, status=status, accelerator=placement.accelerator.kind)
         card.write(job.path)
+        if status == "FINISHED":
+            _report(job.path, console)
         best = None if outcome is None else outcome.best_checkpoint
         shipped = tracking.close(
-            status, run_dir=job.path, best=None if best is None else Path(best)
+            status,
+            run_dir=job.path,
+            best=None if best is None else Path(best),
+            tags={} if outcome is None else {"ended": outcome.state},
         )
         if shipped is not None and not shipped.complete:
             say(console, str(shipped))
     return outcome, shipped
+
+
+def _report(run_dir: Path, console: Console) -> None:
+    """Write the page of a run; nothing that goes wrong with it is worth more than a warning."""
+    trouble = write_page(run_dir)
+    if trouble is None:
+        say(console, f"report: {run_dir / PAGE_NAME}")
+    else:
+        say(
+            console,
+            f"warning: the report was not written ({trouble}); `orchestrator report {run_dir}` "
+            "tries again",
+        )
 
 
 def _train(

@@ -27,9 +27,11 @@ from orchestrator.training.commit import CommitStore
 from orchestrator.training.initial import load_initial
 from orchestrator.training.job import Outcome, TrainingJob
 from orchestrator.training.predictor import predict_all
+from orchestrator.training.sampled import check_sampled
 from orchestrator.training.schedules import LearningRate
 from orchestrator.training.state import capture, restore
 from orchestrator.training.stepper import Stepper, StepReport
+from orchestrator.training.verdict import await_verdict
 
 
 class NonFiniteError(OrchestratorError):
@@ -118,7 +120,10 @@ class Engine:
     def run(self) -> Outcome:
         """Train from the newest commit to the end, or until asked to stop."""
         start = self._resume()
-        stopped = False
+        # A run that was killed while it waited is judged now.
+        if not self._goes_on():
+            return self._outcome("stopped", start)
+        stopped, given_up = False, False
         clock = time.perf_counter()
         for batch in self.stream.train_batches(self.step, self.job.total_steps):
             if batch.step != self.step:
@@ -129,22 +134,41 @@ class Engine:
             report = self.stepper.run(
                 batch, learning_rate=self.rate(self.step), stop=self.stop_requested()
             )
+            if self.step == start:
+                check_sampled(self.job, self.stepper.optimizer, self.rate, self.step)
             self.step += 1
             self._guard(report, batch)
             now = time.perf_counter()
             seconds, clock = now - clock, now
             self.throughput.add(self.job.schedule.batch_size, seconds)
-            self._log_step(report, seconds)
             stopped = report.stop
-            if stopped or self.job.commits_after(self.step):
+            commits = stopped or self.job.commits_after(self.step)
+            if commits:
+                # The new commit waits for the one before anyway. Doing so before this step is
+                # logged, a kill never undoes more than one step that anybody knows of.
+                self.store.wait()
+            self._log_step(report, seconds)
+            if commits:
                 self._commit()
             if not stopped and self.job.evaluates_after(self.step):
                 self._evaluate()
+                given_up = not self._goes_on()
                 clock = time.perf_counter()
-            if stopped:
+            if stopped or given_up:
                 break
         self.store.wait()
-        return self._outcome("preempted" if stopped else "done", start)
+        state = "preempted" if stopped else "stopped" if given_up else "done"
+        return self._outcome(state, start)
+
+    def _goes_on(self) -> bool:
+        """Wait for the verdict on this step, if it is one that is judged; the same on all ranks."""
+        if not self.job.judged_after(self.step):
+            return True
+        answer = None
+        if self.collective.is_main:
+            self.store.wait()
+            answer = await_verdict(self.job.path, self.step)
+        return bool(self.collective.from_main(answer))
 
     def _resume(self) -> int:
         """Load the newest verified commit on every rank; redo an evaluation that was cut off."""
@@ -347,6 +371,7 @@ class Engine:
             per_class = {f"val/AP/{name}": value for name, value in scores.per_class.items()}
             # -1 says that there is nothing to score; on a curve it would look like a score.
             defined = {k: v for k, v in {**values, **per_class}.items() if v >= 0}
+            defined["val/epoch"] = self.step / self.job.schedule.steps_per_epoch
             self.events.metrics(defined, step=self.step)
             self.events.flush(sync=True)
         if self._committed == self.step:

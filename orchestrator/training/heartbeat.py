@@ -5,7 +5,8 @@ to anybody: Ray asks after ten minutes, a collective gives up after thirty. So e
 thread that raises a counter in a small file of the run folder a few times within
 ``cluster.hang_timeout``. It needs the interpreter, and so stands still when the rank does, and it
 costs the step nothing: one write of a few bytes every few seconds. The driver looks at the files
-and kills a rank whose counter stands still; that is then a failure like any other.
+and kills a rank whose counter stands still; that is then a failure like any other. A rank that
+would run if the machine let it, because too many others want its processors, gets more time.
 
 No clock of one machine is compared with that of another.
 """
@@ -36,6 +37,10 @@ FOLDER = "beats"
 #: Parts of the timeout: between two signs of life, between two looks at them, and without a sign
 #: until a rank counts as hung. Together they stay below one.
 _BEAT, _LOOK, _PATIENCE = 1 / 6, 1 / 12, 2 / 3
+#: Timeouts after which a rank that only waits for a processor is killed all the same.
+_STARVED_PATIENCE = 4.0
+#: Seconds in which it is found out whether it does, and waiting per running that says so.
+_SAMPLE, _STARVED = 1.0, 4.0
 
 
 @dataclass(frozen=True)
@@ -116,13 +121,13 @@ class HangWatch:
     Args:
         folder: that the ranks' :class:`Heartbeat` write to; deleted at the end.
         timeout: ``cluster.hang_timeout``, in seconds.
-        kill: ends a process of another machine or container.
+        kill: does to a process of another machine or container what :func:`end_if_still` does.
 
     Attributes:
         hung: what was done, one line for each rank that was killed.
     """
 
-    def __init__(self, folder: Path, timeout: float, kill: Callable[[Beat], None]) -> None:
+    def __init__(self, folder: Path, timeout: float, kill: Callable[[Beat, bool], bool]) -> None:
         self.hung: list[str] = []
         self._folder = folder
         self._timeout = timeout
@@ -165,20 +170,56 @@ class HangWatch:
                     seen[path] = beat, now
                 elif now - since > self._timeout * _PATIENCE:
                     self._end(path, beat, now - since)
-                    del seen[path]
+                    # That may have taken a while, in which this thread was not held up.
+                    looked = time.monotonic()
 
     def _end(self, path: Path, beat: Beat, silence: float) -> None:
         text = f"{path.stem} ({beat.process}) gave no sign of life for {silence:.0f} s"
+        spare = silence < self._timeout * _STARVED_PATIENCE
         try:
             if beat.process.is_here():
-                os.kill(beat.process.pid, signal.SIGKILL)
+                killed = end_if_still(beat.process, spare)
             else:
-                self._kill(beat)
+                killed = self._kill(beat, spare)
         # Whatever goes wrong far away must not end the watch over the others.
         except Exception as error:
             log.warning("%s, and could not be killed: %s", text, error)
+            return
+        if not killed:
             return
         with suppress(OSError):
             path.unlink(missing_ok=True)
         log.warning("%s and was killed", text)
         self.hung.append(f"{text} and was killed")
+
+
+def end_if_still(process: Holder, spare_starved: bool) -> bool:
+    """Kill a process of this machine, unless it only waits for a processor; whether it is gone."""
+    if not process.is_here():
+        return True
+    if spare_starved and _is_starved(process.pid):
+        return False
+    os.kill(process.pid, signal.SIGKILL)
+    return True
+
+
+def _is_starved(pid: int) -> bool:
+    """Whether a process wants to run and hardly gets to: it waits far longer than it runs."""
+    ran, waited = _scheduled(pid)
+    time.sleep(_SAMPLE)
+    ran_later, waited_later = _scheduled(pid)
+    ran, waited = ran_later - ran, waited_later - waited
+    # A thread that waits for the interpreter lock asks for it 200 times a second, and on a busy
+    # machine waits a little for a processor each time; that alone is not to starve.
+    return waited > _SAMPLE / 2 and waited > _STARVED * ran
+
+
+def _scheduled(pid: int) -> tuple[float, float]:
+    """Seconds that a process's threads ran, and that they were runnable and waited: proc(5)."""
+    ran = waited = 0
+    for thread in Path(f"/proc/{pid}/task").glob("*/schedstat"):
+        # Threads end, and not every kernel keeps these numbers.
+        with suppress(OSError, ValueError):
+            fields = thread.read_text().split()
+            ran, waited = ran + int(fields[0]), waited + int(fields[1])
+    return ran / 1e9, waited / 1e9

@@ -38,9 +38,11 @@ NOT_IDENTITY = (
     "name",
     "storage",
     "tracking",
+    "sweep",  # A trial is a run like any other, whatever else was tried.
     "cluster",
     "data.root",  # The data's digest is part of the identity, the place it lies at is not.
     "data.prefetch",
+    "data.cache",
     "data.max_bad_fraction",
     "train.init_from",  # Likewise: the digest of the weights is, and not where they lie.
     "train.max_steps",  # The schedule is that of the whole run, so a quick look can be continued.

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from orchestrator.config.scalars import Json
 from orchestrator.config.schema import Experiment
 from orchestrator.data.label_map import LabelMap
 from orchestrator.data.records import Dataset
@@ -29,6 +30,9 @@ class TrainingJob:
         initial: weights that the run begins with; None for freshly drawn ones.
         fence: raises once another start of the run has taken over the folder; asked before every
             commit, so that a worker that was given up but still runs cannot write.
+        judged_epochs: after so many the run commits, evaluates and waits to be told whether it goes
+            on; see :mod:`orchestrator.training.verdict`.
+        sampled: what a sweep set, by dotted key; seen to have arrived in the live objects.
     """
 
     experiment: Experiment
@@ -41,6 +45,8 @@ class TrainingJob:
     threads: int | None
     initial: InitialWeights | None = None
     fence: Callable[[], None] | None = None
+    judged_epochs: tuple[int, ...] = ()
+    sampled: Mapping[str, Json] = field(default_factory=dict)
 
     @property
     def path(self) -> Path:
@@ -54,9 +60,14 @@ class TrainingJob:
         total = self.schedule.total_steps
         return total if limit is None else min(total, limit)
 
+    def judged_after(self, step: int) -> bool:
+        """Whether the run waits for a verdict once ``step`` steps are done."""
+        epoch, rest = divmod(step, self.schedule.steps_per_epoch)
+        return step < self.total_steps and rest == 0 and epoch in self.judged_epochs
+
     def evaluates_after(self, step: int) -> bool:
         """Whether validation follows once ``step`` steps are done."""
-        if step == self.total_steps:
+        if step == self.total_steps or self.judged_after(step):
             return True
         epoch, rest = divmod(step, self.schedule.steps_per_epoch)
         return step > 0 and rest == 0 and epoch % self.experiment.train.evaluate_every_epochs == 0
@@ -64,7 +75,7 @@ class TrainingJob:
     def commits_after(self, step: int) -> bool:
         """Whether a checkpoint is due once ``step`` steps are done."""
         checkpoint = self.experiment.train.checkpoint
-        if step == self.total_steps:
+        if step == self.total_steps or self.judged_after(step):
             return True
         if checkpoint.every_steps is not None and step > 0 and step % checkpoint.every_steps == 0:
             return True
@@ -77,7 +88,8 @@ class Outcome:
     """What rank 0 hands back when its part is over.
 
     Attributes:
-        state: ``done``, or ``preempted`` when the run was asked to stop and committed.
+        state: ``done``, ``preempted`` when the run was asked to stop and committed, or ``stopped``
+            when it was judged and given up.
         steps: optimizer steps behind the last commit.
         samples: images trained on, over all ranks and restarts.
         images_per_s: training throughput of this start, without its first epoch's warm-up and

@@ -71,8 +71,9 @@ def make_plan(resolved: ResolvedExperiment, run_dir: Path, *, threads: int | Non
     )
     if not len(val.dataset.labels):
         raise DataError(
-            f"data.val.annotations: {experiment.data.val.annotations} has no boxes, so there is "
-            "nothing to score against. Next: point data.val at images with annotations"
+            f"data.val: {experiment.data.val.shards or experiment.data.val.annotations} has no "
+            "boxes, so there is nothing to score against. Next: point data.val at images with "
+            "annotations"
         )
     initial = _initial(experiment.train.init_from, run_dir)
     digest = hashlib.sha256(f"{train.dataset.digest} {val.dataset.digest}".encode()).hexdigest()

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import os
 import shutil
-import signal
 import uuid
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -19,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import ray.train
-from ray.exceptions import RayError
+from ray.exceptions import RayActorError, RayError
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -28,16 +26,24 @@ from orchestrator.accelerators import Accelerator
 from orchestrator.data.ray_stream import ScheduledDataConfig
 from orchestrator.errors import OrchestratorError
 from orchestrator.training.cluster import Placement
-from orchestrator.training.heartbeat import FOLDER, Beat, HangWatch, Heartbeat
+from orchestrator.training.heartbeat import FOLDER, Beat, HangWatch, Heartbeat, end_if_still
 from orchestrator.training.interrupt import stop_on_sigterm
 from orchestrator.training.job import Outcome, TrainingJob
-from orchestrator.training.run_lock import Holder, RunLock
+from orchestrator.training.run_lock import RunLock
 from orchestrator.training.session import run_rank
 
 log = logging.getLogger(__name__)
 
 #: A task on the node of a rank that stands still has to start and end within this.
 _KILL_SECONDS = 30.0
+
+#: Ray restarts nothing by itself; releases that know preemptions do so after one, for ever, unless
+#: they are told.
+_NO_RESTARTS = {
+    name: 0
+    for name in ("max_failures", "max_preemption_failures")
+    if name in FailureConfig.__dataclass_fields__
+}
 
 
 class HungError(Exception):
@@ -92,6 +98,8 @@ def fit(
 ) -> Outcome:
     """Train until done, starting again after a failure as long as commits advance.
 
+    A node that its cloud takes back is no failure, however often it happens.
+
     Args:
         job: what to train.
         data: hands every rank its ordered batches.
@@ -115,6 +123,9 @@ def fit(
             # What the user or the data got wrong stays wrong however often it is tried.
             if isinstance(cause, OrchestratorError):
                 raise cause from failure
+            if _is_preemption(failure):
+                log.warning("a node was taken back; starting again from the newest commit")
+                continue
             advanced = last_commit() != before
             fruitless = 0 if advanced else fruitless + 1
             if fruitless >= experiment.train.max_failures:
@@ -149,7 +160,7 @@ def _attempt(job: TrainingJob, data: ScheduledDataConfig, placement: Placement) 
         run_config=RunConfig(
             name=name,
             storage_path=str(storage),
-            failure_config=FailureConfig(max_failures=0, controller_failure_limit=1),
+            failure_config=FailureConfig(**_NO_RESTARTS, controller_failure_limit=1),
         ),
         datasets=data.datasets(),
         dataset_config=data,
@@ -171,16 +182,21 @@ def _attempt(job: TrainingJob, data: ScheduledDataConfig, placement: Placement) 
         shutil.rmtree(storage / name, ignore_errors=True)
 
 
-def _kill_on_its_node(beat: Beat) -> None:
-    """End a process of another node by a task that runs there."""
-
-    def kill(process: Holder) -> None:
-        if process.is_here():
-            os.kill(process.pid, signal.SIGKILL)
-
+def _kill_on_its_node(beat: Beat, spare_starved: bool) -> bool:
+    """:func:`end_if_still` for a process of another node, by a task that runs there."""
     strategy = NodeAffinitySchedulingStrategy(beat.node, soft=False)
-    task = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=strategy)(kill)
-    ray.get(task.remote(beat.process), timeout=_KILL_SECONDS)
+    task = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=strategy)(end_if_still)
+    ended: bool = ray.get(task.remote(beat.process, spare_starved), timeout=_KILL_SECONDS)
+    return ended
+
+
+def _is_preemption(failure: BaseException) -> bool:
+    """Whether Ray says that a node was about to be taken back when this happened."""
+    if isinstance(failure, getattr(ray.train, "PreemptionError", ())):
+        return True
+    errors = getattr(failure, "worker_failures", {}).values()
+    deaths = (getattr(error, "health_check_failure", error) for error in errors)
+    return any(isinstance(death, RayActorError) and death.preempted for death in deaths)
 
 
 def _root_cause(failure: BaseException) -> BaseException:

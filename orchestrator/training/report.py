@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+import orchestrator
 from orchestrator.config.resolve import ResolvedExperiment
 from orchestrator.evaluation.coco import METRICS
 from orchestrator.tracking.git_info import git_info
 from orchestrator.tracking.mlflow_shipper import Shipped
-from orchestrator.tracking.run_card import Hardware, RunCard, package_versions
+from orchestrator.tracking.run_card import PAGE_NAME, Hardware, RunCard, package_versions
 from orchestrator.training.initial import load_initial
 from orchestrator.training.job import Outcome, TrainingJob
 from orchestrator.training.manifest import checked_commits
@@ -73,7 +78,9 @@ def run_card_of(
         facts |= {"steps": outcome.steps, "images/s": f"{outcome.images_per_s:.1f}"}
         files["weights sha256"] = outcome.weights_sha256
         if outcome.best_checkpoint is not None:
-            files["best checkpoint"] = outcome.best_checkpoint
+            best = Path(outcome.best_checkpoint)
+            inside = best.is_relative_to(job.path)
+            files["best checkpoint"] = str(best.relative_to(job.path) if inside else best)
     return RunCard(
         name=job.experiment.name,
         status=status,
@@ -87,6 +94,45 @@ def run_card_of(
         facts=facts,
         files=files,
     )
+
+
+def write_page(run_dir: Path, *, timeout: float = 120.0) -> str | None:
+    """Have ``orchestrator report`` write its page, in a process of its own.
+
+    Whatever happens to that process, and be it Ctrl-C, the run that is over stays as it is.
+
+    Args:
+        run_dir: the run folder, its card written.
+        timeout: seconds after which the page is given up.
+
+    Returns:
+        What went wrong, if anything did.
+    """
+    # The package may be importable here only because of where the driver was started.
+    package = str(Path(orchestrator.__file__).absolute().parents[1])
+    path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
+    try:
+        # The page of an earlier end of this run would be taken for this one's.
+        (run_dir / PAGE_NAME).unlink(missing_ok=True)
+        done = subprocess.run(
+            [sys.executable, "-m", "orchestrator.cli.main", "report", str(run_dir)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": path},
+            timeout=timeout,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return f"took longer than {timeout:g} s"
+    except KeyboardInterrupt:
+        return "interrupted"
+    except OSError as error:
+        return str(error)
+    if done.returncode == 0:
+        return None
+    lines = done.stderr.decode("utf-8", "replace").strip().splitlines()
+    return lines[0] if lines else f"ended with {done.returncode}"
 
 
 def say_data(plan: Plan, console: Console) -> None:
@@ -120,6 +166,9 @@ def say_initial(job: TrainingJob, console: Console) -> None:
 
 def say_result(resolved: ResolvedExperiment, result: dict[str, Any], console: Console) -> None:
     """The twelve numbers, where everything is, and the command to look at it."""
+    if result["state"] == "stopped":
+        say(console, f"given up after step {result['steps']}, which is committed")
+        return
     if result["state"] != "done":
         say(
             console,

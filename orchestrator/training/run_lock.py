@@ -47,6 +47,10 @@ _MAX_BYTES = 2**16
 _NO_FLOCK = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
 
 
+class HeldError(StorageError):
+    """Another live process holds the run folder."""
+
+
 @dataclass(frozen=True)
 class Holder:
     """Who holds, or held, a run folder.
@@ -331,8 +335,8 @@ class RunLock:
         except FileNotFoundError:
             return b""
 
-    def _refusal(self, token: int) -> StorageError:
-        return StorageError(
+    def _refusal(self, token: int) -> HeldError:
+        return HeldError(
             f"{self.storage.root}: in use by {_describe(self.storage, token)}. Two processes must "
             "not write one run folder. Next: wait for that process or stop it, or give this run "
             "another name"

@@ -22,6 +22,7 @@ from orchestrator.accelerators import Accelerator
 from orchestrator.config.resolve import load_experiment
 from orchestrator.data.batch import Batch
 from orchestrator.data.stream import LocalStream
+from orchestrator.tracking.events import read_events
 from orchestrator.training import plan as planning
 from orchestrator.training import processes, session
 from orchestrator.training.commit import CommitStore
@@ -31,6 +32,8 @@ from orchestrator.training.storage import LocalStorage
 
 CPU = Accelerator("cpu")
 STEPS = 12
+#: Seconds after which a start that should have ended hangs; long, for machines with other work.
+HANGS = 600.0
 EXPERIMENT = """
 name: chaos
 detector: {name: ssd, variant: ssd300_mobilenet_v2}
@@ -97,12 +100,12 @@ class Strike:
     Attributes:
         number: of the call, from 0; None for none.
         moment: of that call.
-        count_in: file that an unbroken start leaves the number of its calls in.
+        list_in: file that an unbroken start leaves its calls in, one a line.
     """
 
     number: int | None
     moment: Moment = "before"
-    count_in: str | None = None
+    list_in: str | None = None
 
 
 class RecordingStream(LocalStream):
@@ -141,8 +144,8 @@ def chaotic_rank(task: RankTask, books: str, strike: Strike) -> None:
         try:
             rank_main(task)
         finally:
-            if strike.count_in is not None and task.rank == 0:
-                Path(strike.count_in).write_text(str(len(made[0].calls)))
+            if strike.list_in is not None and task.rank == 0:
+                Path(strike.list_in).write_text("\n".join(made[0].calls))
 
 
 def digests(run_dir: Path) -> dict[int, dict[str, str]]:
@@ -163,6 +166,11 @@ def newest_step(run_dir: Path) -> int:
     """Step of the commit that the next start will go on from."""
     commit = CommitStore(LocalStorage(run_dir)).latest().commit
     return 0 if commit is None else commit.step
+
+
+def finished_step(run_dir: Path) -> int:
+    """Newest step that anybody has been told about."""
+    return max((event.step for event in read_events(run_dir / "events.jsonl")), default=0)
 
 
 @dataclass
@@ -247,6 +255,6 @@ class Chaos:
     def run(self, strike: Strike | None = None) -> list[int]:
         """Start and wait; returns the exit codes."""
         with self.ranks(strike) as ranks:
-            codes = ranks.join(120)
+            codes = ranks.join(HANGS)
         assert codes is not None, "hangs"
         return codes

@@ -59,7 +59,7 @@ def test_the_schema_accepts_what_the_loader_accepts_and_describes_every_field() 
     assert not validator.is_valid({**broken, "sed": 1})
     assert not validator.is_valid({**broken, "train": {**broken["train"], "optimizer": {"lr": 1}}})
     for model in [schema, *schema["$defs"].values()]:
-        for name, field in model["properties"].items():
+        for name, field in model.get("properties", {}).items():
             assert field.get("description"), f"{model['title']}.{name}"
 
 

@@ -8,6 +8,8 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +19,14 @@ import ray
 from data_cases import assert_same_batch, make_plan, write_coco
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
+from shard_cases import shard_here
 
 import orchestrator.data.ray_stream as ray_stream
 from orchestrator.data.assemble import BatchPlan
+from orchestrator.data.ray_shards import shards_by_ray
 from orchestrator.data.ray_stream import RayStream, ScheduledDataConfig
+from orchestrator.data.shard_writer import write_shards
+from orchestrator.data.shards import read_shards
 from orchestrator.data.stream import LocalStream
 from orchestrator.errors import DataError, OrchestratorError
 
@@ -91,6 +97,31 @@ def test_restart_continues_with_the_same_batches(plan: BatchPlan) -> None:
         assert len(again) == 15 - start
         for one, other in zip(unbroken[start:], again, strict=True):
             assert_same_batch(one, other)
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("cluster", "short_segments")
+def test_shards_written_and_read_through_ray(plan: BatchPlan, tmp_path: Path) -> None:
+    run = partial(shards_by_ray, tasks=2)
+    write_shards(plan.train, str(tmp_path / "ray"), images_per_shard=4, run=run)
+    shard_here(plan.train, str(tmp_path / "here"))
+    for path in (tmp_path / "here").iterdir():
+        assert path.read_bytes() == (tmp_path / "ray" / path.name).read_bytes()
+    other = replace(plan.train, labels=1 - plan.train.labels)
+    with pytest.raises(DataError, match="these shards are of another data set") as caught:
+        list(run(other, str(tmp_path / "ray"), 4, 6))
+    assert other.digest in str(caught.value)
+
+    data = read_shards(str(tmp_path / "ray")).dataset
+    assert data.shards is not None
+    schedule = replace(plan.schedule, window=7, bounds=data.shards.bounds)
+    sharded = replace(plan, train=data, val=data, schedule=schedule)
+    for rank, stream in enumerate(streams(sharded, 2)):
+        local = LocalStream(sharded, rank=rank, world=2)
+        for one, two in zip(stream.train_batches(3, 9), local.train_batches(3, 9), strict=True):
+            assert_same_batch(one, two)
+        for one, two in zip(stream.eval_batches(), local.eval_batches(), strict=True):
+            assert_same_batch(one, two)
 
 
 @pytest.mark.ray

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from coco_cases import dataset_of, detections_of, pycocotools_numbers, random_case
 
+from orchestrator.data.coco import read_coco
 from orchestrator.errors import DataError
 from orchestrator.evaluation.coco import METRICS, evaluate, write_per_class
 from orchestrator.evaluation.detections import Detections
@@ -71,6 +72,31 @@ def test_equal_to_pycocotools_on_random_sets(ties):
         assert list(numbers.values()) == expected, seed
         compared += 1
     assert compared > 80
+
+
+@pytest.mark.slow
+def test_files_whose_annotations_count_from_zero_score_like_pycocotools(tmp_path):
+    """500 sets with crowds, ties and empty images, read from a file as users have them."""
+    compared = empty = 0
+    for seed in range(1000, 1500):
+        tree, found = random_case(seed, ties=seed % 2 == 0)
+        if not len(found) or not tree["annotations"]:
+            continue
+        for image in tree["images"]:
+            image["file_name"] = f"{image['id']}.png"
+            (tmp_path / image["file_name"]).touch()
+        from_zero = [{**one, "id": one["id"] - 1} for one in tree["annotations"]]
+        (tmp_path / "truth.json").write_text(json.dumps({**tree, "annotations": from_zero}))
+        dataset = read_coco(tmp_path, tmp_path / "truth.json").dataset
+        numbers = evaluate(dataset, found).numbers
+        # Its own zero would count as a miss there, so the oracle gets ids from 1.
+        expected = pycocotools_numbers(tree, found.to_coco(dataset.label_map))
+        assert list(numbers.values()) == pytest.approx(expected, abs=1e-9, rel=0), seed
+        with_boxes = {one["image_id"] for one in tree["annotations"]}
+        empty += len(with_boxes) < len(tree["images"])
+        compared += 1
+    assert compared > 400
+    assert empty > 100
 
 
 def _take(found: Detections, rows: np.ndarray, images: np.ndarray) -> Detections:

@@ -10,6 +10,7 @@ import torch
 
 from detectors.base import Candidates
 from detectors.postprocess import ImageDetections, PostprocessConfig
+from orchestrator.data.augment import PlainResize, ResizePad
 from orchestrator.inference.fusion import fuse
 from orchestrator.inference.predictor import DetectOptions, detect
 from orchestrator.inference.views import Views
@@ -56,7 +57,7 @@ def test_boxes_come_back_to_their_place(views, fusion):
     box = (12, 8, 36, 40)
     how = DetectOptions(CONFIG, views, fusion)
     images = [image_with(box), image_with((100, 50, 150, 90))]
-    found = detect(bright_spot, images, how, input_size=SIZE, batch_size=4)
+    found = detect(bright_spot, images, how, prepare=PlainResize(SIZE), batch_size=4)
     assert len(found) == 2
     # A pixel of the smallest view is five of the image across and three down.
     coarsest = 160 / 64 / min(1, *views.scales)
@@ -70,7 +71,7 @@ def test_boxes_come_back_to_their_place(views, fusion):
 def test_views_cover_every_pixel_and_are_as_many_as_promised(scale, flip):
     views = Views((scale,), flip)
     image = np.zeros((97, 161, 3), np.uint8)
-    samples = views.of(image, SIZE)
+    samples = views.of(image, PlainResize(SIZE))
     assert len(samples) == len(views) == max(1, math.ceil(scale)) ** 2 * (1 + flip)
     seen = np.zeros(image.shape[:2], bool)
     for sample in samples:
@@ -82,9 +83,19 @@ def test_views_cover_every_pixel_and_are_as_many_as_promised(scale, flip):
     assert seen.all()
 
 
+@pytest.mark.parametrize("views", [Views(flip=True), Views(scales=(0.5, 2.0))], ids=str)
+def test_boxes_come_back_from_a_padded_input(views):
+    box = (12, 8, 36, 40)
+    how = DetectOptions(CONFIG, views)
+    prepare = ResizePad(size=SIZE, fill=(0, 0, 0), expand_probability=0, flip_probability=0)
+    found = detect(bright_spot, [image_with(box)], how, prepare=prepare, batch_size=1)
+    coarsest = 160 / 64 / min(1, *views.scales)
+    np.testing.assert_allclose(found[0].boxes[0].numpy(), box, atol=coarsest)
+
+
 def test_a_mirrored_view_is_the_mirror_image():
     image = image_with((0, 0, 20, 20))
-    straight, mirrored = Views(flip=True).of(image, SIZE)
+    straight, mirrored = Views(flip=True).of(image, PlainResize(SIZE))
     assert np.array_equal(mirrored.image, straight.image[:, ::-1])
 
 

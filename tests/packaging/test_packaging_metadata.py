@@ -46,7 +46,9 @@ def test_every_requirement_is_pinned_within_its_bounds(
     setup_cfg: configparser.ConfigParser,
 ) -> None:
     pinned = pins()
-    for name, requirement in requirements(setup_cfg, "dev", "export", "s3").items():
+    for name, requirement in requirements(
+        setup_cfg, "dev", "export", "tune", "s3", "serve"
+    ).items():
         assert pinned[name] in requirement.specifier, requirement
 
 
@@ -77,7 +79,7 @@ def test_security_floors_hold(setup_cfg: configparser.ConfigParser) -> None:
 
 def test_every_import_is_declared(setup_cfg: configparser.ConfigParser) -> None:
     declared = set(requirements(setup_cfg))
-    extras = set(requirements(setup_cfg, "export", "s3", "npu"))
+    extras = set(requirements(setup_cfg, "export", "tune", "s3", "serve", "npu"))
     owners = importlib.metadata.packages_distributions()
     undeclared = {}
     for path in sources():
@@ -100,7 +102,9 @@ def sources() -> list[Path]:
 
 
 def functions(tree: ast.AST) -> list[ast.AST]:
-    return [each for each in ast.walk(tree) if isinstance(each, ast.FunctionDef)]
+    return [
+        each for each in ast.walk(tree) if isinstance(each, ast.FunctionDef | ast.AsyncFunctionDef)
+    ]
 
 
 def imports(tree: ast.AST) -> list[tuple[ast.stmt, str]]:

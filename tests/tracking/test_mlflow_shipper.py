@@ -201,7 +201,7 @@ def test_waits_grow_while_mlflow_fails(run_dir, monkeypatch, capsys):
     run_dir.mkdir(parents=True)
     naps: list[float] = []
     monkeypatch.setattr(ship.time, "sleep", naps.append)
-    script = Script(*[None] * 8, {"status": "FINISHED", "artifacts": {}})
+    script = Script(*[None] * 8, {"status": "FINISHED", "tags": {}, "artifacts": {}})
     calls: list[str] = []
 
     def refuse(uri):

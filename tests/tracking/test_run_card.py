@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from orchestrator.tracking.git_info import GitInfo, git_info
-from orchestrator.tracking.run_card import Hardware, RunCard, package_versions
+from orchestrator.tracking.run_card import Hardware, RunCard, package_versions, read_tables
 
 needs_git = pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
 
@@ -130,3 +130,14 @@ def test_several_seeds_no_code_and_no_numbers():
 def test_names_cannot_break_the_table():
     lines = _card(files={"a|b": "x\ny"}).render().splitlines()
     assert "| a\\|b | x y |" in lines
+
+
+def test_the_tables_can_be_read_back(tmp_path):
+    assert read_tables(tmp_path) == {"": {}}
+    _card(files={"a|b": "c | d", "best checkpoint": "ckpt/00001281"}).write(tmp_path)
+    tables = read_tables(tmp_path)
+    assert tables["Files"] == {"a|b": "c | d", "best checkpoint": "ckpt/00001281"}
+    assert tables["Numbers"] == {"AP": "0.4765", "APs": "-", "AR100": "0.0000"}
+    assert tables["Versions"] == {"python": "3.11.7", "torch": "2.15.0"}
+    assert tables[""]["status"] == "done"
+    assert tables[""]["configuration"] == "c" * 64

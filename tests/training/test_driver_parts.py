@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 import ray
-from ray.train import WorkerGroupError
+from ray.exceptions import RayActorError
+from ray.train import FailureConfig, TrainingFailedError, WorkerGroupError
 from rich.console import Console
 
 from orchestrator.accelerators import Accelerator, from_resources
@@ -90,6 +91,8 @@ class Attempts:
         failure, commits = self.plan.pop(0)
         if commits:
             self.commit = (self.commit or 0) + commits
+        if isinstance(failure, TrainingFailedError):
+            raise failure
         if failure is not None:
             raise WorkerGroupError("workers failed", {0: failure})
         return "outcome"
@@ -130,6 +133,24 @@ def test_three_failures_without_a_commit_end_the_run(fit: Callable[[Attempts], A
     with pytest.raises(OrchestratorError, match=r"3 times without a new commit.*same bug"):
         fit(attempts)
     assert attempts.plan == []
+
+
+def test_a_node_that_is_taken_back_costs_no_attempt(fit: Callable[[Attempts], Any]) -> None:
+    died = RayActorError(preempted=True)
+    unhealthy = RuntimeError("a health check failed")
+    unhealthy.health_check_failure = died  # type: ignore[attr-defined]  # As Ray Train wraps it.
+    losses: list[BaseException] = [died, unhealthy]
+    if hasattr(ray.train, "PreemptionError"):
+        info = ray.train.PreemptionInfo(None, {"node": [0]})
+        losses.append(ray.train.PreemptionError(info))
+    bug = RuntimeError("same bug")
+    attempts = Attempts(*[(loss, 0) for loss in losses * 3], *[(bug, 0)] * 2, (died, 0), (bug, 0))
+    with pytest.raises(OrchestratorError, match=r"3 times without a new commit.*same bug"):
+        fit(attempts)
+    assert attempts.plan == []
+    # Ray itself restarts nothing, so that every start of the workers is fenced.
+    config = FailureConfig(**ray_trainer._NO_RESTARTS)
+    assert config.max_failures == getattr(config, "max_preemption_failures", 0) == 0
 
 
 def test_what_is_wrong_with_the_data_is_not_tried_again(fit: Callable[[Attempts], Any]) -> None:

@@ -7,23 +7,27 @@ import dataclasses
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from orchestrator.config.schema import ClusterConfig
+from orchestrator.training import heartbeat
 from orchestrator.training.heartbeat import Beat, HangWatch, Heartbeat
 
 TIMEOUT = 3.0
 
 
-def lives(folder: Path, rank: int, what: str, ready: Any) -> None:
+def lives(folder: Path, rank: int, what: str, timeout: float, ready: Any) -> None:
     """A rank: waits for ever, or locks its interpreter."""
-    with Heartbeat(folder, rank, TIMEOUT):
+    with Heartbeat(folder, rank, timeout):
         ready.set()
         if what == "locks":
             time.sleep(0.2)
@@ -32,10 +36,12 @@ def lives(folder: Path, rank: int, what: str, ready: Any) -> None:
 
 
 @contextmanager
-def rank(folder: Path, number: int, what: str = "waits") -> Iterator[BaseProcess]:
+def rank(
+    folder: Path, number: int, what: str = "waits", timeout: float = TIMEOUT
+) -> Iterator[BaseProcess]:
     context = multiprocessing.get_context("forkserver")
     ready = context.Event()
-    process = context.Process(target=lives, args=(folder, number, what, ready))
+    process = context.Process(target=lives, args=(folder, number, what, timeout, ready))
     process.start()
     try:
         assert ready.wait(60)
@@ -45,7 +51,7 @@ def rank(folder: Path, number: int, what: str = "waits") -> Iterator[BaseProcess
         process.join()
 
 
-def never(beat: Beat) -> None:
+def never(beat: Beat, spare_starved: bool) -> bool:
     raise AssertionError(f"{beat} is a process of this machine")
 
 
@@ -57,7 +63,11 @@ def wait_for(condition: Callable[[], object], seconds: float) -> None:
 
 
 @pytest.mark.parametrize("how", ["stopped", "locks"])
-def test_a_rank_that_stands_still_is_killed_in_time(how: str, tmp_path: Path) -> None:
+def test_a_rank_that_stands_still_is_killed_in_time(
+    how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What else this machine does now must not decide.
+    monkeypatch.setattr(heartbeat, "_is_starved", lambda pid: False)
     folder = tmp_path / "beats"
     with (
         rank(folder, 0) as healthy,
@@ -80,6 +90,33 @@ def test_a_rank_that_stands_still_is_killed_in_time(how: str, tmp_path: Path) ->
     assert not folder.exists()
 
 
+@pytest.mark.chaos
+def test_stopped_ranks_are_noticed_within_the_default_timeout(
+    tmp_path: Path, record_property: Any
+) -> None:
+    timeout = ClusterConfig().hang_timeout
+    assert timeout == 30.0
+    folder = tmp_path / "beats"
+    seconds: list[float] = []
+    with ExitStack() as stack:
+        ranks = [stack.enter_context(rank(folder, n, timeout=timeout)) for n in range(4)]
+        stack.enter_context(HangWatch(folder, timeout, never))
+        wait_for(lambda: len(list(folder.glob("*.json"))) == len(ranks), 60)
+        stopped = []
+        for process in ranks:
+            assert process.pid is not None
+            os.kill(process.pid, signal.SIGSTOP)
+            stopped.append(time.monotonic())
+            time.sleep(timeout / 18)  # Three of them between two signs of life.
+        for process, since in zip(ranks, stopped, strict=True):
+            process.join(5 * timeout)
+            seconds.append(time.monotonic() - since)
+    print(f"noticed after {', '.join(f'{s:.1f}' for s in seconds)} s")
+    record_property("seconds", seconds)
+    assert [process.exitcode for process in ranks] == [-signal.SIGKILL] * len(ranks)
+    assert max(seconds) <= timeout
+
+
 def test_an_end_is_not_a_standstill(tmp_path: Path) -> None:
     folder = tmp_path / "beats"
     with HangWatch(folder, TIMEOUT, never) as watch:
@@ -90,10 +127,15 @@ def test_an_end_is_not_a_standstill(tmp_path: Path) -> None:
     assert watch.hung == []
 
 
-def test_a_rank_of_another_machine_is_killed_there(tmp_path: Path) -> None:
+def test_a_rank_of_another_machine_is_killed_there_and_starving_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(heartbeat, "_STARVED_PATIENCE", 1.5)
     folder = tmp_path / "beats"
     killed: list[Beat] = []
-    with Heartbeat(folder, 0, 60.0, node="n1"):
+    asked: list[bool] = []
+    # Its second sign of life would come after 100 s, and undo what is written here.
+    with Heartbeat(folder, 0, 600.0, node="n1"):
         path = folder / "rank0.json"
         wait_for(lambda: Beat.read(path), 10)
         own = Beat.read(path)
@@ -101,9 +143,62 @@ def test_a_rank_of_another_machine_is_killed_there(tmp_path: Path) -> None:
         far = dataclasses.replace(own.process, boot="another")
         text = path.read_text().replace(own.process.boot, "another")
         path.write_text(text)
-        with HangWatch(folder, TIMEOUT, killed.append) as watch:
+
+        def kill(beat: Beat, spare_starved: bool) -> bool:
+            asked.append(spare_starved)
+            if not spare_starved:
+                killed.append(beat)
+            return not spare_starved
+
+        with HangWatch(folder, TIMEOUT, kill) as watch:
             wait_for(lambda: watch.hung, 5 * TIMEOUT)
     assert [(beat.process, beat.node) for beat in killed] == [(far, "n1")]
+    # It is spared as starved again and again, and then no more.
+    assert asked[:2] == [True, True]
+    assert asked[-1] is False
+
+
+def test_a_rank_of_this_machine_is_not_spared_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[int] = []
+
+    def starved(pid: int) -> bool:
+        looks.append(pid)
+        time.sleep(TIMEOUT / 2)  # Longer than the watch may be held up by anything else.
+        return True
+
+    monkeypatch.setattr(heartbeat, "_STARVED_PATIENCE", 1.5)
+    monkeypatch.setattr(heartbeat, "_is_starved", starved)
+    path = tmp_path / "beats" / "rank0.json"
+    with rank(path.parent, 0) as still, HangWatch(path.parent, TIMEOUT, never):
+        wait_for(lambda: Beat.read(path), 30)
+        assert still.pid is not None
+        os.kill(still.pid, signal.SIGSTOP)
+        still.join(20 * TIMEOUT)
+        assert still.exitcode == -signal.SIGKILL
+    assert looks == [still.pid] * len(looks)
+    assert len(looks) >= 2
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/schedstat").exists(), reason="this kernel does not say who waits"
+)
+def test_who_waits_for_a_processor_is_told_from_who_stands_still() -> None:
+    processor = min(os.sched_getaffinity(0))
+    spin = f"import os; os.sched_setaffinity(0, {{{processor}}})\nwhile True: pass"
+    crowd = [subprocess.Popen([sys.executable, "-S", "-c", spin]) for _ in range(12)]
+    try:
+        wait_for(lambda: all(os.sched_getaffinity(p.pid) == {processor} for p in crowd), 60)
+        # A twelfth of one processor each.
+        assert heartbeat._is_starved(crowd[0].pid)
+        crowd[0].send_signal(signal.SIGSTOP)
+        assert not heartbeat._is_starved(crowd[0].pid)
+    finally:
+        for process in crowd:
+            process.kill()
+            process.wait()
+    assert not heartbeat._is_starved(crowd[0].pid)
 
 
 def test_half_a_file_is_no_sign(tmp_path: Path) -> None:

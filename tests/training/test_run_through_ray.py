@@ -109,7 +109,8 @@ def test_mlflow_holds_the_run(whole: tuple[str, dict[str, Any]], folder: Path) -
     assert sorted(point.step for point in scores) == [18, 36]
     assert run.data.metrics["val/AP"] == found["metrics"]["AP"]
     paths = {item.path for item in client.list_artifacts(run.info.run_id)}
-    assert {"config", "eval", "checkpoints", "label_map.json", "run_card.md"} <= paths
+    files = {"label_map.json", "run_card.md", "report.html"}
+    assert {"config", "eval", "checkpoints"} | files <= paths
 
 
 def test_ctrl_c_commits_and_the_same_command_goes_on(

@@ -15,6 +15,14 @@ from orchestrator.config.schema.data import (
     SSDAugmentation,
 )
 from orchestrator.config.schema.experiment import ClusterConfig, Experiment, TrackingConfig
+from orchestrator.config.schema.sweep import (
+    PARAMETERS,
+    AshaConfig,
+    Domain,
+    Objective,
+    PbtConfig,
+    SweepConfig,
+)
 from orchestrator.config.schema.train import (
     AdamWOptimizer,
     CheckpointConfig,
@@ -32,13 +40,16 @@ from orchestrator.config.schema.train import (
 )
 
 __all__ = [
+    "PARAMETERS",
     "AdamWOptimizer",
+    "AshaConfig",
     "Augmentation",
     "CheckpointConfig",
     "ClusterConfig",
     "ConstantSchedule",
     "CosineSchedule",
     "DataConfig",
+    "Domain",
     "EmaConfig",
     "Experiment",
     "FreezeConfig",
@@ -47,14 +58,17 @@ __all__ = [
     "MixConfig",
     "MultistepSchedule",
     "NoAugmentation",
+    "Objective",
     "Optimizer",
     "ParameterGroup",
+    "PbtConfig",
     "ResizePadAugmentation",
     "SGDOptimizer",
     "SSDAugmentation",
     "ScaleJitterAugmentation",
     "Schedule",
     "SplitConfig",
+    "SweepConfig",
     "TrackingConfig",
     "TrainConfig",
 ]

@@ -4,25 +4,64 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, TypeAlias
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, WithJsonSchema, field_validator, model_validator
+from pydantic_core import PydanticKnownError
 from typing_extensions import Self
 
 from detectors.settings import Settings
-from orchestrator.config.schema.fields import Conflict, Count, Fraction, Location, refuse
+from orchestrator.config.schema.fields import Conflict, Count, Folder, Fraction, Location, refuse
+
+#: A place that may be left out where shards are named; then it is null.
+_Unless: TypeAlias = Annotated[
+    Location | None,
+    Field(validate_default=True),
+    WithJsonSchema({"type": "string", "minLength": 1}),
+]
 
 
 class SplitConfig(Settings):
-    """One part of the data set. Paths are relative to ``data.root``.
+    """One part of the data set: images and annotations, or shards. Paths are relative to ``root``.
+
+    With all three, the annotations say what the shards must hold: shards of annotations that have
+    changed since are refused.
 
     Attributes:
         images: folder that the file names in the annotations are relative to.
         annotations: what holds the boxes, by ``data.format``: coco, the JSON file; voc, an image
             set such as ``ImageSets/Main/train.txt``, or a folder of XML files; txt, the text file;
             yolo, a folder of label files, or a text file that lists images.
+        shards: folder that ``orchestrator shard`` wrote, a path or ``s3://bucket/prefix``.
     """
 
-    images: Location
-    annotations: Location
+    # Before the others, whose checks look at it.
+    shards: Location | None = None
+    images: _Unless = None
+    annotations: _Unless = None
+
+    @property
+    def files(self) -> tuple[str, str] | None:
+        """``images`` and ``annotations``; None where there are only shards."""
+        if self.images is None or self.annotations is None:
+            return None
+        return self.images, self.annotations
+
+    @field_validator("images", "annotations")
+    @classmethod
+    def _needed_without_shards(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is None and info.data.get("shards") is None:
+            raise PydanticKnownError("missing")
+        return value
+
+    @model_validator(mode="after")
+    def _both_or_neither(self) -> Self:
+        given = {"images": self.images, "annotations": self.annotations}
+        if self.files is None:
+            refuse(
+                Conflict(name, f"required key is missing; {other} needs it")
+                for name, other in (("images", "annotations"), ("annotations", "images"))
+                if given[other] is not None
+            )
+        return self
 
 
 class SSDAugmentation(Settings):
@@ -223,6 +262,10 @@ class DataConfig(Settings):
         max_bad_fraction: images that cannot be decoded are replaced, always by the same neighbour,
             and counted; above this fraction of the set the run stops.
         prefetch: batches in flight per worker.
+        window: with shards, images among which the order of an epoch is mixed, so that shards are
+            read one after the other; null mixes all, as without shards. See docs/data.md.
+        cache: folder of each node that shards in a bucket are fetched to, this user's alone; null
+            for one below the temporary folder.
     """
 
     format: Literal["coco", "voc", "txt", "yolo"] = "coco"
@@ -237,9 +280,21 @@ class DataConfig(Settings):
     max_boxes: Count | None = None
     max_bad_fraction: Fraction = 0.01
     prefetch: Count = 4
+    window: Count | None = None
+    cache: Folder | None = None
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
+        if self.window is not None and self.train.shards is None:
+            refuse(
+                [
+                    Conflict(
+                        "window",
+                        f"data.window is {self.window}, but data.train.shards names no shards; "
+                        "remove data.window, or write shards with orchestrator shard",
+                    )
+                ]
+            )
         if self.format == "coco" and self.classes is not None:
             refuse(
                 [

@@ -21,6 +21,7 @@ from orchestrator.config.schema.fields import (
     Seed,
     refuse,
 )
+from orchestrator.config.schema.sweep import SweepConfig
 from orchestrator.config.schema.train import TrainConfig
 
 
@@ -91,6 +92,7 @@ class Experiment(Settings):
         cluster: where it computes.
         storage: folder that holds the run folders.
         tracking: where it is reported.
+        sweep: what to vary, for many runs of it; null for one run.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
@@ -101,6 +103,7 @@ class Experiment(Settings):
     cluster: ClusterConfig = ClusterConfig()
     storage: Folder = "runs"
     tracking: TrackingConfig = TrackingConfig()
+    sweep: SweepConfig | None = None
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -108,6 +111,8 @@ class Experiment(Settings):
         return self
 
     def _conflicts(self) -> Iterator[Conflict]:
+        if self.sweep is not None:
+            yield from self._sweep_conflicts(self.sweep)
         if self.train.virtual_shards is not None:
             yield from self._shard_conflicts(self.train.virtual_shards)
             return
@@ -137,3 +142,25 @@ class Experiment(Settings):
                 f"train.virtual_shards is {shards} and must be divisible by cluster.workers, "
                 f"which is {workers}",
             )
+
+    def _sweep_conflicts(self, sweep: SweepConfig) -> Iterator[Conflict]:
+        if sweep.scheduler == "none":
+            return
+        first = {
+            "asha": ("asha.grace_epochs", sweep.asha.grace_epochs),
+            "pbt": ("pbt.interval_epochs", sweep.pbt.interval_epochs),
+        }
+        key, epochs = first[sweep.scheduler]
+        if epochs >= self.train.epochs:
+            yield Conflict(
+                f"sweep.{key}",
+                f"sweep.{key} is {epochs} and must be below train.epochs, which is "
+                f"{self.train.epochs}: no trial would be judged before its end",
+            )
+        for length in ("train.epochs", "train.max_steps"):
+            if length in sweep.space or (length == "train.max_steps" and self.train.max_steps):
+                yield Conflict(
+                    "sweep.scheduler",
+                    f"sweep.scheduler {sweep.scheduler} compares trials of the same age, so "
+                    f"{length} cannot be used with it",
+                )

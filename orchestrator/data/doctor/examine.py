@@ -17,6 +17,7 @@ from orchestrator.data.doctor.boxes import PRIOR_IOU, describe, prior_recall
 from orchestrator.data.doctor.diagnosis import Report, Verdict
 from orchestrator.data.doctor.images import ImageFacts, alike, equal_files, scan
 from orchestrator.data.findings import Finding
+from orchestrator.data.images import image_name
 from orchestrator.data.keyed import SampleKey
 from orchestrator.data.label_map import LabelMap
 from orchestrator.data.readers import read_split
@@ -110,23 +111,36 @@ def examine(
 def require_usable(data: Dataset, name: str, max_bad_fraction: float) -> None:
     """The quick part, before hardware is claimed: headers of up to 2,000 images.
 
+    Of shards nothing is read: what could not be used when they were written is known.
+
     Raises:
         DataError: more of them are bad than ``data.max_bad_fraction`` allows; of a sample, more
             than can be chance.
     """
     n = len(data)
+    if data.shards is not None:
+        unsound = np.flatnonzero(~data.shards.sound)
+        if len(unsound) > max_bad_fraction * n:
+            places = [image_name(data, int(index)) for index in unsound]
+            raise DataError(_too_many_bad(name, len(unsound), f"{n}", max_bad_fraction, places))
+        return
     indices = np.unique(np.linspace(0, n - 1, min(n, QUICK_IMAGES)).astype(np.int64)).tolist()
     bad = [one for one in scan(data, indices, whole=False) if one.kind is not None]
     expected = max_bad_fraction * len(indices)
     allowed = expected if len(indices) == n else expected + 3 * sqrt(expected)
     if len(bad) > allowed:
         looked = f"{n}" if len(indices) == n else f"{len(indices)} looked at"
-        examples = "\n".join(f"  {one.problem}" for one in bad[:5])
-        raise DataError(
-            f"data.{name}: {len(bad)} of {looked} images cannot be used, allowed is the fraction "
-            f"data.max_bad_fraction = {max_bad_fraction}\n{examples}\n"
-            "orchestrator check EXPERIMENT.yaml lists them all"
-        )
+        places = [one.problem for one in bad]
+        raise DataError(_too_many_bad(name, len(bad), looked, max_bad_fraction, places))
+
+
+def _too_many_bad(name: str, count: int, looked: str, allowed: float, places: Sequence[str]) -> str:
+    examples = "\n".join(f"  {place}" for place in places[:5])
+    return (
+        f"data.{name}: {count} of {looked} images cannot be used, allowed is the fraction "
+        f"data.max_bad_fraction = {allowed}\n{examples}\n"
+        "orchestrator check EXPERIMENT.yaml lists them all"
+    )
 
 
 def _tell(watch: Watch, name: str, total: int, seen: int) -> None:
@@ -160,7 +174,7 @@ def _training_images(report: Report, config: DataConfig, train: Dataset) -> None
     empty = np.flatnonzero(usable == 0)
     if len(empty):
         action = "learnt from as negatives" if config.keep_empty else "not learnt from"
-        places = [train.files[i] for i in empty]
+        places = [train.files[i] for i in empty.tolist()]
         report.add(Verdict.NOTE, "train", Finding.at("image_without_boxes", action, places))
     if len(empty) == len(train) and not config.keep_empty:
         report.add(Verdict.REFUSE, "train", Finding("no_boxes", 1, "nothing to learn from"))

@@ -8,21 +8,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import combinations, pairwise
-from pathlib import Path
 from typing import Literal
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.data.decode import (
-    MAX_PIXELS,
-    BadImageError,
-    image_bytes,
-    read_size,
-    require_sound,
-)
-from orchestrator.data.files import reason
+from orchestrator.data.decode import MAX_PIXELS, BadImageError, require_sound
+from orchestrator.data.images import image_bytes, image_exists, image_name, image_size
 from orchestrator.data.records import Dataset
 
 #: Called with the number of images seen so far.
@@ -88,47 +81,43 @@ def _declared(data: Dataset, index: int) -> tuple[int, int]:
 
 
 def _header(data: Dataset, index: int) -> ImageFacts:
-    path = data.path(index)
     try:
-        size = read_size(path)
+        size = image_size(data, index)
     except BadImageError as error:
-        return _bad(index, path, str(error))
+        return _bad(data, index, str(error))
     if size[0] * size[1] > MAX_PIXELS:
-        problem = f"{path}: {size[1]}x{size[0]} pixels, allowed are {MAX_PIXELS}"
-        return _bad(index, path, problem)
-    return _sized(data, index, path, size)
+        pixels = f"{size[1]}x{size[0]} pixels, allowed are {MAX_PIXELS}"
+        return _bad(data, index, f"{image_name(data, index)}: {pixels}")
+    return _sized(data, index, size)
 
 
-def _bad(index: int, path: Path, problem: str) -> ImageFacts:
-    return ImageFacts(index, "unreadable_image" if path.exists() else "missing_image", problem)
+def _bad(data: Dataset, index: int, problem: str) -> ImageFacts:
+    kind: Kind = "unreadable_image" if image_exists(data, index) else "missing_image"
+    return ImageFacts(index, kind, problem)
 
 
-def _sized(data: Dataset, index: int, path: Path, size: tuple[int, int]) -> ImageFacts:
+def _sized(data: Dataset, index: int, size: tuple[int, int]) -> ImageFacts:
     height, width = _declared(data, index)
     if size == (height, width):
         return ImageFacts(index)
     swapped = " (width and height swapped?)" if size == (width, height) else ""
-    problem = f"{path}: is {size[1]}x{size[0]} pixels, but annotated as {width}x{height}{swapped}"
-    return ImageFacts(index, "wrong_size_image", problem)
+    problem = f"is {size[1]}x{size[0]} pixels, but annotated as {width}x{height}{swapped}"
+    return ImageFacts(index, "wrong_size_image", f"{image_name(data, index)}: {problem}")
 
 
 def _whole(data: Dataset, index: int) -> ImageFacts:
-    path = data.path(index)
     try:
-        content = image_bytes(path)
-        _, height, width = require_sound(content)
-    except (OSError, ValueError) as error:
-        problem = f"{path}: cannot be read ({reason(error)})"
-        return _bad(index, path, problem)
+        content = image_bytes(data, index)
     except BadImageError as error:
-        return _bad(index, path, f"{path}: {error}")
-    sized = _sized(data, index, path, (height, width))
-    if sized.kind is not None:
-        return sized
+        return _bad(data, index, str(error))
     try:
+        _, height, width = require_sound(content)
+        sized = _sized(data, index, (height, width))
+        if sized.kind is not None:
+            return sized
         look = look_of(content)
     except BadImageError as error:
-        return _bad(index, path, f"{path}: {error}")
+        return _bad(data, index, f"{image_name(data, index)}: {error}")
     return ImageFacts(index, content=hashlib.sha256(content).hexdigest(), look=look)
 
 

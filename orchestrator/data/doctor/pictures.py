@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.data.batch import Batch
-from orchestrator.data.decode import BadImageError, read_image
+from orchestrator.data.decode import BadImageError
+from orchestrator.data.images import image_pixels
 from orchestrator.data.records import Dataset
 
 Image = NDArray[np.uint8]
@@ -60,7 +61,7 @@ def contact_sheet(data: Dataset, indices: Iterable[int]) -> Image | None:
     tiles = []
     for index in indices:
         try:
-            image = read_image(data.path(index))
+            image = image_pixels(data, index, declared=False)
         except BadImageError:
             # It has a diagnosis of its own.
             continue

@@ -1,0 +1,1 @@
+"""How fast an experiment trains, evaluates and detects on this machine, and where its time goes."""

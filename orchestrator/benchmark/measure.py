@@ -1,0 +1,98 @@
+"""The whole benchmark of an experiment."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from orchestrator.accelerators import of_this_process
+from orchestrator.benchmark.inference import measure_inference
+from orchestrator.benchmark.result import BenchmarkResult
+from orchestrator.benchmark.training import Trainer, measure_training, write_trace
+from orchestrator.config.resolve import ResolvedExperiment
+from orchestrator.data.augment import build_augment
+from orchestrator.data.decode import BadImageError, read_image
+from orchestrator.data.records import Dataset
+from orchestrator.errors import DataError
+from orchestrator.tracking.git_info import git_info
+from orchestrator.tracking.run_card import Hardware, package_versions
+
+
+def benchmark(
+    resolved: ResolvedExperiment,
+    *,
+    steps: int,
+    skip: int,
+    batches: Sequence[int],
+    repeats: int,
+    trace: Path | None = None,
+) -> BenchmarkResult:
+    """Measure an experiment in this process, from drawn weights.
+
+    Args:
+        resolved: the experiment; its batch size is that of one worker here.
+        steps, skip: of training, counted and left out.
+        batches: sizes of batches to detect in.
+        repeats: batches of each size.
+        trace: file to trace three more steps into.
+
+    Raises:
+        DataError: the data set is missing or malformed, or no validation image can be read.
+        ConfigError: the device that the experiment asks for is not here.
+    """
+    experiment = resolved.experiment
+    accelerator = of_this_process(experiment.cluster.accelerator)
+    trainer = Trainer(resolved, accelerator)
+    training = measure_training(trainer, steps=steps, skip=skip)
+    evaluation = trainer.evaluate(max(1, steps // 2))
+    model = trainer.model
+    inference = measure_inference(
+        model,
+        _images(trainer.plan.job.val, max(batches)),
+        prepare=build_augment(experiment.data.augmentation, model.input_size).plain(),
+        postprocess=experiment.detector.postprocess,
+        accelerator=accelerator,
+        precision=trainer.precision,
+        batches=batches,
+        repeats=repeats,
+    )
+    if trace is not None:
+        write_trace(trainer, trace)
+    kind = accelerator.kind
+    return BenchmarkResult(
+        detector=experiment.detector.title,
+        config_digest=resolved.digest,
+        code=str(git_info() or "in no git repository"),
+        hardware=str(Hardware.here([] if kind == "cpu" else [kind])),
+        versions=package_versions(),
+        precision=trainer.precision,
+        threads=torch.get_num_threads(),
+        training=training,
+        evaluation=evaluation,
+        inference=inference,
+        # Linux counts it in KiB.
+        peak_process_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        peak_device_bytes=accelerator.peak_memory(),
+    )
+
+
+def _images(dataset: Dataset, count: int) -> list[NDArray[np.uint8]]:
+    """Up to ``count`` images of a data set that can be read."""
+    images = []
+    for position in range(len(dataset)):
+        try:
+            images.append(read_image(dataset.path(position)))
+        except BadImageError:
+            continue
+        if len(images) == count:
+            break
+    if not images:
+        raise DataError(
+            f"none of the {len(dataset)} validation images can be read; check data.root"
+        )
+    return images

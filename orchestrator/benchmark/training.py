@@ -1,0 +1,241 @@
+"""Training steps: how many images a second, and which part of a step takes the time.
+
+Steps are those of a real run without Ray: same batches, same stepper. First they run freely, for
+the throughput; then once more with a clock at every boundary, which on a device means waiting for
+it there, for the parts.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from detectors.base import Detector
+from orchestrator.accelerators import Accelerator
+from orchestrator.config.resolve import ResolvedExperiment
+from orchestrator.data.stream import LocalStream
+from orchestrator.evaluation.coco import evaluate
+from orchestrator.training.collective import Collective
+from orchestrator.training.plan import Plan, make_plan
+from orchestrator.training.predictor import predict_all
+from orchestrator.training.schedules import LearningRate
+from orchestrator.training.session import initial_model
+from orchestrator.training.stepper import Stepper
+
+PARTS = ("data wait", "forward", "target assignment", "backward", "optimizer", "rest")
+
+
+@dataclass(frozen=True)
+class TrainingSpeed:
+    """What :func:`measure_training` found; seconds are wall time.
+
+    Attributes:
+        batch_size: images a step.
+        steps, skipped: measured, and done before them without being counted.
+        step_s: of each measured step, data wait included.
+        images_per_s: batch size over the mean of those.
+        parts: mean seconds a step by :data:`PARTS`, of the steps with a clock in them.
+    """
+
+    batch_size: int
+    steps: int
+    skipped: int
+    step_s: list[float]
+    images_per_s: float
+    parts: dict[str, float]
+
+
+@dataclass(frozen=True)
+class EvaluationSpeed:
+    """Seconds an image of a validation: to detect (data included) and to score."""
+
+    images: int
+    detect_s: float
+    score_s: float
+
+
+class Clock:
+    """Seconds by name; what is timed inside something else does not count there."""
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+        self._accelerator = accelerator
+        self._inner = [0.0]
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Time what is inside."""
+        self._accelerator.synchronize()
+        started = time.perf_counter()
+        self._inner.append(0.0)
+        try:
+            yield
+        finally:
+            self._accelerator.synchronize()
+            spent = time.perf_counter() - started
+            self.seconds[name] += spent - self._inner.pop()
+            self._inner[-1] += spent
+
+    @contextmanager
+    def inside(self, owner: Any, attribute: str, name: str) -> Iterator[None]:
+        """Time every call of a method of ``owner`` while this lasts."""
+        true: Callable[..., Any] = getattr(owner, attribute)
+        own = attribute in vars(owner)
+
+        def timed(*arguments: Any, **keywords: Any) -> Any:
+            with self.part(name):
+                return true(*arguments, **keywords)
+
+        setattr(owner, attribute, timed)
+        try:
+            yield
+        finally:
+            if own:
+                setattr(owner, attribute, true)
+            else:
+                delattr(owner, attribute)
+
+
+class Trainer:
+    """The steps of an experiment in this process, from drawn weights.
+
+    Args:
+        resolved: the experiment.
+        accelerator: where it computes.
+    """
+
+    def __init__(self, resolved: ResolvedExperiment, accelerator: Accelerator) -> None:
+        experiment = resolved.experiment
+        with tempfile.TemporaryDirectory() as nowhere:
+            self.plan: Plan = make_plan(resolved, Path(nowhere))
+        job = self.plan.job
+        self.accelerator = accelerator
+        self.precision = accelerator.resolve_precision(experiment.train.precision)
+        accelerator.set_determinism(experiment.train.deterministic, None)
+        device = accelerator.device()
+        self.model: Detector = initial_model(experiment, len(job.label_map), accelerator, device)
+        self.collective = Collective(device)
+        self.stepper = Stepper(
+            self.model,
+            experiment.train,
+            seed=experiment.seed,
+            accelerator=accelerator,
+            precision=self.precision,
+            collective=self.collective,
+        )
+        self.rate = LearningRate(
+            schedule=experiment.train.schedule,
+            base=experiment.train.optimizer.lr,
+            steps_per_epoch=job.schedule.steps_per_epoch,
+            total_steps=job.schedule.total_steps,
+        )
+
+    def steps(self, count: int, clock: Clock | None = None) -> list[float]:
+        """Do the first ``count`` steps of the schedule; seconds of each.
+
+        An experiment of fewer steps goes through them again.
+        """
+        spent: list[float] = []
+        with ExitStack() as stack:
+            if clock is not None:
+                self._watch(stack, clock)
+            while len(spent) < count:
+                stop = min(self.plan.job.total_steps, count - len(spent))
+                stream = LocalStream(self.plan.batches).train_batches(0, stop)
+                for _ in range(stop):
+                    started = time.perf_counter()
+                    self._step(stream, clock)
+                    spent.append(time.perf_counter() - started)
+        return spent
+
+    def _step(self, stream: Iterator[Any], clock: Clock | None) -> None:
+        with ExitStack() as stack:
+            if clock is not None:
+                stack.enter_context(clock.part("data wait"))
+            batch = next(stream)
+        with ExitStack() as stack:
+            if clock is not None:
+                stack.enter_context(clock.part("rest"))
+            self.stepper.run(batch, learning_rate=self.rate(batch.step), stop=False)
+            self.accelerator.synchronize()
+
+    def _watch(self, stack: ExitStack, clock: Clock) -> None:
+        model = self.model
+        # One-stage detectors assign in a method, the others by a function of their module.
+        owner = model if hasattr(model, "assign") else sys.modules[type(model).__module__]
+        watched: list[tuple[Any, str, str]] = [
+            (owner, "assign", "target assignment"),
+            (model, "loss", "forward"),
+            (self.stepper, "backward", "backward"),
+            (self.stepper.scaler, "step", "optimizer"),
+        ]
+        if self.stepper.average is not None:
+            watched.append((self.stepper.average, "update", "optimizer"))
+        for one in watched:
+            stack.enter_context(clock.inside(*one))
+
+    def evaluate(self, batches: int) -> EvaluationSpeed:
+        """Validate on the first so many batches."""
+        config = self.plan.job.experiment.detector.postprocess
+        stream = LocalStream(self.plan.batches)
+        started = time.perf_counter()
+        found = predict_all(
+            self.model,
+            islice(stream.eval_batches(), batches),
+            config,
+            accelerator=self.accelerator,
+            precision=self.precision,
+            collective=self.collective,
+        )
+        assert found is not None, "a single process is the main one"
+        self.accelerator.synchronize()
+        middle = time.perf_counter()
+        evaluate(self.plan.job.val, found)
+        images = len(found.images)
+        return EvaluationSpeed(
+            images, (middle - started) / images, (time.perf_counter() - middle) / images
+        )
+
+
+def measure_training(trainer: Trainer, *, steps: int, skip: int) -> TrainingSpeed:
+    """Throughput, then parts.
+
+    Args:
+        trainer: fresh; it is trained.
+        steps: to measure.
+        skip: first ones that are left out, as allocators and caches fill there.
+    """
+    spent = trainer.steps(skip + steps)[skip:]
+    clock = Clock(trainer.accelerator)
+    trainer.steps(steps, clock)
+    batch = trainer.plan.job.schedule.batch_size
+    return TrainingSpeed(
+        batch_size=batch,
+        steps=steps,
+        skipped=skip,
+        step_s=spent,
+        images_per_s=batch / statistics.mean(spent),
+        parts={name: clock.seconds[name] / steps for name in PARTS},
+    )
+
+
+def write_trace(trainer: Trainer, path: Path, *, steps: int = 3) -> None:
+    """A trace of a few steps for chrome://tracing, Perfetto or TensorBoard."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if trainer.accelerator.kind == "gpu":
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    with torch.profiler.profile(activities=activities) as profile:
+        trainer.steps(steps)
+    profile.export_chrome_trace(str(path))

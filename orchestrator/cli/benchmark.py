@@ -1,0 +1,84 @@
+"""``orchestrator benchmark``: how fast an experiment is here, and where its time goes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from orchestrator.cli.parser import Parser
+from orchestrator.errors import ConfigError
+
+#: The seeds' performance mode leaves out the first six steps.
+_SKIP = 6
+
+
+def main(argv: Sequence[str]) -> int:
+    """Measure, print, write, compare."""
+    parser = Parser(
+        prog="orchestrator benchmark",
+        description="training steps by part, evaluation, latency and throughput of detection by "
+        "batch size, and memory, in one process on this machine, from drawn weights",
+    )
+    parser.add_argument("experiment", metavar="EXPERIMENT.yaml|RUN")
+    parser.add_argument("overrides", nargs="*", metavar="key.path=value")
+    parser.add_argument("--steps", type=int, default=20, metavar="N", help="steps (default: 20)")
+    parser.add_argument(
+        "--skip", type=int, default=_SKIP, metavar="N", help="first steps left out (default: 6)"
+    )
+    parser.add_argument(
+        "--batches", default="1,8", metavar="N,N", help="batch sizes of detection (default: 1,8)"
+    )
+    parser.add_argument(
+        "--repeats", type=int, default=20, metavar="N", help="batches of each size (default: 20)"
+    )
+    parser.add_argument("--output", type=Path, metavar="FILE.json", help="write the result")
+    parser.add_argument(
+        "--against", type=Path, metavar="FILE.json", help="compare with an earlier result"
+    )
+    parser.add_argument(
+        "--trace", type=Path, metavar="FILE.json", help="trace of three steps for a profiler's UI"
+    )
+    arguments = parser.parse_intermixed_args(argv)
+    for name, least in (("steps", 1), ("skip", 0), ("repeats", 1)):
+        if getattr(arguments, name) < least:
+            raise ConfigError(f"--{name} {getattr(arguments, name)}: must be at least {least}")
+    batches = _batches(arguments.batches)
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from orchestrator.benchmark.measure import benchmark
+    from orchestrator.benchmark.result import BenchmarkResult, differences, rows
+    from orchestrator.config.resolve import load_experiment
+    from orchestrator.tracking.atomic import write_atomic
+
+    against = None if arguments.against is None else BenchmarkResult.read(arguments.against)
+    source = Path(arguments.experiment)
+    file = source / "config" / "resolved.yaml" if source.is_dir() else source
+    result = benchmark(
+        load_experiment(file, arguments.overrides),
+        steps=arguments.steps,
+        skip=arguments.skip,
+        batches=batches,
+        repeats=arguments.repeats,
+        trace=arguments.trace,
+    )
+    head = ["", "now", "unit", *([] if against is None else ["then", "now / then"])]
+    table = Table(*head, title=f"{result.detector}, {result.precision}, {result.threads} threads")
+    for row in rows(result, against):
+        table.add_row(*row)
+    Console(soft_wrap=True).print(table)
+    print(f"{result.hardware}; {result.code}")
+    for line in [] if against is None else differences(result, against):
+        print(f"differs: {line}")
+    if arguments.output is not None:
+        write_atomic(arguments.output, result.to_json().encode("utf-8"))
+        print(f"written: {arguments.output}")
+    return 0
+
+
+def _batches(text: str) -> list[int]:
+    sizes = [int(part) if part.isdecimal() else 0 for part in text.split(",")]
+    if min(sizes) < 1:
+        raise ConfigError(f"--batches {text}: expected numbers with commas between, such as 1,4,16")
+    return sizes

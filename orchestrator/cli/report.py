@@ -1,0 +1,44 @@
+"""``orchestrator report``: one self-contained HTML page about a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from orchestrator.cli.parser import Parser
+from orchestrator.errors import StorageError
+
+
+def main(argv: Sequence[str]) -> int:
+    """Write the page."""
+    parser = Parser(
+        prog="orchestrator report",
+        description="write one HTML page about a run: numbers, curves, classes, errors, images",
+    )
+    parser.add_argument("run", type=Path, metavar="RUN")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key.path=value", help="such as data.root=FOLDER"
+    )
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE", help="default: report.html in the run folder"
+    )
+    arguments = parser.parse_intermixed_args(argv)
+
+    from orchestrator.config.resolve import load_experiment
+    from orchestrator.evaluation.report import render_report
+    from orchestrator.inference.scoring import read_split
+    from orchestrator.tracking.atomic import write_atomic
+    from orchestrator.tracking.run_card import PAGE_NAME
+
+    config = arguments.run / "config" / "resolved.yaml"
+    if not config.is_file():
+        raise StorageError(
+            f"{arguments.run}: is no run folder (it has no config/resolved.yaml). Next: name the "
+            "folder that training printed as `run folder`"
+        )
+    experiment = load_experiment(config, arguments.overrides).experiment
+    path = arguments.output or arguments.run / PAGE_NAME
+    page = render_report(arguments.run, read_split(experiment, "val"))
+    write_atomic(path, page.encode("utf-8"))
+    print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
+    return 0

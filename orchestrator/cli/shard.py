@@ -1,0 +1,118 @@
+"""``orchestrator shard``: a data set as Parquet files that stream."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+from orchestrator.cli.parser import Parser
+from orchestrator.cli.source import add_source, find_source, is_experiment
+from orchestrator.errors import ConfigError
+
+if TYPE_CHECKING:
+    import argparse
+
+    from orchestrator.config.schema import ClusterConfig
+    from orchestrator.data.shard_writer import Written
+
+#: Images of a data set above which a window is suggested; below, mixing all costs nothing.
+_WINDOW = 16_384
+
+
+def main(argv: Sequence[str]) -> int:
+    """Write shards and print the ``data`` section that reads them."""
+    parser = Parser(
+        prog="orchestrator shard",
+        description="write a data set as Parquet shards: encoded images and their boxes, for "
+        "training from disk, NFS or a bucket. Stopped at any time, the same command goes on and "
+        "ends in the same bytes",
+    )
+    add_source(parser)
+    parser.add_argument(
+        "target",
+        metavar="OUT",
+        help="folder to make, or s3://bucket/prefix; a folder in it a split",
+    )
+    parser.add_argument(
+        "--images-per-shard", type=int, metavar="N", help="(default: 512, 80 MB of COCO's images)"
+    )
+    arguments = parser.parse_intermixed_args(argv)
+    if arguments.images_per_shard is not None and arguments.images_per_shard < 1:
+        raise ConfigError(f"--images-per-shard is {arguments.images_per_shard}, allowed is >= 1")
+
+    import ray
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    from orchestrator.data.classes import read_classes
+    from orchestrator.data.convert import read_place
+    from orchestrator.data.folders import below
+    from orchestrator.data.ray_shards import shards_by_ray
+    from orchestrator.data.shard_writer import IMAGES_PER_SHARD, write_shards
+    from orchestrator.training.cluster import connected
+
+    kind, places, classes = find_source(arguments)
+    label_map = None if classes is None else read_classes(classes)
+    splits = {name: read_place(kind, place, label_map) for name, place in places.items()}
+    written = {}
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
+    with (
+        connected(_cluster(arguments)),
+        Progress(*columns, console=Console(stderr=True), transient=True) as bars,
+    ):
+        tasks = max(1, int(ray.cluster_resources().get("CPU", 1)))
+        run = partial(shards_by_ray, tasks=tasks)
+        for name, split in splits.items():
+            task = bars.add_task(name, total=len(split.dataset))
+            written[name] = write_shards(
+                split.dataset,
+                below(arguments.target, name),
+                images_per_shard=arguments.images_per_shard or IMAGES_PER_SHARD,
+                run=run,
+                progress=lambda done, total, task=task: bars.update(  # type: ignore[misc]
+                    task, completed=done, total=total
+                ),
+            )
+            for finding in split.findings:
+                bars.console.print(f"{name}: {finding}", highlight=False, markup=False)
+    print("\n".join(_lines(written, arguments.target)))
+    return 0
+
+
+def _cluster(arguments: argparse.Namespace) -> ClusterConfig:
+    from orchestrator.config.resolve import load_experiment
+    from orchestrator.config.schema import ClusterConfig
+
+    if is_experiment(arguments.source):
+        return load_experiment(arguments.source).experiment.cluster
+    return ClusterConfig()
+
+
+def _lines(written: dict[str, Written], target: str) -> list[str]:
+    """What is there now, and how to train on it."""
+    from orchestrator.data.folders import below
+
+    lines = []
+    for name, one in written.items():
+        index = one.index
+        there = f", {one.found} of them there already" if one.found else ""
+        lines.append(
+            f"{name}: {index.images} images in {len(index.sizes)} shards{there}, "
+            f"{sum(index.sizes) / 1e6:.1f} MB"
+        )
+        lines.append(f"  manifest digest {index.digest}")
+        lines.append(f"  digest of classes, images, boxes and labels {index.content_digest}")
+        if one.unsound:
+            more = ", ..." if len(one.unsound) > 5 else ""
+            lines.append(
+                f"  {len(one.unsound)} images cannot be used, others take their place: "
+                f"{', '.join(one.unsound[:5])}{more}"
+            )
+    lines += ["", "data:"]
+    for name in written:
+        key = next((key for key in ("train", "val") if name.startswith(key)), f"# {name}")
+        lines.append(f"  {key}: {{shards: {below(target, name)}}}")
+    if any(one.index.images > _WINDOW for one in written.values()):
+        lines.append(f"  window: {_WINDOW}")
+    return lines

@@ -1,0 +1,191 @@
+"""Folders of shards, on a disk, an NFS mount or in a bucket, behind the same few calls."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pyarrow
+import pyarrow.fs
+
+from orchestrator.errors import ConfigError, StorageError
+
+SCHEMES = ("s3", "gs")
+#: Part of the name of a file that is still being written.
+TEMPORARY = ".tmp-"
+_CHUNK_BYTES = 4 << 20
+
+
+class Folder(ABC):
+    """Files directly below one place; names are plain names.
+
+    Attributes:
+        location: path or URI, as a user knows it.
+        local: the path, where the files can be opened directly.
+    """
+
+    location: str
+    local: Path | None = None
+
+    @abstractmethod
+    def sizes(self) -> dict[str, int]:
+        """Bytes of each file; empty when there is no such folder."""
+
+    @abstractmethod
+    def chunks(self, name: str) -> Iterator[bytes]:
+        """Content of a file, from its beginning."""
+
+    @abstractmethod
+    def write(self, name: str, data: bytes | memoryview) -> None:
+        """Write a file that is there as a whole or not at all."""
+
+    @abstractmethod
+    def remove(self, name: str) -> None:
+        """Delete a file."""
+
+    def read(self, name: str) -> bytes:
+        """Content of a file.
+
+        Raises:
+            StorageError: it cannot be read; FileNotFoundError, which is no error of the storage,
+                comes through.
+        """
+        with storage_errors(self.path(name)):
+            return b"".join(self.chunks(name))
+
+    def path(self, name: str) -> str:
+        """Path or URI of a file, for messages."""
+        return f"{self.location.partition('?')[0].rstrip('/')}/{name}"
+
+
+class LocalFolder(Folder):
+    """A folder of a file system; made when the first file is written."""
+
+    def __init__(self, path: Path) -> None:
+        self.local: Path = path.absolute()
+        self.location = str(self.local)
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes of each file."""
+        with storage_errors(self.location):
+            if not self.local.is_dir():
+                return {}
+            with os.scandir(self.local) as entries:
+                return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
+
+    def chunks(self, name: str) -> Iterator[bytes]:
+        """Content of a file."""
+        with (self.local / name).open("rb") as file:
+            while chunk := file.read(_CHUNK_BYTES):
+                yield chunk
+
+    def write(self, name: str, data: bytes | memoryview) -> None:
+        """Write beside, make durable, rename."""
+        fresh = self.local / f"{name}{TEMPORARY}{uuid.uuid4().hex}"
+        with storage_errors(self.path(name)):
+            self.local.mkdir(parents=True, exist_ok=True)
+            try:
+                with fresh.open("xb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+                fresh.replace(self.local / name)
+            finally:
+                fresh.unlink(missing_ok=True)
+
+    def remove(self, name: str) -> None:
+        """Delete a file."""
+        with storage_errors(self.path(name)):
+            (self.local / name).unlink(missing_ok=True)
+
+
+class BucketFolder(Folder):
+    """A prefix of a bucket; an object appears when its upload is finished."""
+
+    def __init__(self, location: str) -> None:
+        self.location = location
+        try:
+            self._files, self._base = pyarrow.fs.FileSystem.from_uri(location)
+        except pyarrow.ArrowInvalid as error:
+            raise ConfigError(f"{location!r} is not a valid URI: {error}") from error
+        except OSError as error:
+            raise StorageError(
+                f"{location!r} cannot be opened: {error}. Next: see that the bucket exists and "
+                "that its region and credentials are set"
+            ) from error
+        self._base = self._base.rstrip("/")
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes of each object directly below the prefix."""
+        with storage_errors(self.location):
+            selector = pyarrow.fs.FileSelector(self._base, allow_not_found=True)
+            return {
+                info.base_name: info.size
+                for info in self._files.get_file_info(selector)
+                if info.type == pyarrow.fs.FileType.File
+            }
+
+    def chunks(self, name: str) -> Iterator[bytes]:
+        """Content of an object."""
+        with self._files.open_input_stream(f"{self._base}/{name}") as stream:
+            while chunk := stream.read(_CHUNK_BYTES):
+                yield chunk
+
+    def write(self, name: str, data: bytes | memoryview) -> None:
+        """Upload."""
+        with (
+            storage_errors(self.path(name)),
+            self._files.open_output_stream(f"{self._base}/{name}") as stream,
+        ):
+            stream.write(data)
+
+    def remove(self, name: str) -> None:
+        """Delete an object."""
+        with storage_errors(self.path(name)):
+            self._files.delete_file(f"{self._base}/{name}")
+
+
+def open_folder(location: str) -> Folder:
+    """The folder that a path, ``s3://bucket/prefix`` or ``gs://bucket/prefix`` names.
+
+    Credentials come from the environment. Options of the store follow the prefix:
+    ``?region=...&endpoint_override=...``.
+
+    Raises:
+        ConfigError: the URI is of no kind that can be used.
+        StorageError: the bucket cannot be reached.
+    """
+    parts = urlsplit(location)
+    if "://" not in location:
+        return LocalFolder(Path(location))
+    if parts.scheme == "file":
+        return LocalFolder(Path(parts.path))
+    if parts.scheme not in SCHEMES or not parts.netloc:
+        allowed = ", ".join(f"{name}://bucket/prefix" for name in SCHEMES)
+        raise ConfigError(f"{location!r} names no folder; allowed: a path, {allowed}")
+    return BucketFolder(location)
+
+
+def below(location: str, name: str) -> str:
+    """The folder ``name`` in the one that ``location`` names."""
+    place, mark, options = location.partition("?")
+    return f"{place.rstrip('/')}/{name}{mark}{options}"
+
+
+@contextmanager
+def storage_errors(place: str) -> Iterator[None]:
+    """Turn what a file system raises into advice; a missing file is not for this to judge."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise StorageError(
+            f"{place}: {error.strerror or error}. Next: see that the place can be reached, has "
+            "room and may be read and written by this user, then run the same command again"
+        ) from error

@@ -1,0 +1,327 @@
+"""The driver of a sweep: check, claim the folder, run the trials, rank them, report."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import ray
+from rich.console import Console
+
+import native
+from orchestrator.config.resolve import ResolvedExperiment, Template, diff
+from orchestrator.config.scalars import Json
+from orchestrator.config.schema import PARAMETERS
+from orchestrator.data.doctor.examine import require_usable
+from orchestrator.errors import ConfigError, OrchestratorError, PreemptedError
+from orchestrator.sweeps.capacity import agreed, capacity
+from orchestrator.sweeps.fleet import Fleet, Source
+from orchestrator.sweeps.journal import Journal
+from orchestrator.sweeps.judge import Judge, judged_epochs
+from orchestrator.sweeps.learning import LearningSource
+from orchestrator.sweeps.plan import Planner, Trial, describe, trial_name
+from orchestrator.sweeps.population import Population
+from orchestrator.sweeps.report import say_sweep, summary, write_summary
+from orchestrator.sweeps.runner import Runner, write_base
+from orchestrator.sweeps.sources import FINAL, PlannedSource, Record
+from orchestrator.sweeps.tracking import SweepTracking
+from orchestrator.sweeps.view import View, shown
+from orchestrator.tracking.git_info import git_info
+from orchestrator.tracking.mlflow_shipper import RunStatus
+from orchestrator.training.cluster import connected, place
+from orchestrator.training.identity import identity_tree
+from orchestrator.training.interrupt import in_thread, stopping_politely
+from orchestrator.training.job import TrainingJob
+from orchestrator.training.plan import make_plan
+from orchestrator.training.report import say, say_data, say_where
+from orchestrator.training.run_lock import RunLock
+from orchestrator.training.session import STOP_FILE
+
+#: Of the section, what may change between two starts of a sweep.
+_MAY_CHANGE = ("trials", "concurrency")
+
+
+def drive_sweep(template: Template, *, force_resume: bool) -> int:
+    """Run all trials of a sweep, or those that are left.
+
+    Args:
+        template: the experiment, with its ``sweep`` section.
+        force_resume: go on although the experiment, the data or the code has changed.
+
+    Returns:
+        0 when all trials have ended, 75 when it was asked to stop and can be started again.
+
+    Raises:
+        OrchestratorError: with the exit code of its class.
+    """
+    console = Console(soft_wrap=True)
+    base = template.resolve()
+    folder = Path(base.experiment.storage).resolve() / base.experiment.name
+    with _claimed(folder) as journal:
+        base = _with_recorded_seed(base, journal, console)
+        planner = Planner(template, folder, base)
+        planner.check()
+        sweep = planner.sweep
+        trials = planner.planned() if sweep.search != "optuna" else []
+        plan = make_plan(base, folder)
+        say_data(plan, console)
+        for name, data in (("train", plan.batches.train), ("val", plan.batches.val)):
+            require_usable(data, name, base.experiment.data.max_bad_fraction)
+        native.backend()
+        _open(journal, base, plan.job.data_digest, force=force_resume)
+        write_base(planner)
+        classes = len(plan.job.label_map)
+        record = Record(planner, journal, parameters=_counter(planner, classes))
+        stages = _stages(planner, journal, record, trials, plan.job)
+        tracking = SweepTracking(planner, plan.job.data_digest)
+        state = _Sweep(planner, journal, record, tracking, console, force_resume)
+        return state.run(stages)
+
+
+class _Stage(NamedTuple):
+    """Trials that run beside each other, and what follows when all have ended.
+
+    Attributes:
+        open: makes the source of the trials.
+        close: returns lines to say.
+    """
+
+    open: Callable[[], _Source]
+    close: Callable[[], Iterable[str]]
+
+
+class _Source(Source, Protocol):
+    def __len__(self) -> int:
+        """Trials that are left, at most."""
+
+
+def _stages(
+    planner: Planner, journal: Journal, record: Record, trials: Sequence[Trial], job: TrainingJob
+) -> list[_Stage]:
+    """One stage, or one for each age of a population."""
+    if planner.sweep.scheduler == "pbt":
+        population = Population(
+            planner,
+            journal,
+            record,
+            trials,
+            steps_per_epoch=job.schedule.steps_per_epoch,
+            initial=None if job.initial is None else job.initial.sha256,
+        )
+        return [
+            _Stage(partial(population.segment, age), partial(_exploit, population, age))
+            for age in population.ages
+        ]
+    source: _Source
+    if planner.sweep.search == "optuna":
+        source = LearningSource(planner, journal, record)
+    else:
+        source = PlannedSource(record, trials)
+    return [_Stage(lambda: source, lambda: ())]
+
+
+def _exploit(population: Population, age: int) -> Iterator[str]:
+    if age == population.ages[-1]:
+        return
+    for one in population.exploit(age):
+        yield (
+            f"epoch {age}: {trial_name(one.member)} continues from {trial_name(one.donor)} with "
+            f"{describe(one.values)}"
+        )
+
+
+@contextmanager
+def _claimed(folder: Path) -> Iterator[Journal]:
+    with RunLock(folder):
+        journal = Journal(folder)
+        try:
+            yield journal
+        finally:
+            journal.close()
+
+
+def _with_recorded_seed(
+    base: ResolvedExperiment, journal: Journal, console: Console
+) -> ResolvedExperiment:
+    """A seed that was drawn is drawn once for a sweep, at its first start."""
+    if not base.seed_is_drawn:
+        return base
+    for entry in journal.of("open"):
+        base = base.with_seed(entry["config"]["seed"])
+    say(console, f"seed: {base.experiment.seed}, {base.origins['seed']}")
+    return base
+
+
+def _open(journal: Journal, base: ResolvedExperiment, data_digest: str, *, force: bool) -> None:
+    """Claim the sweep's folder for this experiment, or see that it is this one's already."""
+    now = _identity(base, data_digest)
+    before: Mapping[str, Any] | None = None
+    for entry in journal.of("open"):
+        before = entry
+    if before == now:
+        return
+    if before is not None and not force:
+        lines = [f"  {path}: {a} there, {b} now" for path, a, b in diff(dict(before), dict(now))]
+        raise ConfigError(
+            f"{journal.path.parent}: this folder holds another sweep:\n"
+            + "\n".join(lines)
+            + "\nNext: give this sweep another name (name=...), undo the changes, or pass "
+            "--force-resume to go on with them. Only sweep.trials and sweep.concurrency may change"
+        )
+    journal.add("open", **now)
+
+
+def _identity(base: ResolvedExperiment, data_digest: str) -> dict[str, Json]:
+    section = base.tree["sweep"]
+    assert isinstance(section, dict)
+    return {
+        "config": identity_tree(base.tree),
+        "sweep": {key: value for key, value in section.items() if key not in _MAY_CHANGE},
+        "data": data_digest,
+    }
+
+
+def _counter(planner: Planner, classes: int) -> Callable[[Trial], int] | None:
+    """Counts a trial's parameters, if they are an objective."""
+    if PARAMETERS not in planner.sweep.objectives:
+        return None
+    from detectors.measure import skeleton
+
+    def count(trial: Trial) -> int:
+        model = skeleton(trial.resolved.experiment.detector, num_classes=classes)
+        return sum(parameter.numel() for parameter in model.parameters())
+
+    return count
+
+
+@dataclasses.dataclass
+class _Sweep:
+    """A sweep under way."""
+
+    planner: Planner
+    journal: Journal
+    record: Record
+    tracking: SweepTracking
+    console: Console
+    force_resume: bool
+
+    def run(self, stages: Sequence[_Stage]) -> int:
+        """Run what is left; returns the exit code."""
+        experiment = self.planner.base.experiment
+        (self.planner.folder / STOP_FILE).unlink(missing_ok=True)
+        self.record.changed = self._changed
+        ended = sum(row.state in FINAL for row in self.record.ordered())
+        if ended >= self.planner.count:
+            self._write("finished")
+            self.report()
+            return 0
+        say(
+            self.console,
+            f"{experiment.name}: {self.planner.count} trials"
+            + (f", of which {ended} have ended before" if ended else ""),
+        )
+        self.tracking.start()
+        status: RunStatus = "FAILED"
+        try:
+            with connected(experiment.cluster):
+                stopped = self._run_stages(stages)
+            status = "KILLED" if stopped else "FINISHED"
+        except KeyboardInterrupt:
+            status = "KILLED"
+            raise
+        finally:
+            self._write("stopped" if status == "KILLED" else status.lower())
+            shipped = self.tracking.close(status, self.record.ordered())
+            if shipped is not None and not shipped.complete:
+                say(self.console, str(shipped))
+        self.report()
+        if stopped:
+            say(self.console, "stopped; run the same command again to go on")
+            return PreemptedError.exit_code
+        self._refuse_empty()
+        return 0
+
+    def _run_stages(self, stages: Sequence[_Stage]) -> bool:
+        """Run all trials; whether somebody asked to stop."""
+        experiment = self.planner.base.experiment
+        sharded = experiment.train.virtual_shards is not None
+        placement = place(experiment.cluster, one_thread=sharded)
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        found = capacity(nodes, placement.resources_per_worker, experiment.cluster.workers)
+        at_a_time = agreed(found, self.planner.sweep.concurrency, self.planner.count)
+        say(self.console, f"{at_a_time} at a time: {found.text}")
+        judge = None
+        if self.planner.sweep.scheduler == "asha":
+            judge = Judge(self.planner.sweep.asha, experiment.train.epochs, self.journal)
+        for stage in stages:
+            source = stage.open()
+            if len(source) and self._run_trials(source, judge, at_a_time):
+                return True
+            for line in stage.close():
+                say(self.console, line)
+        return False
+
+    def _run_trials(self, source: _Source, judge: Judge | None, at_a_time: int) -> bool:
+        fleet = Fleet(self._runner(), source, judge)
+        view = View(
+            self.planner.folder,
+            self.planner.sweep,
+            epochs=self.planner.base.experiment.train.epochs,
+            total=self.planner.count,
+            rows=self.record.ordered,
+            running=fleet.names,
+        )
+
+        def ask_to_stop() -> None:
+            say(self.console, "stopping: trials under way finish and commit their step first")
+            fleet.stop()
+
+        with shown(view, self.console), stopping_politely(ask_to_stop):
+            in_thread(lambda: fleet.run(trials=len(source), concurrency=at_a_time))
+        return fleet.stopping
+
+    def _runner(self) -> Runner:
+        sweep = self.planner.sweep
+        epochs = self.planner.base.experiment.train.epochs
+        git = git_info()
+        return Runner(
+            planner=self.planner,
+            cwd=str(Path.cwd()),
+            judged_epochs=judged_epochs(sweep.asha, epochs) if sweep.scheduler == "asha" else (),
+            tags={
+                "sweep": self.planner.base.experiment.name,
+                "sweep_commit": "none" if git is None else str(git),
+            },
+            force_resume=self.force_resume,
+        )
+
+    def _changed(self) -> None:
+        rows = self.record.ordered()
+        newest = self.record.newest
+        if newest is not None and not self.console.is_terminal:
+            score = newest.value(self.planner.sweep.metric)
+            known = "" if score is None else f" {self.planner.sweep.metric} {score:.4f}"
+            say(self.console, f"{newest.trial.name} {newest.state}{known}: {newest.trial.text()}")
+        self.tracking.progress(rows)
+        self._write("running")
+
+    def _write(self, state: str) -> None:
+        content = summary(self.planner, self.record.ordered(), state=state)
+        write_summary(self.planner.folder, content)
+
+    def report(self) -> None:
+        """Say how the trials rank, and where everything is."""
+        say_sweep(self.planner, self.record.ordered(), self.console)
+        say_where(self.planner.base, str(self.planner.folder), self.console)
+
+    def _refuse_empty(self) -> None:
+        """A sweep without a single result has failed."""
+        failed = [row for row in self.record.ordered() if row.state == "failed"]
+        if failed and len(failed) == len(self.record.rows):
+            raise OrchestratorError(
+                f"all {len(failed)} trials failed; the first one: {failed[0].reason}"
+            )

@@ -1,0 +1,199 @@
+"""Running trials at the same time: Ray Tune with this program's plan, journal and verdicts."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, Protocol
+
+from ray import tune
+from ray.exceptions import RayError
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+
+from orchestrator.errors import OrchestratorError, PreemptedError
+from orchestrator.sweeps.judge import Judge
+from orchestrator.sweeps.plan import Trial, trial_name
+from orchestrator.sweeps.runner import Runner, read_end
+from orchestrator.training.session import STOP_FILE
+from orchestrator.training.verdict import write_verdict
+
+#: A driver needs no CPU of its own, and Ray takes no request for nothing. The head outlives all
+#: other nodes, or the sweep ends with it.
+_DRIVER_RESOURCES = {"CPU": 0, "node:__internal_head__": 0.001}
+#: Starts of a trial whose process was lost, with its node or for want of memory.
+_STARTS = 3
+
+
+class Source(Protocol):
+    """Where trials come from."""
+
+    def next(self) -> Trial | None:
+        """The next trial to run; None when there is none any more."""
+
+    def ended(self, trial: Trial, end: dict[str, Any]) -> None:
+        """Take note of how a trial ended; see :func:`~orchestrator.sweeps.runner.read_end`."""
+
+
+class Fleet:
+    """Trials under way.
+
+    Args:
+        runner: what runs in a trial's process.
+        source: where trials come from; told how each of them ended.
+        judge: who decides whether a trial goes on; None to let all of them.
+    """
+
+    def __init__(self, runner: Runner, source: Source, judge: Judge | None) -> None:
+        self._runner = runner
+        self._source = source
+        self._judge = judge
+        self.folder = runner.planner.folder
+        self.running: dict[str, Trial] = {}
+        self.stopping = False
+        self.fatal: str | None = None
+
+    def run(self, *, trials: int, concurrency: int) -> None:
+        """Run trials until the source has no more, or somebody asked to stop.
+
+        Args:
+            trials: that the source has, at most.
+            concurrency: trials at a time.
+
+        Raises:
+            OrchestratorError: a sampled value did not reach its trial.
+            PreemptedError: Ray has lost a process and Tune cannot go on.
+        """
+        # Tune would print, write logs of its own, and move every trial into a folder of its own.
+        os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
+        os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
+        os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
+        storage = self.folder / "ray"
+        name = f"start-{uuid.uuid4().hex[:8]}"
+        runner = self._runner
+
+        def trainable(config: dict[str, Any]) -> None:
+            runner.run(config)
+
+        tuner = tune.Tuner(
+            tune.with_resources(trainable, _DRIVER_RESOURCES),
+            tune_config=tune.TuneConfig(
+                metric="score",
+                mode="max",
+                num_samples=trials,
+                search_alg=_Feed(self),
+                scheduler=_Verdicts(self),
+                max_concurrent_trials=concurrency,
+                # A new process imports for seconds.
+                reuse_actors=True,
+                trial_dirname_creator=lambda trial: str(trial.trial_id),
+            ),
+            run_config=tune.RunConfig(
+                name=name,
+                storage_path=str(storage),
+                verbose=0,
+                failure_config=tune.FailureConfig(max_failures=_STARTS - 1),
+            ),
+        )
+        try:
+            tuner.fit()
+        except RayError as error:
+            # Tune starts a trial again whose process has died, but gives up itself where Ray names
+            # the cause, such as a lack of memory. Commits and journal hold all that was done.
+            names = ", ".join(sorted(self.names())) or "no trial"
+            raise PreemptedError(
+                f"Ray lost the process of a trial while {names} ran: {_first_line(error)}. Next: "
+                "run the same command again; trials under way go on from their commits"
+            ) from error
+        finally:
+            # What Tune leaves there is never read again.
+            shutil.rmtree(storage / name, ignore_errors=True)
+            with suppress(OSError):
+                storage.rmdir()
+        if self.fatal is not None:
+            raise OrchestratorError(self.fatal)
+
+    def names(self) -> set[str]:
+        """Of the trials under way."""
+        return {trial.name for trial in list(self.running.values())}
+
+    def stop(self) -> None:
+        """Start no more trials, and ask those under way to commit and end."""
+        self.stopping = True
+        (self.folder / STOP_FILE).touch()
+        for trial in list(self.running.values()):
+            with suppress(OSError):
+                (self.folder / trial.name / STOP_FILE).touch()
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | None:
+        """Configuration of the next trial for Tune."""
+        trial = None if self.stopping else self._source.next()
+        if trial is None:
+            return None
+        self.running[trial_id] = trial
+        return {"trial": trial.number, "values": json.dumps(trial.values)}
+
+    def complete(self, trial_id: str, *, error: bool) -> None:
+        """A trial's process has ended."""
+        trial = self.running.pop(trial_id)
+        end = read_end(self.folder / trial.name, error=error)
+        if end.get("fatal"):
+            self.fatal = f"{trial.name}: {end['reason']}"
+            self.stop()
+        self._source.ended(trial, end)
+
+    def report(self, result: dict[str, Any]) -> None:
+        """An evaluation of a trial; where it is judged, the trial gets its verdict."""
+        epoch = result.get("epoch")
+        if self._judge is None or epoch not in self._runner.judged_epochs:
+            return
+        goes_on = self._judge.goes_on(result["trial"], int(epoch), result["score"])
+        run_dir = self.folder / trial_name(result["trial"])
+        write_verdict(run_dir, result["step"], goes_on=goes_on)
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+class _Unkept:
+    """Part of a Tuner that is not worth keeping: the journal rebuilds it."""
+
+    def __reduce__(self) -> tuple[Callable[[], object], tuple[()]]:
+        # Tune pickles its parts for a restore of its own, which never happens here.
+        return (object, ())
+
+
+class _Feed(_Unkept, Searcher):  # type: ignore[misc]
+    """Hands the fleet's trials to Tune."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        super().__init__(metric="score", mode="max")
+        self._fleet = fleet
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str:
+        return self._fleet.suggest(trial_id) or Searcher.FINISHED
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        self._fleet.complete(trial_id, error=error)
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: see :class:`_Unkept`."""
+
+
+class _Verdicts(_Unkept, FIFOScheduler):  # type: ignore[misc]
+    """Passes evaluations on. Tune itself never stops a trial: the trial does when it is told."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        super().__init__()
+        self._fleet = fleet
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        self._fleet.report(result)
+        return str(TrialScheduler.CONTINUE)

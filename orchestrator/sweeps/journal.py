@@ -1,0 +1,116 @@
+"""What has happened in a sweep, in order: ``sweep.jsonl``, from which everything is rebuilt.
+
+One JSON object a line, forced to the disk before anything follows from it:
+
+- ``open``: which experiment and section the sweep belongs to;
+- ``trial``: a trial and the values it was given;
+- ``judged``: what the scheduler saw of a trial at an age, and whether it goes on;
+- ``cloned``: a member of a population that continues from another one's commit;
+- ``end``: how a trial ended.
+
+The state of searcher and scheduler is never stored: both are deterministic, so asking a new one the
+same questions in the same order gives the state of the one that was lost.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from orchestrator.config.scalars import Json
+from orchestrator.errors import StorageError
+
+JOURNAL_NAME = "sweep.jsonl"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line.
+
+    Attributes:
+        kind: of what happened.
+        content: the rest of the line.
+    """
+
+    kind: str
+    content: dict[str, Any]
+
+
+class Journal:
+    """The journal of one sweep, open for reading and appending.
+
+    Held by one process at a time: the one that holds the lock of the sweep's folder.
+
+    Args:
+        folder: of the sweep; made when missing. A line that a crash left unfinished is cut off.
+
+    Raises:
+        StorageError: it cannot be opened, or a whole line of it is damaged.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / JOURNAL_NAME
+        self._lock = Lock()
+        self.entries: list[Entry] = []
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._file = self.path.open("a+b")
+            self._file.seek(0)
+            end = 0
+            for number, line in enumerate(self._file, start=1):
+                if not line.endswith(b"\n"):
+                    break
+                end += len(line)
+                self.entries.append(self._parse(line, number))
+            self._file.truncate(end)
+        except OSError as error:
+            raise StorageError(
+                f"{self.path}: the journal of the sweep cannot be opened ({error.strerror}); make "
+                "the folder writable"
+            ) from error
+
+    def _parse(self, line: bytes, number: int) -> Entry:
+        try:
+            tree = json.loads(line)
+            return Entry(str(tree.pop("kind")), tree)
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise StorageError(
+                f"{self.path}:{number}: this line is damaged, so what the sweep has decided is not "
+                "known. Next: restore the file from a copy, or give the sweep another name"
+            ) from error
+
+    def add(self, kind: str, **content: Json) -> None:
+        """Append one entry; when this returns it is on the disk.
+
+        Raises:
+            StorageError: it could not be written.
+        """
+        line = json.dumps({"kind": kind, **content}, separators=(",", ":")).encode("ascii") + b"\n"
+        with self._lock:
+            try:
+                self._file.write(line)
+                self._file.flush()
+                os.fsync(self._file.fileno())
+            except OSError as error:
+                raise StorageError(
+                    f"{self.path}: the journal of the sweep cannot be written ({error.strerror}); "
+                    "make room on this disk and run the same command again"
+                ) from error
+            self.entries.append(self._parse(line, len(self.entries) + 1))
+
+    def of(self, kind: str) -> Iterator[dict[str, Any]]:
+        """Contents of the entries of one kind, in order."""
+        return (entry.content for entry in list(self.entries) if entry.kind == kind)
+
+    def ends(self) -> dict[int, dict[str, Any]]:
+        """How each trial ended last, by its number."""
+        return {entry["trial"]: entry for entry in self.of("end")}
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()

@@ -1,0 +1,305 @@
+"""Population based training (Jaderberg et al., 2017), in step and from exact commits.
+
+All members train to the same age, commit and end. The worst are then replaced: such a member's run
+folder gets the commit of one of the best - weights, optimizer, average and position, byte for byte
+- and goes on from it with perturbed values. What is decided is a pure function of the scores, the
+seed and the age, and is written down when it is done, so that it can be interrupted anywhere.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from orchestrator.config.scalars import Json
+from orchestrator.config.schema import Domain, PbtConfig
+from orchestrator.data import keyed
+from orchestrator.errors import StorageError
+from orchestrator.sweeps.journal import Journal
+from orchestrator.sweeps.plan import Planner, Trial, trial_name
+from orchestrator.sweeps.sources import Record
+from orchestrator.sweeps.space import Space, Values, inside, options, pick
+from orchestrator.tracking.events import EventLog
+from orchestrator.training.codec import decode
+from orchestrator.training.commit import LABEL_MAP_NAME, CommitStore
+from orchestrator.training.identity import Identity, config_digest, open_run
+from orchestrator.training.manifest import CHECKPOINTS, POINTER_NAME
+from orchestrator.training.run_lock import RunLock
+from orchestrator.training.session import STOP_FILE
+from orchestrator.training.storage import LocalStorage
+
+
+def ages(config: PbtConfig, epochs: int) -> list[int]:
+    """Epochs after which the population is judged, and its full age."""
+    return [*range(config.interval_epochs, epochs, config.interval_epochs), epochs]
+
+
+@dataclass(frozen=True)
+class Exploit:
+    """A member that is to be replaced.
+
+    Attributes:
+        member: its number.
+        donor: number of the one it continues from.
+        values: what it goes on with.
+    """
+
+    member: int
+    donor: int
+    values: Values
+
+
+def exploits(
+    scores: Mapping[int, float],
+    values: Mapping[int, Values],
+    *,
+    config: PbtConfig,
+    space: Space,
+    seed: int,
+    age: int,
+) -> list[Exploit]:
+    """Who continues from whom, and with which values.
+
+    Args:
+        scores: of every member, larger is better.
+        values: of every member.
+        config: of the population.
+        space: what may be perturbed.
+        seed: of the sweep.
+        age: in epochs.
+    """
+    ranked = sorted(scores, key=lambda number: (-scores[number], number))
+    count = min(math.ceil(len(ranked) * config.quantile), len(ranked) // 2)
+    if count == 0:
+        return []
+    best, worst = ranked[:count], ranked[-count:]
+    found = []
+    for number in sorted(worst):
+        # Drawn beside those that made the population, whose coordinate is the attempt.
+        words = keyed.words(
+            seed, keyed.Domain.SWEEP, epoch=2**32 + age, sample=number, count=1 + 3 * len(space)
+        )
+        shares = [int(word) / 2**64 for word in words]
+        donor = best[int(shares[0] * len(best))]
+        perturbed = {
+            key: perturb(domain, values[donor][key], shares[1 + 3 * i : 4 + 3 * i], config)
+            for i, (key, domain) in enumerate(space.items())
+        }
+        found.append(Exploit(number, donor, perturbed))
+    return found
+
+
+def perturb(domain: Domain, value: Json, shares: Sequence[float], config: PbtConfig) -> Json:
+    """A value near ``value``, or one drawn anew.
+
+    Args:
+        domain: it belongs to.
+        value: of the donor.
+        shares: three numbers in [0, 1).
+        config: of the population.
+    """
+    if shares[0] < config.resample_probability:
+        return pick(domain, shares[1])
+    if domain.choice is not None or domain.step is not None:
+        values = options(domain)
+        place = values.index(value) + (1 if shares[2] < 0.5 else -1)
+        return values[min(max(place, 0), len(values) - 1)]
+    assert isinstance(value, int | float)
+    factor = config.factors[int(shares[2] * len(config.factors))]
+    if domain.integer is not None or domain.logint is not None:
+        low, high = domain.integer or domain.logint or (0, 0)
+        return min(max(round(value * factor), low), high)
+    return inside(domain, value * factor)
+
+
+def clone(donor: Path, trial: Trial, member: Path, *, step: int, initial: str | None) -> str:
+    """Let a run folder continue from the commit of another one.
+
+    Everything the member has committed is removed first; doing it again, after being interrupted,
+    ends in the same.
+
+    Args:
+        donor: run folder that has a commit of ``step``.
+        trial: what the member is from now on.
+        member: its run folder.
+        step: of the commit.
+        initial: digest of the weights that all members began with, if there are any.
+
+    Returns:
+        SHA-256 of the weights file, which is that of the donor's.
+    """
+    source = CommitStore(LocalStorage(donor))
+    files = source.read_files(step)
+    commit = next(c for c in source.commits() if c.step == step)
+    with RunLock(member) as lock:
+        storage = LocalStorage(member)
+        if storage.list(CHECKPOINTS):
+            storage.remove_tree(CHECKPOINTS)
+        if any(entry.name == POINTER_NAME for entry in storage.list("")):
+            storage.unlink(POINTER_NAME)
+        digest = config_digest(trial.resolved.tree, initial=initial)
+        store = CommitStore(storage, fence=lock.fence())
+        store.save(
+            decode({name: data for name, data in files.items() if name != LABEL_MAP_NAME}),
+            config_digest=digest,
+            data_digest=commit.manifest.data_digest,
+            label_map=files[LABEL_MAP_NAME].decode(),
+        )
+        if commit.metrics is not None:
+            store.attach_metrics(step, commit.metrics)
+        store.close()
+        copied = next(c for c in store.commits() if c.step == step).manifest
+        if copied.files != commit.manifest.files:
+            raise StorageError(
+                f"{member}: the clone of {donor} at step {step} is not what it was cloned from. "
+                "Next: report this as a bug"
+            )
+        identity = Identity(digest, commit.manifest.data_digest, initial=initial)
+        open_run(member, identity, trial.resolved.tree, force=True)
+        events = EventLog(member / "events.jsonl")
+        events.note("cloned", f"from {donor.name}; goes on with {trial.text()}", step=step)
+        events.close()
+    return copied.files["weights.safetensors"].sha256
+
+
+class Population:
+    """The members of a sweep, their values and their age, rebuilt from the journal.
+
+    Args:
+        planner: of the sweep.
+        journal: of the sweep.
+        record: of the sweep.
+        members: as they begin.
+        steps_per_epoch: of every member.
+        initial: digest of the weights that all members begin with, if there are any.
+    """
+
+    def __init__(
+        self,
+        planner: Planner,
+        journal: Journal,
+        record: Record,
+        members: Sequence[Trial],
+        *,
+        steps_per_epoch: int,
+        initial: str | None,
+    ) -> None:
+        self._planner = planner
+        self._journal = journal
+        self._record = record
+        self._steps_per_epoch = steps_per_epoch
+        self._initial = initial
+        self.ages = ages(planner.sweep.pbt, planner.base.experiment.train.epochs)
+        self.values = {trial.number: trial.values for trial in members}
+        for trial in members:
+            record.planned(trial)
+        #: Score of each member by age, as far as they are known.
+        self.scores: dict[int, dict[int, float]] = {age: {} for age in self.ages}
+        self._cloned: set[tuple[int, int]] = set()
+        for entry in journal.entries:
+            if entry.kind == "aged":
+                self.scores[entry.content["age"]][entry.content["trial"]] = entry.content["score"]
+            elif entry.kind == "cloned":
+                self._cloned.add((entry.content["age"], entry.content["trial"]))
+                self.values[entry.content["trial"]] = entry.content["values"]
+
+    def segment(self, age: int) -> Segment:
+        """What is left of the training up to an age."""
+        return Segment(self, age)
+
+    def trial(self, number: int, age: int | None) -> Trial:
+        """A member as it is now.
+
+        Args:
+            number: of the member.
+            age: epochs to train to; None for all of them.
+        """
+        values = dict(self.values[number])
+        if age is not None and age < self.ages[-1]:
+            values["train.max_steps"] = age * self._steps_per_epoch
+        return self._planner.trial(number, values)
+
+    def waiting(self, age: int) -> list[int]:
+        """Members that have not reached an age yet."""
+        return [number for number in sorted(self.values) if number not in self.scores[age]]
+
+    def ended(self, trial: Trial, age: int, end: dict[str, Any]) -> None:
+        """Write down that a member has reached an age, failed on the way, or was interrupted."""
+        whole = self.trial(trial.number, None)
+        if end["state"] == "preempted":
+            return
+        if age == self.ages[-1]:
+            self._record.ended(whole, end)
+        metrics = end.get("result", {}).get("metrics", {})
+        value = metrics.get(self._planner.sweep.metric.removeprefix("val/"))
+        # A member that failed is the worst, and goes on as somebody else.
+        score = -2.0 if value is None else float(value)
+        self._journal.add("aged", trial=trial.number, age=age, score=score)
+        self.scores[age][trial.number] = score
+
+    def exploit(self, age: int) -> list[Exploit]:
+        """Replace the worst members at an age that all have reached; may be interrupted.
+
+        Returns:
+            Those that were replaced by this call.
+        """
+        folder = self._planner.folder
+        before = dict(self.values)
+        for entry in self._journal.of("cloned"):
+            if entry["age"] == age:
+                before[entry["trial"]] = entry["replaced"]
+        found = exploits(
+            self.scores[age],
+            before,
+            config=self._planner.sweep.pbt,
+            space=self._planner.sweep.space,
+            seed=self._planner.seed,
+            age=age,
+        )
+        new = [one for one in found if (age, one.member) not in self._cloned]
+        for one in new:
+            replaced = self.values[one.member]
+            trial = self._planner.trial(one.member, one.values)
+            digest = clone(
+                folder / trial_name(one.donor),
+                trial,
+                folder / trial.name,
+                step=age * self._steps_per_epoch,
+                initial=self._initial,
+            )
+            self._journal.add(
+                "cloned",
+                trial=one.member,
+                donor=one.donor,
+                age=age,
+                values=one.values,
+                replaced=replaced,
+                weights_sha256=digest,
+            )
+            self._cloned.add((age, one.member))
+            self.values[one.member] = one.values
+            (folder / trial.name / STOP_FILE).unlink(missing_ok=True)
+        return new
+
+
+class Segment:
+    """The training of a population up to an age, as a source of trials."""
+
+    def __init__(self, population: Population, age: int) -> None:
+        self._population = population
+        self._age = age
+        self._waiting = population.waiting(age)
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def next(self) -> Trial | None:
+        """A member that has not reached the age yet."""
+        return self._population.trial(self._waiting.pop(0), self._age) if self._waiting else None
+
+    def ended(self, trial: Trial, end: dict[str, Any]) -> None:
+        """Write down how far a member has come."""
+        self._population.ended(trial, self._age, end)

@@ -1,0 +1,185 @@
+"""What runs in a trial's process: the ordinary driver of a run, and a line to Ray Tune.
+
+A trial goes on from the commits in its own run folder, so Tune keeps no checkpoints. It ends by
+itself, in every case: a trial that Tune killed would leave its workers' places on the cluster taken
+(ray-project/ray#54305).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+from rich.console import Console
+
+from orchestrator.config.printing import dump_yaml
+from orchestrator.errors import OrchestratorError
+from orchestrator.sweeps.plan import Planner, Trial, difference_rows
+from orchestrator.tracking.atomic import write_atomic
+from orchestrator.tracking.events import read_events
+from orchestrator.training.driver import train
+from orchestrator.training.member import Member
+from orchestrator.training.run_lock import HeldError
+from orchestrator.training.sampled import SampledValueError
+from orchestrator.training.session import STOP_FILE
+
+FAILURE_NAME = "failure.json"
+DIFFERENCE_NAME = "difference.json"
+#: What a trial says, which would otherwise mix with that of its neighbours.
+LOG_NAME = "driver.log"
+
+_POLL_SECONDS = 0.3
+_GHOST_SECONDS = 90.0
+
+
+@dataclass(frozen=True)
+class Runner:
+    """Runs the trials of one sweep; plain data that goes to every trial's process.
+
+    Attributes:
+        planner: makes the trial from its number and values.
+        cwd: folder that relative paths of the experiment start from.
+        judged_epochs: ages at which a trial waits for its verdict.
+        tags: of every trial's run in MLflow.
+        force_resume: go on with trials although code or data has changed.
+    """
+
+    planner: Planner
+    cwd: str
+    judged_epochs: tuple[int, ...]
+    tags: Mapping[str, str]
+    force_resume: bool
+
+    def run(self, config: Mapping[str, Any]) -> None:
+        """Train one trial, reporting every evaluation to Tune.
+
+        What goes wrong is written to the trial's folder, where the sweep's driver looks for it.
+
+        Args:
+            config: ``trial`` is its number, ``values`` what it sets, as JSON.
+        """
+        os.chdir(self.cwd)
+        trial = self.planner.trial(config["trial"], json.loads(config["values"]))
+        run_dir = self.planner.folder / trial.name
+        run_dir.mkdir(parents=True, exist_ok=True)
+        (run_dir / FAILURE_NAME).unlink(missing_ok=True)
+        if (self.planner.folder / STOP_FILE).exists():
+            return
+        write_atomic(
+            run_dir / DIFFERENCE_NAME, json.dumps(difference_rows(trial), indent=1).encode()
+        )
+        failures: list[BaseException] = []
+
+        def call() -> None:
+            try:
+                self._train(trial, run_dir)
+            except BaseException as error:
+                failures.append(error)
+
+        thread = threading.Thread(target=call, name="trial", daemon=True)
+        thread.start()
+        self._report(trial, run_dir / "events.jsonl", thread)
+        if failures:
+            _keep(failures[0], run_dir)
+
+    def _train(self, trial: Trial, run_dir: Path) -> None:
+        member = Member(
+            parent=str(self.planner.folder),
+            tags={**self.tags, "trial": trial.name},
+            artifacts={
+                "config/difference.json": str(run_dir / DIFFERENCE_NAME),
+            },
+            sampled=trial.values,
+            judged_epochs=self.judged_epochs,
+        )
+        deadline = time.monotonic() + _GHOST_SECONDS
+        with (run_dir / LOG_NAME).open("a", encoding="utf-8") as log:
+            console = Console(file=log, soft_wrap=True)
+            while not self._trained(trial, run_dir, console, member):
+                # What a killed sweep has left running holds the folder for a few seconds.
+                if time.monotonic() > deadline:
+                    raise HeldError(f"{run_dir}: still held by another process")
+                time.sleep(1.0)
+
+    def _trained(self, trial: Trial, run_dir: Path, console: Console, member: Member) -> bool:
+        """Train, unless another process still holds the folder."""
+        try:
+            train(
+                trial.resolved,
+                run_dir,
+                force_resume=self.force_resume,
+                console=console,
+                member=member,
+            )
+        except HeldError:
+            return False
+        return True
+
+    def _report(self, trial: Trial, log: Path, thread: threading.Thread) -> None:
+        """Tell Tune of every evaluation, those of earlier starts too, until the run has ended."""
+        metric = self.planner.sweep.metric
+        offset = 0
+        while True:
+            ended = not thread.is_alive()
+            for event in read_events(log, offset):
+                offset = event.end
+                if "val/epoch" in event.values:
+                    # A score that is not defined, such as AP of small objects where there are
+                    # none, is left out of the log; -1 says so, as in COCO.
+                    tune.report(
+                        {
+                            "trial": trial.number,
+                            "epoch": event.values["val/epoch"],
+                            "step": event.step,
+                            "score": event.values.get(metric, -1.0),
+                        }
+                    )
+            if ended:
+                return
+            thread.join(_POLL_SECONDS)
+
+
+def _keep(error: BaseException, run_dir: Path) -> None:
+    tree = {
+        "kind": type(error).__name__,
+        "message": str(error),
+        "fatal": isinstance(error, SampledValueError),
+        "expected": isinstance(error, OrchestratorError),
+    }
+    write_atomic(run_dir / FAILURE_NAME, json.dumps(tree, indent=1).encode())
+
+
+def read_end(run_dir: Path, *, error: bool) -> dict[str, Any]:
+    """How a trial ended: its state, and its result or what went wrong.
+
+    Args:
+        run_dir: of the trial.
+        error: whether its process was lost.
+    """
+    with suppress(OSError, ValueError):
+        failure = json.loads((run_dir / FAILURE_NAME).read_bytes())
+        return {
+            "state": "failed",
+            "reason": f"{failure['kind']}: {failure['message']}",
+            "fatal": failure["fatal"],
+        }
+    if error:
+        return {"state": "failed", "reason": "its process was lost", "fatal": False}
+    with suppress(OSError, ValueError):
+        result = json.loads((run_dir / "result.json").read_bytes())
+        return {"state": result["state"], "result": result}
+    return {"state": "preempted"}
+
+
+def write_base(planner: Planner) -> None:
+    """Leave the experiment that the trials are compared with in the sweep's folder."""
+    path = planner.folder / "config" / "base.yaml"
+    write_atomic(path, dump_yaml(planner.base).encode())

@@ -1,0 +1,190 @@
+"""The report of a run: one page that needs nothing else, with the numbers of the evaluation."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import re
+import shutil
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from coco_cases import dataset_of, random_case
+
+from orchestrator.cli.main import main
+from orchestrator.errors import DataError, StorageError
+from orchestrator.evaluation import charts
+from orchestrator.evaluation.analysis import analyse
+from orchestrator.evaluation.report import render_report
+from orchestrator.evaluation.results import Results, read_results, write_results
+from orchestrator.inference.loading import load_detector
+from orchestrator.inference.scoring import read_split
+from orchestrator.tracking.run_card import PAGE_NAME
+from orchestrator.training.report import write_page
+
+_VOID = {"meta", "img"}
+
+
+class Page(HTMLParser):
+    """Text, pictures and tables of a page; fails where tags do not close in order."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.pictures: dict[str, str] = {}
+        self.links: list[str] = []
+        self.headings: list[str] = []
+        self.rows: list[list[str]] = []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        found = dict(attrs)
+        self.links += [found[key] for key in ("src", "href") if key in found]
+        if tag == "img":
+            self.pictures[found["alt"]] = found["src"]
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+        if tag not in _VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] in ("td", "th"):
+            self.rows[-1][-1] += data
+        if self.open and self.open[-1] in ("h1", "h2"):
+            self.headings.append(data)
+
+
+@pytest.fixture(scope="module")
+def dataset(small_run):
+    return read_split(load_detector(small_run).resolved.experiment, "val")
+
+
+@pytest.fixture(scope="module")
+def page(small_run, tmp_path_factory):
+    path = tmp_path_factory.mktemp("report") / "page.html"
+    assert main(["report", str(small_run), "--output", str(path)]) == 0
+    return Page(path.read_text("utf-8"))
+
+
+def test_the_page_needs_nothing_else(page):
+    assert page.links
+    assert all(link.startswith("data:image/") for link in page.links)
+    assert page.headings == [
+        "tiny", "COCO numbers", "Training", "Classes", "Precision and recall", "Errors",
+        "Confusion", "Images with most errors", "Run", "Experiment",
+    ]  # fmt: skip
+
+
+def test_the_page_has_the_numbers_of_the_evaluation(page, small_run, dataset):
+    results = read_results(small_run / "eval" / "coco_results.json", dataset)
+    tree = analyse(dataset, results).to_json()
+    for name, value in tree["metrics"].items():
+        assert [name, "-" if value < 0 else f"{value:.4f}"] in page.rows
+    for one in tree["classes"]:
+        row = next(row for row in page.rows if row[:2] == [one["name"], str(one["boxes"])])
+        assert row[3] == f"{one['ap']:.4f}"
+    for name, counts in zip(
+        ("dark", "bright", "background"), tree["confusion"]["counts"], strict=True
+    ):
+        assert [name, *map(str, counts)] in page.rows
+    for kind, count in tree["errors"]["counts"].items():
+        assert any(row[:2] == [kind, str(count)] for row in page.rows)
+    worst = [caption for caption in page.pictures if "false alarms" in caption]
+    assert len(worst) == len(tree["worst_images"]) > 0
+
+
+def test_charts_and_pictures_can_be_decoded(page):
+    kinds = set()
+    for caption, uri in page.pictures.items():
+        head, data = uri.split(",", 1)
+        content = base64.b64decode(data, validate=True)
+        kinds.add(head)
+        if "svg" in head:
+            assert ElementTree.fromstring(content).tag.endswith("svg"), caption
+        else:
+            assert content.startswith(b"\xff\xd8"), caption
+    assert kinds == {"data:image/svg+xml;base64", "data:image/jpeg;base64"}
+
+
+def test_equal_runs_give_equal_pages(small_run, dataset):
+    assert render_report(small_run, dataset) == render_report(small_run, dataset)
+
+
+@pytest.mark.parametrize("name", ["<script>x</script>", "a$b$c_{", "赤血球", "_hidden"])
+def test_a_class_name_is_only_a_name(name, recwarn):
+    uri = charts.bars({name: 0.5, "other": -1.0}, x_label="AP")
+    tree = ElementTree.fromstring(base64.b64decode(uri.split(",", 1)[1]))
+    texts = ["".join(node.itertext()).strip() for node in tree.iter() if node.tag.endswith("text")]
+    assert name in texts
+    assert not [one for one in recwarn if "Glyph" in str(one.message)]
+
+
+def test_class_names_cannot_become_markup(tmp_path):
+    tree, found = random_case(11, ties=False)
+    data = dataset_of(tree)
+    names = tuple(f"<b onclick=x>{name}" for name in data.label_map.names)
+    data = dataclasses.replace(data, label_map=dataclasses.replace(data.label_map, names=names))
+    write_results(tmp_path / "eval" / "coco_results.json", Results.of(found), data.label_map)
+    text = render_report(tmp_path, data)
+    assert "<b " not in text
+    page = Page(text)
+    assert any(row[0] == names[0] for row in page.rows)
+    # Neither card, log nor images are there: the numbers are all the same.
+    assert "Training" not in page.headings
+    assert "AP50" in {row[0] for row in page.rows}
+
+
+def test_a_run_without_results_is_refused(tmp_path, dataset):
+    with pytest.raises(DataError, match="nothing to report"):
+        render_report(tmp_path, dataset)
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path, capsys):
+    assert main(["report", str(tmp_path)]) == StorageError.exit_code
+    assert "is no run folder" in capsys.readouterr().err
+
+
+@pytest.fixture
+def copy(small_run, tmp_path):
+    run = tmp_path / "run"
+    for name in ("config", "eval"):
+        shutil.copytree(small_run / name, run / name)
+    return run
+
+
+def test_the_end_of_a_run_writes_the_page(copy):
+    assert write_page(copy) is None
+    assert re.search(r"<h1>run</h1>", (copy / PAGE_NAME).read_text("utf-8"))
+
+
+def test_a_page_that_fails_is_told_and_leaves_no_old_one(copy, monkeypatch):
+    (copy / PAGE_NAME).write_text("of an earlier end")
+    (copy / "eval" / "coco_results.json").write_text("[{")
+    assert "coco_results.json" in str(write_page(copy))
+    assert not (copy / PAGE_NAME).exists()
+    assert write_page(copy, timeout=0.01) == "took longer than 0.01 s"
+    monkeypatch.setattr(sys, "executable", str(copy / "no-python"))
+    assert "No such file" in str(write_page(copy))
+
+
+def test_an_image_that_cannot_be_read_is_named(copy, tmp_path, small_run):
+    root = Path(load_detector(small_run).resolved.experiment.data.root)
+    shutil.copytree(root, tmp_path / "data")
+    for path in (tmp_path / "data" / "images").iterdir():
+        path.write_bytes(path.read_bytes()[:100])
+    out = tmp_path / "page.html"
+    words = [f"data.root={tmp_path / 'data'}", "--output", str(out)]
+    assert main(["report", str(copy), *words]) == 0
+    text = out.read_text("utf-8")
+    assert "data:image/jpeg" not in text
+    assert "200.png" in text
