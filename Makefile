@@ -22,7 +22,7 @@ INSTALL = $(BIN)/python -m pip install --quiet --prefer-binary $(CONSTRAINTS)
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart install lint test test-slow test-chaos test-fast parity sanitize bench bench-data bench-native constraints clean
+.PHONY: help quickstart install lint test test-slow test-chaos test-fast parity sanitize bench bench-data bench-native fuzz constraints clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,6 +53,10 @@ test-fast: $(DEVELOPMENT)  ## the tests that start no Ray cluster and take no mi
 
 parity: $(DEVELOPMENT)  ## 20,000 drawn cases: compiled kernels against their reference
 	ORCHESTRATOR_NATIVE=1 ORCHESTRATOR_PARITY_CASES=20000 $(PYTEST) tests/native/test_native_parity.py
+
+fuzz: $(DEVELOPMENT)  ## SECONDS (600) of random damage to images, annotations and experiments
+	OMP_NUM_THREADS=1 OPENCV_LOG_LEVEL=SILENT PYTHONPATH=. \
+		$(BIN)/python tests/catalogue/fuzz.py $(or $(SECONDS),600)
 
 sanitize: $(DEVELOPMENT)  ## the kernels under the address, undefined and thread sanitizers
 	PYTHON=$(BIN)/python tests/native/sanitize.sh

@@ -123,6 +123,9 @@ def load_file(path: Path) -> Document:
 
 def _read(path: Path) -> bytes:
     try:
+        # A pipe may have no end, and opening one may never end.
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise OSError("not a file")
         with path.open("rb") as stream:
             data = stream.read(MAX_BYTES + 1)
     except FileNotFoundError:
@@ -130,8 +133,8 @@ def _read(path: Path) -> bytes:
         guess = nearest(str(path), siblings)
         hint = f"; did you mean {guess}?" if guess else ""
         raise ConfigError(f"experiment file {path} does not exist{hint}") from None
-    except OSError as error:
-        reason = error.strerror or str(error)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
         raise ConfigError(
             f"experiment file {path} cannot be read: {reason}; give the path of a YAML file"
         ) from None

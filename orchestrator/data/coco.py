@@ -19,6 +19,7 @@ import numpy as np
 
 from orchestrator.data.build import BoxColumns, ImageColumns, build_dataset
 from orchestrator.data.coco_tables import Table, describe, positions_in
+from orchestrator.data.files import read_text_bytes, reason
 from orchestrator.data.findings import Finding, Problems, ReadResult
 from orchestrator.data.label_map import LabelMap
 from orchestrator.data.paths import require_file, require_folder, split_key
@@ -78,7 +79,10 @@ def _no_garbage_collection() -> Iterator[None]:
 
 
 def _parse(path: Path) -> dict[str, Any]:
-    data = path.read_bytes()
+    try:
+        data = read_text_bytes(path)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({reason(error)})") from error
     if data.startswith(codecs.BOM_UTF8):
         raise DataError(f"{path}: begins with a byte order mark; save it as UTF-8 without one")
     try:

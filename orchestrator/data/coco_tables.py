@@ -6,6 +6,7 @@ say where something is wrong. Pointers are JSON pointers (RFC 6901).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from itertools import chain
@@ -19,6 +20,7 @@ from orchestrator.data.findings import Problems
 Check: TypeAlias = Callable[[Any], "str | None"]
 
 _MISSING = object()
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _INT64 = 1 << 63
 _INT32 = 1 << 31
 #: Beyond it, products of two sides would overflow.
@@ -131,12 +133,15 @@ class Table:
         return self.ints(key, low=1, high=_INT32 - 1)[0].astype(np.int32)
 
     def strings(self, key: str) -> list[str]:
-        """A column of non-empty strings."""
+        """A column of non-empty strings that can be written as UTF-8."""
 
-        def non_empty(value: str) -> str | None:
-            return None if value else "is empty, expected a non-empty string"
+        def text(value: str) -> str | None:
+            if value and (value.isascii() or not _SURROGATE.search(value)):
+                return None
+            found = "holds half of a surrogate pair" if value else "is empty"
+            return f"{found}, expected a non-empty string"
 
-        values, _ = self._values(key, (str,), "a string", non_empty, _MISSING)
+        values, _ = self._values(key, (str,), "a string", text, _MISSING)
         return [value or "" for value in values]
 
     def lacking(self, key: str) -> NDArray[np.bool_]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import io
 import os
-import stat
 from pathlib import Path
 from typing import BinaryIO
 
@@ -20,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from orchestrator.data.files import open_regular, reason
 from orchestrator.errors import DataError
 
 #: Pillow's plug-ins that may look at a file. EPS and its like, which start other programs, may not.
@@ -34,6 +34,9 @@ _LOOK_FIRST_BYTES = 2**24
 _DECODE_FLAGS = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
 _START_OF_SCAN = b"\xff\xda"
 _END_OF_IMAGE = b"\xff\xd9"
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+#: Bytes of a chunk beside its content: length, name and checksum.
+_PNG_CHUNK = 12
 
 # Images are decoded by several processes at once, and threads below each would only fight them.
 cv2.setNumThreads(0)
@@ -66,35 +69,33 @@ def read_image(
             were changed in the middle cannot be told from a good one.
     """
     try:
-        with _open_file(path) as file:
-            return decode_image(_whole(file), size=size, max_pixels=max_pixels)
+        return decode_image(file_bytes(path), size=size, max_pixels=max_pixels)
     except (OSError, ValueError) as error:
         raise _unreadable(path, error) from error
     except BadImageError as error:
         raise type(error)(f"{path}: {error}") from error.__cause__
 
 
-def _open_file(path: Path) -> BinaryIO:
-    """Open a file, but no pipe or device: those may have no end, and opening one may never end."""
-    if not stat.S_ISREG(path.stat().st_mode):
-        raise OSError("not a file")
-    return path.open("rb")
+def file_bytes(path: Path) -> bytes:
+    """All bytes of a file that is not too large to be an image that is decoded.
 
-
-def _whole(file: BinaryIO) -> bytes:
-    """All bytes of a file that is not too large to be an image that is decoded."""
-    size = os.fstat(file.fileno()).st_size
-    if size > MAX_BYTES:
-        raise BadImageError(f"{size} bytes, allowed are {MAX_BYTES}")
-    if size > _LOOK_FIRST_BYTES:
-        _open(file, file.read(16))
-        file.seek(0)
-    return file.read()
+    Raises:
+        BadImageError: too large, or large and no image; the message does not name the file.
+        OSError: it cannot be read, or is no file.
+        ValueError: the path holds a null byte.
+    """
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > MAX_BYTES:
+            raise BadImageError(f"{size} bytes, allowed are {MAX_BYTES}")
+        if size > _LOOK_FIRST_BYTES:
+            _open(file, file.read(16))
+            file.seek(0)
+        return file.read()
 
 
 def _unreadable(path: Path, error: OSError | ValueError) -> BadImageError:
-    reason = getattr(error, "strerror", None) or error
-    return BadImageError(f"{path}: cannot be read ({reason})")
+    return BadImageError(f"{path}: cannot be read ({reason(error)})")
 
 
 def decode_image(
@@ -133,6 +134,8 @@ def require_sound(
         )
     if kind == "JPEG" and not _jpeg_is_whole(data):
         raise BadImageError("truncated JPEG: no end-of-image marker")
+    if kind == "PNG" and not _png_is_whole(data):
+        raise BadImageError("truncated PNG: a chunk reaches over its end, or the last is missing")
     return kind, height, width
 
 
@@ -143,7 +146,7 @@ def read_size(path: Path) -> tuple[int, int]:
         BadImageError: the file is missing, empty or not an image of a known format.
     """
     try:
-        with _open_file(path) as file:
+        with open_regular(path) as file:
             return _open(file, file.read(16))[1:]
     except (OSError, ValueError) as error:
         raise _unreadable(path, error) from error
@@ -180,3 +183,20 @@ def _jpeg_is_whole(data: bytes) -> bool:
     success; files padded with zeros after a broken download even satisfy the stricter ones.
     """
     return data.endswith(_END_OF_IMAGE) or data.rfind(_END_OF_IMAGE) > data.rfind(_START_OF_SCAN)
+
+
+def _png_is_whole(data: bytes) -> bool:
+    """Whether all chunks up to the last, IEND, lie in the file (ISO/IEC 15948, 5.3).
+
+    OpenCV makes room for as many bytes as a chunk claims before it looks for them: 4 GB and ten
+    seconds for a file of a hundred bytes.
+    """
+    position = len(_PNG_SIGNATURE)
+    while position + _PNG_CHUNK <= len(data):
+        length = int.from_bytes(data[position : position + 4], "big")
+        if position + _PNG_CHUNK + length > len(data):
+            return False
+        if data[position + 4 : position + 8] == b"IEND":
+            return True
+        position += _PNG_CHUNK + length
+    return False

@@ -5,7 +5,15 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.data.decode import BadImageError, decode_image, read_image, read_size, size_in
+from orchestrator.data.decode import (
+    BadImageError,
+    decode_image,
+    file_bytes,
+    read_image,
+    read_size,
+    size_in,
+)
+from orchestrator.data.files import reason
 from orchestrator.data.records import Dataset
 from orchestrator.data.shard_images import DamagedError
 
@@ -32,9 +40,11 @@ def image_bytes(data: Dataset, index: int) -> bytes:
             raise BadImageError(f"{image_name(data, index)}: damaged ({error})") from error
     path = data.path(index)
     try:
-        return path.read_bytes()
-    except OSError as error:
-        raise BadImageError(f"{path}: cannot be read ({error.strerror or error})") from error
+        return file_bytes(path)
+    except (OSError, ValueError) as error:
+        raise BadImageError(f"{path}: cannot be read ({reason(error)})") from error
+    except BadImageError as error:
+        raise type(error)(f"{path}: {error}") from error.__cause__
 
 
 def image_pixels(data: Dataset, index: int, *, declared: bool = True) -> NDArray[np.uint8]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from orchestrator.data.findings import MAX_PROBLEMS
@@ -22,16 +22,34 @@ def require_folder(folder: Path, *, what: str, key: str) -> Path:
     Raises:
         DataError: there is no such folder.
     """
-    if not folder.is_dir():
+    if not is_folder(folder):
         raise DataError(_missing(folder, what=what, key=key))
     return folder.resolve()
 
 
 def require_file(file: Path, *, what: str, key: str) -> Path:
     """Like :func:`require_folder`, for a file."""
-    if not file.is_file():
+    if not is_file(file):
         raise DataError(_missing(file, what=what, key=key))
     return file
+
+
+def is_folder(path: Path) -> bool:
+    """Whether there is such a folder; there is none of a name that no file can have."""
+    return _holds(path.is_dir)
+
+
+def is_file(path: Path) -> bool:
+    """Like :func:`is_folder`, for a file."""
+    return _holds(path.is_file)
+
+
+def _holds(question: Callable[[], bool]) -> bool:
+    try:
+        return question()
+    except (OSError, ValueError):
+        # pathlib says no to what is missing, but fails for a name too long or a closed folder.
+        return False
 
 
 def split_key(setting: str) -> str:
@@ -40,11 +58,11 @@ def split_key(setting: str) -> str:
 
 
 def _missing(path: Path, *, what: str, key: str) -> str:
-    found = "is not the right kind of file" if path.exists() else "does not exist"
+    exists = _holds(path.exists)
+    found = "is not the right kind of file" if exists else "does not exist"
     parent = path.parent
-    siblings = [entry.name for entry in parent.iterdir()] if parent.is_dir() else []
-    similar = nearest(path.name, siblings)
-    guess = f"; did you mean {parent / similar}?" if similar and not path.exists() else ""
+    similar = nearest(path.name, _entries(parent))
+    guess = f"; did you mean {parent / similar}?" if similar and not exists else ""
     return (
         f"{what} {path} {found}{guess}\n"
         f"correct {key}, or point data.root at the folder that holds the data set: "
@@ -107,16 +125,16 @@ def _resolve(path: Path) -> Path | None:
     """The real path; None where symbolic links form a loop or a name is too long."""
     try:
         return path.resolve()
-    except (OSError, RuntimeError):
+    except (OSError, RuntimeError, ValueError):
         return None
 
 
 def _entries(folder: Path) -> dict[str, bool]:
-    """Name of each entry of a folder, and whether it is a symbolic link."""
+    """Name of each entry of a folder, and whether it is a symbolic link; none if it has none."""
     try:
         with os.scandir(folder) as entries:
             return {entry.name: entry.is_symlink() for entry in entries}
-    except (FileNotFoundError, NotADirectoryError):
+    except (OSError, ValueError):
         return {}
 
 

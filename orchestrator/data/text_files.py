@@ -12,6 +12,7 @@ import numpy as np
 
 from orchestrator.data.build import BoxColumns, ImageColumns
 from orchestrator.data.decode import BadImageError, read_size
+from orchestrator.data.files import read_text_bytes, reason
 from orchestrator.data.findings import Finding, Problems
 from orchestrator.data.numbers import shown
 from orchestrator.errors import DataError
@@ -30,9 +31,9 @@ def read_lines(path: Path) -> list[tuple[int, str]]:
         DataError: the file cannot be read, is no UTF-8 text, or has a line of over a megabyte.
     """
     try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
+        data = read_text_bytes(path)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read ({reason(error)})") from error
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:

@@ -12,10 +12,11 @@ from decimal import Decimal
 from pathlib import Path
 
 from orchestrator.data.build import build_dataset
+from orchestrator.data.files import read_text_bytes, reason
 from orchestrator.data.findings import Problems, ReadResult
 from orchestrator.data.label_map import LabelMap
 from orchestrator.data.numbers import EXACT, integer, number, shown
-from orchestrator.data.paths import require_folder, split_key, stays_below
+from orchestrator.data.paths import is_file, is_folder, require_folder, split_key, stays_below
 from orchestrator.data.text_files import BoxList, images_of, read_lines, report_duplicates
 from orchestrator.data.xml_tree import MAX_BYTES, Element, XmlError, parse_xml
 from orchestrator.errors import DataError, SecurityError, nearest
@@ -61,7 +62,7 @@ def read_voc(images_dir: str | Path, annotations: str | Path, classes: LabelMap)
 
 def _files_of(source: Path, problems: Problems) -> tuple[Path, list[tuple[str, str]]]:
     """The folder of the XML files, and stem and place of mention of each."""
-    if source.is_dir():
+    if is_folder(source):
         folder = source.resolve()
         stems = [
             (path.relative_to(folder).with_suffix("").as_posix(), str(path))
@@ -70,7 +71,7 @@ def _files_of(source: Path, problems: Problems) -> tuple[Path, list[tuple[str, s
         if not stems:
             raise DataError(f"{source}: holds no .xml file; is this the folder of annotations?")
         return folder, stems
-    if not source.is_file():
+    if not is_file(source):
         require_folder(source, what="image set", key=split_key("annotations"))
     folder = _annotation_folder(source)
     stems = []
@@ -126,12 +127,10 @@ class _Reader:
             raise SecurityError(f"{place}: {shown(stem)} leads out of {folder}")
         name = f"{folder.name}/{stem}.xml"
         try:
-            if path.stat().st_size > MAX_BYTES:
-                raise XmlError(1, f"is larger than {MAX_BYTES} bytes")
-            root = parse_xml(path.read_bytes())
+            root = parse_xml(read_text_bytes(path, limit=MAX_BYTES))
             self._image(name, root)
         except OSError as error:
-            self._problems.add(place, f"{name} cannot be read ({error.strerror or error})")
+            self._problems.add(place, f"{name} cannot be read ({reason(error)})")
         except XmlError as error:
             self._problems.add(f"{name}:{error.line}", str(error))
 

@@ -16,7 +16,7 @@ from orchestrator.data.build import build_dataset, missing_files
 from orchestrator.data.findings import Finding, Problems, ReadResult
 from orchestrator.data.label_map import LabelMap
 from orchestrator.data.numbers import EXACT, number, shown
-from orchestrator.data.paths import require_folder, split_key, stays_below
+from orchestrator.data.paths import is_file, is_folder, require_folder, split_key
 from orchestrator.data.text_files import (
     BoxList,
     header_sizes,
@@ -57,13 +57,13 @@ def read_yolo(images_dir: str | Path, annotations: str | Path, classes: LabelMap
     root = require_folder(Path(images_dir), what="image folder", key=split_key("images"))
     source = Path(annotations)
     problems = Problems(str(source))
-    if source.is_dir():
+    if is_folder(source):
         labels = source.resolve()
         files = places = _all_images(root)
         if not files:
             raise DataError(f"{root}: holds no image; point data.train.images at their folder")
     else:
-        if not source.is_file():
+        if not is_file(source):
             require_folder(source, what="label folder or list", key=split_key("annotations"))
         labels = labels_beside(root)
         files, places = _listed_images(root, source)
@@ -81,7 +81,7 @@ def read_yolo(images_dir: str | Path, annotations: str | Path, classes: LabelMap
         if sizes[position] != (0, 0):
             _read_labels(labels, name, position, sizes[position], classes, boxes, problems)
     problems.raise_any()
-    if source.is_dir():
+    if is_folder(source):
         findings += _orphans(labels, frozenset(label_files))
     result = build_dataset(
         root,
@@ -158,11 +158,13 @@ def _read_labels(
     problems: Problems,
 ) -> None:
     path = folder / name
-    if not path.exists():
+    # A link to nothing is no image without objects: its labels were lost.
+    if not os.path.lexists(path):
         return
     shown_name = f"{folder.name}/{name}"
-    if not stays_below(folder, path):
-        raise SecurityError(f"{shown_name}: is a link to {path.resolve()}, out of {folder}")
+    real = Path(os.path.realpath(path))
+    if not real.is_relative_to(folder):
+        raise SecurityError(f"{shown_name}: is a link to {real}, out of {folder}")
     try:
         lines = read_lines(path)
     except DataError as error:
