@@ -26,15 +26,15 @@ def image_uri(data: bytes, kind: str) -> str:
 
 #: Class names are no formulae, and equal charts are equal bytes. Names stay text, for which the
 #: reader's browser has the glyphs.
-_styled = mpl.rc_context(
+styled = mpl.rc_context(
     {"text.parse_math": False, "svg.hashsalt": "report", "svg.fonttype": "none"}
 )
 
 
-@_styled
+@styled
 def lines(series: Mapping[str, Points], *, y_label: str, x_label: str = "step") -> str:
     """Curves over steps; values that are not finite leave gaps."""
-    figure, axes = _figure()
+    figure, axes = new_figure()
     for name, points in list(series.items())[:MOST_LINES]:
         marker = "o" if len(points) < 3 else None
         axes.plot([x for x, _ in points], [y for _, y in points], label=name, marker=marker)
@@ -42,13 +42,13 @@ def lines(series: Mapping[str, Points], *, y_label: str, x_label: str = "step") 
     axes.set_ylabel(y_label)
     if len(series) > 1:
         axes.legend(fontsize="small")
-    return _uri(figure)
+    return svg_uri(figure)
 
 
-@_styled
+@styled
 def bars(values: Mapping[str, float], *, x_label: str) -> str:
     """A horizontal bar for each name; a value below 0 says that there is nothing to show."""
-    figure, axes = _figure(height=max(1.6, 0.8 + 0.22 * len(values)))
+    figure, axes = new_figure(height=max(1.6, 0.8 + 0.22 * len(values)))
     names = list(values)
     axes.barh(names, [max(values[name], 0.0) for name in names])
     for place, name in enumerate(names):
@@ -57,24 +57,24 @@ def bars(values: Mapping[str, float], *, x_label: str) -> str:
     axes.invert_yaxis()
     axes.margins(x=0.15)
     axes.set_xlabel(x_label)
-    return _uri(figure)
+    return svg_uri(figure)
 
 
-@_styled
+@styled
 def precision_recall(curves: Mapping[str, Sequence[float]]) -> str:
     """Precision at the recalls 0.00, 0.01 ... 1.00."""
-    figure, axes = _figure()
+    figure, axes = new_figure()
     for name, precision in list(curves.items())[:MOST_LINES]:
         axes.plot(_RECALLS, precision, label=name)
     axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
     axes.legend(fontsize="small")
-    return _uri(figure)
+    return svg_uri(figure)
 
 
-@_styled
+@styled
 def reliability(score: Sequence[float], precision: Sequence[float], counts: Sequence[int]) -> str:
     """Mean score against precision, and the line on which scores are probabilities."""
-    figure, axes = _figure()
+    figure, axes = new_figure()
     there = [number for number, count in enumerate(counts) if count]
     axes.plot([0, 1], [0, 1], linestyle="--", color="grey", label="calibrated")
     axes.plot(
@@ -85,17 +85,19 @@ def reliability(score: Sequence[float], precision: Sequence[float], counts: Sequ
     )
     axes.set(xlabel="mean score", ylabel="precision", xlim=(0, 1), ylim=(0, 1))
     axes.legend(fontsize="small")
-    return _uri(figure)
+    return svg_uri(figure)
 
 
-def _figure(*, height: float = 3.0) -> tuple[Figure, Any]:
+def new_figure(*, height: float = 3.0) -> tuple[Figure, Any]:
+    """A figure of the width of all charts, ``height`` inches high, and its axes."""
     figure = Figure(figsize=(5.2, height), layout="constrained")
     axes = figure.add_subplot()
     axes.grid(alpha=0.3)
     return figure, axes
 
 
-def _uri(figure: Figure) -> str:
+def svg_uri(figure: Figure) -> str:
+    """A figure as an image that a page can hold in itself."""
     target = io.BytesIO()
     with warnings.catch_warnings():
         # That matplotlib has no glyph to measure does not keep the browser from drawing it.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from orchestrator.errors import DataError
 from orchestrator.evaluation import charts
 from orchestrator.evaluation.analysis import BACKGROUND, Analysis, analyse
 from orchestrator.evaluation.drawing import Mark, draw, encode_jpeg
+from orchestrator.evaluation.page import document, figure, number, table
 from orchestrator.evaluation.results import Results, read_results
 from orchestrator.tracking.events import read_events
 from orchestrator.tracking.run_card import read_tables
@@ -26,20 +27,10 @@ _RESULTS = Path("eval") / "coco_results.json"
 _MOST_BARS, _MOST_ROWS = 100, 20
 _PICTURE_SIDE = 480
 
+#: Of this page, beside what all pages have.
 _STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; margin: 2em auto; max-width: 1120px; padding: 0 1em;
-       color: #1c1c1c; background: #fff; }
-h1 { margin-bottom: 0; overflow-wrap: anywhere; }
-h2 { border-bottom: 1px solid #ddd; margin-top: 2em; }
-.wide { overflow-x: auto; max-width: 100%; }
-table { border-collapse: collapse; margin: .5em 0; }
-td, th { padding: .2em .7em; text-align: left; border-bottom: 1px solid #eee; vertical-align: top; }
 td { overflow-wrap: anywhere; } td.n, td:first-child { overflow-wrap: normal; }
-td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; }
-.row { display: flex; flex-wrap: wrap; gap: 1.2em; align-items: flex-start; }
-figure { margin: 0; max-width: 100%; } img { max-width: 100%; height: auto; }
-figcaption { color: #555; font-size: .9em; max-width: 480px; }
-pre { background: #f6f6f6; padding: 1em; overflow-x: auto; } .note { color: #555; }
+pre { background: #f6f6f6; padding: 1em; overflow-x: auto; }
 """
 
 
@@ -74,13 +65,7 @@ def render_report(run_dir: Path, dataset: Dataset) -> str:
     analysis = analyse(dataset, results)
     files = _read_run(run_dir)
     body = "\n".join(_sections(files, dataset, results, analysis))
-    title = html.escape(files.name)
-    return (
-        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{title}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n{body}\n</body>\n"
-        "</html>\n"
-    )
+    return document(files.name, body, style=_STYLE)
 
 
 def _read_run(run_dir: Path) -> _RunFiles:
@@ -113,10 +98,10 @@ def _sections(
     yield from _worst(dataset, results, analysis)
     yield "<h2>Run</h2>"
     yield '<div class="row">'
-    yield _table(("", ""), files.card.get("", {}).items())
-    yield _table(("package", "version"), files.card.get("Versions", {}).items())
+    yield table(("", ""), files.card.get("", {}).items())
+    yield table(("package", "version"), files.card.get("Versions", {}).items())
     yield "</div>"
-    yield _table(("what", "where"), files.card.get("Files", {}).items())
+    yield table(("what", "where"), files.card.get("Files", {}).items())
     yield "<h2>Experiment</h2>"
     yield f"<pre>{html.escape(files.experiment)}</pre>"
 
@@ -136,10 +121,10 @@ def _numbers(tree: Mapping[str, Any]) -> Iterator[str]:
     yield '<div class="row">'
     items = list(tree["metrics"].items())
     for half in (items[:6], items[6:]):
-        yield _table(("metric", "value"), ((name, _number(value)) for name, value in half))
+        yield table(("metric", "value"), ((name, number(value)) for name, value in half))
     for name, split in tree["splits"].items():
-        by_bin = ((key, _number(v["AP"]), _number(v["AR100"])) for key, v in split.items())
-        yield _table((f"by {name}", "AP", "AR100"), by_bin)
+        by_bin = ((key, number(v["AP"]), number(v["AR100"])) for key, v in split.items())
+        yield table((f"by {name}", "AP", "AR100"), by_bin)
     yield "</div>"
 
 
@@ -151,7 +136,7 @@ def _training(files: _RunFiles) -> Iterator[str]:
         "images per second": [k for k in files.curves if k == "train/images_per_s"],
     }
     pictures = [
-        _figure(charts.lines({k: files.curves[k] for k in keys}, y_label=title), title)
+        figure(charts.lines({k: files.curves[k] for k in keys}, y_label=title), title)
         for title, keys in groups.items()
         if keys
     ]
@@ -172,17 +157,17 @@ def _classes(analysis: Analysis) -> Iterator[str]:
     shown = ranked[:_MOST_BARS]
     yield '<div class="row">'
     title = "AP" if len(shown) == len(ranked) else f"AP of the best {len(shown)} classes"
-    yield _figure(charts.bars({one.name: one.ap for one in shown}, x_label="AP"), title)
+    yield figure(charts.bars({one.name: one.ap for one in shown}, x_label="AP"), title)
     rows = (
         (
             one.name,
             str(one.boxes),
             str(one.detections),
-            *map(_number, (one.ap, one.ap50, one.ap75, one.ar100)),
+            *map(number, (one.ap, one.ap50, one.ap75, one.ar100)),
         )
         for one in ranked
     )
-    yield _table(("class", "boxes", "detections", "AP", "AP50", "AP75", "AR100"), rows)
+    yield table(("class", "boxes", "detections", "AP", "AP50", "AP75", "AR100"), rows)
     yield "</div>"
 
 
@@ -192,11 +177,11 @@ def _curves(analysis: Analysis, tree: Mapping[str, Any]) -> Iterator[str]:
     curves = tree["curves"]
     if curves["all"]:
         whole = {f"IoU {name}": values for name, values in curves["all"].items()}
-        yield _figure(charts.precision_recall(whole), "mean over classes")
+        yield figure(charts.precision_recall(whole), "mean over classes")
         frequent = sorted(analysis.metrics.classes, key=lambda one: -one.boxes)
         shown = [one.name for one in frequent if one.name in curves["classes"]][: charts.MOST_LINES]
         which = "by class" if len(shown) == len(curves["classes"]) else "most frequent classes"
-        yield _figure(
+        yield figure(
             charts.precision_recall({name: curves["classes"][name] for name in shown}),
             f"IoU 0.50, {which}",
         )
@@ -205,7 +190,7 @@ def _curves(analysis: Analysis, tree: Mapping[str, Any]) -> Iterator[str]:
         calibration["score"], calibration["precision"], calibration["counts"]
     )
     caption = f"calibration at IoU 0.5; expected error {calibration['error']:.3f}"
-    yield _figure(chart, caption)
+    yield figure(chart, caption)
     yield "</div>"
 
 
@@ -214,12 +199,12 @@ def _errors(tree: Mapping[str, Any]) -> Iterator[str]:
     yield "<h2>Errors</h2>"
     yield '<div class="row">'
     caption = "AP50 that would be gained without the errors of a kind (TIDE)"
-    yield _figure(charts.bars(errors["costs"], x_label="AP50 lost"), caption)
+    yield figure(charts.bars(errors["costs"], x_label="AP50 lost"), caption)
     rows = (
         (name, str(count), f"{errors['costs'][name]:.4f}")
         for name, count in errors["counts"].items()
     )
-    yield _table(("kind", "count", "AP50 lost"), rows)
+    yield table(("kind", "count", "AP50 lost"), rows)
     yield "</div>"
 
 
@@ -274,7 +259,7 @@ def _worst(dataset: Dataset, results: Results, analysis: Analysis) -> Iterator[s
             f"{one.file} (id {one.image_id}, {width} x {height}): {one.missed} missed, "
             f"{one.false_alarms} false alarms"
         )
-        yield _figure(uri, caption, width=shown)
+        yield figure(uri, caption, width=shown)
     yield "</div>"
 
 
@@ -292,33 +277,3 @@ def _truth_marks(dataset: Dataset, index: int) -> Iterator[Mark]:
     for row in range(rows.start, rows.stop):
         x, y, w, h = dataset.boxes_xywh[row].tolist()
         yield Mark((x, y, x + w, y + h), int(dataset.labels[row]), thin=True)
-
-
-def _figure(uri: str, caption: str, *, width: int | None = None) -> str:
-    size = "" if width is None else f' width="{width}"'
-    text = html.escape(caption)
-    return f'<figure><img src="{uri}" alt="{text}"{size}><figcaption>{text}</figcaption></figure>'
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table whose columns of numbers are aligned at the right."""
-    table = [tuple(row) for row in rows]
-    numeric = [all(_is_number(value) for value in column) for column in zip(*table, strict=True)]
-
-    def cells(values: Sequence[str], tag: str) -> str:
-        return "".join(
-            f"<{tag}{' class=n' if number else ''}>{html.escape(value)}</{tag}>"
-            for value, number in zip(values, numeric or [False] * len(values), strict=True)
-        )
-
-    lines = [f"<tr>{cells(head, 'th')}</tr>"] if any(head) else []
-    lines += [f"<tr>{cells(row, 'td')}</tr>" for row in table]
-    return f'<div class="wide"><table>{"".join(lines)}</table></div>'
-
-
-def _is_number(text: str) -> bool:
-    return text == "-" or text.replace(".", "", 1).isdecimal()
-
-
-def _number(value: float) -> str:
-    return "-" if value < 0 else f"{value:.4f}"

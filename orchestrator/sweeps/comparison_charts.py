@@ -16,7 +16,7 @@ from orchestrator.sweeps.comparison import Spread
 _WIDE = 20.0
 
 
-@charts._styled
+@charts.styled
 def grouped_bars(
     groups: Mapping[str, Mapping[str, Spread | None]], names: Sequence[str], *, x_label: str
 ) -> str:
@@ -27,7 +27,7 @@ def grouped_bars(
         names: from top to bottom.
         x_label: of the values.
     """
-    figure, axes = charts._figure(height=max(1.8, 0.9 + 0.2 * len(names) * (len(groups) + 0.6)))
+    figure, axes = charts.new_figure(height=max(1.8, 0.9 + 0.2 * len(names) * (len(groups) + 0.6)))
     thick = 0.8 / len(groups)
     for number, (group, values) in enumerate(groups.items()):
         shown = [(at, one) for at, name in enumerate(names) if (one := values.get(name))]
@@ -47,13 +47,13 @@ def grouped_bars(
     axes.set_xlabel(x_label)
     if len(groups) > 1:
         axes.legend(fontsize="small")
-    return charts._uri(figure)
+    return charts.svg_uri(figure)
 
 
-@charts._styled
+@charts.styled
 def intervals(effects: Mapping[str, Effect], *, x_label: str) -> str:
     """Every difference with its confidence interval; filled where it is significant."""
-    figure, axes = charts._figure(height=max(1.6, 0.8 + 0.26 * len(effects)))
+    figure, axes = charts.new_figure(height=max(1.6, 0.8 + 0.26 * len(effects)))
     axes.axvline(0.0, color="grey", linewidth=1)
     for at, one in enumerate(effects.values()):
         axes.errorbar(
@@ -68,10 +68,10 @@ def intervals(effects: Mapping[str, Effect], *, x_label: str) -> str:
     axes.set_yticks(range(len(effects)), list(effects))
     axes.set_ylim(len(effects) - 0.5, -0.5)
     axes.set_xlabel(x_label)
-    return charts._uri(figure)
+    return charts.svg_uri(figure)
 
 
-@charts._styled
+@charts.styled
 def parallel_coordinates(
     columns: Mapping[str, Sequence[object]], outcome: Sequence[float], *, label: str
 ) -> str:
@@ -90,7 +90,7 @@ def parallel_coordinates(
         heights, marks = _scale(values)
         scaled.append(heights)
         ticks.append(marks)
-    figure, axes = charts._figure(height=3.4)
+    figure, axes = charts.new_figure(height=3.4)
     figure.set_figwidth(max(5.2, 1.9 * len(scaled)))
     best = Normalize(min(outcome), max(outcome))
     places = np.array(scaled)
@@ -105,7 +105,7 @@ def parallel_coordinates(
     axes.set_xlim(-0.1, len(scaled) - 0.6)
     axes.set_yticks([])
     axes.grid(visible=False)
-    return charts._uri(figure)
+    return charts.svg_uri(figure)
 
 
 def _scale(values: Sequence[object]) -> tuple[list[float], dict[float, str]]:

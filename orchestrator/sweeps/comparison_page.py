@@ -8,6 +8,7 @@ from pathlib import Path
 
 from orchestrator.evaluation import charts
 from orchestrator.evaluation.coco import METRICS
+from orchestrator.evaluation.page import document, figure, number, table
 from orchestrator.evaluation.significance import Effect, Significance
 from orchestrator.sweeps.comparison import Comparison, Contrast, Spread
 from orchestrator.sweeps.comparison_charts import grouped_bars, intervals, parallel_coordinates
@@ -19,18 +20,10 @@ _MOST = charts.MOST_LINES
 _MOST_CLASSES = 20
 _MOST_SETTINGS = 8
 
+#: Of this page, beside what all pages have.
 _STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; margin: 2em auto; max-width: 1120px; padding: 0 1em;
-       color: #1c1c1c; background: #fff; }
-h1 { margin-bottom: 0; } h2 { border-bottom: 1px solid #ddd; margin-top: 1.6em; }
-table { border-collapse: collapse; margin: .5em 0; } td, th { padding: .2em .7em; text-align: left;
-        border-bottom: 1px solid #eee; vertical-align: top; }
-td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; }
-.row { display: flex; flex-wrap: wrap; gap: 1.2em; align-items: flex-start; }
-.wide { overflow-x: auto; font-size: .86em; } .wide td:first-child { white-space: nowrap; }
-figure { margin: 0; }
-figcaption { color: #555; font-size: .9em; max-width: 480px; }
-.note { color: #555; } .verdict { font-size: 1.1em; }
+.wide { font-size: .86em; } .wide td:first-child { white-space: nowrap; }
+.verdict { font-size: 1.1em; }
 """
 
 
@@ -42,13 +35,7 @@ def write_page(path: Path, comparison: Comparison) -> None:
 def render_page(comparison: Comparison) -> str:
     """The page of :func:`write_page` as text."""
     body = "\n".join(_sections(comparison))
-    title = html.escape(_title(comparison))
-    return (
-        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{title}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n{body}\n</body>\n"
-        "</html>\n"
-    )
+    return document(_title(comparison), body, style=_STYLE)
 
 
 def _title(comparison: Comparison) -> str:
@@ -76,11 +63,11 @@ def _numbers(comparison: Comparison) -> Iterator[str]:
             str(run.seed),
             run.state,
             str(run.steps),
-            *(_number(run.metrics.get(name)) for name in METRICS),
+            *(number(run.metrics.get(name)) for name in METRICS),
         )
         for run in comparison.runs
     ]
-    yield _table(("run", "seed", "state", "steps", *METRICS), rows)
+    yield table(("run", "seed", "state", "steps", *METRICS), rows, values=True)
     several = [group for group in comparison.groups if len(group.by_seed) > 1]
     if several:
         yield "<h2>Seeds</h2>"
@@ -93,7 +80,7 @@ def _numbers(comparison: Comparison) -> Iterator[str]:
             )
             for group in several
         ]
-        yield _table(("experiment", "seeds", *METRICS[:3]), rows)
+        yield table(("experiment", "seeds", *METRICS[:3]), rows, values=True)
 
 
 def _settings(comparison: Comparison) -> Iterator[str]:
@@ -109,10 +96,10 @@ def _settings(comparison: Comparison) -> Iterator[str]:
     else:
         head = ("run", *settings, "AP")
         rows = (
-            (run.name, *(str(v[i]) for v in settings.values()), _number(run.metrics.get("AP")))
+            (run.name, *(str(v[i]) for v in settings.values()), number(run.metrics.get("AP")))
             for i, run in enumerate(comparison.runs)
         )
-    yield _table(head, rows)
+    yield table(head, rows, values=True)
     scored = [i for i, run in enumerate(comparison.runs) if "AP" in run.metrics]
     swept = [path for path in settings if not path.endswith("(sha256)")][:_MOST_SETTINGS]
     if len(scored) > 1 and set(swept) - {"seed"}:
@@ -121,7 +108,7 @@ def _settings(comparison: Comparison) -> Iterator[str]:
             [comparison.runs[i].metrics["AP"] for i in scored],
             label="AP",
         )
-        yield _figure(chart, "from settings to AP, one line a run")
+        yield figure(chart, "from settings to AP, one line a run")
 
 
 def _curves(comparison: Comparison) -> Iterator[str]:
@@ -136,7 +123,7 @@ def _curves(comparison: Comparison) -> Iterator[str]:
         series = {name: points for name, points in curves.items() if points}
         if series:
             chart = charts.lines(series, y_label=title.partition(",")[0], x_label="epoch")
-            pictures.append(_figure(chart, title))
+            pictures.append(figure(chart, title))
     if pictures:
         yield "<h2>Curves</h2>"
         if len(runs) < len(comparison.runs):
@@ -172,9 +159,9 @@ def _classes(comparison: Comparison) -> Iterator[str]:
     if len(names) > _MOST_CLASSES or len(sides) > _MOST:
         caption += f"; the first {min(len(names), _MOST_CLASSES)} classes, {len(shown)} of them"
     chart = grouped_bars(shown, names[:_MOST_CLASSES], x_label="AP")
-    yield _figure(chart, caption)
+    yield figure(chart, caption)
     rows = ((n, *(spread_words(side[n]) for side in shown.values())) for n in names)
-    yield _table(("class", *shown), rows)
+    yield table(("class", *shown), rows, values=True)
     yield "</div>"
 
 
@@ -192,9 +179,9 @@ def _effects(contrast: Contrast, found: Significance) -> Iterator[str]:
         f"difference and its {found.level:.0%} interval; filled where significant"
         + (f"; the {len(classes)} classes that changed most" if classes != found.classes else "")
     )  # fmt: skip
-    yield _figure(intervals(effects, x_label="difference in AP"), caption)
+    yield figure(intervals(effects, x_label="difference in AP"), caption)
     head = ("", "before", "after", "difference", f"{found.level:.0%} interval", "p", "")
-    yield _table(head, (effect_row(name, one) for name, one in effects.items()))
+    yield table(head, (effect_row(name, one) for name, one in effects.items()), values=True)
     yield "</div>"
 
 
@@ -202,8 +189,8 @@ def effect_row(name: str, one: Effect) -> tuple[str, ...]:
     """A line of a table of effects."""
     return (
         name,
-        _number(one.before),
-        _number(one.after),
+        number(one.before),
+        number(one.after),
         f"{one.difference:+.4f}",
         f"{one.low:+.4f} to {one.high:+.4f}",
         f"{one.p:.2g}",
@@ -231,23 +218,3 @@ def spread_words(spread: Spread | None) -> str:
     if spread.low == spread.high:
         return f"{spread.mean:.4f}"
     return f"{spread.mean:.4f} ({spread.low:.4f} to {spread.high:.4f})"
-
-
-def _figure(uri: str, caption: str) -> str:
-    text = html.escape(caption)
-    return f'<figure><img src="{uri}" alt="{text}"><figcaption>{text}</figcaption></figure>'
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    def cells(values: Sequence[str], tag: str) -> str:
-        return "".join(
-            f"<{tag}{' class=n' if place else ''}>{html.escape(value)}</{tag}>"
-            for place, value in enumerate(values)
-        )
-
-    lines = [f"<tr>{cells(head, 'th')}</tr>", *(f"<tr>{cells(row, 'td')}</tr>" for row in rows)]
-    return f'<div class="wide"><table>{"".join(lines)}</table></div>'
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None or value < 0 else f"{value:.4f}"
