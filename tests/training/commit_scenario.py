@@ -54,6 +54,19 @@ def states(last: int) -> dict[int, TrainState]:
     return found
 
 
+#: Enough of them for most tests.
+STATES = states(12)
+
+
+def save(store: CommitStore, *steps: int) -> None:
+    for step in steps:
+        store.save(STATES[step], **COMMIT_ARGUMENTS)
+
+
+def steps_of(store: CommitStore) -> list[int]:
+    return [commit.step for commit in store.commits()]
+
+
 def scores(step: int) -> dict[str, float]:
     """Stand-in for an evaluation; 6, 13, ... are the best steps."""
     return {"val/AP": float(step % 7)}
