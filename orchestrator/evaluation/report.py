@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from orchestrator.data.decode import BadImageError, read_image
+from orchestrator.data.decode import BadImageError
+from orchestrator.data.images import image_pixels
 from orchestrator.data.records import Dataset
 from orchestrator.errors import DataError
 from orchestrator.evaluation import charts
@@ -244,7 +245,7 @@ def _worst(dataset: Dataset, results: Results, analysis: Analysis) -> Iterator[s
     for one in analysis.worst:
         index = position[one.image_id]
         try:
-            pixels = read_image(dataset.path(index))
+            pixels = image_pixels(dataset, index, declared=False)
         except BadImageError as error:
             yield f'<p class="note">{html.escape(str(error))}</p>'
             continue
