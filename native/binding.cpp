@@ -12,15 +12,19 @@
 
 #include "core/checks.hpp"
 #include "core/collection.hpp"
+#include "core/grading.hpp"
 #include "core/instructions.hpp"
 #include "core/matching.hpp"
 #include "core/suppression.hpp"
+#include "core/tally.hpp"
 
 namespace py = pybind11;
 
 namespace {
 
 using Floats = py::array_t<float, py::array::c_style>;
+using Doubles = py::array_t<double, py::array::c_style>;
+using Words = py::array_t<std::uint64_t, py::array::c_style>;
 using Integers = py::array_t<std::int64_t, py::array::c_style>;
 using Flags = py::array_t<bool, py::array::c_style>;
 using AnyFloats = py::array_t<float>;  // of any strides
@@ -128,6 +132,69 @@ std::tuple<Floats, Floats, Integers, Integers> collect(const Floats& boxes, cons
   return {found_boxes, found_scores, labels, offsets};
 }
 
+// A column of one of the records of native/records.py, which lives as long as the call.
+template <typename Array>
+Array column(const py::handle& record, const char* name) {
+  return record.attr(name).cast<Array>();
+}
+
+std::tuple<Words, Words, Integers, Integers> grade(const py::handle& found, const py::handle& truth,
+                                                   const py::handle& exam, int threads) {
+  const auto images = column<Integers>(found, "images"), labels = column<Integers>(found, "labels");
+  const auto boxes = column<Doubles>(found, "boxes"), measures = column<Doubles>(found, "measures");
+  const auto scores = column<Doubles>(found, "scores");
+  const auto offsets = column<Integers>(truth, "offsets");
+  const auto classes = column<Integers>(truth, "labels");
+  const auto targets = column<Doubles>(truth, "boxes");
+  const auto sizes = column<Doubles>(truth, "measures");
+  const auto crowd = column<Flags>(truth, "crowd");
+  const auto thresholds = column<Doubles>(exam, "thresholds");
+  const auto ranges = column<Doubles>(exam, "ranges");
+  const py::ssize_t count = images.size();
+  Words hits(count), alarms(count);
+  Integers places(count), matched(count);
+  const kernels::Detections asked{images.data(),   labels.data(), boxes.data(),
+                             measures.data(), scores.data(), count};
+  const kernels::Annotations given{offsets.data(), classes.data(), targets.data(), sizes.data(),
+                             reinterpret_cast<const std::uint8_t*>(crowd.data())};
+  const kernels::Exam rules{thresholds.data(), ranges.data(), thresholds.size(), ranges.shape(0),
+                            exam.attr("limit").cast<std::int64_t>()};
+  const kernels::Verdicts into{hits.mutable_data(), alarms.mutable_data(), places.mutable_data(),
+                               matched.mutable_data()};
+  {
+    const py::gil_scoped_release released;
+    kernels::grade(asked, given, rules, threads, into);
+  }
+  return {hits, alarms, places, matched};
+}
+
+std::tuple<Doubles, Doubles, Doubles> tally(const py::handle& graded, const py::handle& scale,
+                                            int threads) {
+  const auto images = column<Integers>(graded, "images");
+  const auto labels = column<Integers>(graded, "labels");
+  const auto places = column<Integers>(graded, "places");
+  const auto scores = column<Doubles>(graded, "scores");
+  const auto hits = column<Words>(graded, "hits"), alarms = column<Words>(graded, "alarms");
+  const auto boxes = column<Integers>(scale, "boxes"), limits = column<Integers>(scale, "limits");
+  const auto recalls = column<Doubles>(scale, "recalls");
+  const kernels::Graded asked{images.data(), labels.data(), scores.data(), hits.data(),
+                              alarms.data(), places.data(), images.size()};
+  const kernels::Scale rules{boxes.data(),   recalls.data(),
+                             limits.data(),  boxes.shape(0),
+                             boxes.shape(1), scale.attr("levels").cast<std::int64_t>(),
+                             recalls.size(), limits.size()};
+  Doubles precision({rules.levels, rules.points, rules.classes, rules.spans});
+  Doubles reached({rules.levels, rules.points, rules.classes});
+  Doubles recall({rules.levels, rules.classes, rules.spans, rules.caps});
+  const kernels::Curves into{precision.mutable_data(), reached.mutable_data(),
+                             recall.mutable_data()};
+  {
+    const py::gil_scoped_release released;
+    kernels::tally(asked, rules, threads, into);
+  }
+  return {precision, reached, recall};
+}
+
 std::tuple<std::int64_t, int> first_bad_box(const Floats& boxes) {
   const py::gil_scoped_release released;
   const kernels::BadBox bad = kernels::first_bad_box(boxes.data(), boxes.shape(0));
@@ -151,6 +218,9 @@ PYBIND11_MODULE(_core, module, py::mod_gil_not_used()) {
              py::arg("threads"));
   module.def("collect", &collect, py::arg("boxes").noconvert(), py::arg("scores").noconvert(),
              py::arg("threshold"), py::arg("threads"));
+  module.def("grade", &grade, py::arg("found"), py::arg("truth"), py::arg("exam"),
+             py::arg("threads"));
+  module.def("tally", &tally, py::arg("graded"), py::arg("scale"), py::arg("threads"));
   module.def("first_bad_box", &first_bad_box, py::arg("boxes").noconvert());
   module.def("first_bad_score", &first_bad_score, py::arg("scores").noconvert());
   module.def("instruction_sets", &kernels::instruction_sets);

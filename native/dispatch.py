@@ -6,10 +6,13 @@ import importlib
 import logging
 import os
 from functools import cache
-from typing import Literal, Protocol, cast
+from typing import TYPE_CHECKING, Literal, Protocol, cast
 
 from native import reference
-from native.rules import Bool, Float32, Int64, Rule
+from native.rules import Bool, Float32, Float64, Int64, Rule, UInt64
+
+if TYPE_CHECKING:
+    from native.records import Exam, Found, Graded, Scale, Truth
 
 _logger = logging.getLogger("native")
 
@@ -51,6 +54,14 @@ class Kernels(Protocol):
         self, boxes: Float32, scores: Float32, threshold: float, threads: int
     ) -> tuple[Float32, Float32, Int64, Int64]:
         """See :func:`native.reference.collect`."""
+
+    def grade(
+        self, found: Found, truth: Truth, exam: Exam, threads: int
+    ) -> tuple[UInt64, UInt64, Int64, Int64]:
+        """See :func:`native.reference.grade`."""
+
+    def tally(self, graded: Graded, scale: Scale, threads: int) -> tuple[Float64, Float64, Float64]:
+        """See :func:`native.reference.tally`."""
 
 
 def backend() -> Literal["native", "reference"]:

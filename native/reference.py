@@ -1,6 +1,7 @@
 """The definition of every kernel, in NumPy; the compiled ones must give the same bits.
 
 All arithmetic is float32, one rounding per written operation, in the written order, never fused.
+Verdicts on detections, which are float64 as COCO's, stand in :mod:`native.grading_reference`.
 Only the Gaussian weight is computed in float64 and rounded once, as in the published Cython code;
 :func:`exp_nonpositive` spells out its operations because the last bit of a library's ``exp``
 depends on the library.
@@ -12,8 +13,9 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
+from native.grading_reference import grade as grade
+from native.grading_reference import tally as tally
 from native.rules import (
     FIRST,
     GAUSSIAN,
@@ -24,11 +26,10 @@ from native.rules import (
     TOO_LARGE,
     Bool,
     Float32,
+    Float64,
     Int64,
     Rule,
 )
-
-Float64 = npt.NDArray[np.float64]
 
 
 def first_bad_box(boxes: Float32) -> tuple[int, int]:

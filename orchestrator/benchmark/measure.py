@@ -16,7 +16,8 @@ from orchestrator.benchmark.result import BenchmarkResult
 from orchestrator.benchmark.training import Trainer, measure_training, write_trace
 from orchestrator.config.resolve import ResolvedExperiment
 from orchestrator.data.augment import build_augment
-from orchestrator.data.decode import BadImageError, read_image
+from orchestrator.data.decode import BadImageError
+from orchestrator.data.images import image_pixels
 from orchestrator.data.records import Dataset
 from orchestrator.errors import DataError
 from orchestrator.tracking.git_info import git_info
@@ -86,7 +87,7 @@ def _images(dataset: Dataset, count: int) -> list[NDArray[np.uint8]]:
     images = []
     for position in range(len(dataset)):
         try:
-            images.append(read_image(dataset.path(position)))
+            images.append(image_pixels(dataset, position))
         except BadImageError:
             continue
         if len(images) == count:

@@ -80,6 +80,7 @@ class BenchmarkResult:
         training = self.training
         named = {
             f"training, batches of {training.batch_size}": (training.images_per_s, "images/s"),
+            "  step": (training.batch_size / training.images_per_s * 1e3, "ms/step"),
             **{f"  {name}": (s * 1e3, "ms/step") for name, s in training.parts.items()},
             "evaluation, detect": (self.evaluation.detect_s * 1e3, "ms/image"),
             "evaluation, score": (self.evaluation.score_s * 1e3, "ms/image"),

@@ -16,15 +16,17 @@ from numpy.typing import NDArray
 
 from orchestrator.data.label_map import LabelMap
 from orchestrator.data.records import Dataset
-from orchestrator.evaluation.backends import ASPECTS, SIZES, Backend, Bins, Scored, fastest, score
+from orchestrator.evaluation.backends import Backend, Scored, fastest, score
 from orchestrator.evaluation.breakdown import Breakdown, break_down
 from orchestrator.evaluation.coco import CocoMetrics, metrics_of, sound
 from orchestrator.evaluation.detections import Detections
-from orchestrator.evaluation.matching import Matches, match
+from orchestrator.evaluation.grading import ASPECTS, SIZES, Bins
+from orchestrator.evaluation.matching import Matches, judge, match
 from orchestrator.evaluation.results import Results
 
 BACKGROUND: Final = "background"
 _CALIBRATION_BINS = 10
+_CONFUSION_IOU = 0.5
 _WORST_IMAGES = 12
 
 
@@ -151,16 +153,26 @@ class Analysis:
 
 
 def analyse(
-    dataset: Dataset, found: Detections | Results, *, backend: Backend | None = None
+    dataset: Dataset,
+    found: Detections | Results,
+    *,
+    backend: Backend | None = None,
+    scored: Scored | None = None,
 ) -> Analysis:
     """Score detections and take their errors apart.
+
+    Args:
+        dataset: ground truth.
+        found: detections.
+        backend: what matches; None takes the fastest that can be trusted.
+        scored: their matching by COCO's sizes, if that has been done already.
 
     Raises:
         DataError: they cannot be scored; see :func:`orchestrator.evaluation.coco.evaluate`.
     """
     results = sound(dataset, found)
     chosen = backend or fastest()
-    scored = score(dataset, results, backend=chosen)
+    scored = scored or score(dataset, results, backend=chosen)
     by_aspect = score(dataset, results, bins=ASPECTS, backend=chosen)
     matches = match(dataset, results)
     working = _working_score(dataset, matches)
@@ -208,15 +220,17 @@ def confuse(dataset: Dataset, results: Results, *, threshold: float) -> Confusio
         scores=results.scores[rows],
     )
     blind = dataclasses.replace(dataset, labels=np.zeros_like(dataset.labels))
-    matches = match(blind, chosen)
+    taking_part, verdicts = judge(blind, chosen, [_CONFUSION_IOU])
+    found = verdicts.boxes[taking_part]
     none = len(dataset.label_map)
     counts = np.zeros((none + 1, none + 1), np.int64)
-    counting = ~matches.ignored
     # Row -1 of the boxes, which false alarms point at, is background.
-    truth = np.append(dataset.labels, none)[matches.found]
-    guess = results.labels[rows[matches.row]]
+    counting = ~np.append(dataset.crowd, False)[found]
+    truth = np.append(dataset.labels, none)[found]
+    guess = results.labels[rows[taking_part]]
     np.add.at(counts, (truth[counting], guess[counting]), 1)
-    missed = ~matches.matched & ~dataset.crowd
+    missed = ~dataset.crowd
+    missed[found[found >= 0]] = False
     counts[:none, none] = np.bincount(dataset.labels[missed], minlength=none)
     return Confusion(threshold, counts)
 

@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 from orchestrator.data.coco_tables import positions_in
 from orchestrator.data.records import Dataset
 from orchestrator.errors import DataError
-from orchestrator.evaluation.backends import LIMITS, Backend, Scored, score
+from orchestrator.evaluation.backends import Backend, Scored, score
 from orchestrator.evaluation.detections import Detections
+from orchestrator.evaluation.grading import LIMITS
 from orchestrator.evaluation.results import Results
 from orchestrator.tracking.atomic import write_atomic
 

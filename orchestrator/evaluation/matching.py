@@ -7,16 +7,22 @@ class it overlaps most, a crowd region swallows any number. What evaluation repo
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+import native
+from orchestrator.data.coco_tables import positions_in
 from orchestrator.data.records import Dataset
 from orchestrator.evaluation.results import Results
 
 #: Detections of a class in an image that count, as in COCO's numbers.
 _LIMIT = 100
+#: Bounds the memory that overlaps take.
+_PAIRS_AT_ONCE = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -59,104 +65,103 @@ class Matches:
         return (self.found >= 0) & ~self.ignored
 
 
+def judge(
+    dataset: Dataset, results: Results, thresholds: Sequence[float]
+) -> tuple[NDArray[np.int64], native.Verdicts]:
+    """Match sound results, boxes of all sizes at once.
+
+    Returns:
+        Rows of the results in the order COCO ranks them over all images, those beyond the
+        hundredth of a class in an image left out; and the verdict on every row of the results.
+    """
+    ranks = np.argsort(np.argsort(dataset.image_ids))
+    images, _ = positions_in(results.image_ids, dataset.image_ids)
+    verdicts = native.grade(
+        native.Found(
+            images=images,
+            labels=results.labels,
+            boxes=results.boxes_xywh,
+            measures=np.zeros(len(results)),
+            scores=results.scores,
+        ),
+        native.Truth(
+            offsets=dataset.offsets,
+            labels=dataset.labels,
+            boxes=dataset.boxes_xywh,
+            measures=np.zeros(len(dataset.labels)),
+            crowd=dataset.crowd,
+        ),
+        native.Exam(np.array(thresholds), np.zeros((1, 2)), _LIMIT),
+    )
+    order = np.lexsort((ranks[images], -results.scores))
+    return order[verdicts.places[order] < _LIMIT], verdicts
+
+
 def match(dataset: Dataset, results: Results, *, threshold: float = 0.5) -> Matches:
     """Match sound results at one IoU threshold."""
-    order_of_image = np.argsort(dataset.image_ids)
-    place = np.searchsorted(dataset.image_ids[order_of_image], results.image_ids)
-    position = order_of_image[place]
-    # Within an image by falling score; equal scores keep their order, as in COCO.
-    order = np.lexsort((-results.scores, place))
-    order = order[_rank_in_class(place[order], results.labels[order]) < _LIMIT]
-    count = len(order)
-    image, label = position[order], results.labels[order]
-    boxes, score = results.boxes_xywh[order], results.scores[order]
-    found = np.full(count, -1, np.int64)
-    ignored = np.zeros(count, np.bool_)
-    own_iou, other_iou = np.zeros(count), np.zeros(count)
-    own_box = np.full(count, -1, np.int64)
-    other_box = np.full(count, -1, np.int64)
-    edges = np.flatnonzero(np.diff(image, prepend=-1, append=-1))
-    for begin, end in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
-        rows = dataset.boxes_of(int(image[begin]))
-        if rows.start == rows.stop:
-            continue
-        here = slice(begin, end)
-        crowd = dataset.crowd[rows]
-        iou = _iou(boxes[here], dataset.boxes_xywh[rows], crowd)
-        same = label[here, None] == dataset.labels[rows][None]
-        for into_iou, into_box, mask in (
-            (own_iou, own_box, same & ~crowd),
-            (other_iou, other_box, ~same & ~crowd),
-        ):
-            overlaps = np.where(mask, iou, 0.0)
-            best = overlaps.argmax(axis=1)
-            into_iou[here] = overlaps[np.arange(len(best)), best]
-            into_box[here] = np.where(into_iou[here] > 0, best + rows.start, -1)
-        taken = _assign(np.where(same, iou, -1.0), crowd, threshold)
-        found[here] = np.where(taken >= 0, taken + rows.start, -1)
-        ignored[here] = (taken >= 0) & crowd[taken]
+    rows, verdicts = judge(dataset, results, [threshold])
+    found = verdicts.boxes[rows]
+    image, _ = positions_in(results.image_ids[rows], dataset.image_ids)
+    label, boxes = results.labels[rows], results.boxes_xywh[rows]
+    own_iou, other_iou = np.zeros(len(rows)), np.zeros(len(rows))
+    own_box, other_box = np.full(len(rows), -1, np.int64), np.full(len(rows), -1, np.int64)
+    for pairs in _overlapping(dataset, image, boxes):
+        own = label[pairs.row] == dataset.labels[pairs.box]
+        _highest(pairs, own, own_iou, own_box)
+        _highest(pairs, ~own, other_iou, other_box)
     matched = np.zeros(len(dataset.labels), np.bool_)
     matched[found[found >= 0]] = True
-    final = np.lexsort((np.arange(count), -score))
     return Matches(
         threshold=threshold,
-        row=order[final],
-        image=image[final],
-        label=label[final],
-        score=score[final],
-        found=found[final],
-        ignored=ignored[final],
-        own_iou=own_iou[final],
-        own_box=own_box[final],
-        other_iou=other_iou[final],
-        other_box=other_box[final],
+        row=rows,
+        image=image,
+        label=label,
+        score=results.scores[rows],
+        found=found,
+        # Row -1, which false alarms point at, is no crowd.
+        ignored=np.append(dataset.crowd, False)[found],
+        own_iou=own_iou,
+        own_box=own_box,
+        other_iou=other_iou,
+        other_box=other_box,
         truth_image=np.repeat(np.arange(len(dataset)), np.diff(dataset.offsets)),
         matched=matched,
     )
 
 
-def _rank_in_class(image: NDArray[np.int64], label: NDArray[np.int64]) -> NDArray[np.int64]:
-    """(d,) how many detections of its class and image come before each."""
-    order = np.lexsort((np.arange(len(label)), label, image))
-    fresh = np.ones(len(order), np.bool_)
-    fresh[1:] = (np.diff(image[order]) != 0) | (np.diff(label[order]) != 0)
-    numbers = np.arange(len(order))
-    starts = np.maximum.accumulate(np.where(fresh, numbers, 0))
-    ranks = np.empty(len(order), np.int64)
-    ranks[order] = numbers - starts
-    return ranks
+class _Pairs(NamedTuple):
+    """Detections and boxes of one image that overlap, by detection and then by box."""
+
+    row: NDArray[np.int64]
+    box: NDArray[np.int64]
+    iou: NDArray[np.float64]
 
 
-def _iou(
-    found: NDArray[np.float64], truth: NDArray[np.float64], crowd: NDArray[np.bool_]
-) -> NDArray[np.float64]:
-    """(d, m) overlap of xywh boxes; with a crowd, the part of the detection that lies in it."""
-    low = np.maximum(found[:, None, :2], truth[None, :, :2])
-    high = np.minimum(
-        found[:, None, :2] + found[:, None, 2:], truth[None, :, :2] + truth[None, :, 2:]
-    )
-    overlap = np.clip(high - low, 0, None).prod(axis=2)
-    own = (found[:, 2] * found[:, 3])[:, None]
-    union = np.where(crowd, own, own + (truth[:, 2] * truth[:, 3])[None] - overlap)
-    iou: NDArray[np.float64] = np.zeros_like(overlap)
-    np.divide(overlap, union, out=iou, where=union > 0)
-    return iou
+def _overlapping(
+    dataset: Dataset, image: NDArray[np.int64], boxes: NDArray[np.float64]
+) -> Iterator[_Pairs]:
+    """All pairs whose IoU is above 0, crowds apart, for some detections at a time."""
+    counts = np.diff(dataset.offsets)[image]
+    shares = 1 + int(counts.sum()) // _PAIRS_AT_ONCE
+    for rows in np.array_split(np.arange(len(image)), shares):
+        row = np.repeat(rows, counts[rows])
+        first = dataset.offsets[image[rows]] - (np.cumsum(counts[rows]) - counts[rows])
+        box = np.arange(len(row)) + np.repeat(first, counts[rows])
+        x, y, w, h = boxes[row].T
+        bx, by, bw, bh = dataset.boxes_xywh[box].T
+        width = np.minimum(x + w, bx + bw) - np.maximum(x, bx)
+        height = np.minimum(y + h, by + bh) - np.maximum(y, by)
+        meet = np.flatnonzero((width > 0) & (height > 0) & ~dataset.crowd[box])
+        shared = (width * height)[meet]
+        yield _Pairs(row[meet], box[meet], shared / ((w * h)[meet] + (bw * bh)[meet] - shared))
 
 
-def _assign(
-    iou: NDArray[np.float64], crowd: NDArray[np.bool_], threshold: float
-) -> NDArray[np.int64]:
-    """(d,) the column each row takes, rows in turn; -1 for none. ``iou`` is -1 across classes."""
-    taken = np.full(len(iou), -1, np.int64)
-    free = np.ones(len(crowd), np.bool_)
-    least = min(threshold, 1 - 1e-10)
-    for row in np.flatnonzero(iou.max(axis=1) >= least).tolist():
-        for group in (~crowd & free, crowd):
-            overlaps = np.where(group, iou[row], -1.0)
-            # Of equal overlaps the last box is taken, as pycocotools does.
-            best = len(overlaps) - 1 - int(overlaps[::-1].argmax())
-            if overlaps[best] >= least:
-                taken[row] = best
-                free[best] = crowd[best]
-                break
-    return taken
+def _highest(
+    pairs: _Pairs, mask: NDArray[np.bool_], iou: NDArray[np.float64], box: NDArray[np.int64]
+) -> None:
+    """Write the highest overlap of each detection, and the first box that has it."""
+    row, shared = pairs.row[mask], pairs.iou[mask]
+    np.maximum.at(iou, row, shared)
+    best = shared == iou[row]
+    # Of several values for one place NumPy keeps the last.
+    box[row[best][::-1]] = pairs.box[mask][best][::-1]

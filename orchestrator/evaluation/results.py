@@ -71,6 +71,8 @@ def write_results(path: Path, results: Results, label_map: LabelMap) -> None:
     Any COCO evaluator gets the numbers of :func:`orchestrator.evaluation.coco.evaluate` from it;
     from rounded values it would not.
     """
+    if not (np.isfinite(results.boxes_xywh).all() and np.isfinite(results.scores).all()):
+        raise ValueError("detections that are not finite cannot be written as JSON")
     lines = ",\n".join(_lines(results, label_map))
     write_atomic(path, f"[\n{lines}\n]\n".encode("ascii"))
 
@@ -85,10 +87,11 @@ def _lines(results: Results, label_map: LabelMap) -> Iterator[str]:
         results.scores[order].tolist(),
         strict=True,
     ):
-        yield json.dumps(
-            {"image_id": image, "category_id": category, "bbox": box, "score": score},
-            separators=(",", ":"),
-            allow_nan=False,
+        x, y, width, height = box
+        # What json.dumps writes, in a fraction of its time.
+        yield (
+            f'{{"image_id":{image},"category_id":{category},'
+            f'"bbox":[{x!r},{y!r},{width!r},{height!r}],"score":{score!r}}}'
         )
 
 

@@ -24,11 +24,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from orchestrator.data.coco_tables import positions_in
 from orchestrator.data.records import Dataset
 from orchestrator.errors import DataError
 from orchestrator.evaluation.coco import sound
 from orchestrator.evaluation.detections import Detections
-from orchestrator.evaluation.matching import match
+from orchestrator.evaluation.matching import judge
 from orchestrator.evaluation.results import Results
 
 #: Of confidence; a difference is called significant when its p-value is below 1 - LEVEL.
@@ -146,18 +147,25 @@ class Tally:
         """
         results = sound(dataset, found)
         classes = len(dataset.label_map)
-        levels = [match(dataset, results, threshold=iou) for iou in _THRESHOLDS.tolist()]
-        first = levels[0]
-        boxes = np.zeros((classes, len(dataset)), np.int64)
+        rows, verdicts = judge(dataset, results, _THRESHOLDS.tolist())
+        image, _ = positions_in(results.image_ids[rows], dataset.image_ids)
+        bits = np.arange(len(_THRESHOLDS), dtype=np.uint64)[:, None]
+        hit, alarm = (
+            (words[rows] >> bits & np.uint64(1)).astype(np.bool_)
+            for words in (verdicts.hits, verdicts.alarms)
+        )
         counting = ~dataset.crowd
-        np.add.at(boxes, (dataset.labels[counting], first.truth_image[counting]), 1)
+        truth_image = np.repeat(np.arange(len(dataset)), np.diff(dataset.offsets))
+        boxes = np.zeros((classes, len(dataset)), np.int64)
+        np.add.at(boxes, (dataset.labels[counting], truth_image[counting]), 1)
         rankings = []
         for label in range(classes):
-            rows = np.flatnonzero(first.label == label)
-            hits = tuple(np.flatnonzero(level.hit[rows]) for level in levels)
+            mine = np.flatnonzero(results.labels[rows] == label)
+            hits = tuple(np.flatnonzero(level) for level in hit[:, mine])
             end = max((int(one[-1]) + 1 for one in hits if len(one)), default=0)
-            ignored = tuple(np.flatnonzero(level.ignored[rows[:end]]) for level in levels)
-            rankings.append(_Ranking(first.image[rows[:end]], hits, ignored))
+            mine = mine[:end]
+            ignored = tuple(np.flatnonzero(level) for level in ~(hit | alarm)[:, mine])
+            rankings.append(_Ranking(image[mine], hits, ignored))
         return cls(boxes, tuple(rankings))
 
     def precision(self, weights: NDArray[np.int64]) -> NDArray[np.float64]:

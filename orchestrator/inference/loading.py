@@ -249,6 +249,8 @@ def _tensors_of(path: Path) -> dict[str, Tensor]:
         )
     try:
         tree: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be read ({error.strerror})") from error
     # What torch raises for a pickle that wants to run code is not more precise.
     except Exception as error:
         raise SecurityError(

@@ -137,7 +137,8 @@ def evaluate_detector(
         evaluator.add(part)
         unreadable += bad
     found = evaluator.detections()
-    return Evaluated(found, analyse(dataset, found), tuple(sorted(unreadable)))
+    analysis = analyse(dataset, found, backend=evaluator.backend, scored=evaluator.scored())
+    return Evaluated(found, analysis, tuple(sorted(unreadable)))
 
 
 class _Worker:

@@ -11,9 +11,10 @@ from coco_cases import dataset_of, detections_of, random_case
 
 from orchestrator.errors import DataError
 from orchestrator.evaluation import backends
-from orchestrator.evaluation.backends import ASPECTS, SIZES, fastest, score
+from orchestrator.evaluation.backends import fastest, score
 from orchestrator.evaluation.coco import evaluate
 from orchestrator.evaluation.detections import Detections
+from orchestrator.evaluation.grading import ASPECTS, SIZES
 from orchestrator.evaluation.results import Results
 from orchestrator.evaluation.streaming import StreamingEvaluator
 

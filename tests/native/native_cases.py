@@ -11,7 +11,8 @@ import pytest
 from hypothesis import strategies as st
 
 from native import reference
-from native.rules import FIRST, LAST, Bool, Float32, Int64, Rule, make_rule
+from native.records import Exam, Found, Graded, Scale, Truth
+from native.rules import FIRST, LAST, Bool, Float32, Float64, Int64, Rule, make_rule
 
 #: Examples per property; `make parity` raises it.
 CASES = int(os.environ.get("ORCHESTRATOR_PARITY_CASES", "150"))
@@ -148,3 +149,78 @@ def by_reference(case: Case) -> tuple[Int64, Float32, Int64]:
 
 def compiled() -> Any:
     return pytest.importorskip("native._core", reason="the kernels were not compiled here")
+
+
+class GradeCase(NamedTuple):
+    found: Found
+    truth: Truth
+    exam: Exam
+
+
+@st.composite
+def grade_cases(draw: st.DrawFn) -> GradeCase:
+    """Boxes on a coarse grid or anywhere, so that overlaps tie, miss and meet thresholds."""
+    images = draw(st.integers(1, 4))
+    places = _DOUBLES[draw(st.integers(0, 1))]
+    sizes = st.sampled_from([0.0, 1.0, 2.0, 4.0]) | places.filter(lambda size: size >= 0)
+    labels = draw(st.sampled_from([st.just(3), _few, _far]))
+    measures = st.sampled_from([0.0, 1.0, 4.0, 9.0])
+
+    def columns(rows: int) -> tuple[Int64, Float64, Float64]:
+        corners = draw(hnp.arrays(np.float64, (rows, 2), elements=places))
+        extents = draw(hnp.arrays(np.float64, (rows, 2), elements=sizes))
+        return (
+            draw(hnp.arrays(np.int64, rows, elements=labels)),
+            np.concatenate([corners, extents], axis=1),
+            draw(hnp.arrays(np.float64, rows, elements=measures)),
+        )
+
+    boxes, count = draw(st.integers(0, 12)), draw(st.integers(0, 20))
+    cuts = sorted(draw(st.lists(st.integers(0, boxes), min_size=images - 1, max_size=images - 1)))
+    truth = Truth(
+        np.array([0, *cuts, boxes], np.int64),
+        *columns(boxes),
+        draw(hnp.arrays(np.bool_, boxes)),
+    )
+    where = draw(hnp.arrays(np.int64, count, elements=st.integers(0, images - 1)))
+    scores = st.sampled_from([-1.0, -0.0, 0.0, 0.25, 0.5]) | st.floats(-2, 2)
+    found = Found(where, *columns(count), draw(hnp.arrays(np.float64, count, elements=scores)))
+    thresholds = draw(st.lists(st.sampled_from([0.0, 0.3, 0.5, 0.75, 1.0]), min_size=1, max_size=5))
+    ends = st.sampled_from([0.0, 1.0, 4.0, 10.0])
+    ranges = draw(st.lists(st.tuples(ends, ends), min_size=1, max_size=4))
+    limit = draw(st.sampled_from([1, 3, 100]))
+    return GradeCase(found, truth, Exam(np.array(thresholds), np.array(ranges), limit))
+
+
+_DOUBLES = [st.integers(0, 6).map(float), st.floats(-1e200, 1e200)]
+
+
+class TallyCase(NamedTuple):
+    graded: Graded
+    scale: Scale
+
+
+@st.composite
+def tally_cases(draw: st.DrawFn) -> TallyCase:
+    """Any verdicts, most of them of one piece, on detections whose scores and images repeat."""
+    count, classes = draw(st.integers(0, 30)), draw(st.integers(1, 4))
+    levels, ranges = draw(st.sampled_from([(1, 1), (3, 2), (10, 4), (64, 1), (1, 64)]))
+    whole = 2 ** (levels * ranges) - 1
+    words = st.sampled_from([0, whole, 1]) | st.integers(0, whole)
+    hits = draw(hnp.arrays(np.uint64, count, elements=words))
+
+    def numbers(most: int) -> Int64:
+        return draw(hnp.arrays(np.int64, count, elements=st.integers(0, most)))
+
+    scores = st.sampled_from([-1.0, -0.0, 0.0, 0.25, 0.5]) | st.floats(allow_nan=False)
+    graded = Graded(
+        images=numbers(300),
+        labels=numbers(classes - 1),
+        scores=draw(hnp.arrays(np.float64, count, elements=scores)),
+        hits=hits,
+        alarms=draw(hnp.arrays(np.uint64, count, elements=words)) & ~hits,
+        places=numbers(12),
+    )
+    recalls = draw(st.sampled_from([[0.0, 0.5, 1.0], [0.25], np.linspace(0, 1, 101)]))
+    boxes = draw(hnp.arrays(np.int64, (classes, ranges), elements=st.integers(0, 40)))
+    return TallyCase(graded, Scale(boxes, levels, np.array(recalls), np.array([1, 10])))

@@ -14,8 +14,10 @@
 #include <vector>
 
 #include "checks.hpp"
+#include "grading.hpp"
 #include "instructions.hpp"
 #include "suppression.hpp"
+#include "tally.hpp"
 
 namespace {
 
@@ -165,6 +167,76 @@ void check(bool equal, const char* what, int seed) {
   std::exit(1);
 }
 
+// Verdicts and curves of drawn detections, on one and on several threads. Of each box at most one
+// detection is a hit in a range at a threshold.
+void run_grading(int seed, std::int64_t count) {
+  Draw draw(static_cast<unsigned>(seed));
+  const std::int64_t images = 1 + draw.below(5), classes = 1 + draw.below(3), boxes = draw.below(40);
+  std::vector<std::int64_t> offsets{0}, of_image, labels, box_labels;
+  std::vector<double> places, box_places, measures, box_measures, scores;
+  std::vector<std::uint8_t> crowd;
+  for (std::int64_t cut = 1; cut < images; ++cut) {
+    offsets.push_back(draw.below(static_cast<int>(boxes) + 1));
+  }
+  offsets.push_back(boxes);
+  std::sort(offsets.begin(), offsets.end());
+  const auto place = [&](std::vector<double>& into) {
+    for (int side = 0; side < 4; ++side) into.push_back(draw.below(side < 2 ? 20 : 9));
+  };
+  for (std::int64_t row = 0; row < boxes; ++row) {
+    box_labels.push_back(draw.below(static_cast<int>(classes)));
+    place(box_places);
+    box_measures.push_back(draw.below(9));
+    crowd.push_back(draw.below(8) == 0);
+  }
+  for (std::int64_t row = 0; row < count; ++row) {
+    of_image.push_back(draw.below(static_cast<int>(images)));
+    labels.push_back(draw.below(static_cast<int>(classes)));
+    place(places);
+    measures.push_back(draw.below(9));
+    scores.push_back(draw.below(50) / 50.0);
+  }
+  const double thresholds[] = {0.5, 0.75}, ranges[] = {0, 9, 0, 4}, recalls[] = {0, 0.5, 1};
+  const std::int64_t limits[] = {1, 10};
+  const kernels::Detections found{of_image.data(), labels.data(), places.data(),
+                             measures.data(), scores.data(), count};
+  const kernels::Annotations truth{offsets.data(), box_labels.data(), box_places.data(),
+                             box_measures.data(), crowd.data()};
+  const kernels::Exam exam{thresholds, ranges, 2, 2, 10};
+  const std::vector<std::int64_t> many(static_cast<std::size_t>(2 * classes), boxes + 1);
+  const kernels::Scale scale{many.data(), recalls, limits, classes, 2, 2, 3, 2};
+  std::vector<std::uint64_t> hits[2], alarms[2];
+  std::vector<std::int64_t> ranks[2], matched[2];
+  std::vector<double> curves[2];
+  for (const int run : {0, 1}) {
+    const auto size = static_cast<std::size_t>(count);
+    hits[run].resize(size);
+    alarms[run].resize(size);
+    ranks[run].resize(size);
+    matched[run].resize(size);
+    const int threads = run == 0 ? 1 : 3;
+    kernels::grade(found, truth, exam, threads,
+                   {hits[run].data(), alarms[run].data(), ranks[run].data(), matched[run].data()});
+    curves[run].resize(static_cast<std::size_t>(classes * (12 + 6 + 8)));
+    double* precision = curves[run].data();
+    kernels::tally({of_image.data(), labels.data(), scores.data(), hits[run].data(),
+                    alarms[run].data(), ranks[run].data(), count},
+                   scale, threads,
+                   {precision, precision + 12 * classes, precision + 18 * classes});
+  }
+  check(hits[0] == hits[1] && alarms[0] == alarms[1] && ranks[0] == ranks[1] &&
+            matched[0] == matched[1] && curves[0] == curves[1],
+        "threads of grading", seed);
+  for (int bit = 0; bit < 4; ++bit) {
+    std::int64_t total = 0;
+    for (std::int64_t row = 0; row < count; ++row) {
+      total += hits[0][row] >> bit & 1;
+      check((hits[0][row] & alarms[0][row]) == 0, "hit and alarm", seed);
+    }
+    check(total <= boxes, "hits and boxes", seed);
+  }
+}
+
 // Enough work in one class, in many classes and in many images for threads to start.
 void run_threads() {
   Draw draw(1);
@@ -200,6 +272,7 @@ int main(int argc, char** argv) {
   const int problems = argc > 1 ? std::atoi(argv[1]) : 2000;
   std::uint64_t sum = 0xcbf29ce484222325u;
   for (int seed = 0; seed < problems; ++seed) {
+    run_grading(seed, seed % 400 == 0 ? 1 << 14 : seed % 30);
     const Problem problem = Draw(static_cast<unsigned>(seed)).problem();
     const auto rows = static_cast<std::int64_t>(problem.scores.size());
     check(kernels::first_bad_box(problem.boxes.data(), rows).row == -1, "checks", seed);

@@ -12,16 +12,21 @@ from native_cases import (
     CASES,
     Case,
     CollectCase,
+    GradeCase,
     MatchCase,
+    TallyCase,
     assert_same_bits,
     by_reference,
     cases,
     collect_cases,
     compiled,
+    grade_cases,
     match_cases,
+    tally_cases,
 )
 
 from native import reference
+from native.records import Exam, Found, Graded, Scale, Truth
 from native.rules import make_rule
 
 _core = compiled()
@@ -59,6 +64,18 @@ def test_collecting_equals_the_reference(
     instructions: str, case: CollectCase, threads: int
 ) -> None:
     assert_same_bits(_core.collect(*case, threads), reference.collect(*case, threads=1))
+
+
+@_drawn
+@given(case=grade_cases(), threads=st.integers(1, 3))
+def test_grading_equals_the_reference(case: GradeCase, threads: int) -> None:
+    assert_same_bits(_core.grade(*case, threads), reference.grade(*case, threads=1))
+
+
+@_drawn
+@given(case=tally_cases(), threads=st.integers(1, 3))
+def test_tallying_equals_the_reference(case: TallyCase, threads: int) -> None:
+    assert_same_bits(_core.tally(*case, threads), reference.tally(*case, threads=1))
 
 
 @pytest.mark.parametrize("method", ["linear", "gaussian", "hard"])
@@ -107,3 +124,31 @@ def test_the_same_values_are_refused(rows: list[tuple[float, ...]]) -> None:
 def test_an_unknown_instruction_set_is_refused() -> None:
     with pytest.raises(ValueError, match="cannot run 'avx9'"):
         _core.use_instruction_set("avx9")
+
+
+def test_thousands_of_detections_on_threads_equal_the_reference() -> None:
+    rng = np.random.default_rng(3)
+    count, images, classes = 20_000, 300, 5
+    truth = Truth(
+        offsets=np.arange(images + 1) * 6,
+        labels=rng.integers(0, classes, images * 6),
+        boxes=rng.integers(0, 40, (images * 6, 4)).astype(np.float64),
+        measures=rng.uniform(0, 9, images * 6),
+        crowd=rng.random(images * 6) < 0.1,
+    )
+    source = rng.integers(0, images * 6, count)
+    found = Found(
+        images=source // 6,
+        labels=truth.labels[source],
+        boxes=truth.boxes[source] + rng.integers(0, 4, (count, 4)),
+        measures=rng.uniform(0, 9, count),
+        scores=rng.random(count).round(2),
+    )
+    exam = Exam(np.array([0.5, 0.75]), np.array([[0.0, 9.0], [0.0, 4.0]]), 10)
+    verdicts = reference.grade(found, truth, exam, threads=1)
+    graded = Graded(found.images, found.labels, found.scores, *verdicts[:3])
+    scale = Scale(np.full((classes, 2), 70), 2, np.linspace(0, 1, 101), np.array([1, 10]))
+    curves = reference.tally(graded, scale, threads=1)
+    for threads in (1, 2, 4):
+        assert_same_bits(_core.grade(found, truth, exam, threads), verdicts)
+        assert_same_bits(_core.tally(graded, scale, threads), curves)
