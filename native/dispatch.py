@@ -6,6 +6,7 @@ import importlib
 import logging
 import os
 from functools import cache
+from types import ModuleType
 from typing import TYPE_CHECKING, Literal, Protocol, cast
 
 from native import reference
@@ -86,7 +87,7 @@ def kernels() -> Kernels:
     if wish == "0":
         return _REFERENCE
     try:
-        return cast(Kernels, importlib.import_module("native._core"))
+        return _complete(importlib.import_module("native._core"))
     except ImportError as error:
         remedy = "reinstall where a C++17 compiler is found (c++ --version) to build them"
         if wish == "1":
@@ -102,6 +103,18 @@ def kernels() -> Kernels:
 
 
 _REFERENCE = cast(Kernels, reference)
+
+
+def _complete(module: ModuleType) -> Kernels:
+    """The module, if it was built from these sources.
+
+    Raises:
+        ImportError: a kernel is missing.
+    """
+    missing = [name for name in vars(Kernels) if name[0] != "_" and not hasattr(module, name)]
+    if missing:
+        raise ImportError(f"native._core is older than this package: no {', '.join(missing)} in it")
+    return cast(Kernels, module)
 
 
 def default_threads() -> int:

@@ -162,6 +162,6 @@ def _highest(
     """Write the highest overlap of each detection, and the first box that has it."""
     row, shared = pairs.row[mask], pairs.iou[mask]
     np.maximum.at(iou, row, shared)
-    best = shared == iou[row]
+    best = (shared > 0) & (shared == iou[row])
     # Of several values for one place NumPy keeps the last.
     box[row[best][::-1]] = pairs.box[mask][best][::-1]

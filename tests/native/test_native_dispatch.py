@@ -100,3 +100,13 @@ def test_compiled_kernels_can_be_demanded(without_kernels: Path) -> None:
 def test_other_wishes_are_refused() -> None:
     done = _run(_TWO_CALLS, ORCHESTRATOR_NATIVE="yes")
     assert "ORCHESTRATOR_NATIVE='yes': allowed are 0" in done.stderr
+
+
+def test_kernels_built_from_older_sources_are_not_used(
+    without_kernels: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(without_kernels / "native", tmp_path / "native")
+    (tmp_path / "native" / "_core.py").write_text("def suppress(): ...\n")
+    done = _run(_TWO_CALLS, tmp_path)
+    assert done.stdout == "reference [1]\n", done.stderr
+    assert "native._core is older than this package: no first_bad_box" in done.stderr
