@@ -44,10 +44,14 @@ def distort(
     """
     happens, amounts = draws[0::2] < 0.5, draws[1::2]
     spread = 2.0 * amounts - 1.0
+    # Both at once: what two tables do one after the other, one table does.
+    levels = _LEVELS
     if happens[0]:
-        image = scaled(image, 1.0, brightness * float(spread[0]))
+        levels = _scaled(levels, 1.0, brightness * float(spread[0]))
     if happens[1]:
-        image = scaled(image, 1.0 + contrast * float(spread[1]), 0.0)
+        levels = _scaled(levels, 1.0 + contrast * float(spread[1]), 0.0)
+    if levels is not _LEVELS:
+        image = _looked_up(image, levels)
     turns, fades = happens[2] and hue > 0, happens[3] and saturation > 0
     if not (turns or fades):
         return image
@@ -64,5 +68,13 @@ def distort(
 
 def scaled(image: cv2.typing.MatLike, factor: float, offset: float) -> Image:
     """``image * factor + offset``, clipped to 0..255 and rounded down."""
-    table = np.clip(_LEVELS * factor + offset, 0.0, 255.0).astype(np.uint8)
-    return cv2.LUT(image, table).astype(np.uint8, copy=False)
+    return _looked_up(image, _scaled(_LEVELS, factor, offset))
+
+
+def _scaled(levels: NDArray[np.float64], factor: float, offset: float) -> NDArray[np.float64]:
+    scaled_levels: NDArray[np.float64] = np.floor(np.clip(levels * factor + offset, 0.0, 255.0))
+    return scaled_levels
+
+
+def _looked_up(image: cv2.typing.MatLike, levels: NDArray[np.float64]) -> Image:
+    return cv2.LUT(image, levels.astype(np.uint8)).astype(np.uint8, copy=False)
