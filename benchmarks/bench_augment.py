@@ -9,6 +9,7 @@ CPU milliseconds per image of one thread, decoding included, for inputs of 300 x
   travels to the training process, and as normalised float32 CHW, which the device makes of it;
 - *classic*: the recipe of SSD (Liu et al., ECCV 2016, sections 2.2 and 3.6) as it is commonly
   written, NumPy and OpenCV on float32 images, one crop attempt after the other, to float32 CHW;
+  resized linearly, and (*M2Det*) by one of five methods, as the recipe of M2Det has it;
 - *v2*: the "ssd" preset of torchvision's detection references with ``torchvision.transforms.v2``
   on uint8 tensors, to normalised float32 CHW.
 
@@ -37,7 +38,7 @@ from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import v2
 
 from orchestrator.data import decode
-from orchestrator.data.augment.m2det import M2DetAugment
+from orchestrator.data.augment.m2det import INTERPOLATIONS, M2DetAugment
 from orchestrator.data.augment.ssd import SSDAugment
 from orchestrator.data.coco import read_coco
 from orchestrator.data.digits import Recipe, build_digits
@@ -68,8 +69,9 @@ def ours(augment: SSDAugment | M2DetAugment, *, floats: bool) -> Arm:
 class Classic:
     """Distort, zoom out, crop, mirror, resize and normalise, on float32 images."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, methods: tuple[int, ...] = (cv2.INTER_LINEAR,)) -> None:
         self.size = size
+        self.methods = methods
         self.rng = np.random.default_rng(0)
 
     def __call__(self, data: bytes, boxes: Boxes, labels: Labels, number: int) -> Any:
@@ -83,7 +85,9 @@ class Classic:
             image = image[:, ::-1]
             boxes[:, [0, 2]] = image.shape[1] - boxes[:, [2, 0]]
         boxes /= np.tile(image.shape[1::-1], 2)
-        return normalised(cv2.resize(image, (self.size, self.size))), boxes, labels
+        method = self.methods[self.rng.integers(len(self.methods))]
+        image = cv2.resize(image, (self.size, self.size), interpolation=method)
+        return normalised(image), boxes, labels
 
     def distorted(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
         if self.rng.random() < 0.5:
@@ -203,6 +207,7 @@ def main() -> None:
         arms[f"ours, M2Det {size}, uint8"] = ours(m2det, floats=False)
         arms[f"ours, M2Det {size}, float32"] = ours(m2det, floats=True)
         arms[f"classic {size}, float32"] = Classic(size)
+        arms[f"classic M2Det {size}, float32"] = Classic(size, INTERPOLATIONS)
         arms[f"torchvision v2 {size}, float32"] = torchvision_v2(size)
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         samples = load(options, Path(folder))
@@ -220,9 +225,10 @@ def main() -> None:
     print("| | ms | of decode-only | classic / it | v2 / it |\n|---|---|---|---|---|")
     for name, value in medians.items():
         share = f"| {name} | {value:.2f} | {medians['decode only'] / value:.0%} |"
-        size = next((s for s in ("300", "512") if s in name), None)
-        peers = [f"classic {size}, float32", f"torchvision v2 {size}, float32"]
-        ratios = [f" {medians[peer] / value:.1f} |" if size else " |" for peer in peers]
+        side = next((side for side in ("300", "512") if side in name), None)
+        kind = "classic M2Det" if "M2Det" in name else "classic"
+        peers = [f"{kind} {side}, float32", f"torchvision v2 {side}, float32"]
+        ratios = [f" {medians[peer] / value:.1f} |" if side else " |" for peer in peers]
         print(share + "".join(ratios))
     print(f"load {os.getloadavg()[0]:.1f}")
 

@@ -133,11 +133,11 @@ def test_image_lies_on_its_canvas(draws: list[float], height: int, width: int) -
 
 
 def test_levels_are_clipped_and_rounded_down() -> None:
-    image = np.array([[[0, 100, 250]]], dtype=np.uint8)
-    assert scaled(image, 1.0, 10.9).tolist() == [[[10, 110, 255]]]
-    assert scaled(image, 1.0, -100.5).tolist() == [[[0, 0, 149]]]
-    assert scaled(image, 1.5, 0.0).tolist() == [[[0, 150, 255]]]
-    assert scaled(image, 0.507, 0.0).tolist() == [[[0, 50, 126]]]
+    levels = np.array([0.0, 100.0, 250.0])
+    assert scaled(levels, 1.0, 10.9).tolist() == [10, 110, 255]
+    assert scaled(levels, 1.0, -100.5).tolist() == [0, 0, 149]
+    assert scaled(levels, 1.5, 0.0).tolist() == [0, 150, 255]
+    assert scaled(levels, 0.507, 0.0).tolist() == [0, 50, 126]
 
 
 STRENGTHS = {"brightness": 32.0, "contrast": 0.5, "hue": 18, "saturation": 0.5}
