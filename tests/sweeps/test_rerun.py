@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 from run_folders import EXPERIMENT, rng, write_data, write_run
@@ -21,6 +17,7 @@ from orchestrator.data.digits import Recipe, build_digits
 from orchestrator.sweeps import rerun as module
 from orchestrator.training.identity import Identity, config_digest, open_run
 from tests.evaluation.simulated_detectors import Skill, detect, make_truth
+from tests.user_command import finish, result, start
 
 
 @pytest.fixture
@@ -165,26 +162,10 @@ def test_a_trained_run_is_repeated_to_the_bit(tmp_path: Path) -> None:
     text = text.replace("annotations: val.json", "annotations: annotations/instances_val.json")
     (tmp_path / "tiny.yaml").write_text(text.replace("batch_size: 10", "batch_size: 2"))
     narrow = "detector.width=0.1"
-    assert orchestrator(tmp_path, "run", "tiny.yaml", narrow, "train.epochs=2") == 0
-    assert orchestrator(tmp_path, "rerun", "runs/tiny") == 0
-    first, second = (result(tmp_path / "runs" / name) for name in ("tiny", "tiny-rerun"))
+    finish(start(tmp_path, "tiny.yaml", narrow, "train.epochs=2"))
+    said = finish(start(tmp_path, "rerun", "runs/tiny", module="orchestrator.cli.main"))
+    assert "tiny: the same weights, to the bit" in said
+    first, second = (result(tmp_path, name) for name in ("tiny", "tiny-rerun"))
     assert first["weights_sha256"] == second["weights_sha256"]
     assert first["metrics"] == second["metrics"]
     assert (first["steps"], second["resumed_from"]) == (4, 0)
-
-
-def orchestrator(folder: Path, *arguments: str) -> int:
-    environment = {
-        **os.environ,
-        "HOME": str(folder),
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
-    }
-    environment.pop("RAY_ADDRESS", None)
-    command = [sys.executable, "-m", "orchestrator.cli.main", *arguments]
-    return subprocess.run(command, cwd=folder, env=environment, timeout=300).returncode
-
-
-def result(run: Path) -> dict[str, Any]:
-    tree: dict[str, Any] = json.loads((run / "result.json").read_text())
-    return tree
