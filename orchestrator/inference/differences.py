@@ -106,8 +106,10 @@ class Differences:
     ) -> None:
         """Compare each row of one side with the closest one of the other."""
         boxes, scores = moving[:2]
-        places = [torch.cat([s[boxes], s[scores].unsqueeze(-1)], dim=-1) for s in (here, there)]
-        distance, closest = torch.cdist(*places, p=torch.inf).min(dim=2)
+        mine, theirs = (
+            torch.cat([side[boxes], side[scores].unsqueeze(-1)], dim=-1) for side in (here, there)
+        )
+        distance, closest = torch.cdist(mine, theirs, p=torch.inf).min(dim=2)
         same = distance <= self.limit
         self._count(boxes, ~same, torch.ones_like(same))
         for name in moving:
