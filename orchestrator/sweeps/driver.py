@@ -208,6 +208,8 @@ class _Sweep:
     tracking: SweepTracking
     console: Console
     force_resume: bool
+    #: Trials under way; None before the first.
+    fleet: Fleet | None = None
 
     def run(self, stages: Sequence[_Stage]) -> int:
         """Run what is left; returns the exit code."""
@@ -257,24 +259,24 @@ class _Sweep:
         judge = None
         if self.planner.sweep.scheduler == "asha":
             judge = Judge(self.planner.sweep.asha, experiment.train.epochs, self.journal)
+        view = View(
+            self.planner.folder,
+            self.planner.sweep,
+            epochs=experiment.train.epochs,
+            total=self.planner.count,
+            rows=self.record.ordered,
+            running=lambda: set() if self.fleet is None else self.fleet.names(),
+        )
         for stage in stages:
             source = stage.open()
-            if len(source) and self._run_trials(source, judge, at_a_time):
+            if len(source) and self._run_trials(source, judge, at_a_time, view):
                 return True
             for line in stage.close():
                 say(self.console, line)
         return False
 
-    def _run_trials(self, source: _Source, judge: Judge | None, at_a_time: int) -> bool:
-        fleet = Fleet(self._runner(), source, judge)
-        view = View(
-            self.planner.folder,
-            self.planner.sweep,
-            epochs=self.planner.base.experiment.train.epochs,
-            total=self.planner.count,
-            rows=self.record.ordered,
-            running=fleet.names,
-        )
+    def _run_trials(self, source: _Source, judge: Judge | None, at_a_time: int, view: View) -> bool:
+        fleet = self.fleet = Fleet(self._runner(), source, judge)
 
         def ask_to_stop() -> None:
             say(self.console, "stopping: trials under way finish and commit their step first")

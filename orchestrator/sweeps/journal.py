@@ -5,7 +5,8 @@ One JSON object a line, forced to the disk before anything follows from it:
 - ``open``: which experiment and section the sweep belongs to;
 - ``trial``: a trial and the values it was given;
 - ``judged``: what the scheduler saw of a trial at an age, and whether it goes on;
-- ``cloned``: a member of a population that continues from another one's commit;
+- ``aged``: the score of a member of a population at an age;
+- ``cloned``: a member that continues from another one's commit;
 - ``end``: how a trial ended.
 
 The state of searcher and scheduler is never stored: both are deterministic, so asking a new one the
@@ -41,6 +42,36 @@ class Entry:
     content: dict[str, Any]
 
 
+def read_journal(folder: Path) -> list[Entry]:
+    """What the journal in a sweep's folder holds, without touching it; nothing if there is none.
+
+    Raises:
+        StorageError: it cannot be read, or a line of it is damaged.
+    """
+    path = folder / JOURNAL_NAME
+    try:
+        lines = path.read_bytes().splitlines(keepends=True)
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise StorageError(
+            f"{path}: the journal of the sweep cannot be read ({error.strerror})"
+        ) from error
+    whole = (line for line in lines if line.endswith(b"\n"))
+    return [_parse(path, line, number) for number, line in enumerate(whole, start=1)]
+
+
+def _parse(path: Path, line: bytes, number: int) -> Entry:
+    try:
+        tree = json.loads(line)
+        return Entry(str(tree.pop("kind")), tree)
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise StorageError(
+            f"{path}:{number}: this line is damaged, so what the sweep has decided is not known. "
+            "Next: restore the file from a copy, or give the sweep another name"
+        ) from error
+
+
 class Journal:
     """The journal of one sweep, open for reading and appending.
 
@@ -66,22 +97,12 @@ class Journal:
                 if not line.endswith(b"\n"):
                     break
                 end += len(line)
-                self.entries.append(self._parse(line, number))
+                self.entries.append(_parse(self.path, line, number))
             self._file.truncate(end)
         except OSError as error:
             raise StorageError(
                 f"{self.path}: the journal of the sweep cannot be opened ({error.strerror}); make "
                 "the folder writable"
-            ) from error
-
-    def _parse(self, line: bytes, number: int) -> Entry:
-        try:
-            tree = json.loads(line)
-            return Entry(str(tree.pop("kind")), tree)
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise StorageError(
-                f"{self.path}:{number}: this line is damaged, so what the sweep has decided is not "
-                "known. Next: restore the file from a copy, or give the sweep another name"
             ) from error
 
     def add(self, kind: str, **content: Json) -> None:
@@ -101,7 +122,7 @@ class Journal:
                     f"{self.path}: the journal of the sweep cannot be written ({error.strerror}); "
                     "make room on this disk and run the same command again"
                 ) from error
-            self.entries.append(self._parse(line, len(self.entries) + 1))
+            self.entries.append(_parse(self.path, line, len(self.entries) + 1))
 
     def of(self, kind: str) -> Iterator[dict[str, Any]]:
         """Contents of the entries of one kind, in order."""

@@ -205,6 +205,11 @@ class Population:
             elif entry.kind == "cloned":
                 self._cloned.add((entry.content["age"], entry.content["trial"]))
                 self.values[entry.content["trial"]] = entry.content["values"]
+            elif entry.kind == "end":
+                # Written before the score of the full age, which nobody is judged by.
+                self.scores[self.ages[-1]].setdefault(
+                    entry.content["trial"], self._score(entry.content)
+                )
 
     def segment(self, age: int) -> Segment:
         """What is left of the training up to an age."""
@@ -233,12 +238,15 @@ class Population:
             return
         if age == self.ages[-1]:
             self._record.ended(whole, end)
+        score = self._score(end)
+        self._journal.add("aged", trial=trial.number, age=age, score=score)
+        self.scores[age][trial.number] = score
+
+    def _score(self, end: Mapping[str, Any]) -> float:
         metrics = end.get("result", {}).get("metrics", {})
         value = metrics.get(self._planner.sweep.metric.removeprefix("val/"))
         # A member that failed is the worst, and goes on as somebody else.
-        score = -2.0 if value is None else float(value)
-        self._journal.add("aged", trial=trial.number, age=age, score=score)
-        self.scores[age][trial.number] = score
+        return -2.0 if value is None else float(value)
 
     def exploit(self, age: int) -> list[Exploit]:
         """Replace the worst members at an age that all have reached; may be interrupted.
@@ -262,12 +270,13 @@ class Population:
         new = [one for one in found if (age, one.member) not in self._cloned]
         for one in new:
             replaced = self.values[one.member]
+            step = age * self._steps_per_epoch
             trial = self._planner.trial(one.member, one.values)
             digest = clone(
                 folder / trial_name(one.donor),
                 trial,
                 folder / trial.name,
-                step=age * self._steps_per_epoch,
+                step=step,
                 initial=self._initial,
             )
             self._journal.add(
@@ -275,6 +284,7 @@ class Population:
                 trial=one.member,
                 donor=one.donor,
                 age=age,
+                step=step,
                 values=one.values,
                 replaced=replaced,
                 weights_sha256=digest,

@@ -8,11 +8,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator.config.resolve import diff, load_experiment
+from rich.console import Console
+
+from orchestrator.config.resolve import ResolvedExperiment, diff, load_experiment, read_template
 from orchestrator.errors import ConfigError, StorageError
+from orchestrator.sweeps.journal import read_journal
+from orchestrator.sweeps.lineage import Stretch, lineage
+from orchestrator.sweeps.plan import describe, trial_name
 from orchestrator.sweeps.run_folder import RunFolder, config_file, read_runs
+from orchestrator.training.commit import CommitStore
 from orchestrator.training.driver import drive
-from orchestrator.training.identity import identity_tree
+from orchestrator.training.identity import config_digest, identity_tree, recorded_identity
+from orchestrator.training.report import say
+from orchestrator.training.storage import LocalStorage
 
 #: Written by a sweep into its folder when it ends.
 SWEEP_NAME = "sweep.json"
@@ -114,8 +122,10 @@ def rerun(
 ) -> Rerun:
     """Train again what a run folder describes, into another one.
 
-    A run that did not come to the end of its schedule is repeated as far as it came. Doing the same
-    again goes on with, or looks at, the second run that is there already.
+    A run that did not come to the end of its schedule is repeated as far as it came. A member of a
+    population is repeated stretch by stretch, each with the values that its weights were trained
+    with then, whosever they were. Doing the same again goes on with, or looks at, the second run
+    that is there already.
 
     Args:
         run: it has ended at least once.
@@ -145,7 +155,8 @@ def rerun(
     changes = [f"name={name}", f"storage={folder}"]
     if run.state != "done":
         changes.append(f"train.max_steps={run.steps}")
-    resolved = load_experiment(config_file(run.path), [*overrides, *changes])
+    template = read_template(config_file(run.path), [*overrides, *changes])
+    resolved = template.resolve()
     first = load_experiment(config_file(run.path))
     others = diff(identity_tree(first.tree), identity_tree(resolved.tree))
     if others:
@@ -160,7 +171,14 @@ def rerun(
             f"{run_dir}: is the run that is to be repeated. Next: give the repetition another "
             "--name or --storage"
         )
-    code = drive(resolved, run_dir, force_resume=False)
+    before = _before(run) if trial_of is not None else []
+    for one in before:
+        say(
+            Console(soft_wrap=True),
+            f"up to step {one.end} as {trial_name(one.member)}, with {describe(one.values)}",
+        )
+    parts = [template.resolve({**one.values, "train.max_steps": one.end}) for one in before]
+    code = _drive([*parts, resolved], [one.end for one in before], run_dir)
     again = read_runs([run_dir])[0]
     changed = _changed(run, again)
     workers = run.result.get("workers"), again.result.get("workers")
@@ -173,6 +191,40 @@ def rerun(
         found="" if code else str(again.result.get("weights_sha256")),
         changed=tuple(changed),
     )
+
+
+def _before(run: RunFolder) -> list[Stretch]:
+    """What a member of a population was before it became what it was last; else nothing."""
+    entries = read_journal(run.path.parent)
+    numbers = [e.content["trial"] for e in entries if e.kind == "trial"]
+    member = next((number for number in numbers if trial_name(number) == run.path.name), None)
+    return [] if member is None else lineage(entries, member, run.steps)[:-1]
+
+
+def _drive(parts: Sequence[ResolvedExperiment], ends: Sequence[int], run_dir: Path) -> int:
+    """Train one part after the other in the same folder, each from the end of the one before.
+
+    Args:
+        parts: they differ in what may change while a run goes on.
+        ends: steps after which each of them but the last is over.
+        run_dir: gone on with where it holds one of the parts.
+
+    Returns:
+        The exit code of the last one that was started.
+    """
+    recorded = recorded_identity(run_dir)
+    first = 0
+    if recorded is not None and recorded.config_digest in {
+        config_digest(part.tree, initial=recorded.initial) for part in parts
+    }:
+        newest = CommitStore(LocalStorage(run_dir)).latest().commit
+        first = sum(newest is not None and end <= newest.step for end in ends)
+    code = 0
+    for index in range(first, len(parts)):
+        code = drive(parts[index], run_dir, force_resume=index > 0)
+        if code:
+            break
+    return code
 
 
 def _changed(run: RunFolder, again: RunFolder) -> list[str]:

@@ -32,6 +32,7 @@ from orchestrator.training.sampled import SampledValueError
 from orchestrator.training.session import STOP_FILE
 
 FAILURE_NAME = "failure.json"
+RESULT_NAME = "result.json"
 DIFFERENCE_NAME = "difference.json"
 #: What a trial says, which would otherwise mix with that of its neighbours.
 LOG_NAME = "driver.log"
@@ -70,7 +71,9 @@ class Runner:
         trial = self.planner.trial(config["trial"], json.loads(config["values"]))
         run_dir = self.planner.folder / trial.name
         run_dir.mkdir(parents=True, exist_ok=True)
-        (run_dir / FAILURE_NAME).unlink(missing_ok=True)
+        # How an earlier start ended, or a member of a population at an earlier age.
+        for name in (FAILURE_NAME, RESULT_NAME):
+            (run_dir / name).unlink(missing_ok=True)
         if (self.planner.folder / STOP_FILE).exists():
             return
         write_atomic(
@@ -174,7 +177,7 @@ def read_end(run_dir: Path, *, error: bool) -> dict[str, Any]:
     if error:
         return {"state": "failed", "reason": "its process was lost", "fatal": False}
     with suppress(OSError, ValueError):
-        result = json.loads((run_dir / "result.json").read_bytes())
+        result = json.loads((run_dir / RESULT_NAME).read_bytes())
         return {"state": result["state"], "result": result}
     return {"state": "preempted"}
 

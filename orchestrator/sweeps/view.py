@@ -17,6 +17,7 @@ from rich.live import Live
 from rich.table import Table
 
 from orchestrator.config.schema import SweepConfig
+from orchestrator.sweeps.judge import judged_epochs
 from orchestrator.sweeps.report import Row, ranking
 from orchestrator.tracking.events import read_events
 from orchestrator.training.progress import duration
@@ -44,6 +45,7 @@ class _Curve:
     offset: int = 0
     epoch: float = 0.0
     scores: list[float] = field(default_factory=list)
+    closed: bool = False
 
     def read(self, log: Path, metric: str) -> None:
         for event in read_events(log, self.offset):
@@ -85,26 +87,44 @@ class View:
         self._running = running
         self._clock = clock
         self._curves: dict[str, _Curve] = {}
+        self._ages = judged_epochs(sweep.asha, epochs) if sweep.scheduler == "asha" else ()
+        #: Clock and epochs trained when this start of the sweep was looked at first.
         self._began: tuple[float, float] | None = None
 
     def refresh(self) -> None:
         """Read what is new in the logs."""
+        running = self._running()
         for row in self._rows():
             name = row.trial.name
-            if name in self._running() or name not in self._curves:
-                curve = self._curves.setdefault(name, _Curve())
+            curve = self._curves.setdefault(name, _Curve())
+            if not curve.closed:
                 curve.read(self._folder / name / "events.jsonl", self._sweep.metric)
+                curve.closed = row.state in _FINAL and name not in running
         if self._began is None:
-            self._began = (self._clock(), self._done())
+            self._began = (self._clock(), self._trained())
 
-    def _done(self) -> float:
-        """Share of the sweep that is over; a trial that was given up counts as whole."""
-        done = 0.0
-        for row in self._rows():
-            over = row.state in _FINAL
-            curve = self._curves.get(row.trial.name, _Curve())
-            done += 1.0 if over else min(1.0, curve.epoch / self._epochs)
-        return done / self._total
+    def _trained(self) -> float:
+        """Epochs of all trials so far."""
+        return sum(curve.epoch for curve in self._curves.values())
+
+    def _expected(self, epoch: float) -> float:
+        """Epochs still to come for a trial of this age, as far as ASHA lets one go on average."""
+        share, at, total = 1.0, epoch, 0.0
+        for age in (*(age for age in self._ages if age > epoch), self._epochs):
+            total += share * (age - at)
+            share, at = share / self._sweep.asha.reduction_factor, float(age)
+        return total
+
+    def _to_come(self) -> float:
+        """Epochs that the sweep is expected to train yet."""
+        rows = self._rows()
+        running = self._running()
+        open_rows = [r for r in rows if r.state not in _FINAL or r.trial.name in running]
+        ages = [self._curves.get(row.trial.name, _Curve()).epoch for row in open_rows]
+        unknown = max(0, self._total - len(rows))
+        return sum(self._expected(min(age, self._epochs)) for age in ages) + (
+            unknown * self._expected(0.0)
+        )
 
     def headline(self) -> str:
         """States, best so far and time left, on one line."""
@@ -126,13 +146,15 @@ class View:
         return line if left is None else f"{line}; about {duration(left)} left"
 
     def _left(self) -> float | None:
+        """Seconds, from the pace of this start; None before a trial's worth has been trained."""
         if self._began is None:
             return None
         since, before = self._began
-        done = self._done()
-        if done <= before:
+        trained = self._trained() - before
+        # Until then starting and compiling, which come once, are most of what was seen.
+        if trained < self._expected(0.0):
             return None
-        return (self._clock() - since) * (1.0 - done) / (done - before)
+        return (self._clock() - since) * self._to_come() / trained
 
     def table(self) -> Table:
         """Trials under way first, then the best of the others."""

@@ -41,12 +41,12 @@ def connected(config: ClusterConfig) -> Iterator[None]:
     A local Ray gets as many logical CPUs as its workers and the data tasks need: on a small
     machine they share the cores, which is better than waiting for ever.
     """
-    if ray.is_initialized():
-        yield
-        return
     # Results are noticed by polling; two seconds (Ray's default) is long for short runs.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if ray.is_initialized():
+        yield
+        return
     address = config.address or os.environ.get("RAY_ADDRESS")
     if address:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)

@@ -180,7 +180,8 @@ class Engine:
                 self._note("checkpoint_rejected", rejected.describe())
             if found.commit is not None:
                 step, scored = found.commit.step, found.commit.metrics is not None
-                self.metrics = dict(found.commit.metrics or {})
+                scores = found.commit.metrics or {}
+                self.metrics = {key.removeprefix("val/"): value for key, value in scores.items()}
         step, scored = self.collective.from_main((step, scored))
         if step is None:
             self._begin()
@@ -297,7 +298,7 @@ class Engine:
             return
         images_per_s = self.job.schedule.batch_size / seconds
         values = {f"train/{name}": value for name, value in report.losses.items()}
-        values["train/lr"] = self.rate(self.step - 1)
+        values["train/lr"] = self.stepper.learning_rate
         values["train/gradient_norm"] = report.gradient_norm
         values["train/images_per_s"] = images_per_s
         values["train/epoch"] = self.step / self.job.schedule.steps_per_epoch

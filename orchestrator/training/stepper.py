@@ -171,6 +171,13 @@ class Stepper:
             stop=stops > 0,
         )
 
+    @property
+    def learning_rate(self) -> float:
+        """What the optimizer holds, taken from it, without the factors of its groups."""
+        group = max(self.optimizer.param_groups, key=lambda group: float(group["lr_factor"]))
+        factor = float(group["lr_factor"])
+        return float(group["lr"]) / factor if factor else 0.0
+
     def _averaged(self) -> list[Tensor]:
         return [] if self.average is None else list(self.average.tensors.values())
 

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +18,7 @@ from orchestrator.data.digits import Recipe, build_digits
 from orchestrator.sweeps import rerun as module
 from orchestrator.training.identity import Identity, config_digest, open_run
 from tests.evaluation.simulated_detectors import Skill, detect, make_truth
+from tests.user_command import finish, result, start
 
 
 @pytest.fixture
@@ -43,13 +41,14 @@ class FakeDriver:
 
     def __init__(self) -> None:
         self.calls: list[tuple[ResolvedExperiment, Path]] = []
+        self.forced: list[bool] = []
         self.weights = "trial-001"
         self.code = 0
         self.sources = {"a.py": "0" * 16}
 
     def __call__(self, resolved: ResolvedExperiment, run_dir: Path, *, force_resume: bool) -> int:
-        assert not force_resume
         self.calls.append((resolved, run_dir))
+        self.forced.append(force_resume)
         (run_dir / "config").mkdir(parents=True, exist_ok=True)
         (run_dir / "config" / "resolved.yaml").write_text(dump_yaml(resolved))
         source = resolved.experiment.data
@@ -78,6 +77,7 @@ def test_the_best_trial_is_repeated_beside_its_sweep(
     assert resolved.experiment.storage == str(sweep.parent)
     assert resolved.tree["train"]["optimizer"]["lr"] == 0.002
     assert resolved.experiment.train.max_steps is None
+    assert driver.forced == [False]
     assert "trial-001: the same weights, to the bit" in capsys.readouterr().out
 
 
@@ -104,6 +104,36 @@ def test_a_run_that_was_cut_short_is_repeated_as_far_as_it_came(
     ((resolved, run_dir),) = driver.calls
     assert resolved.experiment.train.max_steps == 7
     assert run_dir == sweep / "out" / "lr-sweep-trial-001-rerun"
+
+
+def test_a_member_of_a_population_is_repeated_as_all_that_it_has_been(
+    sweep: Path, driver: FakeDriver, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def clone(trial: int, donor: int, step: int, rate: float) -> dict[str, Any]:
+        found = {"kind": "cloned", "trial": trial, "donor": donor, "step": step}
+        return {**found, "values": {"train.optimizer.lr": rate}}
+
+    begun = [
+        {"kind": "trial", "trial": number, "values": {"train.optimizer.lr": rate}}
+        for number, rate in enumerate((0.001, 0.5, 0.003))
+    ]
+    # The last one came after the weights of step 15, and the first is not behind those of step 5.
+    clones = [clone(2, 1, 5, 0.6), clone(0, 2, 5, 0.004), clone(1, 0, 10, 0.002)]
+    entries = [*begun, *clones, clone(1, 2, 15, 0.7)]
+    journal = sweep / "sweep.jsonl"
+    journal.write_text("".join(json.dumps(entry) + "\n" for entry in entries) + '{"cut off')
+    assert main(["rerun", str(sweep), "--trial", "1"]) == 0
+    trains = [resolved.experiment.train for resolved, _ in driver.calls]
+    assert [train.optimizer.lr for train in trains] == [0.003, 0.004, 0.002]
+    assert [train.max_steps for train in trains] == [5, 10, None]
+    assert driver.forced == [False, True, True]
+    assert len({run_dir for _, run_dir in driver.calls}) == 1
+    shown = capsys.readouterr().out
+    assert "up to step 5 as trial-002, with train.optimizer.lr=0.003" in shown
+    assert "up to step 10 as trial-000, with train.optimizer.lr=0.004" in shown
+    driver.code = 75
+    assert main(["rerun", str(sweep), "--trial", "1", "--name", "again"]) == 75
+    assert len(driver.calls) == 4
 
 
 def test_a_run_alone_is_repeated_beside_itself_where_its_data_lies_now(
@@ -165,26 +195,10 @@ def test_a_trained_run_is_repeated_to_the_bit(tmp_path: Path) -> None:
     text = text.replace("annotations: val.json", "annotations: annotations/instances_val.json")
     (tmp_path / "tiny.yaml").write_text(text.replace("batch_size: 10", "batch_size: 2"))
     narrow = "detector.width=0.1"
-    assert orchestrator(tmp_path, "run", "tiny.yaml", narrow, "train.epochs=2") == 0
-    assert orchestrator(tmp_path, "rerun", "runs/tiny") == 0
-    first, second = (result(tmp_path / "runs" / name) for name in ("tiny", "tiny-rerun"))
+    finish(start(tmp_path, "tiny.yaml", narrow, "train.epochs=2"))
+    said = finish(start(tmp_path, "rerun", "runs/tiny", module="orchestrator.cli.main"))
+    assert "tiny: the same weights, to the bit" in said
+    first, second = (result(tmp_path, name) for name in ("tiny", "tiny-rerun"))
     assert first["weights_sha256"] == second["weights_sha256"]
     assert first["metrics"] == second["metrics"]
     assert (first["steps"], second["resumed_from"]) == (4, 0)
-
-
-def orchestrator(folder: Path, *arguments: str) -> int:
-    environment = {
-        **os.environ,
-        "HOME": str(folder),
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
-    }
-    environment.pop("RAY_ADDRESS", None)
-    command = [sys.executable, "-m", "orchestrator.cli.main", *arguments]
-    return subprocess.run(command, cwd=folder, env=environment, timeout=300).returncode
-
-
-def result(run: Path) -> dict[str, Any]:
-    tree: dict[str, Any] = json.loads((run / "result.json").read_text())
-    return tree

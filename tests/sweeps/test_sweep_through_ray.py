@@ -2,97 +2,65 @@
 
 from __future__ import annotations
 
-import json
-import os
-import signal
+import random
 import subprocess
-import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from mlflow.tracking import MlflowClient
+from sweep_runs import journal, progress, summary, write_experiment
 
 from tests.inference.small_run import make_data
+from tests.user_command import finish, result, start
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = pytest.mark.ray
 
-EXPERIMENT = """
-name: whole
-detector: {name: ssd, variant: ssd300_mobilenet_v2, width: 0.1, bn_momentum: 0.1}
-data:
-  root: squares
-  train: {images: images, annotations: annotations/instances_train.json}
-  val: {images: images, annotations: annotations/instances_val.json}
-  augmentation: {name: none}
-train:
-  epochs: 3
-  batch_size: 4
-  optimizer: {name: adamw, lr: 0.001}
-  schedule: {name: cosine}
-  log_every_steps: 1
-tracking: {mlflow: "sqlite:///mlflow.db", experiment: tests}
-sweep:
-  trials: 3
-  scheduler: asha
-  asha: {reduction_factor: 2}
-  space:
-    train.optimizer.lr: {loguniform: [1.0e-4, 1.0e-2]}
-    train.schedule.warmup_epochs: {uniform: [0, 1]}
+#: For a whole sweep, and for a step of one, on a machine with other work.
+SECONDS, STEP_SECONDS = 1500.0, 600.0
+SPACE = """
+space:
+  train.optimizer.lr: {loguniform: [1.0e-4, 1.0e-2]}
+  train.schedule.warmup_epochs: {uniform: [0, 1]}
 """
+#: What a trial leaves behind, whatever happened on the way.
+KEPT = ("name", "state", "values", "score", "metrics", "weights_sha256", "steps")
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sweep-through-ray")
     make_data(folder / "squares")
-    (folder / "sweep.yaml").write_text(EXPERIMENT)
+    asha = "trials: 3\nscheduler: asha\nasha: {reduction_factor: 2}"
+    write_experiment(folder, asha + SPACE, epochs=3, mlflow='"sqlite:///mlflow.db"')
     return folder
-
-
-def start(folder: Path, *overrides: str) -> subprocess.Popen[str]:
-    environment = {
-        **os.environ,
-        "HOME": str(folder),
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
-    }
-    environment.pop("RAY_ADDRESS", None)
-    return subprocess.Popen(
-        [sys.executable, "-m", "orchestrator.run", "sweep.yaml", *overrides],
-        cwd=folder,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def finish(process: subprocess.Popen[str], *, code: int = 0) -> str:
-    output, _ = process.communicate(timeout=1500)
-    assert process.returncode == code, output
-    return output
-
-
-def summary(folder: Path, name: str) -> dict[str, Any]:
-    tree: dict[str, Any] = json.loads((folder / "runs" / name / "sweep.json").read_text())
-    return tree
-
-
-def journal(folder: Path, name: str, kind: str) -> list[dict[str, Any]]:
-    lines = (folder / "runs" / name / "sweep.jsonl").read_text().splitlines()
-    return [entry for line in lines if (entry := json.loads(line))["kind"] == kind]
 
 
 @pytest.fixture(scope="module")
 def whole(folder: Path) -> tuple[str, dict[str, Any]]:
     """Output and summary of an unbroken sweep."""
-    output = finish(start(folder))
+    output = finish(start(folder, "sweep.yaml"), timeout=SECONDS)
     return output, summary(folder, "whole")
 
 
+def results(found: dict[str, Any]) -> list[dict[str, Any]]:
+    return [{key: trial[key] for key in KEPT} for trial in found["trials"]]
+
+
+def kill(process: subprocess.Popen[str], when: Callable[[], bool]) -> None:
+    """Send SIGKILL once ``when`` holds."""
+    deadline = time.monotonic() + STEP_SECONDS
+    while not when():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline, "nothing more happened"
+        time.sleep(0.05)
+    process.kill()
+    process.communicate()
+
+
+@pytest.mark.slow
 def test_trials_are_distinct_runs_nested_in_mlflow(
     whole: tuple[str, dict[str, Any]], folder: Path
 ) -> None:
@@ -124,35 +92,110 @@ def test_trials_are_distinct_runs_nested_in_mlflow(
         assert float(run.data.params["train.optimizer.lr"]) == rate
 
 
+@pytest.mark.slow
 def test_a_killed_driver_changes_nothing(whole: tuple[str, dict[str, Any]], folder: Path) -> None:
     for trial, step in (("trial-000", 2), ("trial-001", 2)):
-        process = start(folder, "name=broken")
         log = folder / "runs" / "broken" / trial / "events.jsonl"
-        deadline = time.monotonic() + 900
-        while f'"step":{step},' not in (log.read_text() if log.exists() else ""):
-            assert time.monotonic() < deadline, "no step was taken"
-            assert process.poll() is None, process.communicate()[0]
-            time.sleep(0.1)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-    finish(start(folder, "name=broken"))
+        mark = f'"step":{step},'
+        kill(
+            start(folder, "sweep.yaml", "name=broken"),
+            lambda log=log, mark=mark: log.exists() and mark in log.read_text(),
+        )
+    finish(start(folder, "sweep.yaml", "name=broken"), timeout=SECONDS)
     broken = summary(folder, "broken")
-    kept = ("name", "state", "values", "score", "weights_sha256", "steps")
-    assert [{k: t[k] for k in kept} for t in broken["trials"]] == [
-        {k: t[k] for k in kept} for t in whole[1]["trials"]
-    ]
+    assert results(broken) == results(whole[1])
     assert broken["ranking"] == whole[1]["ranking"]
     assert sorted(entry["trial"] for entry in journal(folder, "broken", "end")) == [0, 1, 2]
     assert journal(folder, "broken", "judged") == journal(folder, "whole", "judged")
 
 
+@pytest.mark.slow
+def test_the_best_trial_is_repeated_to_the_bit(
+    whole: tuple[str, dict[str, Any]], folder: Path
+) -> None:
+    best = whole[1]["best"]
+    words = ("rerun", "runs/whole", "--trial", "best")
+    said = finish(start(folder, *words, module="orchestrator.cli.main"), timeout=SECONDS)
+    assert f"{best}: the same weights, to the bit" in said
+    (first,) = (trial for trial in whole[1]["trials"] if trial["name"] == best)
+    again = result(folder, f"whole-{best}-rerun")
+    assert again["weights_sha256"] == first["weights_sha256"]
+    assert again["metrics"] == first["metrics"]
+
+
+@pytest.mark.slow
 def test_trials_are_added_to_a_finished_sweep_and_other_sweeps_refused(
     whole: tuple[str, dict[str, Any]], folder: Path
 ) -> None:
-    refused = finish(start(folder, "sweep.scheduler=none"), code=64)
+    refused = finish(start(folder, "sweep.yaml", "sweep.scheduler=none"), code=64)
     assert "holds another sweep" in refused
     assert "sweep.scheduler" in refused
-    finish(start(folder, "sweep.trials=4"))
+    finish(start(folder, "sweep.yaml", "sweep.trials=4"), timeout=SECONDS)
     found = summary(folder, "whole")
     assert found["trials"][:3] == whole[1]["trials"]
     assert found["trials"][3]["state"] in ("done", "stopped")
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[str]:
+    """Address of a Ray that outlives drivers and gives out eight CPUs, whatever there are."""
+    from ray.cluster_utils import Cluster
+
+    with pytest.MonkeyPatch.context() as patch:
+        # Of a machine that others use as well, whose memory is none of this test's business.
+        patch.setenv("RAY_memory_monitor_refresh_ms", "0")
+        made = Cluster(
+            initialize_head=True, head_node_args={"num_cpus": 8, "include_dashboard": False}
+        )
+        try:
+            yield made.address
+        finally:
+            made.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("trials", "kills"),
+    [
+        pytest.param(5, 2, marks=pytest.mark.slow),
+        pytest.param(50, 10, marks=pytest.mark.chaos),
+    ],
+)
+def test_killed_at_random_each_trial_ends_once_and_as_it_would_have(
+    trials: int, kills: int, cluster: str, tmp_path: Path
+) -> None:
+    make_data(tmp_path / "squares")
+    # Four beside each other: what they are does not depend on who comes first.
+    write_experiment(tmp_path, f"trials: {trials}\nconcurrency: 4{SPACE}", epochs=2)
+    began = time.monotonic()
+    finish(start(tmp_path, "sweep.yaml", address=cluster), timeout=2 * SECONDS)
+    unbroken = time.monotonic() - began
+    whole = summary(tmp_path, "whole")
+    lines = progress(tmp_path, "whole")
+    draw = random.Random(trials)
+    moments = sorted(draw.sample(range(1, int(0.95 * lines)), kills))
+    running = []
+    for moment in moments:
+        least = max(moment, progress(tmp_path, "broken") + 1)
+        pause = draw.random()
+
+        def reached(least: int = least, pause: float = pause) -> bool:
+            if progress(tmp_path, "broken") < least:
+                return False
+            time.sleep(pause)
+            return True
+
+        kill(start(tmp_path, "sweep.yaml", "name=broken", address=cluster), reached)
+        known = {e["trial"] for e in journal(tmp_path, "broken", "end")}
+        logs = (tmp_path / "runs" / "broken").glob("trial-*/events.jsonl")
+        running.append(sum(int(log.parent.name[-3:]) not in known for log in logs))
+    finish(start(tmp_path, "sweep.yaml", "name=broken", address=cluster), timeout=2 * SECONDS)
+    broken = summary(tmp_path, "broken")
+    print(
+        f"{trials} trials, unbroken {unbroken:.0f} s, killed {kills} times with {running} under "
+        f"way, {time.monotonic() - began - unbroken:.0f} s"
+    )
+    ends = [entry["trial"] for entry in journal(tmp_path, "broken", "end")]
+    assert sorted(ends) == list(range(trials))
+    assert results(broken) == results(whole)
+    assert broken["ranking"] == whole["ranking"]
+    assert len({trial["weights_sha256"] for trial in broken["trials"]}) == trials

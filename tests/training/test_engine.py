@@ -134,6 +134,17 @@ def test_an_evaluation_cut_off_by_a_kill_is_made_up_for(
     assert [p.step for p in metric_history(plan.job.path / "events.jsonl", "val/AP")] == [6]
 
 
+def test_a_run_that_is_over_says_the_same_when_it_is_started_again(
+    tmp_path: Path, digits: Path
+) -> None:
+    plan = plan_in(tmp_path / "run", digits, "train.epochs=1")
+    first = train(plan)
+    again = train(plan)
+    assert again.resumed_from == again.steps == 3
+    assert again.metrics == first.metrics
+    assert again.weights_sha256 == first.weights_sha256
+
+
 def test_another_seed_is_another_run(
     tmp_path: Path, digits: Path, unbroken: tuple[Plan, Outcome]
 ) -> None:

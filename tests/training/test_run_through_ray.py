@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -15,6 +12,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from orchestrator.data.digits import Recipe, build_digits
+from tests.user_command import finish, result, start
 
 pytestmark = pytest.mark.ray
 
@@ -44,40 +42,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def start(folder: Path, *overrides: str) -> subprocess.Popen[str]:
-    environment = {
-        **os.environ,
-        "HOME": str(folder),
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
-    }
-    environment.pop("RAY_ADDRESS", None)
-    return subprocess.Popen(
-        [sys.executable, "-m", "orchestrator.run", "tiny.yaml", *overrides],
-        cwd=folder,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def finish(process: subprocess.Popen[str], *, code: int) -> str:
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == code, output
-    return output
-
-
-def result(folder: Path, name: str) -> dict[str, Any]:
-    tree: dict[str, Any] = json.loads((folder / "runs" / name / "result.json").read_text())
-    return tree
-
-
 @pytest.fixture(scope="module")
 def whole(folder: Path) -> tuple[str, dict[str, Any]]:
     """Output and result of an unbroken run with one worker."""
-    output = finish(start(folder), code=0)
+    output = finish(start(folder, "tiny.yaml"))
     return output, result(folder, "tiny")
 
 
@@ -116,7 +84,7 @@ def test_mlflow_holds_the_run(whole: tuple[str, dict[str, Any]], folder: Path) -
 def test_ctrl_c_commits_and_the_same_command_goes_on(
     whole: tuple[str, dict[str, Any]], folder: Path
 ) -> None:
-    process = start(folder, "name=broken")
+    process = start(folder, "tiny.yaml", "name=broken")
     log = folder / "runs" / "broken" / "events.jsonl"
     deadline = time.monotonic() + 200
     while '"step":5,' not in (log.read_text() if log.exists() else ""):
@@ -127,7 +95,7 @@ def test_ctrl_c_commits_and_the_same_command_goes_on(
     assert "run the same command again" in output
     stopped = result(folder, "broken")
     assert 5 <= stopped["steps"] < 36
-    finish(start(folder, "name=broken"), code=0)
+    finish(start(folder, "tiny.yaml", "name=broken"))
     resumed = result(folder, "broken")
     assert resumed["resumed_from"] == stopped["steps"]
     assert resumed["weights_sha256"] == whole[1]["weights_sha256"]
@@ -136,7 +104,7 @@ def test_ctrl_c_commits_and_the_same_command_goes_on(
 
 
 def test_two_workers_train_one_run(whole: tuple[str, dict[str, Any]], folder: Path) -> None:
-    finish(start(folder, "name=pair", "cluster.workers=2", "train.max_steps=8"), code=0)
+    finish(start(folder, "tiny.yaml", "name=pair", "cluster.workers=2", "train.max_steps=8"))
     pair = result(folder, "pair")
     assert (pair["steps"], pair["samples"], pair["workers"]) == (8, 32, 2)
     # Sums over two ranks round differently and batch norm sees half the images, but it is the same
@@ -153,6 +121,6 @@ def test_two_workers_train_one_run(whole: tuple[str, dict[str, Any]], folder: Pa
 def test_another_experiment_under_the_same_name_is_refused(
     whole: tuple[str, dict[str, Any]], folder: Path
 ) -> None:
-    output = finish(start(folder, "train.optimizer.lr=0.5"), code=64)
+    output = finish(start(folder, "tiny.yaml", "train.optimizer.lr=0.5"), code=64)
     assert "train.optimizer.lr" in output
     assert "--force-resume" in output

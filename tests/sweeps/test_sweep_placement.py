@@ -1,0 +1,139 @@
+"""Trials x workers x nodes on fake clusters: everything ends, or is refused, and nothing hangs.
+
+In place of training, each trial takes what training takes, in the order that could lock up: first
+its workers, all of them at once and held to the end, and then, with the workers waiting, a CPU of
+the cluster that reads data.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import ray
+from ray.util.placement_group import placement_group, remove_placement_group
+
+from orchestrator.errors import ConfigError
+from orchestrator.sweeps.capacity import agreed, capacity
+from orchestrator.sweeps.fleet import Fleet
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+#: Of every node.
+CPUS = 2
+#: For a combination, and for a cluster of nodes to come up.
+SECONDS, NODES_SECONDS = 10.0, 120.0
+#: At a time, by hand: a worker and a reader take 2 CPUs, two workers and a reader 3.
+FIT = {(1, 1): 1, (1, 2): 0, (2, 1): 2, (2, 2): 1, (4, 1): 4, (4, 2): 2}
+
+
+@dataclass(frozen=True)
+class StandIn:
+    """Takes the place of :class:`~orchestrator.sweeps.runner.Runner`."""
+
+    planner: Any
+    workers: int
+    judged_epochs: tuple[int, ...] = ()
+
+    def run(self, config: Mapping[str, Any]) -> None:
+        group = placement_group([{"CPU": 1.0}] * self.workers)
+        ray.get(group.ready())
+        began = time.time()
+        read = ray.remote(num_cpus=1.0, scheduling_strategy="SPREAD")(time.sleep)
+        ray.get(read.remote(0.1))
+        remove_placement_group(group)
+        run_dir = self.planner.folder / f"trial-{config['trial']:03d}"
+        run_dir.mkdir(parents=True)
+        held = [began, time.time()]
+        (run_dir / "result.json").write_text(json.dumps({"state": "done", "held": held}))
+
+
+class Numbered:
+    """A source of so many trials, which keeps their ends."""
+
+    def __init__(self, count: int) -> None:
+        self.waiting = list(range(count))
+        self.ends: list[dict[str, Any]] = []
+
+    def next(self) -> Any:
+        if not self.waiting:
+            return None
+        number = self.waiting.pop(0)
+        return SimpleNamespace(number=number, name=f"trial-{number:03d}", values={})
+
+    def ended(self, trial: Any, end: dict[str, Any]) -> None:
+        self.ends.append(end)
+
+
+@pytest.fixture(scope="module", params=[1, 2, 4], ids=lambda nodes: f"{nodes}-nodes")
+def nodes(request: pytest.FixtureRequest) -> Iterator[int]:
+    """A cluster of so many nodes, which this process has joined."""
+    from ray.cluster_utils import Cluster
+
+    with pytest.MonkeyPatch.context() as patch:
+        # Of a machine that others use as well, whose memory is none of this test's business.
+        patch.setenv("RAY_memory_monitor_refresh_ms", "0")
+        patch.setenv("RAY_gcs_server_port_wait_time_s", str(NODES_SECONDS))
+        size = {"num_cpus": CPUS, "include_dashboard": False, "wait": False}
+        cluster = Cluster(initialize_head=True, head_node_args=size)
+        try:
+            for _ in range(request.param - 1):
+                cluster.add_node(num_cpus=CPUS, wait=False)
+            cluster.wait_for_nodes(timeout=NODES_SECONDS)
+            ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+            # The first processes of a cluster take seconds of imports; they are not what is tested.
+            run_trials(Path(request.getfixturevalue("tmp_path_factory").mktemp("first")), 1, 1, 1)
+            yield request.param
+        finally:
+            ray.shutdown()
+            cluster.shutdown()
+
+
+def run_trials(folder: Path, trials: int, workers: int, at_a_time: int) -> list[dict[str, Any]]:
+    """How they ended, once all of them have.
+
+    Raises:
+        TimeoutError: they have not.
+    """
+    source = Numbered(trials)
+    runner: Any = StandIn(SimpleNamespace(folder=folder), workers)
+    fleet = Fleet(runner, source, None)
+    thread = threading.Thread(
+        target=fleet.run, kwargs={"trials": trials, "concurrency": at_a_time}, daemon=True
+    )
+    thread.start()
+    thread.join(60.0)
+    if thread.is_alive():
+        raise TimeoutError(f"{len(source.ends)} of {trials} trials have ended after a minute")
+    return source.ends
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("trials", [1, 2, 4, 8])
+def test_every_combination_ends_or_is_refused(
+    nodes: int, trials: int, workers: int, tmp_path: Path
+) -> None:
+    began = time.monotonic()
+    resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    found = capacity(resources, {"CPU": 1.0}, workers)
+    assert found.trials == FIT[nodes, workers]
+    if found.trials == 0:
+        with pytest.raises(ConfigError, match=r"2 workers x 1 CPU, plus 1 CPU .* has 2 CPU on 1"):
+            agreed(found, None, trials)
+        assert time.monotonic() - began < SECONDS
+        return
+    at_a_time = agreed(found, None, trials)
+    ends = run_trials(tmp_path, trials, workers, at_a_time)
+    seconds = time.monotonic() - began
+    assert [end["state"] for end in ends] == ["done"] * trials
+    held = [end["result"]["held"] for end in ends]
+    overlap = max(sum(one <= began < over for one, over in held) for began, _ in held)
+    assert overlap <= at_a_time
+    assert seconds < SECONDS

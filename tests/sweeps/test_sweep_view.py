@@ -1,0 +1,88 @@
+"""What the live view says about the time left, worked out by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sweep_cases import planner
+
+from orchestrator.sweeps.plan import Planner
+from orchestrator.sweeps.report import Row
+from orchestrator.sweeps.view import View
+from orchestrator.tracking.events import EventLog
+
+SPACE = "space:\n  train.optimizer.lr: {loguniform: [1.0e-3, 1.0e-1]}\n"
+ALL = f"trials: 4\n{SPACE}"
+#: Judged after 1 and 3 of 9 epochs, so a trial takes 1 + 2/3 + 6/9 = 7/3 epochs on average.
+HALVED = f"trials: 3\nscheduler: asha\nasha: {{reduction_factor: 3}}\n{SPACE}"
+
+
+class Scene:
+    """A sweep as the view sees it."""
+
+    def __init__(self, plan: Planner) -> None:
+        self.plan = plan
+        self.states = {trial.name: "waiting" for trial in plan.planned()}
+        self.now = 0.0
+
+    def look(self) -> View:
+        trials = {trial.name: trial for trial in self.plan.planned()}
+        return View(
+            self.plan.folder,
+            self.plan.sweep,
+            epochs=9,
+            total=self.plan.count,
+            rows=lambda: (
+                [Row(trials[n], s, None) for n, s in self.states.items() if s != "run"]
+                + [Row(trials[n], "waiting", None) for n, s in self.states.items() if s == "run"]
+            ),
+            running=lambda: {n for n, s in self.states.items() if s == "run"},
+            clock=lambda: self.now,
+        )
+
+    def train(self, name: str, epoch: float, state: str, *, at: float) -> None:
+        log = EventLog(self.plan.folder / name / "events.jsonl")
+        log.metrics({"train/epoch": epoch}, step=round(epoch * 10))
+        log.close()
+        self.states[name], self.now = state, at
+
+
+def headline(view: View) -> str:
+    view.refresh()
+    return view.headline()
+
+
+def test_nothing_is_said_before_there_is_evidence(tmp_path: Path) -> None:
+    scene = Scene(planner(tmp_path, ALL))
+    view = scene.look()
+    assert "left" not in headline(view)
+    scene.train("trial-000", 8.9, "run", at=100.0)
+    assert headline(view) == "1 running, 3 to come"
+
+
+def test_the_pace_of_this_start_decides(tmp_path: Path) -> None:
+    scene = Scene(planner(tmp_path, ALL))
+    view = scene.look()
+    view.refresh()
+    scene.train("trial-000", 9.0, "done", at=200.0)
+    # 27 epochs are left, and 9 took 200 s.
+    assert headline(view).endswith("3 to come; about 10:00 left")
+    # Two at a time: 18 more epochs in 120 s, so 9 are left at 27 in 320 s.
+    scene.train("trial-001", 9.0, "done", at=200.0)
+    scene.train("trial-002", 9.0, "done", at=320.0)
+    assert headline(view).endswith("1 to come; about 1:47 left")
+    # Started again, what went before says nothing about the time that was lost in between.
+    assert "left" not in headline(scene.look())
+
+
+def test_trials_to_come_count_as_far_as_asha_lets_them_go_on(tmp_path: Path) -> None:
+    scene = Scene(planner(tmp_path, HALVED))
+    view = scene.look()
+    view.refresh()
+    scene.train("trial-000", 9.0, "done", at=90.0)
+    scene.train("trial-001", 1.0, "stopped", at=100.0)
+    # 10 epochs took 100 s; 7/3 are to come.
+    assert headline(view).endswith("1 to come; about 0:23 left")
+    # 2 more epochs are sure to come now, and 6 with a chance of one third.
+    scene.train("trial-002", 1.0, "run", at=110.0)
+    assert headline(view).endswith("0 to come; about 0:40 left")

@@ -1,0 +1,62 @@
+"""The user's command as a process of its own, in a folder of its own, on a Ray of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def start(
+    folder: Path, *words: str, module: str = "orchestrator.run", address: str | None = None
+) -> subprocess.Popen[str]:
+    """Start ``python -m MODULE WORDS`` in ``folder``, which is its home, too.
+
+    Args:
+        folder: that it works in.
+        words: of the command line.
+        module: what is run.
+        address: of the Ray cluster to join; None for a local one.
+    """
+    environment = {
+        **os.environ,
+        "HOME": str(folder),
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
+    }
+    environment.pop("RAY_ADDRESS", None)
+    if address is not None:
+        environment["RAY_ADDRESS"] = address
+    return subprocess.Popen(
+        [sys.executable, "-m", module, *words],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finish(process: subprocess.Popen[str], *, code: int = 0, timeout: float = 300.0) -> str:
+    """Wait for the end, see that the exit code is ``code``, and return what was said."""
+    try:
+        output, _ = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        output, _ = process.communicate()
+        raise AssertionError(
+            f"not over after {timeout:g} s; until then it said:\n{output}"
+        ) from None
+    assert process.returncode == code, output
+    return output
+
+
+def result(folder: Path, name: str) -> dict[str, Any]:
+    """``result.json`` of the run of this name."""
+    tree: dict[str, Any] = json.loads((folder / "runs" / name / "result.json").read_text())
+    return tree
