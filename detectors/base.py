@@ -72,6 +72,9 @@ class Detector(nn.Module, ABC):
     pixel_std: Tensor
     #: Whether the published weights expect blue-green-red channel order.
     bgr: ClassVar[bool] = False
+    #: Raw outputs whose rows are in an order of the network's making, boxes (N, P, 4) and scores
+    #: (N, P) first; candidates have the same rows. Rounding may exchange neighbours.
+    ranked: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
         self,

@@ -3,6 +3,9 @@
 A pooled cell is a weighted sum of a fixed number of feature vectors, four neighbours of each of its
 sample points. Written as that, an embedding bag, boxes of any level go through one call of fixed
 shape, without a mask for each level, and with a kernel on every device torch runs on.
+
+An exported graph has one node for all of it, ``detectors::pyramid_roi_align``: runtimes that know
+RoiAlign are told so by a translation of that node, and none has a fast embedding bag.
 """
 
 from __future__ import annotations
@@ -39,6 +42,51 @@ def pyramid_roi_align(
     Returns:
         (N, R, C, size, size).
     """
+    if torch.compiler.is_exporting():
+        node: Tensor = pyramid_roi_align_node(
+            list(maps), boxes, levels, list(strides), size, samples, aligned
+        )
+        return node
+    return _by_embedding_bag(maps, boxes, levels, strides, size, samples, aligned)
+
+
+@torch.library.custom_op("detectors::pyramid_roi_align", mutates_args=())
+def pyramid_roi_align_node(
+    maps: list[Tensor],
+    boxes: Tensor,
+    levels: Tensor,
+    strides: list[int],
+    size: int,
+    samples: int,
+    aligned: bool,
+) -> Tensor:
+    """:func:`pyramid_roi_align` as an operator of its own, without a gradient."""
+    # What follows in the graph relies on the layout that the fake result has.
+    return _by_embedding_bag(maps, boxes, levels, strides, size, samples, aligned).contiguous()
+
+
+@pyramid_roi_align_node.register_fake
+def _(
+    maps: list[Tensor],
+    boxes: Tensor,
+    levels: Tensor,
+    strides: list[int],
+    size: int,
+    samples: int,
+    aligned: bool,
+) -> Tensor:
+    return maps[0].new_empty(*levels.shape, maps[0].shape[1], size, size)
+
+
+def _by_embedding_bag(
+    maps: Sequence[Tensor],
+    boxes: Tensor,
+    levels: Tensor,
+    strides: Sequence[int],
+    size: int,
+    samples: int,
+    aligned: bool,
+) -> Tensor:
     images, rois = levels.shape
     table = torch.cat([x.permute(0, 2, 3, 1).flatten(1, 2) for x in maps], dim=1)
     cells = [x.shape[2] * x.shape[3] for x in maps]

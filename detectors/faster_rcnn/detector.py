@@ -62,6 +62,8 @@ class FasterRCNN(Detector):
         num_classes: foreground classes.
     """
 
+    ranked = ("proposals", "proposal_scores", "cls", "loc")
+
     anchors: Tensor
     anchor_usable: Tensor
 

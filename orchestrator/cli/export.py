@@ -78,7 +78,8 @@ def main(argv: Sequence[str]) -> int:
     print(f"{loaded.title}\n{path}: {path.stat().st_size / 1e6:.1f} MB{opset}")
     print(
         f"largest difference of raw outputs {max(parity.raw.values()):.2g}, of scores "
-        f"{parity.score:.2g}; {parity.unmatched} of {parity.detections} detections unmatched; "
+        f"{parity.score:.2g}; {max(parity.lone.values()):.2%} selected by one side only, "
+        f"{parity.unmatched} of {parity.detections} detections unmatched; "
         f"AP {parity.ap_exported:.5f}, PyTorch {parity.ap_torch:.5f}, on {parity.images} images"
     )
     if arguments.register is not None and uri is not None:

@@ -18,6 +18,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+# They define operators that pt2 archives name.
+import detectors.roi_align
+import detectors.suppression  # noqa: F401
 from detectors.base import Candidates
 from orchestrator.data.label_map import LabelMap
 from orchestrator.errors import ConfigError, StorageError
@@ -26,6 +29,8 @@ Format: TypeAlias = Literal["onnx", "pt2"]
 
 #: Key of the metadata in an ONNX model and in a pt2 archive.
 METADATA_KEY: Final = "detection_orchestrator"
+#: Before the names of what a network computes ahead of decoding.
+RAW: Final = "raw_"
 _EXTRA_FILE: Final = "metadata.json"
 _INTERPOLATIONS: Final = {"bilinear": cv2.INTER_LINEAR, "nearest": cv2.INTER_NEAREST}
 _VERSION = 1

@@ -29,6 +29,7 @@ from orchestrator.data.records import Dataset
 from orchestrator.errors import ConfigError, OrchestratorError
 from orchestrator.inference.artifact import (
     METADATA_KEY,
+    RAW,
     ExportedDetector,
     Format,
     Metadata,
@@ -37,11 +38,11 @@ from orchestrator.inference.artifact import (
 )
 from orchestrator.inference.loading import LoadedDetector
 from orchestrator.inference.parity import Parity, Tolerance, compare, graph_suppression
+from orchestrator.inference.translations import translations
 from orchestrator.tracking.git_info import git_info
 
 #: Of the ONNX operators; the newest that the runtimes of Ascend's and NVIDIA's tools read.
 OPSET: Final = 18
-_RAW: Final = "raw_"
 
 
 class ParityError(OrchestratorError):
@@ -186,11 +187,14 @@ def _write(
     # A batch of two: torch.export would take a size of one for a constant.
     example = torch.zeros((2, 3, height, width), dtype=torch.uint8)
     with torch.no_grad():
-        raw = sorted(loaded.model(example))
+        raw = loaded.model(example)
+        boxes = loaded.model.decode(raw).boxes
+    rows = "prior" if not loaded.model.ranked else "proposal"
+    each = ", one box a class" if boxes.dim() == 4 else ""
     outputs = {
-        "boxes": "xyxy in pixels of the network's input, one row a prior",
+        "boxes": f"xyxy in pixels of the network's input, one row a {rows}{each}",
         "scores": "one column a class, in the order of the label map",
-        **{_RAW + name: "before decoding" for name in raw},
+        **{RAW + name: "before decoding" for name in sorted(raw)},
     }
     names = list(outputs)
     shapes = ({0: torch.export.Dim.DYNAMIC},)
@@ -210,6 +214,7 @@ def _write(
             opset_version=OPSET,
             input_names=["images"],
             output_names=names,
+            custom_translation_table=translations(),
             verbose=False,
         )
     assert made is not None, "the dynamo exporter returns its program"
@@ -267,39 +272,53 @@ def append_nms(onnx: Any, model: Any, config: PostprocessConfig) -> None:
     """Add ONNX's NonMaxSuppression behind ``boxes`` and ``scores``, as three more outputs.
 
     Suppressing before the way back to the image changes nothing: a stretch leaves IoU as it is.
-
-    Raises:
-        ConfigError: the detector gives each class boxes of its own, which the operator cannot take.
+    The operator takes boxes that all classes of an image share. Where each class has boxes of its
+    own, every class of every image is an image to it.
     """
     helper, types = onnx.helper, onnx.TensorProto
-    (boxes,) = (o for o in model.graph.output if o.name == "boxes")
-    if len(boxes.type.tensor_type.shape.dim) != 3:
-        raise ConfigError(
-            "--nms: this detector regresses a box for each class, and ONNX's NonMaxSuppression "
-            "takes boxes shared by all classes. Next: leave --nms out"
-        )
-    per_class = graph_suppression(config).max_per_class
-    model.graph.initializer.extend(
-        [
-            helper.make_tensor("nms_per_class", types.INT64, [1], [per_class]),
-            helper.make_tensor("nms_iou", types.FLOAT, [1], [config.iou_threshold]),
-            helper.make_tensor("nms_score", types.FLOAT, [1], [config.score_threshold]),
-            helper.make_tensor("nms_image_prior", types.INT64, [2], [0, 2]),
+    outputs = {output.name: output.type.tensor_type.shape.dim for output in model.graph.output}
+    slots, classes = outputs["scores"][1].dim_value, outputs["scores"][2].dim_value
+    own_boxes = len(outputs["boxes"]) == 4
+    initializers = [
+        helper.make_tensor(
+            "nms_per_class", types.INT64, [1], [graph_suppression(config).max_per_class]
+        ),
+        helper.make_tensor("nms_iou", types.FLOAT, [1], [config.iou_threshold]),
+        helper.make_tensor("nms_score", types.FLOAT, [1], [config.score_threshold]),
+    ]
+    node = helper.make_node
+    nodes = [node("Transpose", ["scores"], ["scores_by_class"], perm=[0, 2, 1])]
+    limits = ["nms_per_class", "nms_iou", "nms_score"]
+    if own_boxes:
+        initializers += [
+            helper.make_tensor("nms_boxes_shape", types.INT64, [3], [-1, slots, 4]),
+            helper.make_tensor("nms_scores_shape", types.INT64, [3], [-1, 1, slots]),
+            helper.make_tensor("nms_classes", types.INT64, [1], [classes]),
+            helper.make_tensor("nms_image", types.INT64, [1], [0]),
+            helper.make_tensor("nms_slot", types.INT64, [1], [2]),
         ]
-    )
-    model.graph.node.extend(
-        [
-            helper.make_node("Transpose", ["scores"], ["scores_by_class"], perm=[0, 2, 1]),
-            helper.make_node(
-                "NonMaxSuppression",
-                ["boxes", "scores_by_class", "nms_per_class", "nms_iou", "nms_score"],
-                ["selected"],
-            ),
-            helper.make_node("Gather", ["selected", "nms_image_prior"], ["box_index"], axis=1),
-            helper.make_node("GatherND", ["boxes", "box_index"], ["selected_boxes"]),
-            helper.make_node("GatherND", ["scores_by_class", "selected"], ["selected_scores"]),
+        nodes += [
+            node("Transpose", ["boxes"], ["boxes_by_class"], perm=[0, 2, 1, 3]),
+            node("Reshape", ["boxes_by_class", "nms_boxes_shape"], ["boxes_of_class"]),
+            node("Reshape", ["scores_by_class", "nms_scores_shape"], ["scores_of_class"]),
+            node("NonMaxSuppression", ["boxes_of_class", "scores_of_class", *limits], ["kept"]),
+            node("Gather", ["kept", "nms_image"], ["kept_image_class"], axis=1),
+            node("Gather", ["kept", "nms_slot"], ["kept_slot"], axis=1),
+            node("Div", ["kept_image_class", "nms_classes"], ["kept_image"]),
+            node("Mod", ["kept_image_class", "nms_classes"], ["kept_class"]),
+            node("Concat", ["kept_image", "kept_class", "kept_slot"], ["selected"], axis=1),
+            node("GatherND", ["boxes_by_class", "selected"], ["selected_boxes"]),
         ]
-    )
+    else:
+        initializers.append(helper.make_tensor("nms_image_prior", types.INT64, [2], [0, 2]))
+        nodes += [
+            node("NonMaxSuppression", ["boxes", "scores_by_class", *limits], ["selected"]),
+            node("Gather", ["selected", "nms_image_prior"], ["box_index"], axis=1),
+            node("GatherND", ["boxes", "box_index"], ["selected_boxes"]),
+        ]
+    nodes.append(node("GatherND", ["scores_by_class", "selected"], ["selected_scores"]))
+    model.graph.initializer.extend(initializers)
+    model.graph.node.extend(nodes)
     model.graph.output.extend(
         [
             helper.make_tensor_value_info("selected", types.INT64, ["detections", 3]),

@@ -25,7 +25,8 @@ from orchestrator.data.records import Dataset
 from orchestrator.errors import DataError
 from orchestrator.evaluation.coco import evaluate
 from orchestrator.evaluation.detections import Detections
-from orchestrator.inference.artifact import ExportedDetector
+from orchestrator.inference.artifact import RAW, ExportedDetector
+from orchestrator.inference.differences import Differences
 from orchestrator.inference.loading import LoadedDetector
 from orchestrator.inference.predictor import to_detections
 from orchestrator.inference.views import prepared
@@ -48,7 +49,8 @@ class Tolerance:
         raw: of network outputs and scores, absolute; of boxes, as a part of the input's size; of
             the images that enter the network, as a part of 255.
         score: of a detection.
-        unmatched: part of the detections that have no partner with IoU 0.99.
+        unmatched: part of the detections that have no partner with IoU 0.99; likewise of the rows
+            that the network ranks, and of the scores, that one side alone has.
         ap: of the AP.
     """
 
@@ -66,6 +68,9 @@ class Parity:
         images: compared.
         raw: largest difference of each output, boxes as a part of the input's size, and of
             ``images``, what each side makes of a file's pixels, as a part of 255.
+        where: image id at which that is.
+        lone: part of the rows that the network ranks, and of the scores, that one side alone has;
+            see :mod:`orchestrator.inference.differences`.
         detections: of PyTorch, over all images.
         unmatched: detections of either side without a partner.
         score: largest difference between partners.
@@ -75,6 +80,8 @@ class Parity:
 
     images: int
     raw: dict[str, float]
+    where: dict[str, int]
+    lone: dict[str, float]
     detections: int
     unmatched: int
     score: float
@@ -101,9 +108,10 @@ def compare(
     stated, size = exported.metadata.input_size, loaded.model.input_size
     if stated != size:
         wrong = f"the file states an input of {stated[0]}x{stated[1]}, the detector takes "
-        return Parity(0, {}, 0, 0, 0.0, -1.0, -1.0, (f"{wrong}{size[0]}x{size[1]}",))
+        return Parity(0, {}, {}, {}, 0, 0, 0.0, -1.0, -1.0, (f"{wrong}{size[0]}x{size[1]}",))
     config = loaded.resolved.experiment.detector.postprocess
-    raw: dict[str, float] = {}
+    model = loaded.model
+    known = Differences(max(model.input_size), limits.raw, model.ranked)
     sides: tuple[list[Detections], list[Detections]] = ([], [])
     unmatched = total = images = 0
     score = 0.0
@@ -111,13 +119,9 @@ def compare(
         for ids, pixels in _batches(dataset):
             images += len(ids)
             inputs = [_of_torch(loaded, pixels), _of_file(exported, pixels)]
-            ours, differences, selected = _compare_raw(
-                loaded, exported, *(i.images for i in inputs)
-            )
-            for name, value in differences.items():
-                # NaN on one side alone must not pass for a small difference.
-                known = raw.get(name, 0.0)
-                raw[name] = value if np.isnan(value) else max(known, value)
+            shades = [torch.from_numpy(side.images) / 255 for side in inputs]
+            known.note("images", ids, *shades)
+            ours, selected = _compare_raw(loaded, exported, ids, inputs[0].images, known)
             theirs = exported(inputs[1].images)
             found = [
                 _detect(candidates, side, pixels, config)
@@ -133,7 +137,10 @@ def compare(
     if not images:
         raise DataError("none of the images to compare on can be read; check data.root")
     ap = [evaluate(dataset, Detections.merge(side)).numbers["AP"] for side in sides]
-    parity = Parity(images, raw, total, unmatched, score, ap[0], ap[1], ())
+    lone = {name: share.value for name, share in known.lone.items()}
+    parity = Parity(
+        images, known.largest, known.where, lone, total, unmatched, score, ap[0], ap[1], ()
+    )
     return Parity(**{**parity.__dict__, "failures": tuple(_failures(parity, limits))})
 
 
@@ -141,7 +148,14 @@ def _failures(parity: Parity, limits: Tolerance) -> Iterator[str]:
     for name, value in parity.raw.items():
         if not value <= limits.raw:
             what = "the prepared image" if name == "images" else f"output {name}"
-            yield f"{what} differs by {value:.3g}, allowed is {limits.raw:g}"
+            place = f"in image {parity.where[name]}"
+            yield f"{what} differs by {value:.3g} {place}, allowed is {limits.raw:g}"
+    for name, part in parity.lone.items():
+        if part > limits.unmatched:
+            yield (
+                f"{part:.2%} of output {name} is on one side only, allowed are "
+                f"{limits.unmatched:.2%}"
+            )
     allowed = limits.unmatched * max(parity.detections, 1)
     if parity.unmatched > allowed:
         yield (
@@ -192,34 +206,25 @@ def _of_file(exported: ExportedDetector, pixels: list[NDArray[np.uint8]]) -> _In
 def _compare_raw(
     loaded: LoadedDetector,
     exported: ExportedDetector,
+    ids: list[int],
     images: NDArray[np.uint8],
-    asked_for: NDArray[np.uint8],
-) -> tuple[Candidates, dict[str, float], list[_Pair]]:
-    """PyTorch's candidates, and how far the file is from them for the same input.
+    known: Differences,
+) -> tuple[Candidates, list[_Pair]]:
+    """PyTorch's candidates; adds to ``known`` how far the file is from them for the same input.
 
-    That input is what PyTorch gets; ``asked_for``, by the file, is compared with it.
-    Where the file suppresses, the third are detections of both sides in network pixels.
+    That input is what PyTorch gets. Where the file suppresses, the second are detections of both
+    sides in network pixels.
     """
-    tensor = torch.from_numpy(images).permute(0, 3, 1, 2)
-    raw = loaded.model(tensor)
+    raw = loaded.model(torch.from_numpy(images).permute(0, 3, 1, 2))
     ours = loaded.model.decode(raw)
-    expected = {
-        "boxes": ours.boxes,
-        "scores": ours.scores,
-        **{f"raw_{name}": value for name, value in raw.items()},
-    }
+    expected = {"boxes": ours.boxes, "scores": ours.scores}
     theirs = exported.outputs(images)
-    differences = {
-        name: _difference(value, theirs[name])
-        / (max(loaded.model.input_size) if name == "boxes" else 1)
-        for name, value in expected.items()
-    }
-    differences["images"] = _difference(torch.from_numpy(images).float(), asked_for) / 255
+    known.add(ids, expected | {RAW + name: value for name, value in raw.items()}, theirs)
     if "selected" not in theirs:
-        return ours, differences, []
+        return ours, []
     config = loaded.resolved.experiment.detector.postprocess
     found = postprocess(ours, graph_suppression(config))
-    return ours, differences, list(zip(found, _selected(theirs, len(images)), strict=True))
+    return ours, list(zip(found, _selected(theirs, len(images)), strict=True))
 
 
 def graph_suppression(config: PostprocessConfig) -> PostprocessConfig:
@@ -240,12 +245,6 @@ def _selected(outputs: dict[str, NDArray[Any]], images: int) -> list[ImageDetect
         rows = rows[scores[rows].argsort(descending=True, stable=True)]
         found.append(ImageDetections(boxes[rows], scores[rows], where[rows, 1]))
     return found
-
-
-def _difference(expected: torch.Tensor, found: NDArray[Any]) -> float:
-    if tuple(expected.shape) != found.shape:
-        return float("inf")
-    return float((expected - torch.from_numpy(found)).abs().max()) if found.size else 0.0
 
 
 def _detect(

@@ -54,3 +54,25 @@ def test_features_and_gradients_equal_torchvisions(aligned: bool) -> None:
     wanted = torch.autograd.grad(want, maps, upstream)
     for mine, theirs in zip(torch.autograd.grad(got, maps, upstream), wanted, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
+
+
+class Pooling(torch.nn.Module):
+    def forward(self, maps: list[Tensor], rois: Tensor, levels: Tensor) -> Tensor:
+        pooled = pyramid_roi_align(
+            maps, rois, levels, strides=STRIDES, size=7, samples=2, aligned=False
+        )
+        return pooled.flatten(2)
+
+
+def test_an_exported_graph_pools_in_one_node_of_the_same_values() -> None:
+    torch.manual_seed(3)
+    maps, rois = [level.detach() for level in pyramid()], boxes()
+    levels = torch.randint(0, 3, rois.shape[:2])
+    program = torch.export.export(Pooling(), (maps, rois, levels))
+    kinds = [str(node.target) for node in program.graph.nodes]
+    assert kinds.count("detectors.pyramid_roi_align.default") == 1
+    assert not any("embedding" in kind for kind in kinds)
+    got = program.module()(maps, rois, levels)
+    torch.testing.assert_close(got, Pooling()(maps, rois, levels), rtol=0, atol=0)
+    arguments = (maps, rois, levels, list(STRIDES), 7, 2, True)
+    torch.library.opcheck(torch.ops.detectors.pyramid_roi_align.default, arguments)

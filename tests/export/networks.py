@@ -1,0 +1,120 @@
+"""Small detectors with drawn weights, on the images of the small run, to be exported."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from detectors.base import Detector
+from detectors.registry import build_detector
+from orchestrator.config.resolve import load_experiment
+from orchestrator.data.images import image_pixels
+from orchestrator.data.records import Dataset
+from orchestrator.inference.loading import LoadedDetector
+from orchestrator.inference.scoring import read_split
+from orchestrator.inference.views import prepared
+
+_SUPPRESSION = {"score_threshold": 0.02, "nms": "hard", "plus_one": False}
+_PAD = {"name": "resize_pad", "short_side": 80, "long_side": 90, "fill": [9, 8, 7]}
+_TWO_STAGES = {
+    "input_size": [96, 96],
+    "width": 0.125,
+    "norm": "batch",
+    "rpn": {"before_test": 60, "after_test": 40},
+}
+
+#: By variant: the detector, and the augmentation that says how images come to its size.
+SMALL = {
+    "ssd300_mobilenet_v2": ({"name": "ssd", "width": 0.1}, {"name": "none"}),
+    "ssd300_vgg16": ({"name": "ssd", "width": 0.0625}, {"name": "none"}),
+    "ssd512_vgg16": ({"name": "ssd", "width": 0.0625}, {"name": "none"}),
+    "m2det320_vgg16": ({"name": "m2det", "width": 0.0625, "levels": 2}, {"name": "m2det"}),
+    "retinanet_spinenet49s": (
+        # As many candidates as a level may have are fewer than it has.
+        {
+            "name": "retinanet",
+            "width": 0.0625,
+            "input_size": [128, 128],
+            "zero_init": False,
+            "candidates_per_level": 100,
+        },
+        {"name": "scale_jitter"},
+    ),
+    "faster_rcnn_torchvision": ({"name": "faster_rcnn", **_TWO_STAGES}, _PAD),
+    "faster_rcnn_mindspore": (
+        {"name": "faster_rcnn", **_TWO_STAGES, "head": {"aligned": True}},
+        _PAD,
+    ),
+}
+
+
+def drawn_detector(
+    variant: str, small_run: Path, folder: Path, *, images: int = 3
+) -> tuple[LoadedDetector, Dataset]:
+    """A detector whose outputs depend on the image, and the first images of validation."""
+    fields, augmentation = SMALL[variant]
+    data = load_experiment(small_run / "config" / "resolved.yaml").experiment.data
+    tree = {
+        "name": variant,
+        "detector": {**fields, "variant": variant, "postprocess": _SUPPRESSION},
+        "data": {
+            "root": data.root,
+            "train": {"images": "images", "annotations": "annotations/instances_train.json"},
+            "val": {"images": "images", "annotations": "annotations/instances_val.json"},
+            "augmentation": augmentation,
+        },
+        "train": {
+            "epochs": 1,
+            "batch_size": 4,
+            "optimizer": {"name": "sgd", "lr": 0.1},
+            "schedule": {"name": "constant"},
+        },
+    }
+    file = folder / f"{variant}.yaml"
+    file.write_text(json.dumps(tree))
+    resolved = load_experiment(file)
+    dataset = read_split(resolved.experiment, "val", limit=images)
+    torch.manual_seed(1)
+    model = build_detector(resolved.experiment.detector, num_classes=len(dataset.label_map))
+    loaded = LoadedDetector(
+        model=model.eval(),
+        resolved=resolved,
+        label_map=dataset.label_map,
+        source=file,
+        run_dir=None,
+        step=None,
+        averaged=False,
+        weights_sha256="0" * 64,
+    )
+    _wake(model, inputs(loaded, dataset))
+    return loaded, dataset
+
+
+def inputs(loaded: LoadedDetector, dataset: Dataset) -> torch.Tensor:
+    """(N, 3, H, W) uint8: what the network sees of the images."""
+    pixels = [image_pixels(dataset, i, declared=False) for i in range(len(dataset))]
+    samples = [prepared(image, loaded.prepare).image for image in pixels]
+    return torch.from_numpy(np.stack(samples)).permute(0, 3, 1, 2).contiguous()
+
+
+def _wake(model: Detector, images: torch.Tensor) -> None:
+    """Statistics of the images, and classifiers that do not say the same of all of them.
+
+    With the weights that training begins with, every score is the same to three digits, and no
+    comparison of scores could fail.
+    """
+    for part in model.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            part.momentum = None
+            part.reset_running_stats()
+    model.train()
+    with torch.no_grad():
+        model(images)
+    model.eval()
+    for name, part in model.named_modules():
+        if name.endswith(("retina_cls", "cls_logits", "cls_score")):
+            nn.init.normal_(part.weight, std=0.3)
