@@ -20,6 +20,8 @@ INSTALL = $(BIN)/python -m pip install --quiet --prefer-binary $(CONSTRAINTS)
 
 # Ray and torch each start a thread per core otherwise, in every process of every test.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+# Processes that share out the files of tests; `make test WORKERS=0` runs them in this one.
+WORKERS ?= 2
 
 .DEFAULT_GOAL := help
 .PHONY: help quickstart install lint test test-slow test-chaos test-fast parity sanitize bench bench-data bench-native fuzz constraints clean
@@ -40,7 +42,7 @@ lint: $(DEVELOPMENT)  ## ruff, mypy and the import contracts
 	$(BIN)/lint-imports
 
 test: lint  ## everything CI runs: lint and all tests but the slow ones
-	$(PYTEST) -m "not slow and not chaos"
+	$(PYTEST) -n $(WORKERS) --dist loadfile -m "not slow and not chaos"
 
 test-slow: $(DEVELOPMENT)  ## the tests that take minutes: compilers, learning VGG, a submitted job
 	$(PYTEST) -m "slow and not chaos"

@@ -26,8 +26,9 @@ import torch
 
 from detectors.base import Targets
 from detectors.registry import build_detector
-from orchestrator import accelerators
+from orchestrator.accelerators import use_onednn
 from orchestrator.config.resolve import load_experiment
+from orchestrator.memory import keep_freed_memory
 from orchestrator.training.optim import build_optimizer
 
 ARMS = ("torch", "oneDNN", "memory", "placed")
@@ -48,9 +49,9 @@ def steps(path: str, arm: str) -> list[float]:
     model = build_detector(experiment.detector, num_classes=CLASSES).train()
     model.to(memory_format=torch.channels_last)
     if arm in ("oneDNN", "placed"):
-        accelerators.use_onednn(model)
+        use_onednn(model)
     if arm in ("memory", "placed"):
-        accelerators.keep_freed_memory()
+        keep_freed_memory()
     optimizer = build_optimizer(model, experiment.train.optimizer)
     height, width = model.input_size
     batch = experiment.train.batch_size

@@ -10,19 +10,18 @@ as ``torch.npu`` and needs the collective backend ``hccl`` to be named (Ray does
 
 from __future__ import annotations
 
-import ctypes
 import importlib.util
 import os
-import platform
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Final, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import nn
 
 from orchestrator.errors import ConfigError
+from orchestrator.memory import keep_freed_memory
 
 Kind = Literal["cpu", "gpu", "npu"]
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -35,14 +34,6 @@ _DTYPE: dict[Precision, torch.dtype] = {
     "bf16": torch.bfloat16,
     "fp16": torch.float16,
 }
-
-#: Parameters of glibc's mallopt(3), by their numbers in malloc.h, and what they are set to.
-_KEEP_MEMORY: Final = (
-    (-4, 0),  # M_MMAP_MAX: no block is mapped for itself
-    (-1, 2**31 - 1),  # M_TRIM_THRESHOLD: nothing free at the end of the heap is given back
-    (-2, 2**26),  # M_TOP_PAD: the heap grows by 64 MB at a time
-    (-8, 1),  # M_ARENA_MAX: one heap for all threads
-)
 
 _Module = TypeVar("_Module", bound=nn.Module)
 
@@ -162,20 +153,6 @@ class Accelerator:
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         torch.backends.cudnn.benchmark = not deterministic
         torch.backends.cudnn.deterministic = deterministic
-
-
-def keep_freed_memory() -> None:
-    """Make the C library keep what this process frees, for what it allocates next.
-
-    A training step on a CPU allocates and frees activations of tens of megabytes. glibc maps such
-    blocks one by one and unmaps them again, and the system clears every page anew: that took 35 %
-    of a step of SSD300 (docs/lab-log.md). The process then stays as large as it ever was. Other C
-    libraries are left as they are.
-    """
-    if platform.libc_ver()[0] == "glibc":
-        library = ctypes.CDLL(None)
-        for parameter, value in _KEEP_MEMORY:
-            library.mallopt(parameter, value)
 
 
 def use_onednn(model: nn.Module) -> None:

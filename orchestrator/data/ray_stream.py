@@ -20,7 +20,7 @@ import json
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import fields
 from functools import lru_cache, partial
 from queue import Empty, Full, Queue
@@ -36,6 +36,7 @@ from orchestrator.data.assemble import BatchPlan
 from orchestrator.data.batch import Batch
 from orchestrator.data.stream import EvalCache, in_order
 from orchestrator.errors import ConfigError, DataError, OrchestratorError, StorageError
+from orchestrator.memory import keep_freed_memory
 
 if TYPE_CHECKING:
     from ray.actor import ActorHandle
@@ -237,19 +238,31 @@ def _make_rows(
     What is wrong with the data travels as data: of an exception Ray would keep the text alone, and
     print a page about its own insides.
     """
+    keep_freed_memory()
     plan = _plan(plan_ref)
     try:
-        return _pack([make(plan, int(number), rank, world) for number in rows["data"]])
+        numbers = rows["data"].tolist()
+        return _pack((make(plan, number, rank, world) for number in numbers), len(numbers))
     except (ConfigError, DataError, StorageError) as error:
         return {"error": np.array([type(error).__name__]), "message": np.array([str(error)])}
 
 
-def _pack(batches: Sequence[Batch]) -> Rows:
-    """Batches as columns with one row each."""
-    packed: Rows = {name: np.stack([getattr(b, name) for b in batches]) for name in _ARRAYS}
-    packed["step"] = np.array([batch.step for batch in batches])
-    packed["replaced"] = np.array([json.dumps(batch.replaced) for batch in batches])
-    return packed
+def _pack(batches: Iterable[Batch], count: int) -> Rows:
+    """``count`` batches, one at least, as columns with one row each.
+
+    A batch is moved to its row when it is made, while it is still in the processor's cache.
+    """
+    packed: Rows = {}
+    steps, replaced = [], []
+    for row, batch in enumerate(batches):
+        for name in _ARRAYS:
+            values = getattr(batch, name)
+            if row == 0:
+                packed[name] = np.empty((count, *values.shape), values.dtype)
+            packed[name][row] = values
+        steps.append(batch.step)
+        replaced.append(json.dumps(batch.replaced))
+    return {**packed, "step": np.array(steps), "replaced": np.array(replaced)}
 
 
 def _unpack(rows: Rows) -> Iterator[Batch]:

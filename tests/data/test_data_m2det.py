@@ -12,9 +12,14 @@ from torchvision.ops import box_iou
 from orchestrator.config.schema import M2DetAugmentation
 from orchestrator.data.augment import M2DetAugment, PlainResize, Sample, build_augment
 from orchestrator.data.augment.m2det import INTERPOLATIONS
-from orchestrator.data.augment.patches import DRAWS_PER_ATTEMPT, crop_with_iou, expanded
-from orchestrator.data.augment.photometric import distort, scaled
-from orchestrator.data.keyed import SampleKey
+from orchestrator.data.augment.patches import (
+    ATTEMPTS,
+    DRAWS_PER_ATTEMPT,
+    crop_with_iou,
+    expanded,
+)
+from orchestrator.data.augment.photometric import DRAWS, distort, scaled
+from orchestrator.data.keyed import Domain, SampleKey
 
 BOXES = np.array([[10, 20, 50, 40], [0, 0, 80, 60]], dtype=np.float32)
 LABELS = np.array([4, 2])
@@ -128,11 +133,11 @@ def test_image_lies_on_its_canvas(draws: list[float], height: int, width: int) -
 
 
 def test_levels_are_clipped_and_rounded_down() -> None:
-    image = np.array([[[0, 100, 250]]], dtype=np.uint8)
-    assert scaled(image, 1.0, 10.9).tolist() == [[[10, 110, 255]]]
-    assert scaled(image, 1.0, -100.5).tolist() == [[[0, 0, 149]]]
-    assert scaled(image, 1.5, 0.0).tolist() == [[[0, 150, 255]]]
-    assert scaled(image, 0.507, 0.0).tolist() == [[[0, 50, 126]]]
+    levels = np.array([0.0, 100.0, 250.0])
+    assert scaled(levels, 1.0, 10.9).tolist() == [10, 110, 255]
+    assert scaled(levels, 1.0, -100.5).tolist() == [0, 0, 149]
+    assert scaled(levels, 1.5, 0.0).tolist() == [0, 150, 255]
+    assert scaled(levels, 0.507, 0.0).tolist() == [0, 50, 126]
 
 
 STRENGTHS = {"brightness": 32.0, "contrast": 0.5, "hue": 18, "saturation": 0.5}
@@ -270,6 +275,58 @@ def test_transform_maps_pixels_where_the_image_shows_them() -> None:
             assert abs(float(sample.image[row, column, 1]) - y) < slack
     assert 10 < flips < 50
     assert shown == 60
+
+
+def recipe(augment: M2DetAugment, image: np.ndarray, key: SampleKey) -> np.ndarray:
+    """The recipe's own order, for the whole image: colour, a canvas drawn in full, resize."""
+    image = distort(
+        image,
+        key.uniforms(Domain.COLOUR, DRAWS),
+        brightness=augment.brightness,
+        contrast=augment.contrast,
+        hue=augment.hue,
+        saturation=augment.saturation,
+    )
+    height, width = image.shape[:2]
+    draws = key.uniforms(Domain.EXPAND, 1 + ATTEMPTS * DRAWS_PER_ATTEMPT)
+    if draws[0] < augment.expand_probability:
+        place = expanded((height, width), draws[1:], max_scale=augment.expand_ratio)
+        assert place is not None
+        canvas = np.empty((place.height, place.width, 3), np.uint8)
+        canvas[:] = augment.fill
+        canvas[place.top : place.top + height, place.left : place.left + width] = image
+        image = canvas
+    draw = key.uniforms(Domain.RESIZE, 1)[0]
+    method = INTERPOLATIONS[int(draw * len(INTERPOLATIONS))]
+    return cv2.resize(image, augment.size[::-1], interpolation=method)
+
+
+@pytest.mark.parametrize("side", [96, 512])
+def test_pixels_are_those_of_the_recipe_drawn_in_full(side: int) -> None:
+    # Smooth, of all colours, and away from black and white by the strongest brightness.
+    y, x = np.mgrid[0:240, 0:320] / np.array([240, 320])[:, None, None]
+    image = np.stack([60 + 130 * x, 60 + 130 * y, 125 + 60 * np.sin(6 * (x + y))], axis=-1)
+    augment = M2DetAugment(
+        size=(side, side), min_ious=("whole",), contrast=0.2, flip_probability=0.0
+    )
+    boxes = np.array([[0, 0, 320, 240]], np.float32)
+    apart = []
+    for number in range(100):
+        key = SampleKey(5, 0, number)
+        sample = augment(image.astype(np.uint8), boxes, LABELS[:1], key)
+        expected = recipe(augment, image.astype(np.uint8), key)
+        left, top, right, bottom = sample.boxes[0].round().astype(int)
+        # Its edge is mixed with the canvas in the recipe, and lies up to half a pixel elsewhere.
+        inner = np.s_[top + 2 : bottom - 2, left + 2 : right - 2]
+        difference = np.abs(sample.image[inner].astype(int) - expected[inner])
+        apart.append(float(difference.mean()))
+        # An interpolation reaches four pixels of the canvas far.
+        outside = np.ones((side, side), np.bool_)
+        outside[max(top - 10, 0) : bottom + 10, max(left - 10, 0) : right + 10] = False
+        assert np.array_equal(sample.image[outside], expected[outside])
+        # One level of rounding, and half a pixel of the steepest slope, 360 levels from end to end.
+        assert apart[-1] < 1.0 + 0.5 * 360 / min(right - left, bottom - top)
+    assert np.mean(apart) < 1.0
 
 
 def test_draws_follow_the_configured_probabilities() -> None:

@@ -19,7 +19,7 @@ CPU = Accelerator("cpu")
 FAULTS = """
 import resource
 import torch
-from orchestrator.accelerators import keep_freed_memory
+from orchestrator.memory import keep_freed_memory
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

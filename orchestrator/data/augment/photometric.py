@@ -44,25 +44,34 @@ def distort(
     """
     happens, amounts = draws[0::2] < 0.5, draws[1::2]
     spread = 2.0 * amounts - 1.0
+    # Both at once: what two tables do one after the other, one table does.
+    levels = _LEVELS
     if happens[0]:
-        image = scaled(image, 1.0, brightness * float(spread[0]))
+        levels = scaled(levels, 1.0, brightness * float(spread[0]))
     if happens[1]:
-        image = scaled(image, 1.0 + contrast * float(spread[1]), 0.0)
+        levels = scaled(levels, 1.0 + contrast * float(spread[1]), 0.0)
+    if levels is not _LEVELS:
+        image = _looked_up(image, levels)
     turns, fades = happens[2] and hue > 0, happens[3] and saturation > 0
     if not (turns or fades):
         return image
-    planes = list(cv2.split(cv2.cvtColor(image, cv2.COLOR_RGB2HSV)))
+    # One table for each of hue, saturation and value: twice as fast as taking them apart.
+    tables = np.tile(_LEVELS[:, None, None], 3)  # (256, 1, 3)
     if turns:
         turn = int(amounts[2] * (2 * hue + 1)) - hue
-        table = (np.arange(256) + turn) % _HUES
-        planes[0] = cv2.LUT(planes[0], table.astype(np.uint8))
+        tables[:, 0, 0] = (_LEVELS + turn) % _HUES
     if fades:
-        planes[1] = scaled(planes[1], 1.0 + saturation * float(spread[3]), 0.0)
-    turned = cv2.cvtColor(cv2.merge(planes), cv2.COLOR_HSV2RGB)
+        tables[:, 0, 1] = scaled(_LEVELS, 1.0 + saturation * float(spread[3]), 0.0)
+    hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
+    turned = cv2.cvtColor(_looked_up(hsv, tables), cv2.COLOR_HSV2RGB)
     return turned.astype(np.uint8, copy=False)
 
 
-def scaled(image: cv2.typing.MatLike, factor: float, offset: float) -> Image:
-    """``image * factor + offset``, clipped to 0..255 and rounded down."""
-    table = np.clip(_LEVELS * factor + offset, 0.0, 255.0).astype(np.uint8)
-    return cv2.LUT(image, table).astype(np.uint8, copy=False)
+def scaled(levels: NDArray[np.float64], factor: float, offset: float) -> NDArray[np.float64]:
+    """``levels * factor + offset``, clipped to 0..255 and rounded down."""
+    made: NDArray[np.float64] = np.floor(np.clip(levels * factor + offset, 0.0, 255.0))
+    return made
+
+
+def _looked_up(image: cv2.typing.MatLike, tables: NDArray[np.float64]) -> Image:
+    return cv2.LUT(image, tables.astype(np.uint8)).astype(np.uint8, copy=False)

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.data.augment.geometry import Sample, flipped, resize
+from orchestrator.data.augment.geometry import Sample, flipped, placed, resize
 from orchestrator.data.keyed import Domain, SampleKey
 
 
@@ -102,17 +102,14 @@ class ResizePad:
         columns = min(self.size[1], max(1, int(width * factor + 0.5)))
         top = min(int(height * (ratio - 1.0) * place[1] * factor + 0.5), self.size[0] - rows)
         left = min(int(width * (ratio - 1.0) * place[0] * factor + 0.5), self.size[1] - columns)
-        canvas = np.empty((*self.size, 3), dtype=np.uint8)
-        canvas[:] = np.array(self.fill, dtype=np.uint8)
-        canvas[top : top + rows, left : left + columns] = resize(image, (rows, columns))
         sx, sy = columns / width, rows / height
-        mapped = boxes * np.array([sx, sy, sx, sy]) + np.array([left, top, left, top])
+        mapped = boxes * np.array([sx, sy, sx, sy])
         last = 1 if self.legacy_boxes else 0
-        right, bottom = left + columns - last, top + rows - last
-        mapped = np.clip(mapped, [left, top, left, top], [right, bottom, right, bottom])
-        return Sample(
-            image=canvas,
-            boxes=mapped.astype(np.float32),
+        edges = [columns - last, rows - last]
+        sample = Sample(
+            image=resize(image, (rows, columns)),
+            boxes=np.clip(mapped, 0, [*edges, *edges]).astype(np.float32),
             labels=labels,
-            transform=(sx, sy, float(left), float(top)),
+            transform=(sx, sy, 0.0, 0.0),
         )
+        return placed(sample, self.size, self.fill, left=left, top=top)

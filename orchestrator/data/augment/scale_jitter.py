@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.data.augment.geometry import Sample, flipped, padded, resize
+from orchestrator.data.augment.geometry import Sample, flipped, placed, resize
 from orchestrator.data.keyed import Domain, SampleKey
 
 
@@ -65,7 +65,7 @@ class ScaleJitter:
         sample = self._part(image, boxes, labels, scale, (float(draws[1]), float(draws[2])))
         if key.uniforms(Domain.FLIP, 1)[0] < self.flip_probability:
             sample = flipped(sample)
-        return padded(sample, self.size, self.fill)
+        return placed(sample, self.size, self.fill)
 
     def plain(self) -> ScaleJitter:
         """The same without anything drawn, as evaluation does it: the whole image, as it fits."""
