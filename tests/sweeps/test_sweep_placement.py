@@ -8,6 +8,7 @@ the cluster that reads data.
 from __future__ import annotations
 
 import json
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -18,6 +19,7 @@ from typing import Any
 
 import pytest
 import ray
+from ray import cloudpickle
 from ray.util.placement_group import placement_group, remove_placement_group
 
 from orchestrator.errors import ConfigError
@@ -87,6 +89,8 @@ def nodes(request: pytest.FixtureRequest) -> Iterator[int]:
             for _ in range(request.param - 1):
                 cluster.add_node(num_cpus=CPUS, wait=False)
             cluster.wait_for_nodes(timeout=NODES_SECONDS)
+            # Other processes do not find the folder of this file.
+            cloudpickle.register_pickle_by_value(sys.modules[__name__])
             ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
             # The first processes of a cluster take seconds of imports; they are not what is tested.
             run_trials(Path(request.getfixturevalue("tmp_path_factory").mktemp("first")), 1, 1, 1)
