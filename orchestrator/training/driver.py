@@ -39,7 +39,7 @@ from orchestrator.training.report import (
 )
 from orchestrator.training.run_lock import RunLock
 from orchestrator.training.session import STOP_FILE, open_store
-from orchestrator.training.tracking import Tracking
+from orchestrator.training.tracking import Tracking, ending_tags
 
 
 def drive(resolved: ResolvedExperiment, run_dir: Path, *, force_resume: bool) -> int:
@@ -155,7 +155,7 @@ def _tracked(
             status,
             run_dir=job.path,
             best=None if best is None else Path(best),
-            tags={} if outcome is None else {"ended": outcome.state},
+            tags={} if outcome is None else ending_tags(outcome),
         )
         if shipped is not None and not shipped.complete:
             say(console, str(shipped))

@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from detectors.base import Detector
 from orchestrator.accelerators import Accelerator, Precision
@@ -24,6 +25,7 @@ from orchestrator.training import evidence
 from orchestrator.training.codec import TrainState, weights_digest
 from orchestrator.training.collective import Collective
 from orchestrator.training.commit import CommitStore
+from orchestrator.training.early_stopping import EarlyStopping
 from orchestrator.training.initial import load_initial
 from orchestrator.training.job import Outcome, TrainingJob
 from orchestrator.training.predictor import predict_all
@@ -107,10 +109,16 @@ class Engine:
             steps_per_epoch=job.schedule.steps_per_epoch,
             total_steps=job.schedule.total_steps,
         )
+        self.early = (
+            None
+            if train.early_stopping is None
+            else EarlyStopping(train.early_stopping, steps_per_epoch=job.schedule.steps_per_epoch)
+        )
         self.step = 0
         self.bad_steps = 0
         self.overflows = 0
         self.metrics: dict[str, float] = {}
+        self.ending: dict[str, Any] | None = None
         self.throughput = _Throughput(skip=min(job.schedule.steps_per_epoch, 20))
         self._replaced = 0
         self._committed = -1
@@ -120,10 +128,12 @@ class Engine:
     def run(self) -> Outcome:
         """Train from the newest commit to the end, or until asked to stop."""
         start = self._resume()
+        if self._ends_early():
+            return self._outcome("done", start)
         # A run that was killed while it waited is judged now.
         if not self._goes_on():
             return self._outcome("stopped", start)
-        stopped, given_up = False, False
+        stopped, ended, given_up = False, False, False
         clock = time.perf_counter()
         for batch in self.stream.train_batches(self.step, self.job.total_steps):
             if batch.step != self.step:
@@ -152,13 +162,25 @@ class Engine:
                 self._commit()
             if not stopped and self.job.evaluates_after(self.step):
                 self._evaluate()
-                given_up = not self._goes_on()
+                ended = self._ends_early()
+                given_up = not ended and not self._goes_on()
                 clock = time.perf_counter()
-            if stopped or given_up:
+            if stopped or ended or given_up:
                 break
         self.store.wait()
         state = "preempted" if stopped else "stopped" if given_up else "done"
         return self._outcome(state, start)
+
+    def _ends_early(self) -> bool:
+        """Whether early stopping ends the run after this step; the same on all ranks."""
+        if self.early is None or not self.job.counts_after(self.step):
+            return False
+        if self.step == self.job.total_steps:
+            return False
+        self.ending = self.collective.from_main(self.early.ending)
+        if self.ending is not None:
+            self._note("early_stopping", self.ending["reason"])
+        return self.ending is not None
 
     def _goes_on(self) -> bool:
         """Wait for the verdict on this step, if it is one that is judged; the same on all ranks."""
@@ -191,6 +213,10 @@ class Engine:
         self.bad_steps = int(scalars["bad_steps"])
         self.overflows = int(scalars["overflows"])
         self._replaced = int(scalars["replaced"])
+        if self.early is not None:
+            self.early.load(scalars.get("early_stopping"))
+            if self.metrics and self.job.counts_after(step):
+                self.early.count(self.metrics, step=step)
         self._note("resume", f"from commit {step}")
         if not scored and self.job.evaluates_after(step):
             self._evaluate()
@@ -338,6 +364,7 @@ class Engine:
                 "replaced": self._replaced,
                 "world": self.collective.world,
                 "batch_size": self.job.schedule.batch_size,
+                "early_stopping": None if self.early is None else self.early.to_json(),
             },
         )
 
@@ -368,6 +395,8 @@ class Engine:
         scores = evaluate(self.job.val, found)
         self._keep_results(found, scores)
         self.metrics = dict(scores.numbers)
+        if self.early is not None and self.job.counts_after(self.step):
+            self.early.count(self.metrics, step=self.step)
         values = {f"val/{name}": value for name, value in scores.numbers.items()}
         if self.events is not None:
             per_class = {f"val/AP/{name}": value for name, value in scores.per_class.items()}
@@ -402,4 +431,5 @@ class Engine:
             best_checkpoint=None if best is None else best.path,
             weights_sha256=weights_digest(self._state()) if self.collective.is_main else "",
             resumed_from=start,
+            early_stopping=self.ending,
         )

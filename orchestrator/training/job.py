@@ -67,15 +67,24 @@ class TrainingJob:
 
     def evaluates_after(self, step: int) -> bool:
         """Whether validation follows once ``step`` steps are done."""
-        if step == self.total_steps or self.judged_after(step):
-            return True
+        return step == self.total_steps or self.judged_after(step) or self._evaluation_due(step)
+
+    def counts_after(self, step: int) -> bool:
+        """Whether early stopping looks at the evaluation after ``step`` steps.
+
+        It passes over those that only a shortened run or a member of a sweep has, so that it ends
+        both after the same step as the whole run.
+        """
+        return self.experiment.train.early_stopping is not None and self._evaluation_due(step)
+
+    def _evaluation_due(self, step: int) -> bool:
         epoch, rest = divmod(step, self.schedule.steps_per_epoch)
         return step > 0 and rest == 0 and epoch % self.experiment.train.evaluate_every_epochs == 0
 
     def commits_after(self, step: int) -> bool:
         """Whether a checkpoint is due once ``step`` steps are done."""
         checkpoint = self.experiment.train.checkpoint
-        if step == self.total_steps or self.judged_after(step):
+        if step == self.total_steps or self.judged_after(step) or self.counts_after(step):
             return True
         if checkpoint.every_steps is not None and step > 0 and step % checkpoint.every_steps == 0:
             return True
@@ -88,8 +97,8 @@ class Outcome:
     """What rank 0 hands back when its part is over.
 
     Attributes:
-        state: ``done``, ``preempted`` when the run was asked to stop and committed, or ``stopped``
-            when it was judged and given up.
+        state: ``done``, also where early stopping ended it; ``preempted`` when the run was asked to
+            stop and committed; or ``stopped`` when it was judged and given up.
         steps: optimizer steps behind the last commit.
         samples: images trained on, over all ranks and restarts.
         images_per_s: training throughput of this start, without its first epoch's warm-up and
@@ -99,6 +108,7 @@ class Outcome:
         best_checkpoint: its folder, if any was scored.
         weights_sha256: digest of the model's state.
         resumed_from: step this start began at.
+        early_stopping: why and where it ended the run; None where it did not.
     """
 
     state: str
@@ -110,6 +120,7 @@ class Outcome:
     best_checkpoint: str | None
     weights_sha256: str
     resumed_from: int
+    early_stopping: dict[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The fields as plain JSON values."""

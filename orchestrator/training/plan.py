@@ -12,7 +12,10 @@ from orchestrator.config.schema import Experiment
 from orchestrator.data.assemble import BatchPlan, training_samples
 from orchestrator.data.findings import Finding
 from orchestrator.data.readers import read_split
-from orchestrator.errors import DataError
+from orchestrator.data.records import Dataset
+from orchestrator.errors import ConfigError, DataError
+from orchestrator.evaluation.coco import evaluate
+from orchestrator.evaluation.detections import Detections
 from orchestrator.training.adapting import adapt
 from orchestrator.training.identity import config_digest, recorded_initial
 from orchestrator.training.initial import InitialWeights, find_initial
@@ -75,6 +78,8 @@ def make_plan(resolved: ResolvedExperiment, run_dir: Path, *, threads: int | Non
             "boxes, so there is nothing to score against. Next: point data.val at images with "
             "annotations"
         )
+    if experiment.train.early_stopping is not None:
+        _require_defined(experiment.train.early_stopping.metric, val.dataset)
     initial = _initial(experiment.train.init_from, run_dir)
     digest = hashlib.sha256(f"{train.dataset.digest} {val.dataset.digest}".encode()).hexdigest()
     job = TrainingJob(
@@ -91,6 +96,17 @@ def make_plan(resolved: ResolvedExperiment, run_dir: Path, *, threads: int | Non
         initial=initial,
     )
     return Plan(job, batches, {"train": train.findings, "val": val.findings})
+
+
+def _require_defined(metric: str, val: Dataset) -> None:
+    """Refuse to wait for the rise of a metric that validation images never have."""
+    numbers = evaluate(val, Detections.merge([])).numbers
+    if numbers[metric.removeprefix("val/")] < 0.0:
+        defined = ", ".join(f"val/{name}" for name, value in numbers.items() if value >= 0.0)
+        raise ConfigError(
+            f"train.early_stopping.metric: {metric} is not defined on data.val, which has no boxes "
+            f"of that size; defined are {defined}. Next: choose one of them"
+        )
 
 
 def count_training_images(experiment: Experiment) -> int:

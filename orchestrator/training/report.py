@@ -44,6 +44,7 @@ def result_of(
         "best_checkpoint": outcome.best_checkpoint,
         "weights_sha256": outcome.weights_sha256,
         "steps": outcome.steps,
+        "early_stopping": outcome.early_stopping,
         "samples": outcome.samples,
         "images_per_s": outcome.images_per_s,
         "resumed_from": outcome.resumed_from,
@@ -76,6 +77,8 @@ def run_card_of(
     files = {"experiment": "config/resolved.yaml", "events": "events.jsonl"}
     if outcome is not None:
         facts |= {"steps": outcome.steps, "images/s": f"{outcome.images_per_s:.1f}"}
+        if outcome.early_stopping is not None:
+            facts["early stopping"] = outcome.early_stopping["reason"]
         files["weights sha256"] = outcome.weights_sha256
         if outcome.best_checkpoint is not None:
             best = Path(outcome.best_checkpoint)
@@ -180,6 +183,8 @@ def say_result(resolved: ResolvedExperiment, result: dict[str, Any], console: Co
     for name, value in result["metrics"].items():
         table.add_row(name, f"{value:.4f}")
     console.print(table)
+    if result["early_stopping"] is not None:
+        say(console, f"early stopping: {result['early_stopping']['reason']}")
     say(
         console,
         f"{result['detector']}: {result['steps']} steps, {result['images_per_s']:.1f} images/s, "

@@ -11,7 +11,7 @@ from orchestrator.tracking.mlflow_names import resolve_tracking_uri
 from orchestrator.tracking.mlflow_shipper import MlflowShipper, RunStatus, Shipped
 from orchestrator.tracking.run_card import PAGE_NAME
 from orchestrator.tracking.shipping import RunSpec
-from orchestrator.training.job import TrainingJob
+from orchestrator.training.job import Outcome, TrainingJob
 from orchestrator.training.member import Member
 
 
@@ -75,3 +75,11 @@ class Tracking:
         if best is not None:
             artifacts["checkpoints/best"] = str(best)
         return self._shipper.close(status, artifacts=artifacts, tags=tags)
+
+
+def ending_tags(outcome: Outcome) -> dict[str, str]:
+    """Tags that say how a run ended, and why, if it did so by itself."""
+    tags = {"ended": outcome.state}
+    if outcome.early_stopping is not None:
+        tags["early_stopping"] = outcome.early_stopping["reason"]
+    return tags

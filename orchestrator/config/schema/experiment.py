@@ -157,6 +157,12 @@ class Experiment(Settings):
                 f"sweep.{key} is {epochs} and must be below train.epochs, which is "
                 f"{self.train.epochs}: no trial would be judged before its end",
             )
+        if sweep.scheduler == "pbt" and self.train.early_stopping is not None:
+            yield Conflict(
+                "sweep.scheduler",
+                "sweep.scheduler pbt clones members of the same age, which train.early_stopping "
+                "would keep some from reaching; remove one of them",
+            )
         for length in ("train.epochs", "train.max_steps"):
             if length in sweep.space or (length == "train.max_steps" and self.train.max_steps):
                 yield Conflict(

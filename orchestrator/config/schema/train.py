@@ -267,6 +267,23 @@ class CheckpointConfig(Settings):
     metric: Metric = "val/AP"
 
 
+class EarlyStoppingConfig(Settings):
+    """When a run that no longer gets better ends by itself, before ``train.epochs``.
+
+    It looks at the evaluations of ``train.evaluate_every_epochs``, each of which then has a
+    checkpoint, so that the best of them is kept.
+
+    Attributes:
+        metric: that has to rise.
+        patience: evaluations in a row without a rise after which the run ends.
+        min_delta: a value counts as a rise if it lies above the best one by more than this.
+    """
+
+    metric: Metric = "val/AP"
+    patience: Count
+    min_delta: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+
+
 class TrainConfig(Settings):
     """Training.
 
@@ -295,6 +312,8 @@ class TrainConfig(Settings):
             each worker's over its own.
         ema: moving average of the weights; null for none.
         evaluate_every_epochs: epochs between evaluations; the last epoch is always evaluated.
+        early_stopping: end before the last epoch when evaluations no longer get better; null never
+            does.
         checkpoint: what is kept.
         log_every_steps: steps between logged losses.
         deterministic: ask torch for deterministic kernels and refuse those that are not.
@@ -318,6 +337,7 @@ class TrainConfig(Settings):
     sync_batch_norm: bool = False
     ema: EmaConfig | None = None
     evaluate_every_epochs: Count = 1
+    early_stopping: EarlyStoppingConfig | None = None
     checkpoint: CheckpointConfig = CheckpointConfig()
     log_every_steps: Count = 10
     deterministic: bool = True
@@ -344,6 +364,8 @@ class TrainConfig(Settings):
                     f"train.schedule.milestones ends at {last:g} and must stay below "
                     f"train.epochs, which is {self.epochs}",
                 )
+        if self.early_stopping is not None:
+            yield from self._early_stopping_conflicts(self.early_stopping.patience)
         if self.virtual_shards is not None and self.accumulate != 1:
             yield Conflict(
                 "accumulate",
@@ -363,4 +385,18 @@ class TrainConfig(Settings):
                 "loss_scale",
                 f"train.loss_scale is {self.loss_scale:g}, which only fp16 uses, and "
                 f"train.precision is {self.precision}; remove train.loss_scale",
+            )
+
+    def _early_stopping_conflicts(self, patience: int) -> Iterator[Conflict]:
+        before_the_end = (self.epochs - 1) // self.evaluate_every_epochs
+        # The first one is what the others are compared with.
+        possible = before_the_end - 1
+        if patience > possible:
+            remedy = f"at most {possible} would be" if possible > 0 else "remove it"
+            yield Conflict(
+                "early_stopping.patience",
+                f"train.early_stopping.patience is {patience} and could never be used up: with "
+                f"train.epochs {self.epochs} and train.evaluate_every_epochs "
+                f"{self.evaluate_every_epochs} there are {before_the_end} evaluations before the "
+                f"last epoch, and the first is what the others are compared with; {remedy}",
             )
