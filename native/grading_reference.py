@@ -25,7 +25,7 @@ def grade(
     places, boxes = np.zeros(count, np.int64), np.full(count, -1, np.int64)
     order = np.lexsort((-found.scores, found.labels, found.images))
     group = np.stack([found.images[order], found.labels[order]])
-    starts = np.flatnonzero((np.diff(group, prepend=-1) != 0).any(axis=0)) if count else []
+    starts = np.flatnonzero((np.diff(group, prepend=-1) != 0).any(axis=0))
     for rows in np.split(order, starts)[1:]:
         places[rows] = np.arange(len(rows))
         rows = rows[: exam.limit]
