@@ -187,7 +187,7 @@ class FasterRCNN(Detector):
         for length in self.level_lengths:
             logits, index = objectness[:, start : start + length].topk(min(before, length), dim=1)
             rows = (start + index).unsqueeze(-1).expand(-1, -1, 4)
-            anchors = self.anchors.expand(len(objectness), -1, -1).gather(1, rows)
+            anchors = self.anchors.expand(objectness.shape[0], -1, -1).gather(1, rows)
             boxes = self._boxes(offsets.gather(1, rows), anchors, variances=_RPN_VARIANCES)
             # A diverged network must reach the guard against that with its loss, and not fail here.
             finite = boxes.isfinite().all(-1) & logits.isfinite()
@@ -215,7 +215,7 @@ class FasterRCNN(Detector):
         keys = torch.rand(objectness.shape, device=objectness.device)
         drawn = draw(found, keys, rule.assignment)
         rows = drawn.rows.unsqueeze(-1).expand(-1, -1, 4)
-        anchors = self.anchors.expand(len(objectness), -1, -1).gather(1, rows)
+        anchors = self.anchors.expand(objectness.shape[0], -1, -1).gather(1, rows)
         slot = found.box.gather(1, drawn.rows)
         wanted = self._offsets(_rows(targets.boxes, slot), anchors, _RPN_VARIANCES)
         cls = F.binary_cross_entropy_with_logits(
