@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from coco_cases import dataset_of, detections_of, random_case
 
+import native
 from orchestrator.errors import DataError
 from orchestrator.evaluation import backends
 from orchestrator.evaluation.backends import fastest, score
@@ -25,51 +26,70 @@ except ImportError:
 else:
     HOTCOCO = True
 
+COMPILED = native.backend() == "native"
 needs_hotcoco = pytest.mark.skipif(not HOTCOCO, reason="hotcoco is not installed")
-BACKENDS = [pytest.param("hotcoco", marks=needs_hotcoco), "pycocotools"]
+needs_kernels = pytest.mark.skipif(not COMPILED, reason="the kernels are not compiled")
+FAST = [
+    # Without a compiler this is the Python reference of the kernels: slow, and just as exact.
+    "native",
+    pytest.param("hotcoco", marks=needs_hotcoco),
+]
+BACKENDS = [*FAST, "pycocotools"]
 
 
-@needs_hotcoco
+@pytest.mark.parametrize("backend", FAST)
 @pytest.mark.parametrize("bins", [SIZES, ASPECTS], ids=["sizes", "aspects"])
 @pytest.mark.parametrize("ties", [False, True])
-def test_both_backends_give_the_same_bits(bins, ties):
+def test_every_backend_gives_the_bits_of_the_reference(backend, bins, ties):
     for seed in range(120):
         tree, found = random_case(seed, ties=ties)
         dataset, results = dataset_of(tree), Results.of(found)
-        fast = score(dataset, results, bins=bins, backend="hotcoco")
+        fast = score(dataset, results, bins=bins, backend=backend)
         reference = score(dataset, results, bins=bins, backend="pycocotools")
         for field in dataclasses.fields(fast):
             left, right = getattr(fast, field.name), getattr(reference, field.name)
             assert np.array_equal(left, right), (seed, field.name)
 
 
-@needs_hotcoco
-def test_hotcoco_is_trusted_after_its_self_test():
+@pytest.fixture
+def choice():
+    """:func:`fastest`, which has chosen nothing yet, before or after."""
     fastest.cache_clear()
-    assert fastest() == "hotcoco"
+    yield fastest
+    fastest.cache_clear()
+
+
+@needs_kernels
+def test_the_kernels_are_trusted_after_their_self_test(choice):
+    assert choice() == "native"
 
 
 @needs_hotcoco
+def test_hotcoco_is_trusted_after_its_self_test(choice, monkeypatch):
+    monkeypatch.setattr(native, "backend", lambda: "reference")
+    assert choice() == "hotcoco"
+
+
+@pytest.mark.skipif(not (COMPILED or HOTCOCO), reason="there is no fast backend here")
 @pytest.mark.parametrize("fault", ["raises", "differs"])
-def test_a_backend_that_fails_its_self_test_is_not_used(monkeypatch, caplog, fault):
-    true = backends._hotcoco
+def test_a_backend_that_fails_its_self_test_is_not_used(choice, monkeypatch, caplog, fault):
+    def broken(true):
+        def score_wrong(columns, found, bins):
+            if fault == "raises":
+                raise RuntimeError("symbol not found")
+            arrays = true(columns, found, bins)
+            precision = arrays.precision.copy()
+            precision.flat[np.flatnonzero(precision > 0)[0]] -= 1e-15
+            return arrays._replace(precision=precision)
 
-    def broken(columns, bins):
-        if fault == "raises":
-            raise RuntimeError("symbol not found")
-        arrays = true(columns, bins)
-        precision = arrays["precision"].copy()
-        precision.flat[np.flatnonzero(precision > 0)[0]] -= 1e-15
-        return {**arrays, "precision": precision}
+        return score_wrong
 
-    monkeypatch.setattr(backends, "_hotcoco", broken)
-    fastest.cache_clear()
-    try:
-        with caplog.at_level(logging.WARNING):
-            assert fastest() == "pycocotools"
-    finally:
-        fastest.cache_clear()
-    assert "pycocotools matches instead" in caplog.text
+    for name in ("native", "hotcoco"):
+        monkeypatch.setitem(backends._SCORERS, name, broken(backends._SCORERS[name]))
+    with caplog.at_level(logging.WARNING):
+        assert choice() == "pycocotools"
+    said = {"raises": "failed (symbol not found)", "differs": "gave another precision"}[fault]
+    assert said in caplog.text
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
