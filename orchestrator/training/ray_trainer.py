@@ -178,8 +178,10 @@ def _attempt(job: TrainingJob, data: ScheduledDataConfig, placement: Placement) 
                     raise HungError("; ".join(watch.hung)) from failure
                 raise
     finally:
-        # What Ray leaves there is never read again.
-        shutil.rmtree(storage / name, ignore_errors=True)
+        # Nobody reads again what Ray and the workers leave there, in this attempt or in one whose
+        # driver was killed before it could tidy up.
+        for folder in (storage, beats.parent):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _kill_on_its_node(beat: Beat, spare_starved: bool) -> bool:
