@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from data_cases import TREE
+from pycocotools.coco import COCO
 
 from orchestrator.data.coco import read_coco
 from orchestrator.data.findings import ReadResult
@@ -353,14 +354,13 @@ def test_missing_file_or_folder_names_the_nearest_and_the_next_step(tmp_path: Pa
     ],
 )
 def test_real_data_sets(name: str, split: str, images: int, boxes: int, classes: int) -> None:
-    pycocotools = pytest.importorskip("pycocotools.coco")
     folder = Path(__file__).parents[3] / "shared" / "datasets" / name
     if not folder.is_dir():
         pytest.skip(f"{name} is not here")
     path = folder / "annotations" / f"instances_{split}.json"
     data = read_coco(folder / "images", path).dataset
     assert (len(data), len(data.labels), len(data.label_map)) == (images, boxes, classes)
-    oracle = pycocotools.COCO(str(path))
+    oracle = COCO(str(path))
     for index, image_id in enumerate(data.image_ids.tolist()):
         wanted = oracle.loadAnns(oracle.getAnnIds(imgIds=[image_id]))
         rows = data.boxes_of(index)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from pydantic import ValidationError
 from torch import Tensor
 from torchvision.models.detection._utils import Matcher
@@ -225,7 +226,6 @@ def test_given_values_keep_the_rest_of_the_preset_at_any_depth() -> None:
 
 def test_the_zoo_recipe_spells_out_the_preset() -> None:
     # Imports run downwards: the experiment is read as text here, not through its schema.
-    yaml = pytest.importorskip("yaml")
     folder = Path(__file__).parents[2] / "experiments"
     for name in ("faster_rcnn.yaml", "faster_rcnn_npu.yaml"):
         given = yaml.safe_load((folder / name).read_text(encoding="utf-8"))["detector"]

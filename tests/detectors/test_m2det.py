@@ -8,6 +8,7 @@ from typing import Any
 import m2det_oracle as oracle
 import pytest
 import torch
+import torchvision
 from torch import Tensor, nn
 
 from detectors.base import Targets
@@ -130,7 +131,6 @@ def test_parameters_of_each_part(part: str, count: int) -> None:
 
 @pytest.mark.parametrize("variant", ["m2det512_resnet50", "m2det512_resnet101"])
 def test_names_of_a_resnet_are_torchvisions_and_its_classifier_is_frozen(variant: str) -> None:
-    torchvision = pytest.importorskip("torchvision")
     with torch.device("meta"):
         model = build(variant, num_classes=80)
         theirs = getattr(torchvision.models, variant.partition("_")[2])()

@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from chaos_run import CPU, small_detector, small_plan
+from chaos_run import small_detector, small_plan
+from local_runs import StoppingStream, train
 
 from orchestrator.config.schema import EarlyStoppingConfig
-from orchestrator.data.batch import Batch
 from orchestrator.data.digits import Recipe, build_digits
-from orchestrator.data.stream import LocalStream
 from orchestrator.errors import ConfigError
 from orchestrator.evaluation.coco import METRICS
 from orchestrator.tracking.events import metric_history, read_events
 from orchestrator.training import engine, session
 from orchestrator.training.early_stopping import EarlyStopping
-from orchestrator.training.job import Outcome
-from orchestrator.training.plan import Plan
 from orchestrator.training.report import result_of, run_card_of
-from orchestrator.training.session import STOP_FILE, open_store, run_rank
+from orchestrator.training.session import STOP_FILE, open_store
 from orchestrator.training.tracking import ending_tags
 
 #: 6 steps an epoch.
@@ -56,24 +52,6 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> None:
             real(self)
 
     monkeypatch.setattr(engine.Engine, "_evaluate", evaluate)
-
-
-def train(plan: Plan, stream: LocalStream | None = None) -> Outcome:
-    return run_rank(plan.job, stream or LocalStream(plan.batches), accelerator=CPU)
-
-
-class StoppingStream(LocalStream):
-    """Asks for a stop while it hands out one particular step."""
-
-    def __init__(self, plan: Plan, at: int) -> None:
-        super().__init__(plan.batches)
-        self._file, self._at = plan.job.path / STOP_FILE, at
-
-    def train_batches(self, start_step: int, stop_step: int) -> Iterator[Batch]:
-        for batch in super().train_batches(start_step, stop_step):
-            if batch.step == self._at:
-                self._file.touch()
-            yield batch
 
 
 # The rule

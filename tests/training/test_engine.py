@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from local_runs import StoppingStream, train
 
-from orchestrator.accelerators import Accelerator
 from orchestrator.config.resolve import load_experiment
 from orchestrator.data.batch import Batch
 from orchestrator.data.digits import Recipe, build_digits
@@ -22,7 +22,7 @@ from orchestrator.training import session
 from orchestrator.training.engine import NonFiniteError
 from orchestrator.training.job import Outcome
 from orchestrator.training.plan import Plan, make_plan
-from orchestrator.training.session import STOP_FILE, open_store, run_rank
+from orchestrator.training.session import STOP_FILE, open_store
 
 EXPERIMENT = """
 name: tiny
@@ -54,24 +54,6 @@ def plan_in(folder: Path, digits: Path, *overrides: str) -> Plan:
     file = folder.parent / f"{folder.name}.yaml"
     file.write_text(EXPERIMENT % json.dumps(str(digits)))
     return make_plan(load_experiment(file, overrides), folder, threads=1)
-
-
-def train(plan: Plan, *, stream: LocalStream | None = None) -> Outcome:
-    return run_rank(plan.job, stream or LocalStream(plan.batches), accelerator=Accelerator("cpu"))
-
-
-class StoppingStream(LocalStream):
-    """Asks for a stop while it hands out one particular step."""
-
-    def __init__(self, plan: Plan, at: int) -> None:
-        super().__init__(plan.batches)
-        self._file, self._at = plan.job.path / STOP_FILE, at
-
-    def train_batches(self, start_step: int, stop_step: int) -> Iterator[Batch]:
-        for batch in super().train_batches(start_step, stop_step):
-            if batch.step == self._at:
-                self._file.touch()
-            yield batch
 
 
 @pytest.fixture(scope="session")

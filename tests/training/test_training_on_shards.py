@@ -7,15 +7,13 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow.fs
 import pytest
+from local_runs import StoppingStream, train
 
-from orchestrator.accelerators import Accelerator
 from orchestrator.config.resolve import load_experiment
-from orchestrator.data.batch import Batch
 from orchestrator.data.classes import read_classes
 from orchestrator.data.convert import convert, read_place
 from orchestrator.data.digits import Recipe, build_digits
@@ -28,9 +26,8 @@ from orchestrator.data.stream import LocalStream
 from orchestrator.errors import DataError, SecurityError
 from orchestrator.training import session
 from orchestrator.training.identity import Identity, open_run
-from orchestrator.training.job import Outcome
 from orchestrator.training.plan import Plan, make_plan
-from orchestrator.training.session import STOP_FILE, run_rank
+from orchestrator.training.session import STOP_FILE
 from tests.data.shard_cases import shard_here
 
 EXPERIMENT = """
@@ -88,24 +85,6 @@ def plan_in(folder: Path, data: dict[str, object], *overrides: str) -> Plan:
     file = folder.parent / f"{folder.name}.yaml"
     file.write_text(EXPERIMENT % json.dumps(data))
     return make_plan(load_experiment(file, overrides), folder, threads=1)
-
-
-def train(plan: Plan, stream: LocalStream | None = None) -> Outcome:
-    return run_rank(plan.job, stream or LocalStream(plan.batches), accelerator=Accelerator("cpu"))
-
-
-class StoppingStream(LocalStream):
-    """Asks for a stop while it hands out one particular step."""
-
-    def __init__(self, plan: Plan, at: int) -> None:
-        super().__init__(plan.batches)
-        self._file, self._at = plan.job.path / STOP_FILE, at
-
-    def train_batches(self, start_step: int, stop_step: int) -> Iterator[Batch]:
-        for batch in super().train_batches(start_step, stop_step):
-            if batch.step == self._at:
-                self._file.touch()
-            yield batch
 
 
 def test_one_data_set_trains_alike_in_every_format_and_as_shards(
