@@ -24,7 +24,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart install lint test test-slow test-chaos test-fast parity sanitize bench bench-data bench-native fuzz constraints clean
+.PHONY: help quickstart install lint test test-slow test-chaos test-extras test-fast parity sanitize bench bench-data bench-native fuzz constraints clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,6 +49,11 @@ test-slow: $(DEVELOPMENT)  ## the tests that take minutes: compilers, learning V
 
 test-chaos: $(DEVELOPMENT)  ## runs killed, stopped, poisoned and cut off by the hundred: docs/reliability.md
 	$(PYTEST) -m chaos
+
+test-extras: $(DEVELOPMENT)  ## the tests of export and serving, which need packages of their own
+	$(INSTALL) -e '.[dev,export,serve]'
+	$(call usable_cv2)
+	$(PYTEST) tests/export tests/inference -m "not chaos"
 
 test-fast: $(DEVELOPMENT)  ## the tests that start no Ray cluster and take no minute
 	$(PYTEST) -m "not ray and not slow and not chaos"
