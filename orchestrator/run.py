@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from orchestrator.cli.exit import run_guarded
 from orchestrator.cli.parser import Parser
@@ -64,9 +63,9 @@ def run(resolved: ResolvedExperiment, *, force_resume: bool = False) -> int:
         OrchestratorError: with the exit code of its class.
     """
     from orchestrator.training.driver import drive
+    from orchestrator.training.home import folder_of
 
-    run_dir = Path(resolved.experiment.storage).resolve() / resolved.experiment.name
-    return drive(resolved, run_dir, force_resume=force_resume)
+    return drive(resolved, folder_of(resolved.experiment), force_resume=force_resume)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from orchestrator.evaluation.significance import LEVEL, RESAMPLES, Significance,
 from orchestrator.sweeps.run_folder import RunFolder
 
 #: Sections that differ between any two runs and say nothing about them.
-_NOT_SHOWN = ("name", "storage", "tracking", "sweep")
+_NOT_SHOWN = ("name", "storage", "scratch", "tracking", "sweep")
 #: AP of stored detections and AP in the event log are the same number, summed in another order.
 _SAME_AP = 1e-9
 

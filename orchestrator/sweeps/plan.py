@@ -16,7 +16,7 @@ from orchestrator.errors import ConfigError, nearest
 from orchestrator.sweeps.space import Values, corners, draw, grid
 
 #: Keys in which trials differ without being different.
-_LABELS = ("name", "storage", "tracking", "sweep", "cluster")
+_LABELS = ("name", "storage", "scratch", "tracking", "sweep", "cluster")
 #: Draws made for one trial before a space is taken to be used up.
 _ATTEMPTS = 200
 

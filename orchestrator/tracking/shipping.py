@@ -18,6 +18,7 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -42,6 +43,9 @@ RUN_KEY = "orchestrator_run_key"
 _PARENT = "mlflow.parentRunId"
 
 EVENTS_FILE = "events.jsonl"
+#: Bytes of the event log that outlive this machine, where the run folder does not; only those are
+#: shipped. A run in a folder that lasts has no such file.
+KEPT_FILE = "events.kept"
 STATE_FILE = "mlflow.json"
 
 #: Makes an ``mlflow.MlflowClient``; untyped, so that MLflow is imported only where it is used.
@@ -102,6 +106,13 @@ class ShipState:
             return cls(**json.loads((run_dir / STATE_FILE).read_bytes()))
         except (OSError, ValueError, TypeError):
             return None
+
+    @classmethod
+    def ensure(cls, run_dir: Path, tracking_uri: str) -> None:
+        """Leave a record that at least names the run, so that it can be taken elsewhere first."""
+        known = cls.load(run_dir)
+        if known is None or known.tracking_uri != tracking_uri:
+            cls(tracking_uri).save(run_dir)
 
     def save(self, run_dir: Path) -> None:
         """Replace the record."""
@@ -255,10 +266,12 @@ class RunShipper:
         from mlflow.entities import Metric
 
         log = self.run_dir / EVENTS_FILE
-        if not log.exists() or log.stat().st_size <= self._state.offset:
+        if not log.exists():
             return
         # What MLflow has must not be lost here: a resume would log it again at another time.
-        size = log.stat().st_size
+        size = min(log.stat().st_size, _kept_bytes(self.run_dir))
+        if size <= self._state.offset:
+            return
         with log.open("rb") as file, contextlib.suppress(OSError):
             os.fsync(file.fileno())
         points: list[Any] = []
@@ -330,6 +343,13 @@ def fingerprint(path: Path) -> str:
         stat = file.stat()
         sha.update(f"{file.relative_to(path)}\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode())
     return sha.hexdigest()
+
+
+def _kept_bytes(run_dir: Path) -> float:
+    try:
+        return int((run_dir / KEPT_FILE).read_bytes())
+    except FileNotFoundError:
+        return math.inf
 
 
 def _is_line_end(log: Path, offset: int) -> bool:

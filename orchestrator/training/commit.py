@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -56,7 +58,10 @@ from orchestrator.training.retention import (
 )
 from orchestrator.training.storage import Chunk, Storage, temporary
 
+log = logging.getLogger(__name__)
+
 LABEL_MAP_NAME = "label_map.json"
+_REFRESH_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -88,6 +93,8 @@ class CommitStore:
         mode: whether a larger or a smaller value is better.
         fence: called before anything is published or deleted; raises when this process has lost
             the right to do so, see :class:`~orchestrator.training.run_lock.Fence`.
+        beside: called before a commit or its scores are published; brings to safety what belongs
+            to them and lies elsewhere.
     """
 
     def __init__(
@@ -99,10 +106,13 @@ class CommitStore:
         metric: str = "val/AP",
         mode: Literal["max", "min"] = "max",
         fence: Callable[[], None] | None = None,
+        beside: Callable[[], None] | None = None,
     ) -> None:
         self.storage = storage
         self.policy = Policy(keep_last, keep_best, metric, 1.0 if mode == "max" else -1.0)
         self._fence = fence or (lambda: None)
+        self._beside = beside
+        self._refreshed = time.monotonic()
         self._parent: int | None = None
         self._proven: set[str] = set()
         self._host_copy = HostCopy()
@@ -154,6 +164,14 @@ class CommitStore:
     def collect(self) -> None:
         """Delete commits that are neither among the newest nor among the best."""
         self._submit(self._collect)
+
+    def refresh(self) -> None:
+        """Let ``beside`` do its work also between commits that are far apart, now and then."""
+        now = time.monotonic()
+        if self._beside is None or now < self._refreshed + _REFRESH_SECONDS:
+            return
+        self._refreshed = now
+        self._submit(self._refresh)
 
     def wait(self) -> None:
         """Return when everything asked for is done.
@@ -360,7 +378,17 @@ class CommitStore:
         self.storage.write_file(key, hashed())
         return FileRecord(size, digest.hexdigest())
 
+    def _refresh(self) -> None:
+        assert self._beside is not None
+        try:
+            self._beside()
+        except StorageError as error:
+            # The next commit tries again, and cannot do without.
+            log.warning("%s", error)
+
     def _publish(self, staging: str, key: str, manifest: Manifest) -> None:
+        if self._beside is not None:
+            self._beside()
         self._fence()
         self.storage.write_file(f"{staging}/{MANIFEST_NAME}", [manifest.to_bytes()])
         if self.storage.renames:
@@ -402,6 +430,8 @@ class CommitStore:
         with _advice(f"cannot record the metrics of step {step}", self.storage.describe("")):
             for key in published(self.storage):
                 if step_of(key) == step and not was_cut_off(self.storage, key):
+                    if self._beside is not None:
+                        self._beside()
                     self._fence()
                     content = seal_metrics(step, metrics)
                     self.storage.replace_file(f"{key}/{METRICS_NAME}", content)

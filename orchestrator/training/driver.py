@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,14 @@ from orchestrator.errors import PreemptedError
 from orchestrator.tracking.atomic import write_atomic
 from orchestrator.tracking.mlflow_shipper import RunStatus, Shipped
 from orchestrator.tracking.run_card import PAGE_NAME
+from orchestrator.training.bucket_lock import BucketLock
 from orchestrator.training.cluster import Placement, connected, place
+from orchestrator.training.home import DESCRIBING, Home, home_of
 from orchestrator.training.identity import Identity, open_run, recorded_seed
 from orchestrator.training.interrupt import in_thread, stopping_politely
 from orchestrator.training.job import Outcome, TrainingJob
 from orchestrator.training.member import Member
+from orchestrator.training.object_storage import commit_storage
 from orchestrator.training.plan import Plan, make_plan
 from orchestrator.training.progress import shown_progress
 from orchestrator.training.ray_trainer import fit
@@ -47,7 +51,8 @@ def drive(resolved: ResolvedExperiment, run_dir: Path, *, force_resume: bool) ->
 
     Args:
         resolved: the experiment.
-        run_dir: absolute; made when missing, gone on with when not.
+        run_dir: absolute; made when missing, gone on with when not. For a run in a bucket its
+            working folder.
         force_resume: go on although the experiment or the data has changed.
 
     Returns:
@@ -56,9 +61,15 @@ def drive(resolved: ResolvedExperiment, run_dir: Path, *, force_resume: bool) ->
     Raises:
         OrchestratorError: with the exit code of its class.
     """
-    result = train(
-        resolved, run_dir, force_resume=force_resume, console=Console(soft_wrap=True), member=None
+    console = Console(soft_wrap=True)
+    location = home_of(resolved.experiment)
+    held: AbstractContextManager[Home | None] = (
+        nullcontext() if location is None else Home(location, run_dir)
     )
+    with held as home:
+        result = train(
+            resolved, run_dir, force_resume=force_resume, console=console, member=None, home=home
+        )
     return 0 if result["state"] == "done" else PreemptedError.exit_code
 
 
@@ -69,6 +80,7 @@ def train(
     force_resume: bool,
     console: Console,
     member: Member | None,
+    home: Home | None = None,
 ) -> dict[str, Any]:
     """Like :func:`drive`, for a run of its own or one of a sweep.
 
@@ -78,6 +90,7 @@ def train(
         force_resume: go on although the experiment or the data has changed.
         console: where progress is told.
         member: what the run is in a sweep; None for a run of its own.
+        home: of a run in a bucket, held; None for one in a folder.
 
     Returns:
         Content of ``result.json``.
@@ -90,7 +103,8 @@ def train(
         recorded = recorded_seed(run_dir)
         resolved = resolved if recorded is None else resolved.with_seed(recorded)
         say(console, f"seed: {resolved.experiment.seed}, {resolved.origins['seed']}")
-    plan = make_plan(resolved, run_dir)
+    location = None if home is None else home.location
+    plan = make_plan(resolved, run_dir, home=location)
     say_data(plan, console)
     for name, data in (("train", plan.batches.train), ("val", plan.batches.val)):
         require_usable(data, name, resolved.experiment.data.max_bad_fraction)
@@ -104,7 +118,13 @@ def train(
     )
     with RunLock(run_dir) as lock:
         # Whose folder this is comes first: starting Ray takes seconds.
-        claimed = open_run(run_dir, identity, resolved.tree, force=force_resume)
+        claimed = open_run(
+            run_dir,
+            identity,
+            resolved.tree,
+            force=force_resume,
+            commits=commit_storage(run_dir, location),
+        )
         for note in claimed.notes:
             say(console, f"{claimed.kind}: {note}")
         _write(run_dir / "config" / "resolved.yaml", dump_yaml(resolved))
@@ -119,10 +139,12 @@ def train(
                 judged_epochs=() if member is None else member.judged_epochs,
                 sampled={} if member is None else member.sampled,
             )
-            outcome, shipped = _tracked(plan, job, placement, console, lock, tracking)
+            outcome, shipped = _tracked(plan, job, placement, console, lock, tracking, home)
     result = result_of(job, outcome, shipped, time.monotonic() - started)
     _write(run_dir / "result.json", json.dumps(result, indent=2))
     say_result(resolved, result, console)
+    if home is not None:
+        say(console, f"kept in: {home.uri}")
     say_where(resolved, str(run_dir), console)
     return result
 
@@ -134,13 +156,22 @@ def _tracked(
     console: Console,
     lock: RunLock,
     tracking: Tracking,
+    home: Home | None,
 ) -> tuple[Outcome, Shipped | None]:
     """Train while MLflow is kept up to date, and tell it how the run ended, whatever happens."""
+    if home is not None:
+        # A machine that is lost after MLflow has made the run must not leave a second one.
+        tracking.name()
+        home.settle(DESCRIBING)
     tracking.start()
     status: RunStatus = "FAILED"
     outcome: Outcome | None = None
+    best: str | None = None
     try:
-        outcome = _train(plan, job, placement, console, lock)
+        outcome = _train(plan, job, placement, console, lock if home is None else home.lock)
+        best = outcome.best_checkpoint
+        if home is not None and best is not None:
+            best = str(home.bring(best))
         status = "KILLED" if outcome.state == "preempted" else "FINISHED"
     except KeyboardInterrupt:
         status = "KILLED"
@@ -150,7 +181,8 @@ def _tracked(
         card.write(job.path)
         if status == "FINISHED":
             _report(job.path, console)
-        best = None if outcome is None else outcome.best_checkpoint
+        if home is not None:
+            home.settle()
         shipped = tracking.close(
             status,
             run_dir=job.path,
@@ -176,7 +208,11 @@ def _report(run_dir: Path, console: Console) -> None:
 
 
 def _train(
-    plan: Plan, job: TrainingJob, placement: Placement, console: Console, lock: RunLock
+    plan: Plan,
+    job: TrainingJob,
+    placement: Placement,
+    console: Console,
+    lock: RunLock | BucketLock,
 ) -> Outcome:
     """Train on the cluster, showing progress and listening for a wish to stop."""
     experiment = job.experiment

@@ -331,6 +331,7 @@ class Engine:
         if self.stepper.scaler.is_enabled():
             values["train/overflows"] = float(self.overflows)
         self.events.metrics(values, step=self.step)
+        self.store.refresh()
 
     def _commit(self) -> None:
         """Write the state after ``self.step`` steps; blocks only for the copy off the device."""

@@ -37,6 +37,7 @@ _NAMED = 8
 NOT_IDENTITY = (
     "name",
     "storage",
+    "scratch",
     "tracking",
     "sweep",  # A trial is a run like any other, whatever else was tried.
     "cluster",
@@ -154,6 +155,7 @@ def open_run(
     resolved_tree: Mapping[str, Json],
     *,
     force: bool = False,
+    commits: Storage | None = None,
 ) -> RunState:
     """Claim a run folder for an experiment, or find that it is this experiment's already.
 
@@ -165,6 +167,7 @@ def open_run(
         resolved_tree: its whole configuration, for the differences.
         force: go on although configuration, data or code differ; from then on the folder belongs
             to the experiment as it is now. What was forced is in the notes.
+        commits: where the run's commits are; None for the run folder.
 
     Raises:
         ConfigError: the folder holds another experiment.
@@ -176,7 +179,7 @@ def open_run(
         for entry in storage.list(""):
             if entry.name.startswith(RUN_NAME + TEMPORARY):
                 storage.unlink(entry.name)
-        found = _compare(storage, identity, resolved_tree)
+        found = _compare(storage, identity, resolved_tree, commits or storage)
         if found.refused and not force:
             raise ConfigError(
                 f"{storage.root}: this run folder holds another experiment:\n"
@@ -242,13 +245,15 @@ class _Comparison(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-def _compare(storage: Storage, identity: Identity, tree: Mapping[str, Json]) -> _Comparison:
+def _compare(
+    storage: Storage, identity: Identity, tree: Mapping[str, Json], commits: Storage
+) -> _Comparison:
     try:
         stored = unseal("run", storage.read_file(RUN_NAME, limit=_MAX_BYTES))
     except FileNotFoundError:
-        return _compare_with_commits(storage, identity, "is missing")
+        return _compare_with_commits(commits, identity, "is missing")
     except UnusableError as error:
-        return _compare_with_commits(storage, identity, str(error))
+        return _compare_with_commits(commits, identity, str(error))
     if stored["format"] != FORMAT:
         raise StorageError(
             f"{storage.describe(RUN_NAME)}: format {stored['format']!r}; this program reads "

@@ -32,6 +32,8 @@ class TrainingJob:
             commit, so that a worker that was given up but still runs cannot write.
         judged_epochs: after so many the run commits, evaluates and waits to be told whether it goes
             on; see :mod:`orchestrator.training.verdict`.
+        home: URI of the run in a bucket, where its commits are; None where they are in the run
+            folder.
         sampled: what a sweep set, by dotted key; seen to have arrived in the live objects.
     """
 
@@ -46,6 +48,7 @@ class TrainingJob:
     initial: InitialWeights | None = None
     fence: Callable[[], None] | None = None
     judged_epochs: tuple[int, ...] = ()
+    home: str | None = None
     sampled: Mapping[str, Json] = field(default_factory=dict)
 
     @property

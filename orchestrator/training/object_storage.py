@@ -8,6 +8,8 @@ and a folder without a manifest is an upload that was cut off.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -103,6 +105,12 @@ class ObjectStorage(Storage):
                 yield chunk
 
 
+def below(location: str, name: str) -> str:
+    """The place called ``name`` below a location, whose options stay."""
+    base, mark, options = location.partition("?")
+    return f"{base.rstrip('/')}/{name}{mark}{options}"
+
+
 def open_storage(location: str) -> Storage:
     """The storage a path or URI names: a folder, ``s3://bucket/prefix`` or ``gs://bucket/prefix``.
 
@@ -112,6 +120,11 @@ def open_storage(location: str) -> Storage:
     Raises:
         ConfigError: the URI is of no kind that can be used.
     """
+    return _opened(location)
+
+
+@lru_cache(maxsize=8)
+def _opened(location: str) -> Storage:
     parts = urlsplit(location)
     if not parts.scheme:
         return LocalStorage(location)
@@ -132,3 +145,8 @@ def open_storage(location: str) -> Storage:
             "and that its region and credentials are set"
         ) from error
     return ObjectStorage(filesystem, path, location.partition("?")[0])
+
+
+def commit_storage(run_dir: str | Path, home: str | None) -> Storage:
+    """Where the commits of a run are: in its bucket, if it has one, or in its folder."""
+    return LocalStorage(run_dir) if home is None else open_storage(home)

@@ -21,8 +21,9 @@ from orchestrator.training.identity import config_digest, recorded_initial
 from orchestrator.training.initial import InitialWeights, find_initial
 from orchestrator.training.job import TrainingJob
 from orchestrator.training.manifest import checked_commits
+from orchestrator.training.object_storage import commit_storage
 from orchestrator.training.optim import build_optimizer
-from orchestrator.training.storage import LocalStorage
+from orchestrator.training.storage import Storage
 
 
 @dataclass(frozen=True)
@@ -40,13 +41,20 @@ class Plan:
     findings: dict[str, tuple[Finding, ...]]
 
 
-def make_plan(resolved: ResolvedExperiment, run_dir: Path, *, threads: int | None = None) -> Plan:
+def make_plan(
+    resolved: ResolvedExperiment,
+    run_dir: Path,
+    *,
+    threads: int | None = None,
+    home: str | None = None,
+) -> Plan:
     """Read and check the data set and lay out the run.
 
     Args:
         resolved: the experiment.
         run_dir: where the run lives; nothing is written here.
         threads: CPU threads of a worker; see :class:`TrainingJob`.
+        home: URI of the run, if it is kept in a bucket; see :class:`TrainingJob`.
 
     Raises:
         DataError: the data set is missing, malformed or too small, or the initial weights are
@@ -80,7 +88,7 @@ def make_plan(resolved: ResolvedExperiment, run_dir: Path, *, threads: int | Non
         )
     if experiment.train.early_stopping is not None:
         _require_defined(experiment.train.early_stopping.metric, val.dataset)
-    initial = _initial(experiment.train.init_from, run_dir)
+    initial = _initial(experiment.train.init_from, run_dir, commit_storage(run_dir, home))
     digest = hashlib.sha256(f"{train.dataset.digest} {val.dataset.digest}".encode()).hexdigest()
     job = TrainingJob(
         experiment=experiment,
@@ -94,6 +102,7 @@ def make_plan(resolved: ResolvedExperiment, run_dir: Path, *, threads: int | Non
         data_digest=digest,
         threads=threads,
         initial=initial,
+        home=home,
     )
     return Plan(job, batches, {"train": train.findings, "val": val.findings})
 
@@ -119,12 +128,12 @@ def count_training_images(experiment: Experiment) -> int:
     return len(training_samples(experiment.data, train))
 
 
-def _initial(location: str | None, run_dir: Path) -> InitialWeights | None:
+def _initial(location: str | None, run_dir: Path, commits: Storage) -> InitialWeights | None:
     """What the run begins with, or began with if that file has gone since."""
     if location is None:
         return None
     gone = not Path(location).exists()
     recorded = recorded_initial(run_dir) if gone else None
-    if recorded is not None and checked_commits(LocalStorage(run_dir)):
+    if recorded is not None and checked_commits(commits):
         return InitialWeights(str(Path(location).absolute()), recorded, "file")
     return find_initial(location)

@@ -25,6 +25,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from orchestrator.accelerators import Accelerator
 from orchestrator.data.ray_stream import ScheduledDataConfig
 from orchestrator.errors import OrchestratorError
+from orchestrator.training.bucket_lock import BucketLock
 from orchestrator.training.cluster import Placement
 from orchestrator.training.heartbeat import FOLDER, Beat, HangWatch, Heartbeat, end_if_still
 from orchestrator.training.interrupt import stop_on_sigterm
@@ -94,7 +95,7 @@ def fit(
     placement: Placement,
     *,
     last_commit: Callable[[], int | None],
-    lock: RunLock,
+    lock: RunLock | BucketLock,
 ) -> Outcome:
     """Train until done, starting again after a failure as long as commits advance.
 
@@ -105,7 +106,7 @@ def fit(
         data: hands every rank its ordered batches.
         placement: resources of the workers.
         last_commit: newest verified commit's step; asked after a failure.
-        lock: on the run folder; every attempt fences off the workers of the one before.
+        lock: on the run; every attempt fences off the workers of the one before.
 
     Raises:
         OrchestratorError: the cause of the last failure, after ``train.max_failures`` attempts

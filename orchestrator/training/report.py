@@ -20,9 +20,9 @@ from orchestrator.tracking.run_card import PAGE_NAME, Hardware, RunCard, package
 from orchestrator.training.initial import load_initial
 from orchestrator.training.job import Outcome, TrainingJob
 from orchestrator.training.manifest import checked_commits
+from orchestrator.training.object_storage import commit_storage
 from orchestrator.training.plan import Plan
 from orchestrator.training.progress import duration
-from orchestrator.training.storage import LocalStorage
 
 
 def result_of(
@@ -81,9 +81,7 @@ def run_card_of(
             facts["early stopping"] = outcome.early_stopping["reason"]
         files["weights sha256"] = outcome.weights_sha256
         if outcome.best_checkpoint is not None:
-            best = Path(outcome.best_checkpoint)
-            inside = best.is_relative_to(job.path)
-            files["best checkpoint"] = str(best.relative_to(job.path) if inside else best)
+            files["best checkpoint"] = outcome.best_checkpoint.removeprefix(f"{job.path}/")
     return RunCard(
         name=job.experiment.name,
         status=status,
@@ -159,7 +157,7 @@ def say_initial(job: TrainingJob, console: Console) -> None:
         DataError: the initial weights cannot be read or do not fit.
         SecurityError: their file holds more than tensors.
     """
-    if job.initial is None or checked_commits(LocalStorage(job.path)):
+    if job.initial is None or checked_commits(commit_storage(job.path, job.home)):
         return
     loaded = load_initial(job.initial, job.experiment, job.label_map)
     say(console, f"train.init_from: {loaded.headline()}")

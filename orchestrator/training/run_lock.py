@@ -89,6 +89,11 @@ class Holder:
         here = self.boot == _boot() and self.namespace == _namespace()
         return here and self.started is not None and _started(self.pid) == self.started
 
+    def ended_here(self) -> bool:
+        """Whether it ran where signals can be sent to it, and is gone for sure."""
+        here = self.boot == _boot() and self.namespace == _namespace()
+        return here and self.started is not None and _started(self.pid) != self.started
+
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}, since {self.since}"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,8 +19,10 @@ from orchestrator.training.adapting import adapt
 from orchestrator.training.collective import Collective
 from orchestrator.training.commit import CommitStore
 from orchestrator.training.engine import Engine
+from orchestrator.training.home import MEASURED, Records
 from orchestrator.training.interrupt import asked_to_stop
 from orchestrator.training.job import Outcome, TrainingJob
+from orchestrator.training.object_storage import open_storage
 from orchestrator.training.storage import LocalStorage
 
 #: A file of this name in the run folder asks the ranks to finish their step, commit and end.
@@ -50,12 +53,17 @@ def watch_for_stop(run_dir: Path) -> Callable[[], bool]:
 def open_store(job: TrainingJob) -> CommitStore:
     """The commits of a run."""
     checkpoint = job.experiment.train.checkpoint
+    beside = None
+    if job.home is not None and job.fence is not None:
+        records = Records(job.home, job.path, job.fence)
+        beside = partial(records.push, MEASURED)
     return CommitStore(
-        LocalStorage(job.path),
+        LocalStorage(job.path) if job.home is None else open_storage(job.home),
         keep_last=checkpoint.keep_last,
         keep_best=checkpoint.keep_best,
         metric=checkpoint.metric,
         fence=job.fence,
+        beside=beside,
     )
 
 

@@ -10,7 +10,7 @@ from orchestrator.tracking.git_info import git_info
 from orchestrator.tracking.mlflow_names import resolve_tracking_uri
 from orchestrator.tracking.mlflow_shipper import MlflowShipper, RunStatus, Shipped
 from orchestrator.tracking.run_card import PAGE_NAME
-from orchestrator.tracking.shipping import RunSpec
+from orchestrator.tracking.shipping import RunSpec, ShipState
 from orchestrator.training.job import Outcome, TrainingJob
 from orchestrator.training.member import Member
 
@@ -54,6 +54,11 @@ class Tracking:
             parent=None if member is None else member.parent,
         )
         self._shipper = MlflowShipper(job.path, spec)
+
+    def name(self) -> None:
+        """Record the key by which the run is found in MLflow, before MLflow hears of it."""
+        if self._shipper is not None:
+            ShipState.ensure(self._shipper.run_dir, self._shipper.spec.tracking_uri)
 
     def start(self) -> None:
         """Begin shipping, beside training."""

@@ -48,11 +48,30 @@ SCHEMA: dict[str, tuple[str, str, str]] = {
         "e.yaml:4 data.train.images: a path that starts with '~' is not expanded, because a "
         "worker's home folder may be another one; write it in full",
     ),
-    "bucket for run folders": (
+    "bucket for working folders": (
         "name: run",
-        "name: run\nstorage: s3://bucket/runs",
-        "e.yaml:2 storage: a run folder holds a lock and a log that is appended to, which "
+        "name: run\nscratch: s3://bucket/runs",
+        "e.yaml:2 scratch: a run folder holds a lock and a log that is appended to, which "
         "'s3://bucket/runs' cannot; allowed is a path that all nodes share, such as /shared/runs",
+    ),
+    "storage of an unknown kind": (
+        "name: run",
+        "name: run\nstorage: hdfs://host/runs",
+        "e.yaml:2 storage: found 'hdfs://host/runs', allowed is a path that all nodes share, such "
+        "as /shared/runs, or s3://bucket/prefix or gs://bucket/prefix",
+    ),
+    "bucket without a name": (
+        "name: run",
+        "name: run\nstorage: s3:///runs",
+        "e.yaml:2 storage: found 's3:///runs', allowed is a path that all nodes share, such as "
+        "/shared/runs, or s3://bucket/prefix or gs://bucket/prefix",
+    ),
+    "key of a bucket": (
+        "name: run",
+        "name: run\nstorage: s3://id:secret@bucket/runs",
+        "e.yaml:2 storage: the address holds a key, which would be stored with the run; take it "
+        "out and set the environment variables of the store, such as AWS_ACCESS_KEY_ID and "
+        "AWS_SECRET_ACCESS_KEY, instead",
     ),
     "word for a boolean": (
         "  epochs: 10",

@@ -18,6 +18,7 @@ import pytest
 from orchestrator.errors import StorageError
 from orchestrator.tracking.events import EventLog, read_events
 from orchestrator.tracking.shipping import (
+    KEPT_FILE,
     RunShipper,
     RunSpec,
     ShipState,
@@ -68,6 +69,27 @@ def only_run(client):
     experiment = client.get_experiment_by_name("detectors")
     (run,) = client.search_runs([experiment.experiment_id])
     return run
+
+
+def test_only_what_outlives_the_machine_is_shipped(run_dir, spec, connect, tracking_uri):
+    """A machine lost later takes the rest along, and the steps are logged anew at another time."""
+    log = run_dir / "events.jsonl"
+    log_steps(run_dir, [1, 2, 3])
+    ends = [event.end for event in read_events(log)]
+    (run_dir / KEPT_FILE).write_bytes(b"%d" % ends[1])
+    shipper = RunShipper(run_dir, spec, connect)
+    shipper.ship()
+    kept = log.read_bytes()[: ends[1]]
+    log.write_bytes(kept)
+    log_steps(run_dir, [3, 4], start=5000.0)
+    (run_dir / KEPT_FILE).write_bytes(b"%d" % log.stat().st_size)
+    RunShipper(run_dir, spec, connect).finish("FINISHED")
+    client = connect(tracking_uri)
+    found = history(client, only_run(client).info.run_id)
+    assert found == logged(run_dir)
+    assert [(step, time) for step, _, time in found] == [
+        (1, 1000000), (2, 1001000), (3, 5000000), (4, 5001000),
+    ]  # fmt: skip
 
 
 def test_a_run_as_it_appears(run_dir, tracking_uri, connect):

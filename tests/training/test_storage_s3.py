@@ -1,17 +1,9 @@
-"""Commits in a bucket, over the S3 protocol.
-
-Skipped unless ``S3_ENDPOINT`` names a server on loopback, such as MinIO or
-``pip install 'moto[server]<5.2'; moto_server -p 5000``; later ones answer pyarrow's multipart
-uploads with an element that it takes for an error (getmoto/moto#10055).
-"""
+"""Commits in a bucket, over the S3 protocol; see ``buckets.py`` for the server they need."""
 
 from __future__ import annotations
 
-import os
-import uuid
-
-import pyarrow.fs
 import pytest
+from buckets import fresh_location, needs_bucket
 from commit_scenario import COMMIT_ARGUMENTS, POLICY, scenario, scores, states
 from faulty_storage import FaultyStorage
 
@@ -20,19 +12,12 @@ from orchestrator.training.codec import state_digest
 from orchestrator.training.commit import CommitStore
 from orchestrator.training.object_storage import ObjectStorage, open_storage
 
-ENDPOINT = os.environ.get("S3_ENDPOINT")
-pytestmark = pytest.mark.skipif(ENDPOINT is None, reason="S3_ENDPOINT names no server")
+pytestmark = needs_bucket
 
 
 @pytest.fixture
 def bucket(monkeypatch: pytest.MonkeyPatch) -> ObjectStorage:
-    """A prefix of its own in a bucket that is made if need be."""
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
-    options = f"region=us-east-1&scheme=http&endpoint_override={ENDPOINT}"
-    maker, _ = pyarrow.fs.FileSystem.from_uri(f"s3://runs?{options}&allow_bucket_creation=true")
-    maker.create_dir("runs")
-    storage = open_storage(f"s3://runs/{uuid.uuid4().hex}?{options}")
+    storage = open_storage(fresh_location(monkeypatch))
     assert isinstance(storage, ObjectStorage)
     return storage
 

@@ -17,6 +17,7 @@ from orchestrator.config.schema.fields import (
     Conflict,
     Count,
     Folder,
+    FolderOrBucket,
     Positive,
     Seed,
     refuse,
@@ -90,7 +91,11 @@ class Experiment(Settings):
         data: images and boxes.
         train: optimisation.
         cluster: where it computes.
-        storage: folder that holds the run folders.
+        storage: folder that holds the run folders, or ``s3://bucket/prefix`` or
+            ``gs://bucket/prefix``, with options of the store behind a question mark:
+            ``?region=...&endpoint_override=...``. Keys come from the environment.
+        scratch: where a run whose ``storage`` is a bucket works: a folder that driver and workers
+            share while it runs, and that may be lost afterwards. Not used otherwise.
         tracking: where it is reported.
         sweep: what to vary, for many runs of it; null for one run.
     """
@@ -101,9 +106,15 @@ class Experiment(Settings):
     data: DataConfig
     train: TrainConfig
     cluster: ClusterConfig = ClusterConfig()
-    storage: Folder = "runs"
+    storage: FolderOrBucket = "runs"
+    scratch: Folder = "runs"
     tracking: TrackingConfig = TrackingConfig()
     sweep: SweepConfig | None = None
+
+    @property
+    def in_bucket(self) -> bool:
+        """Whether ``storage`` is a bucket and not a folder."""
+        return "://" in self.storage
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -111,6 +122,12 @@ class Experiment(Settings):
         return self
 
     def _conflicts(self) -> Iterator[Conflict]:
+        if self.sweep is not None and self.in_bucket:
+            yield Conflict(
+                "storage",
+                f"storage is {self.storage}, and a sweep needs a folder that all nodes share, in "
+                "which its trials see each other; write such a path, or remove sweep",
+            )
         if self.sweep is not None:
             yield from self._sweep_conflicts(self.sweep)
         if self.train.virtual_shards is not None:

@@ -41,10 +41,39 @@ def _no_scheme(path: str) -> str:
     return path
 
 
+def _folder_or_bucket(path: str) -> str:
+    scheme, mark, rest = path.partition("://")
+    if not mark:
+        return path
+    bucket = rest.partition("?")[0].partition("/")[0]
+    if scheme not in BUCKETS or not bucket:
+        raise PydanticCustomError(
+            "not_a_place",
+            "found {path}, allowed is a path that all nodes share, such as /shared/runs, or {uris}",
+            {
+                "path": repr(path),
+                "uris": " or ".join(f"{name}://bucket/prefix" for name in BUCKETS),
+            },
+        )
+    if "@" in bucket:
+        raise PydanticCustomError(
+            "key_in_uri",
+            "the address holds a key, which would be stored with the run; take it out and set the "
+            "environment variables of the store, such as AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY, instead",
+        )
+    return path
+
+
+#: Schemes of object stores that runs can be kept in.
+BUCKETS = ("s3", "gs")
+
 #: A path or URI, taken as it stands.
 Location: TypeAlias = Annotated[str, Field(min_length=1), AfterValidator(_no_home)]
 #: A path of a file system, never a bucket.
 Folder: TypeAlias = Annotated[Location, AfterValidator(_no_scheme)]
+#: A path of a file system, or ``s3://`` and ``gs://``.
+FolderOrBucket: TypeAlias = Annotated[Location, AfterValidator(_folder_or_bucket)]
 
 
 def _drawn(seed: object) -> object:

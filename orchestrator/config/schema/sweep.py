@@ -24,7 +24,7 @@ PARAMETERS = "model/parameters"
 Objective: TypeAlias = Metric | Literal["model/parameters"]
 
 #: Keys, with everything below them, that no trial may have for itself.
-_SHARED = ("name", "storage", "tracking", "sweep", "cluster")
+_SHARED = ("name", "storage", "scratch", "tracking", "sweep", "cluster")
 #: What may change in a run that goes on: nothing that shapes its state or the order of its data.
 _IN_FLIGHT = (
     "train.optimizer",
