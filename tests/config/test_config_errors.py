@@ -235,13 +235,13 @@ SCHEMA: dict[str, tuple[str, str, str]] = {
         "name: run",
         "name: run\nplugins: {}",
         "e.yaml:2 plugins: unknown key; allowed are 'name', 'seed', 'detector', 'data', 'train', "
-        "'cluster', 'storage', 'tracking' or 'sweep'",
+        "'cluster', 'storage', 'scratch', 'tracking' or 'sweep'",
     ),
     "dotted key": (
         "name: run",
         "name: run\ntrain.lr: 1",
         "e.yaml:2 train.lr: unknown key; allowed are 'name', 'seed', 'detector', 'data', 'train', "
-        "'cluster', 'storage', 'tracking' or 'sweep'; did you mean 'train.optimizer.lr'?",
+        "'cluster', 'storage', 'scratch', 'tracking' or 'sweep'; did you mean 'train.optimizer.lr'?",
     ),
     "hyphen for underscore": (
         "  batch_size: 16",
@@ -355,7 +355,7 @@ def test_conflicts_of_one_section_are_reported_together(mistakes: Mistakes, mini
 def test_five_mistakes_give_five_located_lines(mistakes: Mistakes) -> None:
     assert mistakes(FIVE_MISTAKES) == [
         "e.yaml:2 sed: unknown key; allowed are 'name', 'seed', 'detector', 'data', 'train', "
-        "'cluster', 'storage', 'tracking' or 'sweep'; did you mean 'seed'?",
+        "'cluster', 'storage', 'scratch', 'tracking' or 'sweep'; did you mean 'seed'?",
         "e.yaml:3 detector.width: found '0.5', allowed is a number > 0 and <= 4; "
         "write 0.5, without quotes",
         "e.yaml:6 data.val.annotations: required key is missing; allowed is text, not empty",

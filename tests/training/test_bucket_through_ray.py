@@ -105,7 +105,8 @@ def test_a_run_survives_its_machine(folder: Path, monkeypatch: pytest.MonkeyPatc
     assert f"kept in: {storage.describe('')}" in output
 
     result: dict[str, Any] = json.loads(storage.read_file("result.json", limit=10**6))
-    assert 26 <= result["resumed_from"] < 36
+    # The commit of step 26 may have been under way; it waited for that of step 24.
+    assert 24 <= result["resumed_from"] < 36
     same = ("state", "steps", "weights_sha256", "metrics", "best_metrics", "early_stopping")
     assert {name: result[name] for name in same} == {name: whole[name] for name in same}
     assert result["best_checkpoint"].startswith(storage.describe("ckpt/"))
