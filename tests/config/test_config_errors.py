@@ -241,7 +241,8 @@ SCHEMA: dict[str, tuple[str, str, str]] = {
         "name: run",
         "name: run\ntrain.lr: 1",
         "e.yaml:2 train.lr: unknown key; allowed are 'name', 'seed', 'detector', 'data', 'train', "
-        "'cluster', 'storage', 'scratch', 'tracking' or 'sweep'; did you mean 'train.optimizer.lr'?",
+        "'cluster', 'storage', 'scratch', 'tracking' or 'sweep'; did you mean "
+        "'train.optimizer.lr'?",
     ),
     "hyphen for underscore": (
         "  batch_size: 16",
