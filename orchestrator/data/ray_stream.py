@@ -72,6 +72,7 @@ class RayStream:
         prefetch: batches that a segment holds at least.
         tasks: map tasks that run at a time for this rank.
         task_cpus: logical CPUs of one such task.
+        plan_ref: what is in which batch, in the object store.
     """
 
     def __init__(
@@ -89,7 +90,7 @@ class RayStream:
         self.prefetch = prefetch
         self.tasks = tasks
         self.task_cpus = task_cpus
-        self._plan_ref = plan
+        self.plan_ref = plan
         self._eval_cache: EvalCache | None = None
 
     def train_batches(self, start_step: int, stop_step: int) -> Iterator[Batch]:
@@ -104,7 +105,7 @@ class RayStream:
 
     def eval_batches(self) -> Iterator[Batch]:
         """This rank's share of the validation images, each exactly once."""
-        plan = _plan(self._plan_ref)
+        plan = _plan(self.plan_ref)
         if self._eval_cache is None:
             self._eval_cache = EvalCache(plan, self.world)
         count = plan.eval_batch_count(self.world)
@@ -135,7 +136,7 @@ class RayStream:
     def _dataset(self, make: Make, first: int, end: int) -> ray.data.Dataset:
         """Batches ``first .. end - 1``, one per row, not yet begun."""
         work = partial(
-            _make_rows, plan_ref=self._plan_ref, make=make, rank=self.rank, world=self.world
+            _make_rows, plan_ref=self.plan_ref, make=make, rank=self.rank, world=self.world
         )
         length = self._task_steps()
         # Blocks in the object store rather than ``range``, whose read tasks would want a CPU each.
@@ -153,11 +154,11 @@ class RayStream:
 
     def _task_steps(self) -> int:
         """Steps that one map task prepares."""
-        return max(1, TASK_IMAGES // _plan(self._plan_ref).schedule.rank_batch(self.world))
+        return max(1, TASK_IMAGES // _plan(self.plan_ref).schedule.rank_batch(self.world))
 
     def _budget_steps(self) -> int:
         """Steps whose batches fit the memory budget."""
-        plan = _plan(self._plan_ref)
+        plan = _plan(self.plan_ref)
         height, width = plan.input_size
         batch_bytes = plan.schedule.rank_batch(self.world) * height * width * 3
         return min(max(SEGMENT_BYTES // batch_bytes, self.prefetch), SEGMENT_STEPS)
