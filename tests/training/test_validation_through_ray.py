@@ -50,7 +50,7 @@ def test_a_run_that_evaluates_beside_training_ends_as_one_in_the_loop(
     for where, said in (("in_loop", "in the loop, as train.evaluation"), ("beside", "beside tr")):
         name = f"{where}{workers}"
         words = (f"name={name}", f"train.evaluation={where}", f"cluster.workers={workers}")
-        assert f"evaluation: {said}" in finish(start(folder, "tiny.yaml", *words))
+        assert f"evaluation: {said}" in finish(start(folder, "tiny.yaml", *words), timeout=900.0)
         results.append(result(folder, name))
         logs.append(folder / "runs" / name / "events.jsonl")
         assert not [e for e in read_events(logs[-1]) if e.kind == "evaluation"]
