@@ -103,7 +103,7 @@ def nodes(request: pytest.FixtureRequest) -> Iterator[int]:
             # Other processes do not find the folder of this file.
             cloudpickle.register_pickle_by_value(sys.modules[__name__])
             ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
-            # The first processes of every node take seconds of imports; they are not what is tested.
+            # The first processes of a node take seconds of imports; they are not what is tested.
             first = request.getfixturevalue("tmp_path_factory").mktemp("first")
             run_trials(first, 2 * request.param, 1, FIT[request.param, 1])
             yield request.param
