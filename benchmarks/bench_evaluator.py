@@ -4,8 +4,8 @@
 
 Boxes of 80 classes, as many an image as in COCO val2017 (7.3, Poisson) and 1.2 % of them crowds;
 detections are moved copies of them, 30 % with a drawn class. pycocotools gets its lists of
-dictionaries ready-made, ours the columns that the workers send. The numbers have to be equal before
-a time is printed. CPU and wall seconds, medians of rounds in which ours and pycocotools take turns;
+dictionaries ready-made, hotcoco and ours the columns that the workers send. The numbers have to be
+equal before a time is printed. CPU and wall seconds, medians of rounds in which all take turns;
 `--reference-rounds` says in how many of them pycocotools takes part.
 """
 
@@ -137,6 +137,8 @@ class Times:
 def one_round(dataset: Dataset, batches: list[Detections], times: Times) -> dict[str, float]:
     found = times.of("merge", lambda: Detections.merge(batches))
     batch = times.of("evaluate", lambda: evaluate(dataset, found))
+    peer = times.of("hotcoco", lambda: evaluate(dataset, found, backend="hotcoco"))
+    assert peer == batch
     evaluator = StreamingEvaluator(dataset)
     times.of("streaming, as batches arrive", lambda: [evaluator.add(one) for one in batches])
     streamed = times.of("streaming, after the last batch", evaluator.finish)
@@ -185,7 +187,12 @@ def main() -> None:
         theirs = times.median("pycocotools")
         print(f"\nfaster than pycocotools: {theirs[0] / ours[0]:.0f}x of CPU time, ", end="")
         print(f"{theirs[1] / ours[1]:.0f}x of wall time; the same 12 numbers")
-    print(f"after the last batch: {last[0] / ours[0]:.0%} of a batch evaluation's CPU time")
+    hotcoco = times.median("hotcoco")
+    print(
+        f"after the last batch: {last[0] / hotcoco[0]:.0%} of the CPU time of hotcoco's batch ",
+        end="",
+    )
+    print(f"evaluation, {last[0] / ours[0]:.0%} of our own")
     print(f"merge, match, accumulate, report: {whole[0]:.2f} s of CPU time, {whole[1]:.2f} s wall")
     print(f"load {os.getloadavg()[0]:.1f}")
 
