@@ -22,15 +22,13 @@ import pyarrow.parquet as pq
 from orchestrator.data.decode import BadImageError, require_sound
 from orchestrator.data.folders import TEMPORARY, Folder, open_folder
 from orchestrator.data.images import image_bytes
+from orchestrator.data.manifest import MANIFEST, ROW_FIELDS, columns
 from orchestrator.data.records import Dataset
 from orchestrator.data.shard_images import ShardedImages, shard_name
 from orchestrator.data.shards import (
     FORMAT,
     INDEX,
-    MANIFEST,
-    ROW_FIELDS,
     Index,
-    columns,
     manifest_bytes,
     read_index,
     row_slices,
