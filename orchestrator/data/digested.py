@@ -29,7 +29,7 @@ from orchestrator.data.manifest import MANIFEST, decode, encode, open_manifest
 from orchestrator.data.shards import INDEX, Index, read_index
 from orchestrator.errors import OrchestratorError
 
-_FINGERPRINT, _FINDINGS = b"fingerprint", b"findings"
+_FINGERPRINT, _FINDINGS = "fingerprint", "findings"
 
 
 def read_digested(
@@ -88,11 +88,12 @@ def _kept(
         if index is None or batch is None:
             return None
         notes = batch.schema.metadata or {}
-        if notes.get(_FINGERPRINT) != expected.encode():
+        if notes.get(_FINGERPRINT.encode()) != expected.encode():
             return None
         data = decode(batch, index.label_map, str(root))
         findings = [
-            Finding(*values[:3], tuple(values[3])) for values in json.loads(notes[_FINDINGS])
+            Finding(kind, count, action, tuple(examples))
+            for kind, count, action, examples in json.loads(notes[_FINDINGS.encode()])
         ]
         if data.digest != index.digest:
             return None
@@ -110,7 +111,7 @@ def _keep(folder: LocalFolder, result: ReadResult, source: str, cache: str | Non
     """
     data = result.dataset
     findings = [astuple(one) for one in result.findings if one.kind != MISSING_IMAGE]
-    notes = {_FINGERPRINT: source.encode(), _FINDINGS: json.dumps(findings).encode()}
+    notes = {_FINGERPRINT: source, _FINDINGS: json.dumps(findings)}
     try:
         private_folder(cache)
         manifest = encode(data, notes=notes)

@@ -279,6 +279,7 @@ SHARDED = """
 name: e
 detector: {name: ssd}
 data:
+  root: %s
   train: {shards: shards/train}
   val: {shards: shards/val}
 train: {epochs: 1, batch_size: 1, optimizer: {name: sgd, lr: 0.1}}
@@ -294,7 +295,7 @@ def sharded(source: Place, tmp_path: Path) -> Dataset:
     data = read_coco(images, source.annotations).dataset
     for split in ("train", "val"):
         shard_here(data, str(tmp_path / "shards" / split))
-    (tmp_path / "e.yaml").write_text(SHARDED)
+    (tmp_path / "e.yaml").write_text(SHARDED % tmp_path)
     return data
 
 
