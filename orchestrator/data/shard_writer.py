@@ -121,9 +121,6 @@ def write_shards(
             f"{folder.location}: is not empty and holds no shards. Next: name a folder that does "
             "not exist; nothing is overwritten"
         )
-    for name in names:
-        if TEMPORARY in name:
-            folder.remove(name)
     # While anything is being put right, nobody shall train on it.
     folder.write(INDEX, begun.to_json())
     slices = row_slices(len(data), images_per_shard)
@@ -136,6 +133,10 @@ def write_shards(
     if sorted(shard.number for shard in done) != list(range(len(slices))):
         raise OrchestratorError(f"{len(done)} shards were made instead of {len(slices)}")
     done.sort(key=lambda shard: shard.number)
+    # What kills have cut off; at the end, as workers of a driver that was killed live on for a while.
+    for name in folder.sizes():
+        if TEMPORARY in name:
+            folder.remove(name)
     return _finish(data, folder, begun, done)
 
 
