@@ -133,7 +133,7 @@ def write_shards(
     if sorted(shard.number for shard in done) != list(range(len(slices))):
         raise OrchestratorError(f"{len(done)} shards were made instead of {len(slices)}")
     done.sort(key=lambda shard: shard.number)
-    # What kills have cut off; at the end, as workers of a driver that was killed live on for a while.
+    # What kills have cut off; not earlier, as workers outlive a driver that was killed.
     for name in folder.sizes():
         if TEMPORARY in name:
             folder.remove(name)
