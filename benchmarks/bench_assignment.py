@@ -24,6 +24,7 @@ from detectors.base import Targets
 from detectors.m2det.config import M2DetConfig
 from detectors.registry import build_detector
 from detectors.single_shot import SingleShot
+from orchestrator.memory import keep_freed_memory
 
 SIZE = 512
 CLASSES = 80
@@ -55,6 +56,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     rounds = parser.parse_args().rounds
     torch.set_num_threads(1)
+    keep_freed_memory()  # As in training.
     # Priors and assignment do not depend on width and levels.
     config = M2DetConfig(variant="m2det512_vgg16", width=1 / 16, levels=2)
     model = build_detector(config, num_classes=CLASSES)

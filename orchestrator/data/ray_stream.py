@@ -45,8 +45,11 @@ if TYPE_CHECKING:
 SEGMENT_BYTES = 128 << 20
 #: Steps of one segment at most.
 SEGMENT_STEPS = 1000
-#: Images one task prepares: enough that the cost of a task (40 ms of CPU time) does not count.
-TASK_IMAGES = 128
+#: Images one task prepares at most, and their bytes: enough that the cost of a task (40 ms of CPU
+#: time) does not count, and no more than Ray Data keeps in one block.
+TASK_IMAGES, TASK_BYTES = 256, 128 << 20
+#: How much longer a segment is than the one before when the consumer had to wait.
+GROWTH = 4
 
 _ARRAYS = tuple(field.name for field in fields(Batch) if field.name not in ("step", "replaced"))
 _CLOSE_SECONDS = 10.0
@@ -114,13 +117,15 @@ class RayStream:
         """Batches ``start .. stop - 1``, segment after segment."""
         budget = self._budget_steps()
         length = budget
+        at_once = self.tasks * self._task_steps()
         running: deque[_Segment] = deque()
         begun = done = start
         try:
             while done < stop:
-                if begun == done or (running[0].half_taken and len(running) == 1 and begun < stop):
+                follows = len(running) == 1 and running[0].nears_its_end(at_once)
+                if begun == done or (follows and begun < stop):
                     if running and running[0].starved:
-                        length = min(2 * length, SEGMENT_STEPS)
+                        length = min(GROWTH * length, SEGMENT_STEPS)
                     end = min(begun + length, stop)
                     running.append(_Segment(self._dataset(make, begun, end), end - begun, budget))
                     begun = end
@@ -153,7 +158,9 @@ class RayStream:
 
     def _task_steps(self) -> int:
         """Steps that one map task prepares."""
-        return max(1, TASK_IMAGES // _plan(self._plan_ref).schedule.rank_batch(self.world))
+        plan = _plan(self._plan_ref)
+        images = min(TASK_IMAGES, TASK_BYTES // (plan.input_size[0] * plan.input_size[1] * 3))
+        return max(1, images // plan.schedule.rank_batch(self.world))
 
     def _budget_steps(self) -> int:
         """Steps whose batches fit the memory budget."""
@@ -311,10 +318,18 @@ class _Segment:
         )
         self._thread.start()
 
-    @property
-    def half_taken(self) -> bool:
-        """Whether it is time to start what follows."""
-        return 2 * self.taken >= self.steps
+    def nears_its_end(self, at_once: int) -> bool:
+        """Whether to start what follows.
+
+        Args:
+            at_once: batches that all tasks of an execution make at a time.
+        """
+        left = self.steps - self.taken
+        if self.starved:
+            # Its tasks still run; more beside them would only make Ray start further processes,
+            # which import for seconds and are ended again when they have been idle for one.
+            return left <= 2 * at_once
+        return 2 * left <= self.steps
 
     @property
     def starved(self) -> bool:

@@ -243,18 +243,18 @@ def test_segment_stays_within_its_budget(plan: BatchPlan) -> None:
     assert not segment_threads()
 
 
-def test_segment_tells_when_half_is_taken_and_when_its_consumer_waits(plan: BatchPlan) -> None:
+def test_what_follows_starts_when_half_is_taken(plan: BatchPlan) -> None:
     segment = ray_stream._Segment(FakeDataset(plan, [0, 1, 2]), 3, 3)
     wait_for(lambda: segment._queue.qsize() == 3)
     segment.take()
-    assert not segment.half_taken
+    assert not segment.nears_its_end(at_once=3)
     segment.take()
-    assert segment.half_taken
+    assert segment.nears_its_end(at_once=0)
     assert not segment.starved
     segment.close()
 
 
-def test_consumer_that_waits_for_most_batches_is_starved(plan: BatchPlan) -> None:
+def test_what_follows_a_starved_segment_starts_with_its_last_tasks(plan: BatchPlan) -> None:
     gate = threading.Semaphore(0)
 
     class Slow(FakeDataset):
@@ -263,11 +263,14 @@ def test_consumer_that_waits_for_most_batches_is_starved(plan: BatchPlan) -> Non
                 gate.acquire()
                 yield row
 
-    segment = ray_stream._Segment(Slow(plan, [0, 1, 2]), 3, 3)
-    for _ in range(3):
+    segment = ray_stream._Segment(Slow(plan, list(range(8))), 8, 8)
+    near = []
+    for _ in range(8):
         threading.Timer(0.05, gate.release).start()
         segment.take()
+        near.append(segment.nears_its_end(at_once=1))
     assert segment.starved
+    assert near == [False] * 5 + [True] * 3
     segment.close()
 
 
