@@ -75,6 +75,7 @@ class RayStream:
         prefetch: batches that a segment holds at least.
         tasks: map tasks that run at a time for this rank.
         task_cpus: logical CPUs of one such task.
+        plan_ref: what is in which batch, in the object store.
     """
 
     def __init__(
@@ -92,7 +93,7 @@ class RayStream:
         self.prefetch = prefetch
         self.tasks = tasks
         self.task_cpus = task_cpus
-        self._plan_ref = plan
+        self.plan_ref = plan
         self._eval_cache: EvalCache | None = None
 
     def train_batches(self, start_step: int, stop_step: int) -> Iterator[Batch]:
@@ -107,7 +108,7 @@ class RayStream:
 
     def eval_batches(self) -> Iterator[Batch]:
         """This rank's share of the validation images, each exactly once."""
-        plan = _plan(self._plan_ref)
+        plan = _plan(self.plan_ref)
         if self._eval_cache is None:
             self._eval_cache = EvalCache(plan, self.world)
         count = plan.eval_batch_count(self.world)
@@ -140,7 +141,7 @@ class RayStream:
     def _dataset(self, make: Make, first: int, end: int) -> ray.data.Dataset:
         """Batches ``first .. end - 1``, one per row, not yet begun."""
         work = partial(
-            _make_rows, plan_ref=self._plan_ref, make=make, rank=self.rank, world=self.world
+            _make_rows, plan_ref=self.plan_ref, make=make, rank=self.rank, world=self.world
         )
         length = self._task_steps()
         # Blocks in the object store rather than ``range``, whose read tasks would want a CPU each.
@@ -158,13 +159,13 @@ class RayStream:
 
     def _task_steps(self) -> int:
         """Steps that one map task prepares."""
-        plan = _plan(self._plan_ref)
+        plan = _plan(self.plan_ref)
         images = min(TASK_IMAGES, TASK_BYTES // (plan.input_size[0] * plan.input_size[1] * 3))
         return max(1, images // plan.schedule.rank_batch(self.world))
 
     def _budget_steps(self) -> int:
         """Steps whose batches fit the memory budget."""
-        plan = _plan(self._plan_ref)
+        plan = _plan(self.plan_ref)
         height, width = plan.input_size
         batch_bytes = plan.schedule.rank_batch(self.world) * height * width * 3
         return min(max(SEGMENT_BYTES // batch_bytes, self.prefetch), SEGMENT_STEPS)

@@ -11,8 +11,8 @@ from orchestrator.data.assemble import BatchPlan
 from orchestrator.data.batch import Batch
 from orchestrator.errors import OrchestratorError
 
-#: Evaluation batches of a rank that together are no larger than this are made once and kept: they
-#: are the same in every epoch.
+#: Evaluation batches of a process that together are no larger than this are made once and kept:
+#: they are the same in every epoch.
 EVAL_CACHE_BYTES = 256 << 20
 
 
@@ -28,13 +28,20 @@ class LocalStream:
     """
 
     def __init__(
-        self, plan: BatchPlan, *, rank: int = 0, world: int = 1, prefetch: int = 4
+        self,
+        plan: BatchPlan,
+        *,
+        rank: int = 0,
+        world: int = 1,
+        prefetch: int = 4,
+        streams: int = 1,
     ) -> None:
+        """Args: ``streams`` is how many of this world share the process and its memory."""
         self.plan = plan
         self.rank = rank
         self.world = world
         self.prefetch = prefetch
-        self._eval_cache = EvalCache(plan, world)
+        self._eval_cache = EvalCache(plan, world, streams=streams)
 
     def train_batches(self, start_step: int, stop_step: int) -> Iterator[Batch]:
         """This rank's batches for steps ``start_step <= step < stop_step``, in order.
@@ -109,9 +116,10 @@ class EvalCache:
         enabled: whether they are small enough.
     """
 
-    def __init__(self, plan: BatchPlan, world: int) -> None:
+    def __init__(self, plan: BatchPlan, world: int, *, streams: int = 1) -> None:
+        """Args: ``streams`` is how many ranks' batches this process keeps."""
         height, width = plan.input_size
-        images = plan.eval_batch_count(world) * plan.eval_batch
+        images = plan.eval_batch_count(world) * plan.eval_batch * streams
         self.enabled = images * height * width * 3 <= EVAL_CACHE_BYTES
         self._kept: list[Batch] | None = None
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import ray
 
 from orchestrator.accelerators import Accelerator, from_resources
-from orchestrator.config.schema import ClusterConfig
+from orchestrator.config.schema import ClusterConfig, Experiment
 from orchestrator.errors import ConfigError
 
 #: Reading and augmenting needs at least this many CPUs beside the training workers.
@@ -34,12 +34,16 @@ class Placement:
 
 
 @contextmanager
-def connected(config: ClusterConfig) -> Iterator[None]:
+def connected(config: ClusterConfig, *, beside: bool = False) -> Iterator[None]:
     """Join ``cluster.address``, or the cluster of the submitting job, or start a local Ray.
 
     Where this process is part of a Ray cluster already, as a trial of a sweep is, nothing changes.
     A local Ray gets as many logical CPUs as its workers and the data tasks need: on a small
     machine they share the cores, which is better than waiting for ever.
+
+    Args:
+        config: the ``cluster`` section.
+        beside: a local Ray is to have room for one more worker, which evaluates.
     """
     # Results are noticed by polling; two seconds (Ray's default) is long for short runs.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
@@ -52,7 +56,7 @@ def connected(config: ClusterConfig) -> Iterator[None]:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     else:
         cores = os.cpu_count() or 1
-        needed = config.workers * config.cpus_per_worker + DATA_CPUS
+        needed = (config.workers + beside) * config.cpus_per_worker + DATA_CPUS
         ray.init(
             address="local",
             num_cpus=max(cores, int(needed + 0.999)),
@@ -82,20 +86,82 @@ def place(config: ClusterConfig, *, one_thread: bool = False) -> Placement:
     each = {"CPU": config.cpus_per_worker}
     if accelerator.kind != "cpu":
         each[accelerator.ray_resource] = 1.0
-    for name, amount in each.items():
-        spare = DATA_CPUS if name == "CPU" else 0.0
-        wanted = config.workers * amount + spare
-        have = resources.get(name, 0.0)
-        if wanted > have:
-            raise ConfigError(
-                f"cluster.workers: {config.workers} workers x {amount:g} {name}"
-                + (f" + {spare:g} {name} for reading data" if spare else "")
-                + f" = {wanted:g} {name}, but the cluster has {have:g}. Next: lower "
-                f"cluster.workers or cluster.cpus_per_worker, or add nodes"
-            )
+    missing = _shortage(config.workers, each, resources)
+    if missing is not None:
+        raise ConfigError(
+            f"cluster.workers: {missing}. Next: lower cluster.workers or "
+            "cluster.cpus_per_worker, or add nodes"
+        )
     threads = config.threads_per_worker
     if threads is None and accelerator.kind == "cpu":
         # One core stays free for reading data: torch's threads wait for each other by spinning, so
         # a thread too many costs far more than a thread too few.
         threads = 1 if one_thread else max(1, ((os.cpu_count() or 1) - 1) // config.workers)
     return Placement(accelerator, each, threads)
+
+
+def _shortage(
+    workers: int, each: Mapping[str, float], have: Mapping[str, float], *, beside: bool = False
+) -> str | None:
+    """The arithmetic of what is missing for so many workers; None when nothing is.
+
+    Args:
+        workers: that train.
+        each: what one of them takes.
+        have: what there is.
+        beside: whether one more evaluates.
+    """
+    for name, amount in each.items():
+        spare = DATA_CPUS if name == "CPU" else 0.0
+        wanted = (workers + beside) * amount + spare
+        found = have.get(name, 0.0)
+        if wanted > found:
+            return (
+                f"{f'({workers} + 1)' if beside else workers} workers x {amount:g} {name}"
+                + (f" + {spare:g} {name} for reading data" if spare else "")
+                + f" = {wanted:g} {name}, but the cluster has {found:g}"
+            )
+    return None
+
+
+def place_evaluation(
+    experiment: Experiment, placement: Placement, *, epochs: float, in_sweep: bool
+) -> str | None:
+    """Decide where a run evaluates; see ``train.evaluation``.
+
+    Args:
+        experiment: the run.
+        placement: of its workers.
+        epochs: that it trains.
+        in_sweep: whether it shares the cluster with other trials.
+
+    Returns:
+        Why it does so in the loop; None where one more worker does it beside training.
+
+    Raises:
+        ConfigError: with the arithmetic, when it is to be beside and the cluster is too small.
+    """
+    train, cluster = experiment.train, experiment.cluster
+    if train.evaluation == "in_loop":
+        return "as train.evaluation says"
+    if in_sweep:
+        return "since other trials share the cluster"
+    if train.early_stopping is not None:
+        return "since train.early_stopping waits for the scores"
+    if not train.evaluates_commits:
+        return "since not every evaluation falls on a checkpoint"
+    if epochs <= train.evaluate_every_epochs:
+        return "since all of it comes after the last step"
+    each = dict(placement.resources_per_worker)
+    if train.evaluation == "beside":
+        missing = _shortage(cluster.workers, each, ray.cluster_resources(), beside=True)
+        if missing is not None:
+            raise ConfigError(
+                f"train.evaluation: beside takes one worker more: {missing}. Next: write auto or "
+                "in_loop, lower cluster.workers or cluster.cpus_per_worker, or add nodes"
+            )
+        return None
+    # A thread too many costs more than the loop does, whatever has been reserved.
+    each["CPU"] = max(each["CPU"], placement.threads or 0)
+    missing = _shortage(cluster.workers, each, ray.available_resources(), beside=True)
+    return None if missing is None else f"since one worker more would make {missing} free"

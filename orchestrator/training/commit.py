@@ -95,6 +95,7 @@ class CommitStore:
             the right to do so, see :class:`~orchestrator.training.run_lock.Fence`.
         beside: called before a commit or its scores are published; brings to safety what belongs
             to them and lies elsewhere.
+        awaited: whether the commit of a step is going to be scored; until then it is not deleted.
     """
 
     def __init__(
@@ -107,9 +108,11 @@ class CommitStore:
         mode: Literal["max", "min"] = "max",
         fence: Callable[[], None] | None = None,
         beside: Callable[[], None] | None = None,
+        awaited: Callable[[int], bool] = lambda step: False,
     ) -> None:
         self.storage = storage
-        self.policy = Policy(keep_last, keep_best, metric, 1.0 if mode == "max" else -1.0)
+        sign = 1.0 if mode == "max" else -1.0
+        self.policy = Policy(keep_last, keep_best, metric, sign, awaited)
         self._fence = fence or (lambda: None)
         self._beside = beside
         self._refreshed = time.monotonic()
@@ -164,6 +167,10 @@ class CommitStore:
     def collect(self) -> None:
         """Delete commits that are neither among the newest nor among the best."""
         self._submit(self._collect)
+
+    def then(self, job: Callable[[], None]) -> None:
+        """Call ``job`` once everything asked for so far is done, such as a commit it reads."""
+        self._submit(job)
 
     def refresh(self) -> None:
         """Let ``beside`` do its work also between commits that are far apart, now and then."""

@@ -21,7 +21,7 @@ from orchestrator.tracking.atomic import write_atomic
 from orchestrator.tracking.mlflow_shipper import RunStatus, Shipped
 from orchestrator.tracking.run_card import PAGE_NAME
 from orchestrator.training.bucket_lock import BucketLock
-from orchestrator.training.cluster import Placement, connected, place
+from orchestrator.training.cluster import Placement, connected, place, place_evaluation
 from orchestrator.training.home import DESCRIBING, Home, home_of
 from orchestrator.training.identity import Identity, open_run, recorded_seed
 from orchestrator.training.interrupt import in_thread, stopping_politely
@@ -130,14 +130,24 @@ def train(
         _write(run_dir / "config" / "resolved.yaml", dump_yaml(resolved))
         _write(run_dir / "label_map.json", plan.job.label_map.to_json())
         tracking = Tracking(resolved, plan.job, member)
-        with connected(resolved.experiment.cluster):
-            sharded = resolved.experiment.train.virtual_shards is not None
-            placement = place(resolved.experiment.cluster, one_thread=sharded)
+        experiment = resolved.experiment
+        with connected(experiment.cluster, beside=experiment.train.evaluation == "beside"):
+            sharded = experiment.train.virtual_shards is not None
+            placement = place(experiment.cluster, one_thread=sharded)
+            in_loop = place_evaluation(
+                experiment,
+                placement,
+                epochs=plan.job.total_steps / plan.job.schedule.steps_per_epoch,
+                in_sweep=member is not None,
+            )
+            where = "beside training" if in_loop is None else f"in the loop, {in_loop}"
+            say(console, f"evaluation: {where}")
             job = dataclasses.replace(
                 plan.job,
                 threads=placement.threads,
                 judged_epochs=() if member is None else member.judged_epochs,
                 sampled={} if member is None else member.sampled,
+                evaluates_beside=in_loop is None,
             )
             outcome, shipped = _tracked(plan, job, placement, console, lock, tracking, home)
     result = result_of(job, outcome, shipped, time.monotonic() - started)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -51,12 +51,17 @@ class WeightAverage:
         for name, tensor in self.tensors.items():
             tensor.copy_(tensors[name])
 
-    @contextmanager
-    def applied_to(self, model: nn.Module) -> Iterator[None]:
+    def applied_to(self, model: nn.Module) -> AbstractContextManager[None]:
         """Let ``model`` hold the average inside the block, and its own state again after it."""
-        own = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-        model.load_state_dict(self.tensors)
-        try:
-            yield
-        finally:
-            model.load_state_dict(own)
+        return holding(model, self.tensors)
+
+
+@contextmanager
+def holding(model: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None]:
+    """Let ``model`` hold another state inside the block, and its own again after it."""
+    own = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+    model.load_state_dict(tensors)
+    try:
+        yield
+    finally:
+        model.load_state_dict(own)

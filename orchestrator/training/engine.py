@@ -17,9 +17,6 @@ from detectors.base import Detector
 from orchestrator.accelerators import Accelerator, Precision
 from orchestrator.data.batch import Batch, BatchStream
 from orchestrator.errors import OrchestratorError
-from orchestrator.evaluation.coco import CocoMetrics, evaluate, write_per_class
-from orchestrator.evaluation.detections import Detections
-from orchestrator.evaluation.results import Results, write_results
 from orchestrator.tracking.events import EventLog
 from orchestrator.training import evidence
 from orchestrator.training.codec import TrainState, weights_digest
@@ -28,11 +25,11 @@ from orchestrator.training.commit import CommitStore
 from orchestrator.training.early_stopping import EarlyStopping
 from orchestrator.training.initial import load_initial
 from orchestrator.training.job import Outcome, TrainingJob
-from orchestrator.training.predictor import predict_all
 from orchestrator.training.sampled import check_sampled
 from orchestrator.training.schedules import LearningRate
 from orchestrator.training.state import capture, restore
 from orchestrator.training.stepper import Stepper, StepReport
+from orchestrator.training.validation import Evaluator, Validation
 from orchestrator.training.verdict import await_verdict
 
 
@@ -70,6 +67,7 @@ class Engine:
         store: where commits live; read by every rank, written by rank 0.
         events: the run's log; None on every rank but 0.
         stop_requested: asked once a step; true makes all ranks commit and end.
+        evaluator: scores commits beside the steps, see :class:`Validation`.
     """
 
     def __init__(
@@ -84,6 +82,7 @@ class Engine:
         store: CommitStore,
         events: EventLog | None,
         stop_requested: Callable[[], bool],
+        evaluator: Evaluator | None = None,
     ) -> None:
         train = job.experiment.train
         self.job = job
@@ -114,10 +113,18 @@ class Engine:
             if train.early_stopping is None
             else EarlyStopping(train.early_stopping, steps_per_epoch=job.schedule.steps_per_epoch)
         )
+        self.validation = Validation(
+            job,
+            self.stepper,
+            stream=stream,
+            store=store,
+            events=events,
+            early=self.early,
+            evaluator=evaluator,
+        )
         self.step = 0
         self.bad_steps = 0
         self.overflows = 0
-        self.metrics: dict[str, float] = {}
         self.ending: dict[str, Any] | None = None
         self.throughput = _Throughput(skip=min(job.schedule.steps_per_epoch, 20))
         self._replaced = 0
@@ -161,13 +168,16 @@ class Engine:
             if commits:
                 self._commit()
             if not stopped and self.job.evaluates_after(self.step):
-                self._evaluate()
+                self.validation.after(self.step, committed=self._committed == self.step)
                 ended = self._ends_early()
                 given_up = not ended and not self._goes_on()
                 clock = time.perf_counter()
             if stopped or ended or given_up:
                 break
         self.store.wait()
+        if not stopped:
+            # Whoever asked for a stop does not wait for it; the next start has it done again.
+            self.validation.finish()
         state = "preempted" if stopped else "stopped" if given_up else "done"
         return self._outcome(state, start)
 
@@ -193,18 +203,18 @@ class Engine:
         return bool(self.collective.from_main(answer))
 
     def _resume(self) -> int:
-        """Load the newest verified commit on every rank; redo an evaluation that was cut off."""
+        """Load the newest verified commit on every rank; redo evaluations that were cut off."""
         step: int | None = None
-        scored = True
         if self.collective.is_main:
             found = self.store.latest()
             for rejected in found.rejected:
                 self._note("checkpoint_rejected", rejected.describe())
             if found.commit is not None:
-                step, scored = found.commit.step, found.commit.metrics is not None
+                step = found.commit.step
                 scores = found.commit.metrics or {}
-                self.metrics = {key.removeprefix("val/"): value for key, value in scores.items()}
-        step, scored = self.collective.from_main((step, scored))
+                known = {key.removeprefix("val/"): value for key, value in scores.items()}
+                self.validation.metrics = known
+        step = self.collective.from_main(step)
         if step is None:
             self._begin()
             return 0
@@ -215,11 +225,10 @@ class Engine:
         self._replaced = int(scalars["replaced"])
         if self.early is not None:
             self.early.load(scalars.get("early_stopping"))
-            if self.metrics and self.job.counts_after(step):
-                self.early.count(self.metrics, step=step)
+            if self.validation.metrics and self.job.counts_after(step):
+                self.early.count(self.validation.metrics, step=step)
         self._note("resume", f"from commit {step}")
-        if not scored and self.job.evaluates_after(step):
-            self._evaluate()
+        self.validation.catch_up(step)
         return step
 
     def _begin(self) -> None:
@@ -369,53 +378,6 @@ class Engine:
             },
         )
 
-    def _evaluate(self) -> None:
-        """Score the present weights on the validation images, all ranks together."""
-        config = self.job.experiment.detector.postprocess
-        average = self.stepper.average
-
-        def predict() -> Detections | None:
-            # Each rank has statistics of its own, and averages of those; a commit has rank 0's.
-            self.collective.copy_from_main_(list(self.model.buffers()))
-            return predict_all(
-                self.model,
-                self.stream.eval_batches(),
-                config,
-                accelerator=self.accelerator,
-                precision=self.precision,
-                collective=self.collective,
-            )
-
-        if average is None:
-            found = predict()
-        else:
-            with average.applied_to(self.model):
-                found = predict()
-        if found is None:
-            return
-        scores = evaluate(self.job.val, found)
-        self._keep_results(found, scores)
-        self.metrics = dict(scores.numbers)
-        if self.early is not None and self.job.counts_after(self.step):
-            self.early.count(self.metrics, step=self.step)
-        values = {f"val/{name}": value for name, value in scores.numbers.items()}
-        if self.events is not None:
-            per_class = {f"val/AP/{name}": value for name, value in scores.per_class.items()}
-            # -1 says that there is nothing to score; on a curve it would look like a score.
-            defined = {k: v for k, v in {**values, **per_class}.items() if v >= 0}
-            defined["val/epoch"] = self.step / self.job.schedule.steps_per_epoch
-            self.events.metrics(defined, step=self.step)
-            self.events.flush(sync=True)
-        if self._committed == self.step:
-            self.store.attach_metrics(self.step, values)
-
-    def _keep_results(self, found: Detections, scores: CocoMetrics) -> None:
-        """Leave detections and per-class scores of the newest evaluation in the run folder."""
-        folder = self.job.path / "eval"
-        folder.mkdir(exist_ok=True)
-        write_results(folder / "coco_results.json", Results.of(found), self.job.label_map)
-        write_per_class(folder / "per_class.csv", scores)
-
     def _note(self, kind: str, text: str) -> None:
         if self.events is not None:
             self.events.note(kind, text, step=self.step)
@@ -427,7 +389,7 @@ class Engine:
             steps=self.step,
             samples=self.step * self.job.schedule.batch_size,
             images_per_s=self.throughput.value,
-            metrics=self.metrics,
+            metrics=self.validation.metrics,
             best_metrics=None if best is None else dict(best.metrics or {}),
             best_checkpoint=None if best is None else best.path,
             weights_sha256=weights_digest(self._state()) if self.collective.is_main else "",

@@ -46,6 +46,7 @@ NOT_IDENTITY = (
     "data.cache",
     "data.max_bad_fraction",
     "train.init_from",  # Likewise: the digest of the weights is, and not where they lie.
+    "train.evaluation",
     "train.max_steps",  # The schedule is that of the whole run, so a quick look can be continued.
     "train.log_every_steps",
     "train.max_failures",

@@ -35,6 +35,8 @@ class TrainingJob:
         home: URI of the run in a bucket, where its commits are; None where they are in the run
             folder.
         sampled: what a sweep set, by dotted key; seen to have arrived in the live objects.
+        evaluates_beside: whether commits are scored by one more worker while training goes on; see
+            :mod:`orchestrator.training.validation`.
     """
 
     experiment: Experiment
@@ -50,6 +52,7 @@ class TrainingJob:
     judged_epochs: tuple[int, ...] = ()
     home: str | None = None
     sampled: Mapping[str, Json] = field(default_factory=dict)
+    evaluates_beside: bool = False
 
     @property
     def path(self) -> Path:

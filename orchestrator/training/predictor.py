@@ -49,6 +49,29 @@ def predict_batch(
     )
 
 
+def predict_share(
+    model: Detector,
+    batches: Iterable[Batch],
+    config: PostprocessConfig,
+    *,
+    accelerator: Accelerator,
+    precision: Precision,
+    device: torch.device,
+) -> Detections:
+    """Detections of one rank's batches.
+
+    The model is put into evaluation mode and left in the mode it had.
+    """
+    training = model.training
+    model.eval()
+    try:
+        with accelerator.autocast(precision):
+            parts = [predict_batch(model, batch, config, device) for batch in batches]
+    finally:
+        model.train(training)
+    return Detections.merge(parts)
+
+
 def predict_all(
     model: Detector,
     batches: Iterable[Batch],
@@ -62,12 +85,13 @@ def predict_all(
 
     The model is put into evaluation mode and left in the mode it had.
     """
-    training = model.training
-    model.eval()
-    try:
-        with accelerator.autocast(precision):
-            parts = [predict_batch(model, batch, config, collective.device) for batch in batches]
-    finally:
-        model.train(training)
-    gathered = collective.gather(Detections.merge(parts))
+    share = predict_share(
+        model,
+        batches,
+        config,
+        accelerator=accelerator,
+        precision=precision,
+        device=collective.device,
+    )
+    gathered = collective.gather(share)
     return None if gathered is None else Detections.merge(gathered)

@@ -23,13 +23,14 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.accelerators import Accelerator
-from orchestrator.data.ray_stream import ScheduledDataConfig
+from orchestrator.data.ray_stream import RayStream, ScheduledDataConfig
 from orchestrator.errors import OrchestratorError
 from orchestrator.training.bucket_lock import BucketLock
 from orchestrator.training.cluster import Placement
 from orchestrator.training.heartbeat import FOLDER, Beat, HangWatch, Heartbeat, end_if_still
 from orchestrator.training.interrupt import stop_on_sigterm
 from orchestrator.training.job import Outcome, TrainingJob
+from orchestrator.training.ray_evaluator import RayEvaluator
 from orchestrator.training.run_lock import RunLock
 from orchestrator.training.session import run_rank
 
@@ -60,12 +61,18 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
     alive: AbstractContextManager[Any] = nullcontext()
     if timeout is not None:
         alive = Heartbeat(Path(config["beats"]), context.get_world_rank(), timeout, node=node)
+    stream: RayStream = ray.train.get_dataset_shard("train")
+    accelerator = Accelerator(config["kind"])
+    evaluator = None
+    if job.evaluates_beside and context.get_world_rank() == 0:
+        evaluator = RayEvaluator(job, stream.plan_ref, accelerator, config["resources"])
     with alive:
         outcome = run_rank(
             job,
-            ray.train.get_dataset_shard("train"),
-            accelerator=Accelerator(config["kind"]),
+            stream,
+            accelerator=accelerator,
             local_rank=context.get_local_rank(),
+            evaluator=evaluator,
         )
     return outcome.to_json()
 
@@ -151,6 +158,7 @@ def _attempt(job: TrainingJob, data: ScheduledDataConfig, placement: Placement) 
             "job": job,
             "kind": placement.accelerator.kind,
             "beats": str(beats),
+            "resources": placement.resources_per_worker,
         },
         torch_config=_StoppableTorchConfig(backend=placement.accelerator.backend),
         scaling_config=ScalingConfig(

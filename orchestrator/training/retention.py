@@ -44,12 +44,14 @@ class Policy:
         keep_best: commits by ``metric``, besides those.
         metric: name of the metric that ranks commits.
         sign: 1 when a larger value is better, -1 when a smaller one is.
+        awaited: whether the commit of a step is going to be scored; until then it stays.
     """
 
     keep_last: int
     keep_best: int
     metric: str
     sign: float
+    awaited: Callable[[int], bool]
 
     def ranked(self, commits: Collection[Commit]) -> list[Commit]:
         """Commits that have a finite score, best first, the earliest of equals first."""
@@ -60,7 +62,8 @@ class Policy:
     def keeps(self, newest_first: Sequence[Commit]) -> set[str]:
         """Keys of the commits that stay."""
         best = self.ranked(newest_first)[: self.keep_best]
-        return {commit.key for commit in (*newest_first[: self.keep_last], *best)}
+        unscored = [c for c in newest_first if c.metrics is None and self.awaited(c.step)]
+        return {commit.key for commit in (*newest_first[: self.keep_last], *best, *unscored)}
 
 
 def collect(storage: Storage, policy: Policy, proven: set[str], fence: Callable[[], None]) -> None:

@@ -24,6 +24,7 @@ from orchestrator.training.interrupt import asked_to_stop
 from orchestrator.training.job import Outcome, TrainingJob
 from orchestrator.training.object_storage import open_storage
 from orchestrator.training.storage import LocalStorage
+from orchestrator.training.validation import Evaluator
 
 #: A file of this name in the run folder asks the ranks to finish their step, commit and end.
 STOP_FILE = "stop-requested"
@@ -64,6 +65,7 @@ def open_store(job: TrainingJob) -> CommitStore:
         metric=checkpoint.metric,
         fence=job.fence,
         beside=beside,
+        awaited=job.evaluates_after,
     )
 
 
@@ -83,10 +85,18 @@ def run_rank(
     *,
     accelerator: Accelerator,
     local_rank: int = 0,
+    evaluator: Evaluator | None = None,
 ) -> Outcome:
     """Train this process's share of ``job``.
 
     ``torch.distributed`` must be initialised already when there is more than one rank.
+
+    Args:
+        job: the run.
+        stream: this rank's batches.
+        accelerator: kind of device.
+        local_rank: among the ranks of this machine.
+        evaluator: of rank 0 in a run that evaluates beside its steps; closed in the end.
     """
     experiment = job.experiment
     accelerator.set_determinism(experiment.train.deterministic, job.threads)
@@ -111,10 +121,13 @@ def run_rank(
             store=store,
             events=events,
             stop_requested=watch_for_stop(job.path),
+            evaluator=evaluator,
         )
         outcome = engine.run()
         store.close()
         return outcome
     finally:
+        if evaluator is not None:
+            evaluator.close()
         if events is not None:
             events.close()

@@ -16,11 +16,12 @@ from orchestrator.data.digits import Recipe, build_digits
 from orchestrator.errors import ConfigError
 from orchestrator.evaluation.coco import METRICS
 from orchestrator.tracking.events import metric_history, read_events
-from orchestrator.training import engine, session
+from orchestrator.training import session
 from orchestrator.training.early_stopping import EarlyStopping
 from orchestrator.training.report import result_of, run_card_of
 from orchestrator.training.session import STOP_FILE, open_store
 from orchestrator.training.tracking import ending_tags
+from orchestrator.training.validation import Scored, Validation
 
 #: 6 steps an epoch.
 SETTINGS = ("train.epochs=6", "train.checkpoint.every_steps=null")
@@ -41,17 +42,16 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Evaluations that give ``SCORES``, by the epoch they are made after."""
     monkeypatch.setattr(session, "build_detector", small_detector)
     monkeypatch.setattr(session, "_STOP_POLL_SECONDS", 0.0)
-    real = engine.Engine._evaluate
+    real = Validation._record
 
-    def evaluate(self: engine.Engine) -> None:
-        score = SCORES[self.step // self.job.schedule.steps_per_epoch - 1]
+    def record(self: Validation, step: int, scored: Scored | None, *, committed: bool) -> None:
+        assert scored is not None
+        score = SCORES[step // self._job.schedule.steps_per_epoch - 1]
         numbers = dict.fromkeys(METRICS, score)
-        found = SimpleNamespace(numbers=numbers, per_class={}, classes=())
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(engine, "evaluate", lambda *_: found)
-            real(self)
+        scores: Any = SimpleNamespace(numbers=numbers, per_class={}, classes=())
+        real(self, step, Scored(scored.found, scores), committed=committed)
 
-    monkeypatch.setattr(engine.Engine, "_evaluate", evaluate)
+    monkeypatch.setattr(Validation, "_record", record)
 
 
 # The rule

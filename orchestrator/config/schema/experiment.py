@@ -129,6 +129,12 @@ class Experiment(Settings):
                 "which its trials see each other; write such a path, or remove sweep",
             )
         if self.sweep is not None:
+            if self.train.evaluation == "beside":
+                yield Conflict(
+                    "train.evaluation",
+                    "train.evaluation is beside, which takes a place on the cluster that sweep "
+                    "gives to another trial; write in_loop or auto, or remove sweep",
+                )
             yield from self._sweep_conflicts(self.sweep)
         if self.train.virtual_shards is not None:
             yield from self._shard_conflicts(self.train.virtual_shards)

@@ -312,6 +312,9 @@ class TrainConfig(Settings):
             each worker's over its own.
         ema: moving average of the weights; null for none.
         evaluate_every_epochs: epochs between evaluations; the last epoch is always evaluated.
+        evaluation: where. ``in_loop``: all workers stop for it. ``beside``: one more worker scores
+            the checkpoint while they train on. ``auto``: beside where nothing waits for the scores
+            and the cluster has free what one more worker takes. The scores are the same.
         early_stopping: end before the last epoch when evaluations no longer get better; null never
             does.
         checkpoint: what is kept.
@@ -337,6 +340,7 @@ class TrainConfig(Settings):
     sync_batch_norm: bool = False
     ema: EmaConfig | None = None
     evaluate_every_epochs: Count = 1
+    evaluation: Literal["auto", "beside", "in_loop"] = "auto"
     early_stopping: EarlyStoppingConfig | None = None
     checkpoint: CheckpointConfig = CheckpointConfig()
     log_every_steps: Count = 10
@@ -366,6 +370,8 @@ class TrainConfig(Settings):
                 )
         if self.early_stopping is not None:
             yield from self._early_stopping_conflicts(self.early_stopping.patience)
+        if self.evaluation == "beside":
+            yield from self._beside_conflicts()
         if self.virtual_shards is not None and self.accumulate != 1:
             yield Conflict(
                 "accumulate",
@@ -399,4 +405,26 @@ class TrainConfig(Settings):
                 f"train.epochs {self.epochs} and train.evaluate_every_epochs "
                 f"{self.evaluate_every_epochs} there are {before_the_end} evaluations before the "
                 f"last epoch, and the first is what the others are compared with; {remedy}",
+            )
+
+    @property
+    def evaluates_commits(self) -> bool:
+        """Whether each evaluation falls on a checkpoint."""
+        return self.evaluate_every_epochs % self.checkpoint.every_epochs == 0
+
+    def _beside_conflicts(self) -> Iterator[Conflict]:
+        if self.early_stopping is not None:
+            yield Conflict(
+                "evaluation",
+                "train.evaluation is beside, which lets training go on before the scores are "
+                "there, and train.early_stopping waits for them; write in_loop or auto, or remove "
+                "train.early_stopping",
+            )
+        if not self.evaluates_commits:
+            yield Conflict(
+                "evaluation",
+                "train.evaluation is beside, which reads checkpoints, so "
+                f"train.evaluate_every_epochs, which is {self.evaluate_every_epochs}, must be "
+                "divisible by train.checkpoint.every_epochs, which is "
+                f"{self.checkpoint.every_epochs}",
             )
