@@ -7,8 +7,13 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
+
+import psutil
+
+from orchestrator.tracking.events import read_events
 
 
 def start(
@@ -54,6 +59,27 @@ def finish(process: subprocess.Popen[str], *, code: int = 0, timeout: float = 30
         ) from None
     assert process.returncode == code, output
     return output
+
+
+def kill_after(process: subprocess.Popen[str], log: Path, step: int) -> None:
+    """SIGKILL the command and everything it has started, once ``log`` has an event of ``step``."""
+    deadline = time.monotonic() + 400
+    while max((event.step for event in read_events(log)), default=0) < step:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, "no step was taken"
+        time.sleep(0.05)
+    kill_tree(process)
+
+
+def kill_tree(process: subprocess.Popen[str]) -> None:
+    """SIGKILL the command and everything it has started."""
+    main = psutil.Process(process.pid)
+    everything = [*main.children(recursive=True), main]
+    for one in everything:
+        if one.is_running():
+            one.kill()
+    psutil.wait_procs(everything, timeout=60)
+    process.communicate()
 
 
 def result(folder: Path, name: str) -> dict[str, Any]:

@@ -54,6 +54,7 @@ def main(argv: Sequence[str]) -> int:
             experiment.data,
             priors=lambda label_map: _priors(experiment, label_map),
             watch=lambda split, seen, total: bars.update(tasks[split], completed=seen, total=total),
+            keep=True,
         )
     report = examination.report
     for name, facts in report.splits.items():
@@ -61,6 +62,8 @@ def main(argv: Sequence[str]) -> int:
             f"{name}: {facts['images']} images, {facts['boxes']} boxes, "
             f"{len(facts['classes'])} classes, digest {facts['content_digest']}"
         )
+        if "manifest" in facts:
+            print(f"  manifest {facts['manifest']}")
     for one in sorted(report.diagnoses, key=lambda one: -one.verdict):
         print(one)
     print(f"verdict: {report.to_json()['verdict']}")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.cli.parser import Parser
-from orchestrator.cli.source import FORMATS, add_source, find_source
+from orchestrator.cli.source import FORMATS, add_source, read_source
 
 if TYPE_CHECKING:
     from orchestrator.data.convert import Converted
@@ -36,14 +36,12 @@ def main(argv: Sequence[str]) -> int:
 
     from orchestrator.data.convert import convert
 
-    kind, places, classes = find_source(arguments)
+    results = read_source(arguments)
     columns = TextColumn("images"), BarColumn(), MofNCompleteColumn()
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("images", total=None)
         converted = convert(
-            kind,
-            places,
-            classes,
+            results,
             arguments.to,
             arguments.target,
             link=arguments.link,

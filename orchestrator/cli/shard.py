@@ -45,16 +45,13 @@ def main(argv: Sequence[str]) -> int:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-    from orchestrator.data.classes import read_classes
-    from orchestrator.data.convert import read_place
+    from orchestrator.data.convert import read_places
     from orchestrator.data.folders import below
     from orchestrator.data.ray_shards import shards_by_ray
     from orchestrator.data.shard_writer import IMAGES_PER_SHARD, write_shards
     from orchestrator.training.cluster import connected
 
-    kind, places, classes = find_source(arguments)
-    label_map = None if classes is None else read_classes(classes)
-    splits = {name: read_place(kind, place, label_map) for name, place in places.items()}
+    splits = read_places(*find_source(arguments))
     written = {}
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
     with (

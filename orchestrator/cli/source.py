@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from orchestrator.errors import ConfigError
 
 if TYPE_CHECKING:
+    from orchestrator.data.findings import ReadResult
     from orchestrator.data.writers import Place
 
 FORMATS = ("coco", "voc", "txt", "yolo")
@@ -48,12 +49,37 @@ def find_source(arguments: argparse.Namespace) -> tuple[str, dict[str, Place], P
         DataError: the splits are not where they usually are.
     """
     if is_experiment(arguments.source):
-        if arguments.kind or arguments.split or arguments.classes:
-            raise ConfigError("an experiment file says --from, --split and --classes itself")
+        _refuse_options(arguments)
         return _of_experiment(arguments.source)
     if arguments.kind is None:
         raise ConfigError(f"--from: needed with a folder; allowed are {', '.join(FORMATS)}")
     return _of_folder(arguments)
+
+
+def read_source(arguments: argparse.Namespace) -> dict[str, ReadResult]:
+    """The splits by name, as :func:`find_source` finds them; those without files from shards.
+
+    Raises:
+        ConfigError: options that contradict each other, or one that is missing.
+        DataError: the splits are not where they usually are, or malformed.
+    """
+    from orchestrator.data.convert import read_places
+
+    if is_experiment(arguments.source):
+        from orchestrator.config.resolve import load_experiment
+        from orchestrator.data.readers import read_split
+
+        _refuse_options(arguments)
+        data = load_experiment(arguments.source).experiment.data
+        splits = {"train": data.train, "val": data.val}
+        if any(split.files is None for split in splits.values()):
+            return {name: read_split(data, split) for name, split in splits.items()}
+    return read_places(*find_source(arguments))
+
+
+def _refuse_options(arguments: argparse.Namespace) -> None:
+    if arguments.kind or arguments.split or arguments.classes:
+        raise ConfigError("an experiment file says --from, --split and --classes itself")
 
 
 def _of_experiment(path: Path) -> tuple[str, dict[str, Place], Path | None]:
@@ -67,9 +93,9 @@ def _of_experiment(path: Path) -> tuple[str, dict[str, Place], Path | None]:
     for name, split in (("train", data.train), ("val", data.val)):
         if split.files is None:
             raise ConfigError(
-                f"{path} data.{name}: names shards alone; what they were written from is needed. "
-                "Next: give the folder of the data set, or an experiment that names images and "
-                "annotations"
+                f"{path} data.{name}: names shards alone, and shards are written from files. Next: "
+                "give the folder of the data set, or an experiment that names images and "
+                f"annotations; `orchestrator convert data {path} OUT --to coco` makes files of them"
             )
         images, annotations = split.files
         places[name] = Place(root / images, root / annotations)

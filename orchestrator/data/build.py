@@ -19,6 +19,9 @@ from orchestrator.data.paths import check_files
 from orchestrator.data.records import Dataset
 from orchestrator.errors import DataError
 
+#: Kind of the finding for images that annotations name and the folder lacks.
+MISSING_IMAGE = "missing_image"
+
 
 @dataclass(frozen=True)
 class ImageColumns:
@@ -134,7 +137,7 @@ def missing_files(root: Path, files: Sequence[str], source: Path) -> list[Findin
     if not missing:
         return []
     places = [files[i] for i in missing]
-    return [Finding.at("missing_image", "will be replaced by another image", places)]
+    return [Finding.at(MISSING_IMAGE, "will be replaced by another image", places)]
 
 
 def _sanitise(

@@ -22,6 +22,7 @@ from orchestrator.data.coco_tables import Table, describe, positions_in
 from orchestrator.data.files import read_text_bytes, reason
 from orchestrator.data.findings import Finding, Problems, ReadResult
 from orchestrator.data.label_map import LabelMap
+from orchestrator.data.numbers import shown
 from orchestrator.data.paths import require_file, require_folder, split_key
 from orchestrator.errors import DataError
 
@@ -48,8 +49,8 @@ def read_coco(images_dir: str | Path, annotations_path: str | Path) -> ReadResul
     )
     root = require_folder(Path(images_dir), what="image folder", key=split_key("images"))
     with _no_garbage_collection():
-        tree = _parse(path)
         problems = Problems(str(path))
+        tree = _parse(path, problems)
         label_map = _categories(tree, problems)
         images = _images(tree, problems)
         boxes, findings = _annotations(tree, images, label_map, problems)
@@ -78,7 +79,7 @@ def _no_garbage_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _parse(path: Path) -> dict[str, Any]:
+def _parse(path: Path, problems: Problems) -> dict[str, Any]:
     try:
         data = read_text_bytes(path)
     except OSError as error:
@@ -92,8 +93,17 @@ def _parse(path: Path) -> dict[str, Any]:
             f"{path}: byte {error.start} is not UTF-8 ({error.reason}); save it as UTF-8"
         ) from error
     del data
+    doubled: list[tuple[dict[str, Any], str]] = []
+
+    def whole(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        # Of a key that stands twice a dict keeps the last value in silence.
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            doubled.append((found, _first_doubled(pairs)))
+        return found
+
     try:
-        tree = json.loads(text)
+        tree = json.loads(text, object_pairs_hook=whole)
     except json.JSONDecodeError as error:
         ends = len(text.rstrip()) <= error.pos + 1 or "Unterminated" in error.msg
         hint = "; the file ends too early, copy it again" if ends else ""
@@ -107,7 +117,33 @@ def _parse(path: Path) -> dict[str, Any]:
             f"{path}: the top level is {describe(tree)}, expected an object with images, "
             "annotations and categories; is this a file of detection results?"
         )
+    if doubled:
+        _report_doubled(tree, doubled, problems)
     return tree
+
+
+def _first_doubled(pairs: list[tuple[str, Any]]) -> str:
+    seen: set[str] = set()
+    for key, _ in pairs:
+        if key in seen:
+            break
+        seen.add(key)
+    return key
+
+
+def _report_doubled(
+    tree: dict[str, Any], doubled: list[tuple[dict[str, Any], str]], problems: Problems
+) -> None:
+    """Report objects with a key twice where values are taken from; elsewhere it does not matter."""
+    key_of = {id(found): key for found, key in doubled}
+    places = [("/", tree)]
+    for name in ("images", "annotations", "categories"):
+        rows = tree.get(name)
+        if isinstance(rows, list):
+            places += ((f"/{name}/{position}", row) for position, row in enumerate(rows))
+    for pointer, found in places:
+        if id(found) in key_of:
+            problems.add(pointer, f"holds the key {shown(key_of[id(found)])} twice")
 
 
 def _categories(tree: dict[str, Any], problems: Problems) -> LabelMap | None:

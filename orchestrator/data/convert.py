@@ -20,11 +20,12 @@ import numpy as np
 from orchestrator.data.classes import CLASSES_FILE, read_classes
 from orchestrator.data.coco import read_coco
 from orchestrator.data.findings import Finding, ReadResult
+from orchestrator.data.images import image_bytes, image_exists
 from orchestrator.data.label_map import LabelMap
 from orchestrator.data.readers import LISTED
 from orchestrator.data.records import Dataset
 from orchestrator.data.writers import WRITERS, Place, usual_place
-from orchestrator.errors import DataError, StorageError
+from orchestrator.errors import ConfigError, DataError, StorageError
 
 #: Told each image that is in its place: images so far, images in all.
 Progress = Callable[[int, int], None]
@@ -55,10 +56,25 @@ def read_place(kind: str, place: Place, classes: LabelMap | None) -> ReadResult:
     return LISTED[kind](place.images, place.annotations, classes)
 
 
+def read_places(
+    kind: str, places: Mapping[str, Place], classes: Path | None
+) -> dict[str, ReadResult]:
+    """Read the splits of a data set.
+
+    Args:
+        kind: its format: coco, voc, txt or yolo.
+        places: its splits, by name.
+        classes: its list of classes; None with coco.
+
+    Raises:
+        DataError: it is malformed.
+    """
+    label_map = None if classes is None else read_classes(classes)
+    return {name: read_place(kind, place, label_map) for name, place in places.items()}
+
+
 def convert(
-    kind: str,
-    places: Mapping[str, Place],
-    classes: Path | None,
+    results: Mapping[str, ReadResult],
     target_kind: str,
     target: Path,
     *,
@@ -69,10 +85,8 @@ def convert(
     """Write the splits of a data set in another format.
 
     Args:
-        kind: format of the source: coco, voc, txt or yolo.
-        places: its splits, by name.
-        classes: its list of classes; None with coco.
-        target_kind: format to write.
+        results: its splits as they were read, by name.
+        target_kind: format to write: coco, voc, txt or yolo.
         target: folder to make.
         link: whether images become hard links to those of the source, instead of copies.
         drop_crowd: leave out crowd (difficult) boxes.
@@ -82,12 +96,15 @@ def convert(
         What became of each split.
 
     Raises:
-        DataError: the source is malformed, has images that cannot be read, or holds what the
-            target format cannot.
+        DataError: images of the source cannot be read, or it holds what the target format cannot.
+        ConfigError: ``link``, and the images lie inside shards.
         StorageError: ``target`` exists or cannot be written.
     """
-    label_map = None if classes is None else read_classes(classes)
-    results = {name: read_place(kind, place, label_map) for name, place in places.items()}
+    if link and any(result.dataset.shards is not None for result in results.values()):
+        raise ConfigError(
+            "--link: images inside shards are no files, so there is nothing to link to. Next: "
+            "leave --link out, and they are written as files"
+        )
     sources = {name: _kept(result.dataset, drop_crowd) for name, result in results.items()}
     first, *others = sources.values()
     for name, other in zip(list(sources)[1:], others, strict=True):
@@ -168,13 +185,16 @@ def _place_images(
 ) -> None:
     """Copy or link every image that is there; splits may share some."""
     pairs = {
-        places[name].images / posixpath.normpath(file): data.path(index)
+        places[name].images / posixpath.normpath(file): (data, index)
         for name, data in sources.items()
         for index, file in enumerate(data.files)
     }
-    for done, (target, source) in enumerate(pairs.items(), start=1):
+    for done, (target, (data, index)) in enumerate(pairs.items(), start=1):
         target.parent.mkdir(parents=True, exist_ok=True)
-        if source.is_file():
+        if data.shards is not None:
+            if image_exists(data, index):
+                target.write_bytes(image_bytes(data, index))
+        elif (source := data.path(index)).is_file():
             if link:
                 target.hardlink_to(source.resolve())
             else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from orchestrator.data.records import Dataset
 from orchestrator.errors import DataError
@@ -46,10 +47,15 @@ class ReadResult:
     Attributes:
         dataset: the valid, sanitised records.
         findings: one per kind that occurred.
+        manifest: file that keeps all this, as :mod:`orchestrator.data.digested` does; None for
+            none.
+        unkept: why there is none although one was wanted.
     """
 
     dataset: Dataset
     findings: tuple[Finding, ...]
+    manifest: Path | None = None
+    unkept: str | None = None
 
 
 @dataclass

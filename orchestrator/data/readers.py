@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.data.classes import CLASSES_FILE, read_classes
 from orchestrator.data.coco import read_coco
+from orchestrator.data.digested import read_digested
 from orchestrator.data.findings import ReadResult
+from orchestrator.data.fingerprint import Source
 from orchestrator.data.label_map import LabelMap
 from orchestrator.data.shards import read_shards, require_same
 from orchestrator.data.text_files import UNREADABLE_IMAGE
@@ -29,12 +32,15 @@ LISTED: dict[str, Callable[[Path, Path, LabelMap], ReadResult]] = {
 }
 
 
-def read_split(config: DataConfig, split: SplitConfig) -> ReadResult:
+def read_split(config: DataConfig, split: SplitConfig, *, keep: bool = False) -> ReadResult:
     """Read the images and boxes of one split.
+
+    Annotations are not parsed again where a manifest of these very files is kept.
 
     Args:
         config: the ``data`` section.
         split: its ``train`` or ``val``.
+        keep: keep a manifest; see :mod:`orchestrator.data.digested`.
 
     Raises:
         DataError: the split is missing or malformed, too many of its images had to be left out, or
@@ -42,7 +48,17 @@ def read_split(config: DataConfig, split: SplitConfig) -> ReadResult:
         SecurityError: a path leads out of the image folder.
     """
     root = Path(config.root).resolve()
-    annotated = None if split.files is None else _read_files(config, root, *split.files)
+    annotated = None
+    if split.files is not None:
+        images, annotations = split.files
+        source = Source(
+            kind=config.format,
+            images=root / images,
+            annotations=root / annotations,
+            classes=None if config.format == "coco" else root / (config.classes or CLASSES_FILE),
+        )
+        annotated = read_digested(source, parse, cache=config.cache, keep=keep)
+        _refuse_too_many_left_out(annotated, config.max_bad_fraction, source.annotations)
     if split.shards is None:
         assert annotated is not None, "the schema requires one of the two"
         return annotated
@@ -52,17 +68,20 @@ def read_split(config: DataConfig, split: SplitConfig) -> ReadResult:
     if annotated is None:
         return sharded
     require_same(sharded.dataset, annotated.dataset)
-    return ReadResult(sharded.dataset, annotated.findings)
+    return replace(annotated, dataset=sharded.dataset)
 
 
-def _read_files(config: DataConfig, root: Path, folder: str, file: str) -> ReadResult:
-    images, annotations = root / folder, root / file
-    if config.format == "coco":
-        return read_coco(images, annotations)
-    classes = read_classes(root / (config.classes or CLASSES_FILE))
-    result = LISTED[config.format](images, annotations, classes)
-    _refuse_too_many_left_out(result, config.max_bad_fraction, annotations)
-    return result
+def parse(source: Source) -> ReadResult:
+    """Read the annotation files themselves.
+
+    Raises:
+        DataError: they are missing or malformed.
+        SecurityError: a path leads out of the image folder.
+    """
+    if source.classes is None:
+        return read_coco(source.images, source.annotations)
+    classes = read_classes(source.classes)
+    return LISTED[source.kind](source.images, source.annotations, classes)
 
 
 def _refuse_too_many_left_out(result: ReadResult, allowed: float, source: Path) -> None:

@@ -12,8 +12,6 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
-import stat
-import tempfile
 import threading
 import uuid
 import zlib
@@ -28,8 +26,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from orchestrator.data.cache import private_folder
 from orchestrator.data.folders import Folder, open_folder, storage_errors
-from orchestrator.errors import DataError, SecurityError
+from orchestrator.errors import DataError
 
 _OPEN_FILES = 128
 _FETCHES = 8
@@ -124,7 +123,7 @@ class ShardedImages:
 
     def _cached(self, folder: Folder, number: int) -> Path:
         """The shard as a file of this node, fetched by the first process that asks for it."""
-        home = _private_folder(self.cache) / self.digest[:16]
+        home = private_folder(self.cache) / self.digest[:16]
         target = home / f"{self.sha256[number][:16]}.parquet"
         with storage_errors(str(home)):
             home.mkdir(mode=0o700, exist_ok=True)
@@ -223,26 +222,6 @@ def _opened(path: Path, size: int) -> _File:
 @lru_cache(maxsize=8)
 def _folder(location: str) -> Folder:
     return open_folder(location)
-
-
-def _private_folder(cache: str | None) -> Path:
-    """The folder for fetched shards, which must be this user's alone.
-
-    Raises:
-        SecurityError: somebody else could put images there.
-    """
-    default = Path(tempfile.gettempdir()) / f"orchestrator-shards-{os.getuid()}"
-    folder = default if cache is None else Path(cache)
-    with storage_errors(str(folder)):
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        found = folder.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
-        raise SecurityError(
-            f"{folder}: shards are fetched to a folder that nobody else can write to, and this one "
-            "is a link, another user's, or open to others. Next: chmod 700 it, or set data.cache "
-            "to another one"
-        )
-    return folder
 
 
 def _touched(path: Path) -> bool:

@@ -22,15 +22,13 @@ import pyarrow.parquet as pq
 from orchestrator.data.decode import BadImageError, require_sound
 from orchestrator.data.folders import TEMPORARY, Folder, open_folder
 from orchestrator.data.images import image_bytes
+from orchestrator.data.manifest import MANIFEST, ROW_FIELDS, columns
 from orchestrator.data.records import Dataset
 from orchestrator.data.shard_images import ShardedImages, shard_name
 from orchestrator.data.shards import (
     FORMAT,
     INDEX,
-    MANIFEST,
-    ROW_FIELDS,
     Index,
-    columns,
     manifest_bytes,
     read_index,
     row_slices,
@@ -123,9 +121,6 @@ def write_shards(
             f"{folder.location}: is not empty and holds no shards. Next: name a folder that does "
             "not exist; nothing is overwritten"
         )
-    for name in names:
-        if TEMPORARY in name:
-            folder.remove(name)
     # While anything is being put right, nobody shall train on it.
     folder.write(INDEX, begun.to_json())
     slices = row_slices(len(data), images_per_shard)
@@ -138,6 +133,10 @@ def write_shards(
     if sorted(shard.number for shard in done) != list(range(len(slices))):
         raise OrchestratorError(f"{len(done)} shards were made instead of {len(slices)}")
     done.sort(key=lambda shard: shard.number)
+    # What kills have cut off; not earlier, as workers outlive a driver that was killed.
+    for name in folder.sizes():
+        if TEMPORARY in name:
+            folder.remove(name)
     return _finish(data, folder, begun, done)
 
 

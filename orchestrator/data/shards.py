@@ -15,7 +15,6 @@ changed since are refused wherever the two meet.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -23,31 +22,18 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from orchestrator.data.findings import ReadResult
-from orchestrator.data.folders import Folder, open_folder, storage_errors
+from orchestrator.data.folders import Folder, open_folder
 from orchestrator.data.label_map import LabelMap
-from orchestrator.data.names import Names
+from orchestrator.data.manifest import MANIFEST, decode, encode, flat, open_manifest
 from orchestrator.data.records import Dataset
 from orchestrator.data.shard_images import ShardedImages, shard_name
 from orchestrator.errors import DataError
 
 FORMAT = 1
 INDEX = "index.json"
-MANIFEST = "manifest.arrow"
 
-#: Columns that shards and manifest share.
-ROW_FIELDS = (
-    pa.field("file", pa.string(), nullable=False),
-    pa.field("image_id", pa.int64(), nullable=False),
-    pa.field("width", pa.int32(), nullable=False),
-    pa.field("height", pa.int32(), nullable=False),
-    pa.field("boxes", pa.list_(pa.list_(pa.float64(), 4)), nullable=False),
-    pa.field("labels", pa.list_(pa.int64()), nullable=False),
-    pa.field("areas", pa.list_(pa.float64()), nullable=False),
-    pa.field("crowd", pa.list_(pa.bool_()), nullable=False),
-)
 _PLACE_TYPES = {
     "shard": pa.int32(),
     "offset": pa.int64(),
@@ -199,43 +185,11 @@ def stale(location: str, there: str, here: str) -> str:
     )
 
 
-def columns(data: Dataset, rows: slice) -> list[pa.Array]:
-    """The columns of ``ROW_FIELDS`` for some images."""
-    first, last = int(data.offsets[rows.start]), int(data.offsets[rows.stop])
-    offsets = pa.array((data.offsets[rows.start : rows.stop + 1] - first).astype(np.int32))
-
-    def ragged(values: pa.Array) -> pa.Array:
-        return pa.ListArray.from_arrays(offsets, values)
-
-    boxes = pa.array(data.boxes_xywh[first:last].ravel())
-    try:
-        files = pa.array(list(data.files[rows]), pa.string())
-    except UnicodeEncodeError as error:
-        raise DataError(
-            f"{data.root}: the file name {error.object!r} is no text, and Parquet holds nothing "
-            "else\nrename this image, in the annotations as well"
-        ) from error
-    return [
-        files,
-        pa.array(data.image_ids[rows]),
-        pa.array(data.widths[rows]),
-        pa.array(data.heights[rows]),
-        ragged(pa.FixedSizeListArray.from_arrays(boxes, 4)),
-        ragged(pa.array(data.labels[first:last])),
-        ragged(pa.array(data.areas[first:last])),
-        ragged(pa.array(data.crowd[first:last])),
-    ]
-
-
 def manifest_bytes(data: Dataset, places: ShardedImages) -> pa.Buffer:
-    """``manifest.arrow``: one record batch, so that it can be mapped as it is."""
-    found = {name: getattr(places, name) for name in _PLACE_TYPES}
-    schema = pa.schema([*ROW_FIELDS, *(pa.field(n, t, False) for n, t in _PLACE_TYPES.items())])
-    arrays = [*columns(data, slice(0, len(data))), *(pa.array(v) for v in found.values())]
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, schema) as writer:
-        writer.write_batch(pa.record_batch(arrays, schema=schema))
-    return sink.getvalue()
+    """``manifest.arrow``: the manifest of the data set, and where each image lies."""
+    found = [pa.array(getattr(places, name), kind) for name, kind in _PLACE_TYPES.items()]
+    fields = [pa.field(name, kind, nullable=False) for name, kind in _PLACE_TYPES.items()]
+    return encode(data, zip(fields, found, strict=True))
 
 
 def _require_files(folder: Folder, index: Index) -> None:
@@ -263,19 +217,10 @@ def _require_files(folder: Folder, index: Index) -> None:
 
 def _dataset(folder: Folder, index: Index, cache: str | None) -> Dataset:
     place = folder.path(MANIFEST)
-    try:
-        with storage_errors(place):
-            if folder.local is not None:
-                buffer = pa.memory_map(str(folder.local / MANIFEST)).read_buffer()
-            else:
-                buffer = pa.py_buffer(folder.read(MANIFEST))
-    except FileNotFoundError as error:
-        raise DataError(f"{place}: missing\nrun orchestrator shard again") from error
-    if hashlib.sha256(buffer).hexdigest() != index.manifest_sha256:
+    batch = open_manifest(folder, index.manifest_sha256)
+    if batch is None:
         raise DataError(f"{place}: does not match its digest\nrun orchestrator shard again")
-    batch = pa.ipc.open_file(buffer).get_batch(0)
-    boxes = batch["boxes"]
-    found: dict[str, Any] = {name: _flat(batch[name]) for name in _PLACE_TYPES}
+    found: dict[str, Any] = {name: flat(batch[name]) for name in _PLACE_TYPES}
     shards = ShardedImages(
         location=folder.location,
         digest=index.digest,
@@ -284,33 +229,7 @@ def _dataset(folder: Folder, index: Index, cache: str | None) -> Dataset:
         cache=cache,
         **found,
     )
-    return Dataset(
-        label_map=index.label_map,
-        root=folder.location,
-        files=_names(batch["file"]),
-        image_ids=_flat(batch["image_id"]),
-        widths=_flat(batch["width"]),
-        heights=_flat(batch["height"]),
-        offsets=boxes.offsets.to_numpy().astype(np.int64),
-        boxes_xywh=boxes.values.values.to_numpy().reshape(-1, 4),
-        labels=_flat(batch["labels"].values),
-        areas=_flat(batch["areas"].values),
-        crowd=_flat(batch["crowd"].values),
-        shards=shards,
-    )
-
-
-def _flat(array: pa.Array) -> NDArray[Any]:
-    """A column as NumPy sees it, mapped where it can be (Arrow packs booleans into bits)."""
-    values: NDArray[Any] = array.to_numpy(zero_copy_only=not pa.types.is_boolean(array.type))
-    return values
-
-
-def _names(array: pa.Array) -> Names:
-    """A column of strings, mapped."""
-    _, offsets, text = array.buffers()
-    ends = np.frombuffer(offsets, dtype=np.int32)[1 : len(array) + 1]
-    return Names(np.frombuffer(text, dtype=np.uint8)[: ends[-1]], ends.astype(np.int64))
+    return decode(batch, index.label_map, folder.location, shards)
 
 
 def keep_shards(data: Dataset, count: int | None) -> Dataset:

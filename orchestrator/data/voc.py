@@ -43,7 +43,7 @@ def read_voc(images_dir: str | Path, annotations: str | Path, classes: LabelMap)
     root = require_folder(Path(images_dir), what="image folder", key=split_key("images"))
     source = Path(annotations)
     problems = Problems(str(source))
-    folder, stems = _files_of(source, problems)
+    folder, stems = voc_files(source, problems)
     reader = _Reader(classes, problems)
     for stem, place in stems:
         reader.read(folder, stem, place)
@@ -60,8 +60,12 @@ def read_voc(images_dir: str | Path, annotations: str | Path, classes: LabelMap)
     )
 
 
-def _files_of(source: Path, problems: Problems) -> tuple[Path, list[tuple[str, str]]]:
-    """The folder of the XML files, and stem and place of mention of each."""
+def voc_files(source: Path, problems: Problems) -> tuple[Path, list[tuple[str, str]]]:
+    """The folder of the XML files, and stem and place of mention of each.
+
+    Raises:
+        DataError: there is no such folder or image set.
+    """
     if is_folder(source):
         folder = source.resolve()
         stems = [

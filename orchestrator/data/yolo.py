@@ -57,21 +57,7 @@ def read_yolo(images_dir: str | Path, annotations: str | Path, classes: LabelMap
     root = require_folder(Path(images_dir), what="image folder", key=split_key("images"))
     source = Path(annotations)
     problems = Problems(str(source))
-    if is_folder(source):
-        labels = source.resolve()
-        files = places = _all_images(root)
-        if not files:
-            raise DataError(f"{root}: holds no image; point data.train.images at their folder")
-    else:
-        if not is_file(source):
-            require_folder(source, what="label folder or list", key=split_key("annotations"))
-        labels = labels_beside(root)
-        files, places = _listed_images(root, source)
-        if not files:
-            problems.add(f"{source.name}:1", "is empty, expected one image path a line")
-    report_duplicates(files, places, problems)
-    label_files = [PurePath(file).with_suffix(".txt").as_posix() for file in files]
-    _report_shared(files, label_files, problems)
+    labels, files, label_files = yolo_files(root, source, problems)
     problems.raise_any()
     # Before any of them is opened, they must be known to lie below the folder.
     missing_files(root, files, source)
@@ -92,6 +78,36 @@ def read_yolo(images_dir: str | Path, annotations: str | Path, classes: LabelMap
         place=lambda row: f"{labels.name}/{label_files[boxes.image(row)]}:{boxes.lines[row]}",
     )
     return ReadResult(result.dataset, (*findings, *result.findings))
+
+
+def yolo_files(root: Path, source: Path, problems: Problems) -> tuple[Path, list[str], list[str]]:
+    """The folder of label files, the images relative to ``root``, and the label file of each.
+
+    Raises:
+        DataError: there are no images, or no such folder or list.
+        SecurityError: a path of the list leads out of ``root``.
+    """
+    if is_folder(source):
+        labels = source.resolve()
+        files = places = _all_images(root)
+        if not files:
+            raise DataError(f"{root}: holds no image; point data.train.images at their folder")
+    else:
+        if not is_file(source):
+            require_folder(source, what="label folder or list", key=split_key("annotations"))
+        labels = labels_beside(root)
+        files, places = _listed_images(root, source)
+        if not files:
+            problems.add(f"{source.name}:1", "is empty, expected one image path a line")
+    report_duplicates(files, places, problems)
+    label_files = [PurePath(file).with_suffix(".txt").as_posix() for file in files]
+    _report_shared(files, label_files, problems)
+    return labels, files, label_files
+
+
+def all_labels(folder: Path) -> list[str]:
+    """The label files below a folder, in the order of their names."""
+    return [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*.txt"))]
 
 
 def labels_beside(images: Path) -> Path:
@@ -211,8 +227,7 @@ def _pixels(fraction: Decimal, side: int) -> float:
 
 def _orphans(folder: Path, known: frozenset[str]) -> list[Finding]:
     """Label files that belong to no image; a list of class names among them is none."""
-    names = (path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*.txt")))
-    orphans = [name for name in names if name not in known and name != "classes.txt"]
+    orphans = [name for name in all_labels(folder) if name not in known and name != "classes.txt"]
     if not orphans:
         return []
     return [Finding.at("labels_without_image", "not used", orphans)]

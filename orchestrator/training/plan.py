@@ -34,11 +34,13 @@ class Plan:
         job: what every worker gets.
         batches: what is in which batch; goes to the object store, not to the workers.
         findings: what the readers noticed and dealt with, by split.
+        manifests: what was read instead of annotations, by split.
     """
 
     job: TrainingJob
     batches: BatchPlan
     findings: dict[str, tuple[Finding, ...]]
+    manifests: dict[str, Path]
 
 
 def make_plan(
@@ -104,7 +106,13 @@ def make_plan(
         initial=initial,
         home=home,
     )
-    return Plan(job, batches, {"train": train.findings, "val": val.findings})
+    read = {"train": train, "val": val}
+    return Plan(
+        job=job,
+        batches=batches,
+        findings={split: one.findings for split, one in read.items()},
+        manifests={split: one.manifest for split, one in read.items() if one.manifest is not None},
+    )
 
 
 def _require_defined(metric: str, val: Dataset) -> None:

@@ -144,6 +144,8 @@ def say_data(plan: Plan, console: Console) -> None:
             f"{split}: {len(dataset)} images, {len(dataset.labels)} boxes, "
             f"{len(dataset.label_map)} classes",
         )
+        if split in plan.manifests:
+            say(console, f"  manifest {plan.manifests[split]}")
         for finding in plan.findings[split]:
             say(console, f"  {finding}")
 

@@ -163,6 +163,15 @@ NO_JSON: dict[str, tuple[bytes, str, str]] = {
 }
 
 
+#: Objects in which a key stands twice, and where; parsers of JSON take the last in silence.
+DOUBLED = {
+    "/": TEXT[:-2] + ',\n "annotations": []\n}',
+    "/images/1": TEXT.replace('"file_name": "b.png"', '"width": 9, "file_name": "b.png"'),
+    "/annotations/2": TEXT.replace('"iscrowd": 1', '"bbox": [0, 0, 1, 1]'),
+    "/categories/0": TEXT.replace('"name": "seven"', '"name": "eight", "name": "seven"'),
+}
+
+
 def build_coco(data: bytes | dict[str, Any], folder: Path) -> partial[Any]:
     """A data set of two images with this annotation file."""
     (folder / "images").mkdir()
@@ -189,6 +198,8 @@ def cases() -> Iterator[Case]:
             yield case(f"{pointer} {name}", put(pointer, value), f"  {pointer}: ", FILE)
     for pointer, value in TWICE.items():
         yield case(f"{pointer} twice", put(pointer, value), f"{pointer}: ", "is already the id of")
+    for pointer, text in DOUBLED.items():
+        yield case(f"{pointer} key twice", text.encode(), f"  {pointer}: ", "holds the key")
     yield case(
         "/categories/1/name twice",
         put("/categories/1/name", "seven"),

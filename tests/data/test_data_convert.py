@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,10 +11,11 @@ import pytest
 from data_cases import textured, write_coco, write_image
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from shard_cases import shard_here
 
 from orchestrator.cli.main import main
 from orchestrator.data.coco import read_coco
-from orchestrator.data.convert import convert, read_place
+from orchestrator.data.convert import convert, read_place, read_places
 from orchestrator.data.label_map import LabelMap
 from orchestrator.data.layouts import find_splits
 from orchestrator.data.records import Dataset
@@ -55,7 +57,7 @@ def classes_of(root: Path, kind: str) -> Path | None:
 def test_one_data_set_has_one_digest_in_all_formats(source: Place, tmp_path: Path) -> None:
     original = read_coco(source.images, source.annotations).dataset
     for kind in KINDS:
-        convert("coco", {"train": source}, None, kind, tmp_path / kind)
+        convert(read_places("coco", {"train": source}, None), kind, tmp_path / kind)
         data = read_folder(tmp_path / kind, kind)
         assert data.content_digest == original.content_digest
         assert data.boxes_xywh.tolist() == original.boxes_xywh.tolist()
@@ -65,7 +67,9 @@ def test_one_data_set_has_one_digest_in_all_formats(source: Place, tmp_path: Pat
     for kind, other in itertools.permutations(KINDS, 2):
         root = tmp_path / f"{kind}-{other}"
         places = find_splits(tmp_path / kind, kind)
-        convert(kind, places, classes_of(tmp_path / kind, kind), other, root, link=True)
+        convert(
+            read_places(kind, places, classes_of(tmp_path / kind, kind)), other, root, link=True
+        )
         assert read_folder(root, other).content_digest == original.content_digest
 
 
@@ -143,7 +147,7 @@ def test_crowds_survive_where_they_can(kind: str, source: Place, tmp_path: Path)
     tree["annotations"][4]["iscrowd"] = 1
     (tmp_path / "crowd.json").write_text(json.dumps(tree))
     place = Place(source.images, tmp_path / "crowd.json")
-    convert("coco", {"train": place}, None, kind, tmp_path / kind)
+    convert(read_places("coco", {"train": place}, None), kind, tmp_path / kind)
     assert read_folder(tmp_path / kind, kind).crowd.nonzero()[0].tolist() == [4]
 
 
@@ -153,9 +157,9 @@ def test_crowds_are_not_dropped_in_silence(source: Place, tmp_path: Path) -> Non
     (tmp_path / "crowd.json").write_text(json.dumps(tree))
     places = {"train": Place(source.images, tmp_path / "crowd.json")}
     with pytest.raises(DataError, match=r"1 crowd \(or difficult\) boxes.*\n.*--drop-crowd"):
-        convert("coco", places, None, "yolo", tmp_path / "out")
+        convert(read_places("coco", places, None), "yolo", tmp_path / "out")
     assert list(tmp_path.iterdir()) == [tmp_path / "crowd.json"]
-    convert("coco", places, None, "yolo", tmp_path / "out", drop_crowd=True)
+    convert(read_places("coco", places, None), "yolo", tmp_path / "out", drop_crowd=True)
     data = read_folder(tmp_path / "out", "yolo")
     original = read_coco(source.images, source.annotations).dataset
     assert data.boxes_xywh.tolist() == np.delete(original.boxes_xywh, 4, axis=0).tolist()
@@ -170,7 +174,7 @@ def test_splits_with_their_own_images_keep_them_apart(tmp_path: Path) -> None:
     }
     for kind in KINDS:
         out = tmp_path / kind
-        converted = convert("coco", places, None, kind, out, link=True)
+        converted = convert(read_places("coco", places, None), kind, out, link=True)
         for split, place in places.items():
             original = read_coco(place.images, place.annotations).dataset
             data = read_folder(out, kind, split)
@@ -180,9 +184,14 @@ def test_splits_with_their_own_images_keep_them_apart(tmp_path: Path) -> None:
 
 
 def test_what_a_format_has_no_place_for_is_named(source: Place, tmp_path: Path) -> None:
-    converted = convert("coco", {"train": source}, None, "txt", tmp_path / "txt")["train"]
+    converted = convert(read_places("coco", {"train": source}, None), "txt", tmp_path / "txt")[
+        "train"
+    ]
     assert [lost.split(":")[0] for lost in converted.lost] == ["ids of images", "ids of classes"]
-    assert convert("coco", {"train": source}, None, "coco", tmp_path / "c")["train"].lost == ()
+    assert (
+        convert(read_places("coco", {"train": source}, None), "coco", tmp_path / "c")["train"].lost
+        == ()
+    )
 
 
 def broken(source: Place, folder: Path, **values: object) -> Place:
@@ -217,7 +226,7 @@ def test_what_cannot_be_held_is_refused(
 ) -> None:
     place = broken(source, tmp_path, **values)
     with pytest.raises(DataError, match=message):
-        convert("coco", {"train": place}, None, kind, tmp_path / "out")
+        convert(read_places("coco", {"train": place}, None), kind, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     assert len(list(tmp_path.iterdir())) == 1
 
@@ -230,13 +239,13 @@ def test_class_names_that_a_list_cannot_hold_are_refused(tmp_path: Path, source:
     with pytest.raises(
         DataError, match="classes background, two would be read back from a list as two"
     ):
-        convert("coco", places, None, "yolo", tmp_path / "out")
+        convert(read_places("coco", places, None), "yolo", tmp_path / "out")
 
 
 def test_nothing_is_overwritten(source: Place, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     with pytest.raises(StorageError, match="out exists; name a folder that does not"):
-        convert("coco", {"train": source}, None, "txt", tmp_path / "out")
+        convert(read_places("coco", {"train": source}, None), "txt", tmp_path / "out")
 
 
 def test_command_converts_there_and_back(
@@ -264,6 +273,63 @@ def test_command_converts_there_and_back(
     arguments = ["convert", "data", str(out), "--from", "voc", "--to", "coco", str(back)]
     assert main([*arguments, "--split", "val"]) == 0
     assert read_folder(back, "coco", "val").content_digest == digest
+
+
+SHARDED = """
+name: e
+detector: {name: ssd}
+data:
+  root: %s
+  train: {shards: shards/train}
+  val: {shards: shards/val}
+train: {epochs: 1, batch_size: 1, optimizer: {name: sgd, lr: 0.1}}
+"""
+
+
+@pytest.fixture
+def sharded(source: Place, tmp_path: Path) -> Dataset:
+    """What ``e.yaml`` names as shards, for both splits; one of its images was missing."""
+    images = tmp_path / "source"
+    shutil.copytree(source.images, images)
+    (images / "003.jpg").unlink()
+    data = read_coco(images, source.annotations).dataset
+    for split in ("train", "val"):
+        shard_here(data, str(tmp_path / "shards" / split))
+    (tmp_path / "e.yaml").write_text(SHARDED % tmp_path)
+    return data
+
+
+@pytest.mark.parametrize("kind", ["coco", "voc"])
+def test_command_makes_files_of_shards(kind: str, sharded: Dataset, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert main(["convert", "data", str(tmp_path / "e.yaml"), str(out), "--to", kind]) == 0
+    for split in ("train", "val"):
+        data = read_folder(out, kind, split)
+        assert data.content_digest == sharded.content_digest
+        for index, file in enumerate(data.files):
+            if file == "003.jpg":
+                assert not data.path(index).exists()
+            else:
+                assert data.path(index).read_bytes() == sharded.path(index).read_bytes()
+
+
+def test_shards_that_cannot_become_files(
+    sharded: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["convert", "data", str(tmp_path / "e.yaml"), str(tmp_path / "out"), "--to"]
+    assert main([*command, "coco", "--link"]) == 64
+    assert "--link: images inside shards are no files" in capsys.readouterr().err
+    # TXT needs the size of an image, which is not there.
+    assert main([*command, "txt"]) == 65
+    assert "1 images are left out, such as 003.jpg" in capsys.readouterr().err
+    path = tmp_path / "shards" / "train" / "shard-00000.parquet"
+    image = sharded.path(0).read_bytes()
+    content = path.read_bytes()
+    assert content.count(image) == 1
+    path.write_bytes(content.replace(image, image[:-1] + b"!"))
+    assert main([*command, "coco"]) == 65
+    assert "000.jpg in" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
@@ -306,15 +372,10 @@ def test_bccd_in_its_original_layout(tmp_path: Path) -> None:
     if not folder.is_dir():
         pytest.skip("bccd is not here")
     places = find_splits(folder, "coco")
-    convert("coco", places, None, "voc", tmp_path / "voc")
-    convert(
-        "voc",
-        find_splits(tmp_path / "voc", "voc"),
-        tmp_path / "voc" / "classes.txt",
-        "coco",
-        tmp_path / "coco",
-        link=True,
-    )
+    convert(read_places("coco", places, None), "voc", tmp_path / "voc")
+    voc = find_splits(tmp_path / "voc", "voc")
+    classes = tmp_path / "voc" / "classes.txt"
+    convert(read_places("voc", voc, classes), "coco", tmp_path / "coco", link=True)
     for split, place in places.items():
         original = read_coco(place.images, place.annotations).dataset
         assert read_folder(tmp_path / "voc", "voc", split).content_digest == original.content_digest
@@ -329,7 +390,7 @@ def test_coco_with_crowds_and_empty_images(tmp_path: Path) -> None:
         pytest.skip("coco_mini_open is not here")
     places = find_splits(folder, "coco")
     for kind in ("voc", "txt"):
-        convert("coco", places, None, kind, tmp_path / kind, link=False)
+        convert(read_places("coco", places, None), kind, tmp_path / kind, link=False)
         for split, place in places.items():
             original = read_coco(place.images, place.annotations).dataset
             assert original.crowd.any() or split != "train"

@@ -342,7 +342,7 @@ def experiment(folder: Path) -> Path:
     path = folder / "e.yaml"
     path.write_text(
         "name: e\ndetector: {name: ssd, width: 0.25}\n"
-        f"data:\n  root: {folder}\n"
+        f"data:\n  root: {folder}\n  cache: {folder}/cache\n"
         "  train: {images: train/images, annotations: train/instances.json}\n"
         "  val: {images: val/images, annotations: val/instances.json}\n"
         "train: {epochs: 2, batch_size: 4, optimizer: {name: sgd, lr: 0.1}}\n"

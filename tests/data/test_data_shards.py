@@ -3,8 +3,8 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,8 +21,7 @@ from orchestrator.data.images import image_bytes, image_pixels, image_size
 from orchestrator.data.records import Dataset
 from orchestrator.data.shards import read_shards
 from orchestrator.errors import ConfigError, DataError, StorageError
-
-ROOT = Path(__file__).parents[2]
+from tests.user_command import finish, kill_tree, start
 
 
 @pytest.fixture(scope="module")
@@ -241,28 +240,49 @@ def test_places_and_what_lies_below_them() -> None:
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_the_command_killed_and_run_again(source: Dataset, tmp_path: Path) -> None:
+def test_the_command_killed_again_and_again_ends_in_the_same_bytes(tmp_path: Path) -> None:
     write_coco(tmp_path / "set", 60)
-    (tmp_path / "set" / "annotations").mkdir()
-    (tmp_path / "set" / "instances.json").rename(
-        tmp_path / "set" / "annotations" / "instances_train.json"
-    )
+    annotations = tmp_path / "set" / "annotations"
+    annotations.mkdir()
+    (tmp_path / "set" / "instances.json").rename(annotations / "instances_train.json")
 
-    def command(out: Path) -> list[str]:
-        program = [sys.executable, "-m", "orchestrator.cli.main", "shard", str(tmp_path / "set")]
-        return [*program, str(out), "--from", "coco", "--images-per-shard", "2"]
+    def command(out: str) -> subprocess.Popen[str]:
+        words = ["shard", "set", out, "--from", "coco", "--images-per-shard", "2"]
+        return start(tmp_path, *words, module="orchestrator.cli.main")
 
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    done = subprocess.run(command(whole), cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "train: 60 images in 30 shards" in done.stdout
-    assert f"train: {{shards: {whole}/train}}" in done.stdout
-    with subprocess.Popen(command(broken), cwd=ROOT, stdout=subprocess.DEVNULL) as process:
-        while len(list(broken.glob("train/*.parquet"))) < 5 and process.poll() is None:
-            time.sleep(0.01)
-        process.kill()
-    assert not json.loads((broken / "train" / "index.json").read_text())["complete"]
-    again = subprocess.run(command(broken), cwd=ROOT, capture_output=True, text=True)
-    assert again.returncode == 0, again.stderr
-    assert "of them there already" in again.stdout
-    assert content(broken / "train") == content(whole / "train")
+    said = finish(command("whole"))
+    assert "train: 60 images in 30 shards" in said
+    assert "train: {shards: whole/train}" in said
+    folder = tmp_path / "broken" / "train"
+    # Right after the index, twice in between, and when hardly one is missing. The last of these
+    # loses the driver alone, whose workers go on for a while.
+    for shards, kill in ((0, kill_tree), (4, kill_tree), (16, kill_tree), (28, lose)):
+        process = command("broken")
+        wait_until(process, lambda at=shards: len(list(folder.glob("*.parquet"))) >= at)
+        wait_until(process, (folder / "index.json").exists)
+        kill(process)
+        assert not json.loads((folder / "index.json").read_text())["complete"]
+        with pytest.raises(DataError, match="the shards are not finished"):
+            read_shards(str(folder))
+        # What a write leaves that is cut off between two system calls.
+        (folder / f"shard-00029.parquet.tmp-{shards}").write_bytes(b"half")
+    said = finish(command("broken"))
+    found = int(said.split("in 30 shards, ")[1].split()[0])
+    assert 28 <= found <= 30
+    assert content(folder) == content(tmp_path / "whole" / "train")
+    assert read_shards(str(folder)).dataset.digest in said
+
+
+def lose(process: subprocess.Popen[str]) -> None:
+    """SIGKILL the driver, and nothing else."""
+    process.kill()
+    process.wait()
+
+
+def wait_until(process: subprocess.Popen[str], happened: Callable[[], bool]) -> None:
+    """Wait for something that the command does before it is over."""
+    deadline = time.monotonic() + 200
+    while not happened():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.005)

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 from buckets import fresh_location, needs_bucket
 from mlflow.tracking import MlflowClient
 
 from orchestrator.data.digits import Recipe, build_digits
-from orchestrator.tracking.events import read_events
 from orchestrator.training.object_storage import below, open_storage
+from tests.user_command import finish, kill_after, start
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, needs_bucket]
 
@@ -49,58 +45,25 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def start(folder: Path, *overrides: str) -> subprocess.Popen[str]:
-    environment = {
-        **os.environ,
-        "HOME": str(folder),
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
-    }
-    environment.pop("RAY_ADDRESS", None)
-    return subprocess.Popen(
-        [sys.executable, "-m", "orchestrator.run", "tiny.yaml", *overrides],
-        cwd=folder,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def finish(process: subprocess.Popen[str]) -> str:
-    output, _ = process.communicate(timeout=600)
-    assert process.returncode == 0, output
-    return output
+def begin(folder: Path, *overrides: str) -> subprocess.Popen[str]:
+    return start(folder, "tiny.yaml", *overrides)
 
 
 def lose_machine(driver: subprocess.Popen[str], folder: Path, step: int) -> None:
     """Kill everything the driver has started, after ``step``, and delete what it worked in."""
-    log = folder / "work" / "tiny" / "events.jsonl"
-    deadline = time.monotonic() + 400
-    while max((event.step for event in read_events(log)), default=0) < step:
-        assert driver.poll() is None, driver.communicate()
-        assert time.monotonic() < deadline, "no step was taken"
-        time.sleep(0.05)
-    main = psutil.Process(driver.pid)
-    everything = [*main.children(recursive=True), main]
-    for process in everything:
-        if process.is_running():
-            process.kill()
-    psutil.wait_procs(everything, timeout=60)
-    driver.communicate()
+    kill_after(driver, folder / "work" / "tiny" / "events.jsonl", step)
     shutil.rmtree(folder / "work")
 
 
 def test_a_run_survives_its_machine(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     location = fresh_location(monkeypatch)
-    finish(start(folder, "name=whole", "storage=runs", "tracking.mlflow=null"))
+    finish(begin(folder, "name=whole", "storage=runs", "tracking.mlflow=null"), timeout=600.0)
     whole = json.loads((folder / "runs" / "whole" / "result.json").read_text())
     # Evaluations after epochs 2, 4 and 6 of 6 steps; the second without a rise ends it.
     assert (whole["steps"], whole["early_stopping"]["best_step"]) == (36, 12)
-    lose_machine(start(folder, f"storage={location}"), folder, 15)
-    lose_machine(start(folder, f"storage={location}"), folder, 27)
-    output = finish(start(folder, f"storage={location}"))
+    lose_machine(begin(folder, f"storage={location}"), folder, 15)
+    lose_machine(begin(folder, f"storage={location}"), folder, 27)
+    output = finish(begin(folder, f"storage={location}"), timeout=600.0)
     storage = open_storage(below(location, "tiny"))
     assert f"kept in: {storage.describe('')}" in output
 

@@ -15,7 +15,7 @@ from local_runs import StoppingStream, train
 
 from orchestrator.config.resolve import load_experiment
 from orchestrator.data.classes import read_classes
-from orchestrator.data.convert import convert, read_place
+from orchestrator.data.convert import convert, read_place, read_places
 from orchestrator.data.digits import Recipe, build_digits
 from orchestrator.data.folders import below, open_folder
 from orchestrator.data.layouts import find_splits
@@ -55,7 +55,7 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, object
     places = find_splits(folder / "digits", "coco")
     sections: dict[str, dict[str, object]] = {}
     for kind in KINDS:
-        converted = convert("coco", places, None, kind, folder / kind)
+        converted = convert(read_places("coco", places, None), kind, folder / kind)
         sections[kind] = {
             "format": kind,
             "root": str(folder / kind),

@@ -264,8 +264,8 @@ class DataConfig(Settings):
         prefetch: batches in flight per worker.
         window: with shards, images among which the order of an epoch is mixed, so that shards are
             read one after the other; null mixes all, as without shards. See docs/data.md.
-        cache: folder of each node that shards in a bucket are fetched to, this user's alone; null
-            for one below the temporary folder.
+        cache: folder of each node, this user's alone, that manifests are kept in and shards of a
+            bucket fetched to; null for one below the temporary folder.
     """
 
     format: Literal["coco", "voc", "txt", "yolo"] = "coco"

@@ -69,6 +69,7 @@ def examine(
     *,
     priors: PriorSource | None = None,
     watch: Watch = lambda split, seen, total: None,
+    keep: bool = False,
 ) -> Examination:
     """Examine the data set of an experiment; whatever is wrong with it is in the report.
 
@@ -76,18 +77,23 @@ def examine(
         config: its ``data`` section.
         priors: of the detector; without, nothing is said about them.
         watch: told the progress.
+        keep: keep what the annotations say as manifests, which runs use instead of parsing them.
     """
     result = Examination()
     report = result.report
     for name, split in (("train", config.train), ("val", config.val)):
         try:
-            read = read_split(config, split)
+            read = read_split(config, split, keep=keep)
         except OrchestratorError as error:
             report.add_error(name, error)
             continue
         result.splits[name] = read.dataset
         report.add_read(name, read.findings)
         report.splits[name] = describe(read.dataset)
+        if read.manifest is not None:
+            report.splits[name]["manifest"] = str(read.manifest)
+        elif keep and read.unkept is not None:
+            report.add(Verdict.NOTE, name, Finding("no_manifest", 1, read.unkept))
     _label_maps(result)
     for name, data in result.splits.items():
         _classes(report, name, data)
