@@ -12,7 +12,7 @@ from orchestrator.benchmark.inference import Latency
 from orchestrator.benchmark.training import EvaluationSpeed, TrainingSpeed
 from orchestrator.errors import DataError, StorageError
 
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class BenchmarkResult:
             "  step": (training.batch_size / training.images_per_s * 1e3, "ms/step"),
             **{f"  {name}": (s * 1e3, "ms/step") for name, s in training.parts.items()},
             "evaluation, detect": (self.evaluation.detect_s * 1e3, "ms/image"),
-            "evaluation, score": (self.evaluation.score_s * 1e3, "ms/image"),
+            "evaluation, score": (self.evaluation.score_s * 1e3, "ms"),
         }
         for one in self.inference:
             named |= {

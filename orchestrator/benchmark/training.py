@@ -58,7 +58,14 @@ class TrainingSpeed:
 
 @dataclass(frozen=True)
 class EvaluationSpeed:
-    """Seconds an image of a validation: to detect (data included) and to score."""
+    """Seconds of a validation.
+
+    Attributes:
+        images: that were seen.
+        detect_s: an image, its data included.
+        score_s: of scoring, all of the validation set: images that were not seen count as missed,
+            and reading their annotations takes its time as well.
+    """
 
     images: int
     detect_s: float
@@ -203,9 +210,7 @@ class Trainer:
         middle = time.perf_counter()
         evaluate(self.plan.job.val, found)
         images = len(found.images)
-        return EvaluationSpeed(
-            images, (middle - started) / images, (time.perf_counter() - middle) / images
-        )
+        return EvaluationSpeed(images, (middle - started) / images, time.perf_counter() - middle)
 
 
 def measure_training(trainer: Trainer, *, steps: int, skip: int) -> TrainingSpeed:
