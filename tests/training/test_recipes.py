@@ -59,8 +59,8 @@ def test_two_steps_at_full_size(recipe: Path, data: Path, tmp_path: Path) -> Non
         "cluster.accelerator": "cpu",
         "train.precision": "fp32",  # Half precision and its loss scale need a GPU or an NPU.
         "train.loss_scale": "dynamic",
-        # SpineNet-143 takes 10 GB an image at 1,280 pixels. The last map of SSD300 has one cell, and
-        # batch normalisation needs two values.
+        # SpineNet-143 takes 10 GB an image at 1,280 pixels. The last map of SSD300 has one cell,
+        # and batch normalisation needs two values.
         "train.batch_size": 2 if recipe.stem.startswith("ssd300") else 1,
         "train.max_steps": 2,
         "train.log_every_steps": 1,
