@@ -63,7 +63,7 @@ def test_a_second_start_takes_over_the_seed_of_the_first(
     class PlannedError(Exception):
         pass
 
-    def plan(resolved: ResolvedExperiment, _: Path) -> None:
+    def plan(resolved: ResolvedExperiment, _: Path, **options: object) -> None:
         assert resolved.experiment.seed == first.experiment.seed
         assert resolved.digest == first.digest
         raise PlannedError
