@@ -26,8 +26,8 @@ from orchestrator.sweeps.plan import Planner, Trial, difference_rows
 from orchestrator.tracking.atomic import write_atomic
 from orchestrator.tracking.events import read_events
 from orchestrator.training.driver import train
+from orchestrator.training.living_lock import HeldError
 from orchestrator.training.member import Member
-from orchestrator.training.run_lock import HeldError
 from orchestrator.training.sampled import SampledValueError
 from orchestrator.training.session import STOP_FILE
 

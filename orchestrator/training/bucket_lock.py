@@ -13,27 +13,30 @@ from __future__ import annotations
 import logging
 import random
 import re
-import threading
 import time
 import uuid
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from types import TracebackType
-
-from typing_extensions import Self
 
 from orchestrator.errors import StorageError
+from orchestrator.training.living_lock import (
+    FOLDER,
+    MAX_BYTES,
+    RELEASED,
+    UNKNOWN,
+    HeldError,
+    Holder,
+    LivingLock,
+    shut_out,
+)
 from orchestrator.training.manifest import UnusableError, seal, unseal
 from orchestrator.training.object_storage import open_storage
-from orchestrator.training.run_lock import FOLDER, HeldError, Holder
 from orchestrator.training.storage import Storage
 
 log = logging.getLogger(__name__)
 
 _LEASE = re.compile(r"lease-(\d{9,})-([0-9a-f]{32})\.json")
 _NUMBERED = re.compile(r"(?:lease|beat)-(\d{9,})-[0-9a-f]{32}(?:\.json)?")
-_RELEASED = b"released"
-_MAX_BYTES = 2**16
 _TRIES = 8
 
 
@@ -74,14 +77,11 @@ class BucketFence:
         storage = open_storage(self.location)
         newest = max(_claims(storage), default=None)
         if newest is not None and newest.token > self.token:
-            raise StorageError(
-                f"{storage.describe('')}: this process (token {self.token}) was shut out: the run "
-                f"now belongs to {_describe(storage, newest)} (token {newest.token}). Nothing was "
-                "written. Next: let that process go on; this one can be ended"
-            )
+            who = _describe(storage, newest)
+            raise shut_out(storage.describe(""), self.token, newest.token, who)
 
 
-class BucketLock:
+class BucketLock(LivingLock):
     """Holds a run in a bucket for one process; a context manager.
 
     Args:
@@ -90,27 +90,13 @@ class BucketLock:
         patience: seconds without one after which the holder on another machine counts as dead.
     """
 
+    LOOK_SECONDS = 1.0
+
     def __init__(self, location: str, *, heartbeat: float = 5.0, patience: float = 30.0) -> None:
+        super().__init__(heartbeat=heartbeat, patience=patience)
         self.location = location
         self.storage = open_storage(location)
-        self.heartbeat = heartbeat
-        self.patience = patience
         self._claim: _Claim | None = None
-        self._stop = threading.Event()
-        self._beating: threading.Thread | None = None
-        self._advancing = threading.Lock()
-
-    def __enter__(self) -> Self:
-        self.acquire()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.release()
 
     def acquire(self) -> None:
         """Take the run.
@@ -125,20 +111,16 @@ class BucketLock:
                 f"{self.storage.describe('')}: cannot lock the run: {error}. Next: see that the "
                 "bucket exists and can be written, and that its region and credentials are set"
             ) from error
-        self._stop.clear()
-        self._beating = threading.Thread(target=self._beat, name="bucket-lock", daemon=True)
-        self._beating.start()
+        self._start_beating()
 
     def release(self) -> None:
         """Give the run back; nothing happens if it is not held."""
         if self._claim is None:
             return
-        self._stop.set()
-        if self._beating is not None:
-            self._beating.join()
+        self._stop_beating()
         # What cannot be written is found out by the next one, by watching.
         with suppress(OSError):
-            self.storage.write_file(self._claim.beat, [_RELEASED])
+            self.storage.write_file(self._claim.beat, [RELEASED])
         self._claim = None
 
     def fence(self) -> BucketFence:
@@ -196,27 +178,17 @@ class BucketLock:
 
     def _is_dead(self, claim: _Claim) -> bool:
         """Whether the holder of a lease gave it back or died."""
-        if self._read_beat(claim) == _RELEASED:
+        if self._read_beat(claim) == RELEASED:
             return True
         holder = _holder(self.storage, claim)
         if holder is not None and holder.ended_here():
             return True
-        log.warning(
-            "%s was not given back by %s; watching for up to %g s whether it still lives",
+        return self._stands_still(
             self.storage.describe(""),
             _describe(self.storage, claim),
-            self.patience,
+            read=lambda: self._read_beat(claim),
+            is_newest=lambda: max(_claims(self.storage), default=claim).token == claim.token,
         )
-        before = self._read_beat(claim)
-        deadline = time.monotonic() + self.patience
-        while time.monotonic() < deadline:
-            time.sleep(min(1.0, self.heartbeat / 4))
-            if max(_claims(self.storage), default=claim).token != claim.token:
-                return False
-            beat = self._read_beat(claim)
-            if beat != before:
-                return beat == _RELEASED
-        return True
 
     def _beat(self) -> None:
         count = 0
@@ -231,7 +203,7 @@ class BucketLock:
 
     def _read_beat(self, claim: _Claim) -> bytes:
         try:
-            return self.storage.read_file(claim.beat, limit=_MAX_BYTES)
+            return self.storage.read_file(claim.beat, limit=MAX_BYTES)
         except FileNotFoundError:
             return b""
 
@@ -251,10 +223,10 @@ def _claims(storage: Storage) -> list[_Claim]:
 def _holder(storage: Storage, claim: _Claim) -> Holder | None:
     """Who a lease belongs to; None when it is damaged or gone."""
     try:
-        return Holder(**unseal("lease", storage.read_file(claim.lease, limit=_MAX_BYTES)))
+        return Holder(**unseal("lease", storage.read_file(claim.lease, limit=MAX_BYTES)))
     except (UnusableError, OSError, TypeError):
         return None
 
 
 def _describe(storage: Storage, claim: _Claim) -> str:
-    return str(_holder(storage, claim) or "a process that is just starting or ending")
+    return str(_holder(storage, claim) or UNKNOWN)

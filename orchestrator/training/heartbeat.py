@@ -24,11 +24,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import TracebackType
 
 from typing_extensions import Self
 
-from orchestrator.training.run_lock import Holder
+from orchestrator.training.living_lock import Holder
 
 log = logging.getLogger(__name__)
 
@@ -88,12 +87,7 @@ class Heartbeat:
         self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._over.set()
         self._thread.join()
         with suppress(OSError):
@@ -139,12 +133,7 @@ class HangWatch:
         self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._over.set()
         self._thread.join()
         shutil.rmtree(self._folder, ignore_errors=True)

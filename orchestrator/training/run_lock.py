@@ -19,108 +19,32 @@ import fcntl
 import logging
 import os
 import re
-import socket
-import threading
-import time
 import weakref
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from datetime import datetime, timezone
 from pathlib import Path
-from types import TracebackType
-
-from typing_extensions import Self
 
 from orchestrator.errors import StorageError
+from orchestrator.training.living_lock import (
+    FOLDER,
+    MAX_BYTES,
+    RELEASED,
+    UNKNOWN,
+    HeldError,
+    Holder,
+    LivingLock,
+    shut_out,
+)
 from orchestrator.training.manifest import UnusableError, seal, unseal
 from orchestrator.training.storage import LocalStorage, make_private
 
 log = logging.getLogger(__name__)
 
-FOLDER = "lock"
 _LEASE = re.compile(r"lease-(\d{9,})\.json")
 _NUMBERED = re.compile(r"(?:lease|beat)-(\d{9,})(?:\.json)?")
-_RELEASED = b"released"
-_MAX_BYTES = 2**16
 
 #: What flock says where it does not exist.
 _NO_FLOCK = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
-
-
-class HeldError(StorageError):
-    """Another live process holds the run folder."""
-
-
-@dataclass(frozen=True)
-class Holder:
-    """Who holds, or held, a run folder.
-
-    Attributes:
-        host: name of the machine.
-        boot: identity of its running kernel.
-        namespace: of its process numbers; containers have their own.
-        pid: process on it.
-        started: when the process began, in clock ticks since the machine did, which tells it from
-            a later process with the same number; None where that cannot be found out.
-        since: when it took the folder, by its clock; for people only.
-    """
-
-    host: str
-    boot: str
-    namespace: int
-    pid: int
-    started: int | None
-    since: str
-
-    @classmethod
-    def this_process(cls) -> Holder:
-        """The calling process, from now on."""
-        return cls(
-            host=socket.gethostname(),
-            boot=_boot(),
-            namespace=_namespace(),
-            pid=os.getpid(),
-            started=_started(os.getpid()),
-            since=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        )
-
-    def is_here(self) -> bool:
-        """Whether this very process lives, and can be sent signals to by its number."""
-        here = self.boot == _boot() and self.namespace == _namespace()
-        return here and self.started is not None and _started(self.pid) == self.started
-
-    def ended_here(self) -> bool:
-        """Whether it ran where signals can be sent to it, and is gone for sure."""
-        here = self.boot == _boot() and self.namespace == _namespace()
-        return here and self.started is not None and _started(self.pid) != self.started
-
-    def __str__(self) -> str:
-        return f"process {self.pid} on {self.host}, since {self.since}"
-
-
-def _boot() -> str:
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except FileNotFoundError:
-        return socket.gethostname()  # Sandboxes hide it.
-
-
-def _namespace() -> int:
-    try:
-        return Path("/proc/self/ns/pid").stat().st_ino
-    except FileNotFoundError:
-        return 0
-
-
-def _started(pid: int) -> int | None:
-    """Start of a process in ticks since boot; None when there is none or it is a zombie."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    # The name, in parentheses, may itself hold spaces and parentheses: proc_pid_stat(5).
-    fields = text.rpartition(")")[2].split()
-    return None if fields[0] in "ZX" else int(fields[19])
 
 
 @dataclass(frozen=True)
@@ -144,14 +68,10 @@ class Fence:
         storage = LocalStorage(self.run_dir)
         newest = _newest(storage)
         if newest > self.token:
-            raise StorageError(
-                f"{self.run_dir}: this process (token {self.token}) was shut out: the run now "
-                f"belongs to {_describe(storage, newest)} (token {newest}). Nothing was written. "
-                "Next: let that process go on; this one can be ended"
-            )
+            raise shut_out(self.run_dir, self.token, newest, _describe(storage, newest))
 
 
-class RunLock:
+class RunLock(LivingLock):
     """Holds a run folder for one process; a context manager.
 
     Args:
@@ -160,29 +80,15 @@ class RunLock:
         patience: seconds without one after which the holder on another machine counts as dead.
     """
 
+    LOOK_SECONDS = 0.5
+
     def __init__(
         self, run_dir: str | Path, *, heartbeat: float = 2.0, patience: float = 30.0
     ) -> None:
+        super().__init__(heartbeat=heartbeat, patience=patience)
         self.storage = LocalStorage(run_dir)
-        self.heartbeat = heartbeat
-        self.patience = patience
         self.token = 0
         self._descriptor: int | None = None
-        self._stop = threading.Event()
-        self._beating: threading.Thread | None = None
-        self._advancing = threading.Lock()
-
-    def __enter__(self) -> Self:
-        self.acquire()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.release()
 
     def acquire(self) -> None:
         """Take the folder.
@@ -199,21 +105,17 @@ class RunLock:
                 f"{self.storage.root}: cannot lock the run folder: {error}. Next: see that "
                 "`storage` names a folder that can be written"
             ) from error
-        self._stop.clear()
-        self._beating = threading.Thread(target=self._beat, name="run-lock", daemon=True)
-        self._beating.start()
+        self._start_beating()
         _held.add(self)
 
     def release(self) -> None:
         """Give the folder back; nothing happens if it is not held."""
         if self._descriptor is None:
             return
-        self._stop.set()
-        if self._beating is not None:
-            self._beating.join()
+        self._stop_beating()
         # What cannot be written is found out by the next one, through flock or by watching.
         with suppress(OSError):
-            self._write_beat(self.token, _RELEASED)
+            self._write_beat(self.token, RELEASED)
         self._forget()
 
     def fence(self) -> Fence:
@@ -262,31 +164,23 @@ class RunLock:
 
     def _is_dead(self, token: int, flocked: bool) -> bool:
         """Whether the holder of a lease gave it back or died."""
-        if self._read_beat(token) == _RELEASED:
+        if self._read_beat(token) == RELEASED:
             return True
         holder = _holder(self.storage, token)
-        if holder is not None and holder.boot == _boot():
+        if holder is not None and holder.runs_on_this_kernel():
             # On one kernel flock tells, whoever is in which container.
             if flocked:
                 return True
-            if holder.namespace == _namespace() and holder.started is not None:
-                return _started(holder.pid) != holder.started
-        log.warning(
-            "%s was not given back by %s; watching for up to %g s whether it still lives",
-            self.storage.root,
-            _describe(self.storage, token),
-            self.patience,
-        )
-        before = self._read_beat(token)
-        deadline = time.monotonic() + self.patience
-        while time.monotonic() < deadline:
-            time.sleep(min(0.5, self.heartbeat / 4))
-            if _newest(self.storage) != token:
+            if holder.is_here():
                 return False
-            beat = self._read_beat(token)
-            if beat != before:
-                return beat == _RELEASED
-        return True
+            if holder.ended_here():
+                return True
+        return self._stands_still(
+            str(self.storage.root),
+            _describe(self.storage, token),
+            read=lambda: self._read_beat(token),
+            is_newest=lambda: _newest(self.storage) == token,
+        )
 
     def _claim(self, token: int) -> None:
         """Become the holder with number ``token``, if nobody else did."""
@@ -336,7 +230,7 @@ class RunLock:
 
     def _read_beat(self, token: int) -> bytes:
         try:
-            return self.storage.read_file(_beat_key(token), limit=_MAX_BYTES)
+            return self.storage.read_file(_beat_key(token), limit=MAX_BYTES)
         except FileNotFoundError:
             return b""
 
@@ -372,13 +266,13 @@ def _newest(storage: LocalStorage) -> int:
 def _holder(storage: LocalStorage, token: int) -> Holder | None:
     """Who a lease belongs to; None when it is half written or gone."""
     try:
-        return Holder(**unseal("lease", storage.read_file(_lease_key(token), limit=_MAX_BYTES)))
+        return Holder(**unseal("lease", storage.read_file(_lease_key(token), limit=MAX_BYTES)))
     except (UnusableError, OSError, TypeError):
         return None
 
 
 def _describe(storage: LocalStorage, token: int) -> str:
-    return str(_holder(storage, token) or "a process that is just starting or ending")
+    return str(_holder(storage, token) or UNKNOWN)
 
 
 _held: weakref.WeakSet[RunLock] = weakref.WeakSet()

@@ -13,8 +13,8 @@ from faulty_storage import BucketStorage
 from orchestrator.errors import StorageError
 from orchestrator.training import object_storage
 from orchestrator.training.bucket_lock import BucketLock
+from orchestrator.training.living_lock import HeldError, Holder
 from orchestrator.training.manifest import seal
-from orchestrator.training.run_lock import HeldError, Holder
 
 LOCATION = "s3://bucket/run"
 
