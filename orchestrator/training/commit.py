@@ -12,7 +12,6 @@ best commit is the same however often a run was interrupted.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import time
@@ -33,7 +32,6 @@ from orchestrator.training.manifest import (
     METRICS_NAME,
     POINTER_NAME,
     Commit,
-    FileRecord,
     Manifest,
     Rejected,
     UnusableError,
@@ -47,16 +45,18 @@ from orchestrator.training.manifest import (
     step_of,
     verify,
     with_metrics,
+    write_recorded,
 )
 from orchestrator.training.retention import (
     Policy,
     collect,
     discard,
     quarantine,
+    same_commit,
     sweep,
     was_cut_off,
 )
-from orchestrator.training.storage import Chunk, Storage, temporary
+from orchestrator.training.storage import Storage, temporary
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +94,7 @@ class CommitStore:
         fence: called before anything is published or deleted; raises when this process has lost
             the right to do so, see :class:`~orchestrator.training.run_lock.Fence`.
         beside: called before a commit or its scores are published; brings to safety what belongs
-            to them and lies elsewhere.
+            to them and lies elsewhere. None where nothing does.
         awaited: whether the commit of a step is going to be scored; until then it is not deleted.
     """
 
@@ -347,7 +347,10 @@ class CommitStore:
                 if self.storage.make_dir(CHECKPOINTS):
                     self.storage.sync_dir("")
                 self.storage.make_dir(staging)
-                records = {n: self._write(f"{staging}/{n}", chunks) for n, chunks in files.items()}
+                records = {
+                    n: write_recorded(self.storage, f"{staging}/{n}", chunks)
+                    for n, chunks in files.items()
+                }
                 manifest = Manifest(
                     step=state.step,
                     config_digest=config_digest,
@@ -356,7 +359,7 @@ class CommitStore:
                     created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
                     files=records,
                 )
-                existing = self._same_commit(manifest, besides=staging)
+                existing = same_commit(self.storage, manifest, self._fence, besides=staging)
                 if existing is None:
                     self._publish(staging, key, manifest)
             except BaseException:
@@ -370,20 +373,6 @@ class CommitStore:
             )
             self._parent = state.step
         self._collect()
-
-    def _write(self, key: str, chunks: Iterable[Chunk]) -> FileRecord:
-        digest = hashlib.sha256()
-        size = 0
-
-        def hashed() -> Iterator[Chunk]:
-            nonlocal size
-            for chunk in chunks:
-                digest.update(chunk)
-                size += len(chunk)
-                yield chunk
-
-        self.storage.write_file(key, hashed())
-        return FileRecord(size, digest.hexdigest())
 
     def _refresh(self) -> None:
         assert self._beside is not None
@@ -403,35 +392,6 @@ class CommitStore:
             self._fence()
             self.storage.rename(staging, key)
             self.storage.sync_dir(CHECKPOINTS)
-
-    def _same_commit(self, manifest: Manifest, *, besides: str) -> str | None:
-        """Key of a commit with this very content; damaged commits of the step are moved away.
-
-        Raises:
-            StorageError: the step is committed with other content.
-        """
-        for key in published(self.storage):
-            if key == besides or step_of(key) != manifest.step:
-                continue
-            try:
-                existing = verify(self.storage, key)
-            except UnusableError:
-                self._fence()
-                quarantine(self.storage, key)
-                continue
-            if existing.files == manifest.files:
-                return key
-            changed = sorted(
-                name
-                for name in {*existing.files, *manifest.files}
-                if existing.files.get(name) != manifest.files.get(name)
-            )
-            raise StorageError(
-                f"{self.storage.describe(key)}: step {manifest.step} is committed already with "
-                f"other content ({', '.join(changed)}), so this run is not the one that made it. "
-                "Next: start the run again, which goes on from that commit, or give it another name"
-            )
-        return None
 
     def _attach(self, step: int, metrics: dict[str, float]) -> None:
         with _advice(f"cannot record the metrics of step {step}", self.storage.describe("")):

@@ -10,13 +10,13 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from orchestrator.errors import StorageError
-from orchestrator.training.storage import Storage
+from orchestrator.training.storage import Chunk, Storage
 
 #: Layout of a commit folder; a reader refuses any other.
 FORMAT = 1
@@ -80,6 +80,22 @@ class FileRecord:
 
     size: int
     sha256: str
+
+
+def write_recorded(storage: Storage, key: str, chunks: Iterable[Chunk]) -> FileRecord:
+    """Write a file, and return what a manifest says of it."""
+    digest = hashlib.sha256()
+    size = 0
+
+    def hashed() -> Iterator[Chunk]:
+        nonlocal size
+        for chunk in chunks:
+            digest.update(chunk)
+            size += len(chunk)
+            yield chunk
+
+    storage.write_file(key, hashed())
+    return FileRecord(size, digest.hexdigest())
 
 
 @dataclass(frozen=True)

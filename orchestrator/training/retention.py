@@ -12,17 +12,20 @@ from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
+from orchestrator.errors import StorageError
 from orchestrator.training.manifest import (
     CHECKPOINTS,
     MANIFEST_NAME,
     METRICS_NAME,
     POINTER_NAME,
     Commit,
+    Manifest,
     Rejected,
     UnusableError,
     check,
     checked_commits,
     published,
+    step_of,
     verify,
 )
 from orchestrator.training.storage import TEMPORARY, Storage, temporary
@@ -162,3 +165,41 @@ def sweep(storage: Storage) -> list[Rejected]:
                 rejected.append(Rejected(storage.describe(key), str(error)))
             quarantine(storage, key)
     return rejected
+
+
+def same_commit(
+    storage: Storage, manifest: Manifest, fence: Callable[[], None], *, besides: str
+) -> str | None:
+    """Key of a commit with this very content; damaged commits of the step are moved away.
+
+    Args:
+        storage: of the run.
+        manifest: of the content.
+        fence: called before one is moved; see :class:`~orchestrator.training.commit.CommitStore`.
+        besides: key that does not count.
+
+    Raises:
+        StorageError: the step is committed with other content.
+    """
+    for key in published(storage):
+        if key == besides or step_of(key) != manifest.step:
+            continue
+        try:
+            existing = verify(storage, key)
+        except UnusableError:
+            fence()
+            quarantine(storage, key)
+            continue
+        if existing.files == manifest.files:
+            return key
+        changed = sorted(
+            name
+            for name in {*existing.files, *manifest.files}
+            if existing.files.get(name) != manifest.files.get(name)
+        )
+        raise StorageError(
+            f"{storage.describe(key)}: step {manifest.step} is committed already with other "
+            f"content ({', '.join(changed)}), so this run is not the one that made it. Next: start "
+            "the run again, which goes on from that commit, or give it another name"
+        )
+    return None
