@@ -8,7 +8,16 @@ from pathlib import Path
 import pytest
 from faulty_storage import BucketStorage, QuickStorage
 
+from orchestrator.data.digits import Recipe, build_digits
 from orchestrator.training.storage import Storage
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small data set; files that need another size make their own."""
+    folder = tmp_path_factory.mktemp("data") / "digits"
+    build_digits(folder, Recipe(train=26, val=4, seed=3))
+    return folder
 
 
 @pytest.fixture(params=[QuickStorage, BucketStorage], ids=["local", "objects"])

@@ -17,9 +17,9 @@ def train(plan: Plan, stream: LocalStream | None = None) -> Outcome:
 
 
 class StoppingStream(LocalStream):
-    """Asks for a stop while it hands out one particular step."""
+    """Asks for a stop while it hands out one particular step; None for never."""
 
-    def __init__(self, plan: Plan, at: int) -> None:
+    def __init__(self, plan: Plan, at: int | None) -> None:
         super().__init__(plan.batches)
         self._file, self._at = plan.job.path / STOP_FILE, at
 

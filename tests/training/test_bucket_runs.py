@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import signal
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from unittest import mock
@@ -13,10 +12,9 @@ import pytest
 from chaos_run import CPU, STEPS, small_detector, small_plan
 from child_processes import exit_code_of
 from faulty_storage import BucketStorage, FaultyStorage
+from local_runs import StoppingStream
 
 from orchestrator.config.resolve import load_experiment
-from orchestrator.data.batch import Batch
-from orchestrator.data.digits import Recipe, build_digits
 from orchestrator.data.stream import LocalStream
 from orchestrator.errors import ConfigError, StorageError
 from orchestrator.tracking.events import metric_history
@@ -25,18 +23,10 @@ from orchestrator.training import object_storage, session
 from orchestrator.training.commit import CommitStore
 from orchestrator.training.home import Home, folder_of, home_of
 from orchestrator.training.job import Outcome
-from orchestrator.training.plan import Plan
 from orchestrator.training.session import STOP_FILE, run_rank
 from orchestrator.training.storage import Storage
 
 LOCATION = "s3://bucket/runs/chaos?region=here"
-
-
-@pytest.fixture(scope="session")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data") / "digits"
-    build_digits(folder, Recipe(train=26, val=4, seed=3))
-    return folder
 
 
 @pytest.fixture
@@ -46,20 +36,6 @@ def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> BucketStorage:
     monkeypatch.setattr(session, "build_detector", small_detector)
     monkeypatch.setattr(session, "_STOP_POLL_SECONDS", 0.0)
     return storage
-
-
-class StoppingStream(LocalStream):
-    """Asks for a stop while it hands out one particular step; None for never."""
-
-    def __init__(self, plan: Plan, at: int | None) -> None:
-        super().__init__(plan.batches)
-        self._file, self._at = plan.job.path / STOP_FILE, at
-
-    def train_batches(self, start_step: int, stop_step: int) -> Iterator[Batch]:
-        for batch in super().train_batches(start_step, stop_step):
-            if batch.step == self._at:
-                self._file.touch()
-            yield batch
 
 
 def start(folder: Path, digits: Path, *overrides: str, stop_at: int | None = None) -> Outcome:

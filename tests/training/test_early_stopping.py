@@ -12,7 +12,6 @@ from chaos_run import small_detector, small_plan
 from local_runs import StoppingStream, train
 
 from orchestrator.config.schema import EarlyStoppingConfig
-from orchestrator.data.digits import Recipe, build_digits
 from orchestrator.errors import ConfigError
 from orchestrator.evaluation.coco import METRICS
 from orchestrator.tracking.events import metric_history, read_events
@@ -28,13 +27,6 @@ SETTINGS = ("train.epochs=6", "train.checkpoint.every_steps=null")
 STOPS = "train.early_stopping={patience: 2, min_delta: 0.02}"
 #: AP of epochs 1, 2, ...: of those only 0.1 and 0.2 lie more than 0.02 above the best before.
 SCORES = (0.1, 0.12, 0.2, 0.219, 0.22, 0.5)
-
-
-@pytest.fixture(scope="session")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data") / "digits"
-    build_digits(folder, Recipe(train=26, val=4, seed=3))
-    return folder
 
 
 @pytest.fixture

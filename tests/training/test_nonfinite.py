@@ -20,7 +20,6 @@ from torch import Tensor
 from orchestrator.cli.main import main
 from orchestrator.config.schema import AdamWOptimizer, EmaConfig, SGDOptimizer, TrainConfig
 from orchestrator.data.batch import Batch
-from orchestrator.data.digits import Recipe, build_digits
 from orchestrator.data.stream import LocalStream
 from orchestrator.errors import StorageError
 from orchestrator.tracking.events import read_events
@@ -124,13 +123,6 @@ def test_a_bad_step_changes_no_bit(number: int) -> None:
     assert report.sound == (where not in ("weight", "ema"))
     assert bits(stepper) == before
     assert bool(stepper.damaged()) == (where in ("weight", "ema"))
-
-
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data") / "digits"
-    build_digits(folder, Recipe(train=26, val=4, seed=3))
-    return folder
 
 
 @pytest.fixture(autouse=True)

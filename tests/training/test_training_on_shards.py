@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import shutil
-import uuid
 from pathlib import Path
 
-import pyarrow.fs
 import pytest
+from buckets import fresh_location, needs_bucket
 from local_runs import StoppingStream, train
 
 from orchestrator.config.resolve import load_experiment
@@ -44,7 +42,6 @@ train:
 tracking: {mlflow: null}
 """
 KINDS = ("coco", "voc", "txt", "yolo")
-ENDPOINT = os.environ.get("S3_ENDPOINT")
 
 
 @pytest.fixture(scope="module")
@@ -182,16 +179,10 @@ def test_a_run_does_not_go_on_with_shards_of_other_data(
 
 @pytest.fixture
 def bucket(monkeypatch: pytest.MonkeyPatch) -> str:
-    """A prefix of its own in a bucket that is made if need be."""
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
-    options = f"region=us-east-1&scheme=http&endpoint_override={ENDPOINT}"
-    maker, _ = pyarrow.fs.FileSystem.from_uri(f"s3://shards?{options}&allow_bucket_creation=true")
-    maker.create_dir("shards")
-    return f"s3://shards/{uuid.uuid4().hex}?{options}"
+    return fresh_location(monkeypatch)
 
 
-@pytest.mark.skipif(ENDPOINT is None, reason="S3_ENDPOINT names no server; see test_storage_s3.py")
+@needs_bucket
 def test_shard_train_kill_and_resume_in_a_bucket(
     sets: dict[str, dict[str, object]],
     bucket: str,
@@ -234,7 +225,7 @@ def test_shard_train_kill_and_resume_in_a_bucket(
     assert ended.metrics == unbroken.metrics
 
 
-@pytest.mark.skipif(ENDPOINT is None, reason="S3_ENDPOINT names no server; see test_storage_s3.py")
+@needs_bucket
 def test_a_node_keeps_no_more_than_it_needs_and_trusts_nothing(
     sets: dict[str, dict[str, object]], bucket: str, tmp_path: Path
 ) -> None:

@@ -14,7 +14,6 @@ from torch import nn
 from detectors.base import Targets
 from orchestrator.config.schema import SGDOptimizer, TrainConfig
 from orchestrator.data.batch import Batch
-from orchestrator.data.digits import Recipe, build_digits
 from orchestrator.errors import ConfigError
 from orchestrator.tracking.events import metric_history
 from orchestrator.training.collective import Collective
@@ -22,13 +21,6 @@ from orchestrator.training.ordered_sum import OrderedSum
 from orchestrator.training.stepper import Stepper
 
 STEPS = 6
-
-
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data") / "digits"
-    build_digits(folder, Recipe(train=26, val=4, seed=3))
-    return folder
 
 
 def sharded(folder: Path, digits: Path, world: int, *more: str) -> Chaos:
