@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import secrets
 from pathlib import Path
 
 import pytest
+
+
+def pytest_configure() -> None:
+    """One token for every Ray that the tests start, set before anything imports Ray.
+
+    Left alone, the first ``ray.init`` of a process keeps a token under the ``HOME`` of its test
+    and demands one from then on; the servers of the next test, which has another ``HOME``, start
+    without it, and refuse their own client.
+    """
+    os.environ["RAY_AUTH_MODE"] = "token"
+    os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
 @pytest.fixture(scope="session")

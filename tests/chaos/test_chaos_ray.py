@@ -95,7 +95,6 @@ def cluster() -> Iterator[FakeCluster]:
         pytest.MonkeyPatch.context() as patch,
         tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as temp,
     ):
-        patch.setenv("RAY_AUTH_MODE", "disabled")
         patch.setenv("RAY_TMPDIR", temp)
         # Of a machine that others use as well, whose memory is none of this test's business.
         patch.setenv("RAY_memory_monitor_refresh_ms", "0")
@@ -129,7 +128,6 @@ class Run:
         environment = {
             **os.environ,
             "HOME": str(self.folder),
-            "RAY_AUTH_MODE": "disabled",
             "OMP_NUM_THREADS": "1",
             "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
         }

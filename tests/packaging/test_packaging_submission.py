@@ -254,7 +254,8 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     }
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    for name in ("RAY_ADDRESS", "RAY_AUTH_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
     port = free_port()
     command = [
         str(Path(sys.executable).with_name("ray")),
