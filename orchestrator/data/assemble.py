@@ -6,7 +6,7 @@ function of the plan, the step, the rank and the number of ranks, they yield the
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -112,8 +112,13 @@ class BatchPlan:
             mix=mix,
         )
 
-    def train_batch(self, step: int, rank: int, world: int) -> Batch:
+    def train_batch(self, step: int, rank: int, world: int, into: Batch | None = None) -> Batch:
         """One rank's share of training step ``step``.
+
+        Args:
+            step: of the run.
+            rank, world: whose share of it.
+            into: a batch of the same shapes whose arrays to fill; None makes new ones.
 
         Raises:
             DataError: neither an image nor any of its replacements could be decoded.
@@ -121,7 +126,7 @@ class BatchPlan:
         epoch = self.schedule.epoch_of(step)
         samples = self.schedule.rank_samples(step, rank, world)
         _fetch(self.train, samples)
-        builder = _BatchBuilder(self, self.train, step, len(samples))
+        builder = _BatchBuilder(self.train, step, into or self._memory(len(samples)))
         for position, sample in enumerate(samples.tolist()):
             used, picture = self._picture(position, sample, builder.replaced)
             key = SampleKey(self.schedule.seed, epoch, used)
@@ -135,8 +140,8 @@ class BatchPlan:
         """Evaluation batches of each of ``world`` ranks."""
         return len(eval_slots(len(self.val), 0, world, self.eval_batch))
 
-    def eval_batch_at(self, index: int, rank: int, world: int) -> Batch:
-        """One rank's ``index``-th evaluation batch.
+    def eval_batch_at(self, index: int, rank: int, world: int, into: Batch | None = None) -> Batch:
+        """One rank's ``index``-th evaluation batch, ``into`` as for :meth:`train_batch`.
 
         Its boxes serve a validation loss; scoring compares with the annotations of ``val``. An
         image that cannot be decoded becomes padding: its annotations then count as missed.
@@ -144,7 +149,7 @@ class BatchPlan:
         slots = eval_slots(len(self.val), rank, world, self.eval_batch)[index]
         _fetch(self.val, slots[slots >= 0])
         prepare = self.augment.plain()
-        builder = _BatchBuilder(self, self.val, -1, len(slots))
+        builder = _BatchBuilder(self.val, -1, into or self._memory(len(slots)))
         for position, sample in enumerate(slots.tolist()):
             if sample < 0:
                 continue
@@ -156,6 +161,9 @@ class BatchPlan:
             key = SampleKey(self.schedule.seed, 0, sample)
             builder.put(position, sample, prepare(image, boxes, labels, key))
         return builder.finish()
+
+    def _memory(self, n: int) -> Batch:
+        return Batch.unfilled(n, self.input_size, self.box_slots)
 
     def _picture(
         self, position: int, sample: int, replaced: list[_Replaced]
@@ -235,47 +243,37 @@ def usable_boxes(dataset: Dataset, *, with_crowd: bool) -> NDArray[np.int64]:
 class _BatchBuilder:
     """Fills the arrays of one batch, image by image."""
 
-    def __init__(self, plan: BatchPlan, dataset: Dataset, step: int, n: int) -> None:
-        height, width = plan.input_size
+    def __init__(self, dataset: Dataset, step: int, memory: Batch) -> None:
+        """Begin with padding; the images of ``memory`` are left as they are until the end."""
         self.replaced: list[_Replaced] = []
         self._dataset = dataset
         self._step = step
-        self._images = np.zeros((n, height, width, 3), dtype=np.uint8)
-        self._boxes = np.zeros((n, plan.box_slots, 4), dtype=np.float32)
-        self._labels = np.zeros((n, plan.box_slots), dtype=np.int64)
-        self._valid = np.zeros((n, plan.box_slots), dtype=bool)
-        self._sample_ids = np.full(n, -1, dtype=np.int64)
-        self._image_ids = np.full(n, -1, dtype=np.int64)
-        self._sizes = np.ones((n, 2), dtype=np.int32)
-        self._transforms = np.tile(np.array([1.0, 1.0, 0.0, 0.0]), (n, 1))
+        self._batch = memory
+        for zeros in (memory.boxes, memory.labels, memory.valid):
+            zeros.fill(0)
+        for nothing in (memory.sample_ids, memory.image_ids):
+            nothing.fill(-1)
+        memory.sizes.fill(1)
+        memory.transforms[:] = 1.0, 1.0, 0.0, 0.0
 
     def put(self, position: int, sample: int, made: Sample) -> None:
         """Place a prepared image and its boxes."""
-        kept = _largest(made.boxes, self._boxes.shape[1])
+        batch, data = self._batch, self._dataset
+        kept = _largest(made.boxes, batch.boxes.shape[1])
         boxes = made.boxes[kept]
-        self._images[position] = made.image
-        self._boxes[position, : len(boxes)] = boxes
-        self._labels[position, : len(boxes)] = made.labels[kept]
-        self._valid[position, : len(boxes)] = True
-        self._sample_ids[position] = sample
-        self._image_ids[position] = self._dataset.image_ids[sample]
-        self._sizes[position] = self._dataset.heights[sample], self._dataset.widths[sample]
-        self._transforms[position] = made.transform
+        batch.images[position] = made.image
+        batch.boxes[position, : len(boxes)] = boxes
+        batch.labels[position, : len(boxes)] = made.labels[kept]
+        batch.valid[position, : len(boxes)] = True
+        batch.sample_ids[position] = sample
+        batch.image_ids[position] = data.image_ids[sample]
+        batch.sizes[position] = data.heights[sample], data.widths[sample]
+        batch.transforms[position] = made.transform
 
     def finish(self) -> Batch:
         """The batch; positions that nothing was placed at are padding."""
-        return Batch(
-            step=self._step,
-            images=self._images,
-            boxes=self._boxes,
-            labels=self._labels,
-            valid=self._valid,
-            sample_ids=self._sample_ids,
-            image_ids=self._image_ids,
-            sizes=self._sizes,
-            transforms=self._transforms,
-            replaced=tuple(self.replaced),
-        )
+        self._batch.images[self._batch.sample_ids < 0] = 0
+        return replace(self._batch, step=self._step, replaced=tuple(self.replaced))
 
 
 def _largest(boxes: NDArray[np.float32], slots: int) -> slice | NDArray[np.int64]:

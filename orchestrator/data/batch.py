@@ -46,6 +46,21 @@ class Batch:
     def __len__(self) -> int:
         return len(self.sample_ids)
 
+    @classmethod
+    def unfilled(cls, n: int, size: tuple[int, int], slots: int) -> Batch:
+        """Memory for ``n`` images of ``size`` = (H, W) with ``slots`` boxes each."""
+        return cls(
+            step=-1,
+            images=np.empty((n, *size, 3), np.uint8),
+            boxes=np.empty((n, slots, 4), np.float32),
+            labels=np.empty((n, slots), np.int64),
+            valid=np.empty((n, slots), np.bool_),
+            sample_ids=np.empty(n, np.int64),
+            image_ids=np.empty(n, np.int64),
+            sizes=np.empty((n, 2), np.int32),
+            transforms=np.empty((n, 4), np.float64),
+        )
+
 
 class BatchStream(Protocol):
     """A source of one rank's batches, in process or through Ray Data: same batches, same order."""

@@ -20,13 +20,14 @@ import json
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import fields
 from functools import lru_cache, partial
 from queue import Empty, Full, Queue
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
+import pyarrow as pa
 import ray
 import ray.data
 import ray.train
@@ -56,15 +57,8 @@ _CLOSE_SECONDS = 10.0
 _POLL_SECONDS = 0.2
 
 Rows: TypeAlias = dict[str, Any]
-Make: TypeAlias = Callable[[BatchPlan, int, int, int], Batch]
-
-
-def _train_batch(plan: BatchPlan, step: int, rank: int, world: int) -> Batch:
-    return plan.train_batch(step, rank, world)
-
-
-def _eval_batch(plan: BatchPlan, index: int, rank: int, world: int) -> Batch:
-    return plan.eval_batch_at(index, rank, world)
+#: Plan, number, rank, world and whose arrays to fill.
+Make: TypeAlias = Callable[[BatchPlan, int, int, int, Batch | None], Batch]
 
 
 class RayStream:
@@ -103,7 +97,7 @@ class RayStream:
             DataError: an image and all its replacements could not be decoded.
             OrchestratorError: a batch of another step than expected arrived.
         """
-        batches = self._batches(_train_batch, start_step, stop_step)
+        batches = self._batches(BatchPlan.train_batch, start_step, stop_step)
         return in_order(batches, start_step, stop_step)
 
     def eval_batches(self) -> Iterator[Batch]:
@@ -112,7 +106,7 @@ class RayStream:
         if self._eval_cache is None:
             self._eval_cache = EvalCache(plan, self.world)
         count = plan.eval_batch_count(self.world)
-        return self._eval_cache.batches(lambda: self._batches(_eval_batch, 0, count))
+        return self._eval_cache.batches(lambda: self._batches(BatchPlan.eval_batch_at, 0, count))
 
     def _batches(self, make: Make, start: int, stop: int) -> Generator[Batch, None, None]:
         """Batches ``start .. stop - 1``, segment after segment."""
@@ -125,10 +119,14 @@ class RayStream:
             while done < stop:
                 follows = len(running) == 1 and running[0].nears_its_end(at_once)
                 if begun == done or (follows and begun < stop):
-                    if running and running[0].starved:
+                    starved = bool(running) and running[0].starved
+                    if starved:
                         length = min(GROWTH * length, SEGMENT_STEPS)
                     end = min(begun + length, stop)
-                    running.append(_Segment(self._dataset(make, begun, end), end - begun, budget))
+                    # Ray Data looks for finished tasks ten times a second. With one task more, none
+                    # of those the consumer waits for idles until it is found out.
+                    dataset = self._dataset(make, begun, end, self.tasks + starved)
+                    running.append(_Segment(dataset, end - begun, budget))
                     begun = end
                 yield running[0].take()
                 done += 1
@@ -138,19 +136,20 @@ class RayStream:
             for segment in running:
                 segment.close()
 
-    def _dataset(self, make: Make, first: int, end: int) -> ray.data.Dataset:
-        """Batches ``first .. end - 1``, one per row, not yet begun."""
+    def _dataset(self, make: Make, first: int, end: int, tasks: int) -> ray.data.Dataset:
+        """Batches ``first .. end - 1``, one per row, ``tasks`` at a time, not yet begun."""
         work = partial(
             _make_rows, plan_ref=self.plan_ref, make=make, rank=self.rank, world=self.world
         )
         length = self._task_steps()
-        # Blocks in the object store rather than ``range``, whose read tasks would want a CPU each.
-        blocks = [np.arange(i, min(i + length, end)) for i in range(first, end, length)]
-        dataset = ray.data.from_numpy(blocks).map_batches(
+        # Blocks rather than ``range``, whose read tasks would want a CPU each.
+        starts = range(first, end, length)
+        blocks = [pa.table({"number": np.arange(i, min(i + length, end))}) for i in starts]
+        dataset = ray.data.from_blocks(blocks).map_batches(
             work,
             batch_size=None,
             batch_format="numpy",
-            compute=TaskPoolStrategy(size=min(self.tasks, len(blocks))),
+            compute=TaskPoolStrategy(size=min(tasks, len(blocks))),
             num_cpus=self.task_cpus,
         )
         dataset.context.execution_options.preserve_order = True
@@ -249,25 +248,27 @@ def _make_rows(
     keep_freed_memory()
     plan = _plan(plan_ref)
     try:
-        numbers = rows["data"].tolist()
-        return _pack((make(plan, number, rank, world) for number in numbers), len(numbers))
+        return _pack(lambda i, into: make(plan, i, rank, world, into), rows["number"].tolist())
     except (ConfigError, DataError, StorageError) as error:
         return {"error": np.array([type(error).__name__]), "message": np.array([str(error)])}
 
 
-def _pack(batches: Iterable[Batch], count: int) -> Rows:
-    """``count`` batches, one at least, as columns with one row each.
+def _pack(make: Callable[[int, Batch | None], Batch], numbers: Sequence[int]) -> Rows:
+    """The batches of ``numbers``, one at least, as columns with one row each.
 
-    A batch is moved to its row when it is made, while it is still in the processor's cache.
+    All but the first, which tells the shapes, are made right where they belong.
     """
     packed: Rows = {}
     steps, replaced = [], []
-    for row, batch in enumerate(batches):
-        for name in _ARRAYS:
-            values = getattr(batch, name)
-            if row == 0:
-                packed[name] = np.empty((count, *values.shape), values.dtype)
-            packed[name][row] = values
+    for row, number in enumerate(numbers):
+        if row == 0:
+            batch = make(number, None)
+            for name in _ARRAYS:
+                values = getattr(batch, name)
+                packed[name] = np.empty((len(numbers), *values.shape), values.dtype)
+                packed[name][0] = values
+        else:
+            batch = make(number, Batch(step=-1, **{name: packed[name][row] for name in _ARRAYS}))
         steps.append(batch.step)
         replaced.append(json.dumps(batch.replaced))
     return {**packed, "step": np.array(steps), "replaced": np.array(replaced)}
@@ -327,9 +328,9 @@ class _Segment:
         """
         left = self.steps - self.taken
         if self.starved:
-            # Its tasks still run; more beside them would only make Ray start further processes,
-            # which import for seconds and are ended again when they have been idle for one.
-            return left <= 2 * at_once
+            # Its last tasks run. Before that, more beside them would only make Ray start further
+            # processes, which import for seconds and are ended when they have been idle for one.
+            return left <= at_once
         return 2 * left <= self.steps
 
     @property

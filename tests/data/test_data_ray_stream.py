@@ -218,7 +218,10 @@ class FakeDataset:
     def __init__(
         self, plan: BatchPlan, steps: list[int], *, error: Exception | None = None
     ) -> None:
-        self.rows = [ray_stream._pack([plan.train_batch(step, 0, 1)], 1) for step in steps]
+        self.rows = [
+            ray_stream._pack(lambda s, into: plan.train_batch(s, 0, 1, into), [step])
+            for step in steps
+        ]
         self.error = error
 
     def iter_batches(self, **options: object) -> Iterator[dict[str, Any]]:
