@@ -9,9 +9,15 @@
 - *LocalStream*: this program's batches without Ray, one thread;
 - *RayStream*: the batches that a training worker gets through Ray Data, ``--tasks`` at a time.
 
+``--tasks`` is how many processes the parallel arms prepare images with. As many as there are cores
+leave none for Ray and for the process that takes the batches; one fewer does, as beside training.
+
 The arms alternate within each round and the median over the rounds counts, since the load of a
-machine changes. With ``--step-ms`` the consumer spends that long on every batch, as training does;
-then the CPU time of its process is what to look at.
+machine changes. Processes are started before: a stream's rate is the slope of images over time once
+a quarter of its batches has come, whether they come one by one or in blocks, and the time from
+asking for the first batch to having it stands beside it, with the rate over everything. With
+``--step-ms`` the consumer spends that long on every batch, as training does; then the CPU time of
+its process is what to look at.
 """
 
 from __future__ import annotations
@@ -44,6 +50,7 @@ from orchestrator.data.keyed import SampleKey
 from orchestrator.data.ray_stream import ScheduledDataConfig
 from orchestrator.data.schedule import Schedule
 from orchestrator.data.stream import LocalStream
+from orchestrator.memory import keep_freed_memory
 
 PIPELINES = {
     "ssd300": (SSDAugmentation(), (300, 300)),
@@ -112,20 +119,20 @@ def sizes(batches: Iterator[Batch]) -> Iterator[int]:
 
 
 def measure(counts: Iterator[int], step_seconds: float) -> dict[str, float]:
-    """Consume; the first batch is timed apart, because streams have to start."""
-    begin = time.perf_counter()
-    next(counts)
-    first = time.perf_counter()
-    cpu = time.process_time()
-    images = 0
+    """Consume all batches of a stream."""
+    begin, cpu = time.perf_counter(), time.process_time()
+    seconds, images = [], []
     for count in counts:
-        images += count
+        seconds.append(time.perf_counter() - begin)
+        images.append(count)
         time.sleep(step_seconds)
-    seconds = time.perf_counter() - first
+    total = np.cumsum(images)
+    settled = slice(len(images) // 4, None)
     return {
-        "first_batch_s": first - begin,
-        "images_per_s": images / seconds,
-        "consumer_cpu_ms_per_image": 1e3 * (time.process_time() - cpu) / images,
+        "images_per_s": float(np.polyfit(seconds[settled], total[settled], 1)[0]),
+        "first_batch_s": seconds[0],
+        "with_start_per_s": float(total[-1]) / seconds[-1],
+        "consumer_cpu_ms_per_image": 1e3 * (time.process_time() - cpu) / float(total[-1]),
     }
 
 
@@ -176,24 +183,26 @@ def compare(plan: BatchPlan, options: argparse.Namespace) -> dict[str, dict[str,
     local = LocalStream(plan)
     seconds = options.step_ms / 1e3
 
-    def loader() -> Iterator[int]:
-        made = DataLoader(
-            Samples(plan, options.steps),
-            batch_size=options.batch,
-            num_workers=options.tasks,
-            multiprocessing_context="spawn",
-        )
-        return (len(batch["images"]) for batch in made)
-
+    loader = DataLoader(
+        Samples(plan, options.steps),
+        batch_size=options.batch,
+        num_workers=options.tasks,
+        multiprocessing_context="spawn",
+        persistent_workers=True,
+    )
     arms: dict[str, Callable[[], dict[str, float]]] = {
         "bare loops": lambda: bare(plan, options.steps, options.tasks),
-        "DataLoader": lambda: measure(loader(), seconds),
-        "LocalStream": lambda: measure(sizes(local.train_batches(0, options.steps)), seconds),
+        "DataLoader": lambda: measure((len(b["images"]) for b in loader), seconds),
+        "LocalStream": lambda: measure(sizes(local.train_batches(0, options.steps // 2)), seconds),
         "RayStream": lambda: measure(sizes(stream.train_batches(0, options.steps)), seconds),
-        "one thread": lambda: one_thread(plan, max(1, options.steps // 8)),
+        "one thread": lambda: one_thread(plan, max(1, options.steps // 32)),
     }
-    # The first execution starts the worker processes, once per run.
-    list(stream.train_batches(0, min(options.steps, 4 * options.tasks)))
+    # As the training process does; tasks do it by themselves.
+    keep_freed_memory()
+    # Processes start once per run, not once per round.
+    next(iter(loader))
+    for _ in stream.train_batches(0, options.steps // 3):
+        pass
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in arms}
     for _ in range(options.rounds):
         for name, run in arms.items():
@@ -210,15 +219,18 @@ def show(name: str, result: dict[str, dict[str, float]]) -> None:
         f"\n{name}: decode {thread['decode_ms']:.2f} ms, with augmentation "
         f"{thread['decode_augment_ms']:.2f} ms, {thread['share_of_decode_only']:.0%} of decode-only"
     )
-    print(f"{'':12} {'images/s':>9} {'x bare':>7} {'first batch s':>14} {'consumer CPU ms':>16}")
+    columns = (
+        ("first_batch_s", "first batch s", 15),
+        ("with_start_per_s", "with start", 12),
+        ("consumer_cpu_ms_per_image", "consumer CPU ms", 17),
+    )
+    titles = "".join(f"{title:>{width}}" for _, title, width in columns)
+    print(f"{'':12} {'images/s':>9} {'x bare':>7}{titles}")
     for arm, row in result.items():
         if arm == "one thread":
             continue
         ratio = row["images_per_s"] / result["bare loops"]["images_per_s"]
-        rest = "".join(
-            f"{row[key]:{width}.3f}" if key in row else " " * width
-            for key, width in (("first_batch_s", 15), ("consumer_cpu_ms_per_image", 17))
-        )
+        rest = "".join(f"{row[key]:{width}.2f}" for key, _, width in columns if key in row)
         print(f"{arm:12} {row['images_per_s']:9.1f} {ratio:7.2f}{rest}")
 
 
@@ -227,7 +239,7 @@ def main() -> None:
     parser.add_argument("--images", type=Path)
     parser.add_argument("--annotations", type=Path)
     parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument("--steps", type=int, default=960)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tasks", type=int, default=2, help="processes of every parallel arm")
     parser.add_argument("--step-ms", type=float, default=0.0, help="consumer's time per batch")

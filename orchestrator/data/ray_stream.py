@@ -125,7 +125,7 @@ class RayStream:
                     end = min(begun + length, stop)
                     # Ray Data looks for finished tasks ten times a second. With one task more, none
                     # of those the consumer waits for idles until it is found out.
-                    dataset = self._dataset(make, begun, end, self.tasks + starved)
+                    dataset = partial(self._dataset, make, begun, end, self.tasks + starved)
                     running.append(_Segment(dataset, end - begun, budget))
                     begun = end
                 yield running[0].take()
@@ -308,8 +308,8 @@ class _Segment:
         taken: batches its consumer has got.
     """
 
-    def __init__(self, dataset: ray.data.Dataset, steps: int, budget: int) -> None:
-        """Start making the batches of ``dataset``, at most ``budget`` of them ahead."""
+    def __init__(self, dataset: Callable[[], ray.data.Dataset], steps: int, budget: int) -> None:
+        """Start making the batches of ``dataset()``, at most ``budget`` of them ahead."""
         self.steps = steps
         self.taken = 0
         self._waits = 0
@@ -360,11 +360,11 @@ class _Segment:
         self._closed.set()
         self._thread.join(_CLOSE_SECONDS)
 
-    def _drain(self, dataset: ray.data.Dataset) -> None:
+    def _drain(self, dataset: Callable[[], ray.data.Dataset]) -> None:
         hush_ray_data()
         made = 0
         try:
-            for rows in dataset.iter_batches(
+            for rows in dataset().iter_batches(
                 batch_size=None, batch_format="numpy", prefetch_batches=1
             ):
                 for batch in _unpack(rows):

@@ -237,7 +237,7 @@ def wait_for(condition: Any) -> None:
 
 
 def test_segment_stays_within_its_budget(plan: BatchPlan) -> None:
-    segment = ray_stream._Segment(FakeDataset(plan, [0, 1, 2, 3]), 4, 2)
+    segment = ray_stream._Segment(lambda: FakeDataset(plan, [0, 1, 2, 3]), 4, 2)
     wait_for(lambda: segment._queue.full())
     time.sleep(0.05)
     assert segment._queue.qsize() == 2
@@ -247,7 +247,7 @@ def test_segment_stays_within_its_budget(plan: BatchPlan) -> None:
 
 
 def test_what_follows_starts_when_half_is_taken(plan: BatchPlan) -> None:
-    segment = ray_stream._Segment(FakeDataset(plan, [0, 1, 2]), 3, 3)
+    segment = ray_stream._Segment(lambda: FakeDataset(plan, [0, 1, 2]), 3, 3)
     wait_for(lambda: segment._queue.qsize() == 3)
     segment.take()
     assert not segment.nears_its_end(at_once=3)
@@ -266,19 +266,19 @@ def test_what_follows_a_starved_segment_starts_with_its_last_tasks(plan: BatchPl
                 gate.acquire()
                 yield row
 
-    segment = ray_stream._Segment(Slow(plan, list(range(8))), 8, 8)
+    segment = ray_stream._Segment(lambda: Slow(plan, list(range(8))), 8, 8)
     near = []
     for _ in range(8):
         threading.Timer(0.05, gate.release).start()
         segment.take()
         near.append(segment.nears_its_end(at_once=1))
     assert segment.starved
-    assert near == [False] * 5 + [True] * 3
+    assert near == [False] * 6 + [True] * 2
     segment.close()
 
 
 def test_segment_that_makes_too_few_batches_is_an_error(plan: BatchPlan) -> None:
-    segment = ray_stream._Segment(FakeDataset(plan, [0]), 2, 2)
+    segment = ray_stream._Segment(lambda: FakeDataset(plan, [0]), 2, 2)
     segment.take()
     with pytest.raises(OrchestratorError, match="made 1 batches instead of 2"):
         segment.take()
@@ -286,7 +286,7 @@ def test_segment_that_makes_too_few_batches_is_an_error(plan: BatchPlan) -> None
 
 
 def test_error_of_a_segment_follows_its_batches(plan: BatchPlan) -> None:
-    segment = ray_stream._Segment(FakeDataset(plan, [0], error=OSError("lost")), 2, 2)
+    segment = ray_stream._Segment(lambda: FakeDataset(plan, [0], error=OSError("lost")), 2, 2)
     assert segment.take().step == 0
     with pytest.raises(OSError, match="lost"):
         segment.take()
