@@ -193,7 +193,7 @@ def compare(plan: BatchPlan, options: argparse.Namespace) -> dict[str, dict[str,
     arms: dict[str, Callable[[], dict[str, float]]] = {
         "bare loops": lambda: bare(plan, options.steps, options.tasks),
         "DataLoader": lambda: measure((len(b["images"]) for b in loader), seconds),
-        "LocalStream": lambda: measure(sizes(local.train_batches(0, options.steps // 2)), seconds),
+        "LocalStream": lambda: measure(sizes(local.train_batches(0, options.steps // 4)), seconds),
         "RayStream": lambda: measure(sizes(stream.train_batches(0, options.steps)), seconds),
         "one thread": lambda: one_thread(plan, max(1, options.steps // 32)),
     }
@@ -201,7 +201,7 @@ def compare(plan: BatchPlan, options: argparse.Namespace) -> dict[str, dict[str,
     keep_freed_memory()
     # Processes start once per run, not once per round.
     next(iter(loader))
-    for _ in stream.train_batches(0, options.steps // 3):
+    for _ in stream.train_batches(0, options.steps // 6):
         pass
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in arms}
     for _ in range(options.rounds):
@@ -239,7 +239,7 @@ def main() -> None:
     parser.add_argument("--images", type=Path)
     parser.add_argument("--annotations", type=Path)
     parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--steps", type=int, default=960)
+    parser.add_argument("--steps", type=int, default=1920)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tasks", type=int, default=2, help="processes of every parallel arm")
     parser.add_argument("--step-ms", type=float, default=0.0, help="consumer's time per batch")

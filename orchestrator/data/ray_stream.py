@@ -49,8 +49,9 @@ SEGMENT_STEPS = 1000
 #: Images one task prepares at most, and their bytes: enough that the cost of a task (40 ms of CPU
 #: time) does not count, and no more than Ray Data keeps in one block.
 TASK_IMAGES, TASK_BYTES = 256, 128 << 20
-#: How much longer a segment is than the one before when the consumer had to wait.
-GROWTH = 4
+#: How much longer a segment is than the one before when the consumer had to wait: Ray Data gives
+#: an execution nothing but a task at a time for its first second (Ray 2.60), so few are best.
+GROWTH = 8
 
 _ARRAYS = tuple(field.name for field in fields(Batch) if field.name not in ("step", "replaced"))
 _CLOSE_SECONDS = 10.0
@@ -115,11 +116,11 @@ class RayStream:
         at_once = self.tasks * self._task_steps()
         running: deque[_Segment] = deque()
         begun = done = start
+        starved = False
         try:
             while done < stop:
                 follows = len(running) == 1 and running[0].nears_its_end(at_once)
                 if begun == done or (follows and begun < stop):
-                    starved = bool(running) and running[0].starved
                     if starved:
                         length = min(GROWTH * length, SEGMENT_STEPS)
                     end = min(begun + length, stop)
@@ -130,6 +131,7 @@ class RayStream:
                     begun = end
                 yield running[0].take()
                 done += 1
+                starved = running[0].starved
                 if running[0].taken == running[0].steps:
                     running.popleft().close()
         finally:
