@@ -48,7 +48,7 @@ SEGMENT_BYTES = 128 << 20
 SEGMENT_STEPS = 1000
 #: Images one task prepares at most, and their bytes: enough that the cost of a task (40 ms of CPU
 #: time) does not count, and no more than Ray Data keeps in one block.
-TASK_IMAGES, TASK_BYTES = 256, 128 << 20
+TASK_IMAGES, TASK_BYTES = 512, 128 << 20
 #: How much longer a segment is than the one before when the consumer had to wait: Ray Data gives
 #: an execution nothing but a task at a time for its first second (Ray 2.60), so few are best.
 GROWTH = 8
@@ -124,9 +124,8 @@ class RayStream:
                     if starved:
                         length = min(GROWTH * length, SEGMENT_STEPS)
                     end = min(begun + length, stop)
-                    # Ray Data looks for finished tasks ten times a second. With one task more, none
-                    # of those the consumer waits for idles until it is found out.
-                    dataset = partial(self._dataset, make, begun, end, self.tasks + starved)
+                    steps = self._cuts(begun, end, starved=starved)
+                    dataset = partial(self._dataset, make, steps, self.tasks + starved)
                     running.append(_Segment(dataset, end - begun, budget))
                     begun = end
                 yield running[0].take()
@@ -138,15 +137,32 @@ class RayStream:
             for segment in running:
                 segment.close()
 
-    def _dataset(self, make: Make, first: int, end: int, tasks: int) -> ray.data.Dataset:
-        """Batches ``first .. end - 1``, one per row, ``tasks`` at a time, not yet begun."""
+    def _cuts(self, first: int, end: int, *, starved: bool) -> list[range]:
+        """Batches ``first .. end - 1``, cut into what one task makes of them.
+
+        Ray Data looks for finished tasks ten times a second. For a consumer that waits there is one
+        task more than otherwise, and the first of them are short by different amounts, so that they
+        do not all end, and wait to be found out, at the same time.
+        """
+        longest = self._task_steps()
+        if not starved:
+            length = min(longest, -(-(end - first) // self.tasks))
+            return [range(i, min(i + length, end)) for i in range(first, end, length)]
+        cuts: list[range] = []
+        while first < end:
+            share = min(1.0, (len(cuts) + 1) / (self.tasks + 1))
+            stop = min(first + max(1, round(longest * share)), end)
+            cuts.append(range(first, stop))
+            first = stop
+        return cuts
+
+    def _dataset(self, make: Make, cuts: Sequence[range], tasks: int) -> ray.data.Dataset:
+        """The batches of ``cuts``, one per row, ``tasks`` of those at a time, not yet begun."""
         work = partial(
             _make_rows, plan_ref=self.plan_ref, make=make, rank=self.rank, world=self.world
         )
-        length = self._task_steps()
         # Blocks rather than ``range``, whose read tasks would want a CPU each.
-        starts = range(first, end, length)
-        blocks = [pa.table({"number": np.arange(i, min(i + length, end))}) for i in starts]
+        blocks = [pa.table({"number": np.array(cut)}) for cut in cuts]
         dataset = ray.data.from_blocks(blocks).map_batches(
             work,
             batch_size=None,

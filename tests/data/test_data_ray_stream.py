@@ -277,6 +277,24 @@ def test_what_follows_a_starved_segment_starts_with_its_last_tasks(plan: BatchPl
     segment.close()
 
 
+def test_tasks_of_a_starved_consumer_begin_with_short_ones(
+    plan: BatchPlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_stream, "TASK_IMAGES", 9 * plan.schedule.rank_batch(1))
+    stream = ray_stream.RayStream(plan, rank=0, world=1, prefetch=4, tasks=2, task_cpus=0.25)
+    monkeypatch.setattr(ray_stream, "_plan", lambda ref: ref)
+
+    def lengths(first: int, end: int, *, starved: bool) -> list[int]:
+        cuts = stream._cuts(first, end, starved=starved)
+        assert [step for cut in cuts for step in cut] == list(range(first, end))
+        return [len(cut) for cut in cuts]
+
+    assert lengths(5, 40, starved=True) == [3, 6, 9, 9, 8]
+    assert lengths(5, 7, starved=True) == [2]
+    assert lengths(0, 7, starved=False) == [4, 3]  # Shared out, where a task could make them all.
+    assert lengths(0, 25, starved=False) == [9, 9, 7]
+
+
 def test_segment_that_makes_too_few_batches_is_an_error(plan: BatchPlan) -> None:
     segment = ray_stream._Segment(lambda: FakeDataset(plan, [0]), 2, 2)
     segment.take()
