@@ -292,7 +292,6 @@ def test_four_images_can_be_learnt_by_heart(fields: dict[str, Any]) -> None:
         loss.backward()
         optimizer.step()
         history.append(loss.item())
-    assert min(history[15:20]) < 0.5 * history[0]  # Well on the way after twenty steps.
     assert sum(history[-5:]) < LEFT_OVER.get(case, 0.1) * sum(history[:5])
 
     with torch.no_grad():
