@@ -49,8 +49,8 @@ SEGMENT_STEPS = 1000
 #: Images one task prepares at most, and their bytes: enough that the cost of a task (40 ms of CPU
 #: time) does not count, and no more than Ray Data keeps in one block.
 TASK_IMAGES, TASK_BYTES = 512, 128 << 20
-#: How much longer a segment is than the one before when the consumer had to wait: Ray Data gives
-#: an execution nothing but a task at a time for its first second (Ray 2.60), so few are best.
+#: How much longer a segment is than the one before when the consumer had to wait. The fewer the
+#: better: in the first second of an execution Ray Data runs one task at a time (Ray 2.60).
 GROWTH = 8
 
 _ARRAYS = tuple(field.name for field in fields(Batch) if field.name not in ("step", "replaced"))
@@ -68,7 +68,7 @@ class RayStream:
     Attributes:
         rank, world: whose share this stream yields.
         prefetch: batches that a segment holds at least.
-        tasks: map tasks that run at a time for this rank.
+        tasks: map tasks that run at a time for this rank, as long as it is the slower side.
         task_cpus: logical CPUs of one such task.
         plan_ref: what is in which batch, in the object store.
     """
@@ -204,7 +204,7 @@ class ScheduledDataConfig(ray.train.DataConfig):  # type: ignore[misc]  # Ray is
         Args:
             plan: what is in which batch.
             prefetch: batches per worker that are made ahead, at least.
-            tasks: map tasks per worker that run at a time.
+            tasks: map tasks per worker that run at a time; one more for a worker that waits.
             task_cpus: logical CPUs of one task. The cluster must have ``tasks * task_cpus`` to
                 spare for each worker, or training waits for its first batch for ever.
         """

@@ -119,10 +119,14 @@ def test_an_experiment_that_stays_behind_is_refused(project: Path, tmp_path: Pat
 
 
 @pytest.fixture
-def no_token(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
-        monkeypatch.delenv(name, raising=False)
+def no_address(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def no_token(no_address: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
 
@@ -143,7 +147,7 @@ def test_an_address_of_another_kind_is_refused(address: str) -> None:
         connect(address)
 
 
-@pytest.mark.usefixtures("no_token")
+@pytest.mark.usefixtures("no_address")
 def test_nobody_at_the_address(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="no Ray job server answers at http://127"):
         connect(f"http://127.0.0.1:{free_port()}")
