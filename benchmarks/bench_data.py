@@ -10,7 +10,8 @@
 - *RayStream*: the batches that a training worker gets through Ray Data, ``--tasks`` at a time.
 
 ``--tasks`` is how many processes the parallel arms prepare images with. As many as there are cores
-leave none for Ray and for the process that takes the batches; one fewer does, as beside training.
+leave none for Ray and for the process that takes the batches. With fewer the arms cannot be
+compared outright, since a Ray stream whose consumer waits has one task more.
 
 The arms alternate within each round and the median over the rounds counts, since the load of a
 machine changes. Processes are started before: a stream's rate is the slope of images over time once
