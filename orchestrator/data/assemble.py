@@ -126,7 +126,7 @@ class BatchPlan:
         epoch = self.schedule.epoch_of(step)
         samples = self.schedule.rank_samples(step, rank, world)
         _fetch(self.train, samples)
-        builder = _BatchBuilder(self.train, step, into or self._memory(len(samples)))
+        builder = _BatchBuilder(self.train, step, self._memory(len(samples), into))
         for position, sample in enumerate(samples.tolist()):
             used, picture = self._picture(position, sample, builder.replaced)
             key = SampleKey(self.schedule.seed, epoch, used)
@@ -149,7 +149,7 @@ class BatchPlan:
         slots = eval_slots(len(self.val), rank, world, self.eval_batch)[index]
         _fetch(self.val, slots[slots >= 0])
         prepare = self.augment.plain()
-        builder = _BatchBuilder(self.val, -1, into or self._memory(len(slots)))
+        builder = _BatchBuilder(self.val, -1, self._memory(len(slots), into))
         for position, sample in enumerate(slots.tolist()):
             if sample < 0:
                 continue
@@ -162,7 +162,9 @@ class BatchPlan:
             builder.put(position, sample, prepare(image, boxes, labels, key))
         return builder.finish()
 
-    def _memory(self, n: int) -> Batch:
+    def _memory(self, n: int, into: Batch | None) -> Batch:
+        if into is not None:
+            return into
         return Batch.unfilled(n, self.input_size, self.box_slots)
 
     def _picture(

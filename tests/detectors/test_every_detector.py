@@ -1,6 +1,6 @@
 """What the contract promises, for every variant of every registered detector.
 
-Registering is enough to be tested; SMALL holds what makes a detector or variant cheap.
+Registering is enough to be tested.
 """
 
 from __future__ import annotations
@@ -14,51 +14,15 @@ from torch import Tensor
 from detectors.base import Detector, Targets
 from detectors.boxes import pairwise_iou
 from detectors.m2det import config as m2det
-from detectors.registry import DETECTORS, build_detector
 from detectors.retinanet import config as retinanet
-
-_FASTER_RCNN = {
-    "input_size": (96, 96),
-    "width": 0.125,
-    "norm": "batch",
-    "frozen_parts": 0,
-    # All anchors and proposals are drawn: a level of few cells would be left out otherwise, and
-    # compiled kernels have random numbers of their own.
-    "rpn": {
-        "assignment": {"samples": 2000},
-        "cross_border": True,
-        "before_train": 100,
-        "before_test": 100,
-        "after_train": 60,
-        "after_test": 60,
-    },
-    "head": {"assignment": {"samples": 200, "positive_fraction": 1.0}},
-}
-
-SMALL: dict[str, dict[str, Any]] = {
-    "faster_rcnn_mindspore": _FASTER_RCNN,
-    "faster_rcnn_torchvision": _FASTER_RCNN,
-    "ssd300_mobilenet_v2": {"width": 0.25},
-    "ssd300_vgg16": {"width": 0.125},
-    "ssd512_vgg16": {"width": 0.0625},
-    # Anchors small enough for every map to find a box, though the coarser ones' reach beyond the
-    # input; and residual units that let a gradient through from the first step on.
-    **{
-        variant: {
-            "width": 0.0625,
-            "input_size": (256, 256),
-            "anchors": {"base": 2.0},
-            "loss": {"border": "learn"},
-            "zero_init": False,
-        }
-        for variant in get_args(retinanet.Variant)
-    },
-    **{variant: {"width": 0.0625, "levels": 2} for variant in get_args(m2det.Variant)},
-}
-
-#: Left to the slow lane: the same networks at a larger size, deeper or wider.
-SLOW = (frozenset(get_args(retinanet.Variant)) - {"retinanet_spinenet49s"}) | (
-    frozenset(get_args(m2det.Variant)) - {"m2det320_vgg16"}
+from tests.detectors.small_detectors import (
+    CLASSES,
+    SLOW,
+    build,
+    detection,
+    losses_of,
+    total,
+    variants,
 )
 
 #: Learning rate and steps in which four images are learnt, where the usual ones do not do:
@@ -82,32 +46,10 @@ SLOW_TO_LEARN = SLOW | {"ssd512_vgg16", "faster_rcnn_mindspore", "faster_rcnn_to
 #: Likewise: the compiler takes its time over two stages.
 SLOW_TO_TRACE = SLOW | {"faster_rcnn_mindspore", "faster_rcnn_torchvision"}
 
-CLASSES = 3
-
-
-def variants(*, slow: frozenset[str] = SLOW) -> list[Any]:
-    cases = []
-    for name, (config_class, _) in DETECTORS.items():
-        field = config_class.model_fields.get("variant")
-        for variant in get_args(field.annotation) if field else [None]:
-            case = variant or name
-            fields = {"name": name, **SMALL.get(case, {})}
-            if variant is not None:
-                fields["variant"] = variant
-            marks = [pytest.mark.slow] if case in slow else []
-            cases.append(pytest.param(fields, id=case, marks=marks))
-    return cases
-
 
 @pytest.fixture(params=variants())
 def fields(request: pytest.FixtureRequest) -> dict[str, Any]:
     return request.param
-
-
-def build(fields: dict[str, Any], *, num_classes: int = CLASSES, seed: int = 0) -> Detector:
-    torch.manual_seed(seed)
-    config = DETECTORS[fields["name"]][0].model_validate(fields)
-    return build_detector(config, num_classes=num_classes)
 
 
 def images_for(model: Detector, count: int, seed: int = 0) -> Tensor:
@@ -129,18 +71,8 @@ def random_targets(model: Detector, counts: list[int], *, slots: int) -> Targets
     return Targets(boxes, labels * valid, valid)
 
 
-def losses_of(model: Detector, images: Tensor, targets: Targets) -> dict[str, Tensor]:
-    """Named losses, drawn as a training step draws them: the generator seeded beforehand."""
-    torch.manual_seed(4)
-    return model.loss(images, targets)
-
-
 def trainable(model: Detector) -> dict[str, Tensor]:
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
-
-
-def total(losses: dict[str, Tensor]) -> Tensor:
-    return torch.stack(list(losses.values())).sum()
 
 
 def test_raw_outputs_and_candidates_have_fixed_shapes(fields: dict[str, Any]) -> None:
@@ -299,11 +231,8 @@ def test_four_images_can_be_learnt_by_heart(fields: dict[str, Any]) -> None:
     for image in range(4):
         best = candidates.scores[image].amax(-1).topk(2).indices
         for prior in best.tolist():
-            label = candidates.scores[image, prior].argmax()
-            found = candidates.boxes[image, prior]
-            overlap = pairwise_iou(
-                boxes[image], found.view(-1, 4)[label if found.dim() > 1 else 0, None]
-            )
+            box, label = detection(candidates, image, prior)
+            overlap = pairwise_iou(boxes[image], box)
             slot = int(overlap.argmax())
             assert overlap[slot] > 0.5
             assert label == labels[image, slot]

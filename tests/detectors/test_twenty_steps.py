@@ -15,11 +15,16 @@ from torch import Tensor, nn
 
 from detectors.base import Detector, Targets
 from detectors.boxes import pairwise_iou
-from detectors.registry import DETECTORS, build_detector
-from tests.detectors.test_every_detector import SMALL, losses_of, total
+from tests.detectors.small_detectors import (
+    CLASSES,
+    build,
+    detection,
+    losses_of,
+    total,
+    variants,
+)
 
 STEPS = 20
-CLASSES = 3
 
 #: One variant of each network: width, learning rate, and whether it falls along a half cosine.
 CASES = [
@@ -32,16 +37,6 @@ CASES = [
 
 #: Objects found of the four, where it is not all: the deepest network takes a few steps more.
 FOUND = {"m2det320_vgg16": 3}
-
-
-def build(variant: str, width: float) -> Detector:
-    name = next(name for name in DETECTORS if variant.startswith(name.split("_")[0]))
-    fields: dict[str, Any] = {"name": name, **SMALL[variant], "width": width}
-    if "variant" in DETECTORS[name][0].model_fields:
-        fields["variant"] = variant
-    torch.manual_seed(0)
-    config = DETECTORS[name][0].model_validate(fields)
-    return build_detector(config, num_classes=CLASSES).train()
 
 
 def scene(model: Detector) -> tuple[Tensor, Targets]:
@@ -97,7 +92,8 @@ def rate_at(step: int, rate: float, *, falls: bool) -> float:
 def test_twenty_steps_overfit_four_images(
     variant: str, width: float, rate: float, falls: bool
 ) -> None:
-    model = build(variant, width)
+    small = {case.id: case.values[0] for case in variants()}
+    model = build({**small[variant], "width": width}).train()
     images, targets = scene(model)
     if not any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
         even_out(model, images)
@@ -118,11 +114,8 @@ def test_twenty_steps_overfit_four_images(
         candidates = model.decode(model(images))
     right = 0
     for image in range(4):
-        scores = candidates.scores[image]
-        best = int(scores.amax(-1).argmax())
-        label = int(scores[best].argmax())
-        found = candidates.boxes[image, best].view(-1, 4)
-        box = found[label if len(found) > 1 else 0, None]
+        best = int(candidates.scores[image].amax(-1).argmax())
+        box, label = detection(candidates, image, best)
         overlap = pairwise_iou(targets.boxes[image], box).item()
-        right += label == int(targets.labels[image, 0]) and overlap > 0.5
+        right += int(label) == int(targets.labels[image, 0]) and overlap > 0.5
     assert right >= FOUND.get(variant, 4)
