@@ -26,17 +26,20 @@ from tests.detectors.small_detectors import (
 
 STEPS = 20
 
-#: One variant of each network: width, learning rate, and whether it falls along a half cosine.
+#: Variants of each network: width, learning rate, whether it falls along a half cosine, and how
+#: much of the first loss may be left.
 CASES = [
-    pytest.param("ssd300_mobilenet_v2", 0.5, 3e-3, True, id="ssd300_mobilenet_v2"),
-    pytest.param("ssd300_vgg16", 0.25, 6e-4, False, id="ssd300_vgg16"),
-    pytest.param("retinanet_spinenet49s", 0.25, 4e-3, True, id="retinanet_spinenet49s"),
-    pytest.param("m2det320_vgg16", 0.25, 2e-3, True, id="m2det320_vgg16"),
-    pytest.param("faster_rcnn_torchvision", 0.25, 2.5e-3, True, id="faster_rcnn_torchvision"),
+    pytest.param("ssd300_mobilenet_v2", 0.5, 3e-3, True, 0.5, id="ssd300_mobilenet_v2"),
+    pytest.param("ssd300_vgg16", 0.25, 6e-4, False, 0.5, id="ssd300_vgg16"),
+    pytest.param("retinanet_spinenet49s", 0.25, 4e-3, True, 0.5, id="retinanet_spinenet49s"),
+    pytest.param("m2det320_resnet50", 0.25, 2e-3, True, 0.5, id="m2det320_resnet50"),
+    pytest.param("m2det320_vgg16", 0.25, 2e-4, True, 0.7, id="m2det320_vgg16"),
+    pytest.param("faster_rcnn_torchvision", 0.25, 2.5e-3, True, 0.5, id="faster_rcnn_torchvision"),
 ]
 
-#: Objects found of the four, where it is not all: the deepest network takes a few steps more.
-FOUND = {"m2det320_vgg16": 3}
+#: What else differs. On VGG16, which has no batch normalisation, M2Det's released initialisation
+#: starts with a loss of 14; MindSpore's, of 8.
+FIELDS = {"m2det320_vgg16": {"initialization": "mindspore"}}
 
 
 def scene(model: Detector) -> tuple[Tensor, Targets]:
@@ -88,12 +91,13 @@ def rate_at(step: int, rate: float, *, falls: bool) -> float:
     return rate * min(1.0, (step + 1) / 4) * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * rest)))
 
 
-@pytest.mark.parametrize(("variant", "width", "rate", "falls"), CASES)
+@pytest.mark.parametrize(("variant", "width", "rate", "falls", "left"), CASES)
 def test_twenty_steps_overfit_four_images(
-    variant: str, width: float, rate: float, falls: bool
+    variant: str, width: float, rate: float, falls: bool, left: float
 ) -> None:
     small = {case.id: case.values[0] for case in variants()}
-    model = build({**small[variant], "width": width}).train()
+    fields = {**small[variant], "width": width, **FIELDS.get(variant, {})}
+    model = build(fields).train()
     images, targets = scene(model)
     if not any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
         even_out(model, images)
@@ -108,7 +112,7 @@ def test_twenty_steps_overfit_four_images(
         torch.nn.utils.clip_grad_norm_(model.parameters(), 10.0)
         optimizer.step()
         history.append(loss.item())
-    assert min(history[-3:]) < 0.5 * history[0]
+    assert min(history[-3:]) < left * history[0]
 
     with torch.no_grad():
         candidates = model.decode(model(images))
@@ -118,4 +122,4 @@ def test_twenty_steps_overfit_four_images(
         box, label = detection(candidates, image, best)
         overlap = pairwise_iou(targets.boxes[image], box).item()
         right += int(label) == int(targets.labels[image, 0]) and overlap > 0.5
-    assert right >= FOUND.get(variant, 4)
+    assert right == 4
