@@ -9,6 +9,7 @@ streams of its bit generators for good, but not what ``Generator`` makes of them
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -32,6 +33,18 @@ class Domain(IntEnum):
     MIX = 9
     SHARDS = 10
     SWEEP = 11
+
+
+class _PerThread(threading.local):
+    """A generator that is set to the place of each draw: a new one would ask for entropy first."""
+
+    def __init__(self) -> None:
+        self.philox = np.random.Philox(key=0)
+
+
+_PER_THREAD = _PerThread()
+#: Words that a generator has computed and not handed out.
+_NOTHING = np.zeros(4, dtype=np.uint64)
 
 
 def words(
@@ -58,7 +71,16 @@ def words(
     # The lowest counter word is left to the generator, which counts blocks of four words with it.
     counter = np.array([0, sample, epoch, 0], dtype=np.uint64)
     key = np.array([seed, int(domain)], dtype=np.uint64)
-    drawn: NDArray[np.uint64] = np.random.Philox(counter=counter, key=key).random_raw(count)
+    philox = _PER_THREAD.philox
+    philox.state = {
+        "bit_generator": "Philox",
+        "state": {"counter": counter, "key": key},
+        "buffer": _NOTHING,
+        "buffer_pos": len(_NOTHING),
+        "has_uint32": 0,
+        "uinteger": 0,
+    }
+    drawn: NDArray[np.uint64] = philox.random_raw(count)
     return drawn
 
 

@@ -89,7 +89,8 @@ class Dataset:
         xywh = self.boxes_xywh[rows]
         xyxy = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1)
         width, height = float(self.widths[index]), float(self.heights[index])
-        xyxy = np.clip(xyxy, 0.0, np.array([width, height, width, height]))
+        np.maximum(xyxy, 0.0, out=xyxy)
+        np.minimum(xyxy, (width, height, width, height), out=xyxy)
         keep = (xyxy[:, 2] > xyxy[:, 0]) & (xyxy[:, 3] > xyxy[:, 1])
         if not with_crowd:
             keep &= ~self.crowd[rows]

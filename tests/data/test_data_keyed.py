@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 
@@ -58,6 +60,25 @@ def test_every_coordinate_matters(other: dict[str, int]) -> None:
 def test_longer_request_begins_with_the_shorter_one() -> None:
     key = SampleKey(5, 6, 7)
     assert key.uniforms(Domain.CROP, 9)[:4].tolist() == key.uniforms(Domain.CROP, 4).tolist()
+
+
+def test_no_draw_is_what_an_earlier_one_left() -> None:
+    addresses = [(seed, sample, count) for seed in (0, 7) for sample in (0, 3) for count in (1, 6)]
+
+    def draw(address: tuple[int, int, int]) -> list[int]:
+        seed, sample, count = address
+        return words(seed, Domain.CROP, sample=sample, count=count).tolist()
+
+    def fresh(address: tuple[int, int, int]) -> list[int]:
+        seed, sample, count = address
+        counter = np.array([0, sample, 0, 0], np.uint64)
+        key = np.array([seed, int(Domain.CROP)], np.uint64)
+        return np.random.Philox(counter=counter, key=key).random_raw(count).tolist()
+
+    expected = [fresh(address) for address in addresses]
+    assert [draw(address) for address in addresses] == expected
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(draw, addresses * 50)) == expected * 50
 
 
 def test_uniforms_fill_the_unit_interval_evenly() -> None:

@@ -70,8 +70,8 @@ def find_crop(
     refused = smallest < min_iou
     if rule == "span":
         refused &= iou.max(axis=1) > min_iou + _SPAN
-    inside = ((rects[:, None, :2] < centres) & (centres < rects[:, None, 2:])).all(axis=2)
-    accepted = (meets & inside).any(axis=1) & ~refused
+    inside = (rects[:, None, :2] < centres) & (centres < rects[:, None, 2:])  # (T', k, 2)
+    accepted = (meets & inside[..., 0] & inside[..., 1]).any(axis=1) & ~refused
     if not accepted.any():
         return None
     return Rect(*(int(edge) for edge in rects[int(np.argmax(accepted))]))
@@ -102,10 +102,14 @@ def overlaps(boxes: NDArray[np.float32], rects: NDArray[np.float64]) -> NDArray[
     sides = np.minimum(rects[:, None, 2:], boxes[:, 2:]) - np.maximum(
         rects[:, None, :2], boxes[:, :2]
     )  # (T, k, 2)
-    inter = np.prod(np.maximum(sides, 0.0), axis=2)
-    box_areas = np.prod((boxes[:, 2:] - boxes[:, :2]).astype(np.float64), axis=1)
-    rect_areas = np.prod(rects[:, 2:] - rects[:, :2], axis=1)
-    iou: NDArray[np.float64] = inter / (box_areas + rect_areas[:, None] - inter)
+    np.maximum(sides, 0.0, out=sides)
+    inter: NDArray[np.float64] = sides[..., 0] * sides[..., 1]
+    # Products, not ``np.prod``: for so few numbers that takes ten times as long.
+    spans = (boxes[:, 2:] - boxes[:, :2]).astype(np.float64)
+    extents = rects[:, 2:] - rects[:, :2]
+    areas = spans[:, 0] * spans[:, 1] + (extents[:, 0] * extents[:, 1])[:, None]
+    areas -= inter
+    iou: NDArray[np.float64] = inter / areas
     return iou
 
 
