@@ -13,8 +13,8 @@
 leave none for Ray and for the process that takes the batches. With fewer the arms cannot be
 compared outright, since a Ray stream whose consumer waits has one task more.
 
-The arms alternate within each round and the median over the rounds counts, since the load of a
-machine changes. Processes are started before: a stream's rate is the slope of images over time once
+The arms alternate within each round and the median over the rounds counts, also of the ratio to the
+bare loops of the same round, since the speed of a machine changes. Processes are started before: a stream's rate is the slope of images over time once
 a quarter of its batches has come, whether they come one by one or in blocks, and the time from
 asking for the first batch to having it stands beside it, with the rate over everything. With
 ``--step-ms`` the consumer spends that long on every batch, as training does; then the CPU time of
@@ -193,9 +193,9 @@ def compare(plan: BatchPlan, options: argparse.Namespace) -> dict[str, dict[str,
     )
     arms: dict[str, Callable[[], dict[str, float]]] = {
         "bare loops": lambda: bare(plan, options.steps, options.tasks),
+        "RayStream": lambda: measure(sizes(stream.train_batches(0, options.steps)), seconds),
         "DataLoader": lambda: measure((len(b["images"]) for b in loader), seconds),
         "LocalStream": lambda: measure(sizes(local.train_batches(0, options.steps // 4)), seconds),
-        "RayStream": lambda: measure(sizes(stream.train_batches(0, options.steps)), seconds),
         "one thread": lambda: one_thread(plan, max(1, options.steps // 32)),
     }
     # As the training process does; tasks do it by themselves.
@@ -208,6 +208,10 @@ def compare(plan: BatchPlan, options: argparse.Namespace) -> dict[str, dict[str,
     for _ in range(options.rounds):
         for name, run in arms.items():
             runs[name].append(run())
+        for of_arm in runs.values():
+            if "images_per_s" in of_arm[-1]:
+                beside = runs["bare loops"][-1]["images_per_s"]
+                of_arm[-1]["x_bare"] = of_arm[-1]["images_per_s"] / beside
     return {
         name: {key: round(statistics.median(run[key] for run in of_arm), 3) for key in of_arm[0]}
         for name, of_arm in runs.items()
@@ -230,9 +234,8 @@ def show(name: str, result: dict[str, dict[str, float]]) -> None:
     for arm, row in result.items():
         if arm == "one thread":
             continue
-        ratio = row["images_per_s"] / result["bare loops"]["images_per_s"]
         rest = "".join(f"{row[key]:{width}.2f}" for key, _, width in columns if key in row)
-        print(f"{arm:12} {row['images_per_s']:9.1f} {ratio:7.2f}{rest}")
+        print(f"{arm:12} {row['images_per_s']:9.1f} {row['x_bare']:7.2f}{rest}")
 
 
 def main() -> None:

@@ -92,6 +92,8 @@ def placed(
 ) -> Sample:
     """The sample on a canvas of ``size`` = (H, W), the rest in one RGB colour."""
     height, width = sample.image.shape[:2]
+    if (height, width) == size:
+        return sample
     below, beside = size[0] - top - height, size[1] - left - width
     # Ten times as fast as filling an array with a colour by broadcasting.
     canvas = cv2.copyMakeBorder(
