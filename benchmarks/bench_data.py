@@ -14,11 +14,11 @@ leave none for Ray and for the process that takes the batches. With fewer the ar
 compared outright, since a Ray stream whose consumer waits has one task more.
 
 The arms alternate within each round and the median over the rounds counts, also of the ratio to the
-bare loops of the same round, since the speed of a machine changes. Processes are started before: a stream's rate is the slope of images over time once
-a quarter of its batches has come, whether they come one by one or in blocks, and the time from
-asking for the first batch to having it stands beside it, with the rate over everything. With
-``--step-ms`` the consumer spends that long on every batch, as training does; then the CPU time of
-its process is what to look at.
+bare loops of the same round, since the speed of a machine changes. Processes are started before: a
+stream's rate is the slope of images over time once a quarter of its batches has come, whether they
+come one by one or in blocks, and the time from asking for the first batch to having it stands
+beside it, with the rate over everything. With ``--step-ms`` the consumer spends that long on every
+batch, as training does; then the CPU time of its process is what to look at.
 """
 
 from __future__ import annotations
@@ -243,8 +243,8 @@ def main() -> None:
     parser.add_argument("--images", type=Path)
     parser.add_argument("--annotations", type=Path)
     parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--steps", type=int, default=1920)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=960)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tasks", type=int, default=2, help="processes of every parallel arm")
     parser.add_argument("--step-ms", type=float, default=0.0, help="consumer's time per batch")
     parser.add_argument("--pipeline", choices=PIPELINES, action="append", default=[])
