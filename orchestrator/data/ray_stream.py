@@ -24,6 +24,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import fields
 from functools import lru_cache, partial
 from queue import Empty, Full, Queue
+from time import perf_counter
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -52,6 +53,8 @@ TASK_IMAGES, TASK_BYTES = 512, 128 << 20
 #: How much longer a segment is than the one before when the consumer had to wait. The fewer the
 #: better: in the first second of an execution Ray Data runs one task at a time (Ray 2.60).
 GROWTH = 8
+#: Share of its time that a consumer waits when it is called starved.
+STARVED = 0.25
 
 _ARRAYS = tuple(field.name for field in fields(Batch) if field.name not in ("step", "replaced"))
 _CLOSE_SECONDS = 10.0
@@ -121,12 +124,11 @@ class RayStream:
             while done < stop:
                 follows = len(running) == 1 and running[0].nears_its_end(at_once)
                 if begun == done or (follows and begun < stop):
-                    if starved:
-                        length = min(GROWTH * length, SEGMENT_STEPS)
+                    length = min(GROWTH * length, SEGMENT_STEPS) if starved else budget
                     end = min(begun + length, stop)
                     steps = self._cuts(begun, end, starved=starved)
                     dataset = partial(self._dataset, make, steps, self.tasks + starved)
-                    running.append(_Segment(dataset, end - begun, budget))
+                    running.append(_Segment(dataset, end - begun, budget, first=begun == start))
                     begun = end
                 yield running[0].take()
                 done += 1
@@ -326,11 +328,26 @@ class _Segment:
         taken: batches its consumer has got.
     """
 
-    def __init__(self, dataset: Callable[[], ray.data.Dataset], steps: int, budget: int) -> None:
-        """Start making the batches of ``dataset()``, at most ``budget`` of them ahead."""
+    def __init__(
+        self,
+        dataset: Callable[[], ray.data.Dataset],
+        steps: int,
+        budget: int,
+        *,
+        first: bool = False,
+    ) -> None:
+        """Start making the batches of ``dataset()``, at most ``budget`` of them ahead.
+
+        Args:
+            dataset: of one row per task.
+            steps: batches it makes.
+            budget: batches to keep ready.
+            first: there is none before it, so that whoever takes its first batch has to wait.
+        """
         self.steps = steps
         self.taken = 0
-        self._waits = 0
+        self._first = first
+        self._since = self._waited = 0.0
         self._queue: Queue[Batch | BaseException] = Queue(budget)
         self._closed = threading.Event()
         self._thread = threading.Thread(
@@ -353,8 +370,11 @@ class _Segment:
 
     @property
     def starved(self) -> bool:
-        """Whether the consumer had to wait for most batches."""
-        return 2 * self._waits > self.taken
+        """Whether the consumer has spent much of its time waiting.
+
+        Batches come by the block, so how many of them it had to wait for says little.
+        """
+        return self._waited > STARVED * (perf_counter() - self._since)
 
     def take(self) -> Batch:
         """The next batch, waiting for it.
@@ -362,14 +382,20 @@ class _Segment:
         Raises:
             Exception: whatever ended the execution early.
         """
+        begin = perf_counter()
+        waited = 0.0
         try:
             item = self._queue.get_nowait()
         except Empty:
-            # The first batch always has to wait for the execution to start.
-            self._waits += self.taken > 0
             item = self._queue.get()
+            waited = perf_counter() - begin
         if isinstance(item, BaseException):
             raise item
+        if self.taken == 0:
+            # The wait for the very first batch is that for Ray Data to start.
+            self._since = begin + waited if self._first else begin
+            waited = 0.0 if self._first else waited
+        self._waited += waited
         self.taken += 1
         return item
 

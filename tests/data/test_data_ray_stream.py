@@ -277,6 +277,37 @@ def test_what_follows_a_starved_segment_starts_with_its_last_tasks(plan: BatchPl
     segment.close()
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_a_consumer_is_starved_by_the_time_it_waits(plan: BatchPlan, first: bool) -> None:
+    """Not by how often: of a block that comes at once only the first batch is waited for."""
+
+    class Blocks(FakeDataset):
+        def iter_batches(self, **options: object) -> Iterator[dict[str, Any]]:
+            for block in (self.rows[:4], self.rows[4:]):
+                time.sleep(0.4)
+                yield from block
+
+    segment = ray_stream._Segment(lambda: Blocks(plan, list(range(8))), 8, 8, first=first)
+    found = []
+    for _ in range(8):
+        segment.take()
+        time.sleep(0.02)
+        found.append(segment.starved)
+    # Only the start of the stream is nobody's fault.
+    assert found[:4] == [not first] * 4
+    assert found[4:] == [True] * 4
+    segment.close()
+
+
+def test_a_consumer_that_never_waits_is_not_starved(plan: BatchPlan) -> None:
+    segment = ray_stream._Segment(lambda: FakeDataset(plan, [0, 1, 2]), 3, 3)
+    wait_for(lambda: segment._queue.qsize() == 3)
+    for _ in range(3):
+        segment.take()
+        assert not segment.starved
+    segment.close()
+
+
 def test_tasks_of_a_starved_consumer_begin_with_short_ones(
     plan: BatchPlan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
