@@ -11,7 +11,7 @@ while the last one is being consumed. That hides the start of an execution (0.3 
 execution per epoch would not for a small data set. A segment's batches fit a memory budget, so that
 it can run to its end however slow the consumer is: a Ray Data executor under back-pressure polls
 without pause and takes more than half a core from the training process (Ray 2.60). Only for a
-consumer that is faster than its tasks, which never causes back-pressure, segments grow.
+consumer that spends its time waiting, which never causes back-pressure, segments grow.
 """
 
 from __future__ import annotations
