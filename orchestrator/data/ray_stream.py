@@ -383,19 +383,19 @@ class _Segment:
             Exception: whatever ended the execution early.
         """
         begin = perf_counter()
-        waited = 0.0
         try:
             item = self._queue.get_nowait()
         except Empty:
             item = self._queue.get()
-            waited = perf_counter() - begin
+            if self._first and self.taken == 0:
+                # That was for Ray Data to start, and does not count.
+                begin = perf_counter()
+            else:
+                self._waited += perf_counter() - begin
         if isinstance(item, BaseException):
             raise item
         if self.taken == 0:
-            # The wait for the very first batch is that for Ray Data to start.
-            self._since = begin + waited if self._first else begin
-            waited = 0.0 if self._first else waited
-        self._waited += waited
+            self._since = begin
         self.taken += 1
         return item
 
