@@ -14,11 +14,13 @@ leave none for Ray and for the process that takes the batches. With fewer the ar
 compared outright, since a Ray stream whose consumer waits has one task more.
 
 The arms alternate within each round and the median over the rounds counts, also of the ratio to the
-bare loops of the same round, since the speed of a machine changes. Processes are started before: a
-stream's rate is the slope of images over time once a quarter of its batches has come, whether they
-come one by one or in blocks, and the time from asking for the first batch to having it stands
-beside it, with the rate over everything. With ``--step-ms`` the consumer spends that long on every
-batch, as training does; then the CPU time of its process is what to look at.
+bare loops of the same round, since the speed of a machine changes: half of these run before the Ray
+stream and half after it. Processes are started before: a stream's rate is the slope of images over
+time, without its first quarter and its last eighth, whether batches come one by one or in blocks.
+(A slope that goes to the end counts what was under way at its beginning, and then nothing is under
+way any more.) The time from asking for the first batch to having it stands beside it, with the rate
+over everything. With ``--step-ms`` the consumer spends that long on every batch, as training does;
+then the CPU time of its process is what to look at.
 """
 
 from __future__ import annotations
@@ -78,8 +80,8 @@ def bare_loop(plan: BatchPlan, steps: range, first: Any, done: Any) -> None:
     done.wait()
 
 
-def bare(plan: BatchPlan, steps: int, tasks: int) -> dict[str, float]:
-    """``tasks`` processes, each with its share of the steps."""
+def bare(plan: BatchPlan, steps: int, tasks: int) -> float:
+    """Images per second of ``tasks`` processes, each with its share of the steps."""
     context = multiprocessing.get_context("spawn")
     first, done = context.Barrier(tasks + 1), context.Barrier(tasks + 1)
     shares = [range(task, steps, tasks) for task in range(tasks)]
@@ -92,7 +94,7 @@ def bare(plan: BatchPlan, steps: int, tasks: int) -> dict[str, float]:
     seconds = time.perf_counter() - begin
     for process in processes:
         process.join()
-    return {"images_per_s": steps * plan.schedule.batch_size / seconds}
+    return steps * plan.schedule.batch_size / seconds
 
 
 class Samples(Dataset[dict[str, np.ndarray[Any, Any]]]):
@@ -128,7 +130,7 @@ def measure(counts: Iterator[int], step_seconds: float) -> dict[str, float]:
         images.append(count)
         time.sleep(step_seconds)
     total = np.cumsum(images)
-    settled = slice(len(images) // 4, None)
+    settled = slice(len(images) // 4, len(images) - len(images) // 8)
     return {
         "images_per_s": float(np.polyfit(seconds[settled], total[settled], 1)[0]),
         "first_batch_s": seconds[0],
@@ -191,8 +193,11 @@ def compare(plan: BatchPlan, options: argparse.Namespace) -> dict[str, dict[str,
         multiprocessing_context="spawn",
         persistent_workers=True,
     )
+
+    def half() -> float:
+        return bare(plan, options.steps // 2, options.tasks)
+
     arms: dict[str, Callable[[], dict[str, float]]] = {
-        "bare loops": lambda: bare(plan, options.steps, options.tasks),
         "RayStream": lambda: measure(sizes(stream.train_batches(0, options.steps)), seconds),
         "DataLoader": lambda: measure((len(b["images"]) for b in loader), seconds),
         "LocalStream": lambda: measure(sizes(local.train_batches(0, options.steps // 4)), seconds),
@@ -204,10 +209,14 @@ def compare(plan: BatchPlan, options: argparse.Namespace) -> dict[str, dict[str,
     next(iter(loader))
     for _ in stream.train_batches(0, options.steps // 6):
         pass
-    runs: dict[str, list[dict[str, float]]] = {name: [] for name in arms}
+    runs: dict[str, list[dict[str, float]]] = {name: [] for name in ("bare loops", *arms)}
     for _ in range(options.rounds):
+        halves = [half()]
         for name, run in arms.items():
             runs[name].append(run())
+            if name == "RayStream":
+                halves.append(half())
+        runs["bare loops"].append({"images_per_s": statistics.fmean(halves)})
         for of_arm in runs.values():
             if "images_per_s" in of_arm[-1]:
                 beside = runs["bare loops"][-1]["images_per_s"]

@@ -11,7 +11,7 @@ while the last one is being consumed. That hides the start of an execution (0.3 
 execution per epoch would not for a small data set. A segment's batches fit a memory budget, so that
 it can run to its end however slow the consumer is: a Ray Data executor under back-pressure polls
 without pause and takes more than half a core from the training process (Ray 2.60). Only for a
-consumer that spends its time waiting, which never causes back-pressure, segments grow.
+consumer that spends its time waiting, which never causes back-pressure, segments are long.
 """
 
 from __future__ import annotations
@@ -45,14 +45,12 @@ if TYPE_CHECKING:
 
 #: Batches of a segment together, as long as the consumer is the slower side.
 SEGMENT_BYTES = 128 << 20
-#: Steps of one segment at most.
+#: Steps of one segment at most, and of each one while the consumer waits. Few are better: in the
+#: first second of an execution of that size Ray Data runs one task at a time (Ray 2.60).
 SEGMENT_STEPS = 1000
 #: Images one task prepares at most, and their bytes: enough that the cost of a task (40 ms of CPU
 #: time) does not count, and no more than Ray Data keeps in one block.
 TASK_IMAGES, TASK_BYTES = 512, 128 << 20
-#: How much longer a segment is than the one before when the consumer had to wait. The fewer the
-#: better: in the first second of an execution Ray Data runs one task at a time (Ray 2.60).
-GROWTH = 8
 #: Share of its time that a consumer waits when it is called starved.
 STARVED = 0.25
 
@@ -115,7 +113,6 @@ class RayStream:
     def _batches(self, make: Make, start: int, stop: int) -> Generator[Batch, None, None]:
         """Batches ``start .. stop - 1``, segment after segment."""
         budget = self._budget_steps()
-        length = budget
         at_once = self.tasks * self._task_steps()
         running: deque[_Segment] = deque()
         begun = done = start
@@ -124,10 +121,8 @@ class RayStream:
             while done < stop:
                 follows = len(running) == 1 and running[0].nears_its_end(at_once)
                 if begun == done or (follows and begun < stop):
-                    length = min(GROWTH * length, SEGMENT_STEPS) if starved else budget
-                    end = min(begun + length, stop)
-                    steps = self._cuts(begun, end, starved=starved)
-                    dataset = partial(self._dataset, make, steps, self.tasks + starved)
+                    end = min(begun + (SEGMENT_STEPS if starved else budget), stop)
+                    dataset = partial(self._dataset, make, range(begun, end), starved)
                     running.append(_Segment(dataset, end - begun, budget, first=begun == start))
                     begun = end
                 yield running[0].take()
@@ -158,21 +153,25 @@ class RayStream:
             first = stop
         return cuts
 
-    def _dataset(self, make: Make, cuts: Sequence[range], tasks: int) -> ray.data.Dataset:
-        """The batches of ``cuts``, one per row, ``tasks`` of those at a time, not yet begun."""
+    def _dataset(self, make: Make, steps: range, starved: bool) -> ray.data.Dataset:
+        """The batches of ``steps``, as many a row as a task makes, not yet begun."""
         work = partial(
             _make_rows, plan_ref=self.plan_ref, make=make, rank=self.rank, world=self.world
         )
         # Blocks rather than ``range``, whose read tasks would want a CPU each.
+        cuts = self._cuts(steps.start, steps.stop, starved=starved)
         blocks = [pa.table({"number": np.array(cut)}) for cut in cuts]
         dataset = ray.data.from_blocks(blocks).map_batches(
             work,
             batch_size=None,
             batch_format="numpy",
-            compute=TaskPoolStrategy(size=min(tasks, len(blocks))),
+            compute=TaskPoolStrategy(size=min(self.tasks + starved, len(blocks))),
             num_cpus=self.task_cpus,
         )
         dataset.context.execution_options.preserve_order = True
+        # Ray Data learns only after a second how much memory it may use, and until then runs one
+        # task at a time. A segment within the stream's own budget needs no such limit.
+        dataset.context.op_resource_reservation_enabled = len(steps) > self._budget_steps()
         dataset.context.enable_progress_bars = False
         return dataset
 
@@ -362,11 +361,11 @@ class _Segment:
             at_once: batches that all tasks of an execution make at a time.
         """
         left = self.steps - self.taken
-        if self.starved:
-            # Its last tasks run. Before that, more beside them would only make Ray start further
-            # processes, which import for seconds and are ended when they have been idle for one.
-            return left <= at_once
-        return 2 * left <= self.steps
+        # If starved, when its last tasks run, all but the one in reserve: before that, more beside
+        # them would only make Ray start further processes, which import for seconds and are ended
+        # when they have been idle for one. Never before half is taken: until then little is known
+        # about the consumer.
+        return 2 * left <= self.steps and (left <= at_once or not self.starved)
 
     @property
     def starved(self) -> bool:
@@ -408,8 +407,10 @@ class _Segment:
         hush_ray_data()
         made = 0
         try:
+            # This thread is what fetches ahead. Ray Data would hold back each block until it has
+            # the one after it.
             for rows in dataset().iter_batches(
-                batch_size=None, batch_format="numpy", prefetch_batches=1
+                batch_size=None, batch_format="numpy", prefetch_batches=0
             ):
                 for batch in _unpack(rows):
                     if not self._put(batch):

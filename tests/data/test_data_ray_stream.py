@@ -101,6 +101,16 @@ def test_restart_continues_with_the_same_batches(plan: BatchPlan) -> None:
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("cluster", "short_segments")
+def test_only_what_exceeds_the_budget_is_limited_by_ray(plan: BatchPlan) -> None:
+    """With a limit Ray Data would run one task at a time for the first second."""
+    (stream,) = streams(plan)
+    for steps, limited in ((4, False), (5, True)):
+        dataset = stream._dataset(BatchPlan.train_batch, range(steps), limited)
+        assert dataset.context.op_resource_reservation_enabled is limited
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("cluster", "short_segments")
 def test_shards_written_and_read_through_ray(plan: BatchPlan, tmp_path: Path) -> None:
     run = partial(shards_by_ray, tasks=2)
     write_shards(plan.train, str(tmp_path / "ray"), images_per_shard=4, run=run)
@@ -274,6 +284,24 @@ def test_what_follows_a_starved_segment_starts_with_its_last_tasks(plan: BatchPl
         near.append(segment.nears_its_end(at_once=1))
     assert segment.starved
     assert near == [False] * 6 + [True] * 2
+    segment.close()
+
+
+def test_nothing_follows_before_half_is_taken(plan: BatchPlan) -> None:
+    """However few batches are left for tasks to make: a wait at the start says little."""
+
+    class Late(FakeDataset):
+        def iter_batches(self, **options: object) -> Iterator[dict[str, Any]]:
+            time.sleep(0.2)
+            yield from self.rows
+
+    segment = ray_stream._Segment(lambda: Late(plan, list(range(4))), 4, 4)
+    near = []
+    for _ in range(4):
+        segment.take()
+        assert segment.starved
+        near.append(segment.nears_its_end(at_once=8))
+    assert near == [False, True, True, True]
     segment.close()
 
 
