@@ -154,7 +154,7 @@ class RayStream:
         return cuts
 
     def _dataset(self, make: Make, steps: range, starved: bool) -> ray.data.Dataset:
-        """The batches of ``steps``, as many a row as a task makes, not yet begun."""
+        """The batches of ``steps``, one per row, not yet begun."""
         work = partial(
             _make_rows, plan_ref=self.plan_ref, make=make, rank=self.rank, world=self.world
         )
