@@ -52,7 +52,7 @@ def _outside(measures: Float64, low: float, high: float) -> Bool:
 
 
 def _overlaps(found: Float64, boxes: Float64, crowd: Bool) -> Float64:
-    """(d, m) IoU of xywh boxes as ``bbIou`` of pycocotools has it."""
+    """(d, m) IoU of xywh boxes as ``bbIou`` of pycocotools has it; 0 where areas overflow."""
     x, y, w, h = (side[:, None] for side in found.T)
     bx, by, bw, bh = boxes.T
     with np.errstate(all="ignore"):
@@ -60,7 +60,8 @@ def _overlaps(found: Float64, boxes: Float64, crowd: Bool) -> Float64:
         height = np.minimum(h + y, bh + by) - np.maximum(y, by)
         shared, own = width * height, w * h
         union = np.where(crowd, own, own + bw * bh - shared)
-        return np.where((width <= 0) | (height <= 0), 0.0, shared / union)
+        part = shared / union
+        return np.where((width <= 0) | (height <= 0) | np.isnan(part), 0.0, part)
 
 
 def _match(overlaps: Float64, ignored: Bool, crowd: Bool, threshold: float) -> Int64:

@@ -1,6 +1,7 @@
 #include "grading.hpp"
 
 #include <algorithm>
+#include <cmath>
 #include <numeric>
 #include <vector>
 
@@ -21,7 +22,9 @@ double overlap(const double* found, const double* box, bool crowd) {
       std::min(found[3] + found[1], box[3] + box[1]) - std::max(found[1], box[1]);
   if (height <= 0) return 0;
   const double shared = width * height, own = found[2] * found[3];
-  return shared / (crowd ? own : own + box[2] * box[3] - shared);
+  const double part = shared / (crowd ? own : own + box[2] * box[3] - shared);
+  // Areas beyond the range of a double: not a number, and no overlap.
+  return std::isnan(part) ? 0 : part;
 }
 
 class Grader {

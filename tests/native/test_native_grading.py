@@ -93,6 +93,17 @@ def test_an_overlap_counts_from_the_threshold_on() -> None:
     assert bits(graded.alarms) == ["100"]
 
 
+def test_boxes_whose_areas_overflow_overlap_nothing() -> None:
+    """IoU would not be a number, which is below no threshold; boxes after it would match too."""
+    huge = [0.0, 0.0, 1e200, 1e109]
+    boxes = [(0, huge, False), (0, [20.0, 20.0, 1.0, 1.0], False)]
+    with np.errstate(over="ignore"):
+        graded = native.grade(
+            found((0, 0, huge, 0.9), (0, 0, [20, 20, 1, 1], 0.5)), truth(boxes), exam(0.5)
+        )
+    assert graded.boxes.tolist() == [-1, 1]
+
+
 def test_of_equal_overlaps_the_last_box_is_taken_and_of_equal_scores_the_first_row() -> None:
     rows = [(0, 0, TEN, 0.5), (0, 0, TEN, 0.5)]
     graded = native.grade(found(*rows), truth([(0, TEN, False), (0, TEN, False)]), exam(0.5))
