@@ -194,11 +194,7 @@ def compare(plan: BatchPlan, options: argparse.Namespace) -> dict[str, dict[str,
         persistent_workers=True,
     )
 
-    def half() -> float:
-        return bare(plan, options.steps // 2, options.tasks)
-
-    arms: dict[str, Callable[[], dict[str, float]]] = {
-        "RayStream": lambda: measure(sizes(stream.train_batches(0, options.steps)), seconds),
+    others: dict[str, Callable[[], dict[str, float]]] = {
         "DataLoader": lambda: measure((len(b["images"]) for b in loader), seconds),
         "LocalStream": lambda: measure(sizes(local.train_batches(0, options.steps // 4)), seconds),
         "one thread": lambda: one_thread(plan, max(1, options.steps // 32)),
@@ -209,18 +205,18 @@ def compare(plan: BatchPlan, options: argparse.Namespace) -> dict[str, dict[str,
     next(iter(loader))
     for _ in stream.train_batches(0, options.steps // 6):
         pass
-    runs: dict[str, list[dict[str, float]]] = {name: [] for name in ("bare loops", *arms)}
+    runs: dict[str, list[dict[str, float]]] = {}
     for _ in range(options.rounds):
-        halves = [half()]
-        for name, run in arms.items():
-            runs[name].append(run())
-            if name == "RayStream":
-                halves.append(half())
-        runs["bare loops"].append({"images_per_s": statistics.fmean(halves)})
-        for of_arm in runs.values():
-            if "images_per_s" in of_arm[-1]:
-                beside = runs["bare loops"][-1]["images_per_s"]
-                of_arm[-1]["x_bare"] = of_arm[-1]["images_per_s"] / beside
+        before = bare(plan, options.steps // 2, options.tasks)
+        of_ray = measure(sizes(stream.train_batches(0, options.steps)), seconds)
+        after = bare(plan, options.steps // 2, options.tasks)
+        beside = (before + after) / 2
+        made = {"bare loops": {"images_per_s": beside}, "RayStream": of_ray}
+        made |= {name: run() for name, run in others.items()}
+        for name, of_arm in made.items():
+            if "images_per_s" in of_arm:
+                of_arm["x_bare"] = of_arm["images_per_s"] / beside
+            runs.setdefault(name, []).append(of_arm)
     return {
         name: {key: round(statistics.median(run[key] for run in of_arm), 3) for key in of_arm[0]}
         for name, of_arm in runs.items()

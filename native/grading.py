@@ -56,7 +56,7 @@ def grade(found: Found, truth: Truth, exam: Exam, *, threads: int | None = None)
     Within an image and a class detections go by falling score, the first on ties. Each takes the
     free box it overlaps most, the last on ties, one that counts in the range before one that does
     not; crowds do not count and are always free, and the overlap with one is the part of the
-    detection that lies in it.
+    detection that lies in it. Boxes whose areas exceed the range of a double overlap nothing.
 
     Args:
         found: all detections of each image that occurs; other images cost nothing.

@@ -11,7 +11,8 @@ while the last one is being consumed. That hides the start of an execution (0.3 
 execution per epoch would not for a small data set. A segment's batches fit a memory budget, so that
 it can run to its end however slow the consumer is: a Ray Data executor under back-pressure polls
 without pause and takes more than half a core from the training process (Ray 2.60). Only for a
-consumer that spends its time waiting, which never causes back-pressure, segments are long.
+consumer that spends its time waiting, which causes no back-pressure while it does, segments are
+long.
 """
 
 from __future__ import annotations
@@ -122,7 +123,7 @@ class RayStream:
                 follows = len(running) == 1 and running[0].nears_its_end(at_once)
                 if begun == done or (follows and begun < stop):
                     end = min(begun + (SEGMENT_STEPS if starved else budget), stop)
-                    dataset = partial(self._dataset, make, range(begun, end), starved)
+                    dataset = partial(self._dataset, make, range(begun, end), starved=starved)
                     running.append(_Segment(dataset, end - begun, budget, first=begun == start))
                     begun = end
                 yield running[0].take()
@@ -153,13 +154,13 @@ class RayStream:
             first = stop
         return cuts
 
-    def _dataset(self, make: Make, steps: range, starved: bool) -> ray.data.Dataset:
+    def _dataset(self, make: Make, steps: range, *, starved: bool) -> ray.data.Dataset:
         """The batches of ``steps``, one per row, not yet begun."""
         work = partial(
             _make_rows, plan_ref=self.plan_ref, make=make, rank=self.rank, world=self.world
         )
-        # Blocks rather than ``range``, whose read tasks would want a CPU each.
         cuts = self._cuts(steps.start, steps.stop, starved=starved)
+        # Blocks rather than ``range``, whose read tasks would want a CPU each.
         blocks = [pa.table({"number": np.array(cut)}) for cut in cuts]
         dataset = ray.data.from_blocks(blocks).map_batches(
             work,

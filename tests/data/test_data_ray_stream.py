@@ -105,7 +105,7 @@ def test_only_what_exceeds_the_budget_is_limited_by_ray(plan: BatchPlan) -> None
     """With a limit Ray Data would run one task at a time for the first second."""
     (stream,) = streams(plan)
     for steps, limited in ((4, False), (5, True)):
-        dataset = stream._dataset(BatchPlan.train_batch, range(steps), limited)
+        dataset = stream._dataset(BatchPlan.train_batch, range(steps), starved=limited)
         assert dataset.context.op_resource_reservation_enabled is limited
 
 
