@@ -10,8 +10,7 @@
 - *RayStream*: the batches that a training worker gets through Ray Data, ``--tasks`` at a time.
 
 ``--tasks`` is how many processes the parallel arms prepare images with. As many as there are cores
-leave none for Ray and for the process that takes the batches. With fewer the arms cannot be
-compared outright, since a Ray stream whose consumer waits has one task more.
+leave none for Ray and for the process that takes the batches, as ``--tasks 1`` on two cores does.
 
 The arms alternate within each round and the median over the rounds counts, also of the ratio to the
 bare loops of the same round, since the speed of a machine changes: half of these run before the Ray
@@ -259,8 +258,13 @@ def main() -> None:
     results = {}
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         base = make_plan(options, Path(folder))
+        # As a run starts its own Ray, but for the folder.
         ray.init(
-            address="local", num_cpus=options.tasks + 1, include_dashboard=False, _temp_dir=folder
+            address="local",
+            num_cpus=options.tasks + 1,
+            include_dashboard=False,
+            log_to_driver=False,
+            _temp_dir=folder,
         )
         for name in options.pipeline or PIPELINES:
             augmentation, size = PIPELINES[name]

@@ -133,7 +133,8 @@ class BatchPlan:
             if self.mix is not None:
                 pool = self.schedule.partners(step)
                 picture = self.mix(picture, key, len(pool), partial(self._partner, pool))
-            builder.put(position, used, self.augment(*picture, key))
+            made = self.augment(*picture, key, builder.room(position))
+            builder.put(position, used, made)
         return builder.finish()
 
     def eval_batch_count(self, world: int) -> int:
@@ -159,7 +160,8 @@ class BatchPlan:
                 continue
             boxes, labels = self.val.training_boxes(sample)
             key = SampleKey(self.schedule.seed, 0, sample)
-            builder.put(position, sample, prepare(image, boxes, labels, key))
+            made = prepare(image, boxes, labels, key, builder.room(position))
+            builder.put(position, sample, made)
         return builder.finish()
 
     def _memory(self, n: int, into: Batch | None) -> Batch:
@@ -258,12 +260,18 @@ class _BatchBuilder:
         memory.sizes.fill(1)
         memory.transforms[:] = 1.0, 1.0, 0.0, 0.0
 
+    def room(self, position: int) -> NDArray[np.uint8]:
+        """(H, W, 3) memory of one image."""
+        room: NDArray[np.uint8] = self._batch.images[position]
+        return room
+
     def put(self, position: int, sample: int, made: Sample) -> None:
-        """Place a prepared image and its boxes."""
+        """Place a prepared image, unless it was made in its room, and its boxes."""
         batch, data = self._batch, self._dataset
         kept = _largest(made.boxes, batch.boxes.shape[1])
         boxes = made.boxes[kept]
-        batch.images[position] = made.image
+        if not np.may_share_memory(made.image, batch.images[position]):
+            batch.images[position] = made.image
         batch.boxes[position, : len(boxes)] = boxes
         batch.labels[position, : len(boxes)] = made.labels[kept]
         batch.valid[position, : len(boxes)] = True

@@ -22,11 +22,13 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import fields
 from functools import lru_cache, partial
 from queue import Empty, Full, Queue
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, TypeAlias
+from uuid import uuid4
 
 import numpy as np
 import pyarrow as pa
@@ -37,6 +39,7 @@ from ray.data import TaskPoolStrategy
 
 from orchestrator.data.assemble import BatchPlan
 from orchestrator.data.batch import Batch
+from orchestrator.data.slots import slot
 from orchestrator.data.stream import EvalCache, in_order
 from orchestrator.errors import ConfigError, DataError, OrchestratorError, StorageError
 from orchestrator.memory import keep_freed_memory
@@ -70,9 +73,10 @@ class RayStream:
     Attributes:
         rank, world: whose share this stream yields.
         prefetch: batches that a segment holds at least.
-        tasks: map tasks that run at a time for this rank, as long as it is the slower side.
+        tasks: map tasks that work at a time for this rank on a node.
         task_cpus: logical CPUs of one such task.
         plan_ref: what is in which batch, in the object store.
+        name: of this stream, like no other's.
     """
 
     def __init__(
@@ -91,6 +95,7 @@ class RayStream:
         self.tasks = tasks
         self.task_cpus = task_cpus
         self.plan_ref = plan
+        self.name = uuid4().hex
         self._eval_cache: EvalCache | None = None
 
     def train_batches(self, start_step: int, stop_step: int) -> Iterator[Batch]:
@@ -139,8 +144,8 @@ class RayStream:
         """Batches ``first .. end - 1``, cut into what one task makes of them.
 
         Ray Data looks for finished tasks ten times a second. For a consumer that waits there is one
-        task more than otherwise, and the first of them are short by different amounts, so that they
-        do not all end, and wait to be found out, at the same time.
+        task more than otherwise, which begins when another ends, and the first of them are short by
+        different amounts, so that they do not all end, and wait to be found out, at the same time.
         """
         longest = self._task_steps()
         if not starved:
@@ -157,7 +162,12 @@ class RayStream:
     def _dataset(self, make: Make, steps: range, *, starved: bool) -> ray.data.Dataset:
         """The batches of ``steps``, one per row, not yet begun."""
         work = partial(
-            _make_rows, plan_ref=self.plan_ref, make=make, rank=self.rank, world=self.world
+            _make_rows,
+            plan_ref=self.plan_ref,
+            make=make,
+            rank=self.rank,
+            world=self.world,
+            slots=partial(slot, self.name, self.tasks),
         )
         cuts = self._cuts(steps.start, steps.stop, starved=starved)
         # Blocks rather than ``range``, whose read tasks would want a CPU each.
@@ -206,7 +216,8 @@ class ScheduledDataConfig(ray.train.DataConfig):  # type: ignore[misc]  # Ray is
         Args:
             plan: what is in which batch.
             prefetch: batches per worker that are made ahead, at least.
-            tasks: map tasks per worker that run at a time; one more for a worker that waits.
+            tasks: map tasks per worker that work at a time on a node; for a worker that waits there
+                is one more in reserve.
             task_cpus: logical CPUs of one task. The cluster must have ``tasks * task_cpus`` to
                 spare for each worker, or training waits for its first batch for ever.
         """
@@ -259,6 +270,7 @@ def _make_rows(
     make: Make,
     rank: int,
     world: int,
+    slots: Callable[[], AbstractContextManager[None]],
 ) -> Rows:
     """The map stage: a column of step numbers to one packed batch per row.
 
@@ -268,7 +280,8 @@ def _make_rows(
     keep_freed_memory()
     plan = _plan(plan_ref)
     try:
-        return _pack(lambda i, into: make(plan, i, rank, world, into), rows["number"].tolist())
+        with slots():
+            return _pack(lambda i, into: make(plan, i, rank, world, into), rows["number"].tolist())
     except (ConfigError, DataError, StorageError) as error:
         return {"error": np.array([type(error).__name__]), "message": np.array([str(error)])}
 

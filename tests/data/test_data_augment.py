@@ -7,7 +7,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.config.schema import NoAugmentation, SSDAugmentation
-from orchestrator.data.augment import PlainResize, Sample, SSDAugment, build_augment
+from orchestrator.data.augment import (
+    Augment,
+    M2DetAugment,
+    PlainResize,
+    ResizePad,
+    Sample,
+    ScaleJitter,
+    SSDAugment,
+    build_augment,
+)
 from orchestrator.data.augment.geometry import flipped, resized
 from orchestrator.data.keyed import SampleKey
 
@@ -56,6 +65,33 @@ def test_flipping_twice_changes_nothing() -> None:
     assert np.array_equal(after.image, before.image)
     assert np.allclose(after.boxes, before.boxes, rtol=0, atol=1e-5)
     assert after.transform == before.transform
+
+
+@pytest.mark.parametrize(
+    "augment",
+    [
+        SSDAugment(size=(48, 64)),
+        SSDAugment(size=(48, 64), saturation=0.0),
+        whole((48, 64)),
+        M2DetAugment(size=(48, 64)),
+        ResizePad(size=(48, 64)),
+        ScaleJitter(size=(48, 64)),
+        PlainResize((48, 64)),
+    ],
+)
+def test_memory_for_the_image_changes_nothing(augment: Augment) -> None:
+    image, used = textured(60, 80, 0), 0
+    for number in range(30):
+        room = np.full((48, 64, 3), 7, dtype=np.uint8)
+        key = SampleKey(1, 0, number)
+        made = augment(image, BOXES, LABELS, key)
+        there = augment(image, BOXES, LABELS, key, room)
+        for name in ("image", "boxes", "labels", "transform"):
+            assert np.array_equal(getattr(made, name), getattr(there, name))
+        used += there.image is room
+    assert np.array_equal(image, textured(60, 80, 0))
+    if isinstance(augment, (SSDAugment, PlainResize)) and augment != whole((48, 64)):
+        assert used == 30
 
 
 def test_without_randomness_it_is_a_resize() -> None:

@@ -23,6 +23,7 @@ from shard_cases import shard_here
 
 import orchestrator.data.ray_stream as ray_stream
 from orchestrator.data.assemble import BatchPlan
+from orchestrator.data.batch import Batch
 from orchestrator.data.ray_shards import shards_by_ray
 from orchestrator.data.ray_stream import RayStream, ScheduledDataConfig
 from orchestrator.data.shard_writer import write_shards
@@ -107,6 +108,33 @@ def test_only_what_exceeds_the_budget_is_limited_by_ray(plan: BatchPlan) -> None
     for steps, limited in ((4, False), (5, True)):
         dataset = stream._dataset(BatchPlan.train_batch, range(steps), starved=limited)
         assert dataset.context.op_resource_reservation_enabled is limited
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize("tasks", [1, 2])
+def test_no_more_tasks_work_at_a_time_than_were_asked_for(
+    plan: BatchPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tasks: int
+) -> None:
+    def make_and_note(
+        plan: BatchPlan, number: int, rank: int, world: int, into: Batch | None
+    ) -> Batch:
+        begin = time.monotonic()
+        time.sleep(0.15)  # Ray has the next task started by then.
+        batch = plan.train_batch(number, rank, world, into)
+        (tmp_path / str(number)).write_text(f"{begin} {time.monotonic()}")
+        return batch
+
+    monkeypatch.setattr(ray_stream, "TASK_IMAGES", 8)
+    config = ScheduledDataConfig(plan, tasks=tasks)
+    stream = config.configure(config.datasets(), 1, None, None)[0]["train"]
+    steps = range(15)
+    # One task more is given to Ray than may work.
+    dataset = stream._dataset(make_and_note, steps, starved=True)
+    assert sum(len(rows["step"]) for rows in dataset.iter_batches(batch_size=None)) == len(steps)
+    times = [tuple(map(float, (tmp_path / str(i)).read_text().split())) for i in steps]
+    at_once = [sum(begin <= now < end for begin, end in times) for now, _ in times]
+    assert max(at_once) == tasks
 
 
 @pytest.mark.ray

@@ -40,8 +40,12 @@ class Augment(Protocol):
         boxes: NDArray[np.float32],
         labels: NDArray[np.int64],
         key: SampleKey,
+        into: NDArray[np.uint8] | None = None,
     ) -> Sample:
-        """(h, w, 3) RGB, (k, 4) xyxy and (k,) labels to a sample of the network's input size."""
+        """(h, w, 3) RGB, (k, 4) xyxy and (k,) labels to a sample of the network's input size.
+
+        Its image may be made in the memory of ``into``, (H, W, 3), and need not.
+        """
         ...
 
     def plain(self) -> Augment:

@@ -28,10 +28,14 @@ class Sample:
 
 
 def resize(
-    image: NDArray[np.uint8], size: tuple[int, int], *, interpolation: int = cv2.INTER_LINEAR
+    image: NDArray[np.uint8],
+    size: tuple[int, int],
+    *,
+    interpolation: int = cv2.INTER_LINEAR,
+    into: NDArray[np.uint8] | None = None,
 ) -> NDArray[np.uint8]:
     """Resize of (h, w, 3) to ``size`` = (H, W), without keeping the aspect ratio."""
-    made = cv2.resize(image, (size[1], size[0]), interpolation=interpolation)
+    made = cv2.resize(image, (size[1], size[0]), dst=into, interpolation=interpolation)
     return made.astype(np.uint8, copy=False)
 
 
@@ -43,6 +47,7 @@ def resized(
     *,
     origin: tuple[int, int] = (0, 0),
     interpolation: int = cv2.INTER_LINEAR,
+    into: NDArray[np.uint8] | None = None,
 ) -> Sample:
     """An image and its boxes, stretched to the network's input ``size`` = (H, W).
 
@@ -53,19 +58,22 @@ def resized(
         size: of the result.
         origin: left and top of ``image`` in the image it was cut out of.
         interpolation: one of OpenCV's.
+        into: (H, W, 3) memory for the image.
     """
     height, width = image.shape[:2]
     sx, sy = size[1] / width, size[0] / height
     return Sample(
-        image=resize(image, size, interpolation=interpolation),
+        image=resize(image, size, interpolation=interpolation, into=into),
         boxes=(boxes * np.array([sx, sy, sx, sy])).astype(np.float32),
         labels=labels,
         transform=(sx, sy, -origin[0] * sx, -origin[1] * sy),
     )
 
 
-def flipped(sample: Sample, *, plus_one: bool = False) -> Sample:
-    """Mirror left and right.
+def flipped(
+    sample: Sample, *, plus_one: bool = False, into: NDArray[np.uint8] | None = None
+) -> Sample:
+    """Mirror left and right, into the memory of ``into`` where that is given.
 
     With ``plus_one`` coordinates name pixels rather than the lines between them, so that the last
     column, at width - 1, becomes 0.
@@ -75,7 +83,7 @@ def flipped(sample: Sample, *, plus_one: bool = False) -> Sample:
     boxes = sample.boxes.copy()
     boxes[:, [0, 2]] = edge - sample.boxes[:, [2, 0]]
     return Sample(
-        image=cv2.flip(sample.image, 1).astype(np.uint8, copy=False),
+        image=cv2.flip(sample.image, 1, dst=into).astype(np.uint8, copy=False),
         boxes=boxes,
         labels=sample.labels,
         transform=(-sx, sy, edge - tx, ty),

@@ -97,6 +97,7 @@ class M2DetAugment:
         boxes: NDArray[np.float32],
         labels: NDArray[np.int64],
         key: SampleKey,
+        into: NDArray[np.uint8] | None = None,
     ) -> Sample:
         """Augment one image.
 
@@ -105,6 +106,7 @@ class M2DetAugment:
             boxes: (k, 4) float32 xyxy within the image.
             labels: (k,) int64.
             key: addresses the draws.
+            into: (H, W, 3) memory that the result may be made in.
         """
         draw = key.uniforms(Domain.RESIZE, 1)[0]
         interpolation = INTERPOLATIONS[int(draw * len(INTERPOLATIONS))]
@@ -112,7 +114,7 @@ class M2DetAugment:
             part = self._cropped(_Part(image, boxes, labels), key)
             sample = self._shown(part, self._place(part, key), interpolation, key)
             if key.uniforms(Domain.FLIP, 1)[0] < self.flip_probability:
-                sample = flipped(sample)
+                sample = flipped(sample, into=into)
             least = self.min_box * np.array([self.size[1], self.size[0]])
             keep = (sample.boxes[:, 2:] - sample.boxes[:, :2] > least).all(axis=1)
             if keep.any():

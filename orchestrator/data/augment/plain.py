@@ -27,9 +27,10 @@ class PlainResize:
         boxes: NDArray[np.float32],
         labels: NDArray[np.int64],
         key: SampleKey,
+        into: NDArray[np.uint8] | None = None,
     ) -> Sample:
         """Stretch the image; nothing is drawn."""
-        return resized(image, boxes, labels, self.size)
+        return resized(image, boxes, labels, self.size, into=into)
 
     def plain(self) -> PlainResize:
         """Itself."""

@@ -56,6 +56,7 @@ class ResizePad:
         boxes: NDArray[np.float32],
         labels: NDArray[np.int64],
         key: SampleKey,
+        into: NDArray[np.uint8] | None = None,
     ) -> Sample:
         """Augment one image.
 
@@ -64,13 +65,14 @@ class ResizePad:
             boxes: (k, 4) float32 xyxy within the image.
             labels: (k,) int64.
             key: addresses the draws.
+            into: (H, W, 3) memory that the result may be made in.
         """
         draws = key.uniforms(Domain.EXPAND, 4)
         expands = draws[0] < self.expand_probability
         ratio = 1.0 + (self.expand_ratio - 1.0) * float(draws[1]) if expands else 1.0
         sample = self._placed(image, boxes, labels, ratio, (float(draws[2]), float(draws[3])))
         if key.uniforms(Domain.FLIP, 1)[0] < self.flip_probability:
-            sample = flipped(sample, plus_one=self.legacy_boxes)
+            sample = flipped(sample, plus_one=self.legacy_boxes, into=into)
         return sample
 
     def plain(self) -> ResizePad:

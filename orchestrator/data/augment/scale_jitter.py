@@ -51,6 +51,7 @@ class ScaleJitter:
         boxes: NDArray[np.float32],
         labels: NDArray[np.int64],
         key: SampleKey,
+        into: NDArray[np.uint8] | None = None,
     ) -> Sample:
         """Augment one image.
 
@@ -59,6 +60,7 @@ class ScaleJitter:
             boxes: (k, 4) float32 xyxy within the image.
             labels: (k,) int64.
             key: addresses the draws.
+            into: (H, W, 3) memory that the result may be made in.
         """
         draws = key.uniforms(Domain.CROP, 3)
         scale = self.min_scale + (self.max_scale - self.min_scale) * float(draws[0])

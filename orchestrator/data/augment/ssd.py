@@ -60,6 +60,7 @@ class SSDAugment:
         boxes: NDArray[np.float32],
         labels: NDArray[np.int64],
         key: SampleKey,
+        into: NDArray[np.uint8] | None = None,
     ) -> Sample:
         """Augment one image.
 
@@ -68,6 +69,7 @@ class SSDAugment:
             boxes: (k, 4) float32 xyxy within the image.
             labels: (k,) int64.
             key: addresses the draws.
+            into: (H, W, 3) memory that the result may be made in.
         """
         boxes = np.rint(boxes)
         whole = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
@@ -80,6 +82,7 @@ class SSDAugment:
             brightness=self.brightness,
             contrast=self.contrast,
             saturation=self.saturation,
+            into=into,
         )
         return Sample(coloured, sample.boxes, sample.labels, sample.transform)
 
