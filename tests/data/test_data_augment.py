@@ -90,8 +90,9 @@ def test_memory_for_the_image_changes_nothing(augment: Augment) -> None:
             assert np.array_equal(getattr(made, name), getattr(there, name))
         used += there.image is room
     assert np.array_equal(image, textured(60, 80, 0))
-    if isinstance(augment, (SSDAugment, PlainResize)) and augment != whole((48, 64)):
-        assert used == 30
+    always = isinstance(augment, (SSDAugment, PlainResize)) and augment != whole((48, 64))
+    assert used == 30 if always else used < 30
+    assert used > 0 or augment == whole((48, 64))
 
 
 def test_without_randomness_it_is_a_resize() -> None:

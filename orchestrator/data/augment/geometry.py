@@ -97,15 +97,20 @@ def placed(
     *,
     left: int = 0,
     top: int = 0,
+    into: NDArray[np.uint8] | None = None,
 ) -> Sample:
-    """The sample on a canvas of ``size`` = (H, W), the rest in one RGB colour."""
+    """The sample on a canvas of ``size`` = (H, W), the rest in one RGB colour.
+
+    Where it is as large as the canvas it is left as it is; else the canvas is made in the memory of
+    ``into``, if that is given.
+    """
     height, width = sample.image.shape[:2]
     if (height, width) == size:
         return sample
     below, beside = size[0] - top - height, size[1] - left - width
     # Ten times as fast as filling an array with a colour by broadcasting.
     canvas = cv2.copyMakeBorder(
-        sample.image, top, below, left, beside, cv2.BORDER_CONSTANT, value=fill
+        sample.image, top, below, left, beside, cv2.BORDER_CONSTANT, dst=into, value=fill
     )
     sx, sy, tx, ty = sample.transform
     return Sample(

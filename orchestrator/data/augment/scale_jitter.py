@@ -67,7 +67,7 @@ class ScaleJitter:
         sample = self._part(image, boxes, labels, scale, (float(draws[1]), float(draws[2])))
         if key.uniforms(Domain.FLIP, 1)[0] < self.flip_probability:
             sample = flipped(sample)
-        return placed(sample, self.size, self.fill)
+        return placed(sample, self.size, self.fill, into=into)
 
     def plain(self) -> ScaleJitter:
         """The same without anything drawn, as evaluation does it: the whole image, as it fits."""
