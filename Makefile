@@ -30,7 +30,7 @@ help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 quickstart: $(RUNTIME)  ## install, make a small data set, train on it, print the COCO numbers
-	$(BIN)/python -m orchestrator.data.digits data/digits
+	$(BIN)/python -m orchestrator.data.demo.digits data/digits
 	$(BIN)/python -m orchestrator.run experiments/quickstart.yaml
 
 install: $(RUNTIME)  ## the environment without development tools, in .venv
@@ -53,7 +53,7 @@ test-chaos: $(DEVELOPMENT)  ## runs killed, stopped, poisoned and cut off by the
 test-extras: $(DEVELOPMENT)  ## the tests of export and serving, which need packages of their own
 	$(INSTALL) -e '.[dev,export,serve]'
 	$(call usable_cv2)
-	$(PYTEST) tests/export tests/inference -m "not chaos"
+	$(PYTEST) tests/export tests/predict tests/serving -m "not chaos"
 
 test-fast: $(DEVELOPMENT)  ## the tests that start no Ray cluster and take no minute
 	$(PYTEST) -m "not ray and not slow and not chaos"

@@ -25,9 +25,9 @@ import psutil
 import ray
 
 from orchestrator.config.schema.data import DataConfig, SplitConfig
-from orchestrator.data.assemble import BatchPlan
-from orchestrator.data.coco import read_coco
-from orchestrator.data.records import Dataset
+from orchestrator.data.dataset import Dataset
+from orchestrator.data.readers.coco import read_coco
+from orchestrator.data.stream.assemble import BatchPlan
 
 IMAGES, BOXES, CLASSES = 118_287, 860_000, 80
 
@@ -94,7 +94,7 @@ class Worker:
     """A process that has what map tasks have imported, and then gets the plan."""
 
     def megabytes(self) -> float:
-        import orchestrator.data.ray_stream  # noqa: F401
+        import orchestrator.data.stream.ray_stream  # noqa: F401
 
         return psutil.Process().memory_full_info().uss / 1e6
 

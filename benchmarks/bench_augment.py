@@ -40,9 +40,9 @@ from torchvision.transforms import v2
 from orchestrator.data import decode
 from orchestrator.data.augment.m2det import INTERPOLATIONS, M2DetAugment
 from orchestrator.data.augment.ssd import SSDAugment
-from orchestrator.data.coco import read_coco
-from orchestrator.data.digits import Recipe, build_digits
-from orchestrator.data.keyed import SampleKey
+from orchestrator.data.counter_rng import SampleKey
+from orchestrator.data.demo.digits import Recipe, build_digits
+from orchestrator.data.readers.coco import read_coco
 
 Boxes: TypeAlias = NDArray[np.float32]
 Labels: TypeAlias = NDArray[np.int64]

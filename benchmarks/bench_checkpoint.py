@@ -25,9 +25,9 @@ from pathlib import Path
 
 import torch
 
-from orchestrator.training.codec import TrainState
-from orchestrator.training.commit import CommitStore
-from orchestrator.training.storage import LocalStorage
+from orchestrator.checkpoints.codec import TrainState
+from orchestrator.checkpoints.commit import CommitStore
+from orchestrator.storage.local import LocalStorage
 
 DIGESTS = {"config_digest": "c" * 64, "data_digest": "d" * 64, "label_map": "{}"}
 

@@ -42,16 +42,16 @@ import ray
 from torch.utils.data import DataLoader, Dataset
 
 from orchestrator.config.schema.data import M2DetAugmentation, SSDAugmentation
-from orchestrator.data.assemble import BatchPlan
 from orchestrator.data.augment import build_augment
 from orchestrator.data.batch import Batch
-from orchestrator.data.coco import read_coco
-from orchestrator.data.digits import Recipe, build_digits
+from orchestrator.data.counter_rng import SampleKey
+from orchestrator.data.demo.digits import Recipe, build_digits
 from orchestrator.data.images import image_pixels
-from orchestrator.data.keyed import SampleKey
-from orchestrator.data.ray_stream import ScheduledDataConfig
-from orchestrator.data.schedule import Schedule
-from orchestrator.data.stream import LocalStream
+from orchestrator.data.readers.coco import read_coco
+from orchestrator.data.stream.assemble import BatchPlan
+from orchestrator.data.stream.local import LocalStream
+from orchestrator.data.stream.ray_stream import ScheduledDataConfig
+from orchestrator.data.stream.schedule import Schedule
 from orchestrator.memory import keep_freed_memory
 
 PIPELINES = {

@@ -33,12 +33,12 @@ import native
 from detectors.registry import build_detector
 from orchestrator.accelerators import Accelerator
 from orchestrator.config.resolve import load_experiment
-from orchestrator.data.digits import Recipe, build_digits
-from orchestrator.data.stream import LocalStream
+from orchestrator.data.demo.digits import Recipe, build_digits
+from orchestrator.data.stream.local import LocalStream
 from orchestrator.evaluation.coco import evaluate
 from orchestrator.evaluation.detections import Detections
+from orchestrator.runs.plan import make_plan
 from orchestrator.training import predictor
-from orchestrator.training.plan import make_plan
 from orchestrator.training.session import open_store, run_rank
 
 METHODS = ("hard", "soft_linear", "soft_gaussian")

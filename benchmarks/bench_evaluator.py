@@ -26,15 +26,15 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from orchestrator.data.dataset import Dataset
 from orchestrator.data.label_map import LabelMap
-from orchestrator.data.records import Dataset
 from orchestrator.evaluation.analysis import analyse
 from orchestrator.evaluation.backends import fastest
 from orchestrator.evaluation.coco import METRICS, evaluate
 from orchestrator.evaluation.detections import Detections
 from orchestrator.evaluation.results import Results
 from orchestrator.evaluation.streaming import StreamingEvaluator
-from orchestrator.inference.scoring import write_evaluation
+from orchestrator.predict.scoring import write_evaluation
 
 CLASSES = 80
 BATCH = 16

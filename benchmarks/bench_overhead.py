@@ -21,9 +21,9 @@ from pathlib import Path
 
 from orchestrator.accelerators import of_this_process
 from orchestrator.config.resolve import load_experiment
-from orchestrator.data.digits import Recipe, build_digits
-from orchestrator.data.stream import LocalStream
-from orchestrator.training.plan import make_plan
+from orchestrator.data.demo.digits import Recipe, build_digits
+from orchestrator.data.stream.local import LocalStream
+from orchestrator.runs.plan import make_plan
 from orchestrator.training.session import run_rank
 
 

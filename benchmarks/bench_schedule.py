@@ -23,7 +23,7 @@ import time
 
 import numpy as np
 
-from orchestrator.data.schedule import Schedule, windowed_order
+from orchestrator.data.stream.schedule import Schedule, windowed_order
 
 IMAGES, PER_SHARD, BATCH = 118_287, 512, 64
 WINDOWS = (512, 2048, 8192, 16_384, 65_536, None)

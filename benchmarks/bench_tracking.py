@@ -36,12 +36,13 @@ import psutil
 from orchestrator.accelerators import Accelerator
 from orchestrator.config.resolve import load_experiment
 from orchestrator.data.batch import Batch
-from orchestrator.data.digits import Recipe, build_digits
-from orchestrator.data.stream import LocalStream
+from orchestrator.data.demo.digits import Recipe, build_digits
+from orchestrator.data.stream.local import LocalStream
+from orchestrator.runs.plan import Plan, make_plan
+from orchestrator.storage.run_files import EVENTS
 from orchestrator.tracking.mlflow_shipper import LOG_FILE, MlflowShipper
 from orchestrator.tracking.ship import FAILURE
-from orchestrator.tracking.shipping import EVENTS_FILE, RunSpec
-from orchestrator.training.plan import Plan, make_plan
+from orchestrator.tracking.shipping import RunSpec
 from orchestrator.training.session import run_rank
 
 EXPERIMENT = Path(__file__).parents[1] / "experiments" / "quickstart.yaml"
@@ -118,7 +119,7 @@ class Turns(LocalStream):
 def start_shipping(name: str, folder: Path, port: int, log: Path) -> tuple[Arm, MlflowShipper]:
     """An arm whose process has failed once, which is when all it needs is loaded."""
     folder.mkdir()
-    (folder / EVENTS_FILE).symlink_to(log)
+    (folder / EVENTS).symlink_to(log)
     shipper = MlflowShipper(folder, RunSpec(f"http://127.0.0.1:{port}", "bench", name))
     shipper.start()
     (process,) = (p for p in psutil.Process().children() if str(folder) in p.cmdline())
@@ -154,7 +155,7 @@ def main() -> None:
             ports = {"refused": closed.getsockname()[1], "silent": silent.getsockname()[1]}
         arms = [Arm("off")]
         for name, port in ports.items():
-            arm, shipper = start_shipping(name, scratch / name, port, run_dir / EVENTS_FILE)
+            arm, shipper = start_shipping(name, scratch / name, port, run_dir / EVENTS)
             stack.callback(shipper.close, "KILLED", timeout=0.0)
             arms.append(arm)
         stream = Turns(plan, arms, options.rounds, options.steps)

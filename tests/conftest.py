@@ -23,6 +23,6 @@ def pytest_configure() -> None:
 @pytest.fixture(scope="session")
 def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of a tiny detector, two commits, averaged weights; only to be read."""
-    from tests.inference.small_run import make_run
+    from tests.support.small_run import make_run
 
     return make_run(tmp_path_factory.mktemp("small"))

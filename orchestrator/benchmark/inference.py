@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from detectors.postprocess import PostprocessConfig
 from orchestrator.accelerators import Accelerator, Precision
 from orchestrator.data.augment import Augment
-from orchestrator.inference.predictor import DetectOptions, TorchNetwork, detect
+from orchestrator.predict.predictor import DetectOptions, TorchNetwork, detect
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ from orchestrator.benchmark.result import BenchmarkResult
 from orchestrator.benchmark.training import Trainer, measure_training, write_trace
 from orchestrator.config.resolve import ResolvedExperiment
 from orchestrator.data.augment import build_augment
+from orchestrator.data.dataset import Dataset
 from orchestrator.data.decode import BadImageError
 from orchestrator.data.images import image_pixels
-from orchestrator.data.records import Dataset
 from orchestrator.errors import DataError
 from orchestrator.tracking.git_info import git_info
 from orchestrator.tracking.run_card import Hardware, package_versions

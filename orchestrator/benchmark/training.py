@@ -24,10 +24,10 @@ import torch
 from detectors.base import Detector
 from orchestrator.accelerators import Accelerator
 from orchestrator.config.resolve import ResolvedExperiment
-from orchestrator.data.stream import LocalStream
+from orchestrator.data.stream.local import LocalStream
 from orchestrator.evaluation.coco import evaluate
+from orchestrator.runs.plan import Plan, make_plan
 from orchestrator.training.collective import Collective
-from orchestrator.training.plan import Plan, make_plan
 from orchestrator.training.predictor import predict_all
 from orchestrator.training.schedules import LearningRate
 from orchestrator.training.session import initial_model

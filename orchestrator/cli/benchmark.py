@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from orchestrator.cli.parser import Parser
+from orchestrator.cli._shared.parser import Parser
 from orchestrator.errors import ConfigError
+from orchestrator.storage.run_files import RESOLVED
 
 #: The seeds' performance mode leaves out the first six steps.
 _SKIP = 6
@@ -50,11 +51,11 @@ def main(argv: Sequence[str]) -> int:
     from orchestrator.benchmark.measure import benchmark
     from orchestrator.benchmark.result import BenchmarkResult, differences, rows
     from orchestrator.config.resolve import load_experiment
-    from orchestrator.tracking.atomic import write_atomic
+    from orchestrator.storage.atomic import write_atomic
 
     against = None if arguments.against is None else BenchmarkResult.read(arguments.against)
     source = Path(arguments.experiment)
-    file = source / "config" / "resolved.yaml" if source.is_dir() else source
+    file = source / RESOLVED if source.is_dir() else source
     result = benchmark(
         load_experiment(file, arguments.overrides),
         steps=arguments.steps,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator.cli.parser import Parser
+from orchestrator.cli._shared.parser import Parser
 
 if TYPE_CHECKING:
     import numpy as np
@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
     from orchestrator.config.resolve import load_experiment
     from orchestrator.data.doctor.examine import examine
     from orchestrator.data.doctor.page import page
-    from orchestrator.tracking.atomic import write_atomic
+    from orchestrator.storage.atomic import write_atomic
 
     experiment = load_experiment(arguments.experiment, arguments.overrides).experiment
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
@@ -93,7 +93,7 @@ def _augmented(experiment: str, overrides: Sequence[str]) -> bytes:
     """The first images of the run, as a JPEG file."""
     from orchestrator.config.resolve import load_experiment
     from orchestrator.data.doctor.pictures import batch_sheet, jpeg
-    from orchestrator.training.plan import make_plan
+    from orchestrator.runs.plan import make_plan
 
     plan = make_plan(load_experiment(experiment, overrides), Path.cwd()).batches
     steps = -(-_AUGMENTED_IMAGES // plan.schedule.batch_size)

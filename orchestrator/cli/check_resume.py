@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from orchestrator.cli.parser import Parser
+from orchestrator.cli._shared.parser import Parser
 
 
 def main(argv: Sequence[str]) -> int:
@@ -27,7 +27,7 @@ def main(argv: Sequence[str]) -> int:
         parser.error(f"--steps {arguments.steps} --kills {arguments.kills}: at least 2 and 1")
 
     from orchestrator.errors import OrchestratorError
-    from orchestrator.training.check_resume import check_resume
+    from orchestrator.runs.check_resume import check_resume
 
     folder = Path(tempfile.mkdtemp(prefix="check-resume-"))
     found = check_resume(

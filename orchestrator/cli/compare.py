@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator.cli.detector import split_overrides
-from orchestrator.cli.parser import Parser
+from orchestrator.cli._shared.detector import split_overrides
+from orchestrator.cli._shared.parser import Parser
 from orchestrator.errors import ConfigError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from orchestrator.sweeps.comparison import Comparison
+    from orchestrator.runs.compare.comparison import Comparison
 
 #: More runs than this stand in lines of a table instead of columns.
 _MOST_COLUMNS = 5
@@ -58,8 +58,8 @@ def main(argv: Sequence[str]) -> int:
 
     from rich.console import Console
 
-    from orchestrator.sweeps.comparison import compare_runs
-    from orchestrator.sweeps.run_folder import read_runs, run_named
+    from orchestrator.runs.compare.comparison import compare_runs
+    from orchestrator.runs.compare.run_folder import read_runs, run_named
 
     runs = read_runs([Path(folder) for folder in folders], overrides)
     named = arguments.baseline
@@ -74,7 +74,7 @@ def main(argv: Sequence[str]) -> int:
     else:
         _show(Console(soft_wrap=True), comparison)
     if arguments.html is not None:
-        from orchestrator.sweeps.comparison_page import write_page
+        from orchestrator.runs.compare.page import write_page
 
         write_page(arguments.html, comparison)
         if not arguments.json:
@@ -138,7 +138,7 @@ def _show_lines(console: Console, comparison: Comparison) -> None:
 def _show_seeds(console: Console, comparison: Comparison) -> None:
     from rich.table import Table
 
-    from orchestrator.sweeps.comparison_page import spread_words
+    from orchestrator.runs.compare.page import spread_words
 
     names = ("AP", "AP50", "AP75")
     table = Table("experiment", "seeds", *names)
@@ -153,7 +153,7 @@ def _show_seeds(console: Console, comparison: Comparison) -> None:
 def _show_classes(console: Console, comparison: Comparison) -> None:
     from rich.table import Table
 
-    from orchestrator.sweeps.comparison_page import effect_row, method_words
+    from orchestrator.runs.compare.page import effect_row, method_words
 
     told = [one for one in comparison.contrasts if one.significance is not None]
     if len(comparison.runs) > _MOST_COLUMNS or not told:

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from orchestrator.cli.parser import Parser
+from orchestrator.cli._shared.parser import Parser
 from orchestrator.errors import DataError
 
 
@@ -59,7 +59,7 @@ def _show_schedule(
     experiment: str, overrides: Sequence[str], *, images: int | None, as_json: bool
 ) -> None:
     from orchestrator.config.resolve import load_experiment
-    from orchestrator.training.plan import count_training_images
+    from orchestrator.runs.plan import count_training_images
     from orchestrator.training.schedule_table import ScheduleTable
 
     resolved = load_experiment(experiment, overrides)

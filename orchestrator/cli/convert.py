@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from orchestrator.cli import convert_data, convert_weights
-from orchestrator.cli.verbs import Verb, dispatch
+from orchestrator.cli._shared.verbs import Verb, dispatch
 
 KINDS: dict[str, Verb] = {
     "data": Verb(convert_data.main, "a data set into another annotation format"),

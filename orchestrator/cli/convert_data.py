@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator.cli.parser import Parser
-from orchestrator.cli.source import FORMATS, add_source, read_source
+from orchestrator.cli._shared.parser import Parser
+from orchestrator.cli._shared.source import FORMATS, add_source, read_source
 
 if TYPE_CHECKING:
-    from orchestrator.data.convert import Converted
+    from orchestrator.data.readers.convert import Converted
 
 
 def main(argv: Sequence[str]) -> int:
@@ -34,7 +34,7 @@ def main(argv: Sequence[str]) -> int:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-    from orchestrator.data.convert import convert
+    from orchestrator.data.readers.convert import convert
 
     results = read_source(arguments)
     columns = TextColumn("images"), BarColumn(), MofNCompleteColumn()

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator.cli.parser import Parser
+from orchestrator.cli._shared.parser import Parser
 from orchestrator.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     arguments = parser.parse_args(argv)
 
-    from orchestrator.training.initial import convert_file, read_label_map
+    from orchestrator.checkpoints.initial_weights import convert_file, read_label_map
 
     config = _detector(arguments.to)
     classes = None if arguments.label_map is None else read_label_map(arguments.label_map)

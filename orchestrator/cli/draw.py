@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from orchestrator.cli.parser import Parser
+from orchestrator.cli._shared.parser import Parser
 from orchestrator.errors import DataError
 
 
@@ -31,8 +31,8 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--sheets", action="store_true", help="contact sheets of 24 as well")
     arguments = parser.parse_args(argv)
 
-    from orchestrator.data.coco import read_coco
-    from orchestrator.inference.picturing import draw_predictions, read_seed_json
+    from orchestrator.data.readers.coco import read_coco
+    from orchestrator.predict.draw_predictions import draw_predictions, read_seed_json
 
     try:
         tree = json.loads(arguments.predictions.read_bytes())

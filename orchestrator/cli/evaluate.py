@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.cli.detector import (
+from orchestrator.cli._shared.detector import (
     add_detect_options,
     add_source_options,
     detect_options,
     load,
     split_overrides,
 )
-from orchestrator.cli.parser import Parser
+from orchestrator.cli._shared.parser import Parser
 from orchestrator.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def _evaluate(source: str, overrides: list[str], arguments: Any) -> int:
 
     from orchestrator.evaluation.analysis import analyse
     from orchestrator.evaluation.results import Results, read_results
-    from orchestrator.inference.scoring import evaluate_detector, read_split, write_evaluation
+    from orchestrator.predict.scoring import evaluate_detector, read_split, write_evaluation
 
     console = Console(soft_wrap=True)
     loaded = load(source, overrides, arguments)

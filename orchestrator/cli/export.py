@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator.cli.detector import add_source_options, load, split_overrides
-from orchestrator.cli.parser import Parser
+from orchestrator.cli._shared.detector import add_source_options, load, split_overrides
+from orchestrator.cli._shared.parser import Parser
 from orchestrator.errors import ConfigError
 
 if TYPE_CHECKING:
-    from orchestrator.inference.registry import Registered
+    from orchestrator.export.model_registry import Registered
 
 
 def main(argv: Sequence[str]) -> int:
@@ -53,9 +53,9 @@ def main(argv: Sequence[str]) -> int:
     if len(sources) != 1:
         raise ConfigError(f"{parser.prog}: expected one detector, found {sources or 'none'}")
 
-    from orchestrator.inference.artifact import require_export_packages
-    from orchestrator.inference.export import export
-    from orchestrator.inference.scoring import read_split
+    from orchestrator.export.artifact import require_export_packages
+    from orchestrator.export.export import export
+    from orchestrator.predict.scoring import read_split
 
     if arguments.format == "onnx":
         require_export_packages()
@@ -91,7 +91,7 @@ def main(argv: Sequence[str]) -> int:
 def _register(
     arguments: Namespace, path: Path, uri: str, experiment: str, run_dir: Path | None
 ) -> Registered:
-    from orchestrator.inference.registry import register
+    from orchestrator.export.model_registry import register
     from orchestrator.tracking.mlflow_names import resolve_tracking_uri
     from orchestrator.tracking.shipping import ShipState
 

@@ -25,8 +25,8 @@ from orchestrator.cli import (
     shard,
     submit,
 )
-from orchestrator.cli.exit import run_guarded
-from orchestrator.cli.verbs import Verb, dispatch
+from orchestrator.cli._shared.exit import run_guarded
+from orchestrator.cli._shared.verbs import Verb, dispatch
 
 VERBS: dict[str, Verb] = {
     "run": Verb(run.main, "train and evaluate as an experiment file says"),

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.cli.parser import Parser
+from orchestrator.cli._shared.parser import Parser
 from orchestrator.errors import ConfigError, nearest
 
 if TYPE_CHECKING:

@@ -7,19 +7,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.cli.detector import (
+from orchestrator.cli._shared.detector import (
     add_detect_options,
     add_source_options,
     detect_options,
     load,
     split_overrides,
 )
-from orchestrator.cli.parser import Parser
+from orchestrator.cli._shared.parser import Parser
 from orchestrator.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from orchestrator.inference.inputs import Picture
-    from orchestrator.inference.prediction import Prediction
+    from orchestrator.predict.inputs import Picture
+    from orchestrator.predict.prediction import Prediction
 
 
 def main(argv: Sequence[str]) -> int:
@@ -105,9 +105,9 @@ def _watch(words: list[str], overrides: list[str], arguments: Any) -> int:
     from rich.console import Console
     from rich.progress import Progress, TimeElapsedColumn
 
-    from orchestrator.inference.live import Viewing, watch
-    from orchestrator.inference.prediction import to_seed_json
-    from orchestrator.tracking.atomic import write_atomic
+    from orchestrator.predict.live import Viewing, watch
+    from orchestrator.predict.prediction import to_seed_json
+    from orchestrator.storage.atomic import write_atomic
 
     if len(words) != 1:
         raise ConfigError("--camera, --video: stand in place of inputs; name a detector alone")
@@ -144,9 +144,9 @@ def _predict(source: str, words: list[str], overrides: list[str], arguments: Any
     from rich.console import Console
     from rich.progress import Progress
 
-    from orchestrator.inference.inputs import list_pictures
-    from orchestrator.inference.picturing import draw_predictions
-    from orchestrator.inference.prediction import PredictJob, finish, predict
+    from orchestrator.predict.draw_predictions import draw_predictions
+    from orchestrator.predict.inputs import list_pictures
+    from orchestrator.predict.prediction import PredictJob, finish, predict
 
     console = Console(stderr=True, soft_wrap=True)
     pictures = list_pictures(words)
@@ -214,8 +214,8 @@ def _image_ids(pictures: Sequence[Picture], arguments: Any) -> dict[str, int]:
 def _write(
     arguments: Any, found: Sequence[Prediction], label_map: Any, image_ids: dict[str, int]
 ) -> None:
-    from orchestrator.inference.prediction import to_coco_results, to_seed_json
-    from orchestrator.tracking.atomic import write_atomic
+    from orchestrator.predict.prediction import to_coco_results, to_seed_json
+    from orchestrator.storage.atomic import write_atomic
 
     tree: Any
     if arguments.form == "coco":

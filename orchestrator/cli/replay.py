@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from orchestrator.cli.parser import Parser
+from orchestrator.cli._shared.parser import Parser
 
 
 def main(argv: Sequence[str]) -> int:

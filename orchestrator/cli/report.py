@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from orchestrator.cli.parser import Parser
+from orchestrator.cli._shared.parser import Parser
 from orchestrator.errors import StorageError
+from orchestrator.storage.run_files import RESOLVED
 
 
 def main(argv: Sequence[str]) -> int:
@@ -26,18 +27,18 @@ def main(argv: Sequence[str]) -> int:
 
     from orchestrator.config.resolve import load_experiment
     from orchestrator.evaluation.report import render_report
-    from orchestrator.inference.scoring import read_split
-    from orchestrator.tracking.atomic import write_atomic
-    from orchestrator.tracking.run_card import PAGE_NAME
+    from orchestrator.predict.scoring import read_split
+    from orchestrator.storage.atomic import write_atomic
+    from orchestrator.storage.run_files import REPORT
 
-    config = arguments.run / "config" / "resolved.yaml"
+    config = arguments.run / RESOLVED
     if not config.is_file():
         raise StorageError(
             f"{arguments.run}: is no run folder (it has no config/resolved.yaml). Next: name the "
             "folder that training printed as `run folder`"
         )
     experiment = load_experiment(config, arguments.overrides).experiment
-    path = arguments.output or arguments.run / PAGE_NAME
+    path = arguments.output or arguments.run / REPORT
     page = render_report(arguments.run, read_split(experiment, "val"))
     write_atomic(path, page.encode("utf-8"))
     print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")

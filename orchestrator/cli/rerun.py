@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from orchestrator.cli.detector import split_overrides
-from orchestrator.cli.parser import Parser
+from orchestrator.cli._shared.detector import split_overrides
+from orchestrator.cli._shared.parser import Parser
 from orchestrator.errors import ConfigError
 
 

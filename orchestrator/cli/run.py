@@ -1,12 +1,54 @@
-"""``orchestrator run``: the same as ``python -m orchestrator.run``."""
+"""``orchestrator run``: one experiment file in, a trained, evaluated detector, or many, out.
+
+On this machine or inside a ``ray job submit``, also as ``python -m orchestrator.run``. Running the
+same command again goes on where the run stopped.
+"""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
+
+from orchestrator.cli._shared.parser import Parser
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run an experiment."""
-    from orchestrator.run import main as run
+    """Run an experiment; returns the exit code."""
+    parser = Parser(
+        prog="orchestrator run",
+        description="train and evaluate as an experiment file says",
+    )
+    parser.add_argument("experiment", metavar="EXPERIMENT.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="key.path=value")
+    parser.add_argument(
+        "--sweep",
+        metavar="SWEEP.yaml",
+        help="a file with a sweep section, which takes the place of the experiment's own",
+    )
+    parser.add_argument(
+        "--print-config",
+        action="store_true",
+        help="print the resolved experiment with the origin of each value, and stop",
+    )
+    parser.add_argument(
+        "--force-resume",
+        action="store_true",
+        help="go on with a run folder although its experiment or data has changed",
+    )
+    arguments = parser.parse_args(argv)
+    from orchestrator.config.printing import print_config
+    from orchestrator.config.resolve import read_template
 
-    return run(argv)
+    # Everything that is wrong with the file is said before Ray is even imported.
+    template = read_template(arguments.experiment, arguments.overrides, sweep=arguments.sweep)
+    resolved = template.resolve()
+    if arguments.print_config:
+        sys.stdout.write(print_config(resolved))
+        return 0
+    if resolved.experiment.sweep is not None:
+        from orchestrator.sweeps.driver import drive_sweep
+
+        return drive_sweep(template, force_resume=arguments.force_resume)
+    from orchestrator.runs.driver import drive, folder_of
+
+    return drive(resolved, folder_of(resolved.experiment), force_resume=arguments.force_resume)

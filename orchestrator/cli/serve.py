@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from orchestrator.cli.detector import (
+from orchestrator.cli._shared.detector import (
     add_detect_options,
     add_source_options,
     detect_options,
     load,
     split_overrides,
 )
-from orchestrator.cli.parser import Parser
+from orchestrator.cli._shared.parser import Parser
 from orchestrator.errors import ConfigError
 
 _TOKEN_VARIABLE = "ORCHESTRATOR_SERVE_TOKEN"
@@ -96,12 +96,12 @@ def _require_in_range(arguments: Any) -> None:
 
 
 def _serve(source: str, overrides: list[str], arguments: Any) -> int:
-    from orchestrator.inference.service import Limits, token_digest
+    from orchestrator.serving.service import Limits, token_digest
 
     host = "127.0.0.1" if arguments.host == "localhost" else arguments.host
     token_sha256 = token_digest(_token(arguments.token_file), host)
 
-    from orchestrator.inference.serving import ServeJob, require_serve_packages, serve_detector
+    from orchestrator.serving.serving import ServeJob, require_serve_packages, serve_detector
 
     require_serve_packages()
     loaded = load(source, overrides, arguments)

@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from orchestrator.cli.parser import Parser
-from orchestrator.cli.source import add_source, find_source, is_experiment
+from orchestrator.cli._shared.parser import Parser
+from orchestrator.cli._shared.source import add_source, find_source, is_experiment
 from orchestrator.errors import ConfigError
 
 if TYPE_CHECKING:
     import argparse
 
     from orchestrator.config.schema import ClusterConfig
-    from orchestrator.data.shard_writer import Written
+    from orchestrator.data.shards.writer import Written
 
 #: Images of a data set above which a window is suggested; below, mixing all costs nothing.
 _WINDOW = 16_384
@@ -45,11 +45,11 @@ def main(argv: Sequence[str]) -> int:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-    from orchestrator.data.convert import read_places
-    from orchestrator.data.folders import below
-    from orchestrator.data.ray_shards import shards_by_ray
-    from orchestrator.data.shard_writer import IMAGES_PER_SHARD, write_shards
-    from orchestrator.training.cluster import connected
+    from orchestrator.cluster.placement import connected
+    from orchestrator.data.readers.convert import read_places
+    from orchestrator.data.shards.ray_writer import shards_by_ray
+    from orchestrator.data.shards.writer import IMAGES_PER_SHARD, write_shards
+    from orchestrator.storage.folders import below
 
     splits = read_places(*find_source(arguments))
     written = {}
@@ -88,7 +88,7 @@ def _cluster(arguments: argparse.Namespace) -> ClusterConfig:
 
 def _lines(written: dict[str, Written], target: str) -> list[str]:
     """What is there now, and how to train on it."""
-    from orchestrator.data.folders import below
+    from orchestrator.storage.folders import below
 
     lines = []
     for name, one in written.items():

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from orchestrator.cli.parser import Parser
+from orchestrator.cli._shared.parser import Parser
 
 
 def main(argv: Sequence[str]) -> int:
@@ -31,7 +31,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--no-wait", action="store_true", help="return once the job has started")
     arguments = parser.parse_intermixed_args(argv)
 
-    from orchestrator.submission import connect, follow, prepare, submit
+    from orchestrator.cluster.submission import connect, follow, prepare, submit
 
     submission = prepare(
         arguments.experiment,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from orchestrator.data.dataset import Dataset
 from orchestrator.data.decode import (
     BadImageError,
     decode_image,
@@ -13,9 +14,8 @@ from orchestrator.data.decode import (
     read_size,
     size_in,
 )
-from orchestrator.data.files import reason
-from orchestrator.data.records import Dataset
-from orchestrator.data.shard_images import DamagedError
+from orchestrator.data.readers.files import reason
+from orchestrator.data.shards.images import DamagedError
 
 
 def image_name(data: Dataset, index: int) -> str:

@@ -14,8 +14,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from orchestrator.data.dataset import Dataset
 from orchestrator.data.label_map import LabelMap
-from orchestrator.data.records import Dataset
 from orchestrator.evaluation.backends import Backend, Scored, fastest, score
 from orchestrator.evaluation.breakdown import Breakdown, break_down
 from orchestrator.evaluation.coco import CocoMetrics, metrics_of, sound

@@ -28,8 +28,8 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 import native
+from orchestrator.data.dataset import Dataset
 from orchestrator.data.label_map import LabelMap
-from orchestrator.data.records import Dataset
 from orchestrator.evaluation.grading import SIZES, Arrays, Bins, Columns, Grader
 from orchestrator.evaluation.results import Results
 

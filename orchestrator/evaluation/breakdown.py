@@ -14,7 +14,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.data.records import Dataset
+from orchestrator.data.dataset import Dataset
 from orchestrator.evaluation.matching import Matches
 
 KINDS: Final = ("classification", "localisation", "both", "duplicate", "background", "missed")

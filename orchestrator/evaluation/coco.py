@@ -18,14 +18,14 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.data.coco_tables import positions_in
-from orchestrator.data.records import Dataset
+from orchestrator.data.dataset import Dataset
+from orchestrator.data.readers.coco_tables import positions_in
 from orchestrator.errors import DataError
 from orchestrator.evaluation.backends import Backend, Scored, score
 from orchestrator.evaluation.detections import Detections
 from orchestrator.evaluation.grading import LIMITS
 from orchestrator.evaluation.results import Results
-from orchestrator.tracking.atomic import write_atomic
+from orchestrator.storage.atomic import write_atomic
 
 #: Names of the 12 numbers, in the order pycocotools gives them.
 METRICS: Final = (

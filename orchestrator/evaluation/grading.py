@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import native
-from orchestrator.data.records import Dataset
+from orchestrator.data.dataset import Dataset
 from orchestrator.evaluation.results import Results
 
 #: Detections per image and class that count, as COCO defines.

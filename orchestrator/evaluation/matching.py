@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 import native
-from orchestrator.data.coco_tables import positions_in
-from orchestrator.data.records import Dataset
+from orchestrator.data.dataset import Dataset
+from orchestrator.data.readers.coco_tables import positions_in
 from orchestrator.evaluation.results import Results
 
 #: Detections of a class in an image that count, as in COCO's numbers.

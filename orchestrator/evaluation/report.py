@@ -11,19 +11,19 @@ from typing import Any
 
 import numpy as np
 
+from orchestrator.data.dataset import Dataset
 from orchestrator.data.decode import BadImageError
 from orchestrator.data.images import image_pixels
-from orchestrator.data.records import Dataset
 from orchestrator.errors import DataError
 from orchestrator.evaluation import charts
 from orchestrator.evaluation.analysis import BACKGROUND, Analysis, analyse
 from orchestrator.evaluation.drawing import Mark, draw, encode_jpeg
 from orchestrator.evaluation.page import document, figure, number, table
 from orchestrator.evaluation.results import Results, read_results
+from orchestrator.storage.run_files import DETECTIONS, EVENTS, RESOLVED
 from orchestrator.tracking.events import read_events
 from orchestrator.tracking.run_card import read_tables
 
-_RESULTS = Path("eval") / "coco_results.json"
 #: Bars of a chart, and rows of the confusion matrix, which a page has width for.
 _MOST_BARS, _MOST_ROWS = 100, 20
 _PICTURE_SIDE = 480
@@ -57,12 +57,12 @@ def render_report(run_dir: Path, dataset: Dataset) -> str:
     Raises:
         DataError: the run has no results yet, or they are of other data.
     """
-    if not (run_dir / _RESULTS).is_file():
+    if not (run_dir / DETECTIONS).is_file():
         raise DataError(
-            f"{run_dir}: has no {_RESULTS}, so there is nothing to report. Next: let the run reach "
-            "its first evaluation"
+            f"{run_dir}: has no {DETECTIONS}, so there is nothing to report. Next: let the run "
+            "reach its first evaluation"
         )
-    results = read_results(run_dir / _RESULTS, dataset)
+    results = read_results(run_dir / DETECTIONS, dataset)
     analysis = analyse(dataset, results)
     files = _read_run(run_dir)
     body = "\n".join(_sections(files, dataset, results, analysis))
@@ -71,11 +71,11 @@ def render_report(run_dir: Path, dataset: Dataset) -> str:
 
 def _read_run(run_dir: Path) -> _RunFiles:
     curves: dict[str, list[tuple[float, float]]] = {}
-    for event in read_events(run_dir / "events.jsonl"):
+    for event in read_events(run_dir / EVENTS):
         for name, value in event.values.items():
             if math.isfinite(value):
                 curves.setdefault(name, []).append((event.step, value))
-    config = run_dir / "config" / "resolved.yaml"
+    config = run_dir / RESOLVED
     return _RunFiles(
         name=run_dir.resolve().name,
         card=read_tables(run_dir),

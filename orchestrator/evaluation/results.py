@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.data.coco_tables import Table, describe, positions_in
-from orchestrator.data.findings import Problems
+from orchestrator.data.dataset import Dataset
 from orchestrator.data.label_map import LabelMap
-from orchestrator.data.records import Dataset
+from orchestrator.data.readers.coco_tables import Table, describe, positions_in
+from orchestrator.data.readers.findings import Problems
 from orchestrator.errors import DataError
 from orchestrator.evaluation.detections import Detections
-from orchestrator.tracking.atomic import write_atomic
+from orchestrator.storage.atomic import write_atomic
 
 #: Scores beyond it are no numbers that a detector gives, and integers may not fit a float.
 _LARGEST = 1e150

@@ -24,8 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from orchestrator.data.coco_tables import positions_in
-from orchestrator.data.records import Dataset
+from orchestrator.data.dataset import Dataset
+from orchestrator.data.readers.coco_tables import positions_in
 from orchestrator.errors import DataError
 from orchestrator.evaluation.coco import sound
 from orchestrator.evaluation.detections import Detections

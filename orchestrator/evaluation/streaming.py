@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from orchestrator.data.coco_tables import positions_in
-from orchestrator.data.records import Dataset
+from orchestrator.data.dataset import Dataset
+from orchestrator.data.readers.coco_tables import positions_in
 from orchestrator.evaluation.backends import Backend, Scored, fastest, score, scored_of
 from orchestrator.evaluation.coco import CocoMetrics, metrics_of, sound
 from orchestrator.evaluation.detections import Detections

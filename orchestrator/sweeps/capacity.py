@@ -11,8 +11,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from orchestrator.cluster.placement import DATA_CPUS
 from orchestrator.errors import ConfigError
-from orchestrator.training.cluster import DATA_CPUS
 
 _EPSILON = 1e-9
 

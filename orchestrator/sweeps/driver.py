@@ -13,17 +13,23 @@ import ray
 from rich.console import Console
 
 import native
+from orchestrator.cluster.placement import connected, place
 from orchestrator.config.resolve import ResolvedExperiment, Template, diff
 from orchestrator.config.scalars import Json
 from orchestrator.config.schema import PARAMETERS
 from orchestrator.data.doctor.examine import require_usable
 from orchestrator.errors import ConfigError, OrchestratorError, PreemptedError
+from orchestrator.runs.identity import identity_tree
+from orchestrator.runs.plan import make_plan
+from orchestrator.runs.report import say, say_data, say_where
+from orchestrator.storage.folder_lock import RunLock
+from orchestrator.storage.run_files import STOP, trial_name
 from orchestrator.sweeps.capacity import agreed, capacity
 from orchestrator.sweeps.fleet import Fleet, Source
 from orchestrator.sweeps.journal import Journal
 from orchestrator.sweeps.judge import Judge, judged_epochs
 from orchestrator.sweeps.learning import LearningSource
-from orchestrator.sweeps.plan import Planner, Trial, describe, trial_name
+from orchestrator.sweeps.plan import Planner, Trial, describe
 from orchestrator.sweeps.population import Population
 from orchestrator.sweeps.report import say_sweep, summary, write_summary
 from orchestrator.sweeps.runner import Runner, write_base
@@ -32,14 +38,8 @@ from orchestrator.sweeps.tracking import SweepTracking
 from orchestrator.sweeps.view import View, shown
 from orchestrator.tracking.git_info import git_info
 from orchestrator.tracking.mlflow_shipper import RunStatus
-from orchestrator.training.cluster import connected, place
-from orchestrator.training.identity import identity_tree
 from orchestrator.training.interrupt import in_thread, stopping_politely
 from orchestrator.training.job import TrainingJob
-from orchestrator.training.plan import make_plan
-from orchestrator.training.report import say, say_data, say_where
-from orchestrator.training.run_lock import RunLock
-from orchestrator.training.session import STOP_FILE
 
 #: Of the section, what may change between two starts of a sweep.
 _MAY_CHANGE = ("trials", "concurrency")
@@ -214,7 +214,7 @@ class _Sweep:
     def run(self, stages: Sequence[_Stage]) -> int:
         """Run what is left; returns the exit code."""
         experiment = self.planner.base.experiment
-        (self.planner.folder / STOP_FILE).unlink(missing_ok=True)
+        (self.planner.folder / STOP).unlink(missing_ok=True)
         self.record.changed = self._changed
         ended = sum(row.state in FINAL for row in self.record.ordered())
         if ended >= self.planner.count:

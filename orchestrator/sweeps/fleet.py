@@ -16,11 +16,11 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from orchestrator.errors import OrchestratorError, PreemptedError
+from orchestrator.storage.run_files import STOP, trial_name
 from orchestrator.sweeps.judge import Judge
-from orchestrator.sweeps.plan import Trial, trial_name
+from orchestrator.sweeps.plan import Trial
 from orchestrator.sweeps.runner import Runner, read_end
-from orchestrator.training.session import STOP_FILE
-from orchestrator.training.verdict import write_verdict
+from orchestrator.training.trial_decision import write_verdict
 
 #: A driver needs no CPU of its own, and Ray takes no request for nothing. The head outlives all
 #: other nodes, or the sweep ends with it.
@@ -126,10 +126,10 @@ class Fleet:
     def stop(self) -> None:
         """Start no more trials, and ask those under way to commit and end."""
         self.stopping = True
-        (self.folder / STOP_FILE).touch()
+        (self.folder / STOP).touch()
         for trial in list(self.running.values()):
             with suppress(OSError):
-                (self.folder / trial.name / STOP_FILE).touch()
+                (self.folder / trial.name / STOP).touch()
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
         """Configuration of the next trial for Tune."""

@@ -25,8 +25,7 @@ from typing import Any
 
 from orchestrator.config.scalars import Json
 from orchestrator.errors import StorageError
-
-JOURNAL_NAME = "sweep.jsonl"
+from orchestrator.storage.run_files import SWEEP_JOURNAL
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ def read_journal(folder: Path) -> list[Entry]:
     Raises:
         StorageError: it cannot be read, or a line of it is damaged.
     """
-    path = folder / JOURNAL_NAME
+    path = folder / SWEEP_JOURNAL
     try:
         lines = path.read_bytes().splitlines(keepends=True)
     except FileNotFoundError:
@@ -85,7 +84,7 @@ class Journal:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.path = folder / JOURNAL_NAME
+        self.path = folder / SWEEP_JOURNAL
         self._lock = Lock()
         self.entries: list[Entry] = []
         try:

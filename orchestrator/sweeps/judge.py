@@ -7,8 +7,8 @@ from types import SimpleNamespace
 from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
 
 from orchestrator.config.schema import AshaConfig
+from orchestrator.storage.run_files import trial_name
 from orchestrator.sweeps.journal import Journal
-from orchestrator.sweeps.plan import trial_name
 
 
 def judged_epochs(config: AshaConfig, epochs: int) -> tuple[int, ...]:

@@ -13,6 +13,7 @@ from orchestrator.config.scalars import Json, scalar_text
 from orchestrator.config.schema import SweepConfig
 from orchestrator.config.shape import Shape
 from orchestrator.errors import ConfigError, nearest
+from orchestrator.storage.run_files import trial_name
 from orchestrator.sweeps.space import Values, corners, draw, grid
 
 #: Keys in which trials differ without being different.
@@ -49,11 +50,6 @@ class Trial:
     def text(self) -> str:
         """``key=value``, without the sections around the key where they say nothing."""
         return describe(self.values)
-
-
-def trial_name(number: int) -> str:
-    """``trial-007``."""
-    return f"trial-{number:03d}"
 
 
 def describe(values: Mapping[str, Json]) -> str:

@@ -14,22 +14,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from orchestrator.checkpoints.codec import decode
+from orchestrator.checkpoints.commit import CommitStore
+from orchestrator.checkpoints.manifest import POINTER_NAME
 from orchestrator.config.scalars import Json
 from orchestrator.config.schema import Domain, PbtConfig
-from orchestrator.data import keyed
+from orchestrator.data import counter_rng
 from orchestrator.errors import StorageError
+from orchestrator.runs.identity import Identity, config_digest, open_run
+from orchestrator.storage.folder_lock import RunLock
+from orchestrator.storage.local import LocalStorage
+from orchestrator.storage.run_files import CHECKPOINTS, EVENTS, LABEL_MAP, STOP, trial_name
 from orchestrator.sweeps.journal import Journal
-from orchestrator.sweeps.plan import Planner, Trial, trial_name
+from orchestrator.sweeps.plan import Planner, Trial
 from orchestrator.sweeps.sources import Record
 from orchestrator.sweeps.space import Space, Values, inside, options, pick
 from orchestrator.tracking.events import EventLog
-from orchestrator.training.codec import decode
-from orchestrator.training.commit import LABEL_MAP_NAME, CommitStore
-from orchestrator.training.identity import Identity, config_digest, open_run
-from orchestrator.training.manifest import CHECKPOINTS, POINTER_NAME
-from orchestrator.training.run_lock import RunLock
-from orchestrator.training.session import STOP_FILE
-from orchestrator.training.storage import LocalStorage
 
 
 def ages(config: PbtConfig, epochs: int) -> list[int]:
@@ -79,8 +79,12 @@ def exploits(
     found = []
     for number in sorted(worst):
         # Drawn beside those that made the population, whose coordinate is the attempt.
-        words = keyed.words(
-            seed, keyed.Domain.SWEEP, epoch=2**32 + age, sample=number, count=1 + 3 * len(space)
+        words = counter_rng.words(
+            seed,
+            counter_rng.Domain.SWEEP,
+            epoch=2**32 + age,
+            sample=number,
+            count=1 + 3 * len(space),
         )
         shares = [int(word) / 2**64 for word in words]
         donor = best[int(shares[0] * len(best))]
@@ -143,10 +147,10 @@ def clone(donor: Path, trial: Trial, member: Path, *, step: int, initial: str | 
         digest = config_digest(trial.resolved.tree, initial=initial)
         store = CommitStore(storage, fence=lock.fence())
         store.save(
-            decode({name: data for name, data in files.items() if name != LABEL_MAP_NAME}),
+            decode({name: data for name, data in files.items() if name != LABEL_MAP}),
             config_digest=digest,
             data_digest=commit.manifest.data_digest,
-            label_map=files[LABEL_MAP_NAME].decode(),
+            label_map=files[LABEL_MAP].decode(),
         )
         if commit.metrics is not None:
             store.attach_metrics(step, commit.metrics)
@@ -159,7 +163,7 @@ def clone(donor: Path, trial: Trial, member: Path, *, step: int, initial: str | 
             )
         identity = Identity(digest, commit.manifest.data_digest, initial=initial)
         open_run(member, identity, trial.resolved.tree, force=True)
-        events = EventLog(member / "events.jsonl")
+        events = EventLog(member / EVENTS)
         events.note("cloned", f"from {donor.name}; goes on with {trial.text()}", step=step)
         events.close()
     return copied.files["weights.safetensors"].sha256
@@ -291,7 +295,7 @@ class Population:
             )
             self._cloned.add((age, one.member))
             self.values[one.member] = one.values
-            (folder / trial.name / STOP_FILE).unlink(missing_ok=True)
+            (folder / trial.name / STOP).unlink(missing_ok=True)
         return new
 
 

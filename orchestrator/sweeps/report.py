@@ -12,11 +12,10 @@ from rich.console import Console
 from rich.table import Table
 
 from orchestrator.config.schema import PARAMETERS, SweepConfig
+from orchestrator.runs.report import say
+from orchestrator.storage.atomic import write_atomic
+from orchestrator.storage.run_files import SWEEP_RESULT
 from orchestrator.sweeps.plan import Planner, Trial, describe, difference_rows
-from orchestrator.tracking.atomic import write_atomic
-from orchestrator.training.report import say
-
-SWEEP_NAME = "sweep.json"
 
 
 @dataclass(frozen=True)
@@ -150,7 +149,7 @@ def summary(planner: Planner, rows: Sequence[Row], *, state: str) -> dict[str, A
 
 def write_summary(folder: Path, content: dict[str, Any]) -> None:
     """Replace ``sweep.json``."""
-    write_atomic(folder / SWEEP_NAME, json.dumps(content, indent=1).encode())
+    write_atomic(folder / SWEEP_RESULT, json.dumps(content, indent=1).encode())
 
 
 def say_sweep(planner: Planner, rows: Sequence[Row], console: Console) -> None:

@@ -10,20 +10,19 @@ from typing import Any
 
 from rich.console import Console
 
+from orchestrator.checkpoints.commit import CommitStore
 from orchestrator.config.resolve import ResolvedExperiment, diff, load_experiment, read_template
 from orchestrator.errors import ConfigError, StorageError
+from orchestrator.runs.compare.run_folder import RunFolder, config_file, read_runs
+from orchestrator.runs.driver import drive
+from orchestrator.runs.identity import config_digest, identity_tree, recorded_identity
+from orchestrator.runs.report import say
+from orchestrator.storage.local import LocalStorage
+from orchestrator.storage.run_files import SWEEP_RESULT, trial_name
 from orchestrator.sweeps.journal import read_journal
 from orchestrator.sweeps.lineage import Stretch, lineage
-from orchestrator.sweeps.plan import describe, trial_name
-from orchestrator.sweeps.run_folder import RunFolder, config_file, read_runs
-from orchestrator.training.commit import CommitStore
-from orchestrator.training.driver import drive
-from orchestrator.training.identity import config_digest, identity_tree, recorded_identity
-from orchestrator.training.report import say
-from orchestrator.training.storage import LocalStorage
+from orchestrator.sweeps.plan import describe
 
-#: Written by a sweep into its folder when it ends.
-SWEEP_NAME = "sweep.json"
 _METRIC = "val/AP"
 _SHOWN_FILES = 5
 
@@ -80,7 +79,7 @@ def find_run(folder: Path, trial: str | None, overrides: Sequence[str] = ()) -> 
         )
     if trial == "best":
         return _best(folder, runs)
-    wanted = f"trial-{int(trial):03d}" if trial.isdecimal() else trial
+    wanted = trial_name(int(trial)) if trial.isdecimal() else trial
     for run in runs:
         if run.path.name == wanted:
             return run
@@ -105,11 +104,11 @@ def _best(folder: Path, runs: Sequence[RunFolder]) -> RunFolder:
 
 def _metric(folder: Path) -> str:
     try:
-        tree: Any = json.loads((folder / SWEEP_NAME).read_text("utf-8"))
+        tree: Any = json.loads((folder / SWEEP_RESULT).read_text("utf-8"))
     except FileNotFoundError:
         return _METRIC
     except (OSError, ValueError) as error:
-        raise StorageError(f"{folder / SWEEP_NAME}: cannot be read ({error})") from error
+        raise StorageError(f"{folder / SWEEP_RESULT}: cannot be read ({error})") from error
     return str(tree.get("metric", _METRIC)) if isinstance(tree, dict) else _METRIC
 
 
@@ -146,7 +145,7 @@ def rerun(
             "to compare with. Next: let the run come to its end"
         )
     # Its journal has the same name and one letter more, and is there before the sweep has ended.
-    trial_of = run.path.parent if any(run.path.parent.glob(f"{SWEEP_NAME}*")) else None
+    trial_of = run.path.parent if any(run.path.parent.glob(f"{SWEEP_RESULT}*")) else None
     if name is None:
         name = f"{run.path.name}-rerun"
         if trial_of is not None:

@@ -22,17 +22,16 @@ from rich.console import Console
 
 from orchestrator.config.printing import dump_yaml
 from orchestrator.errors import OrchestratorError
+from orchestrator.runs.driver import train
+from orchestrator.runs.trial_context import TrialContext
+from orchestrator.storage.atomic import write_atomic
+from orchestrator.storage.lease import HeldError
+from orchestrator.storage.run_files import EVENTS, RESULT, STOP, SWEEP_BASE
 from orchestrator.sweeps.plan import Planner, Trial, difference_rows
-from orchestrator.tracking.atomic import write_atomic
 from orchestrator.tracking.events import read_events
-from orchestrator.training.driver import train
-from orchestrator.training.living_lock import HeldError
-from orchestrator.training.member import Member
-from orchestrator.training.sampled import SampledValueError
-from orchestrator.training.session import STOP_FILE
+from orchestrator.training.verify_sampled import SampledValueError
 
 FAILURE_NAME = "failure.json"
-RESULT_NAME = "result.json"
 DIFFERENCE_NAME = "difference.json"
 #: What a trial says, which would otherwise mix with that of its neighbours.
 LOG_NAME = "driver.log"
@@ -72,9 +71,9 @@ class Runner:
         run_dir = self.planner.folder / trial.name
         run_dir.mkdir(parents=True, exist_ok=True)
         # How an earlier start ended, or a member of a population at an earlier age.
-        for name in (FAILURE_NAME, RESULT_NAME):
+        for name in (FAILURE_NAME, RESULT):
             (run_dir / name).unlink(missing_ok=True)
-        if (self.planner.folder / STOP_FILE).exists():
+        if (self.planner.folder / STOP).exists():
             return
         write_atomic(
             run_dir / DIFFERENCE_NAME, json.dumps(difference_rows(trial), indent=1).encode()
@@ -89,12 +88,12 @@ class Runner:
 
         thread = threading.Thread(target=call, name="trial", daemon=True)
         thread.start()
-        self._report(trial, run_dir / "events.jsonl", thread)
+        self._report(trial, run_dir / EVENTS, thread)
         if failures:
             _keep(failures[0], run_dir)
 
     def _train(self, trial: Trial, run_dir: Path) -> None:
-        member = Member(
+        context = TrialContext(
             parent=str(self.planner.folder),
             tags={**self.tags, "trial": trial.name},
             artifacts={
@@ -106,13 +105,15 @@ class Runner:
         deadline = time.monotonic() + _GHOST_SECONDS
         with (run_dir / LOG_NAME).open("a", encoding="utf-8") as log:
             console = Console(file=log, soft_wrap=True)
-            while not self._trained(trial, run_dir, console, member):
+            while not self._trained(trial, run_dir, console, context):
                 # What a killed sweep has left running holds the folder for a few seconds.
                 if time.monotonic() > deadline:
                     raise HeldError(f"{run_dir}: still held by another process")
                 time.sleep(1.0)
 
-    def _trained(self, trial: Trial, run_dir: Path, console: Console, member: Member) -> bool:
+    def _trained(
+        self, trial: Trial, run_dir: Path, console: Console, context: TrialContext
+    ) -> bool:
         """Train, unless another process still holds the folder."""
         try:
             train(
@@ -120,7 +121,7 @@ class Runner:
                 run_dir,
                 force_resume=self.force_resume,
                 console=console,
-                member=member,
+                trial=context,
             )
         except HeldError:
             return False
@@ -177,12 +178,12 @@ def read_end(run_dir: Path, *, error: bool) -> dict[str, Any]:
     if error:
         return {"state": "failed", "reason": "its process was lost", "fatal": False}
     with suppress(OSError, ValueError):
-        result = json.loads((run_dir / RESULT_NAME).read_bytes())
+        result = json.loads((run_dir / RESULT).read_bytes())
         return {"state": result["state"], "result": result}
     return {"state": "preempted"}
 
 
 def write_base(planner: Planner) -> None:
     """Leave the experiment that the trials are compared with in the sweep's folder."""
-    path = planner.folder / "config" / "base.yaml"
+    path = planner.folder / SWEEP_BASE
     write_atomic(path, dump_yaml(planner.base).encode())

@@ -14,7 +14,7 @@ from typing import TypeAlias
 from orchestrator.config.scalars import Json
 from orchestrator.config.schema import Domain
 from orchestrator.config.shape import step_into
-from orchestrator.data import keyed
+from orchestrator.data import counter_rng
 
 Space: TypeAlias = Mapping[str, Domain]
 #: What a trial sets, by dotted key, in the order of the space.
@@ -63,8 +63,8 @@ def draw(space: Space, base: Json, *, seed: int, number: int, attempt: int = 0) 
         number: of the trial.
         attempt: another one gives other values.
     """
-    words = keyed.words(
-        seed, keyed.Domain.SWEEP, epoch=attempt, sample=number, count=max(1, len(space))
+    words = counter_rng.words(
+        seed, counter_rng.Domain.SWEEP, epoch=attempt, sample=number, count=max(1, len(space))
     )
     shares = {key: int(word) / 2**64 for key, word in zip(space, words, strict=False)}
     return assign(space, base, lambda key, domain: pick(domain, shares[key]))

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.config.resolve import flatten
+from orchestrator.storage.run_files import EVENTS, RESOLVED, SWEEP_BASE, SWEEP_RESULT
 from orchestrator.sweeps.plan import Planner
-from orchestrator.sweeps.report import SWEEP_NAME, Row, ranking
+from orchestrator.sweeps.report import Row, ranking
 from orchestrator.tracking.events import EventLog
 from orchestrator.tracking.git_info import git_info
 from orchestrator.tracking.mlflow_names import resolve_tracking_uri
@@ -30,7 +31,7 @@ class SweepTracking:
         self._planner = planner
         self._shipper: MlflowShipper | None = None
         experiment = planner.base.experiment
-        self._log = EventLog(planner.folder / "events.jsonl")
+        self._log = EventLog(planner.folder / EVENTS)
         if experiment.tracking.mlflow is None:
             return
         git = git_info()
@@ -48,7 +49,7 @@ class SweepTracking:
                 "run_folder": str(planner.folder),
             },
             params={**flatten(planner.base.tree)},
-            artifacts={"config/base.yaml": str(planner.folder / "config" / "base.yaml")},
+            artifacts={SWEEP_BASE: str(planner.folder / SWEEP_BASE)},
         )
         self._shipper = MlflowShipper(planner.folder, spec)
 
@@ -72,15 +73,13 @@ class SweepTracking:
         if self._shipper is None:
             return None
         folder = self._planner.folder
-        artifacts = {SWEEP_NAME: str(folder / SWEEP_NAME)}
+        artifacts = {SWEEP_RESULT: str(folder / SWEEP_RESULT)}
         ranked = ranking(rows, self._planner.sweep)
         tags: dict[str, str] = {}
         if ranked:
             best = ranked[0]
             tags = self._best_tags(best.result or {}, best.trial.name)
-            artifacts["best/resolved.yaml"] = str(
-                folder / best.trial.name / "config" / "resolved.yaml"
-            )
+            artifacts["best/resolved.yaml"] = str(folder / best.trial.name / RESOLVED)
             checkpoint = (best.result or {}).get("best_checkpoint")
             if checkpoint:
                 artifacts["best/checkpoint"] = str(checkpoint)

@@ -17,11 +17,12 @@ from rich.live import Live
 from rich.table import Table
 
 from orchestrator.config.schema import SweepConfig
+from orchestrator.runs.progress import duration
+from orchestrator.runs.report import say
+from orchestrator.storage.run_files import EVENTS
 from orchestrator.sweeps.judge import judged_epochs
 from orchestrator.sweeps.report import Row, ranking
 from orchestrator.tracking.events import read_events
-from orchestrator.training.progress import duration
-from orchestrator.training.report import say
 
 _POLL_SECONDS = 1.0
 #: Plain lines about progress are this far apart where nobody looks at a live table.
@@ -98,7 +99,7 @@ class View:
             name = row.trial.name
             curve = self._curves.setdefault(name, _Curve())
             if not curve.closed:
-                curve.read(self._folder / name / "events.jsonl", self._sweep.metric)
+                curve.read(self._folder / name / EVENTS, self._sweep.metric)
                 curve.closed = row.state in _FINAL and name not in running
         if self._began is None:
             self._began = (self._clock(), self._trained())

@@ -13,12 +13,9 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from orchestrator.tracking.atomic import write_atomic
+from orchestrator.storage.atomic import write_atomic
+from orchestrator.storage.run_files import RUN_CARD
 from orchestrator.tracking.git_info import GitInfo
-
-FILE_NAME = "run_card.md"
-#: The page of `orchestrator report`, beside the card.
-PAGE_NAME = "report.html"
 
 #: Packages whose version can change a result.
 _PACKAGES = (
@@ -130,7 +127,7 @@ class RunCard:
 
     def write(self, run_dir: Path) -> Path:
         """Write the card into the run folder and return where it is."""
-        path = run_dir / FILE_NAME
+        path = run_dir / RUN_CARD
         write_atomic(path, self.render().encode("utf-8"))
         return path
 
@@ -168,7 +165,7 @@ def read_tables(run_dir: Path) -> dict[str, dict[str, str]]:
 
     Empty where there is no card. Inverse of :meth:`RunCard.write` but for line breaks in a value.
     """
-    path = run_dir / FILE_NAME
+    path = run_dir / RUN_CARD
     lines = path.read_text("utf-8").splitlines() if path.is_file() else []
     tables: dict[str, dict[str, str]] = {"": {}}
     heading, head = "", False

@@ -30,7 +30,8 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from orchestrator.errors import StorageError
-from orchestrator.tracking.atomic import write_atomic
+from orchestrator.storage.atomic import write_atomic
+from orchestrator.storage.run_files import EVENTS, EVENTS_KEPT, MLFLOW
 from orchestrator.tracking.events import read_events
 from orchestrator.tracking.mlflow_names import MAX_TAG, clean_name, param_text, sqlite_path
 
@@ -42,11 +43,6 @@ _MAX_PARAMS_OR_TAGS = 100
 RUN_KEY = "orchestrator_run_key"
 _PARENT = "mlflow.parentRunId"
 
-EVENTS_FILE = "events.jsonl"
-#: Bytes of the event log that outlive this machine, where the run folder does not; only those are
-#: shipped. A run in a folder that lasts has no such file.
-KEPT_FILE = "events.kept"
-STATE_FILE = "mlflow.json"
 
 #: Makes an ``mlflow.MlflowClient``; untyped, so that MLflow is imported only where it is used.
 Connect: TypeAlias = Callable[[str], Any]
@@ -103,7 +99,7 @@ class ShipState:
     def load(cls, run_dir: Path) -> ShipState | None:
         """The recorded state; None when there is none or it cannot be read."""
         try:
-            return cls(**json.loads((run_dir / STATE_FILE).read_bytes()))
+            return cls(**json.loads((run_dir / MLFLOW).read_bytes()))
         except (OSError, ValueError, TypeError):
             return None
 
@@ -116,7 +112,7 @@ class ShipState:
 
     def save(self, run_dir: Path) -> None:
         """Replace the record."""
-        write_atomic(run_dir / STATE_FILE, json.dumps(asdict(self), indent=1).encode("ascii"))
+        write_atomic(run_dir / MLFLOW, json.dumps(asdict(self), indent=1).encode("ascii"))
 
 
 class RunShipper:
@@ -180,7 +176,7 @@ class RunShipper:
         state = ShipState.load(self.run_dir)
         if state is None or state.tracking_uri != self.spec.tracking_uri or self._is_gone(state):
             state = ShipState(self.spec.tracking_uri)
-        if not _is_line_end(self.run_dir / EVENTS_FILE, state.offset):
+        if not _is_line_end(self.run_dir / EVENTS, state.offset):
             # The log was replaced. What MLflow has of it already is not stored twice.
             state.offset = 0
         if state.run_id is None:
@@ -265,7 +261,7 @@ class RunShipper:
     def _ship_metrics(self) -> None:
         from mlflow.entities import Metric
 
-        log = self.run_dir / EVENTS_FILE
+        log = self.run_dir / EVENTS
         if not log.exists():
             return
         # What MLflow has must not be lost here: a resume would log it again at another time.
@@ -330,7 +326,7 @@ def pending_artifacts(artifacts: Mapping[str, str], state: ShipState) -> Iterato
 
 def pending_points(run_dir: Path, state: ShipState | None) -> int:
     """Metric points in the log that have not arrived."""
-    log = run_dir / EVENTS_FILE
+    log = run_dir / EVENTS
     offset = state.offset if state and _is_line_end(log, state.offset) else 0
     return sum(len(event.values) for event in read_events(log, offset))
 
@@ -347,7 +343,7 @@ def fingerprint(path: Path) -> str:
 
 def _kept_bytes(run_dir: Path) -> float:
     try:
-        return int((run_dir / KEPT_FILE).read_bytes())
+        return int((run_dir / EVENTS_KEPT).read_bytes())
     except FileNotFoundError:
         return math.inf
 

@@ -7,8 +7,8 @@ rank by rank, on as many threads of the same kind of device.
 from __future__ import annotations
 
 from orchestrator.accelerators import Accelerator
-from orchestrator.data.assemble import BatchPlan
-from orchestrator.data.stream import LocalStream
+from orchestrator.data.stream.assemble import BatchPlan
+from orchestrator.data.stream.local import LocalStream
 from orchestrator.evaluation.coco import evaluate
 from orchestrator.evaluation.detections import Detections
 from orchestrator.training.job import TrainingJob

@@ -15,22 +15,23 @@ from typing import Any
 
 from detectors.base import Detector
 from orchestrator.accelerators import Accelerator, Precision
+from orchestrator.checkpoints.codec import TrainState, weights_digest
+from orchestrator.checkpoints.commit import CommitStore
+from orchestrator.checkpoints.initial_weights import load_initial
 from orchestrator.data.batch import Batch, BatchStream
 from orchestrator.errors import OrchestratorError
+from orchestrator.storage.run_files import NONFINITE
 from orchestrator.tracking.events import EventLog
-from orchestrator.training import evidence
-from orchestrator.training.codec import TrainState, weights_digest
+from orchestrator.training import nonfinite_dump
 from orchestrator.training.collective import Collective
-from orchestrator.training.commit import CommitStore
 from orchestrator.training.early_stopping import EarlyStopping
-from orchestrator.training.initial import load_initial
 from orchestrator.training.job import Outcome, TrainingJob
-from orchestrator.training.sampled import check_sampled
 from orchestrator.training.schedules import LearningRate
 from orchestrator.training.state import capture, restore
 from orchestrator.training.stepper import Stepper, StepReport
+from orchestrator.training.trial_decision import await_verdict
 from orchestrator.training.validation import Evaluator, Validation
-from orchestrator.training.verdict import await_verdict
+from orchestrator.training.verify_sampled import check_sampled
 
 
 class NonFiniteError(OrchestratorError):
@@ -285,7 +286,7 @@ class Engine:
             f"step {batch.step}: not finite {self.bad_steps} times in a row ({what}); the run is "
             f"back at {good}. Next: `orchestrator replay {self.job.run_dir}` repeats "
             f"{'that step' if kept else 'an earlier such step'} and names what broke; its images "
-            f"are in {self.job.path / evidence.FOLDER}. Then repair those images, or lower "
+            f"are in {self.job.path / NONFINITE}. Then repair those images, or lower "
             "train.optimizer.lr"
         )
 
@@ -297,13 +298,15 @@ class Engine:
     def _keep_evidence(self, report: StepReport, batch: Batch) -> bool:
         """Write the step's batch, and the state it met, to the run folder; whether it is there."""
         main = self.collective.is_main
-        if not self.collective.from_main(main and evidence.has_room(self.job.path, batch.step)):
+        if not self.collective.from_main(
+            main and nonfinite_dump.has_room(self.job.path, batch.step)
+        ):
             return False
-        trouble = evidence.keep_batch(self.job.path, batch, rank=self.collective.rank)
+        trouble = nonfinite_dump.keep_batch(self.job.path, batch, rank=self.collective.rank)
         troubles = self.collective.gather(trouble)
         if troubles is not None and not any(troubles):
             # The report makes the evidence complete, so it comes after every rank's share.
-            trouble = evidence.keep_report(
+            trouble = nonfinite_dump.keep_report(
                 self.job,
                 report,
                 step=batch.step,

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from orchestrator.checkpoints.initial_weights import InitialWeights
 from orchestrator.config.scalars import Json
 from orchestrator.config.schema import Experiment
+from orchestrator.data.dataset import Dataset
 from orchestrator.data.label_map import LabelMap
-from orchestrator.data.records import Dataset
-from orchestrator.data.schedule import Schedule
-from orchestrator.training.initial import InitialWeights
+from orchestrator.data.stream.schedule import Schedule
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class TrainingJob:
         fence: raises once another start of the run has taken over the folder; asked before every
             commit, so that a worker that was given up but still runs cannot write.
         judged_epochs: after so many the run commits, evaluates and waits to be told whether it goes
-            on; see :mod:`orchestrator.training.verdict`.
-        home: URI of the run in a bucket, where its commits are; None where they are in the run
+            on; see :mod:`orchestrator.training.trial_decision`.
+        bucket: URI of the run in a bucket, where its commits are; None where they are in the run
             folder.
         sampled: what a sweep set, by dotted key; seen to have arrived in the live objects.
         evaluates_beside: whether commits are scored by one more worker while training goes on; see
@@ -50,7 +50,7 @@ class TrainingJob:
     initial: InitialWeights | None = None
     fence: Callable[[], None] | None = None
     judged_epochs: tuple[int, ...] = ()
-    home: str | None = None
+    bucket: str | None = None
     sampled: Mapping[str, Json] = field(default_factory=dict)
     evaluates_beside: bool = False
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from detectors.base import Detector
 from orchestrator.accelerators import Accelerator
 from orchestrator.data.batch import Batch
-from orchestrator.training import evidence
+from orchestrator.training import nonfinite_dump
 from orchestrator.training.collective import Collective
 from orchestrator.training.session import initial_model
 from orchestrator.training.state import restore
@@ -90,7 +90,7 @@ def replay(run_dir: Path, step: int | None, *, accelerator: Accelerator) -> Repl
         StorageError: there is no evidence of such a step.
         ConfigError: the device cannot do the precision the step was made in.
     """
-    found = evidence.read(run_dir, step)
+    found = nonfinite_dump.read(run_dir, step)
     experiment = found.experiment
     accelerator.set_determinism(experiment.train.deterministic, found.report["threads"])
     device = accelerator.device()

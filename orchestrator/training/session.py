@@ -12,22 +12,22 @@ import torch
 from detectors.base import Detector
 from detectors.registry import build_detector
 from orchestrator.accelerators import Accelerator
+from orchestrator.checkpoints.commit import CommitStore
 from orchestrator.config.schema import Experiment
 from orchestrator.data.batch import BatchStream
+from orchestrator.storage.bucket import open_storage
+from orchestrator.storage.bucket_mirror import Records
+from orchestrator.storage.local import LocalStorage
+from orchestrator.storage.run_files import EVENTS, MEASURED, STOP
 from orchestrator.tracking.events import EventLog
-from orchestrator.training.adapting import adapt
 from orchestrator.training.collective import Collective
-from orchestrator.training.commit import CommitStore
 from orchestrator.training.engine import Engine
-from orchestrator.training.home import MEASURED, Records
+from orchestrator.training.freeze import adapt
 from orchestrator.training.interrupt import asked_to_stop
 from orchestrator.training.job import Outcome, TrainingJob
-from orchestrator.training.object_storage import open_storage
-from orchestrator.training.storage import LocalStorage
 from orchestrator.training.validation import Evaluator
 
 #: A file of this name in the run folder asks the ranks to finish their step, commit and end.
-STOP_FILE = "stop-requested"
 _STOP_POLL_SECONDS = 0.5
 
 
@@ -45,7 +45,7 @@ def watch_for_stop(run_dir: Path) -> Callable[[], bool]:
         now = time.monotonic()
         if not state["stop"] and now >= state["next"]:
             state["next"] = now + _STOP_POLL_SECONDS
-            state["stop"] = (run_dir / STOP_FILE).exists()
+            state["stop"] = (run_dir / STOP).exists()
         return bool(state["stop"])
 
     return stop_requested
@@ -55,11 +55,11 @@ def open_store(job: TrainingJob) -> CommitStore:
     """The commits of a run."""
     checkpoint = job.experiment.train.checkpoint
     beside = None
-    if job.home is not None and job.fence is not None:
-        records = Records(job.home, job.path, job.fence)
+    if job.bucket is not None and job.fence is not None:
+        records = Records(job.bucket, job.path, job.fence)
         beside = partial(records.push, MEASURED)
     return CommitStore(
-        LocalStorage(job.path) if job.home is None else open_storage(job.home),
+        LocalStorage(job.path) if job.bucket is None else open_storage(job.bucket),
         keep_last=checkpoint.keep_last,
         keep_best=checkpoint.keep_best,
         metric=checkpoint.metric,
@@ -104,7 +104,7 @@ def run_rank(
     model = initial_model(experiment, len(job.label_map), accelerator, device)
     collective = Collective(device)
     store = open_store(job)
-    events = EventLog(job.path / "events.jsonl") if collective.is_main else None
+    events = EventLog(job.path / EVENTS) if collective.is_main else None
     try:
         if events is not None:
             for rejected in store.sweep():

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from orchestrator.training.codec import TrainState, optimizer_from_flat, optimizer_to_flat
+from orchestrator.checkpoints.codec import TrainState, optimizer_from_flat, optimizer_to_flat
 from orchestrator.training.stepper import Stepper
 
 

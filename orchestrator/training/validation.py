@@ -19,14 +19,15 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
+from orchestrator.checkpoints.codec import STATE_NAME, TENSOR_FILES, Tensors, decode_weights
+from orchestrator.checkpoints.commit import CommitStore
 from orchestrator.data.batch import BatchStream
 from orchestrator.errors import StorageError
 from orchestrator.evaluation.coco import CocoMetrics, evaluate, write_per_class
 from orchestrator.evaluation.detections import Detections
 from orchestrator.evaluation.results import Results, write_results
+from orchestrator.storage.run_files import EVALUATION
 from orchestrator.tracking.events import EventLog
-from orchestrator.training.codec import STATE_NAME, TENSOR_FILES, Tensors, decode_weights
-from orchestrator.training.commit import CommitStore
 from orchestrator.training.early_stopping import EarlyStopping
 from orchestrator.training.ema import holding
 from orchestrator.training.job import TrainingJob
@@ -249,7 +250,7 @@ class Validation:
 
     def _keep_results(self, scored: Scored) -> None:
         """Leave detections and per-class scores of the newest evaluation in the run folder."""
-        folder = self._job.path / "eval"
+        folder = self._job.path / EVALUATION
         folder.mkdir(exist_ok=True)
         results = Results.of(scored.found)
         write_results(folder / "coco_results.json", results, self._job.label_map)

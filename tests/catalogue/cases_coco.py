@@ -12,7 +12,7 @@ from typing import Any
 from cases_images import PNG
 from catalogue_case import Case, Verdict
 
-from orchestrator.data.coco import read_coco
+from orchestrator.data.readers.coco import read_coco
 
 FILE = "instances.json"
 

@@ -10,10 +10,10 @@ from typing import Any
 from cases_images import PNG
 from catalogue_case import Case, Verdict
 
-from orchestrator.data.classes import read_classes
 from orchestrator.data.label_map import LabelMap
-from orchestrator.data.txt import read_txt
-from orchestrator.data.yolo import read_yolo
+from orchestrator.data.readers.classes import read_classes
+from orchestrator.data.readers.txt import read_txt
+from orchestrator.data.readers.yolo import read_yolo
 
 CLASSES = LabelMap(("cat", "dog"), (0, 1))
 _DATA, _SECURITY, _FINDING = Verdict.DATA, Verdict.SECURITY, Verdict.FINDING

@@ -11,7 +11,7 @@ from cases_images import PNG
 from catalogue_case import Case, Verdict
 
 from orchestrator.data.label_map import LabelMap
-from orchestrator.data.voc import read_voc
+from orchestrator.data.readers.voc import read_voc
 
 CLASSES = LabelMap(("cat", "dog"), (0, 1))
 #: One element a line, so that each has a line of its own.

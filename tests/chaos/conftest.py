@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chaos_run import STEPS, Chaos, digests
 
-from orchestrator.data.digits import Recipe, build_digits
+from orchestrator.data.demo.digits import Recipe, build_digits
+from tests.support.chaos_run import STEPS, Chaos, digests
 
 
 @pytest.fixture(scope="session")

@@ -11,20 +11,20 @@ from typing import Any
 from unittest import mock
 
 import pytest
-from chaos_run import CHILDREN, CPU, HANGS, Strike, chaotic_rank, digests, small_plan
-from child_processes import start_server
-from evaluators import ThreadEvaluator, fickle_detector
 from test_chaos_kills import LOOKING
 
-from orchestrator.data.stream import LocalStream
+from orchestrator.checkpoints.commit import CommitStore
+from orchestrator.data.stream.local import LocalStream
+from orchestrator.runs import processes
+from orchestrator.runs.plan import Plan
+from orchestrator.runs.processes import LocalRanks, RankTask
+from orchestrator.storage.local import LocalStorage
 from orchestrator.tracking.events import metric_history
-from orchestrator.training import processes
-from orchestrator.training.commit import CommitStore
 from orchestrator.training.job import Outcome, TrainingJob
-from orchestrator.training.plan import Plan
-from orchestrator.training.processes import LocalRanks, RankTask
 from orchestrator.training.session import run_rank
-from orchestrator.training.storage import LocalStorage
+from tests.support.chaos_run import CHILDREN, CPU, HANGS, Strike, chaotic_rank, digests, small_plan
+from tests.support.child_processes import start_server
+from tests.support.evaluators import ThreadEvaluator, fickle_detector
 
 #: 6 steps an epoch; only commits that wait for their scores outlive the next two.
 SETTINGS = (
@@ -49,7 +49,7 @@ def evaluating_rank(task: RankTask, books: str, strike: Strike, lost_at: int | N
         os.environ["LOST_AT"] = str(lost_at)
     with (
         mock.patch.object(processes, "run_rank", run_with_evaluator),
-        mock.patch("chaos_run.small_detector", fickle_detector),
+        mock.patch("tests.support.chaos_run.small_detector", fickle_detector),
     ):
         chaotic_rank(task, books, strike)
 

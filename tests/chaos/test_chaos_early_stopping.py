@@ -6,10 +6,10 @@ import signal
 from pathlib import Path
 
 import pytest
-from chaos_run import Chaos, Strike, digests
 from test_chaos_kills import LOOKING
 
 from orchestrator.tracking.events import read_events
+from tests.support.chaos_run import Chaos, Strike, digests
 
 #: No rise of AP by more than 0.9 is possible, so the second evaluation, after step 12 of 36, ends
 #: the run.

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chaos_run import HANGS, STEPS, Chaos, Strike, digests, finished_step, newest_step
-from faulty_storage import Moment
+
+from tests.support.chaos_run import HANGS, STEPS, Chaos, Strike, digests, finished_step, newest_step
+from tests.support.faulty_storage import Moment
 
 #: Kills, of a tenth of which `make test` is made.
 RANDOM_KILLS = 100

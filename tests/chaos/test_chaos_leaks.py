@@ -8,11 +8,11 @@ from unittest import mock
 
 import psutil
 import pytest
-from chaos_run import CPU, small_detector, small_plan
 
-from orchestrator.data.stream import LocalStream
+from orchestrator.data.stream.local import LocalStream
 from orchestrator.training import session
 from orchestrator.training.session import run_rank
+from tests.support.chaos_run import CPU, small_detector, small_plan
 
 STARTS = 200
 #: Starts after which caches are full.

@@ -20,9 +20,9 @@ from typing import Any
 import psutil
 import pytest
 
-from orchestrator.data.digits import Recipe, build_digits
+from orchestrator.cluster.heartbeat import Beat
+from orchestrator.data.demo.digits import Recipe, build_digits
 from orchestrator.tracking.events import METRICS, read_events
-from orchestrator.training.heartbeat import Beat
 
 pytestmark = [pytest.mark.chaos, pytest.mark.ray]
 

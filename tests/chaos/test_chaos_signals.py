@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chaos_run import STEPS, Chaos, digests, newest_step
 
-from orchestrator.training.processes import LocalRanks
+from orchestrator.runs.processes import LocalRanks
+from tests.support.chaos_run import STEPS, Chaos, digests, newest_step
 
 #: Of which `make test` does a tenth.
 TERMS = 50

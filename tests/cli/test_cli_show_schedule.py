@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.cli.main import main
-from orchestrator.data.digits import Recipe, build_digits
+from orchestrator.data.demo.digits import Recipe, build_digits
 
 #: M2Det of the MindSpore zoo: COCO, 8 devices of 7 images.
 EXPERIMENT = """

@@ -4,13 +4,12 @@ import json
 import os
 import subprocess
 import sys
-import types
 from pathlib import Path
 
 import pytest
 from jsonschema import Draft202012Validator
 
-from orchestrator.cli.exit import run_guarded
+from orchestrator.cli._shared.exit import run_guarded
 from orchestrator.cli.main import VERBS, main
 from orchestrator.config.resolve import load_experiment
 from orchestrator.config.shape import Shape, json_schema
@@ -112,20 +111,6 @@ def test_help_names_every_command(flag: str, capsys: pytest.CaptureFixture[str])
     shown = capsys.readouterr().out
     for verb in VERBS.values():
         assert verb.summary in shown
-
-
-def test_run_hands_its_arguments_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[list[str]] = []
-
-    def fake(argv: list[str]) -> int:
-        seen.append(argv)
-        return 75
-
-    module = types.ModuleType("orchestrator.run")
-    module.main = fake  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "orchestrator.run", module)
-    assert main(["run", "e.yaml", "seed=1"]) == 75
-    assert seen == [["e.yaml", "seed=1"]]
 
 
 @pytest.mark.parametrize("command", [["run"], ["config", "show"]], ids=lambda words: words[0])

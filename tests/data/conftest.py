@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from data_cases import write_coco
 
-from orchestrator.data.coco import read_coco
-from orchestrator.data.findings import ReadResult
+from orchestrator.data.readers.coco import read_coco
+from orchestrator.data.readers.findings import ReadResult
+from tests.support.data_cases import write_coco
 
 
 @pytest.fixture(scope="session")

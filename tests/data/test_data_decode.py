@@ -8,10 +8,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from data_cases import textured
 from PIL import Image, features
 
 from orchestrator.data.decode import MAX_PIXELS, BadImageError, decode_image, read_image, read_size
+from tests.support.data_cases import textured
 
 PICTURE = textured(64, 96, seed=7)
 

@@ -11,8 +11,8 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from orchestrator.data.dataset import Dataset
 from orchestrator.data.label_map import LabelMap
-from orchestrator.data.records import Dataset
 from orchestrator.evaluation.detections import Detections
 
 Tree = dict[str, Any]

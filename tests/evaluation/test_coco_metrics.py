@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from coco_cases import dataset_of, detections_of, pycocotools_numbers, random_case
 
-from orchestrator.data.coco import read_coco
+from orchestrator.data.readers.coco import read_coco
 from orchestrator.errors import DataError
 from orchestrator.evaluation.coco import METRICS, evaluate, write_per_class
 from orchestrator.evaluation.detections import Detections

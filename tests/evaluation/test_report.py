@@ -20,10 +20,10 @@ from orchestrator.evaluation import charts
 from orchestrator.evaluation.analysis import analyse
 from orchestrator.evaluation.report import render_report
 from orchestrator.evaluation.results import Results, read_results, write_results
-from orchestrator.inference.loading import load_detector
-from orchestrator.inference.scoring import read_split
-from orchestrator.tracking.run_card import PAGE_NAME
-from orchestrator.training.report import write_page
+from orchestrator.predict.loading import load_detector
+from orchestrator.predict.scoring import read_split
+from orchestrator.runs.report import write_page
+from orchestrator.storage.run_files import REPORT
 
 _VOID = {"meta", "img"}
 
@@ -164,14 +164,14 @@ def copy(small_run, tmp_path):
 
 def test_the_end_of_a_run_writes_the_page(copy):
     assert write_page(copy) is None
-    assert re.search(r"<h1>run</h1>", (copy / PAGE_NAME).read_text("utf-8"))
+    assert re.search(r"<h1>run</h1>", (copy / REPORT).read_text("utf-8"))
 
 
 def test_a_page_that_fails_is_told_and_leaves_no_old_one(copy, monkeypatch):
-    (copy / PAGE_NAME).write_text("of an earlier end")
+    (copy / REPORT).write_text("of an earlier end")
     (copy / "eval" / "coco_results.json").write_text("[{")
     assert "coco_results.json" in str(write_page(copy))
-    assert not (copy / PAGE_NAME).exists()
+    assert not (copy / REPORT).exists()
     assert write_page(copy, timeout=0.01) == "took longer than 0.01 s"
     monkeypatch.setattr(sys, "executable", str(copy / "no-python"))
     assert "No such file" in str(write_page(copy))

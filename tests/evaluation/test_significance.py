@@ -7,12 +7,12 @@ from collections import Counter
 import numpy as np
 import pytest
 from coco_cases import dataset_of, detections_of, pycocotools_numbers, random_case
-from simulated_detectors import Skill, detect, make_truth
 
 from orchestrator.errors import DataError
 from orchestrator.evaluation.coco import evaluate
 from orchestrator.evaluation.detections import Detections
 from orchestrator.evaluation.significance import LEAST_IMAGES, Tally, compare
+from tests.support.simulated_detectors import Skill, detect, make_truth
 
 
 def overall(precision):

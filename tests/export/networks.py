@@ -12,11 +12,11 @@ from torch import nn
 from detectors.base import Detector
 from detectors.registry import build_detector
 from orchestrator.config.resolve import load_experiment
+from orchestrator.data.dataset import Dataset
 from orchestrator.data.images import image_pixels
-from orchestrator.data.records import Dataset
-from orchestrator.inference.loading import LoadedDetector
-from orchestrator.inference.scoring import read_split
-from orchestrator.inference.views import prepared
+from orchestrator.predict.loading import LoadedDetector
+from orchestrator.predict.scoring import read_split
+from orchestrator.predict.tta import prepared
 
 _SUPPRESSION = {"score_threshold": 0.02, "nms": "hard", "plus_one": False}
 _PAD = {"name": "resize_pad", "short_side": 80, "long_side": 90, "fill": [9, 8, 7]}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from orchestrator.inference.differences import Differences
+from orchestrator.export.differences import Differences
 
 IDS = [70, 71]
 

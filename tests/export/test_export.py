@@ -14,12 +14,12 @@ import torch
 from orchestrator.cli.main import main
 from orchestrator.data.label_map import LabelMap
 from orchestrator.errors import ConfigError, DataError, StorageError
-from orchestrator.inference import export as exporting
-from orchestrator.inference.artifact import ExportedDetector
-from orchestrator.inference.export import ParityError, export
-from orchestrator.inference.loading import load_detector
-from orchestrator.inference.parity import Tolerance, compare
-from orchestrator.inference.scoring import read_split
+from orchestrator.export import export as exporting
+from orchestrator.export.artifact import ExportedDetector
+from orchestrator.export.export import ParityError, export
+from orchestrator.export.parity import Tolerance, compare
+from orchestrator.predict.loading import load_detector
+from orchestrator.predict.scoring import read_split
 
 _WHY = "not installed; it is in the extra `export`"
 onnx = pytest.importorskip("onnx", reason=f"onnx is {_WHY}")

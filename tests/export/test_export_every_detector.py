@@ -15,11 +15,11 @@ import torch
 
 from detectors.postprocess import postprocess
 from detectors.registry import DETECTORS
-from orchestrator.inference import export as exporting
-from orchestrator.inference.artifact import ExportedDetector
-from orchestrator.inference.export import OPSET, ParityError, export
-from orchestrator.inference.parity import graph_suppression
-from orchestrator.inference.views import prepared
+from orchestrator.export import export as exporting
+from orchestrator.export.artifact import ExportedDetector
+from orchestrator.export.export import OPSET, ParityError, export
+from orchestrator.export.parity import graph_suppression
+from orchestrator.predict.tta import prepared
 from tests.export.networks import SMALL, drawn_detector, inputs
 
 _WHY = "not installed; it is in the extra `export`"
@@ -189,7 +189,7 @@ def test_a_padded_input_is_that_of_validation_and_a_new_process_opens_the_file(d
     # Operators of our own are known there without anyone's having imported a detector.
     program = """
 import pathlib, sys
-from orchestrator.inference.artifact import ExportedDetector
+from orchestrator.export.artifact import ExportedDetector
 ExportedDetector(pathlib.Path(sys.argv[1]))
 """
     subprocess.run(

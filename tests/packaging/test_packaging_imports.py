@@ -35,7 +35,7 @@ def modules_after(statement: str, folder: Path) -> set[str]:
         "import orchestrator, detectors, native",
         "import orchestrator.errors",
         "import orchestrator.cli.main",
-        "import orchestrator.packaging",
+        "import orchestrator.cluster.upload",
     ],
 )
 def test_an_import_loads_nothing_heavy_and_writes_nothing(statement: str, tmp_path: Path) -> None:

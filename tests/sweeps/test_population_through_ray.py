@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 from sweep_runs import journal, summary, write_experiment
 
+from orchestrator.checkpoints.commit import CommitStore
+from orchestrator.checkpoints.manifest import Manifest
+from orchestrator.storage.local import LocalStorage
 from orchestrator.tracking.events import metric_history
-from orchestrator.training.commit import CommitStore
-from orchestrator.training.manifest import Manifest
-from orchestrator.training.storage import LocalStorage
-from tests.inference.small_run import make_data
-from tests.user_command import finish, result, start
+from tests.support.small_run import make_data
+from tests.support.user_command import finish, result, start
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

@@ -8,17 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from run_folders import EXPERIMENT, rng, write_data, write_run
 
 from orchestrator.cli.main import main
 from orchestrator.config.printing import dump_yaml
 from orchestrator.config.resolve import ResolvedExperiment
-from orchestrator.data.coco import read_coco
-from orchestrator.data.digits import Recipe, build_digits
+from orchestrator.data.demo.digits import Recipe, build_digits
+from orchestrator.data.readers.coco import read_coco
+from orchestrator.runs.identity import Identity, config_digest, open_run
 from orchestrator.sweeps import rerun as module
-from orchestrator.training.identity import Identity, config_digest, open_run
-from tests.evaluation.simulated_detectors import Skill, detect, make_truth
-from tests.user_command import finish, result, start
+from tests.support.run_folders import EXPERIMENT, rng, write_data, write_run
+from tests.support.simulated_detectors import Skill, detect, make_truth
+from tests.support.user_command import finish, result, start
 
 
 @pytest.fixture

@@ -12,23 +12,23 @@ import pytest
 import torch
 
 from orchestrator.accelerators import Accelerator
+from orchestrator.checkpoints.commit import CommitStore
 from orchestrator.config.resolve import Template, read_template
 from orchestrator.config.schema import Domain, PbtConfig
-from orchestrator.data.stream import LocalStream
+from orchestrator.data.stream.local import LocalStream
 from orchestrator.errors import ConfigError
+from orchestrator.runs.plan import make_plan
+from orchestrator.storage.local import LocalStorage
 from orchestrator.sweeps.journal import Journal
 from orchestrator.sweeps.plan import Planner, Trial
 from orchestrator.sweeps.population import Population, ages, clone, exploits, perturb
 from orchestrator.sweeps.sources import Record
 from orchestrator.training import engine
-from orchestrator.training.commit import CommitStore
 from orchestrator.training.job import Outcome
-from orchestrator.training.plan import make_plan
-from orchestrator.training.sampled import SampledValueError
 from orchestrator.training.session import run_rank
 from orchestrator.training.stepper import Stepper
-from orchestrator.training.storage import LocalStorage
-from tests.inference.small_run import make_data
+from orchestrator.training.verify_sampled import SampledValueError
+from tests.support.small_run import make_data
 from tests.sweeps.sweep_cases import planner
 
 SPACE = {

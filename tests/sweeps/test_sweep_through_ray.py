@@ -13,8 +13,8 @@ import pytest
 from mlflow.tracking import MlflowClient
 from sweep_runs import journal, progress, summary, write_experiment
 
-from tests.inference.small_run import make_data
-from tests.user_command import finish, result, start
+from tests.support.small_run import make_data
+from tests.support.user_command import finish, result, start
 
 pytestmark = pytest.mark.ray
 

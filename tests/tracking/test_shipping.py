@@ -15,9 +15,9 @@ import pytest
 from failing_store import Crash, Store
 
 from orchestrator.errors import StorageError
+from orchestrator.storage.run_files import EVENTS_KEPT
 from orchestrator.tracking.events import EventLog, read_events
 from orchestrator.tracking.shipping import (
-    KEPT_FILE,
     RunShipper,
     RunSpec,
     ShipState,
@@ -71,13 +71,13 @@ def test_only_what_outlives_the_machine_is_shipped(run_dir, spec, connect, track
     log = run_dir / "events.jsonl"
     log_steps(run_dir, [1, 2, 3])
     ends = [event.end for event in read_events(log)]
-    (run_dir / KEPT_FILE).write_bytes(b"%d" % ends[1])
+    (run_dir / EVENTS_KEPT).write_bytes(b"%d" % ends[1])
     shipper = RunShipper(run_dir, spec, connect)
     shipper.ship()
     kept = log.read_bytes()[: ends[1]]
     log.write_bytes(kept)
     log_steps(run_dir, [3, 4], start=5000.0)
-    (run_dir / KEPT_FILE).write_bytes(b"%d" % log.stat().st_size)
+    (run_dir / EVENTS_KEPT).write_bytes(b"%d" % log.stat().st_size)
     RunShipper(run_dir, spec, connect).finish("FINISHED")
     client = connect(tracking_uri)
     found = history(client, only_run(client).info.run_id)

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from faulty_storage import BucketStorage, QuickStorage
 
-from orchestrator.data.digits import Recipe, build_digits
-from orchestrator.training.storage import Storage
+from orchestrator.data.demo.digits import Recipe, build_digits
+from orchestrator.storage.local import Storage
+from tests.support.faulty_storage import BucketStorage, QuickStorage
 
 
 @pytest.fixture(scope="session")

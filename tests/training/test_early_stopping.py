@@ -8,19 +8,20 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from chaos_run import small_detector, small_plan
-from local_runs import StoppingStream, train
 
 from orchestrator.config.schema import EarlyStoppingConfig
 from orchestrator.errors import ConfigError
 from orchestrator.evaluation.coco import METRICS
+from orchestrator.runs.report import result_of, run_card_of
+from orchestrator.runs.tracking import ending_tags
+from orchestrator.storage.run_files import STOP
 from orchestrator.tracking.events import metric_history, read_events
 from orchestrator.training import session
 from orchestrator.training.early_stopping import EarlyStopping
-from orchestrator.training.report import result_of, run_card_of
-from orchestrator.training.session import STOP_FILE, open_store
-from orchestrator.training.tracking import ending_tags
+from orchestrator.training.session import open_store
 from orchestrator.training.validation import Scored, Validation
+from tests.support.chaos_run import small_detector, small_plan
+from tests.support.local_runs import StoppingStream, train
 
 #: 6 steps an epoch.
 SETTINGS = ("train.epochs=6", "train.checkpoint.every_steps=null")
@@ -199,7 +200,7 @@ def test_stopped_and_started_again_it_ends_after_the_same_step(
     plan = small_plan(tmp_path / "run", digits, *SETTINGS, STOPS)
     stopped = train(plan, StoppingStream(plan, at))
     assert (stopped.state, stopped.steps) == ("preempted", at + 1)
-    (plan.job.path / STOP_FILE).unlink()
+    (plan.job.path / STOP).unlink()
     ended = train(plan)
     assert ended.resumed_from == at + 1
     assert (ended.steps, ended.weights_sha256) == (30, whole.weights_sha256)

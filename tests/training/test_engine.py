@@ -10,19 +10,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from local_runs import StoppingStream, train
 
 from orchestrator.config.resolve import load_experiment
 from orchestrator.data.batch import Batch
-from orchestrator.data.digits import Recipe, build_digits
-from orchestrator.data.stream import LocalStream
+from orchestrator.data.demo.digits import Recipe, build_digits
+from orchestrator.data.stream.local import LocalStream
 from orchestrator.errors import OrchestratorError
+from orchestrator.runs.plan import Plan, make_plan
+from orchestrator.storage.run_files import STOP
 from orchestrator.tracking.events import metric_history, read_events
 from orchestrator.training import session
 from orchestrator.training.engine import NonFiniteError
 from orchestrator.training.job import Outcome
-from orchestrator.training.plan import Plan, make_plan
-from orchestrator.training.session import STOP_FILE, open_store
+from orchestrator.training.session import open_store
+from tests.support.local_runs import StoppingStream, train
 
 EXPERIMENT = """
 name: tiny
@@ -90,7 +91,7 @@ def test_stopped_and_started_again_it_ends_in_the_same_weights(
     plan = plan_in(tmp_path / "run", digits)
     first = train(plan, stream=StoppingStream(plan, at))
     assert (first.state, first.steps) == ("preempted", at + 1)
-    (plan.job.path / STOP_FILE).unlink()
+    (plan.job.path / STOP).unlink()
     second = train(plan)
     assert second.resumed_from == first.steps
     assert second.weights_sha256 == unbroken[1].weights_sha256

@@ -14,24 +14,24 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from chaos_run import CPU, SmallDetector, small_plan
 from torch import Tensor
 
+from orchestrator.checkpoints.codec import weights_digest
 from orchestrator.cli.main import main
 from orchestrator.config.schema import AdamWOptimizer, EmaConfig, SGDOptimizer, TrainConfig
 from orchestrator.data.batch import Batch
-from orchestrator.data.stream import LocalStream
+from orchestrator.data.stream.local import LocalStream
 from orchestrator.errors import StorageError
+from orchestrator.runs.plan import Plan
 from orchestrator.tracking.events import read_events
-from orchestrator.training import evidence, session
-from orchestrator.training.codec import weights_digest
+from orchestrator.training import nonfinite_dump, session
 from orchestrator.training.collective import Collective
 from orchestrator.training.engine import NonFiniteError
-from orchestrator.training.plan import Plan
 from orchestrator.training.replay import replay
 from orchestrator.training.session import open_store, run_rank
 from orchestrator.training.state import capture
 from orchestrator.training.stepper import Stepper
+from tests.support.chaos_run import CPU, SmallDetector, small_plan
 
 VALUES = (math.nan, math.inf, -math.inf)
 
@@ -173,9 +173,9 @@ def test_the_evidence_repeats_the_step(
     plan = small_plan(tmp_path / "run", digits)
     with pytest.raises(NonFiniteError):
         run(plan, Poisoned(plan.batches))
-    assert evidence.kept_steps(plan.job.path) == [4, 5, 6]
+    assert nonfinite_dump.kept_steps(plan.job.path) == [4, 5, 6]
     expected = next(iter(Poisoned(plan.batches).train_batches(5, 6)))
-    found = evidence.read(plan.job.path, 5)
+    found = nonfinite_dump.read(plan.job.path, 5)
     for name in ("images", "boxes", "labels", "valid", "sample_ids", "image_ids", "transforms"):
         assert np.array_equal(getattr(found.batches[0], name), getattr(expected, name)), name
     # The state is that after four good steps, which the bad ones left alone.
@@ -258,13 +258,13 @@ def test_weights_that_went_bad_in_memory_are_never_committed(tmp_path: Path, dig
 def test_only_the_first_bad_steps_are_kept(
     tmp_path: Path, digits: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(evidence, "MOST_STEPS", 2)
+    monkeypatch.setattr(nonfinite_dump, "MOST_STEPS", 2)
     plan = small_plan(tmp_path / "run", digits, "train.nonfinite_limit=5")
     with pytest.raises(NonFiniteError, match="an earlier such step"):
         run(plan, Poisoned(plan.batches))
-    assert evidence.kept_steps(plan.job.path) == [4, 5]
+    assert nonfinite_dump.kept_steps(plan.job.path) == [4, 5]
     with pytest.raises(StorageError, match="step 7 is not kept; there are 4, 5"):
-        evidence.read(plan.job.path, 7)
+        nonfinite_dump.read(plan.job.path, 7)
 
 
 def test_a_full_disk_costs_the_evidence_and_not_the_run(
@@ -279,14 +279,14 @@ def test_a_full_disk_costs_the_evidence_and_not_the_run(
     def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(evidence.np, "savez_compressed", full)
+    monkeypatch.setattr(nonfinite_dump.np, "savez_compressed", full)
     plan = small_plan(tmp_path / "run", digits)
     assert run(plan, OnceBad(plan.batches)).state == "done"
     notes = [e.text for e in read_events(plan.job.path / "events.jsonl") if e.kind == "evidence"]
     assert notes == ["step 4 could not be kept: [Errno 28] No space left on device"]
-    assert evidence.kept_steps(plan.job.path) == []
+    assert nonfinite_dump.kept_steps(plan.job.path) == []
 
 
 def test_nothing_to_replay_is_said(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="holds no complete step"):
-        evidence.read(tmp_path)
+        nonfinite_dump.read(tmp_path)

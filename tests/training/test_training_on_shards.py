@@ -8,25 +8,25 @@ import shutil
 from pathlib import Path
 
 import pytest
-from buckets import fresh_location, needs_bucket
-from local_runs import StoppingStream, train
 
 from orchestrator.config.resolve import load_experiment
-from orchestrator.data.classes import read_classes
-from orchestrator.data.convert import convert, read_place, read_places
-from orchestrator.data.digits import Recipe, build_digits
-from orchestrator.data.folders import below, open_folder
-from orchestrator.data.layouts import find_splits
-from orchestrator.data.records import Dataset
-from orchestrator.data.shard_images import shard_name
-from orchestrator.data.shards import read_shards
-from orchestrator.data.stream import LocalStream
+from orchestrator.data.dataset import Dataset
+from orchestrator.data.demo.digits import Recipe, build_digits
+from orchestrator.data.readers.classes import read_classes
+from orchestrator.data.readers.convert import convert, read_place, read_places
+from orchestrator.data.readers.layouts import find_splits
+from orchestrator.data.shards.images import shard_name
+from orchestrator.data.shards.split import read_shards
+from orchestrator.data.stream.local import LocalStream
 from orchestrator.errors import DataError, SecurityError
+from orchestrator.runs.identity import Identity, open_run
+from orchestrator.runs.plan import Plan, make_plan
+from orchestrator.storage.folders import below, open_folder
+from orchestrator.storage.run_files import STOP
 from orchestrator.training import session
-from orchestrator.training.identity import Identity, open_run
-from orchestrator.training.plan import Plan, make_plan
-from orchestrator.training.session import STOP_FILE
-from tests.data.shard_cases import shard_here
+from tests.support.buckets import fresh_location, needs_bucket
+from tests.support.local_runs import StoppingStream, train
+from tests.support.shard_cases import shard_here
 
 EXPERIMENT = """
 name: tiny
@@ -113,7 +113,7 @@ def test_a_window_mixes_otherwise_and_resumes_in_the_middle_of_an_epoch(
     for at in (2, 9):
         stopped = train(plan, StoppingStream(plan, at))
         assert (stopped.state, stopped.steps) == ("preempted", at + 1)
-        (plan.job.path / STOP_FILE).unlink()
+        (plan.job.path / STOP).unlink()
         plan = plan_in(tmp_path / "run", sets["shards"], "data.window=5")
     assert train(plan).weights_sha256 == unbroken.weights_sha256
 
@@ -216,7 +216,7 @@ def test_shard_train_kill_and_resume_in_a_bucket(
     plan = plan_in(tmp_path / "run", section(bucket))
     stopped = train(plan, StoppingStream(plan, 7))
     assert stopped.state == "preempted"
-    (plan.job.path / STOP_FILE).unlink()
+    (plan.job.path / STOP).unlink()
     # Another node has fetched nothing yet.
     shutil.rmtree(tmp_path / "cache")
     ended = train(plan_in(tmp_path / "run", section(bucket)))

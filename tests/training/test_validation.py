@@ -8,24 +8,27 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from chaos_run import CPU, small_plan
-from evaluators import ThreadEvaluator, fickle_detector
-from faulty_storage import BucketStorage
-from local_runs import StoppingStream, train
 
 from orchestrator.accelerators import Accelerator
+from orchestrator.cluster import placement as cluster_placement
+from orchestrator.cluster.placement import Placement, place_evaluation
 from orchestrator.config.resolve import load_experiment
 from orchestrator.config.schema import Experiment
-from orchestrator.data.digits import Recipe, build_digits
-from orchestrator.data.stream import LocalStream
+from orchestrator.data.demo.digits import Recipe, build_digits
+from orchestrator.data.stream.local import LocalStream
 from orchestrator.errors import ConfigError
+from orchestrator.runs.plan import Plan
+from orchestrator.storage import bucket as object_storage
+from orchestrator.storage.bucket_mirror import BucketMirror
+from orchestrator.storage.run_files import STOP
 from orchestrator.tracking.events import metric_history, read_events
-from orchestrator.training import cluster, object_storage, session
-from orchestrator.training.cluster import Placement, place_evaluation
-from orchestrator.training.home import Home
+from orchestrator.training import session
 from orchestrator.training.job import Outcome
-from orchestrator.training.plan import Plan
-from orchestrator.training.session import STOP_FILE, open_store, run_rank
+from orchestrator.training.session import open_store, run_rank
+from tests.support.chaos_run import CPU, small_plan
+from tests.support.evaluators import ThreadEvaluator, fickle_detector
+from tests.support.faulty_storage import BucketStorage
+from tests.support.local_runs import StoppingStream, train
 
 #: 6 steps an epoch. Two commits are kept, so that one that waits for its scores is neither of them.
 SETTINGS = (
@@ -130,7 +133,7 @@ def test_stopped_and_started_again_each_commit_is_scored_once(
     plan = small_plan(tmp_path / "run", digits, *SETTINGS)
     stopped, _ = beside(plan, StoppingStream(plan, at))
     assert (stopped.state, stopped.steps) == ("preempted", at + 1)
-    (plan.job.path / STOP_FILE).unlink()
+    (plan.job.path / STOP).unlink()
     outcome, _ = beside(plan)
     assert_same(plan, outcome, whole)
 
@@ -144,7 +147,7 @@ def test_what_was_outstanding_is_made_up_for_in_the_loop(
     # Two wait: the commit that was being scored, and that of the step after which it ended.
     unscored = [step for step, (_, metrics) in commits(plan).items() if metrics is None]
     assert {6, 12} <= set(unscored)
-    (plan.job.path / STOP_FILE).unlink()
+    (plan.job.path / STOP).unlink()
     assert_same(plan, train(plan), whole)
 
 
@@ -167,7 +170,7 @@ def test_a_commit_that_can_be_read_no_more_stays_without_scores(
 ) -> None:
     plan = small_plan(tmp_path / "run", digits, *SETTINGS)
     beside(plan, StoppingStream(plan, 8))
-    (plan.job.path / STOP_FILE).unlink()
+    (plan.job.path / STOP).unlink()
     damaged = plan.job.path / "ckpt" / "000000006" / "ema.safetensors"
     damaged.write_bytes(bytes(damaged.stat().st_size))
     outcome = train(plan)
@@ -189,12 +192,14 @@ def test_a_bucket_whose_folder_is_lost_meanwhile(
     for at in (9, 12, None):
         shutil.rmtree(folder.parent, ignore_errors=True)
         folder.parent.mkdir()
-        with Home(location, folder) as home:
+        with BucketMirror(location, folder) as mirror:
             plan = small_plan(folder, digits, *SETTINGS)
-            (folder / STOP_FILE).unlink(missing_ok=True)
-            plan = replace(plan, job=replace(plan.job, home=location, fence=home.lock.advance()))
+            (folder / STOP).unlink(missing_ok=True)
+            plan = replace(
+                plan, job=replace(plan.job, bucket=location, fence=mirror.lock.advance())
+            )
             outcome, _ = beside(plan, None if at is None else StoppingStream(plan, at))
-            home.settle()
+            mirror.settle()
     assert outcome is not None
     assert outcome.resumed_from == 13
     assert logged(folder) == logged(whole[0].job.path)
@@ -230,8 +235,10 @@ def where(
     free: Mapping[str, float] | None = None,
     in_sweep: bool = False,
 ) -> str | None:
-    monkeypatch.setattr(cluster.ray, "cluster_resources", lambda: have)
-    monkeypatch.setattr(cluster.ray, "available_resources", lambda: have if free is None else free)
+    monkeypatch.setattr(cluster_placement.ray, "cluster_resources", lambda: have)
+    monkeypatch.setattr(
+        cluster_placement.ray, "available_resources", lambda: have if free is None else free
+    )
     each = {"CPU": 1.0} if each is None else each
     placement = Placement(Accelerator("gpu" if "GPU" in each else "cpu"), dict(each), threads)
     return place_evaluation(found, placement, epochs=9, in_sweep=in_sweep)

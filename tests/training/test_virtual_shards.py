@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from chaos_run import CPU, Chaos, SmallDetector, digests
 from torch import nn
 
 from detectors.base import Targets
@@ -19,6 +18,7 @@ from orchestrator.tracking.events import metric_history
 from orchestrator.training.collective import Collective
 from orchestrator.training.ordered_sum import OrderedSum
 from orchestrator.training.stepper import Stepper
+from tests.support.chaos_run import CPU, Chaos, SmallDetector, digests
 
 STEPS = 6
 

@@ -13,7 +13,7 @@ from orchestrator.data.augment.plain import PlainResize
 from orchestrator.data.augment.resize_pad import ResizePad
 from orchestrator.data.augment.scale_jitter import ScaleJitter
 from orchestrator.data.augment.ssd import SSDAugment
-from orchestrator.data.keyed import SampleKey
+from orchestrator.data.counter_rng import SampleKey
 
 if TYPE_CHECKING:
     # The schema knows every detector and so imports torch, which no data task needs.

@@ -37,7 +37,7 @@ from orchestrator.data.augment.patches import (
 from orchestrator.data.augment.photometric import DRAWS as PHOTOMETRIC_DRAWS
 from orchestrator.data.augment.photometric import distort
 from orchestrator.data.augment.plain import PlainResize
-from orchestrator.data.keyed import Domain, SampleKey
+from orchestrator.data.counter_rng import Domain, SampleKey
 
 #: One is drawn for each image.
 INTERPOLATIONS = (

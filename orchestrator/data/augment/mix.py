@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.data.augment.geometry import resize
-from orchestrator.data.keyed import Domain, SampleKey
+from orchestrator.data.counter_rng import Domain, SampleKey
 
 #: Of a box that was cut, this fraction must be left.
 MIN_VISIBLE = 0.1

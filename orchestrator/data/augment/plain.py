@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.data.augment.geometry import Sample, resized
-from orchestrator.data.keyed import SampleKey
+from orchestrator.data.counter_rng import SampleKey
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.data.augment.geometry import Sample, flipped, placed, resize
-from orchestrator.data.keyed import Domain, SampleKey
+from orchestrator.data.counter_rng import Domain, SampleKey
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,7 +27,7 @@ from orchestrator.data.augment.crop import (
 )
 from orchestrator.data.augment.geometry import Sample, flipped, resized
 from orchestrator.data.augment.plain import PlainResize
-from orchestrator.data.keyed import Domain, SampleKey
+from orchestrator.data.counter_rng import Domain, SampleKey
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.data.records import Dataset
+from orchestrator.data.dataset import Dataset
 
 #: COCO's bounds of small, medium and large, in square pixels of the original image.
 SIZES: dict[str, tuple[float, float]] = {

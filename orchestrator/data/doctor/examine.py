@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.data.assemble import usable_boxes
 from orchestrator.data.augment import build_augment
+from orchestrator.data.counter_rng import SampleKey
+from orchestrator.data.dataset import Dataset
 from orchestrator.data.doctor.boxes import PRIOR_IOU, describe, prior_recall
 from orchestrator.data.doctor.diagnosis import Report, Verdict
 from orchestrator.data.doctor.images import ImageFacts, alike, equal_files, scan
-from orchestrator.data.findings import Finding
 from orchestrator.data.images import image_name
-from orchestrator.data.keyed import SampleKey
 from orchestrator.data.label_map import LabelMap
-from orchestrator.data.readers import read_split
-from orchestrator.data.records import Dataset
+from orchestrator.data.readers.findings import Finding
+from orchestrator.data.readers.split import read_split
+from orchestrator.data.stream.assemble import usable_boxes
 from orchestrator.errors import DataError, OrchestratorError
 
 if TYPE_CHECKING:

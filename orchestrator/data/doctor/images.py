@@ -14,9 +14,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from orchestrator.data.dataset import Dataset
 from orchestrator.data.decode import MAX_PIXELS, BadImageError, require_sound
 from orchestrator.data.images import image_bytes, image_exists, image_name, image_size
-from orchestrator.data.records import Dataset
 
 #: Called with the number of images seen so far.
 Progress = Callable[[int], None]

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from orchestrator.data.dataset import Dataset
 from orchestrator.data.doctor.diagnosis import Report
 from orchestrator.data.doctor.pictures import Image, contact_sheet, heat, heat_picture, jpeg
-from orchestrator.data.records import Dataset
 
 #: Images on a contact sheet, taken at equal distances.
 SHEET_IMAGES = 24

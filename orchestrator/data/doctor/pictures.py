@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.data.batch import Batch
+from orchestrator.data.dataset import Dataset
 from orchestrator.data.decode import BadImageError
 from orchestrator.data.images import image_pixels
-from orchestrator.data.records import Dataset
 
 Image = NDArray[np.uint8]
 

@@ -1,0 +1,272 @@
+"""Weights to begin with: converting published files, and ``train.init_from``.
+
+A run reads its initial weights only while it has no checkpoint of its own. They are identified by
+the digest of their bytes, so that a file that changes between two starts is noticed, and one that
+was moved is not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import nn
+
+from detectors.base import DetectorConfig
+from detectors.weights.errors import UnsafeWeightsError, WeightsError
+from detectors.weights.files import WeightsFile, read_weights, write_weights
+from detectors.weights.fit import Fitted, convert, fit_native, without_classes
+from detectors.weights.report import Report
+from orchestrator.checkpoints.codec import TENSOR_FILES
+from orchestrator.checkpoints.manifest import MANIFEST_NAME, checked_commits, verify
+from orchestrator.config.schema import Experiment
+from orchestrator.data.label_map import LabelMap
+from orchestrator.errors import DataError, SecurityError
+from orchestrator.storage.local import LocalStorage
+from orchestrator.storage.run_files import LABEL_MAP, RESULT
+from orchestrator.storage.sealed import UnusableError
+
+
+@contextmanager
+def _said_to_people(path: str | Path, *, setting: str) -> Iterator[None]:
+    """Errors about a file of weights as those of this program, with their exit codes."""
+    try:
+        yield
+    except UnsafeWeightsError as error:
+        raise SecurityError(f"{setting}: {error}") from error
+    except WeightsError as error:
+        name = "" if str(path) in str(error) else f"{path}: "
+        raise DataError(f"{setting}: {name}{error}") from error
+    except OSError as error:
+        reason = error.strerror or "no such file"
+        raise DataError(
+            f"{setting}: {path} cannot be read ({reason}). Next: see that the path is right"
+        ) from error
+
+
+def convert_file(
+    source: str | Path,
+    target: str | Path,
+    config: DetectorConfig,
+    *,
+    layout: str | None = None,
+    label_map: LabelMap | None = None,
+    overwrite: bool = False,
+) -> Fitted:
+    """Write the weights of a published file under this program's names.
+
+    Args:
+        source: what :func:`~detectors.weights.files.read_weights` reads.
+        target: safetensors file to write.
+        config: of the detector that the weights are for.
+        layout: of the source; None recognises it.
+        label_map: classes to pick out of the published ones; None takes all of them.
+        overwrite: replace ``target`` if it exists.
+
+    Raises:
+        DataError: the source cannot be read or none of it fits, or the target exists.
+        SecurityError: the source holds more than tensors.
+    """
+    target = Path(target)
+    if target.exists() and not overwrite:
+        raise DataError(f"{target} exists already. Next: name another file, or pass --overwrite")
+    if not target.absolute().parent.is_dir():
+        raise DataError(f"{target.absolute().parent}: no such folder to write {target.name} to")
+    names = None if label_map is None else label_map.names
+    with _said_to_people(source, setting="SRC"):
+        file = read_weights(source)
+        fitted = convert(file.tensors, config, layout=layout, class_names=names)
+    metadata: dict[str, Any] = {
+        "detector": config.model_dump(mode="json"),
+        "layout": fitted.report.layout,
+        "source_sha256": _sha256(Path(source)),
+        "num_classes": fitted.num_classes,
+        "class_names": fitted.class_names,
+    }
+    with _said_to_people(target, setting="DST"):
+        write_weights(target, fitted.tensors, metadata)
+    return fitted
+
+
+def read_label_map(path: str | Path) -> LabelMap:
+    """The label map of a run, or the categories of COCO annotations.
+
+    Raises:
+        DataError: it is neither.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+        tree = json.loads(text)
+        if "categories" in tree:
+            return LabelMap.from_categories(tree["categories"])
+        return LabelMap.from_json(text)
+    except OSError as error:
+        raise DataError(f"{path}: the label map cannot be read ({error.strerror})") from error
+    except (ValueError, TypeError, KeyError) as error:
+        raise DataError(
+            f"{path}: neither a run's label_map.json nor COCO annotations with `categories`"
+        ) from error
+
+
+@dataclass(frozen=True)
+class InitialWeights:
+    """A file that a run begins with.
+
+    Attributes:
+        path: absolute, of the tensors.
+        sha256: of its bytes, in hex.
+        kind: ``commit`` for a checkpoint of a run, ``file`` for anything else.
+    """
+
+    path: str
+    sha256: str
+    kind: Literal["commit", "file"]
+
+
+def find_initial(location: str) -> InitialWeights:
+    """The file that ``train.init_from`` names, and its digest.
+
+    Args:
+        location: a file of weights, a checkpoint folder of a run, or a run folder, which stands
+            for its best checkpoint as ``result.json`` has it, or else for its newest. Of a
+            checkpoint the moving average is taken where there is one, as in evaluation.
+
+    Raises:
+        DataError: there is nothing, or no checkpoint that can be used.
+    """
+    path = Path(location).absolute()
+    with _said_to_people(path, setting="train.init_from"):
+        if not path.is_dir():
+            beside = path.with_name(MANIFEST_NAME).is_file() and path.name in TENSOR_FILES.values()
+            return InitialWeights(str(path), _sha256(path), "commit" if beside else "file")
+        commit = path if (path / MANIFEST_NAME).is_file() else _checkpoint_of(path)
+        try:
+            manifest = verify(LocalStorage(commit.parent), commit.name)
+        except UnusableError as error:
+            raise WeightsError(f"checkpoint {commit}: {error}") from error
+        files = manifest.files
+        name = TENSOR_FILES["ema"] if TENSOR_FILES["ema"] in files else TENSOR_FILES["model"]
+        return InitialWeights(str(commit / name), files[name].sha256, "commit")
+
+
+def _checkpoint_of(run_dir: Path) -> Path:
+    """A run's best checkpoint, or its newest."""
+    result = run_dir / RESULT
+    if result.is_file():
+        best = json.loads(result.read_text()).get("best_checkpoint")
+        if best and (Path(best) / MANIFEST_NAME).is_file():
+            return Path(best)
+    commits = checked_commits(LocalStorage(run_dir))
+    if not commits:
+        raise WeightsError(
+            f"{run_dir}: a folder without checkpoints; allowed are a file of weights, a run folder "
+            "and one of its ckpt/ folders"
+        )
+    return Path(commits[0].path)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """Initial weights, fitted to the network of an experiment.
+
+    Attributes:
+        fitted: the tensors and the report.
+        source: where they come from.
+        classes: lines that say whether the classes are those of the experiment, both lists of
+            them side by side when they are not; empty if the file has none.
+    """
+
+    fitted: Fitted
+    source: InitialWeights
+    classes: tuple[str, ...]
+
+    @property
+    def report(self) -> Report:
+        """What became of every tensor."""
+        return self.fitted.report
+
+    def headline(self) -> str:
+        """One line: file, layout, counts."""
+        return f"{self.source.path} (sha256 {self.source.sha256[:16]}): {self.report.summary()}"
+
+    def text(self) -> str:
+        """Everything, for the event log."""
+        return "\n".join([self.headline(), *self.classes, *self.report.lines()])
+
+    def put_into(self, model: nn.Module) -> None:
+        """Overwrite the tensors of ``model`` that were taken; the others stay as they are."""
+        model.load_state_dict(self.fitted.tensors, strict=False)
+
+
+def load_initial(source: InitialWeights, experiment: Experiment, label_map: LabelMap) -> Loaded:
+    """Read initial weights for the detector and the classes of an experiment.
+
+    Class-dependent tensors are taken only if the classes they were trained on are, by name and in
+    order, those of ``label_map``. Ids do not matter: they belong to the data set.
+
+    Raises:
+        DataError: the file cannot be read, has changed since its digest was taken, or does not
+            fit.
+        SecurityError: the file holds more than tensors.
+    """
+    path, config = Path(source.path), experiment.detector
+    with _said_to_people(path, setting="train.init_from"):
+        found = _sha256(path)
+        if found != source.sha256:
+            raise WeightsError(
+                f"{path} has sha256 {found[:16]}, but the run was started with "
+                f"{source.sha256[:16]}. Next: see that all machines have the same file"
+            )
+        file = read_weights(path)
+        names = _class_names(file, source)
+        if file.is_native or source.kind == "commit":
+            fitted = fit_native(
+                file.tensors,
+                config,
+                num_classes=len(label_map),
+                keep_classes=names == label_map.names,
+            )
+            has_classes = names is not None or json.loads(file.metadata.get("num_classes", "null"))
+        else:
+            fitted = convert(file.tensors, config, num_classes=len(label_map))
+            names, has_classes = fitted.class_names, fitted.num_classes is not None
+            if has_classes and names != label_map.names:
+                fitted = without_classes(fitted, config, num_classes=len(label_map))
+    classes = _compare(names, label_map.names) if has_classes else []
+    return Loaded(fitted, source, tuple(classes))
+
+
+def _class_names(file: WeightsFile, source: InitialWeights) -> tuple[str, ...] | None:
+    """Classes of a checkpoint or of a converted file, if they are known."""
+    if source.kind == "commit":
+        return read_label_map(Path(source.path).with_name(LABEL_MAP)).names
+    names = json.loads(file.metadata.get("class_names", "null"))
+    return None if names is None else tuple(names)
+
+
+def _compare(there: Sequence[str] | None, here: Sequence[str]) -> list[str]:
+    """What to say about two lists of classes."""
+    if there is not None and tuple(there) == tuple(here):
+        return [f"classes: the same {len(here)}, class-dependent tensors are taken"]
+    lines = ["classes differ, class-dependent tensors are initialised anew"]
+    if there is None:
+        lines.append("  the file does not say which classes it was trained on")
+    for label, (old, new) in enumerate(zip_longest(there or (), here, fillvalue="-")):
+        mark = "  " if old == new else "! "
+        lines.append(f"  {mark}label {label}: {old:<24} {new}")
+    return lines
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(2**20):
+            digest.update(chunk)
+    return digest.hexdigest()

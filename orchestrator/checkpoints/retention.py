@@ -1,0 +1,206 @@
+"""Which commits stay: deleting the old, moving the damaged aside, sweeping up after a kill.
+
+Nothing here may ever cost a run its last good state: a commit is deleted only while two others
+have been read back and found whole, and a reader never sees half of a commit that is going away.
+"""
+
+from __future__ import annotations
+
+import math
+import uuid
+from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+from orchestrator.checkpoints.manifest import (
+    MANIFEST_NAME,
+    METRICS_NAME,
+    POINTER_NAME,
+    Commit,
+    Manifest,
+    Rejected,
+    check,
+    checked_commits,
+    published,
+    step_of,
+    verify,
+)
+from orchestrator.errors import StorageError
+from orchestrator.storage.local import TEMPORARY, Storage, temporary
+from orchestrator.storage.run_files import CHECKPOINTS
+from orchestrator.storage.sealed import UnusableError
+
+#: Damaged commits are moved here, out of every reader's way, so that they can be looked into.
+QUARANTINE = "quarantine"
+_QUARANTINED = 2
+
+#: Commits proven readable that are never deleted, whatever the policy says.
+_LEAST_VERIFIED = 2
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What is kept of a run.
+
+    Attributes:
+        keep_last: newest commits.
+        keep_best: commits by ``metric``, besides those.
+        metric: name of the metric that ranks commits.
+        sign: 1 when a larger value is better, -1 when a smaller one is.
+        awaited: whether the commit of a step is going to be scored; until then it stays.
+    """
+
+    keep_last: int
+    keep_best: int
+    metric: str
+    sign: float
+    awaited: Callable[[int], bool]
+
+    def ranked(self, commits: Collection[Commit]) -> list[Commit]:
+        """Commits that have a finite score, best first, the earliest of equals first."""
+        scores = {c.key: (c.metrics or {}).get(self.metric, math.nan) for c in commits}
+        finite = [c for c in commits if math.isfinite(scores[c.key])]
+        return sorted(finite, key=lambda c: (-self.sign * scores[c.key], c.step, c.key))
+
+    def keeps(self, newest_first: Sequence[Commit]) -> set[str]:
+        """Keys of the commits that stay."""
+        best = self.ranked(newest_first)[: self.keep_best]
+        unscored = [c for c in newest_first if c.metrics is None and self.awaited(c.step)]
+        return {commit.key for commit in (*newest_first[: self.keep_last], *best, *unscored)}
+
+
+def collect(storage: Storage, policy: Policy, proven: set[str], fence: Callable[[], None]) -> None:
+    """Delete the commits that ``policy`` does not keep.
+
+    Args:
+        storage: the run folder.
+        policy: what to keep.
+        proven: keys of commits this process has read back already; grows.
+        fence: called before the first deletion.
+    """
+    newest_first = checked_commits(storage)
+    keep = policy.keeps(newest_first)
+    doomed = [commit.key for commit in newest_first if commit.key not in keep]
+    if not doomed:
+        return
+    kept = [commit.key for commit in newest_first if commit.key in keep]
+    missing = _LEAST_VERIFIED
+    for key in (*kept, *doomed):
+        if missing and _proves(storage, key, proven):
+            keep.add(key)
+            missing -= 1
+    if missing:
+        return
+    fence()
+    for key in doomed:
+        if key not in keep:
+            proven.discard(key)
+            _delete(storage, key)
+
+
+def _proves(storage: Storage, key: str, proven: set[str]) -> bool:
+    if key not in proven:
+        try:
+            verify(storage, key)
+        except (UnusableError, OSError):
+            return False
+        proven.add(key)
+    return True
+
+
+def _delete(storage: Storage, key: str) -> None:
+    if storage.renames:
+        doomed = temporary(key)
+        storage.rename(key, doomed)
+        discard(storage, doomed)
+    else:
+        storage.remove_tree(key, first=MANIFEST_NAME)
+
+
+def discard(storage: Storage, key: str) -> None:
+    """Delete an unfinished folder as far as possible; the next sweep sees to the rest."""
+    with suppress(OSError):
+        storage.remove_tree(key, first=MANIFEST_NAME)
+
+
+def quarantine(storage: Storage, key: str) -> None:
+    """Move a damaged commit aside; where nothing can be moved, delete it."""
+    if not storage.renames:
+        storage.remove_tree(key, first=MANIFEST_NAME)
+        return
+    if storage.make_dir(QUARANTINE):
+        storage.sync_dir("")
+    name = f"{key.rpartition('/')[2]}-{uuid.uuid4().hex}"
+    storage.rename(key, f"{QUARANTINE}/{name}")
+    storage.sync_dir(CHECKPOINTS)
+    held = [entry.name for entry in storage.list(QUARANTINE) if entry.is_dir]
+    for old in sorted(held)[:-_QUARANTINED]:
+        storage.remove_tree(f"{QUARANTINE}/{old}")
+
+
+def was_cut_off(storage: Storage, key: str) -> bool:
+    """Whether this never became a commit: where nothing is renamed, the manifest comes last."""
+    return not storage.renames and all(e.name != MANIFEST_NAME for e in storage.list(key))
+
+
+def sweep(storage: Storage) -> list[Rejected]:
+    """Remove what interrupted writers left; returns the damaged commits that were moved away."""
+    for entry in storage.list(""):
+        if entry.name.startswith(POINTER_NAME + TEMPORARY):
+            storage.unlink(entry.name)
+    for entry in storage.list(CHECKPOINTS):
+        if entry.is_dir and TEMPORARY in entry.name:
+            storage.remove_tree(f"{CHECKPOINTS}/{entry.name}")
+    rejected = []
+    for key in published(storage):
+        for entry in storage.list(key):
+            if entry.name.startswith(METRICS_NAME + TEMPORARY):
+                storage.unlink(f"{key}/{entry.name}")
+        try:
+            check(storage, key)
+        except OSError:
+            continue  # As good as ever, perhaps, once the disk answers again.
+        except UnusableError as error:
+            if not was_cut_off(storage, key):
+                rejected.append(Rejected(storage.describe(key), str(error)))
+            quarantine(storage, key)
+    return rejected
+
+
+def same_commit(
+    storage: Storage, manifest: Manifest, fence: Callable[[], None], *, besides: str
+) -> str | None:
+    """Key of a commit with this very content; damaged commits of the step are moved away.
+
+    Args:
+        storage: of the run.
+        manifest: of the content.
+        fence: called before one is moved; see
+            :class:`~orchestrator.checkpoints.commit.CommitStore`.
+        besides: key that does not count.
+
+    Raises:
+        StorageError: the step is committed with other content.
+    """
+    for key in published(storage):
+        if key == besides or step_of(key) != manifest.step:
+            continue
+        try:
+            existing = verify(storage, key)
+        except UnusableError:
+            fence()
+            quarantine(storage, key)
+            continue
+        if existing.files == manifest.files:
+            return key
+        changed = sorted(
+            name
+            for name in {*existing.files, *manifest.files}
+            if existing.files.get(name) != manifest.files.get(name)
+        )
+        raise StorageError(
+            f"{storage.describe(key)}: step {manifest.step} is committed already with other "
+            f"content ({', '.join(changed)}), so this run is not the one that made it. Next: start "
+            "the run again, which goes on from that commit, or give it another name"
+        )
+    return None

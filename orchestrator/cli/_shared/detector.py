@@ -1,0 +1,113 @@
+"""The arguments by which every command after training names a detector and its use."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from orchestrator.errors import ConfigError
+
+if TYPE_CHECKING:
+    from orchestrator.predict.loading import LoadedDetector
+    from orchestrator.predict.predictor import DetectOptions
+
+
+def split_overrides(words: list[str]) -> tuple[list[str], list[str]]:
+    """Words that are ``key.path=value`` overrides, and the others."""
+    overrides = [word for word in words if "=" in word and "/" not in word.partition("=")[0]]
+    return overrides, [word for word in words if word not in overrides]
+
+
+def add_source_options(parser: argparse.ArgumentParser) -> None:
+    """Options of :func:`load`."""
+    group = parser.add_argument_group("which detector")
+    group.add_argument(
+        "--experiment",
+        type=Path,
+        metavar="FILE",
+        help="experiment the weights belong to (default: the one in the run folder)",
+    )
+    group.add_argument(
+        "--step", type=int, metavar="N", help="which checkpoint of a run (default: the best)"
+    )
+    group.add_argument(
+        "--averaged",
+        action=argparse.BooleanOptionalAction,
+        help="take the averaged weights, or the plain ones (default: averaged, if there are any)",
+    )
+
+
+def add_detect_options(parser: argparse.ArgumentParser) -> None:
+    """Options of :func:`detect_options`; thresholds, suppression and limits are overrides."""
+    group = parser.add_argument_group(
+        "how to detect",
+        "Thresholds, suppression and limits are values of the experiment, to be given as "
+        "overrides: detector.postprocess.nms=soft_linear, .score_threshold=0.3, "
+        ".class_agnostic=true, .max_per_class=50, .max_per_image=100",
+    )
+    group.add_argument("--flip", action="store_true", help="look at every image mirrored as well")
+    group.add_argument(
+        "--scales",
+        default="1",
+        metavar="S,S",
+        help="look at parts of images: 2 covers an image with four windows of half its width and "
+        "height (default: 1, the whole image)",
+    )
+    group.add_argument(
+        "--fusion",
+        choices=("nms", "wbf"),
+        default="nms",
+        help="several views of an object become one by suppression of all candidates together, or "
+        "by weighted boxes fusion",
+    )
+    group.add_argument(
+        "--fusion-iou", type=float, default=0.55, metavar="IOU", help="of wbf (default: 0.55)"
+    )
+
+
+def load(source: str, overrides: list[str], arguments: argparse.Namespace) -> LoadedDetector:
+    """The detector that the arguments name."""
+    from orchestrator.predict.loading import load_detector
+
+    return load_detector(
+        source,
+        experiment=arguments.experiment,
+        overrides=overrides,
+        step=arguments.step,
+        averaged=arguments.averaged,
+    )
+
+
+def detect_options(loaded: LoadedDetector, arguments: argparse.Namespace) -> DetectOptions:
+    """Views and post-processing that the arguments ask for.
+
+    Raises:
+        ConfigError: scales or an overlap that are none.
+    """
+    from orchestrator.predict.predictor import DetectOptions
+    from orchestrator.predict.tta import Views
+
+    if not 0.0 < arguments.fusion_iou < 1.0:
+        raise ConfigError(f"--fusion-iou {arguments.fusion_iou}: must lie between 0 and 1")
+    return DetectOptions(
+        postprocess=loaded.resolved.experiment.detector.postprocess,
+        views=Views(scales=_scales(arguments.scales), flip=arguments.flip),
+        fusion=arguments.fusion,
+        fusion_iou=arguments.fusion_iou,
+    )
+
+
+def _scales(text: str) -> tuple[float, ...]:
+    try:
+        scales = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        scales = ()
+    if not scales or not all(0.1 <= scale <= 10 for scale in scales):
+        raise ConfigError(
+            f"--scales {text}: expected numbers from 0.1 to 10 with commas between them, such as "
+            "1,1.5,2"
+        )
+    if len(set(scales)) != len(scales):
+        raise ConfigError(f"--scales {text}: names a scale twice; each counts once")
+    return scales

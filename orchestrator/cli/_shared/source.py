@@ -1,0 +1,115 @@
+"""The data set a verb takes: a folder with the usual layout of its format, or an experiment."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from orchestrator.errors import ConfigError
+
+if TYPE_CHECKING:
+    from orchestrator.data.readers.findings import ReadResult
+    from orchestrator.data.readers.writers import Place
+
+FORMATS = ("coco", "voc", "txt", "yolo")
+
+
+def add_source(parser: argparse.ArgumentParser) -> None:
+    """Let ``parser`` take a data set."""
+    parser.add_argument(
+        "source",
+        metavar="SRC",
+        type=Path,
+        help="folder with the usual layout of its format, or an experiment file that names places",
+    )
+    parser.add_argument("--from", dest="kind", choices=FORMATS, help="format of SRC, if a folder")
+    parser.add_argument(
+        "--split",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="this split of a folder; may be repeated (default: all with a usual name)",
+    )
+    parser.add_argument(
+        "--classes", type=Path, metavar="FILE", help="one name a line (default: SRC/classes.txt)"
+    )
+
+
+def is_experiment(path: Path) -> bool:
+    """Whether a source is an experiment file."""
+    return path.suffix in (".yaml", ".yml")
+
+
+def find_source(arguments: argparse.Namespace) -> tuple[str, dict[str, Place], Path | None]:
+    """Format, splits by name, and list of classes, which COCO does without.
+
+    Raises:
+        ConfigError: options that contradict each other, or one that is missing.
+        DataError: the splits are not where they usually are.
+    """
+    if is_experiment(arguments.source):
+        _refuse_options(arguments)
+        return _of_experiment(arguments.source)
+    if arguments.kind is None:
+        raise ConfigError(f"--from: needed with a folder; allowed are {', '.join(FORMATS)}")
+    return _of_folder(arguments)
+
+
+def read_source(arguments: argparse.Namespace) -> dict[str, ReadResult]:
+    """The splits by name, as :func:`find_source` finds them; those without files from shards.
+
+    Raises:
+        ConfigError: options that contradict each other, or one that is missing.
+        DataError: the splits are not where they usually are, or malformed.
+    """
+    from orchestrator.data.readers.convert import read_places
+
+    if is_experiment(arguments.source):
+        from orchestrator.config.resolve import load_experiment
+        from orchestrator.data.readers.split import read_split
+
+        _refuse_options(arguments)
+        data = load_experiment(arguments.source).experiment.data
+        splits = {"train": data.train, "val": data.val}
+        if any(split.files is None for split in splits.values()):
+            return {name: read_split(data, split) for name, split in splits.items()}
+    return read_places(*find_source(arguments))
+
+
+def _refuse_options(arguments: argparse.Namespace) -> None:
+    if arguments.kind or arguments.split or arguments.classes:
+        raise ConfigError("an experiment file says --from, --split and --classes itself")
+
+
+def _of_experiment(path: Path) -> tuple[str, dict[str, Place], Path | None]:
+    from orchestrator.config.resolve import load_experiment
+    from orchestrator.data.readers.classes import CLASSES_FILE
+    from orchestrator.data.readers.writers import Place
+
+    data = load_experiment(path).experiment.data
+    root = Path(data.root).resolve()
+    places = {}
+    for name, split in (("train", data.train), ("val", data.val)):
+        if split.files is None:
+            raise ConfigError(
+                f"{path} data.{name}: names shards alone, and shards are written from files. Next: "
+                "give the folder of the data set, or an experiment that names images and "
+                f"annotations; `orchestrator convert data {path} OUT --to coco` makes files of them"
+            )
+        images, annotations = split.files
+        places[name] = Place(root / images, root / annotations)
+    classes = None if data.format == "coco" else root / (data.classes or CLASSES_FILE)
+    return data.format, places, classes
+
+
+def _of_folder(arguments: argparse.Namespace) -> tuple[str, dict[str, Place], Path | None]:
+    from orchestrator.data.readers.classes import CLASSES_FILE
+    from orchestrator.data.readers.layouts import find_splits
+
+    places = find_splits(arguments.source, arguments.kind, arguments.split)
+    if arguments.kind == "coco":
+        if arguments.classes:
+            raise ConfigError("--classes: COCO annotations name the classes themselves")
+        return "coco", places, None
+    return arguments.kind, places, arguments.classes or arguments.source / CLASSES_FILE

@@ -1,0 +1,213 @@
+"""Signs of life of the ranks, and ending those that give none.
+
+A rank that is stopped, or whose interpreter is locked by a call that never returns, is no failure
+to anybody: Ray asks after ten minutes, a collective gives up after thirty. So each rank has a
+thread that raises a counter in a small file of the run folder a few times within
+``cluster.hang_timeout``. It needs the interpreter, and so stands still when the rank does, and it
+costs the step nothing: one write of a few bytes every few seconds. The driver looks at the files
+and kills a rank whose counter stands still; that is then a failure like any other. A rank that
+would run if the machine let it, because too many others want its processors, gets more time.
+
+No clock of one machine is compared with that of another.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from typing_extensions import Self
+
+from orchestrator.storage.lease import Holder
+
+log = logging.getLogger(__name__)
+
+
+#: Parts of the timeout: between two signs of life, between two looks at them, and without a sign
+#: until a rank counts as hung. Together they stay below one.
+_BEAT, _LOOK, _PATIENCE = 1 / 6, 1 / 12, 2 / 3
+#: Timeouts after which a rank that only waits for a processor is killed all the same.
+_STARVED_PATIENCE = 4.0
+#: Seconds in which it is found out whether it does, and waiting per running that says so.
+_SAMPLE, _STARVED = 1.0, 4.0
+
+
+@dataclass(frozen=True)
+class Beat:
+    """What a rank's file says.
+
+    Attributes:
+        process: the rank's.
+        node: Ray's id of its node; None without Ray.
+        count: raised with every sign of life.
+    """
+
+    process: Holder
+    node: str | None
+    count: int
+
+    @classmethod
+    def read(cls, path: Path) -> Beat | None:
+        """None when the file is just being written, or gone."""
+        try:
+            tree = json.loads(path.read_bytes())
+            return cls(Holder(**tree["process"]), tree["node"], int(tree["count"]))
+        except (OSError, ValueError, TypeError, KeyError):
+            return None
+
+
+class Heartbeat:
+    """Gives signs of life of this process inside a ``with`` block.
+
+    Args:
+        folder: where; made if need be.
+        rank: of this process.
+        timeout: ``cluster.hang_timeout``, in seconds.
+        node: Ray's id of this node.
+    """
+
+    def __init__(self, folder: Path, rank: int, timeout: float, *, node: str | None = None) -> None:
+        self._path = folder / f"rank{rank}.json"
+        self._interval = timeout * _BEAT
+        self._node = node
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+        with suppress(OSError):
+            self._path.unlink(missing_ok=True)
+
+    def _beat(self) -> None:
+        process = asdict(Holder.this_process())
+        count = 0
+        while True:
+            count += 1
+            text = json.dumps({"process": process, "node": self._node, "count": count})
+            try:
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                # Opened anew each time: closing is what makes NFS show it to others.
+                self._path.write_text(text)
+            except OSError as error:
+                log.warning("%s: no sign of life written: %s", self._path, error)
+            if self._over.wait(self._interval):
+                return
+
+
+class HangWatch:
+    """Kills ranks that gave signs of life and then stopped to, inside a ``with`` block.
+
+    Args:
+        folder: that the ranks' :class:`Heartbeat` write to; deleted at the end.
+        timeout: ``cluster.hang_timeout``, in seconds.
+        kill: does to a process of another machine or container what :func:`end_if_still` does.
+
+    Attributes:
+        hung: what was done, one line for each rank that was killed.
+    """
+
+    def __init__(self, folder: Path, timeout: float, kill: Callable[[Beat, bool], bool]) -> None:
+        self.hung: list[str] = []
+        self._folder = folder
+        self._timeout = timeout
+        self._kill = kill
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="hang-watch", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _watch(self) -> None:
+        #: By file: the newest sign of life, and when it was first seen.
+        seen: dict[Path, tuple[Beat, float]] = {}
+        looked = time.monotonic()
+        while not self._over.wait(self._timeout * _LOOK):
+            now = time.monotonic()
+            if now - looked > self._timeout * _PATIENCE / 2:
+                # This process was held up itself, so it cannot say for how long others were.
+                seen.clear()
+            looked = now
+            present = set(self._folder.glob("rank*.json"))
+            seen = {path: value for path, value in seen.items() if path in present}
+            for path in present:
+                beat = Beat.read(path)
+                if beat is None:
+                    continue
+                before, since = seen.get(path, (None, now))
+                if before != beat:
+                    seen[path] = beat, now
+                elif now - since > self._timeout * _PATIENCE:
+                    self._end(path, beat, now - since)
+                    # That may have taken a while, in which this thread was not held up.
+                    looked = time.monotonic()
+
+    def _end(self, path: Path, beat: Beat, silence: float) -> None:
+        text = f"{path.stem} ({beat.process}) gave no sign of life for {silence:.0f} s"
+        spare = silence < self._timeout * _STARVED_PATIENCE
+        try:
+            if beat.process.is_here():
+                killed = end_if_still(beat.process, spare)
+            else:
+                killed = self._kill(beat, spare)
+        # Whatever goes wrong far away must not end the watch over the others.
+        except Exception as error:
+            log.warning("%s, and could not be killed: %s", text, error)
+            return
+        if not killed:
+            return
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
+        log.warning("%s and was killed", text)
+        self.hung.append(f"{text} and was killed")
+
+
+def end_if_still(process: Holder, spare_starved: bool) -> bool:
+    """Kill a process of this machine, unless it only waits for a processor; whether it is gone."""
+    if not process.is_here():
+        return True
+    if spare_starved and _is_starved(process.pid):
+        return False
+    os.kill(process.pid, signal.SIGKILL)
+    return True
+
+
+def _is_starved(pid: int) -> bool:
+    """Whether a process wants to run and hardly gets to: it waits far longer than it runs."""
+    ran, waited = _scheduled(pid)
+    time.sleep(_SAMPLE)
+    ran_later, waited_later = _scheduled(pid)
+    ran, waited = ran_later - ran, waited_later - waited
+    # A thread that waits for the interpreter lock asks for it 200 times a second, and on a busy
+    # machine waits a little for a processor each time; that alone is not to starve.
+    return waited > _SAMPLE / 2 and waited > _STARVED * ran
+
+
+def _scheduled(pid: int) -> tuple[float, float]:
+    """Seconds that a process's threads ran, and that they were runnable and waited: proc(5)."""
+    ran = waited = 0
+    for thread in Path(f"/proc/{pid}/task").glob("*/schedstat"):
+        # Threads end, and not every kernel keeps these numbers.
+        with suppress(OSError, ValueError):
+            fields = thread.read_text().split()
+            ran, waited = ran + int(fields[0]), waited + int(fields[1])
+    return ran / 1e9, waited / 1e9

@@ -1,0 +1,242 @@
+"""Sending an experiment to a running Ray cluster and following it to its end.
+
+Everything that can be refused is refused here, before the upload: a mistake in the experiment
+file, a folder that is too big, results that would be lost with the job, an open cluster.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import os
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from orchestrator.cluster.upload import check_working_dir, uploaded_files
+from orchestrator.config.resolve import load_experiment
+from orchestrator.config.schema import Experiment
+from orchestrator.errors import ConfigError, OrchestratorError, PreemptedError, SecurityError
+from orchestrator.tracking.git_info import COMMIT_VARIABLE, git_info
+
+DEFAULT_ADDRESS = "http://127.0.0.1:8265"
+
+_MODE = "RAY_AUTH_MODE"
+#: Ray lets these win over an address given in code.
+_SHADOWING = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
+_POLL_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A job as it will be sent.
+
+    Attributes:
+        entrypoint: shell command that the head node runs in the uploaded folder.
+        working_dir: folder to upload.
+        excludes: patterns left out beside those in ``.gitignore`` and ``.rayignore``.
+        bytes: size of the upload.
+    """
+
+    entrypoint: str
+    working_dir: Path
+    excludes: tuple[str, ...]
+    bytes: int
+
+
+def prepare(
+    experiment: Path,
+    overrides: Sequence[str] = (),
+    *,
+    working_dir: Path,
+    excludes: Sequence[str] = (),
+) -> Submission:
+    """Check an experiment and the folder it is sent with.
+
+    Args:
+        experiment: path of the experiment file, inside ``working_dir``.
+        overrides: ``key.path=value`` each.
+        working_dir: folder to upload; the job starts in it.
+        excludes: patterns as in ``.gitignore`` to leave out as well.
+
+    Raises:
+        ConfigError: the experiment is not valid, is not part of the upload, would lose its
+            results or miss its data on the cluster, or the upload is too big.
+    """
+    root = working_dir.absolute()
+    resolved = load_experiment(experiment, overrides)
+    size = check_working_dir(root, excludes)
+    sent = {each.path for each in uploaded_files(root, excludes)}
+    inside = Path(os.path.relpath(experiment, root)).as_posix()
+    if inside not in sent:
+        raise ConfigError(
+            f"{experiment}: not among the {size.files} files to upload from {root}. Next: move it "
+            f"below {root / 'experiments'}, or take it out of .gitignore or .rayignore"
+        )
+    _check_locations(resolved.experiment, sent)
+    return Submission(
+        entrypoint=shlex.join(["python", "-m", "orchestrator.run", inside, *overrides]),
+        working_dir=root,
+        excludes=tuple(excludes),
+        bytes=size.bytes,
+    )
+
+
+def connect(address: str | None = None) -> Any:
+    """A client of a cluster's job server, that shows a token where there is one.
+
+    Args:
+        address: of the Ray dashboard; by default ``RAY_API_SERVER_ADDRESS``, else the one that a
+            cluster on this machine listens at.
+
+    Returns:
+        A ``ray.job_submission.JobSubmissionClient``.
+
+    Raises:
+        SecurityError: the cluster is on another machine and no token is in use, or the token is
+            not the cluster's.
+        ConfigError: nothing answers at the address.
+    """
+    address = address or os.environ.get(_SHADOWING[0]) or DEFAULT_ADDRESS
+    parts = urlsplit(address)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ConfigError(
+            f"--address: found {address!r}; allowed: http://HOST:PORT or https://HOST:PORT of the "
+            f"Ray dashboard. Next: try {DEFAULT_ADDRESS}"
+        )
+    token = _token()
+    if token is None and not _is_loopback(parts.hostname):
+        raise SecurityError(
+            f"--address: {address} is on another machine and no token is in use, so anyone who "
+            f"reaches it may run commands there. Next: start the cluster with {_MODE}=token and "
+            f"copy its ~/.ray/auth_token here (see clusters/README.md)"
+        )
+    for variable in _SHADOWING:
+        os.environ.pop(variable, None)
+    from ray.exceptions import AuthenticationError
+    from ray.job_submission import JobSubmissionClient
+
+    headers = None if token is None else {"Authorization": f"Bearer {token}"}
+    try:
+        return JobSubmissionClient(address, headers=headers)
+    except AuthenticationError as error:
+        raise SecurityError(f"{address}: {error}") from error
+    except (ConnectionError, RuntimeError) as error:
+        raise ConfigError(
+            f"--address: no Ray job server answers at {address} ({error}). Next: start one "
+            f"(clusters/README.md) or open a tunnel to it"
+        ) from error
+
+
+def submit(client: Any, submission: Submission) -> str:
+    """Upload and start a job; returns its id.
+
+    Raises:
+        ConfigError: the cluster refuses the job.
+    """
+    environment: dict[str, Any] = {
+        "working_dir": str(submission.working_dir),
+        "excludes": list(submission.excludes),
+    }
+    if git := git_info(submission.working_dir / "setup.cfg"):
+        environment["env_vars"] = {COMMIT_VARIABLE: git.commit + "+" * git.dirty}
+    try:
+        return str(client.submit_job(entrypoint=submission.entrypoint, runtime_env=environment))
+    except RuntimeError as error:
+        raise ConfigError(f"the cluster refused the job: {error}") from error
+
+
+def follow(client: Any, job: str) -> None:
+    """Print what a job prints until it ends.
+
+    Raises:
+        OrchestratorError: it failed; with the exit code of its driver.
+        PreemptedError: it was stopped.
+    """
+    try:
+        asyncio.run(_print_logs(client, job))
+    except (RuntimeError, OSError) as error:
+        # The cluster is still the one to ask how the job went.
+        print(f"the log of {job} broke off ({error}); waiting for its end", file=sys.stderr)
+    while not (info := client.get_job_info(job)).status.is_terminal():
+        time.sleep(_POLL_SECONDS)
+    status = info.status.value
+    if status == "STOPPED":
+        raise PreemptedError(f"{job} was stopped; submit the same command to go on")
+    if status != "SUCCEEDED":
+        failure = OrchestratorError(f"{job} failed: {info.message}")
+        if info.driver_exit_code:
+            failure.exit_code = int(info.driver_exit_code)
+        raise failure
+
+
+async def _print_logs(client: Any, job: str) -> None:
+    async for lines in client.tail_job_logs(job):
+        sys.stdout.write(lines)
+        sys.stdout.flush()
+
+
+def _check_locations(experiment: Experiment, sent: set[str]) -> None:
+    """Refuse what would be read or written in the job's own folder, which goes with the job."""
+    problems = []
+    if not _is_absolute(experiment.storage):
+        problems.append(
+            f"storage: {experiment.storage!r} is relative, and the job's folder is removed with "
+            f"the job; allowed: an absolute path that all nodes share. "
+            f"Next: add storage=/shared/runs"
+        )
+    mlflow = experiment.tracking.mlflow
+    if mlflow and urlsplit(mlflow).scheme == "sqlite" and not mlflow.startswith("sqlite:////"):
+        problems.append(
+            f"tracking.mlflow: {mlflow!r} is relative, like storage. Next: add "
+            f"tracking.mlflow=sqlite:////shared/runs/mlflow.db or the address of a server"
+        )
+    data = experiment.data
+    for name, split in (("train", data.train), ("val", data.val)):
+        key = "annotations" if split.shards is None else "shards"
+        given = getattr(split, key)
+        path = given if "://" in given else os.path.normpath(Path(data.root) / given)
+        # A folder of annotations goes along when anything in it does.
+        goes = path in sent or any(name.startswith(path + os.sep) for name in sent)
+        if not _is_absolute(data.root) and not _is_absolute(path) and not goes:
+            problems.append(
+                f"data.{name}.{key}: {path!r} is not uploaded (see .gitignore and "
+                f".rayignore). Next: put the data where every node can read it and add "
+                f"data.root=/shared/data"
+            )
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
+def _is_absolute(location: str) -> bool:
+    return "://" in location or os.path.isabs(location)  # noqa: PTH117
+
+
+def _token() -> str | None:
+    """The token Ray itself would show, or None if there is none or tokens are switched off.
+
+    Ray decides whether to show one when it is first imported, which may be long ago.
+    """
+    if os.environ.get(_MODE, "token").lower() != "token":
+        return None
+    if token := os.environ.get("RAY_AUTH_TOKEN"):
+        return token
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    try:
+        return path.read_text().strip() or None
+    except OSError:
+        return None
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,141 @@
+"""The one record type behind every annotation format.
+
+A :class:`Dataset` holds all annotations of one split in a few flat NumPy arrays rather than a
+Python object per box: it is placed once per node in shared memory, and sixteen readers cost what
+one costs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import posixpath
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from orchestrator.data.label_map import LabelMap
+from orchestrator.data.shards.images import ShardedImages
+from orchestrator.data.string_column import Names
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """One split: its images in a fixed order and their boxes.
+
+    Shape legend: n images, m boxes. Boxes of image ``i`` are rows
+    ``offsets[i]:offsets[i + 1]`` of the box arrays.
+
+    Attributes:
+        label_map: classes of the data set.
+        root: absolute folder the image files lie under; the location of the shards where
+            ``shards`` is given.
+        files: n file names relative to ``root``, as a
+            :class:`~orchestrator.data.string_column.Names`.
+        image_ids: (n,) int64 data-set ids, unique.
+        widths, heights: (n,) int32 pixels, as declared by the annotation file.
+        offsets: (n + 1,) int64.
+        boxes_xywh: (m, 4) float64 ``x, y, width, height`` exactly as annotated: what evaluation
+            scores against.
+        labels: (m,) int64 contiguous labels.
+        areas: (m,) float64 annotated area in square pixels (segment area in COCO).
+        crowd: (m,) bool; crowd boxes are ignored by matching and treated as COCO does in
+            evaluation.
+        shards: holds the images, where they are no files.
+    """
+
+    label_map: LabelMap
+    root: str
+    files: Sequence[str]
+    image_ids: NDArray[np.int64]
+    widths: NDArray[np.int32]
+    heights: NDArray[np.int32]
+    offsets: NDArray[np.int64]
+    boxes_xywh: NDArray[np.float64]
+    labels: NDArray[np.int64]
+    areas: NDArray[np.float64]
+    crowd: NDArray[np.bool_]
+    shards: ShardedImages | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "files", Names.of(self.files))
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def path(self, index: int) -> Path:
+        """Absolute path of image ``index``."""
+        return Path(self.root) / self.files[index]
+
+    def boxes_of(self, index: int) -> slice:
+        """Rows of the box arrays that belong to image ``index``."""
+        return slice(int(self.offsets[index]), int(self.offsets[index + 1]))
+
+    def training_boxes(
+        self, index: int, *, with_crowd: bool = False
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Boxes to learn from, clipped to the image.
+
+        Args:
+            index: position of the image in this data set.
+            with_crowd: keep crowd boxes (the MindSpore SSD seed does).
+
+        Returns:
+            (k, 4) float32 xyxy in original pixels, each with positive area, and (k,) int64 labels.
+        """
+        rows = self.boxes_of(index)
+        xywh = self.boxes_xywh[rows]
+        xyxy = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1)
+        width, height = float(self.widths[index]), float(self.heights[index])
+        np.maximum(xyxy, 0.0, out=xyxy)
+        np.minimum(xyxy, (width, height, width, height), out=xyxy)
+        keep = (xyxy[:, 2] > xyxy[:, 0]) & (xyxy[:, 3] > xyxy[:, 1])
+        if not with_crowd:
+            keep &= ~self.crowd[rows]
+        return xyxy[keep].astype(np.float32), self.labels[rows][keep]
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over labels, file names, ids, sizes and boxes: equal data, equal digest.
+
+        The folder is left out, so that the same data set at another place keeps its identity.
+        """
+        sha = hashlib.sha256()
+        sha.update(self.label_map.to_json().encode())
+        sha.update("\0".join(self.files).encode())
+        for array, dtype in (
+            (self.image_ids, "<i8"),
+            (self.widths, "<i4"),
+            (self.heights, "<i4"),
+            (self.offsets, "<i8"),
+            (self.boxes_xywh, "<f8"),
+            (self.labels, "<i8"),
+            (self.areas, "<f8"),
+            (self.crowd, "|b1"),
+        ):
+            sha.update(np.ascontiguousarray(array, dtype=dtype).tobytes())
+        return sha.hexdigest()
+
+    @cached_property
+    def content_digest(self) -> str:
+        """SHA-256 over class names, images, boxes and labels, whatever format they came in.
+
+        Left out is what some formats do not hold: ids of images and classes, and areas other than
+        width times height. ``sub/../a.jpg`` is the same file as ``a.jpg``.
+        """
+        sha = hashlib.sha256()
+        sha.update("\n".join(self.label_map.names).encode())
+        sha.update("\0".join(posixpath.normpath(file) for file in self.files).encode())
+        for array, dtype in (
+            (self.widths, "<i4"),
+            (self.heights, "<i4"),
+            (self.offsets, "<i8"),
+            (self.boxes_xywh + 0.0, "<f8"),  # -0.0 is 0.0
+            (self.labels, "<i8"),
+            (self.crowd, "|b1"),
+        ):
+            sha.update(np.ascontiguousarray(array, dtype=dtype).tobytes())
+        return sha.hexdigest()

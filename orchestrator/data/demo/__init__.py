@@ -1,0 +1,1 @@
+"""Small data sets made of what is installed."""

@@ -1,0 +1,1 @@
+"""Annotation files of every format, as one kind of data set."""

@@ -1,0 +1,168 @@
+"""From the columns a reader has collected to a :class:`Dataset`: what all formats share.
+
+Whatever the format, boxes without area in their image are dropped, boxes over its edge are kept as
+annotated, and both are counted with their places.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from orchestrator.data.dataset import Dataset
+from orchestrator.data.label_map import LabelMap
+from orchestrator.data.readers.findings import Finding, ReadResult
+from orchestrator.data.readers.paths import check_files
+from orchestrator.errors import DataError
+
+#: Kind of the finding for images that annotations name and the folder lacks.
+MISSING_IMAGE = "missing_image"
+
+
+@dataclass(frozen=True)
+class ImageColumns:
+    """The images of a split, in order; see :class:`Dataset`. Without a known size, 0 by 0."""
+
+    files: tuple[str, ...]
+    ids: NDArray[np.int64]
+    widths: NDArray[np.int32]
+    heights: NDArray[np.int32]
+
+    def take(self, rows: NDArray[np.int64]) -> ImageColumns:
+        """The images at ``rows``."""
+        return ImageColumns(
+            tuple(self.files[row] for row in rows.tolist()),
+            self.ids[rows],
+            self.widths[rows],
+            self.heights[rows],
+        )
+
+
+@dataclass(frozen=True)
+class BoxColumns:
+    """Boxes in any order; ``image`` is each one's position among the images."""
+
+    image: NDArray[np.int64]
+    xywh: NDArray[np.float64]
+    labels: NDArray[np.int64]
+    areas: NDArray[np.float64]
+    crowd: NDArray[np.bool_]
+
+    def take(self, rows: NDArray[np.int64]) -> BoxColumns:
+        """The boxes at ``rows``."""
+        return BoxColumns(
+            self.image[rows], self.xywh[rows], self.labels[rows], self.areas[rows], self.crowd[rows]
+        )
+
+
+def build_dataset(
+    root: Path,
+    label_map: LabelMap,
+    images: ImageColumns,
+    boxes: BoxColumns,
+    *,
+    source: Path,
+    place: Callable[[int], str],
+) -> ReadResult:
+    """Sanitise boxes, sort them by image and look for the image files.
+
+    Images of unknown size are left out, and their boxes with them.
+
+    Args:
+        root: absolute real path of the image folder.
+        label_map: classes that ``boxes.labels`` speak of.
+        images: of the split.
+        boxes: as annotated.
+        source: annotation file, for messages.
+        place: where a box, given by its row, is annotated.
+
+    Raises:
+        DataError: not one of the image files exists, or not one size is known.
+        SecurityError: a file name leads out of ``root``.
+    """
+    known = images.widths > 0
+    if not known.any():
+        raise DataError(
+            f"none of the {len(known)} images of {source} can be read; the first is "
+            f"{root / images.files[0]}\nopen it with another program to see what it is"
+        )
+    on_known = np.flatnonzero(known[boxes.image])
+    boxes = boxes.take(on_known)
+    keep, findings = _sanitise(
+        boxes.xywh,
+        images.widths[boxes.image],
+        images.heights[boxes.image],
+        lambda row: place(int(on_known[row])),
+    )
+    rows = np.flatnonzero(keep)
+    boxes = boxes.take(rows[np.argsort(boxes.image[rows], kind="stable")])
+    if not known.all():
+        images = images.take(np.flatnonzero(known))
+        boxes = replace(boxes, image=(np.cumsum(known) - 1)[boxes.image])
+    findings += missing_files(root, images.files, source)
+    counts = np.bincount(boxes.image, minlength=len(images.files))
+    dataset = Dataset(
+        label_map=label_map,
+        root=str(root),
+        files=images.files,
+        image_ids=images.ids,
+        widths=images.widths,
+        heights=images.heights,
+        offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+        boxes_xywh=boxes.xywh,
+        labels=boxes.labels,
+        areas=boxes.areas,
+        crowd=boxes.crowd,
+    )
+    return ReadResult(dataset, tuple(findings))
+
+
+def missing_files(root: Path, files: Sequence[str], source: Path) -> list[Finding]:
+    """A finding when some of ``files`` are not below ``root``.
+
+    Raises:
+        DataError: none of them is.
+        SecurityError: a file name leads out of ``root``.
+    """
+    missing = check_files(root, files)
+    if missing and len(missing) == len(files):
+        raise DataError(
+            f"none of the {len(missing)} images of {source} is in {root}; the first is "
+            f"{files[0]}\npoint data.root, or the images of this split, at their folder"
+        )
+    if not missing:
+        return []
+    places = [files[i] for i in missing]
+    return [Finding.at(MISSING_IMAGE, "will be replaced by another image", places)]
+
+
+def _sanitise(
+    xywh: NDArray[np.float64],
+    widths: NDArray[np.int32],
+    heights: NDArray[np.int32],
+    place: Callable[[int], str],
+) -> tuple[NDArray[np.bool_], list[Finding]]:
+    """Which boxes can be used, and what is wrong with the others."""
+    x, y, w, h = xywh.T
+    right, bottom = x + w, y + h
+    negative = (w < 0) | (h < 0)
+    # Comparing sums finds sides that are positive, but too small for the coordinate they add to.
+    empty = ~negative & ((right == x) | (bottom == y))
+    outside = ~(negative | empty) & ((x >= widths) | (y >= heights) | (right <= 0) | (bottom <= 0))
+    dropped = negative | empty | outside
+    over_edge = ~dropped & ((x < 0) | (y < 0) | (right > widths) | (bottom > heights))
+    findings = [
+        Finding.at(kind, action, [place(int(row)) for row in np.flatnonzero(rows)])
+        for kind, rows, action in (
+            ("negative_size_box", negative, "dropped"),
+            ("zero_size_box", empty, "dropped"),
+            ("outside_box", outside, "dropped"),
+            ("over_edge_box", over_edge, "clipped for training"),
+        )
+        if rows.any()
+    ]
+    return ~dropped, findings

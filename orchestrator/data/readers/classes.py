@@ -1,0 +1,43 @@
+"""Class names of the formats whose annotations do not list them: one name a line.
+
+The line, counted from 0, is the number of the class. Where the first name is ``background``, as in
+lists made for SSD, it is no class, and the numbers of the others begin at 1.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from orchestrator.data.label_map import LabelMap
+from orchestrator.data.readers.findings import Problems
+from orchestrator.data.readers.numbers import shown
+from orchestrator.data.readers.paths import require_file
+from orchestrator.data.readers.text_files import read_lines
+
+#: Looked for in ``data.root`` when ``data.classes`` names no file.
+CLASSES_FILE = "classes.txt"
+BACKGROUND = "background"
+
+
+def read_classes(path: str | Path) -> LabelMap:
+    """The classes of a list of names.
+
+    Raises:
+        DataError: there is no such file, or it holds no names or one of them twice.
+    """
+    path = require_file(Path(path), what="list of classes", key="data.classes")
+    lines = read_lines(path)
+    problems = Problems(str(path))
+    seen: dict[str, int] = {}
+    for number, name in lines:
+        first = seen.setdefault(name, number)
+        if first != number:
+            problems.add(
+                f"{path.name}:{number}", f"{shown(name)} is already the class of line {first}"
+            )
+    start = 1 if lines and lines[0][1] == BACKGROUND else 0
+    names = [name for _, name in lines[start:]]
+    if not names:
+        problems.add(f"{path.name}:1", "holds no class, expected one name a line")
+    problems.raise_any()
+    return LabelMap(tuple(names), tuple(range(start, start + len(names))))

@@ -1,0 +1,154 @@
+"""File names from annotations: they must stay under the image folder, symbolic links included."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from orchestrator.data.readers.findings import MAX_PROBLEMS
+from orchestrator.errors import DataError, SecurityError, nearest
+
+
+def require_folder(folder: Path, *, what: str, key: str) -> Path:
+    """The absolute real path of an existing folder.
+
+    Args:
+        folder: to look for.
+        what: what it holds, for the message.
+        key: of the experiment that names it; see :func:`split_key`.
+
+    Raises:
+        DataError: there is no such folder.
+    """
+    if not is_folder(folder):
+        raise DataError(_missing(folder, what=what, key=key))
+    return folder.resolve()
+
+
+def require_file(file: Path, *, what: str, key: str) -> Path:
+    """Like :func:`require_folder`, for a file."""
+    if not is_file(file):
+        raise DataError(_missing(file, what=what, key=key))
+    return file
+
+
+def is_folder(path: Path) -> bool:
+    """Whether there is such a folder; there is none of a name that no file can have."""
+    return _holds(path.is_dir)
+
+
+def is_file(path: Path) -> bool:
+    """Like :func:`is_folder`, for a file."""
+    return _holds(path.is_file)
+
+
+def _holds(question: Callable[[], bool]) -> bool:
+    try:
+        return question()
+    except (OSError, ValueError):
+        # pathlib says no to what is missing, but fails for a name too long or a closed folder.
+        return False
+
+
+def split_key(setting: str) -> str:
+    """The key ``setting`` of either split, as a message names it."""
+    return f"data.train.{setting} (or data.val.{setting})"
+
+
+def _missing(path: Path, *, what: str, key: str) -> str:
+    exists = _holds(path.exists)
+    found = "is not the right kind of file" if exists else "does not exist"
+    parent = path.parent
+    similar = nearest(path.name, _entries(parent))
+    guess = f"; did you mean {parent / similar}?" if similar and not exists else ""
+    return (
+        f"{what} {path} {found}{guess}\n"
+        f"correct {key}, or point data.root at the folder that holds the data set: "
+        "data.root=FOLDER"
+    )
+
+
+def check_files(root: Path, names: Sequence[str]) -> list[int]:
+    """Look for the files that annotations name.
+
+    Each folder is listed once and only symbolic links are resolved one by one, so that a hundred
+    thousand files take a fraction of a second.
+
+    Args:
+        root: absolute real path of the image folder.
+        names: paths relative to ``root``.
+
+    Returns:
+        Positions in ``names`` of files that do not exist.
+
+    Raises:
+        SecurityError: a name is absolute or leads out of ``root``; all such names are listed.
+    """
+    escapes: dict[int, str] = {}
+    missing: list[int] = []
+    by_folder: dict[str, list[int]] = defaultdict(list)
+    for position, name in enumerate(names):
+        folder, _, base = name.rpartition("/")
+        if name.startswith("/"):
+            escapes[position] = "is absolute"
+        elif "\0" in name or base in ("", ".", ".."):
+            escapes[position] = "is no file name"
+        else:
+            by_folder[folder].append(position)
+    for folder, positions in by_folder.items():
+        real = _resolve(root / folder)
+        if real is None:
+            missing += positions
+            continue
+        if not real.is_relative_to(root):
+            escapes.update(dict.fromkeys(positions, f"leads to {real}"))
+            continue
+        is_link = _entries(real)
+        for position in positions:
+            name = names[position].rpartition("/")[2]
+            if name not in is_link:
+                missing.append(position)
+            elif is_link[name]:
+                target = _resolve(real / name)
+                if target is None or not target.exists():
+                    missing.append(position)
+                elif not target.is_relative_to(root):
+                    escapes[position] = f"is a link to {target}"
+    if escapes:
+        raise SecurityError(_escape_message(root, names, escapes))
+    return sorted(missing)
+
+
+def _resolve(path: Path) -> Path | None:
+    """The real path; None where symbolic links form a loop or a name is too long."""
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError, ValueError):
+        return None
+
+
+def _entries(folder: Path) -> dict[str, bool]:
+    """Name of each entry of a folder, and whether it is a symbolic link; none if it has none."""
+    try:
+        with os.scandir(folder) as entries:
+            return {entry.name: entry.is_symlink() for entry in entries}
+    except (OSError, ValueError):
+        return {}
+
+
+def _escape_message(root: Path, names: Sequence[str], escapes: dict[int, str]) -> str:
+    listed = sorted(escapes.items())[:MAX_PROBLEMS]
+    lines = [f"{len(escapes)} file name(s) lead out of the image folder {root}"]
+    lines += [f"  image {position}: {names[position]!r} {why}" for position, why in listed]
+    if len(escapes) > len(listed):
+        lines.append(f"  ... and {len(escapes) - len(listed)} more")
+    lines.append("images must lie under the folder; copy them there or choose a higher folder")
+    return "\n".join(lines)
+
+
+def stays_below(folder: Path, path: Path) -> bool:
+    """Whether ``path``, symbolic links followed, lies under ``folder``, an absolute real path."""
+    real = _resolve(path)
+    return real is not None and real.is_relative_to(folder)

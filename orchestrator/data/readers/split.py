@@ -1,0 +1,95 @@
+"""Every annotation format behind one call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from orchestrator.data.label_map import LabelMap
+from orchestrator.data.readers.annotation_cache import read_digested
+from orchestrator.data.readers.classes import CLASSES_FILE, read_classes
+from orchestrator.data.readers.coco import read_coco
+from orchestrator.data.readers.findings import ReadResult
+from orchestrator.data.readers.fingerprint import Source
+from orchestrator.data.readers.text_files import UNREADABLE_IMAGE
+from orchestrator.data.readers.txt import read_txt
+from orchestrator.data.readers.voc import read_voc
+from orchestrator.data.readers.yolo import read_yolo
+from orchestrator.data.shards.split import read_shards, require_same
+from orchestrator.errors import DataError
+
+if TYPE_CHECKING:
+    # The schema knows every detector and so imports torch, which no data task needs.
+    from orchestrator.config.schema import DataConfig, SplitConfig
+
+#: Readers of the formats that keep class names in a file of their own.
+LISTED: dict[str, Callable[[Path, Path, LabelMap], ReadResult]] = {
+    "voc": read_voc,
+    "txt": read_txt,
+    "yolo": read_yolo,
+}
+
+
+def read_split(config: DataConfig, split: SplitConfig, *, keep: bool = False) -> ReadResult:
+    """Read the images and boxes of one split.
+
+    Annotations are not parsed again where a manifest of these very files is kept.
+
+    Args:
+        config: the ``data`` section.
+        split: its ``train`` or ``val``.
+        keep: keep a manifest; see :mod:`orchestrator.data.readers.annotation_cache`.
+
+    Raises:
+        DataError: the split is missing or malformed, too many of its images had to be left out, or
+            its shards are of other annotations.
+        SecurityError: a path leads out of the image folder.
+    """
+    root = Path(config.root).resolve()
+    annotated = None
+    if split.files is not None:
+        images, annotations = split.files
+        source = Source(
+            kind=config.format,
+            images=root / images,
+            annotations=root / annotations,
+            classes=None if config.format == "coco" else root / (config.classes or CLASSES_FILE),
+        )
+        annotated = read_digested(source, parse, cache=config.cache, keep=keep)
+        _refuse_too_many_left_out(annotated, config.max_bad_fraction, source.annotations)
+    if split.shards is None:
+        assert annotated is not None, "the schema requires one of the two"
+        return annotated
+    remote = "://" in split.shards
+    location = split.shards if remote else str(root / split.shards)
+    sharded = read_shards(location, cache=config.cache)
+    if annotated is None:
+        return sharded
+    require_same(sharded.dataset, annotated.dataset)
+    return replace(annotated, dataset=sharded.dataset)
+
+
+def parse(source: Source) -> ReadResult:
+    """Read the annotation files themselves.
+
+    Raises:
+        DataError: they are missing or malformed.
+        SecurityError: a path leads out of the image folder.
+    """
+    if source.classes is None:
+        return read_coco(source.images, source.annotations)
+    classes = read_classes(source.classes)
+    return LISTED[source.kind](source.images, source.annotations, classes)
+
+
+def _refuse_too_many_left_out(result: ReadResult, allowed: float, source: Path) -> None:
+    for finding in result.findings:
+        total = len(result.dataset) + finding.count
+        if finding.kind == UNREADABLE_IMAGE and finding.count > allowed * total:
+            raise DataError(
+                f"{source}: {finding.count} of {total} images cannot be read, allowed is the "
+                f"fraction data.max_bad_fraction = {allowed}; the first: {finding.examples[0]}\n"
+                "put these files right, or take them out of the data set"
+            )

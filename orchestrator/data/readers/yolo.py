@@ -1,0 +1,233 @@
+"""Reader of YOLO annotations: one text file an image, boxes as fractions of the image.
+
+Source: the Darknet format, https://github.com/AlexeyAB/darknet, section "How to train to detect
+your custom objects". Each line is ``class x_centre y_centre width height``, all but the class
+divided by the image's width or height. An image without a label file has no objects. The label file
+of ``images/a.jpg`` is ``labels/a.txt``.
+"""
+
+from __future__ import annotations
+
+import os
+from decimal import ROUND_HALF_EVEN, Decimal
+from pathlib import Path, PurePath
+
+from orchestrator.data.label_map import LabelMap
+from orchestrator.data.readers.build import build_dataset, missing_files
+from orchestrator.data.readers.findings import Finding, Problems, ReadResult
+from orchestrator.data.readers.numbers import EXACT, number, shown
+from orchestrator.data.readers.paths import is_file, is_folder, require_folder, split_key
+from orchestrator.data.readers.text_files import (
+    BoxList,
+    header_sizes,
+    images_of,
+    read_lines,
+    report_duplicates,
+)
+from orchestrator.data.readers.txt import class_label
+from orchestrator.errors import DataError, SecurityError
+
+SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"))
+#: Pixels are rounded to this, far below what a float64 can tell apart at any size of an image. It
+#: undoes the division by a width that no decimal fraction can express.
+PIXEL_QUANTUM = Decimal("1e-30")
+
+_VALUES = ("x_centre", "y_centre", "width", "height")
+_HALF = Decimal("0.5")
+
+
+def read_yolo(images_dir: str | Path, annotations: str | Path, classes: LabelMap) -> ReadResult:
+    """Read one split of a YOLO data set.
+
+    Ids of images count from 1. An image whose header cannot be read has no size and is left out,
+    with a finding.
+
+    Args:
+        images_dir: folder of the images.
+        annotations: a folder of label files, which are those of all images below ``images_dir`` in
+            the order of their names; or a text file that lists the images, one path a line,
+            relative to that file. Label files then lie in ``labels``, at the place that ``images``
+            has in ``images_dir``.
+        classes: by number.
+
+    Raises:
+        DataError: something is missing or cannot be understood; the first hundred are listed.
+        SecurityError: a path leads out of ``images_dir``.
+    """
+    root = require_folder(Path(images_dir), what="image folder", key=split_key("images"))
+    source = Path(annotations)
+    problems = Problems(str(source))
+    labels, files, label_files = yolo_files(root, source, problems)
+    problems.raise_any()
+    # Before any of them is opened, they must be known to lie below the folder.
+    missing_files(root, files, source)
+    sizes, findings = header_sizes(root, files)
+    boxes = BoxList()
+    for position, name in enumerate(label_files):
+        if sizes[position] != (0, 0):
+            _read_labels(labels, name, position, sizes[position], classes, boxes, problems)
+    problems.raise_any()
+    if is_folder(source):
+        findings += _orphans(labels, frozenset(label_files))
+    result = build_dataset(
+        root,
+        classes,
+        images_of(files, sizes),
+        boxes.columns(),
+        source=source,
+        place=lambda row: f"{labels.name}/{label_files[boxes.image(row)]}:{boxes.lines[row]}",
+    )
+    return ReadResult(result.dataset, (*findings, *result.findings))
+
+
+def yolo_files(root: Path, source: Path, problems: Problems) -> tuple[Path, list[str], list[str]]:
+    """The folder of label files, the images relative to ``root``, and the label file of each.
+
+    Raises:
+        DataError: there are no images, or no such folder or list.
+        SecurityError: a path of the list leads out of ``root``.
+    """
+    if is_folder(source):
+        labels = source.resolve()
+        files = places = _all_images(root)
+        if not files:
+            raise DataError(f"{root}: holds no image; point data.train.images at their folder")
+    else:
+        if not is_file(source):
+            require_folder(source, what="label folder or list", key=split_key("annotations"))
+        labels = labels_beside(root)
+        files, places = _listed_images(root, source)
+        if not files:
+            problems.add(f"{source.name}:1", "is empty, expected one image path a line")
+    report_duplicates(files, places, problems)
+    label_files = [PurePath(file).with_suffix(".txt").as_posix() for file in files]
+    _report_shared(files, label_files, problems)
+    return labels, files, label_files
+
+
+def all_labels(folder: Path) -> list[str]:
+    """The label files below a folder, in the order of their names."""
+    return [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*.txt"))]
+
+
+def labels_beside(images: Path) -> Path:
+    """The folder of label files that belongs to a folder of images.
+
+    Raises:
+        DataError: no part of the path is called ``images``.
+    """
+    parts = list(images.parts)
+    for position in range(len(parts) - 1, 0, -1):
+        if parts[position] == "images":
+            return Path(*parts[:position], "labels", *parts[position + 1 :])
+    raise DataError(
+        f"{images}: no folder on this path is called 'images', so there is no 'labels' beside it\n"
+        f"name the folder of label files in {split_key('annotations')}"
+    )
+
+
+def _all_images(root: Path) -> list[str]:
+    return [
+        path.relative_to(root).as_posix()
+        for path in sorted(root.rglob("*"))
+        if path.suffix.lower() in SUFFIXES and path.is_file()
+    ]
+
+
+def _listed_images(root: Path, source: Path) -> tuple[list[str], list[str]]:
+    """Images of a list, relative to ``root``, and where each is named."""
+    files, places, away = [], [], []
+    folder = source.absolute().parent.resolve()
+    for line, text in read_lines(source):
+        place = f"{source.name}:{line}"
+        path = os.path.normpath(folder / text) if "\0" not in text else text
+        file = os.path.relpath(path, root)
+        if file == "." or file.startswith(".." + os.sep) or file == "..":
+            away.append(f"  {place}: {shown(text)}")
+        files.append(file)
+        places.append(place)
+    if away:
+        raise SecurityError(
+            "\n".join(
+                [f"{source}: {len(away)} path(s) lead out of the image folder {root}", *away[:100]]
+            )
+        )
+    return files, places
+
+
+def _report_shared(files: list[str], label_files: list[str], problems: Problems) -> None:
+    """Two images of one name would share their labels."""
+    first: dict[str, str] = {}
+    for file, label_file in zip(files, label_files, strict=True):
+        other = first.setdefault(label_file, file)
+        if other != file:
+            problems.add(file, f"shares the label file {label_file} with {other}")
+
+
+def _read_labels(
+    folder: Path,
+    name: str,
+    position: int,
+    size: tuple[int, int],
+    classes: LabelMap,
+    boxes: BoxList,
+    problems: Problems,
+) -> None:
+    path = folder / name
+    # A link to nothing is no image without objects: its labels were lost.
+    if not os.path.lexists(path):
+        return
+    shown_name = f"{folder.name}/{name}"
+    real = Path(os.path.realpath(path))
+    if not real.is_relative_to(folder):
+        raise SecurityError(f"{shown_name}: is a link to {real}, out of {folder}")
+    try:
+        lines = read_lines(path)
+    except DataError as error:
+        problems.add(shown_name, str(error))
+        return
+    for line, text in lines:
+        try:
+            xywh, label = _box(text, size, classes)
+        except ValueError as error:  # noqa: PERF203 - every bad line is to be listed
+            problems.add(f"{shown_name}:{line}", str(error))
+        else:
+            boxes.add(position, xywh, label, False, line)
+
+
+def _box(
+    text: str, size: tuple[int, int], classes: LabelMap
+) -> tuple[tuple[float, float, float, float], int]:
+    """The box in pixels, and the label, of one line."""
+    parts = text.split()
+    if len(parts) != 5:
+        outline = "; outlines of segments are not boxes" if len(parts) > 6 else ""
+        raise ValueError(f"has {len(parts)} values, expected class {' '.join(_VALUES)}{outline}")
+    label = class_label(parts[0], classes)
+    values = []
+    for name, part in zip(_VALUES, parts[1:], strict=True):
+        value = number(name, part)
+        if not -1 <= value <= 2:
+            raise ValueError(f"{name} is {shown(part)}, expected a fraction of the image, 0 to 1")
+        values.append(value)
+    x, y, w, h = values
+    height, width = size
+    return (
+        _pixels(EXACT.subtract(x, EXACT.multiply(w, _HALF)), width),
+        _pixels(EXACT.subtract(y, EXACT.multiply(h, _HALF)), height),
+        _pixels(w, width),
+        _pixels(h, height),
+    ), label
+
+
+def _pixels(fraction: Decimal, side: int) -> float:
+    pixels = EXACT.multiply(fraction, Decimal(side))
+    return float(pixels.quantize(PIXEL_QUANTUM, ROUND_HALF_EVEN, EXACT))
+
+
+def _orphans(folder: Path, known: frozenset[str]) -> list[Finding]:
+    """Label files that belong to no image; a list of class names among them is none."""
+    orphans = [name for name in all_labels(folder) if name not in known and name != "classes.txt"]
+    if not orphans:
+        return []
+    return [Finding.at("labels_without_image", "not used", orphans)]

@@ -1,0 +1,1 @@
+"""Splits as Parquet files that stream."""

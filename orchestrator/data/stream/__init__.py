@@ -1,0 +1,1 @@
+"""From a step number to its batch: order, assembly, and the streams that carry batches."""

@@ -1,0 +1,294 @@
+"""From a step number to the batch of that step: the one place where batches are made.
+
+Both streams call :class:`BatchPlan`, in this process or in a Ray task; since a batch is a pure
+function of the plan, the step, the rank and the number of ranks, they yield the same bytes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from orchestrator.data.augment import Augment, Sample, build_augment
+from orchestrator.data.augment.mix import Mix, Picture
+from orchestrator.data.batch import Batch
+from orchestrator.data.counter_rng import Domain, SampleKey, uniforms
+from orchestrator.data.dataset import Dataset
+from orchestrator.data.decode import BadImageError
+from orchestrator.data.images import image_pixels
+from orchestrator.data.shards.split import keep_shards
+from orchestrator.data.stream.schedule import Schedule, eval_slots
+from orchestrator.errors import DataError
+
+if TYPE_CHECKING:
+    from orchestrator.config.schema import DataConfig
+
+#: Samples tried in place of one that cannot be decoded before the data set is given up.
+MAX_REPLACEMENTS = 32
+
+_Replaced = tuple[int, int, str]
+
+
+@dataclass(frozen=True, eq=False)
+class BatchPlan:
+    """Everything that decides what is in which batch; plain data, picklable.
+
+    Attributes:
+        train, val: the two splits.
+        schedule: which samples form which training step.
+        augment: applied to training images; evaluation does its part that draws nothing.
+        input_size: (H, W) of the network.
+        box_slots: G, boxes per image in a batch. Of an image with more, the largest are kept.
+        with_crowd: whether crowd boxes are training targets.
+        eval_batch: images per rank in one evaluation batch.
+        mix: makes training samples of several images; None leaves them alone.
+    """
+
+    train: Dataset
+    val: Dataset
+    schedule: Schedule
+    augment: Augment
+    input_size: tuple[int, int]
+    box_slots: int
+    with_crowd: bool
+    eval_batch: int
+    mix: Mix | None = None
+
+    @classmethod
+    def from_config(
+        cls,
+        config: DataConfig,
+        train: Dataset,
+        val: Dataset,
+        *,
+        seed: int,
+        epochs: int,
+        batch_size: int,
+        workers: int,
+        input_size: tuple[int, int],
+    ) -> BatchPlan:
+        """Plan a run.
+
+        Args:
+            config: the ``data`` section of the experiment.
+            train, val: the splits it names.
+            seed: of the experiment.
+            epochs: of training.
+            batch_size: images of one step over all workers.
+            workers: number of ranks; evaluation batches are as large as a rank's training batches.
+            input_size: (H, W) of the network.
+
+        Raises:
+            DataError: too few usable images, or splits with different classes.
+            ConfigError: the batch does not divide among the workers.
+        """
+        train.label_map.require_equal(val.label_map, here="data.train", there="data.val")
+        with_crowd = config.crowd == "include"
+        counts = usable_boxes(train, with_crowd=with_crowd)
+        schedule = Schedule(
+            seed=seed,
+            sample_ids=training_samples(config, train),
+            batch_size=batch_size,
+            epochs=epochs,
+            window=config.window,
+            bounds=None if train.shards is None else train.shards.bounds,
+        )
+        reach = schedule.shards_in_reach
+        mix = None if config.mix is None else Mix(size=input_size, **config.mix.model_dump())
+        images = 1 if mix is None else mix.images
+        return cls(
+            train=keep_shards(train, reach),
+            val=keep_shards(val, reach),
+            schedule=schedule,
+            augment=build_augment(config.augmentation, input_size),
+            input_size=input_size,
+            box_slots=config.max_boxes or max(1, images * int(counts.max())),
+            with_crowd=with_crowd,
+            eval_batch=schedule.rank_batch(workers),
+            mix=mix,
+        )
+
+    def train_batch(self, step: int, rank: int, world: int, into: Batch | None = None) -> Batch:
+        """One rank's share of training step ``step``.
+
+        Args:
+            step: of the run.
+            rank, world: whose share of it.
+            into: a batch of the same shapes whose arrays to fill; None makes new ones.
+
+        Raises:
+            DataError: neither an image nor any of its replacements could be decoded.
+        """
+        epoch = self.schedule.epoch_of(step)
+        samples = self.schedule.rank_samples(step, rank, world)
+        _fetch(self.train, samples)
+        builder = _BatchBuilder(self.train, step, self._memory(len(samples), into))
+        for position, sample in enumerate(samples.tolist()):
+            used, picture = self._picture(position, sample, builder.replaced)
+            key = SampleKey(self.schedule.seed, epoch, used)
+            if self.mix is not None:
+                pool = self.schedule.partners(step)
+                picture = self.mix(picture, key, len(pool), partial(self._partner, pool))
+            made = self.augment(*picture, key, builder.room(position))
+            builder.put(position, used, made)
+        return builder.finish()
+
+    def eval_batch_count(self, world: int) -> int:
+        """Evaluation batches of each of ``world`` ranks."""
+        return len(eval_slots(len(self.val), 0, world, self.eval_batch))
+
+    def eval_batch_at(self, index: int, rank: int, world: int, into: Batch | None = None) -> Batch:
+        """One rank's ``index``-th evaluation batch, ``into`` as for :meth:`train_batch`.
+
+        Its boxes serve a validation loss; scoring compares with the annotations of ``val``. An
+        image that cannot be decoded becomes padding: its annotations then count as missed.
+        """
+        slots = eval_slots(len(self.val), rank, world, self.eval_batch)[index]
+        _fetch(self.val, slots[slots >= 0])
+        prepare = self.augment.plain()
+        builder = _BatchBuilder(self.val, -1, self._memory(len(slots), into))
+        for position, sample in enumerate(slots.tolist()):
+            if sample < 0:
+                continue
+            image = self._read(self.val, sample)
+            if isinstance(image, BadImageError):
+                builder.replaced.append((position, sample, str(image)))
+                continue
+            boxes, labels = self.val.training_boxes(sample)
+            key = SampleKey(self.schedule.seed, 0, sample)
+            made = prepare(image, boxes, labels, key, builder.room(position))
+            builder.put(position, sample, made)
+        return builder.finish()
+
+    def _memory(self, n: int, into: Batch | None) -> Batch:
+        if into is not None:
+            return into
+        return Batch.unfilled(n, self.input_size, self.box_slots)
+
+    def _picture(
+        self, position: int, sample: int, replaced: list[_Replaced]
+    ) -> tuple[int, Picture]:
+        """The sample that is used, and its image with the boxes to learn from."""
+        used, image = self._decode_or_replace(position, sample, replaced)
+        boxes, labels = self.train.training_boxes(used, with_crowd=self.with_crowd)
+        return used, Picture(image, boxes, labels)
+
+    def _partner(self, pool: NDArray[np.int64], number: int) -> Picture:
+        """The picture of the ``number``-th sample of ``pool``.
+
+        Where it has to be replaced nobody is told: that happens when its own turn comes.
+        """
+        return self._picture(0, int(pool[number]), [])[1]
+
+    def _decode_or_replace(
+        self, position: int, sample: int, replaced: list[_Replaced]
+    ) -> tuple[int, NDArray[np.uint8]]:
+        """The image of ``sample``, or of the first sample of its chain that can be decoded.
+
+        The chain depends on seed and sample alone, so that the same image stands in for a bad one
+        in every epoch, on every rank and after every restart.
+        """
+        image = self._read(self.train, sample)
+        if not isinstance(image, BadImageError):
+            return sample, image
+        replaced.append((position, sample, str(image)))
+        pool = self.schedule.sample_ids
+        chain = uniforms(
+            self.schedule.seed, Domain.REPLACEMENT, sample=sample, count=MAX_REPLACEMENTS
+        )
+        for candidate in pool[(chain * len(pool)).astype(np.int64)].tolist():
+            image = self._read(self.train, candidate)
+            if not isinstance(image, BadImageError):
+                return candidate, image
+        raise DataError(
+            f"training set: image {self.train.files[sample]} and {MAX_REPLACEMENTS} others tried "
+            f"in its place cannot be decoded; the last: {image}\n"
+            "check that data.root points at the image files"
+        )
+
+    @staticmethod
+    def _read(dataset: Dataset, sample: int) -> NDArray[np.uint8] | BadImageError:
+        """The pixels of an image, or why they cannot be used."""
+        try:
+            return image_pixels(dataset, sample)
+        except BadImageError as error:
+            return error
+
+
+def _fetch(dataset: Dataset, samples: NDArray[np.int64]) -> None:
+    """Have on this node what the images of a batch are in, side by side rather than in turn."""
+    if dataset.shards is not None:
+        dataset.shards.fetch(samples)
+
+
+def training_samples(config: DataConfig, train: Dataset) -> NDArray[np.int64]:
+    """(n,) indices of the images that take part in training, in the order of the data set."""
+    if config.keep_empty:
+        return np.arange(len(train), dtype=np.int64)
+    counts = usable_boxes(train, with_crowd=config.crowd == "include")
+    return np.flatnonzero(counts).astype(np.int64, copy=False)
+
+
+def usable_boxes(dataset: Dataset, *, with_crowd: bool) -> NDArray[np.int64]:
+    """(n,) int64: how many boxes of each image training can learn from."""
+    per_image = np.diff(dataset.offsets)
+    sizes = np.stack([dataset.widths, dataset.heights], axis=1).repeat(per_image, axis=0)
+    low = np.clip(dataset.boxes_xywh[:, :2], 0, sizes)
+    high = np.clip(dataset.boxes_xywh[:, :2] + dataset.boxes_xywh[:, 2:], 0, sizes)
+    usable = (high > low).all(axis=1) & (with_crowd | ~dataset.crowd)
+    image = np.arange(len(dataset)).repeat(per_image)
+    return np.bincount(image[usable], minlength=len(dataset)).astype(np.int64, copy=False)
+
+
+class _BatchBuilder:
+    """Fills the arrays of one batch, image by image."""
+
+    def __init__(self, dataset: Dataset, step: int, memory: Batch) -> None:
+        """Begin with padding; the images of ``memory`` are left as they are until the end."""
+        self.replaced: list[_Replaced] = []
+        self._dataset = dataset
+        self._step = step
+        self._batch = memory
+        for zeros in (memory.boxes, memory.labels, memory.valid):
+            zeros.fill(0)
+        for nothing in (memory.sample_ids, memory.image_ids):
+            nothing.fill(-1)
+        memory.sizes.fill(1)
+        memory.transforms[:] = 1.0, 1.0, 0.0, 0.0
+
+    def room(self, position: int) -> NDArray[np.uint8]:
+        """(H, W, 3) memory of one image."""
+        room: NDArray[np.uint8] = self._batch.images[position]
+        return room
+
+    def put(self, position: int, sample: int, made: Sample) -> None:
+        """Place a prepared image, unless it was made in its room, and its boxes."""
+        batch, data = self._batch, self._dataset
+        kept = _largest(made.boxes, batch.boxes.shape[1])
+        boxes = made.boxes[kept]
+        if not np.may_share_memory(made.image, batch.images[position]):
+            batch.images[position] = made.image
+        batch.boxes[position, : len(boxes)] = boxes
+        batch.labels[position, : len(boxes)] = made.labels[kept]
+        batch.valid[position, : len(boxes)] = True
+        batch.sample_ids[position] = sample
+        batch.image_ids[position] = data.image_ids[sample]
+        batch.sizes[position] = data.heights[sample], data.widths[sample]
+        batch.transforms[position] = made.transform
+
+    def finish(self) -> Batch:
+        """The batch; positions that nothing was placed at are padding."""
+        self._batch.images[self._batch.sample_ids < 0] = 0
+        return replace(self._batch, step=self._step, replaced=tuple(self.replaced))
+
+
+def _largest(boxes: NDArray[np.float32], slots: int) -> slice | NDArray[np.int64]:
+    """Rows of the ``slots`` largest boxes, in their order."""
+    if len(boxes) <= slots:
+        return slice(None)
+    areas = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
+    return np.sort(np.argsort(-areas, kind="stable")[:slots])

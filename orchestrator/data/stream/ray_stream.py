@@ -1,0 +1,447 @@
+"""Batches made by Ray Data, in order, beginning at any step.
+
+The rows that Ray Data processes are the schedule itself: step numbers. Its map stage reads, decodes
+and augments the images of a step and hands back the rank's whole batch, and ``preserve_order``
+keeps the rows in sequence, so each rank gets exactly the batches a
+:class:`~orchestrator.data.stream.local.LocalStream` would make. ``streaming_split`` and
+``random_shuffle`` are not used: they lose the order.
+
+A run is cut into segments of steps, each one execution of Ray Data, and the next segment is started
+while the last one is being consumed. That hides the start of an execution (0.3 to 1 s), which an
+execution per epoch would not for a small data set. A segment's batches fit a memory budget, so that
+it can run to its end however slow the consumer is: a Ray Data executor under back-pressure polls
+without pause and takes more than half a core from the training process (Ray 2.60). Only for a
+consumer that spends its time waiting, which causes no back-pressure while it does, segments are
+long.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import fields
+from functools import lru_cache, partial
+from queue import Empty, Full, Queue
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, TypeAlias
+from uuid import uuid4
+
+import numpy as np
+import pyarrow as pa
+import ray
+import ray.data
+import ray.train
+from ray.data import TaskPoolStrategy
+
+from orchestrator.data.batch import Batch
+from orchestrator.data.stream.assemble import BatchPlan
+from orchestrator.data.stream.local import EvalCache, in_order
+from orchestrator.data.stream.slots import slot
+from orchestrator.errors import ConfigError, DataError, OrchestratorError, StorageError
+from orchestrator.memory import keep_freed_memory
+
+if TYPE_CHECKING:
+    from ray.actor import ActorHandle
+
+#: Batches of a segment together, as long as the consumer is the slower side.
+SEGMENT_BYTES = 128 << 20
+#: Steps of one segment at most, and of each one while the consumer waits. Few are better: in the
+#: first second of an execution of that size Ray Data runs one task at a time (Ray 2.60).
+SEGMENT_STEPS = 1000
+#: Images one task prepares at most, and their bytes: enough that the cost of a task (40 ms of CPU
+#: time) does not count, and no more than Ray Data keeps in one block.
+TASK_IMAGES, TASK_BYTES = 512, 128 << 20
+#: Share of its time that a consumer waits when it is called starved.
+STARVED = 0.25
+
+_ARRAYS = tuple(field.name for field in fields(Batch) if field.name not in ("step", "replaced"))
+_CLOSE_SECONDS = 10.0
+_POLL_SECONDS = 0.2
+
+Rows: TypeAlias = dict[str, Any]
+#: Plan, number, rank, world and whose arrays to fill.
+Make: TypeAlias = Callable[[BatchPlan, int, int, int, Batch | None], Batch]
+
+
+class RayStream:
+    """One rank's batches through Ray Data; made by :class:`ScheduledDataConfig`, small to pickle.
+
+    Attributes:
+        rank, world: whose share this stream yields.
+        prefetch: batches that a segment holds at least.
+        tasks: map tasks that work at a time for this rank on a node.
+        task_cpus: logical CPUs of one such task.
+        plan_ref: what is in which batch, in the object store.
+        name: of this stream, like no other's.
+    """
+
+    def __init__(
+        self,
+        plan: ray.ObjectRef[BatchPlan],
+        *,
+        rank: int,
+        world: int,
+        prefetch: int,
+        tasks: int,
+        task_cpus: float,
+    ) -> None:
+        self.rank = rank
+        self.world = world
+        self.prefetch = prefetch
+        self.tasks = tasks
+        self.task_cpus = task_cpus
+        self.plan_ref = plan
+        self.name = uuid4().hex
+        self._eval_cache: EvalCache | None = None
+
+    def train_batches(self, start_step: int, stop_step: int) -> Iterator[Batch]:
+        """This rank's batches for steps ``start_step <= step < stop_step``, in order.
+
+        Raises:
+            DataError: an image and all its replacements could not be decoded.
+            OrchestratorError: a batch of another step than expected arrived.
+        """
+        batches = self._batches(BatchPlan.train_batch, start_step, stop_step)
+        return in_order(batches, start_step, stop_step)
+
+    def eval_batches(self) -> Iterator[Batch]:
+        """This rank's share of the validation images, each exactly once."""
+        plan = _plan(self.plan_ref)
+        if self._eval_cache is None:
+            self._eval_cache = EvalCache(plan, self.world)
+        count = plan.eval_batch_count(self.world)
+        return self._eval_cache.batches(lambda: self._batches(BatchPlan.eval_batch_at, 0, count))
+
+    def _batches(self, make: Make, start: int, stop: int) -> Generator[Batch, None, None]:
+        """Batches ``start .. stop - 1``, segment after segment."""
+        budget = self._budget_steps()
+        at_once = self.tasks * self._task_steps()
+        running: deque[_Segment] = deque()
+        begun = done = start
+        starved = False
+        try:
+            while done < stop:
+                follows = len(running) == 1 and running[0].nears_its_end(at_once)
+                if begun == done or (follows and begun < stop):
+                    end = min(begun + (SEGMENT_STEPS if starved else budget), stop)
+                    dataset = partial(self._dataset, make, range(begun, end), starved=starved)
+                    running.append(_Segment(dataset, end - begun, budget, first=begun == start))
+                    begun = end
+                yield running[0].take()
+                done += 1
+                starved = running[0].starved
+                if running[0].taken == running[0].steps:
+                    running.popleft().close()
+        finally:
+            for segment in running:
+                segment.close()
+
+    def _cuts(self, first: int, end: int, *, starved: bool) -> list[range]:
+        """Batches ``first .. end - 1``, cut into what one task makes of them.
+
+        Ray Data looks for finished tasks ten times a second. For a consumer that waits there is one
+        task more than otherwise, which begins when another ends, and the first of them are short by
+        different amounts, so that they do not all end, and wait to be found out, at the same time.
+        """
+        longest = self._task_steps()
+        if not starved:
+            length = min(longest, -(-(end - first) // self.tasks))
+            return [range(i, min(i + length, end)) for i in range(first, end, length)]
+        cuts: list[range] = []
+        while first < end:
+            share = min(1.0, (len(cuts) + 1) / (self.tasks + 1))
+            stop = min(first + max(1, round(longest * share)), end)
+            cuts.append(range(first, stop))
+            first = stop
+        return cuts
+
+    def _dataset(self, make: Make, steps: range, *, starved: bool) -> ray.data.Dataset:
+        """The batches of ``steps``, one per row, not yet begun."""
+        work = partial(
+            _make_rows,
+            plan_ref=self.plan_ref,
+            make=make,
+            rank=self.rank,
+            world=self.world,
+            slots=partial(slot, self.name, self.tasks),
+        )
+        cuts = self._cuts(steps.start, steps.stop, starved=starved)
+        # Blocks rather than ``range``, whose read tasks would want a CPU each.
+        blocks = [pa.table({"number": np.array(cut)}) for cut in cuts]
+        dataset = ray.data.from_blocks(blocks).map_batches(
+            work,
+            batch_size=None,
+            batch_format="numpy",
+            compute=TaskPoolStrategy(size=min(self.tasks + starved, len(blocks))),
+            num_cpus=self.task_cpus,
+        )
+        dataset.context.execution_options.preserve_order = True
+        # Ray Data learns only after a second how much memory it may use, and until then runs one
+        # task at a time. A segment within the stream's own budget needs no such limit.
+        dataset.context.op_resource_reservation_enabled = len(steps) > self._budget_steps()
+        dataset.context.enable_progress_bars = False
+        return dataset
+
+    def _task_steps(self) -> int:
+        """Steps that one map task prepares."""
+        plan = _plan(self.plan_ref)
+        images = min(TASK_IMAGES, TASK_BYTES // (plan.input_size[0] * plan.input_size[1] * 3))
+        return max(1, images // plan.schedule.rank_batch(self.world))
+
+    def _budget_steps(self) -> int:
+        """Steps whose batches fit the memory budget."""
+        plan = _plan(self.plan_ref)
+        height, width = plan.input_size
+        batch_bytes = plan.schedule.rank_batch(self.world) * height * width * 3
+        return min(max(SEGMENT_BYTES // batch_bytes, self.prefetch), SEGMENT_STEPS)
+
+
+class ScheduledDataConfig(ray.train.DataConfig):  # type: ignore[misc]  # Ray is not typed
+    """Hands each Ray Train worker its :class:`RayStream`.
+
+    Ray Train calls :meth:`configure` whenever a worker group starts, also after a failure; the
+    streams it makes hold no position, since a worker asks for the steps after the commit it
+    loaded.
+    """
+
+    def __init__(
+        self, plan: BatchPlan, *, prefetch: int = 4, tasks: int = 2, task_cpus: float = 0.25
+    ) -> None:
+        """Put ``plan`` into the object store; Ray must have been initialised.
+
+        Args:
+            plan: what is in which batch.
+            prefetch: batches per worker that are made ahead, at least.
+            tasks: map tasks per worker that work at a time on a node; for a worker that waits there
+                is one more in reserve.
+            task_cpus: logical CPUs of one task. The cluster must have ``tasks * task_cpus`` to
+                spare for each worker, or training waits for its first batch for ever.
+        """
+        # Named data sets are only split on request; without, no rank waits for the others here.
+        super().__init__(datasets_to_split=[])
+        self._plan_ref = ray.put(plan)
+        self._total_steps = plan.schedule.total_steps
+        self._prefetch = prefetch
+        self._tasks = tasks
+        self._task_cpus = task_cpus
+
+    def datasets(self) -> dict[str, ray.data.Dataset]:
+        """What a trainer takes as ``datasets``: the schedule, one row per step."""
+        return {"train": ray.data.range(self._total_steps)}
+
+    def configure(
+        self,
+        datasets: dict[str, ray.data.Dataset],
+        world_size: int,
+        worker_handles: list[ActorHandle] | None,
+        worker_node_ids: list[str] | None,
+        **kwargs: Any,
+    ) -> list[dict[str, RayStream]]:
+        """One stream per rank under each name of ``datasets``."""
+        streams = (
+            RayStream(
+                self._plan_ref,
+                rank=rank,
+                world=world_size,
+                prefetch=self._prefetch,
+                tasks=self._tasks,
+                task_cpus=self._task_cpus,
+            )
+            for rank in range(world_size)
+        )
+        return [dict.fromkeys(datasets, stream) for stream in streams]
+
+
+@lru_cache(maxsize=2)
+def _plan(ref: ray.ObjectRef[BatchPlan]) -> BatchPlan:
+    """The plan, its arrays mapped from shared memory; kept for the next task of this process."""
+    plan: BatchPlan = ray.get(ref)
+    return plan
+
+
+def _make_rows(
+    rows: Rows,
+    *,
+    plan_ref: ray.ObjectRef[BatchPlan],
+    make: Make,
+    rank: int,
+    world: int,
+    slots: Callable[[], AbstractContextManager[None]],
+) -> Rows:
+    """The map stage: a column of step numbers to one packed batch per row.
+
+    What is wrong with the data travels as data: of an exception Ray would keep the text alone, and
+    print a page about its own insides.
+    """
+    keep_freed_memory()
+    plan = _plan(plan_ref)
+    try:
+        with slots():
+            return _pack(lambda i, into: make(plan, i, rank, world, into), rows["number"].tolist())
+    except (ConfigError, DataError, StorageError) as error:
+        return {"error": np.array([type(error).__name__]), "message": np.array([str(error)])}
+
+
+def _pack(make: Callable[[int, Batch | None], Batch], numbers: Sequence[int]) -> Rows:
+    """The batches of ``numbers``, one at least, as columns with one row each.
+
+    All but the first, which tells the shapes, are made right where they belong.
+    """
+    packed: Rows = {}
+    steps, replaced = [], []
+    for row, number in enumerate(numbers):
+        if row == 0:
+            batch = make(number, None)
+            for name in _ARRAYS:
+                values = getattr(batch, name)
+                packed[name] = np.empty((len(numbers), *values.shape), values.dtype)
+                packed[name][0] = values
+        else:
+            batch = make(number, Batch(step=-1, **{name: packed[name][row] for name in _ARRAYS}))
+        steps.append(batch.step)
+        replaced.append(json.dumps(batch.replaced))
+    return {**packed, "step": np.array(steps), "replaced": np.array(replaced)}
+
+
+def _unpack(rows: Rows) -> Iterator[Batch]:
+    """Inverse of :func:`_pack`.
+
+    The arrays are copied out of shared memory: they become writable, as torch wants them, and the
+    object store can drop the block.
+
+    Raises:
+        DataError: what the map stage found wrong; ConfigError and StorageError likewise.
+    """
+    if "error" in rows:
+        kinds = {kind.__name__: kind for kind in (ConfigError, StorageError)}
+        raise kinds.get(str(rows["error"][0]), DataError)(str(rows["message"][0]))
+    for row, step in enumerate(rows["step"].tolist()):
+        yield Batch(
+            step=step,
+            replaced=tuple((p, s, why) for p, s, why in json.loads(rows["replaced"][row])),
+            **{name: rows[name][row].copy() for name in _ARRAYS},
+        )
+
+
+def hush_ray_data() -> None:
+    """Keep what every execution of Ray Data says of itself out of the log of the run."""
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
+
+
+class _Segment:
+    """One running execution of Ray Data, drained by a thread of its own.
+
+    Attributes:
+        steps: batches it makes.
+        taken: batches its consumer has got.
+    """
+
+    def __init__(
+        self,
+        dataset: Callable[[], ray.data.Dataset],
+        steps: int,
+        budget: int,
+        *,
+        first: bool = False,
+    ) -> None:
+        """Start making the batches of ``dataset()``, at most ``budget`` of them ahead.
+
+        Args:
+            dataset: of one row per task.
+            steps: batches it makes.
+            budget: batches to keep ready.
+            first: there is none before it, so that whoever takes its first batch has to wait.
+        """
+        self.steps = steps
+        self.taken = 0
+        self._first = first
+        self._since = self._waited = 0.0
+        self._queue: Queue[Batch | BaseException] = Queue(budget)
+        self._closed = threading.Event()
+        self._thread = threading.Thread(
+            target=self._drain, args=(dataset,), name="ray-batches", daemon=True
+        )
+        self._thread.start()
+
+    def nears_its_end(self, at_once: int) -> bool:
+        """Whether to start what follows.
+
+        Args:
+            at_once: batches that all tasks of an execution make at a time.
+        """
+        left = self.steps - self.taken
+        # If starved, when its last tasks run, all but the one in reserve: before that, more beside
+        # them would only make Ray start further processes, which import for seconds and are ended
+        # when they have been idle for one. Never before half is taken: until then little is known
+        # about the consumer.
+        return 2 * left <= self.steps and (left <= at_once or not self.starved)
+
+    @property
+    def starved(self) -> bool:
+        """Whether the consumer has spent much of its time waiting.
+
+        Batches come by the block, so how many of them it had to wait for says little.
+        """
+        return self._waited > STARVED * (perf_counter() - self._since)
+
+    def take(self) -> Batch:
+        """The next batch, waiting for it.
+
+        Raises:
+            Exception: whatever ended the execution early.
+        """
+        begin = perf_counter()
+        try:
+            item = self._queue.get_nowait()
+        except Empty:
+            item = self._queue.get()
+            if self._first and self.taken == 0:
+                # That was for Ray Data to start, and does not count.
+                begin = perf_counter()
+            else:
+                self._waited += perf_counter() - begin
+        if isinstance(item, BaseException):
+            raise item
+        if self.taken == 0:
+            self._since = begin
+        self.taken += 1
+        return item
+
+    def close(self) -> None:
+        """Stop the execution and wait for its thread."""
+        self._closed.set()
+        self._thread.join(_CLOSE_SECONDS)
+
+    def _drain(self, dataset: Callable[[], ray.data.Dataset]) -> None:
+        hush_ray_data()
+        made = 0
+        try:
+            # This thread is what fetches ahead. Ray Data would hold back each block until it has
+            # the one after it.
+            for rows in dataset().iter_batches(
+                batch_size=None, batch_format="numpy", prefetch_batches=0
+            ):
+                for batch in _unpack(rows):
+                    if not self._put(batch):
+                        return
+                    made += 1
+            if made != self.steps:
+                raise OrchestratorError(f"Ray Data made {made} batches instead of {self.steps}")
+        # Whatever happens here is the consumer's to see; nobody looks at this thread.
+        except BaseException as error:
+            self._put(error)
+
+    def _put(self, item: Batch | BaseException) -> bool:
+        """Hand over an item, waiting for a place; False once the consumer is gone."""
+        while not self._closed.is_set():
+            try:
+                self._queue.put(item, timeout=_POLL_SECONDS)
+            except Full:
+                continue
+            return True
+        return False

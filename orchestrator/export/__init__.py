@@ -1,0 +1,1 @@
+"""Detectors as files that need nothing of this program, behind a parity gate."""

@@ -1,0 +1,237 @@
+"""Exported detectors: what their metadata says, and running them by nothing but that.
+
+A file carries all that its user has to know: how an image becomes its input, what its outputs are
+and which class is which. :class:`ExportedDetector` believes the file alone, so that a wrong entry
+is met by the parity gate as a user would meet it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final, Literal, TypeAlias
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+# They define operators that pt2 archives name.
+import detectors.roi_align
+import detectors.suppression  # noqa: F401
+from detectors.base import Candidates
+from orchestrator.data.label_map import LabelMap
+from orchestrator.errors import ConfigError, StorageError
+
+Format: TypeAlias = Literal["onnx", "pt2"]
+
+#: Key of the metadata in an ONNX model and in a pt2 archive.
+METADATA_KEY: Final = "detection_orchestrator"
+#: Before the names of what a network computes ahead of decoding.
+RAW: Final = "raw_"
+_EXTRA_FILE: Final = "metadata.json"
+_INTERPOLATIONS: Final = {"bilinear": cv2.INTER_LINEAR, "nearest": cv2.INTER_NEAREST}
+_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """What belongs to an exported network.
+
+    Attributes:
+        detector: what it is.
+        input_size: (H, W) it takes.
+        resize: rule that brings an image there: ``stretch`` ignores the aspect ratio, ``pad`` keeps
+            it and puts the image at the upper left of the input.
+        pad: ``short_side`` and ``long_side``, which those of the image are made no longer than, or
+            null, and ``fill``, the RGB of the rest; None with ``stretch``.
+        interpolation: of that resize, on uint8 as OpenCV does it.
+        mean, std: on the 0..255 scale, RGB; inside the graph already, to be known.
+        label_map: as :meth:`LabelMap.to_json` writes it.
+        postprocess: the recipe whose numbers were compared.
+        outputs: names, in order, with a word on each.
+        weights_sha256, config_digest, data_digest: of what was exported and compared on.
+        program: version and commit of this program.
+        opset: of ONNX; None for pt2.
+        version: of this layout.
+    """
+
+    detector: str
+    input_size: tuple[int, int]
+    resize: str
+    pad: dict[str, Any] | None
+    interpolation: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    label_map: str
+    postprocess: dict[str, Any]
+    outputs: dict[str, str]
+    weights_sha256: str
+    config_digest: str
+    data_digest: str
+    program: str
+    opset: int | None
+    version: int = _VERSION
+
+    def to_json(self) -> str:
+        """The text stored in a file."""
+        return json.dumps(asdict(self), ensure_ascii=False, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str, source: Path) -> Metadata:
+        """Inverse of :meth:`to_json`.
+
+        Raises:
+            StorageError: another layout.
+        """
+        try:
+            tree = json.loads(text)
+            tree["input_size"] = tuple(tree["input_size"])
+            tree["mean"], tree["std"] = tuple(tree["mean"]), tuple(tree["std"])
+            found = cls(**tree)
+        except (ValueError, TypeError, KeyError) as error:
+            raise StorageError(f"{source}: its metadata cannot be read ({error})") from error
+        if found.version != _VERSION:
+            raise StorageError(
+                f"{source}: its metadata has version {found.version}; this program reads {_VERSION}"
+            )
+        return found
+
+
+class ExportedDetector:
+    """A file made by ``orchestrator export``, run on the CPU.
+
+    Attributes:
+        metadata: of the file.
+        label_map: its classes.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Open a file.
+
+        Raises:
+            StorageError: no such file, or none of ours.
+            ConfigError: onnxruntime is not installed.
+        """
+        if not path.is_file():
+            raise StorageError(f"{path}: does not exist; name a file of `orchestrator export`")
+        opened = _open_pt2(path) if path.suffix == ".pt2" else _open_onnx(path)
+        self._run, text = opened
+        self.metadata = Metadata.from_json(text, path)
+        self.label_map = LabelMap.from_json(self.metadata.label_map)
+        rule, pad = self.metadata.resize, self.metadata.pad
+        if rule not in ("stretch", "pad") or (rule == "pad") != (pad is not None):
+            raise StorageError(f"{path}: unknown resize rule {rule!r} with {pad}")
+        if self.metadata.interpolation not in _INTERPOLATIONS:
+            raise StorageError(f"{path}: unknown interpolation {self.metadata.interpolation!r}")
+
+    def prepare(
+        self, image: NDArray[np.uint8]
+    ) -> tuple[NDArray[np.uint8], tuple[float, float, float, float]]:
+        """(h, w, 3) RGB to the (H, W, 3) that the network takes.
+
+        Also ``sx, sy, tx, ty``: x of the input is sx times x of the image plus tx.
+        """
+        size, pad = self.metadata.input_size, self.metadata.pad
+        height, width = image.shape[:2]
+        if pad is None:
+            rows, columns = size
+        else:
+            factors = [size[0] / height, size[1] / width]
+            for name, side in (("short_side", min), ("long_side", max)):
+                if pad[name] is not None:
+                    factors.append(pad[name] / side(height, width))
+            # Half up, and no side vanishes.
+            rows, columns = (
+                min(room, max(1, int(side * min(factors) + 0.5)))
+                for room, side in zip(size, (height, width), strict=True)
+            )
+        how = _INTERPOLATIONS[self.metadata.interpolation]
+        made = np.empty((*size, 3), np.uint8)
+        made[:] = np.array((0, 0, 0) if pad is None else pad["fill"], np.uint8)
+        made[:rows, :columns] = cv2.resize(image, (columns, rows), interpolation=how)
+        return made, (columns / width, rows / height, 0.0, 0.0)
+
+    def outputs(self, images: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
+        """Every output for (N, H, W, 3) images, by name."""
+        channels_first = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
+        values = self._run(channels_first)
+        return dict(zip(self.metadata.outputs, values, strict=True))
+
+    def __call__(self, images: NDArray[np.uint8]) -> Candidates:
+        """Candidates of a batch, as a network of :mod:`orchestrator.predict.predictor` has it."""
+        found = self.outputs(images)
+        return Candidates(torch.from_numpy(found["boxes"]), torch.from_numpy(found["scores"]))
+
+
+_Run: TypeAlias = Callable[[NDArray[np.uint8]], list[NDArray[Any]]]
+
+
+def _open_onnx(path: Path) -> tuple[_Run, str]:
+    runtime = require_export_packages().onnxruntime
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    # Warnings about nodes that could be folded help nobody here.
+    options.log_severity_level = 3
+    try:
+        session = runtime.InferenceSession(
+            str(path), sess_options=options, providers=["CPUExecutionProvider"]
+        )
+    # The runtime raises half a dozen classes of its own for files it cannot load.
+    except Exception as error:
+        raise StorageError(f"{path}: onnxruntime cannot load it ({error})") from error
+    text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
+    if text is None:
+        raise StorageError(f"{path}: has no metadata of this program; export it again")
+    return (lambda images: list(session.run(None, {"images": images}))), str(text)
+
+
+def _open_pt2(path: Path) -> tuple[_Run, str]:
+    extra = {_EXTRA_FILE: ""}
+    try:
+        program = torch.export.load(path, extra_files=extra)
+    except Exception as error:
+        raise StorageError(f"{path}: torch cannot load it ({error})") from error
+    module = program.module()
+    text = extra[_EXTRA_FILE]
+    if not text:
+        raise StorageError(f"{path}: has no metadata of this program; export it again")
+
+    def run(images: NDArray[np.uint8]) -> list[NDArray[Any]]:
+        with torch.no_grad():
+            return [value.numpy() for value in module(torch.from_numpy(images))]
+
+    return run, text if isinstance(text, str) else bytes(text).decode("utf-8")
+
+
+def save_pt2(program: torch.export.ExportedProgram, path: Path, metadata: Metadata) -> None:
+    """Write a pt2 archive with its metadata."""
+    torch.export.save(program, path, extra_files={_EXTRA_FILE: metadata.to_json()})
+
+
+@dataclass(frozen=True)
+class ExportPackages:
+    """The modules of the ``export`` extra."""
+
+    onnx: Any
+    onnxruntime: Any
+
+
+def require_export_packages() -> ExportPackages:
+    """The packages that ONNX needs.
+
+    Raises:
+        ConfigError: one is missing.
+    """
+    try:
+        import onnx
+        import onnxruntime
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(
+            f"ONNX needs the package {error.name}, which is not installed. Next: "
+            "pip install -c constraints.txt -e '.[export]', or export with --format pt2"
+        ) from error
+    return ExportPackages(onnx, onnxruntime)

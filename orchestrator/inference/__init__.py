@@ -1,1 +1,0 @@
-"""What is done with a trained detector: loading, evaluating, predicting, drawing, exporting."""

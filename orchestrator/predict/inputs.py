@@ -1,0 +1,186 @@
+"""Images, folders, patterns, lists, videos and objects in a store, as one list of pictures."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from orchestrator.data.decode import BadImageError, read_image
+from orchestrator.errors import DataError, nearest
+from orchestrator.predict.remote import Place, is_remote, list_remote, read_remote, stamps
+
+IMAGE_SUFFIXES: Final = (
+    ".jpg",
+    ".jpeg",
+    ".png",
+    ".webp",
+    ".bmp",
+    ".gif",
+    ".tif",
+    ".tiff",
+    ".ppm",
+    ".jp2",
+    ".avif",
+)
+VIDEO_SUFFIXES: Final = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".mpg", ".mpeg")
+LIST_SUFFIX: Final = ".txt"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One image file or object, or one frame of a video.
+
+    Attributes:
+        path: as it was given, or the URI of an object.
+        frame: number from 0 in a video; None for an image.
+    """
+
+    path: str
+    frame: int | None = None
+
+    @property
+    def key(self) -> str:
+        """What the output calls it: the path, and for a frame its number.
+
+        Of a URI it leaves account and options out.
+        """
+        if is_remote(self.path):
+            return Place.of(self.path).plain
+        return self.path if self.frame is None else f"{self.path}#{self.frame:06d}"
+
+
+def list_pictures(words: Sequence[str]) -> list[Picture]:
+    """Every picture that the arguments of a command name, each once, in their order.
+
+    A word is an image, a video, a folder (its images, not those of folders in it), a pattern such
+    as ``data/*.jpg`` or ``data/**/*.png``, the URI of an image, a folder or a pattern in an object
+    store, or a ``.txt`` file with one of these on each line. The pictures of a folder or pattern
+    are sorted by name.
+
+    Raises:
+        DataError: a word that names nothing, or no picture in all.
+        StorageError: an object store that cannot be asked.
+    """
+    pictures = dict.fromkeys(picture for word in words for picture in _of_word(word, lists=True))
+    if not pictures:
+        raise DataError(f"{' '.join(words)}: holds no image; known are {', '.join(IMAGE_SUFFIXES)}")
+    return list(pictures)
+
+
+def _of_word(word: str, *, lists: bool) -> Iterator[Picture]:
+    if is_remote(word):
+        yield from (Picture(uri) for uri in list_remote(word, IMAGE_SUFFIXES))
+        return
+    path = Path(word)
+    suffix = path.suffix.lower()
+    if path.is_dir():
+        found = sorted(entry for entry in path.iterdir() if entry.suffix.lower() in IMAGE_SUFFIXES)
+        yield from (Picture(str(entry)) for entry in found)
+    elif path.is_file() and suffix in VIDEO_SUFFIXES:
+        yield from (Picture(word, frame) for frame in range(_frame_count(path)))
+    elif path.is_file() and suffix == LIST_SUFFIX and lists:
+        for line in path.read_text("utf-8").splitlines():
+            if line.strip():
+                yield from _of_word(line.strip(), lists=False)
+    elif path.is_file():
+        yield Picture(word)
+    else:
+        matches = sorted(glob.glob(word, recursive=True)) if glob.has_magic(word) else []  # noqa: PTH207
+        if not matches:
+            raise DataError(_nothing(path))
+        yield from (Picture(match) for match in matches if Path(match).is_file())
+
+
+def _nothing(path: Path) -> str:
+    siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+    guess = nearest(path.name, siblings)
+    hint = f"; did you mean {path.parent / guess}?" if guess else ""
+    return (
+        f"{path}: there is no such image, folder, list or video, and no file fits it as a "
+        f"pattern{hint}"
+    )
+
+
+def _frame_count(path: Path) -> int:
+    """Frames that can be decoded: what containers claim is often wrong."""
+    video = open_video(path)
+    try:
+        count = 0
+        while video.grab():
+            count += 1
+    finally:
+        video.release()
+    return count
+
+
+def open_video(path: Path) -> cv2.VideoCapture:
+    """Open a video file.
+
+    Raises:
+        DataError: OpenCV cannot.
+    """
+    video = cv2.VideoCapture(str(path))
+    if not video.isOpened():
+        raise DataError(f"{path}: OpenCV cannot open this video; convert it to H.264 in MP4")
+    return video
+
+
+def read_pictures(
+    pictures: Sequence[Picture],
+) -> Iterator[tuple[Picture, NDArray[np.uint8] | BadImageError]]:
+    """Pixels of pictures, (h, w, 3) RGB, or why one cannot be used.
+
+    Frames of a video that follow each other are decoded in one pass.
+    """
+    video: cv2.VideoCapture | None = None
+    opened, upcoming = "", 0
+    try:
+        for picture in pictures:
+            if picture.frame is None:
+                yield picture, _image(picture)
+                continue
+            if video is None or opened != picture.path or upcoming > picture.frame:
+                if video is not None:
+                    video.release()
+                video, opened, upcoming = open_video(Path(picture.path)), picture.path, 0
+            # Jumping lands on the wrong frame with many codecs; decoding past does not.
+            while upcoming < picture.frame and video.grab():
+                upcoming += 1
+            done, pixels = video.read()
+            upcoming += 1
+            if done:
+                yield picture, np.ascontiguousarray(pixels[..., ::-1]).astype(np.uint8, copy=False)
+            else:
+                yield picture, BadImageError(f"{picture.key}: cannot be decoded")
+    finally:
+        if video is not None:
+            video.release()
+
+
+def _image(picture: Picture) -> NDArray[np.uint8] | BadImageError:
+    try:
+        if is_remote(picture.path):
+            return read_remote(picture.path)
+        return read_image(Path(picture.path))
+    except BadImageError as error:
+        return error
+
+
+def digest_of(pictures: Sequence[Picture]) -> str:
+    """SHA-256 over names, sizes and times of change: the same list of the same files."""
+    sha = hashlib.sha256()
+    stats = stamps(list(dict.fromkeys(p.path for p in pictures if is_remote(p.path))))
+    for picture in pictures:
+        if picture.path not in stats:
+            stat = Path(picture.path).stat()
+            stats[picture.path] = f"{stat.st_size} {stat.st_mtime_ns}"
+        sha.update(f"{picture.key}\0{stats[picture.path]}\n".encode())
+    return sha.hexdigest()

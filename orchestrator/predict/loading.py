@@ -1,0 +1,306 @@
+"""From a run, a checkpoint or a file of weights to a detector that is ready to be used.
+
+Every command after training comes through :func:`load_detector`, so that all of them use the same
+weights (the averaged ones, where training kept an average), the same label map and the same way
+from an image to the network's input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from detectors.base import Detector
+from detectors.registry import build_detector
+from orchestrator.checkpoints.codec import (
+    STATE_NAME,
+    TENSOR_FILES,
+    TrainState,
+    decode_weights,
+    weights_digest,
+)
+from orchestrator.checkpoints.commit import CommitStore
+from orchestrator.checkpoints.manifest import MANIFEST_NAME, Manifest, read_verified
+from orchestrator.config.resolve import ResolvedExperiment, load_experiment
+from orchestrator.data.augment import Augment, build_augment
+from orchestrator.data.label_map import LabelMap
+from orchestrator.data.readers.split import read_split
+from orchestrator.errors import ConfigError, SecurityError, StorageError, nearest
+from orchestrator.storage.local import LocalStorage
+from orchestrator.storage.run_files import CHECKPOINTS, LABEL_MAP, RESOLVED
+from orchestrator.storage.sealed import UnusableError
+
+_WEIGHT_FILES = (".safetensors", ".pth", ".pt")
+_MAX_MANIFEST_BYTES = 16 * 2**20
+
+
+@dataclass(frozen=True)
+class LoadedDetector:
+    """A detector in evaluation mode with everything that belongs to it.
+
+    Attributes:
+        model: on the CPU, float32.
+        resolved: the experiment it comes from, overrides applied.
+        label_map: its classes.
+        source: folder or file of the weights.
+        run_dir: run folder it belongs to; None for weights from elsewhere.
+        step: optimizer steps behind the weights; None when not known.
+        averaged: whether these are the averaged weights.
+        weights_sha256: digest of names, types, shapes and bytes of the model's state.
+    """
+
+    model: Detector
+    resolved: ResolvedExperiment
+    label_map: LabelMap
+    source: Path
+    run_dir: Path | None
+    step: int | None
+    averaged: bool
+    weights_sha256: str
+
+    @property
+    def prepare(self) -> Augment:
+        """How images are brought to the network's size: as validation did during training."""
+        return build_augment(
+            self.resolved.experiment.data.augmentation, self.model.input_size
+        ).plain()
+
+    @property
+    def title(self) -> str:
+        """One line that says what this is."""
+        kind = "averaged weights" if self.averaged else "weights"
+        step = "" if self.step is None else f" of step {self.step}"
+        return f"{self.resolved.experiment.detector.title}, {kind}{step} from {self.source}"
+
+
+@dataclass(frozen=True)
+class _Weights:
+    tensors: Mapping[str, Tensor]
+    label_map: LabelMap | None
+    run_dir: Path | None
+    step: int | None
+    averaged: bool
+
+
+def load_detector(
+    source: str | Path,
+    *,
+    experiment: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    step: int | None = None,
+    averaged: bool | None = None,
+) -> LoadedDetector:
+    """Load a detector for use.
+
+    Args:
+        source: a run folder (its best checkpoint, or its newest if none was scored), a checkpoint
+            folder, or a file of weights: safetensors, or a state dict that
+            ``torch.load(weights_only=True)`` accepts.
+        experiment: the experiment file; None takes the one in the run folder.
+        overrides: ``key.path=value`` each, applied to the experiment.
+        step: which checkpoint of a run folder; None for the best.
+        averaged: whether to take the averaged weights; None takes them where there are any.
+
+    Raises:
+        StorageError: nothing there, damaged, or made for another detector.
+        ConfigError: no experiment given where one is needed, or options that do not fit.
+        DataError: no label map can be found.
+        SecurityError: a weights file that holds more than tensors.
+    """
+    path = Path(source)
+    if not path.exists():
+        siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+        guess = nearest(path.name, siblings)
+        hint = f"; did you mean {path.parent / guess}?" if guess else ""
+        raise StorageError(
+            f"{path}: does not exist{hint}\nname a run folder, a checkpoint folder or a file of "
+            "weights"
+        )
+    if step is not None and not (path / CHECKPOINTS).is_dir():
+        raise ConfigError(
+            f"--step {step}: chooses among the checkpoints of a run, but {path} is "
+            "none. Next: leave --step out"
+        )
+    folder = path if path.is_file() else _checkpoint_folder(path, step)
+    weights = _of_file(folder, averaged) if path.is_file() else _of_commit(folder, averaged)
+    resolved = _experiment(experiment, overrides, weights.run_dir, folder)
+    label_map = weights.label_map or _label_map_of(resolved, folder)
+    model = build_detector(resolved.experiment.detector, num_classes=len(label_map))
+    _load_state(model, weights.tensors, folder)
+    model.eval()
+    return LoadedDetector(
+        model=model,
+        resolved=resolved,
+        label_map=label_map,
+        source=folder,
+        run_dir=weights.run_dir,
+        step=weights.step,
+        averaged=weights.averaged,
+        weights_sha256=weights_digest(
+            TrainState(0, dict(model.state_dict()), optimizer={}, ema=None, scalars={})
+        ),
+    )
+
+
+def _checkpoint_folder(path: Path, step: int | None) -> Path:
+    """The checkpoint a folder stands for."""
+    if (path / MANIFEST_NAME).is_file():
+        return path
+    if not (path / CHECKPOINTS).is_dir():
+        raise StorageError(
+            f"{path}: neither a run folder (it has no {CHECKPOINTS}/) nor a checkpoint (it has no "
+            f"{MANIFEST_NAME}). Next: name the folder that training printed as `run folder`"
+        )
+    store = CommitStore(LocalStorage(path), metric=_metric_of(path))
+    if step is not None:
+        commits = {commit.step: commit for commit in store.commits()}
+        if step not in commits:
+            raise StorageError(
+                f"{path / CHECKPOINTS}: no checkpoint of step {step}; there are "
+                f"{', '.join(map(str, commits)) or 'none'}"
+            )
+        return Path(commits[step].path)
+    commit = store.best() or store.latest().commit
+    if commit is None:
+        raise StorageError(
+            f"{path}: this run has no checkpoint yet. Next: let it train until its first one"
+        )
+    return Path(commit.path)
+
+
+def _metric_of(run_dir: Path) -> str:
+    """What ranks the checkpoints of a run."""
+    config = run_dir / RESOLVED
+    if not config.is_file():
+        return "val/AP"
+    return load_experiment(config).experiment.train.checkpoint.metric
+
+
+def _of_commit(folder: Path, averaged: bool | None) -> _Weights:
+    """Weights and label map of a checkpoint folder; every byte is compared with its manifest."""
+    folder = folder.resolve()
+    storage, key = LocalStorage(folder.parent), folder.name
+    try:
+        manifest = Manifest.from_bytes(
+            storage.read_file(f"{key}/{MANIFEST_NAME}", limit=_MAX_MANIFEST_BYTES)
+        )
+        has_average = TENSOR_FILES["ema"] in manifest.files
+        if averaged and not has_average:
+            raise StorageError(
+                f"{folder}: holds no averaged weights, since it was trained without train.ema. "
+                "Next: leave --averaged out"
+            )
+        group = "ema" if has_average and averaged is not False else "model"
+        names = (STATE_NAME, LABEL_MAP, TENSOR_FILES[group])
+        missing = [name for name in names if name not in manifest.files]
+        if missing:
+            raise UnusableError(f"{MANIFEST_NAME} lists no {', '.join(missing)}")
+        files = {n: read_verified(storage, key, n, manifest.files[n]) for n in names}
+    except UnusableError as error:
+        raise StorageError(
+            f"{folder}: {error}. Next: use another checkpoint of the run, or copy it again"
+        ) from error
+    except OSError as error:
+        raise StorageError(f"{folder}: cannot be read ({error})") from error
+    run_dir = folder.parent.parent
+    inside = folder.parent.name == CHECKPOINTS and (run_dir / RESOLVED).is_file()
+    return _Weights(
+        tensors=decode_weights(files)[group],
+        label_map=LabelMap.from_json(files[LABEL_MAP].decode()),
+        run_dir=run_dir if inside else None,
+        step=manifest.step,
+        averaged=group == "ema",
+    )
+
+
+def _of_file(path: Path, averaged: bool | None) -> _Weights:
+    """Tensors of a file that is no checkpoint of ours, such as published weights."""
+    if averaged is not None:
+        raise ConfigError(
+            f"{path}: a file of weights holds one set; --averaged and --no-averaged choose within "
+            "a checkpoint. Next: leave the option out"
+        )
+    beside = path.parent / LABEL_MAP
+    label_map = LabelMap.from_json(beside.read_text("utf-8")) if beside.is_file() else None
+    return _Weights(_tensors_of(path), label_map, None, None, False)
+
+
+def _tensors_of(path: Path) -> dict[str, Tensor]:
+    if path.suffix == ".safetensors":
+        try:
+            return dict(safetensors.torch.load_file(path))
+        except (SafetensorError, OSError) as error:
+            raise StorageError(f"{path}: is not a safetensors file ({error})") from error
+    if path.suffix not in _WEIGHT_FILES:
+        raise StorageError(
+            f"{path}: weights end in {', '.join(_WEIGHT_FILES)}; name one of those, or a folder"
+        )
+    try:
+        tree: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be read ({error.strerror})") from error
+    # What torch raises for a pickle that wants to run code is not more precise.
+    except Exception as error:
+        raise SecurityError(
+            f"{path}: cannot be read as tensors alone ({str(error).splitlines()[0]}), and nothing "
+            "else is unpickled here. Next: save its state dict with safetensors"
+        ) from error
+    for wrapper in ("state_dict", "model"):
+        if isinstance(tree, dict) and isinstance(tree.get(wrapper), dict):
+            tree = tree[wrapper]
+    if not isinstance(tree, dict) or not all(isinstance(v, Tensor) for v in tree.values()):
+        raise StorageError(f"{path}: holds no state dict, a mapping of names to tensors")
+    return {str(name).removeprefix("module."): tensor for name, tensor in tree.items()}
+
+
+def _experiment(
+    given: str | Path | None, overrides: Sequence[str], run_dir: Path | None, folder: Path
+) -> ResolvedExperiment:
+    if given is not None:
+        return load_experiment(given, overrides)
+    if run_dir is None:
+        raise ConfigError(
+            f"{folder}: lies in no run folder, so the detector it belongs to is not known. Next: "
+            "name the experiment, --experiment EXPERIMENT.yaml"
+        )
+    return load_experiment(run_dir / RESOLVED, overrides)
+
+
+def _label_map_of(resolved: ResolvedExperiment, source: Path) -> LabelMap:
+    """The classes of the data set of the experiment, for weights that come without any."""
+    data = resolved.experiment.data
+    root = Path(data.root).resolve()
+    split = data.val
+    if split.files is not None and not (root / split.files[1]).exists():
+        raise StorageError(
+            f"{source}: has no {LABEL_MAP} beside it, and the annotations of the experiment, "
+            f"{root / split.files[1]}, are not there. Next: put one of the two there"
+        )
+    return read_split(data, split).dataset.label_map
+
+
+def _load_state(model: Detector, tensors: Mapping[str, Tensor], source: Path) -> None:
+    """Fill a model, and say which tensors do not fit."""
+    own = model.state_dict()
+    lines = []
+    for name, tensor in own.items():
+        if name not in tensors:
+            guess = nearest(name, tensors)
+            lines.append(f"  {name}: missing" + (f"; nearest is {guess}" if guess else ""))
+        elif tensors[name].shape != tensor.shape:
+            found = tuple(tensors[name].shape)
+            lines.append(f"  {name}: has shape {found}, expected {tuple(tensor.shape)}")
+    lines += [f"  {name}: unknown to this detector" for name in tensors if name not in own]
+    if lines:
+        more = [f"  ... and {len(lines) - 10} more"] if len(lines) > 10 else []
+        head = f"{source}: {len(lines)} tensors do not fit the detector of the experiment"
+        tail = "name the experiment these weights were trained with: --experiment EXPERIMENT.yaml"
+        raise StorageError("\n".join([head, *lines[:10], *more, tail]))
+    model.load_state_dict(dict(tensors), strict=True)

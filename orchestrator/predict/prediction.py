@@ -1,0 +1,324 @@
+"""``orchestrator predict``: detections in any number of pictures, resumed where it was killed.
+
+Pictures are cut into shares. Each finished share is a file in a folder beside the output, put there
+in one piece, so a share is there or not, and the same command again does the missing ones. When all
+are there they become the output, in the order of the pictures, and the folder goes away. What is
+written does not depend on the number of workers or of starts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import torch
+
+from detectors.postprocess import ImageDetections
+from orchestrator.accelerators import of_this_process
+from orchestrator.cluster.placement import connected, place
+from orchestrator.data.decode import BadImageError
+from orchestrator.data.label_map import LabelMap
+from orchestrator.errors import ConfigError, DataError
+from orchestrator.predict.inputs import Picture, digest_of, read_pictures
+from orchestrator.predict.loading import LoadedDetector
+from orchestrator.predict.predictor import DetectOptions, Network, TorchNetwork, detect
+from orchestrator.storage.atomic import write_atomic
+
+Form: TypeAlias = Literal["seed", "coco"]
+
+#: Batches of one share: what a kill costs at most, in each worker.
+_SHARE_BATCHES = 8
+_JOB_FILE = "job.json"
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One picture's detections, as they are kept.
+
+    Attributes:
+        key: of the picture.
+        height, width: in pixels; 0 when it could not be read.
+        boxes: xyxy.
+        labels, scores: of each box, best first.
+        problem: why it could not be read; None when it could.
+    """
+
+    key: str
+    height: int
+    width: int
+    boxes: list[list[float]]
+    labels: list[int]
+    scores: list[float]
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
+class PredictJob:
+    """What is to be predicted and how; plain data, picklable."""
+
+    loaded: LoadedDetector
+    how: DetectOptions
+    pictures: tuple[Picture, ...]
+    batch_size: int
+    threads: int
+
+    @property
+    def share(self) -> int:
+        """Pictures of a share."""
+        return self.batch_size * _SHARE_BATCHES
+
+    @property
+    def shares(self) -> int:
+        """How many shares there are."""
+        return -(-len(self.pictures) // self.share)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of everything that the output is a function of."""
+        parts = {
+            "weights": self.loaded.weights_sha256,
+            "label_map": self.loaded.label_map.to_json(),
+            "postprocess": self.how.postprocess.model_dump(mode="json"),
+            "views": [self.how.views.scales, self.how.views.flip],
+            "fusion": [self.how.fusion, self.how.fusion_iou],
+            "pictures": digest_of(self.pictures),
+            "batch": self.batch_size,
+            "threads": self.threads,
+        }
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def work_folder(output: Path) -> Path:
+    """Where the finished shares of an output are kept."""
+    return output.with_name(f"{output.name}.parts")
+
+
+def predict(
+    job: PredictJob,
+    output: Path,
+    *,
+    workers: int = 1,
+    on_progress: Callable[[int], None] = lambda _: None,
+) -> list[Prediction]:
+    """Predict every picture, going on with what an earlier start finished.
+
+    Args:
+        job: what to do.
+        output: file that the result is going to be; finished shares are kept beside it until
+            :func:`finish`.
+        workers: processes; one works right here, without Ray.
+        on_progress: told the number of pictures that are done, from the start on.
+
+    Returns:
+        One prediction a picture, in order.
+
+    Raises:
+        ConfigError: the shares beside ``output`` belong to another prediction.
+        DataError: not one picture could be read.
+    """
+    folder = _claim(job, output)
+    missing = [number for number in range(job.shares) if not _part(folder, number).is_file()]
+    done = len(job.pictures) - sum(len(_share_of(job, number)) for number in missing)
+    on_progress(done)
+    make = _in_process if workers == 1 else _on_ray
+    for number in make(job, folder, missing, workers):
+        done += len(_share_of(job, number))
+        on_progress(done)
+    found = [
+        Prediction(**tree)
+        for number in range(job.shares)
+        for tree in json.loads(_part(folder, number).read_bytes())
+    ]
+    if all(one.problem is not None for one in found):
+        raise DataError(f"none of {len(found)} pictures can be read; the first: {found[0].problem}")
+    return found
+
+
+def finish(output: Path) -> None:
+    """Remove the finished shares once the output is written."""
+    shutil.rmtree(work_folder(output), ignore_errors=True)
+
+
+def _claim(job: PredictJob, output: Path) -> Path:
+    """The folder for the parts of this prediction; it belongs to the one digest it is named by.
+
+    Neither what a cut-off :func:`finish` left behind nor a worker that outlived its killed driver
+    can then slip a part into another prediction.
+    """
+    folder = work_folder(output)
+    digest = job.digest
+    owner = folder / _JOB_FILE
+    if not owner.is_file():
+        write_atomic(owner, json.dumps({"digest": digest}).encode())
+    elif json.loads(owner.read_bytes()).get("digest") != digest:
+        raise ConfigError(
+            f"{folder}: holds parts of another prediction: other weights, options or pictures. "
+            "Next: remove that folder, or choose another --output"
+        )
+    return folder / digest[:16]
+
+
+def _part(folder: Path, number: int) -> Path:
+    return folder / f"part-{number:06d}.json"
+
+
+def _share_of(job: PredictJob, number: int) -> Sequence[Picture]:
+    return job.pictures[number * job.share : (number + 1) * job.share]
+
+
+class ShareWorker:
+    """Predicts shares and puts them into the folder; made once in each process."""
+
+    def __init__(self, job: PredictJob, folder: str, kind: str | None = None) -> None:
+        torch.set_num_threads(job.threads)
+        self.job = job
+        self.folder = Path(folder)
+        self.network = network_of(job.loaded, kind)
+
+    def run(self, number: int) -> int:
+        """Do a share and return its number."""
+        found = [one.__dict__ for one in self._predictions(_share_of(self.job, number))]
+        write_atomic(_part(self.folder, number), json.dumps(found, allow_nan=False).encode())
+        return number
+
+    def __call__(self, rows: dict[str, Any]) -> dict[str, Any]:
+        """A batch of Ray Data: a column of share numbers."""
+        return {"id": [self.run(int(number)) for number in rows["id"]]}
+
+    def _predictions(self, pictures: Sequence[Picture]) -> Iterator[Prediction]:
+        size = self.job.batch_size
+        read = read_pictures(pictures)
+        for start in range(0, len(pictures), size):
+            batch = [next(read) for _ in pictures[start : start + size]]
+            images = [pixels for _, pixels in batch if not isinstance(pixels, BadImageError)]
+            found = iter(self._detect(images))
+            for picture, pixels in batch:
+                if isinstance(pixels, BadImageError):
+                    yield Prediction(picture.key, 0, 0, [], [], [], str(pixels))
+                else:
+                    yield kept(picture.key, pixels.shape[0], pixels.shape[1], next(found))
+
+    def _detect(self, images: list[Any]) -> list[ImageDetections]:
+        if not images:
+            return []
+        prepare, batch = self.job.loaded.prepare, self.job.batch_size
+        return detect(self.network, images, self.job.how, prepare=prepare, batch_size=batch)
+
+
+def network_of(loaded: LoadedDetector, kind: str | None = None) -> Network:
+    """A detector on a device of this process, in the precision of its experiment.
+
+    Args:
+        loaded: the detector.
+        kind: of device; None for that of the experiment.
+    """
+    experiment = loaded.resolved.experiment
+    accelerator = of_this_process(kind or experiment.cluster.accelerator)
+    precision = accelerator.resolve_precision(experiment.train.precision)
+    return TorchNetwork(loaded.model, accelerator, precision)
+
+
+def kept(key: str, height: int, width: int, found: ImageDetections) -> Prediction:
+    """Detections in a picture as they are written down, best first."""
+    order = torch.argsort(found.scores, descending=True, stable=True)
+    return Prediction(
+        key=key,
+        height=height,
+        width=width,
+        boxes=found.boxes[order].tolist(),
+        labels=found.labels[order].tolist(),
+        scores=found.scores[order].tolist(),
+    )
+
+
+def _in_process(
+    job: PredictJob, folder: Path, numbers: Sequence[int], workers: int
+) -> Iterator[int]:
+    if numbers:
+        worker = ShareWorker(job, str(folder))
+        yield from map(worker.run, numbers)
+
+
+def _on_ray(job: PredictJob, folder: Path, numbers: Sequence[int], workers: int) -> Iterator[int]:
+    """Share numbers as Ray Data's workers finish them."""
+    if not numbers:
+        return
+    import ray.data
+
+    cluster = job.loaded.resolved.experiment.cluster.model_copy(update={"workers": workers})
+    with connected(cluster):
+        placement = place(cluster)
+        amounts = dict(placement.resources_per_worker)
+        rows = ray.data.from_items([{"id": number} for number in numbers]).repartition(len(numbers))
+        done = rows.map_batches(
+            ShareWorker,
+            batch_size=1,
+            compute=ray.data.ActorPoolStrategy(size=workers),
+            fn_constructor_args=(job, str(folder.resolve()), placement.accelerator.kind),
+            num_cpus=amounts.get("CPU"),
+            num_gpus=amounts.get("GPU"),
+        )
+        done.context.enable_progress_bars = False
+        for row in done.iter_rows():
+            yield int(row["id"])
+
+
+def to_seed_json(found: Sequence[Prediction], label_map: LabelMap) -> dict[str, Any]:
+    """An object by path of the picture, as ModelZoo's RetinaNet-SpineNet ``infer`` writes it.
+
+    ``category_id`` is the data set's own, where the original writes the word "unknown". Pictures
+    that could not be read are left out.
+    """
+    return {
+        one.key: {
+            "height": one.height,
+            "width": one.width,
+            "predictions": [
+                {
+                    "bbox": {
+                        "x_min": box[0],
+                        "y_min": box[1],
+                        "width": box[2] - box[0],
+                        "height": box[3] - box[1],
+                    },
+                    "class": {
+                        "label": label,
+                        "category_id": label_map.ids[label],
+                        "name": label_map.names[label],
+                    },
+                    "score": score,
+                }
+                for box, label, score in zip(one.boxes, one.labels, one.scores, strict=True)
+            ],
+        }
+        for one in found
+        if one.problem is None
+    }
+
+
+def to_coco_results(
+    found: Sequence[Prediction], label_map: LabelMap, image_ids: dict[str, int]
+) -> list[dict[str, Any]]:
+    """COCO results entries.
+
+    Args:
+        found: predictions.
+        label_map: of the detector.
+        image_ids: id of each picture by its key.
+    """
+    return [
+        {
+            "image_id": image_ids[one.key],
+            "category_id": label_map.ids[label],
+            "bbox": [box[0], box[1], box[2] - box[0], box[3] - box[1]],
+            "score": score,
+        }
+        for one in found
+        if one.problem is None
+        for box, label, score in zip(one.boxes, one.labels, one.scores, strict=True)
+    ]

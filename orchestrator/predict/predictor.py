@@ -1,0 +1,139 @@
+"""From images to detections in their own pixels, the same for every command.
+
+Images go through the network in batches of one size whose composition depends on their order alone;
+the last batch is filled up. Which worker computes a batch therefore changes no bit of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from detectors.base import Candidates, Detector
+from detectors.boxes import map_to_original
+from detectors.postprocess import ImageDetections, PostprocessConfig, postprocess
+from orchestrator.accelerators import Accelerator, Precision
+from orchestrator.data.augment import Augment, Sample
+from orchestrator.evaluation.detections import Detections
+from orchestrator.predict.fusion import fuse
+from orchestrator.predict.tta import Views
+
+Fusion: TypeAlias = Literal["nms", "wbf"]
+#: (N, H, W, 3) uint8 images of one batch to boxes in network pixels and scores, float32 on the CPU.
+Network: TypeAlias = Callable[[NDArray[np.uint8]], Candidates]
+
+
+@dataclass(frozen=True)
+class DetectOptions:
+    """How images are shown to the network and what becomes of its candidates.
+
+    Attributes:
+        postprocess: thresholds, suppression and limits.
+        views: scales and mirroring.
+        fusion: ``nms`` suppresses the candidates of all views together, ``wbf`` suppresses in each
+            view and fuses what is left.
+        fusion_iou: overlap from which ``wbf`` takes two boxes for one object.
+    """
+
+    postprocess: PostprocessConfig
+    views: Views = field(default_factory=Views)
+    fusion: Fusion = "nms"
+    fusion_iou: float = 0.55
+
+
+class TorchNetwork:
+    """A detector as a :data:`Network`.
+
+    Args:
+        model: in evaluation mode.
+        accelerator: where it computes.
+        precision: of the forward pass.
+    """
+
+    def __init__(self, model: Detector, accelerator: Accelerator, precision: Precision) -> None:
+        self.accelerator = accelerator
+        self.precision = precision
+        self.device = accelerator.device()
+        self.model = accelerator.place(model, self.device)
+
+    @torch.inference_mode()
+    def __call__(self, images: NDArray[np.uint8]) -> Candidates:
+        """Candidates of one batch."""
+        on_device = torch.from_numpy(images).to(self.device).permute(0, 3, 1, 2)
+        with self.accelerator.autocast(self.precision):
+            boxes, scores = self.model.decode(self.model(on_device))
+        return Candidates(boxes.float().cpu(), scores.float().cpu())
+
+
+def detect(
+    network: Network,
+    images: Sequence[NDArray[np.uint8]],
+    how: DetectOptions,
+    *,
+    prepare: Augment,
+    batch_size: int,
+) -> list[ImageDetections]:
+    """Detections of images in their own pixels.
+
+    Args:
+        network: of any kind.
+        images: at most ``batch_size``, (h, w, 3) uint8 RGB each.
+        how: views and post-processing.
+        prepare: brings an image to the size the network takes, as validation did.
+        batch_size: images the network is given at a time; what is missing is black.
+    """
+    views = [how.views.of(image, prepare) for image in images]
+    sizes = torch.tensor([image.shape[:2] for image in images])
+    parts = [
+        _candidates(network, [of_image[number] for of_image in views], sizes, batch_size)
+        for number in range(len(how.views))
+    ]
+    if how.fusion == "nms" or len(parts) == 1:
+        together = Candidates(
+            boxes=torch.cat([part.boxes for part in parts], dim=1),
+            scores=torch.cat([part.scores for part in parts], dim=1),
+        )
+        return postprocess(together, how.postprocess)
+    apart = [postprocess(part, how.postprocess) for part in parts]
+    limit = how.postprocess.max_per_image
+    return [
+        ImageDetections(*(column[:limit] for column in fuse(found, iou=how.fusion_iou)))
+        for found in zip(*apart, strict=True)
+    ]
+
+
+def _candidates(
+    network: Network, samples: Sequence[Sample], sizes: Tensor, batch_size: int
+) -> Candidates:
+    """Candidates of one view of every image, in pixels of the images."""
+    count = len(samples)
+    images = np.zeros((batch_size, *samples[0].image.shape), np.uint8)
+    for row, sample in enumerate(samples):
+        images[row] = sample.image
+    boxes, scores = network(images)
+    transforms = torch.tensor([sample.transform for sample in samples], dtype=torch.float64)
+    mapped = map_to_original(boxes[:count], transforms, sizes)
+    # In a mirrored view left and right change places.
+    x = mapped[..., 0::2]
+    low, high = x.amin(dim=-1), x.amax(dim=-1)
+    straight = torch.stack([low, mapped[..., 1], high, mapped[..., 3]], dim=-1)
+    return Candidates(straight, scores[:count])
+
+
+def to_detections(image_ids: Sequence[int], found: Sequence[ImageDetections]) -> Detections:
+    """Detections of images with these ids as columns."""
+    counts = [len(one.scores) for one in found]
+    ids = np.array(image_ids, np.int64)
+    return Detections(
+        images=ids,
+        image_ids=np.repeat(ids, counts),
+        labels=np.concatenate([one.labels.numpy() for one in found]).astype(np.int64),
+        boxes=np.concatenate([one.boxes.numpy() for one in found]).astype(np.float32),
+        scores=np.concatenate([one.scores.numpy() for one in found]).astype(np.float32),
+    )

@@ -1,0 +1,268 @@
+"""``orchestrator evaluate``: a trained detector on a data set, over any number of workers."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from orchestrator.accelerators import Accelerator, of_this_process
+from orchestrator.cluster.placement import connected, place
+from orchestrator.config.schema import ClusterConfig, Experiment
+from orchestrator.data.dataset import Dataset
+from orchestrator.data.decode import BadImageError
+from orchestrator.data.images import image_pixels
+from orchestrator.data.readers import split as readers
+from orchestrator.errors import ConfigError
+from orchestrator.evaluation.analysis import Analysis, analyse
+from orchestrator.evaluation.coco import write_per_class
+from orchestrator.evaluation.detections import Detections
+from orchestrator.evaluation.results import Results, write_results
+from orchestrator.evaluation.streaming import StreamingEvaluator
+from orchestrator.predict.loading import LoadedDetector
+from orchestrator.predict.predictor import DetectOptions, TorchNetwork, detect, to_detections
+from orchestrator.storage.atomic import write_atomic
+
+Split: TypeAlias = Literal["train", "val"]
+
+#: Batches a worker is given at a time: few enough that all end at about the same moment.
+_TASK_BATCHES = 4
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What :func:`evaluate_detector` found.
+
+    Attributes:
+        detections: of all images.
+        analysis: their numbers.
+        unreadable: a line for each image that could not be decoded; its boxes count as missed.
+    """
+
+    detections: Detections
+    analysis: Analysis
+    unreadable: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What every worker needs; plain data, picklable.
+
+    ``threads`` belong to the bits: they decide how sums are split.
+    """
+
+    loaded: LoadedDetector
+    dataset: Dataset
+    how: DetectOptions
+    batch_size: int
+    threads: int
+    kind: str
+
+
+def read_split(experiment: Experiment, split: Split, *, limit: int | None = None) -> Dataset:
+    """The annotations of a split, or of its first ``limit`` images."""
+    dataset = readers.read_split(experiment.data, getattr(experiment.data, split)).dataset
+    return dataset if limit is None else first_images(dataset, limit)
+
+
+def first_images(dataset: Dataset, count: int) -> Dataset:
+    """A data set of the first images of another."""
+    if count < 1:
+        raise ConfigError(f"--limit {count}: at least one image has to be looked at")
+    count = min(count, len(dataset))
+    boxes = slice(0, int(dataset.offsets[count]))
+    return replace(
+        dataset,
+        files=dataset.files[:count],
+        image_ids=dataset.image_ids[:count],
+        widths=dataset.widths[:count],
+        heights=dataset.heights[:count],
+        offsets=dataset.offsets[: count + 1],
+        boxes_xywh=dataset.boxes_xywh[boxes],
+        labels=dataset.labels[boxes],
+        areas=dataset.areas[boxes],
+        crowd=dataset.crowd[boxes],
+    )
+
+
+def default_batch(experiment: Experiment) -> int:
+    """Images of a worker's batch in training: validation then gives the bits training gave."""
+    return max(1, experiment.train.batch_size // experiment.cluster.workers)
+
+
+def evaluate_detector(
+    loaded: LoadedDetector,
+    dataset: Dataset,
+    how: DetectOptions,
+    *,
+    workers: int = 1,
+    threads: int = 1,
+    batch_size: int | None = None,
+) -> Evaluated:
+    """Detect in every image of a data set and score what was found.
+
+    Args:
+        loaded: the detector.
+        dataset: images and boxes, with the detector's classes.
+        how: views and post-processing.
+        workers: processes; one works right here, without Ray. The bits do not depend on it.
+        threads: CPU threads of each worker.
+        batch_size: images at a time; None for that of training.
+
+    Raises:
+        DataError: the data set has other classes than the detector.
+        ConfigError: more workers than the cluster holds.
+    """
+    loaded.label_map.require_equal(
+        dataset.label_map, here=str(loaded.source), there="the annotations"
+    )
+    experiment = loaded.resolved.experiment
+    evaluator = StreamingEvaluator(dataset)
+    unreadable: list[str] = []
+    size = batch_size or default_batch(experiment)
+    task = _Task(loaded, dataset, how, size, threads, experiment.cluster.accelerator)
+    parts = _in_process(task) if workers == 1 else _on_ray(task, workers)
+    for part, bad in parts:
+        evaluator.add(part)
+        unreadable += bad
+    found = evaluator.detections()
+    analysis = analyse(dataset, found, backend=evaluator.backend, scored=evaluator.scored())
+    return Evaluated(found, analysis, tuple(sorted(unreadable)))
+
+
+class _Worker:
+    """Computes batches of a task, by number."""
+
+    def __init__(self, task: _Task, accelerator: Accelerator) -> None:
+        torch.set_num_threads(task.threads)
+        self.task = task
+        wanted = task.loaded.resolved.experiment.train.precision
+        precision = accelerator.resolve_precision(wanted)
+        self.network = TorchNetwork(task.loaded.model, accelerator, precision)
+
+    def batches(self, numbers: Sequence[int]) -> Iterator[tuple[Detections, list[str]]]:
+        """Detections of each batch, and what could not be read; the next one is read meanwhile."""
+        with ThreadPoolExecutor(1, thread_name_prefix="images") as pool:
+            ahead = [pool.submit(self._read, number) for number in numbers[:1]]
+            for place in range(len(numbers)):
+                images, ids, bad = ahead.pop().result()
+                ahead += [pool.submit(self._read, n) for n in numbers[place + 1 : place + 2]]
+                yield self._detect(images, ids), bad
+
+    def _read(self, number: int) -> tuple[list[NDArray[np.uint8]], list[int], list[str]]:
+        data, size = self.task.dataset, self.task.batch_size
+        images, ids, bad = [], [], []
+        for position in range(number * size, min((number + 1) * size, len(data))):
+            try:
+                images.append(image_pixels(data, position))
+            except BadImageError as error:
+                bad.append(str(error))
+                continue
+            ids.append(int(data.image_ids[position]))
+        return images, ids, bad
+
+    def _detect(self, images: list[NDArray[np.uint8]], ids: list[int]) -> Detections:
+        if not images:
+            return Detections.merge([])
+        found = detect(
+            self.network,
+            images,
+            self.task.how,
+            prepare=self.task.loaded.prepare,
+            batch_size=self.task.batch_size,
+        )
+        return to_detections(ids, found)
+
+
+def _batch_count(task: _Task) -> int:
+    return -(-len(task.dataset) // task.batch_size)
+
+
+def _in_process(task: _Task) -> Iterator[tuple[Detections, list[str]]]:
+    with _own_threads():
+        worker = _Worker(task, of_this_process(task.kind))
+        yield from worker.batches(range(_batch_count(task)))
+
+
+@contextmanager
+def _own_threads() -> Iterator[None]:
+    """Leave the process's thread count as it was."""
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _on_ray(task: _Task, workers: int) -> Iterator[tuple[Detections, list[str]]]:
+    """Parts as the workers finish them, in any order."""
+    import ray
+    from ray.util import ActorPool
+
+    config: ClusterConfig = task.loaded.resolved.experiment.cluster.model_copy(
+        update={"workers": workers}
+    )
+    with connected(config):
+        placement = place(config)
+        shared = ray.put(task)
+        amounts = dict(placement.resources_per_worker)
+        worker = ray.remote(
+            num_cpus=amounts.pop("CPU"), num_gpus=amounts.pop("GPU", 0), resources=amounts
+        )(_RayWorker)
+        actors = [worker.remote(shared, placement.accelerator) for _ in range(workers)]
+        numbers = list(range(_batch_count(task)))
+        share = max(1, min(_TASK_BATCHES, len(numbers) // workers))
+        shares = [numbers[i : i + share] for i in range(0, len(numbers), share)]
+        pool = ActorPool(actors)
+        for parts in pool.map_unordered(lambda actor, share: actor.run.remote(share), shares):
+            yield from parts
+
+
+class _RayWorker:
+    """A :class:`_Worker` in a process of its own."""
+
+    def __init__(self, task: _Task, accelerator: Accelerator) -> None:
+        self._worker = _Worker(task, accelerator)
+
+    def run(self, numbers: Sequence[int]) -> list[tuple[Detections, list[str]]]:
+        """All parts of a share."""
+        return list(self._worker.batches(numbers))
+
+
+def write_evaluation(
+    folder: Path, results: Results, analysis: Analysis, about: dict[str, Any]
+) -> dict[str, Path]:
+    """Leave results, numbers by class and the whole analysis in a folder.
+
+    Args:
+        folder: made when missing; files of an earlier evaluation are replaced.
+        results: what was found.
+        analysis: of them.
+        about: what was evaluated and how; part of ``evaluation.json``.
+
+    Returns:
+        The files by what they hold.
+    """
+    files = {
+        "results": folder / "coco_results.json",
+        "per_class": folder / "per_class.csv",
+        "analysis": folder / "evaluation.json",
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    write_results(files["results"], results, analysis.label_map)
+    write_per_class(files["per_class"], analysis.metrics)
+    tree = {"about": about, **analysis.to_json()}
+    text = json.dumps(tree, indent=1, allow_nan=False, ensure_ascii=False)
+    write_atomic(files["analysis"], text.encode("utf-8"))
+    return files

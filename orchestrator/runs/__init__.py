@@ -1,0 +1,1 @@
+"""One run, from its experiment file to its report."""

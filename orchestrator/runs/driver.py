@@ -1,0 +1,280 @@
+"""What the driver does around training: identity, cluster, progress, tracking, result."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+import native
+from orchestrator.checkpoints.manifest import copy_commit
+from orchestrator.cluster.placement import Placement, connected, place, place_evaluation
+from orchestrator.cluster.trainer import fit
+from orchestrator.config.printing import dump_yaml
+from orchestrator.config.resolve import ResolvedExperiment
+from orchestrator.config.schema import Experiment
+from orchestrator.data.doctor.examine import require_usable
+from orchestrator.data.stream.ray_stream import ScheduledDataConfig
+from orchestrator.errors import PreemptedError
+from orchestrator.runs.identity import Identity, open_run, recorded_seed
+from orchestrator.runs.plan import Plan, make_plan
+from orchestrator.runs.progress import shown_progress
+from orchestrator.runs.report import (
+    result_of,
+    run_card_of,
+    say,
+    say_data,
+    say_initial,
+    say_result,
+    say_where,
+    write_page,
+)
+from orchestrator.runs.tracking import Tracking, ending_tags
+from orchestrator.runs.trial_context import TrialContext
+from orchestrator.storage.atomic import write_atomic
+from orchestrator.storage.bucket import below, commit_storage
+from orchestrator.storage.bucket_lock import BucketLock
+from orchestrator.storage.bucket_mirror import BucketMirror
+from orchestrator.storage.folder_lock import RunLock
+from orchestrator.storage.local import LocalStorage
+from orchestrator.storage.run_files import (
+    DESCRIBING,
+    EVENTS,
+    LABEL_MAP,
+    REPORT,
+    RESOLVED,
+    RESULT,
+    STOP,
+)
+from orchestrator.tracking.mlflow_shipper import RunStatus, Shipped
+from orchestrator.training.interrupt import in_thread, stopping_politely
+from orchestrator.training.job import Outcome, TrainingJob
+from orchestrator.training.session import open_store
+
+
+def bucket_of(experiment: Experiment) -> str | None:
+    """URI of a run in its bucket, with the options of the store; None for one in a folder."""
+    if not experiment.in_bucket:
+        return None
+    return below(experiment.storage, experiment.name)
+
+
+def folder_of(experiment: Experiment) -> Path:
+    """Where a run works on this machine: its run folder, or the working copy of one in a bucket."""
+    root = experiment.scratch if experiment.in_bucket else experiment.storage
+    return Path(root).resolve() / experiment.name
+
+
+def drive(resolved: ResolvedExperiment, run_dir: Path, *, force_resume: bool) -> int:
+    """Run one experiment in ``run_dir`` from check to report.
+
+    Args:
+        resolved: the experiment.
+        run_dir: absolute; made when missing, gone on with when not. For a run in a bucket its
+            working folder.
+        force_resume: go on although the experiment or the data has changed.
+
+    Returns:
+        0 when training is complete, 75 when it was asked to stop and can be started again.
+
+    Raises:
+        OrchestratorError: with the exit code of its class.
+    """
+    console = Console(soft_wrap=True)
+    location = bucket_of(resolved.experiment)
+    held: AbstractContextManager[BucketMirror | None] = (
+        nullcontext() if location is None else BucketMirror(location, run_dir)
+    )
+    with held as mirror:
+        result = train(
+            resolved, run_dir, force_resume=force_resume, console=console, trial=None, mirror=mirror
+        )
+    return 0 if result["state"] == "done" else PreemptedError.exit_code
+
+
+def train(
+    resolved: ResolvedExperiment,
+    run_dir: Path,
+    *,
+    force_resume: bool,
+    console: Console,
+    trial: TrialContext | None,
+    mirror: BucketMirror | None = None,
+) -> dict[str, Any]:
+    """Like :func:`drive`, for a run of its own or one of a sweep.
+
+    Args:
+        resolved: the experiment.
+        run_dir: absolute; made when missing, gone on with when not.
+        force_resume: go on although the experiment or the data has changed.
+        console: where progress is told.
+        trial: what the run is in a sweep; None for a run of its own.
+        mirror: of a run in a bucket, held; None for one in a folder.
+
+    Returns:
+        Content of ``result.json``.
+
+    Raises:
+        OrchestratorError: with the exit code of its class.
+    """
+    started = time.monotonic()
+    if resolved.seed_is_drawn:
+        recorded = recorded_seed(run_dir)
+        resolved = resolved if recorded is None else resolved.with_seed(recorded)
+        say(console, f"seed: {resolved.experiment.seed}, {resolved.origins['seed']}")
+    location = None if mirror is None else mirror.location
+    plan = make_plan(resolved, run_dir, bucket=location)
+    say_data(plan, console)
+    for name, data in (("train", plan.batches.train), ("val", plan.batches.val)):
+        require_usable(data, name, resolved.experiment.data.max_bad_fraction)
+    say_initial(plan.job, console)
+    native.backend()  # Says what is missing; what workers say stays in Ray's logs.
+    initial = plan.job.initial
+    identity = Identity(
+        plan.job.config_digest,
+        plan.job.data_digest,
+        initial=None if initial is None else initial.sha256,
+    )
+    with RunLock(run_dir) as lock:
+        # Whose folder this is comes first: starting Ray takes seconds.
+        claimed = open_run(
+            run_dir,
+            identity,
+            resolved.tree,
+            force=force_resume,
+            commits=commit_storage(run_dir, location),
+        )
+        for note in claimed.notes:
+            say(console, f"{claimed.kind}: {note}")
+        _write(run_dir / RESOLVED, dump_yaml(resolved))
+        _write(run_dir / LABEL_MAP, plan.job.label_map.to_json())
+        tracking = Tracking(resolved, plan.job, trial)
+        experiment = resolved.experiment
+        with connected(experiment.cluster, beside=experiment.train.evaluation == "beside"):
+            sharded = experiment.train.virtual_shards is not None
+            placement = place(experiment.cluster, one_thread=sharded)
+            in_loop = place_evaluation(
+                experiment,
+                placement,
+                epochs=plan.job.total_steps / plan.job.schedule.steps_per_epoch,
+                in_sweep=trial is not None,
+            )
+            where = "beside training" if in_loop is None else f"in the loop, {in_loop}"
+            say(console, f"evaluation: {where}")
+            job = dataclasses.replace(
+                plan.job,
+                threads=placement.threads,
+                judged_epochs=() if trial is None else trial.judged_epochs,
+                sampled={} if trial is None else trial.sampled,
+                evaluates_beside=in_loop is None,
+            )
+            outcome, shipped = _tracked(plan, job, placement, console, lock, tracking, mirror)
+    result = result_of(job, outcome, shipped, time.monotonic() - started)
+    _write(run_dir / RESULT, json.dumps(result, indent=2))
+    say_result(resolved, result, console)
+    if mirror is not None:
+        say(console, f"kept in: {mirror.uri}")
+    say_where(resolved, str(run_dir), console)
+    return result
+
+
+def _tracked(
+    plan: Plan,
+    job: TrainingJob,
+    placement: Placement,
+    console: Console,
+    lock: RunLock,
+    tracking: Tracking,
+    mirror: BucketMirror | None,
+) -> tuple[Outcome, Shipped | None]:
+    """Train while MLflow is kept up to date, and tell it how the run ended, whatever happens."""
+    if mirror is not None:
+        # A machine that is lost after MLflow has made the run must not leave a second one.
+        tracking.name()
+        mirror.settle(DESCRIBING)
+    tracking.start()
+    status: RunStatus = "FAILED"
+    outcome: Outcome | None = None
+    best: str | None = None
+    try:
+        outcome = _train(plan, job, placement, console, lock if mirror is None else mirror.lock)
+        best = outcome.best_checkpoint
+        if mirror is not None and best is not None:
+            best = str(copy_commit(mirror.storage, best, LocalStorage(job.path)))
+        status = "KILLED" if outcome.state == "preempted" else "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        card = run_card_of(job, outcome, status=status, accelerator=placement.accelerator.kind)
+        card.write(job.path)
+        if status == "FINISHED":
+            _report(job.path, console)
+        if mirror is not None:
+            mirror.settle()
+        shipped = tracking.close(
+            status,
+            run_dir=job.path,
+            best=None if best is None else Path(best),
+            tags={} if outcome is None else ending_tags(outcome),
+        )
+        if shipped is not None and not shipped.complete:
+            say(console, str(shipped))
+    return outcome, shipped
+
+
+def _report(run_dir: Path, console: Console) -> None:
+    """Write the page of a run; nothing that goes wrong with it is worth more than a warning."""
+    trouble = write_page(run_dir)
+    if trouble is None:
+        say(console, f"report: {run_dir / REPORT}")
+    else:
+        say(
+            console,
+            f"warning: the report was not written ({trouble}); `orchestrator report {run_dir}` "
+            "tries again",
+        )
+
+
+def _train(
+    plan: Plan,
+    job: TrainingJob,
+    placement: Placement,
+    console: Console,
+    lock: RunLock | BucketLock,
+) -> Outcome:
+    """Train on the cluster, showing progress and listening for a wish to stop."""
+    experiment = job.experiment
+    workers = experiment.cluster.workers
+    say(
+        console,
+        f"{experiment.name}: {job.total_steps} steps of {job.schedule.batch_size} images on "
+        f"{workers} {placement.accelerator.kind} worker{'s' if workers > 1 else ''}",
+    )
+    stop = job.path / STOP
+    stop.unlink(missing_ok=True)
+    log = job.path / EVENTS
+    offset = log.stat().st_size if log.exists() else 0
+    store = open_store(job)
+    data = ScheduledDataConfig(plan.batches, prefetch=experiment.data.prefetch)
+
+    def ask_to_stop() -> None:
+        say(console, "stopping: the step under way is finished and committed first")
+        stop.touch()
+
+    def newest_step() -> int | None:
+        found = store.latest()
+        return None if found.commit is None else found.commit.step
+
+    with shown_progress(job, console, offset=offset), stopping_politely(ask_to_stop):
+        return in_thread(lambda: fit(job, data, placement, last_commit=newest_step, lock=lock))
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, text.encode())

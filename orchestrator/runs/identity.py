@@ -1,0 +1,312 @@
+"""Which experiment a run folder belongs to: ``run.json``, and refusing to mix two in one folder.
+
+A run is its name and the digest of what decides its result: configuration, data and code. The same
+again goes on where it stopped; anything else is refused with the differences, because continuing
+one experiment's weights under another's name is worse than not running.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from orchestrator.checkpoints.manifest import checked_commits
+from orchestrator.config.resolve import Absent, MaybeScalar, diff, digest
+from orchestrator.config.scalars import Json
+from orchestrator.errors import ConfigError, StorageError
+from orchestrator.storage.local import TEMPORARY, LocalStorage, Storage, make_private
+from orchestrator.storage.run_files import IDENTITY
+from orchestrator.storage.sealed import UnusableError, seal, unseal
+
+FORMAT = 1
+_MAX_BYTES = 16 * 2**20
+#: How many changed files a message names.
+_NAMED = 8
+
+#: Keys, with everything below them, that may change between two starts of a run: they decide where
+#: and how it computes and when it gives up, not what the result is.
+#:
+#: ``cluster`` is one of them although sums over another number of workers round differently: with
+#: a fixed global batch every step sees the same samples, and a run that could not go on with the
+#: machines that are left would not survive the loss of one. The change is noted in the log.
+NOT_IDENTITY = (
+    "name",
+    "storage",
+    "scratch",
+    "tracking",
+    "sweep",  # A trial is a run like any other, whatever else was tried.
+    "cluster",
+    "data.root",  # The data's digest is part of the identity, the place it lies at is not.
+    "data.prefetch",
+    "data.cache",
+    "data.max_bad_fraction",
+    "train.init_from",  # Likewise: the digest of the weights is, and not where they lie.
+    "train.evaluation",
+    "train.max_steps",  # The schedule is that of the whole run, so a quick look can be continued.
+    "train.log_every_steps",
+    "train.max_failures",
+    "train.nonfinite_limit",
+    "train.checkpoint.every_epochs",
+    "train.checkpoint.every_steps",
+    "train.checkpoint.keep_last",
+    "train.checkpoint.keep_best",
+)
+
+#: Key of the initial weights' digest, in ``run.json`` and in the configuration's digest.
+_INITIAL = "initial_weights"
+
+#: Sources that decide the result; the rest shows, sends and submits it.
+_SOURCES = (
+    "detectors",
+    "native",
+    "orchestrator.accelerators",
+    "orchestrator.data",
+    "orchestrator.evaluation",
+    "orchestrator.training",
+)
+_SUFFIXES = {".py", ".cpp", ".hpp", ".inl"}
+
+
+def identity_tree(tree: Mapping[str, Json]) -> dict[str, Json]:
+    """A resolved configuration without the keys in ``NOT_IDENTITY``."""
+    return _without(tree, "")
+
+
+def _without(tree: Mapping[str, Json], prefix: str) -> dict[str, Json]:
+    kept: dict[str, Json] = {}
+    for name, value in tree.items():
+        path = prefix + name
+        if path not in NOT_IDENTITY:
+            kept[name] = _without(value, f"{path}.") if isinstance(value, dict) else value
+    return kept
+
+
+def config_digest(tree: Mapping[str, Json], *, initial: str | None = None) -> str:
+    """SHA-256, in hex, of what in a resolved configuration decides the result.
+
+    Args:
+        tree: the configuration.
+        initial: digest of the weights that the run begins with, if it begins with any.
+    """
+    kept = identity_tree(tree)
+    return digest(kept if initial is None else {**kept, _INITIAL: initial})
+
+
+@cache
+def source_digests() -> dict[str, str]:
+    """First 16 hex digits of the SHA-256 of each source file that decides the result."""
+    found = {}
+    for name in _SOURCES:
+        spec = importlib.util.find_spec(name)
+        if spec is None or spec.origin is None:
+            raise StorageError(f"{name}: its source cannot be found, so a run has no identity")
+        origin = Path(spec.origin)
+        files = origin.parent.rglob("*") if spec.submodule_search_locations else [origin]
+        base = origin.parents[name.count(".") + bool(spec.submodule_search_locations)]
+        for file in files:
+            if file.suffix in _SUFFIXES:
+                content = hashlib.sha256(file.read_bytes()).hexdigest()
+                found[file.relative_to(base).as_posix()] = content[:16]
+    return dict(sorted(found.items()))
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What decides a run's result.
+
+    Attributes:
+        config_digest: see :func:`config_digest`.
+        data_digest: of the data sets.
+        sources: digests of the source files by path.
+        initial: digest of the weights that the run begins with; None if it begins with none.
+    """
+
+    config_digest: str
+    data_digest: str
+    sources: Mapping[str, str] = field(default_factory=source_digests)
+    initial: str | None = None
+
+    @cached_property
+    def code_version(self) -> str:
+        """SHA-256, in hex, over all sources."""
+        return hashlib.sha256(json.dumps(self.sources, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class RunState:
+    """What :func:`open_run` found.
+
+    Attributes:
+        kind: ``new``, or ``resume`` when the folder holds this run already.
+        notes: what changed since its last start, allowed or forced; for the log.
+    """
+
+    kind: Literal["new", "resume"]
+    notes: tuple[str, ...] = ()
+
+
+def open_run(
+    run_dir: str | Path,
+    identity: Identity,
+    resolved_tree: Mapping[str, Json],
+    *,
+    force: bool = False,
+    commits: Storage | None = None,
+) -> RunState:
+    """Claim a run folder for an experiment, or find that it is this experiment's already.
+
+    Call it while holding the folder's :class:`~orchestrator.storage.folder_lock.RunLock`.
+
+    Args:
+        run_dir: made if need be.
+        identity: of the experiment.
+        resolved_tree: its whole configuration, for the differences.
+        force: go on although configuration, data or code differ; from then on the folder belongs
+            to the experiment as it is now. What was forced is in the notes.
+        commits: where the run's commits are; None for the run folder.
+
+    Raises:
+        ConfigError: the folder holds another experiment.
+        StorageError: the folder cannot be read or written.
+    """
+    storage = LocalStorage(run_dir)
+    try:
+        make_private(storage.root)
+        for entry in storage.list(""):
+            if entry.name.startswith(IDENTITY + TEMPORARY):
+                storage.unlink(entry.name)
+        found = _compare(storage, identity, resolved_tree, commits or storage)
+        if found.refused and not force:
+            raise ConfigError(
+                f"{storage.root}: this run folder holds another experiment:\n"
+                + "\n".join(f"  {line}" for line in found.refused)
+                + "\nNext: give this experiment another name (name=...), undo the changes, or pass "
+                "--force-resume to go on with them from the last checkpoint"
+            )
+        record = {
+            "format": FORMAT,
+            "config_digest": identity.config_digest,
+            "data_digest": identity.data_digest,
+            "code_version": identity.code_version,
+            "sources": dict(identity.sources),
+            _INITIAL: identity.initial,
+            "config": dict(resolved_tree),
+        }
+        storage.replace_file(IDENTITY, seal("run", record))
+    except OSError as error:
+        raise StorageError(
+            f"{storage.root}: cannot open the run folder: {error}. Next: see that `storage` names "
+            "a folder that can be written"
+        ) from error
+    return RunState(found.kind, (*(f"forced: {line}" for line in found.refused), *found.notes))
+
+
+def recorded_initial(run_dir: str | Path) -> str | None:
+    """Digest of the weights that the run in this folder began with; None if there is no record."""
+    initial = _record(run_dir).get(_INITIAL)
+    return initial if isinstance(initial, str) else None
+
+
+def recorded_identity(run_dir: str | Path) -> Identity | None:
+    """What decided the result of the run in this folder; None if there is no record."""
+    record = _record(run_dir)
+    try:
+        return Identity(
+            str(record["config_digest"]),
+            str(record["data_digest"]),
+            dict(record["sources"]),
+            recorded_initial(run_dir),
+        )
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def recorded_seed(run_dir: str | Path) -> int | None:
+    """Seed of the run in this folder; None if there is no record."""
+    seed = _record(run_dir).get("config", {}).get("seed")
+    return seed if isinstance(seed, int) else None
+
+
+def _record(run_dir: str | Path) -> dict[str, Any]:
+    """What ``run.json`` says; nothing where it is missing or damaged."""
+    try:
+        return unseal("run", LocalStorage(run_dir).read_file(IDENTITY, limit=_MAX_BYTES))
+    except (OSError, UnusableError):
+        return {}
+
+
+class _Comparison(NamedTuple):
+    kind: Literal["new", "resume"]
+    refused: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def _compare(
+    storage: Storage, identity: Identity, tree: Mapping[str, Json], commits: Storage
+) -> _Comparison:
+    try:
+        stored = unseal("run", storage.read_file(IDENTITY, limit=_MAX_BYTES))
+    except FileNotFoundError:
+        return _compare_with_commits(commits, identity, "is missing")
+    except UnusableError as error:
+        return _compare_with_commits(commits, identity, str(error))
+    if stored["format"] != FORMAT:
+        raise StorageError(
+            f"{storage.describe(IDENTITY)}: format {stored['format']!r}; this program reads "
+            f"{FORMAT}. Next: go on with the version of the program that wrote it"
+        )
+    before = stored["config"]
+    refused = _differences(identity_tree(before), identity_tree(tree))
+    notes = [line for line in _differences(before, tree) if line not in refused]
+    if stored["data_digest"] != identity.data_digest:
+        refused.append(_digests("data", stored["data_digest"], identity.data_digest))
+    before_initial = stored.get(_INITIAL)
+    if before_initial != identity.initial:
+        refused.append(
+            _digests("train.init_from", before_initial or "none", identity.initial or "none")
+        )
+    then, now = stored["sources"], identity.sources
+    changed = sorted(path for path in {*then, *now} if then.get(path) != now.get(path))
+    if changed:
+        more = f" and {len(changed) - _NAMED} more" if len(changed) > _NAMED else ""
+        refused.append(f"program: {', '.join(changed[:_NAMED])}{more} changed")
+    return _Comparison("resume", tuple(refused), tuple(notes))
+
+
+def _compare_with_commits(storage: Storage, identity: Identity, damage: str) -> _Comparison:
+    """Without a usable ``run.json`` the newest commit says whose folder this is."""
+    commits = checked_commits(storage)
+    if not commits:
+        return _Comparison("new")
+    manifest = commits[0].manifest
+    refused = [
+        _digests(what, there, here)
+        for what, there, here in (
+            ("configuration", manifest.config_digest, identity.config_digest),
+            ("data", manifest.data_digest, identity.data_digest),
+        )
+        if there != here
+    ]
+    note = f"{IDENTITY} {damage}; made again after the commit of step {manifest.step}"
+    return _Comparison("resume", tuple(refused), (note,))
+
+
+def _differences(before: Mapping[str, Json], now: Mapping[str, Json]) -> list[str]:
+    return [
+        f"{path}: {_value(a)} there, {_value(b)} now"
+        for path, a, b in diff(dict(before), dict(now))
+    ]
+
+
+def _value(value: MaybeScalar) -> str:
+    return str(value) if isinstance(value, Absent) else json.dumps(value)
+
+
+def _digests(what: str, there: str, here: str) -> str:
+    return f"{what}: sha256 {there[:16]} there, {here[:16]} now"

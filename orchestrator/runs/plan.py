@@ -1,0 +1,147 @@
+"""From a resolved experiment to a training job, before any hardware is claimed."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from detectors.measure import skeleton
+from orchestrator.checkpoints.initial_weights import InitialWeights, find_initial
+from orchestrator.checkpoints.manifest import checked_commits
+from orchestrator.config.resolve import ResolvedExperiment
+from orchestrator.config.schema import Experiment
+from orchestrator.data.dataset import Dataset
+from orchestrator.data.readers.findings import Finding
+from orchestrator.data.readers.split import read_split
+from orchestrator.data.stream.assemble import BatchPlan, training_samples
+from orchestrator.errors import ConfigError, DataError
+from orchestrator.evaluation.coco import evaluate
+from orchestrator.evaluation.detections import Detections
+from orchestrator.runs.identity import config_digest, recorded_initial
+from orchestrator.storage.bucket import commit_storage
+from orchestrator.storage.local import Storage
+from orchestrator.training.freeze import adapt
+from orchestrator.training.job import TrainingJob
+from orchestrator.training.optim import build_optimizer
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A job and the batches it trains on.
+
+    Attributes:
+        job: what every worker gets.
+        batches: what is in which batch; goes to the object store, not to the workers.
+        findings: what the readers noticed and dealt with, by split.
+        manifests: what was read instead of annotations, by split.
+    """
+
+    job: TrainingJob
+    batches: BatchPlan
+    findings: dict[str, tuple[Finding, ...]]
+    manifests: dict[str, Path]
+
+
+def make_plan(
+    resolved: ResolvedExperiment,
+    run_dir: Path,
+    *,
+    threads: int | None = None,
+    bucket: str | None = None,
+) -> Plan:
+    """Read and check the data set and lay out the run.
+
+    Args:
+        resolved: the experiment.
+        run_dir: where the run lives; nothing is written here.
+        threads: CPU threads of a worker; see :class:`TrainingJob`.
+        bucket: URI of the run, if it is kept in a bucket; see :class:`TrainingJob`.
+
+    Raises:
+        DataError: the data set is missing, malformed or too small, or the initial weights are
+            missing.
+        ConfigError: values that do not fit the data set.
+    """
+    experiment = resolved.experiment
+    train, val = (
+        read_split(experiment.data, split) for split in (experiment.data.train, experiment.data.val)
+    )
+    # Without memory for its tensors: only to see that all that is said about it is true.
+    model = skeleton(experiment.detector, num_classes=len(train.dataset.label_map))
+    adapt(model, experiment.train)
+    build_optimizer(model, experiment.train.optimizer)
+    batches = BatchPlan.from_config(
+        experiment.data,
+        train.dataset,
+        val.dataset,
+        seed=experiment.seed,
+        epochs=experiment.train.epochs,
+        batch_size=experiment.train.batch_size,
+        # Evaluation batches, too, are then of one shape whatever the number of workers.
+        workers=experiment.train.virtual_shards or experiment.cluster.workers,
+        input_size=model.input_size,
+    )
+    if not len(val.dataset.labels):
+        raise DataError(
+            f"data.val: {experiment.data.val.shards or experiment.data.val.annotations} has no "
+            "boxes, so there is nothing to score against. Next: point data.val at images with "
+            "annotations"
+        )
+    if experiment.train.early_stopping is not None:
+        _require_defined(experiment.train.early_stopping.metric, val.dataset)
+    initial = _initial(experiment.train.init_from, run_dir, commit_storage(run_dir, bucket))
+    digest = hashlib.sha256(f"{train.dataset.digest} {val.dataset.digest}".encode()).hexdigest()
+    job = TrainingJob(
+        experiment=experiment,
+        run_dir=str(run_dir),
+        label_map=train.dataset.label_map,
+        schedule=batches.schedule,
+        val=val.dataset,
+        config_digest=config_digest(
+            resolved.tree, initial=None if initial is None else initial.sha256
+        ),
+        data_digest=digest,
+        threads=threads,
+        initial=initial,
+        bucket=bucket,
+    )
+    read = {"train": train, "val": val}
+    return Plan(
+        job=job,
+        batches=batches,
+        findings={split: one.findings for split, one in read.items()},
+        manifests={split: one.manifest for split, one in read.items() if one.manifest is not None},
+    )
+
+
+def _require_defined(metric: str, val: Dataset) -> None:
+    """Refuse to wait for the rise of a metric that validation images never have."""
+    numbers = evaluate(val, Detections.merge([])).numbers
+    if numbers[metric.removeprefix("val/")] < 0.0:
+        defined = ", ".join(f"val/{name}" for name, value in numbers.items() if value >= 0.0)
+        raise ConfigError(
+            f"train.early_stopping.metric: {metric} is not defined on data.val, which has no boxes "
+            f"of that size; defined are {defined}. Next: choose one of them"
+        )
+
+
+def count_training_images(experiment: Experiment) -> int:
+    """Images of the data set that take part in training.
+
+    Raises:
+        DataError: the data set is missing or malformed.
+    """
+    train = read_split(experiment.data, experiment.data.train).dataset
+    return len(training_samples(experiment.data, train))
+
+
+def _initial(location: str | None, run_dir: Path, commits: Storage) -> InitialWeights | None:
+    """What the run begins with, or began with if that file has gone since."""
+    if location is None:
+        return None
+    gone = not Path(location).exists()
+    recorded = recorded_initial(run_dir) if gone else None
+    if recorded is not None and checked_commits(commits):
+        return InitialWeights(str(Path(location).absolute()), recorded, "file")
+    return find_initial(location)

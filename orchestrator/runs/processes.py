@@ -1,0 +1,185 @@
+"""A run as plain processes of this machine, one per rank and without Ray.
+
+The same engine, the same commits, and a start of less than a second: what proves that a run
+survives being killed, hundreds of times over, and what ``orchestrator check-resume`` uses.
+"""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+import os
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from typing_extensions import Self
+
+from orchestrator.accelerators import Accelerator
+from orchestrator.data.stream.local import LocalStream
+from orchestrator.errors import OrchestratorError, PreemptedError
+from orchestrator.runs.plan import Plan
+from orchestrator.training.interrupt import asked_to_stop, stopping_politely
+from orchestrator.training.job import Outcome
+from orchestrator.training.session import run_rank
+
+#: Exit code of a rank whose error is none of ours; such as the loss of another rank.
+_FAILED = 70
+#: Seconds that ranks get to notice that another one has ended before they are killed.
+_GRACE = 5.0
+
+
+@dataclass(frozen=True)
+class RankTask:
+    """What one process does; plain data, picklable.
+
+    Attributes:
+        plan: job and batches.
+        accelerator: the kind of device.
+        rank, world: which share of it.
+        meeting: a file that does not exist yet, where the ranks find each other.
+    """
+
+    plan: Plan
+    accelerator: Accelerator
+    rank: int
+    world: int
+    meeting: str
+
+    def run(self) -> Outcome:
+        """Train this rank's share in this process."""
+        if self.world == 1:
+            return self._train()
+        dist.init_process_group(
+            self.accelerator.backend,
+            init_method=f"file://{self.meeting}",
+            rank=self.rank,
+            world_size=self.world,
+            timeout=timedelta(minutes=5),
+        )
+        try:
+            return self._train()
+        finally:
+            dist.destroy_process_group()
+
+    def _train(self) -> Outcome:
+        return run_rank(
+            self.plan.job,
+            LocalStream(self.plan.batches, rank=self.rank, world=self.world),
+            accelerator=self.accelerator,
+            local_rank=self.rank,
+        )
+
+
+def rank_main(task: RankTask) -> None:
+    """Run a task as a whole process, which exits with 0 when done and with 75 when stopped.
+
+    SIGTERM or SIGINT to any rank lets all of them finish and commit their step.
+    """
+    try:
+        with stopping_politely(asked_to_stop.set):
+            outcome = task.run()
+    except OrchestratorError as error:
+        print(f"rank {task.rank}: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except RuntimeError as error:
+        # How torch says that another rank is gone; that one's story is the one worth telling.
+        print(f"rank {task.rank}: {str(error).splitlines()[0]}", file=sys.stderr)
+        sys.exit(_FAILED)
+    sys.exit(0 if outcome.state == "done" else PreemptedError.exit_code)
+
+
+class LocalRanks:
+    """The processes of one start of a run; a context manager that leaves none behind.
+
+    Args:
+        plan: what to train; ``cluster.workers`` of its experiment says in how many processes.
+        accelerator: the kind of device.
+        target: what runs in each of them; gets its :class:`RankTask`, then ``arguments``.
+        arguments: see ``target``.
+        context: how processes are made. Forked ones would inherit torch's threads, broken.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        *,
+        accelerator: Accelerator,
+        target: Callable[..., None] = rank_main,
+        arguments: tuple[Any, ...] = (),
+        context: Any = None,
+    ) -> None:
+        self._context = context or multiprocessing.get_context("spawn")
+        world = plan.job.experiment.cluster.workers
+        descriptor, self._meeting = tempfile.mkstemp(prefix="ranks-")
+        os.close(descriptor)
+        Path(self._meeting).unlink()
+        self.processes: list[BaseProcess] = [
+            self._context.Process(
+                target=target,
+                args=(RankTask(plan, accelerator, rank, world, self._meeting), *arguments),
+                name=f"rank-{rank}",
+            )
+            for rank in range(world)
+        ]
+
+    def __enter__(self) -> Self:
+        for process in self.processes:
+            process.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+        for process in self.processes:
+            process.join()
+            process.close()
+        Path(self._meeting).unlink(missing_ok=True)
+
+    def kill(self) -> None:
+        """SIGKILL to every rank that still runs."""
+        self.signal(signal.SIGKILL)
+
+    def signal(self, number: signal.Signals, rank: int | None = None) -> None:
+        """Send a signal to one rank, or to all."""
+        chosen = self.processes if rank is None else [self.processes[rank]]
+        for process in chosen:
+            if process.pid is not None and process.exitcode is None:
+                with suppress(ProcessLookupError):
+                    os.kill(process.pid, number)
+
+    def join(self, timeout: float | None = None) -> list[int] | None:
+        """Wait until all ranks have ended, or one has failed and the others were killed.
+
+        Args:
+            timeout: seconds; None for as long as it takes.
+
+        Returns:
+            Exit codes by rank, negative for a signal; None when the time is over.
+        """
+        over = math.inf if timeout is None else time.monotonic() + timeout
+        patience = math.inf
+        running = list(self.processes)
+        while running:
+            left = min(over, patience) - time.monotonic()
+            sentinels = [process.sentinel for process in running]
+            if not wait(sentinels, None if left == math.inf else max(0.0, left)):
+                if time.monotonic() >= over:
+                    return None
+                self.kill()
+                patience = math.inf
+            for process in running:
+                if process.exitcode not in (None, 0, PreemptedError.exit_code):
+                    # The others wait for it in a collective, perhaps for minutes.
+                    patience = min(patience, time.monotonic() + _GRACE)
+            running = [process for process in running if process.exitcode is None]
+        return [process.exitcode or 0 for process in self.processes]

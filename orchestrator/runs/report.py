@@ -1,0 +1,207 @@
+"""What a finished run says: ``result.json`` for programs, a table and a command for people."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+import orchestrator
+from orchestrator.checkpoints.initial_weights import load_initial
+from orchestrator.checkpoints.manifest import checked_commits
+from orchestrator.config.resolve import ResolvedExperiment
+from orchestrator.evaluation.coco import METRICS
+from orchestrator.runs.plan import Plan
+from orchestrator.runs.progress import duration
+from orchestrator.storage.bucket import commit_storage
+from orchestrator.storage.run_files import EVENTS, REPORT, RESOLVED
+from orchestrator.tracking.git_info import git_info
+from orchestrator.tracking.mlflow_shipper import Shipped
+from orchestrator.tracking.run_card import Hardware, RunCard, package_versions
+from orchestrator.training.job import Outcome, TrainingJob
+
+
+def result_of(
+    job: TrainingJob, outcome: Outcome, shipped: Shipped | None, seconds: float
+) -> dict[str, Any]:
+    """What ``result.json`` holds.
+
+    Args:
+        job: the run.
+        outcome: of its last start.
+        shipped: state of its tracking; None when it is not tracked.
+        seconds: wall time of this start of the driver.
+    """
+    return {
+        "name": job.experiment.name,
+        "state": outcome.state,
+        "metrics": {name: outcome.metrics.get(name) for name in METRICS},
+        "best_metrics": outcome.best_metrics,
+        "best_checkpoint": outcome.best_checkpoint,
+        "weights_sha256": outcome.weights_sha256,
+        "steps": outcome.steps,
+        "early_stopping": outcome.early_stopping,
+        "samples": outcome.samples,
+        "images_per_s": outcome.images_per_s,
+        "resumed_from": outcome.resumed_from,
+        "seconds": seconds,
+        "mlflow_run_id": None if shipped is None else shipped.run_id,
+        "config_digest": job.config_digest,
+        "data_digest": job.data_digest,
+        "detector": job.experiment.detector.title,
+        "workers": job.experiment.cluster.workers,
+    }
+
+
+def run_card_of(
+    job: TrainingJob, outcome: Outcome | None, *, status: str, accelerator: str
+) -> RunCard:
+    """The page that keeps numbers, code, data, seed and machine together.
+
+    Args:
+        job: the run.
+        outcome: None when it failed.
+        status: how it ended.
+        accelerator: kind of device the workers trained on.
+    """
+    workers = job.experiment.cluster.workers
+    facts: dict[str, object] = {
+        "detector": job.experiment.detector.title,
+        "workers": workers,
+        "batch size": job.schedule.batch_size,
+    }
+    files = {"experiment": RESOLVED, "events": EVENTS}
+    if outcome is not None:
+        facts |= {"steps": outcome.steps, "images/s": f"{outcome.images_per_s:.1f}"}
+        if outcome.early_stopping is not None:
+            facts["early stopping"] = outcome.early_stopping["reason"]
+        files["weights sha256"] = outcome.weights_sha256
+        if outcome.best_checkpoint is not None:
+            files["best checkpoint"] = outcome.best_checkpoint.removeprefix(f"{job.path}/")
+    return RunCard(
+        name=job.experiment.name,
+        status=status,
+        code=git_info(),
+        config_digest=job.config_digest,
+        data_digest=job.data_digest,
+        seeds=(job.experiment.seed,),
+        hardware=Hardware.here([] if accelerator == "cpu" else [accelerator] * workers),
+        versions=package_versions(),
+        metrics={} if outcome is None else outcome.metrics,
+        facts=facts,
+        files=files,
+    )
+
+
+def write_page(run_dir: Path, *, timeout: float = 120.0) -> str | None:
+    """Have ``orchestrator report`` write its page, in a process of its own.
+
+    Whatever happens to that process, and be it Ctrl-C, the run that is over stays as it is.
+
+    Args:
+        run_dir: the run folder, its card written.
+        timeout: seconds after which the page is given up.
+
+    Returns:
+        What went wrong, if anything did.
+    """
+    # The package may be importable here only because of where the driver was started.
+    package = str(Path(orchestrator.__file__).absolute().parents[1])
+    path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
+    try:
+        # The page of an earlier end of this run would be taken for this one's.
+        (run_dir / REPORT).unlink(missing_ok=True)
+        done = subprocess.run(
+            [sys.executable, "-m", "orchestrator.cli.main", "report", str(run_dir)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": path},
+            timeout=timeout,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return f"took longer than {timeout:g} s"
+    except KeyboardInterrupt:
+        return "interrupted"
+    except OSError as error:
+        return str(error)
+    if done.returncode == 0:
+        return None
+    lines = done.stderr.decode("utf-8", "replace").strip().splitlines()
+    return lines[0] if lines else f"ended with {done.returncode}"
+
+
+def say_data(plan: Plan, console: Console) -> None:
+    """One line a split, and what its reader put right."""
+    for split, dataset in (("train", plan.batches.train), ("val", plan.batches.val)):
+        say(
+            console,
+            f"{split}: {len(dataset)} images, {len(dataset.labels)} boxes, "
+            f"{len(dataset.label_map)} classes",
+        )
+        if split in plan.manifests:
+            say(console, f"  manifest {plan.manifests[split]}")
+        for finding in plan.findings[split]:
+            say(console, f"  {finding}")
+
+
+def say_initial(job: TrainingJob, console: Console) -> None:
+    """What the run begins with, tensor by tensor where something was not simply loaded.
+
+    Nothing is said, and nothing read, where the run goes on from a checkpoint of its own.
+
+    Raises:
+        DataError: the initial weights cannot be read or do not fit.
+        SecurityError: their file holds more than tensors.
+    """
+    if job.initial is None or checked_commits(commit_storage(job.path, job.bucket)):
+        return
+    loaded = load_initial(job.initial, job.experiment, job.label_map)
+    say(console, f"train.init_from: {loaded.headline()}")
+    for line in (*loaded.classes, *loaded.report.lines(("adapted", "missing", "left over"))):
+        say(console, f"  {line}")
+
+
+def say_result(resolved: ResolvedExperiment, result: dict[str, Any], console: Console) -> None:
+    """The twelve numbers, where everything is, and the command to look at it."""
+    if result["state"] == "stopped":
+        say(console, f"given up after step {result['steps']}, which is committed")
+        return
+    if result["state"] != "done":
+        say(
+            console,
+            f"stopped after step {result['steps']}, which is committed; "
+            "run the same command again to go on",
+        )
+        return
+    table = Table("metric", "value", title=f"{result['name']}: COCO numbers on val")
+    for name, value in result["metrics"].items():
+        table.add_row(name, f"{value:.4f}")
+    console.print(table)
+    if result["early_stopping"] is not None:
+        say(console, f"early stopping: {result['early_stopping']['reason']}")
+    say(
+        console,
+        f"{result['detector']}: {result['steps']} steps, {result['images_per_s']:.1f} images/s, "
+        f"{duration(result['seconds'])} in all",
+    )
+
+
+def say_where(resolved: ResolvedExperiment, run_dir: str, console: Console) -> None:
+    """The run folder, and the command that opens MLflow on it."""
+    say(console, f"run folder: {run_dir}")
+    uri = resolved.experiment.tracking.mlflow
+    if uri is not None:
+        opened = uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}"
+        say(console, f"curves and runs side by side: {opened}")
+
+
+def say(console: Console, text: str) -> None:
+    """Print a plain line: no colours guessed, no brackets taken for markup."""
+    console.print(text, highlight=False, markup=False)

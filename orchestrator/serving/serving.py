@@ -1,0 +1,312 @@
+"""``orchestrator serve``: a detector behind HTTP, on Ray Serve.
+
+Two deployments. The gate talks HTTP and refuses what is malformed, too large or not allowed; it
+knows no torch. The detectors, one a worker, decode and detect in batches. A batch is filled up to
+one size, as in ``orchestrator predict``, so an image's answer has the same bits whatever else is
+asked at the time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import socket
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from orchestrator.cluster.placement import connected, place
+from orchestrator.data.decode import BadImageError, decode_image
+from orchestrator.errors import ConfigError
+from orchestrator.predict.loading import LoadedDetector
+from orchestrator.predict.prediction import Prediction, kept, network_of, to_seed_json
+from orchestrator.predict.predictor import DetectOptions, detect
+from orchestrator.serving.service import (
+    Answer,
+    Gate,
+    Limits,
+    Query,
+    Request,
+    refusal,
+    refuse_image,
+)
+from orchestrator.training.interrupt import stopping_politely
+
+_APPLICATION: Final = "orchestrator"
+#: Room for health checks and refusals beside the requests that wait for a detector.
+_SPARE_REQUESTS: Final = 1024
+
+
+@dataclass(frozen=True)
+class ServeJob:
+    """What is served and how; plain data, picklable.
+
+    Attributes:
+        loaded: the detector.
+        how: views and post-processing.
+        batch_size: images the network is given at a time.
+        wait_seconds: for a batch to become full.
+        threads: CPU threads of each detector.
+        limits: what is taken.
+        token_sha256: digest of the token that clients send; None to ask for none.
+    """
+
+    loaded: LoadedDetector
+    how: DetectOptions
+    batch_size: int
+    wait_seconds: float
+    threads: int
+    limits: Limits
+    token_sha256: str | None
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What clients may know."""
+        limits = self.limits
+        return {
+            "detector": self.loaded.resolved.experiment.detector.title,
+            "weights_sha256": self.loaded.weights_sha256,
+            "step": self.loaded.step,
+            "classes": [
+                {"label": label, "category_id": number, "name": name}
+                for label, (name, number) in enumerate(
+                    zip(self.loaded.label_map.names, self.loaded.label_map.ids, strict=True)
+                )
+            ],
+            "batch_size": self.batch_size,
+            "max_bytes": limits.max_bytes,
+            "max_pixels": limits.max_pixels,
+        }
+
+
+class BatchDetector:
+    """Answers queries, a batch at a time.
+
+    Args:
+        job: what is served.
+        kind: of device; None for that of the experiment.
+    """
+
+    def __init__(self, job: ServeJob, kind: str | None = None) -> None:
+        self.job = job
+        self._network = network_of(job.loaded, kind)
+
+    def read(self, queries: Sequence[Query]) -> list[NDArray[np.uint8] | BadImageError]:
+        """Pixels of each image, or why there are none."""
+        return [self._read(query) for query in queries]
+
+    def _read(self, query: Query) -> NDArray[np.uint8] | BadImageError:
+        try:
+            return decode_image(query.data, max_pixels=self.job.limits.max_pixels)
+        except BadImageError as error:
+            return error
+
+    def answer(
+        self, queries: Sequence[Query], read: Sequence[NDArray[np.uint8] | BadImageError]
+    ) -> list[Answer]:
+        """Detections in images, at most ``batch_size``.
+
+        Args:
+            queries: what is asked.
+            read: what :meth:`read` returned for them.
+        """
+        images = [pixels for pixels in read if not isinstance(pixels, BadImageError)]
+        found = iter(self._detect(images))
+        answers = []
+        for query, pixels in zip(queries, read, strict=True):
+            if isinstance(pixels, BadImageError):
+                answers.append(refuse_image(pixels))
+            else:
+                one = kept(query.name, pixels.shape[0], pixels.shape[1], next(found))
+                answers.append(self._answer(one, len(images)))
+        return answers
+
+    def _detect(self, images: list[NDArray[np.uint8]]) -> list[Any]:
+        if not images:
+            return []
+        return detect(
+            self._network,
+            images,
+            self.job.how,
+            prepare=self.job.loaded.prepare,
+            batch_size=self.job.batch_size,
+        )
+
+    def _answer(self, one: Prediction, batch: int) -> Answer:
+        tree = to_seed_json([one], self.job.loaded.label_map)
+        # A name may hold half of a surrogate pair, which UTF-8 cannot say.
+        text = json.dumps(tree, indent=1, allow_nan=False, ensure_ascii=False)
+        body = text.encode("utf-8", "replace")
+        return Answer(200, body, batch=batch, detections=len(one.scores))
+
+
+class _DetectorDeployment:
+    """A :class:`BatchDetector` in a replica of Ray Serve: one batch is read while one is seen."""
+
+    def __init__(self, shared: Sequence[Any], kind: str) -> None:
+        import ray
+        from ray import serve
+
+        job: ServeJob = ray.get(shared[0])
+        self._detector = BatchDetector(job, kind)
+        self._readers = ThreadPoolExecutor(1, thread_name_prefix="images")
+        # The number of threads belongs to the thread that asks torch to compute.
+        self._network = ThreadPoolExecutor(
+            1, "network", initializer=torch.set_num_threads, initargs=(job.threads,)
+        )
+        self._batched = serve.batch(
+            max_batch_size=job.batch_size,
+            batch_wait_timeout_s=job.wait_seconds,
+            max_concurrent_batches=2,
+        )(self._answer)
+
+    async def __call__(self, query: Query) -> Answer:
+        answer: Answer = await self._batched(query)
+        return answer
+
+    async def alive(self) -> bool:
+        """Return, and so show that this replica is there."""
+        return True
+
+    async def _answer(self, queries: list[Query]) -> list[Answer]:
+        loop = asyncio.get_running_loop()
+        read = await loop.run_in_executor(self._readers, self._detector.read, queries)
+        return await loop.run_in_executor(self._network, self._detector.answer, queries, read)
+
+
+class _GateDeployment:
+    """A :class:`Gate` as the ingress of a Ray Serve application."""
+
+    def __init__(
+        self, detector: Any, limits: Limits, token_sha256: str | None, about: dict[str, Any]
+    ) -> None:
+        self._gate = Gate(
+            detector.remote,
+            detector.alive.remote,
+            limits=limits,
+            token_sha256=token_sha256,
+            about=about,
+        )
+
+    async def __call__(self, request: Request) -> Any:
+        from starlette.requests import ClientDisconnect
+        from starlette.responses import Response
+
+        try:
+            answer = await self._gate.answer(request)
+        except ClientDisconnect:
+            answer = refusal(400, "cut_off", "the connection ended before the image did")
+        return Response(
+            answer.body, answer.status, dict(answer.headers), media_type=answer.media_type
+        )
+
+
+def serve_detector(
+    job: ServeJob, host: str, port: int, *, workers: int, on_ready: Callable[[str], None]
+) -> None:
+    """Serve until SIGINT or SIGTERM, then finish what is being answered.
+
+    Args:
+        job: what to serve.
+        host: IP address to listen at.
+        port: to listen at; 0 for any free one.
+        workers: detectors, each in a process of its own.
+        on_ready: told the address once requests are answered.
+
+    Raises:
+        ConfigError: the ``serve`` extra is not installed, the port is taken, the cluster is too
+            small or serves something already.
+    """
+    require_serve_packages()
+    import ray
+    from ray import serve
+    from ray.serve.schema import LoggingConfig
+
+    port = _free_port(host, port)
+    cluster = job.loaded.resolved.experiment.cluster.model_copy(update={"workers": workers})
+    stopped = threading.Event()
+    # Ray sets handlers of its own when it connects; these come after.
+    with connected(cluster), stopping_politely(stopped.set):
+        _require_no_serve()
+        placement = place(cluster)
+        amounts = dict(placement.resources_per_worker)
+        room = job.limits.max_pending + _SPARE_REQUESTS
+        quiet = LoggingConfig(enable_access_log=False, log_level="WARNING")
+        detectors = serve.deployment(
+            num_replicas=workers,
+            max_ongoing_requests=room,
+            ray_actor_options={
+                "num_cpus": amounts.pop("CPU"),
+                "num_gpus": amounts.pop("GPU", 0),
+                "resources": amounts,
+            },
+            logging_config=quiet,
+        )(_DetectorDeployment).bind([ray.put(job)], placement.accelerator.kind)
+        gate = serve.deployment(
+            max_ongoing_requests=2 * room,
+            max_queued_requests=room,
+            ray_actor_options={"num_cpus": 0},
+            logging_config=quiet,
+        )(_GateDeployment).bind(detectors, job.limits, job.token_sha256, job.about)
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
+        serve.start(
+            proxy_location="HeadOnly",
+            http_options={"host": host, "port": port},
+            logging_config=quiet,
+        )
+        try:
+            serve.run(gate, name=_APPLICATION, route_prefix="/")
+            on_ready(f"http://{f'[{host}]' if ':' in host else host}:{port}")
+            stopped.wait()
+        finally:
+            serve.shutdown()
+
+
+def require_serve_packages() -> None:
+    """See that Ray Serve can be used.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    try:
+        import ray.serve  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(
+            f"serving needs the package {error.name}, which is not installed. Next: "
+            "pip install -c constraints.txt -e '.[serve]'"
+        ) from error
+
+
+def _require_no_serve() -> None:
+    """Refuse a cluster on which Serve runs: it would keep its own address, limits and guests."""
+    from ray import serve
+
+    status = serve.status()
+    if status.proxies or status.applications:
+        raise ConfigError(
+            "Ray Serve runs on this cluster already, at an address that cannot be changed. Next: "
+            "end it with `serve shutdown`, or unset RAY_ADDRESS and cluster.address to serve from "
+            "a Ray of its own"
+        )
+
+
+def _free_port(host: str, port: int) -> int:
+    """The port, found free; ``0`` chooses one."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise ConfigError(
+                f"--host {host} --port {port}: cannot be listened at ({error.strerror}). Next: "
+                "choose another --port; 0 takes any that is free"
+            ) from error
+        return int(probe.getsockname()[1])

@@ -1,0 +1,245 @@
+"""A run that lives in a bucket, and its mirror in the working folder of this start.
+
+The bucket is the truth. Commits are written to it directly; everything else a run leaves - the
+event log, its identity, evaluations, the result - is written to the working folder as for any other
+run and brought to the bucket as it changes. Two rules keep a run exact when the working folder is
+lost with its machine:
+
+- what was measured goes first: the event log and the newest evaluation are in the bucket before the
+  commit, or the scores of a commit, that they belong to;
+- MLflow is told only what the bucket has, see :data:`~orchestrator.storage.run_files.EVENTS_KEPT`:
+  points that nobody remembers would be sent a second time.
+
+A start makes the working folder what the bucket says, whatever was there: the steps behind the
+newest commit are done again anyway.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from types import TracebackType
+
+from typing_extensions import Self
+
+from orchestrator.errors import StorageError
+from orchestrator.storage.atomic import write_atomic
+from orchestrator.storage.bucket import open_storage
+from orchestrator.storage.bucket_lock import BucketLock
+from orchestrator.storage.local import CHUNK_BYTES, Storage
+from orchestrator.storage.run_files import (
+    BUCKET,
+    CHECKPOINTS,
+    DESCRIBING,
+    EVENTS,
+    EVENTS_KEPT,
+    RECORDS,
+)
+
+log = logging.getLogger(__name__)
+
+_PUSH_SECONDS = 10.0
+
+
+class Records:
+    """Brings files of a working folder to the bucket; a file that has not changed stays.
+
+    Args:
+        location: URI of the run.
+        run_dir: its working folder.
+        fence: raises when this process has lost the right to write.
+    """
+
+    def __init__(self, location: str, run_dir: Path, fence: Callable[[], None]) -> None:
+        self._storage = open_storage(location)
+        self._run_dir = run_dir
+        self._fence = fence
+        self._brought: dict[str, tuple[int, int]] = {}
+        self._pushing = threading.Lock()
+
+    def push(self, names: Iterable[str]) -> None:
+        """Upload what has changed of files and folders.
+
+        Raises:
+            StorageError: the bucket does not take it, or the run was taken over.
+        """
+        try:
+            with self._pushing:
+                self._push(names)
+        except OSError as error:
+            raise StorageError(
+                f"{self._storage.describe('')}: cannot bring the records of the run there: "
+                f"{error}. Next: see that the bucket can be written, then run the same command "
+                "again; it goes on from the newest whole checkpoint"
+            ) from error
+
+    def _push(self, names: Iterable[str]) -> None:
+        changed = [
+            (file, state)
+            for file in _files(self._run_dir, names)
+            if self._brought.get(str(file)) != (state := _state(file))
+        ]
+        if changed:
+            self._fence()
+        for file, state in changed:
+            self._upload(file)
+            self._brought[str(file)] = state
+
+    def _upload(self, file: Path) -> None:
+        key = file.relative_to(self._run_dir).as_posix()
+        folder = key.rpartition("/")[0]
+        if folder:
+            self._storage.make_dir(folder)
+        if key != EVENTS:
+            self._storage.write_file(key, _chunks(file))
+            return
+        # The log grows meanwhile, and a line may be half there.
+        content = file.read_bytes()
+        content = content[: content.rfind(b"\n") + 1]
+        self._storage.write_file(key, [content])
+        write_atomic(self._run_dir / EVENTS_KEPT, b"%d" % len(content))
+
+
+class BucketMirror:
+    """Holds a run in a bucket for one start of its driver; a context manager.
+
+    Entering takes the run and brings the working folder up to date. Until it is left, what the
+    driver writes there is brought to the bucket every few seconds; leaving brings the rest.
+
+    Args:
+        location: URI of the run.
+        run_dir: its working folder.
+    """
+
+    def __init__(self, location: str, run_dir: Path) -> None:
+        self.location = location
+        self.lock = BucketLock(location)
+        self.run_dir = run_dir
+        self.storage = open_storage(location)
+        self.uri = self.storage.describe("")
+        self._records = Records(location, run_dir, lambda: self.lock.fence()())
+        self._over = threading.Event()
+        self._pushing: threading.Thread | None = None
+
+    def __enter__(self) -> Self:
+        self.lock.acquire()
+        try:
+            self._fetch()
+        except BaseException:
+            self.lock.release()
+            raise
+        self._over.clear()
+        self._pushing = threading.Thread(target=self._push, name="bucket-mirror", daemon=True)
+        self._pushing.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._over.set()
+        if self._pushing is not None:
+            self._pushing.join()
+        try:
+            self._records.push(RECORDS)
+        except StorageError as failure:
+            if kind is None:
+                raise
+            log.warning("%s", failure)
+        finally:
+            self.lock.release()
+
+    def settle(self, names: Iterable[str] = RECORDS) -> None:
+        """Bring what there is as far as the bucket takes it; all, once the workers have ended."""
+        try:
+            self._records.push(names)
+        except StorageError as error:
+            log.warning("%s", error)
+
+    def _push(self) -> None:
+        while not self._over.wait(_PUSH_SECONDS):
+            self.settle(DESCRIBING)
+
+    def _fetch(self) -> None:
+        uri = self.storage.describe("")
+        self._claim_folder(uri)
+        try:
+            for name in (EVENTS_KEPT, CHECKPOINTS, *RECORDS):
+                _remove(self.run_dir / name)
+            for key in _keys(self.storage, RECORDS):
+                write_atomic(self.run_dir / key, b"".join(self.storage.read(key)))
+            log_file = self.run_dir / EVENTS
+            kept = log_file.stat().st_size if log_file.exists() else 0
+            write_atomic(self.run_dir / EVENTS_KEPT, b"%d" % kept)
+        except OSError as error:
+            raise StorageError(
+                f"{uri}: cannot be brought to {self.run_dir}: {error}. Next: see that `scratch` "
+                "names a folder that can be written and has room, and that the bucket answers"
+            ) from error
+
+    def _claim_folder(self, uri: str) -> None:
+        mark = self.run_dir / BUCKET
+        found = mark.read_text("utf-8") if mark.is_file() else None
+        there = self.run_dir.iterdir() if self.run_dir.is_dir() else ()
+        # A hidden file is one that was being written.
+        if found is None and any(not path.name.startswith(".") for path in there):
+            raise StorageError(
+                f"{self.run_dir}: holds a run of its own and is no working folder of {uri}. Next: "
+                "give the experiment another name, or another `scratch`"
+            )
+        if found not in (None, uri):
+            raise StorageError(
+                f"{self.run_dir}: is the working folder of {found}, not of {uri}. Next: give the "
+                "experiment another name, or another `scratch`"
+            )
+        write_atomic(mark, uri.encode("utf-8"))
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _state(file: Path) -> tuple[int, int]:
+    found = file.stat()
+    return found.st_size, found.st_mtime_ns
+
+
+def _files(run_dir: Path, names: Iterable[str]) -> list[Path]:
+    """Files of these names, and all in the folders of these names; those being written left out."""
+    found: list[Path] = []
+    for name in names:
+        path = run_dir / name
+        inside = sorted(path.rglob("*")) if path.is_dir() else [path]
+        found += [file for file in inside if file.is_file() and not file.name.startswith(".")]
+    return found
+
+
+def _keys(storage: Storage, names: Iterable[str]) -> Iterator[str]:
+    """Keys in the bucket of what ``names`` stands for."""
+    there = {entry.name: entry for entry in storage.list("")}
+    for name in names:
+        if name in there:
+            yield from _walk(storage, name) if there[name].is_dir else [name]
+
+
+def _walk(storage: Storage, key: str) -> Iterator[str]:
+    for entry in storage.list(key):
+        inner = f"{key}/{entry.name}"
+        if entry.is_dir:
+            yield from _walk(storage, inner)
+        else:
+            yield inner
+
+
+def _chunks(file: Path) -> Iterator[bytes]:
+    with file.open("rb") as source:
+        while chunk := source.read(CHUNK_BYTES):
+            yield chunk

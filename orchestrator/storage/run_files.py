@@ -1,0 +1,59 @@
+"""Names of the files and folders of a run folder and of a sweep folder, and of nothing else.
+
+::
+
+    RUN/config/resolved.yaml      the experiment with all its defaults
+    RUN/run.json                  what the run is: see orchestrator.runs.identity
+    RUN/label_map.json            its classes
+    RUN/events.jsonl              its event log: the truth about what was measured
+    RUN/ckpt/                     its commits: see orchestrator.checkpoints.commit
+    RUN/eval/                     the newest evaluation on the validation split
+    RUN/nonfinite/                steps whose numbers were not finite
+    RUN/result.json, run_card.md, report.html, mlflow.json
+    SWEEP/trial-000/              a run of a sweep
+    SWEEP/sweep.jsonl, sweep.json, config/base.yaml
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+RESOLVED: Final = "config/resolved.yaml"
+IDENTITY: Final = "run.json"
+LABEL_MAP: Final = "label_map.json"
+EVENTS: Final = "events.jsonl"
+#: How many bytes of the event log the bucket of the run has.
+EVENTS_KEPT: Final = "events.kept"
+CHECKPOINTS: Final = "ckpt"
+EVALUATION: Final = "eval"
+DETECTIONS: Final = f"{EVALUATION}/coco_results.json"
+PER_CLASS: Final = f"{EVALUATION}/per_class.csv"
+NONFINITE: Final = "nonfinite"
+RESULT: Final = "result.json"
+RUN_CARD: Final = "run_card.md"
+REPORT: Final = "report.html"
+MLFLOW: Final = "mlflow.json"
+LOCK: Final = "lock"
+#: Asks the workers of a run to stop, by being there.
+STOP: Final = "stop-requested"
+HEARTBEATS: Final = "beats"
+#: Whether the trials of a sweep go on; see orchestrator.training.trial_decision.
+DECISIONS: Final = "verdicts"
+#: In a working folder: the bucket that the run lives in.
+BUCKET: Final = "home.txt"
+
+SWEEP_JOURNAL: Final = "sweep.jsonl"
+SWEEP_RESULT: Final = "sweep.json"
+SWEEP_BASE: Final = "config/base.yaml"
+
+#: What rank 0 writes while it trains.
+MEASURED: Final = (EVENTS, EVALUATION)
+#: What the driver writes while there is training.
+DESCRIBING: Final = (IDENTITY, "config", LABEL_MAP, MLFLOW, NONFINITE)
+#: All that a run leaves beside its commits.
+RECORDS: Final = (*DESCRIBING, *MEASURED, RESULT, RUN_CARD, REPORT)
+
+
+def trial_name(number: int) -> str:
+    """Folder of a sweep's trial, which is its run's name as well."""
+    return f"trial-{number:03d}"

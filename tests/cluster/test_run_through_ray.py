@@ -1,0 +1,129 @@
+"""The user's command, as a process of its own, on a local Ray."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow.tracking import MlflowClient
+
+from orchestrator.data.demo.digits import Recipe, build_digits
+from tests.support.user_command import finish, result, start
+
+pytestmark = pytest.mark.ray
+
+EXPERIMENT = """
+name: tiny
+detector: {name: ssd, variant: ssd300_mobilenet_v2, width: 0.1, bn_momentum: 0.1}
+data:
+  root: digits
+  train: {images: images, annotations: annotations/instances_train.json}
+  val: {images: images, annotations: annotations/instances_val.json}
+train:
+  epochs: 6
+  batch_size: 4
+  optimizer: {name: adamw, lr: 0.001}
+  schedule: {name: cosine, warmup_epochs: 1}
+  evaluate_every_epochs: 3
+  log_every_steps: 1
+tracking: {mlflow: "sqlite:///mlflow.db", experiment: tests}
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("through-ray")
+    build_digits(folder / "digits", Recipe(train=24, val=6, seed=3))
+    (folder / "tiny.yaml").write_text(EXPERIMENT)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(folder: Path) -> tuple[str, dict[str, Any]]:
+    """Output and result of an unbroken run with one worker."""
+    output = finish(start(folder, "tiny.yaml"))
+    return output, result(folder, "tiny")
+
+
+def test_a_run_says_what_it_did(whole: tuple[str, dict[str, Any]], folder: Path) -> None:
+    output, found = whole
+    assert found["state"] == "done"
+    assert (found["steps"], found["samples"]) == (36, 144)
+    assert list(found["metrics"]) == [
+        "AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl",
+    ]  # fmt: skip
+    assert Path(found["best_checkpoint"], "weights.safetensors").is_file()
+    assert len(found["weights_sha256"]) == 64
+    assert "24 images" in output
+    assert str(folder / "runs" / "tiny") in output
+    assert "mlflow ui --backend-store-uri sqlite:///mlflow.db" in output
+    assert "AP50" in output
+    # What only the workers and Ray had use for is gone.
+    left = {path.name for path in (folder / "runs" / "tiny").iterdir()}
+    assert {"beats", "ray", "stop-requested"}.isdisjoint(left)
+
+
+def test_mlflow_holds_the_run(whole: tuple[str, dict[str, Any]], folder: Path) -> None:
+    _, found = whole
+    client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+    run = client.get_run(found["mlflow_run_id"])
+    assert run.info.status == "FINISHED"
+    assert run.data.params["train.optimizer.lr"] == "0.001"
+    assert run.data.tags["data_digest"] == found["data_digest"]
+    losses = client.get_metric_history(run.info.run_id, "train/loss")
+    assert sorted(point.step for point in losses) == list(range(1, 37))
+    scores = client.get_metric_history(run.info.run_id, "val/AP")
+    assert sorted(point.step for point in scores) == [18, 36]
+    assert run.data.metrics["val/AP"] == found["metrics"]["AP"]
+    paths = {item.path for item in client.list_artifacts(run.info.run_id)}
+    files = {"label_map.json", "run_card.md", "report.html"}
+    assert {"config", "eval", "checkpoints"} | files <= paths
+
+
+def test_ctrl_c_commits_and_the_same_command_goes_on(
+    whole: tuple[str, dict[str, Any]], folder: Path
+) -> None:
+    process = start(folder, "tiny.yaml", "name=broken")
+    log = folder / "runs" / "broken" / "events.jsonl"
+    deadline = time.monotonic() + 200
+    while '"step":5,' not in (log.read_text() if log.exists() else ""):
+        assert time.monotonic() < deadline, "no step was taken"
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    output = finish(process, code=75)
+    assert "run the same command again" in output
+    stopped = result(folder, "broken")
+    assert 5 <= stopped["steps"] < 36
+    finish(start(folder, "tiny.yaml", "name=broken"))
+    resumed = result(folder, "broken")
+    assert resumed["resumed_from"] == stopped["steps"]
+    assert resumed["weights_sha256"] == whole[1]["weights_sha256"]
+    assert resumed["metrics"] == whole[1]["metrics"]
+    assert resumed["mlflow_run_id"] == stopped["mlflow_run_id"]
+
+
+def test_two_workers_train_one_run(whole: tuple[str, dict[str, Any]], folder: Path) -> None:
+    finish(start(folder, "tiny.yaml", "name=pair", "cluster.workers=2", "train.max_steps=8"))
+    pair = result(folder, "pair")
+    assert (pair["steps"], pair["samples"], pair["workers"]) == (8, 32, 2)
+    # Sums over two ranks round differently and batch norm sees half the images, but it is the same
+    # data in the same order: the first step, before anything has been learnt, agrees closely.
+    first, second = (
+        json.loads(line)["values"]["train/loss"]
+        for name in ("tiny", "pair")
+        for line in (folder / "runs" / name / "events.jsonl").read_text().splitlines()
+        if '"step":1,' in line and "train/loss" in line
+    )
+    assert second == pytest.approx(first, rel=0.25)
+
+
+def test_another_experiment_under_the_same_name_is_refused(
+    whole: tuple[str, dict[str, Any]], folder: Path
+) -> None:
+    output = finish(start(folder, "tiny.yaml", "train.optimizer.lr=0.5"), code=64)
+    assert "train.optimizer.lr" in output
+    assert "--force-resume" in output

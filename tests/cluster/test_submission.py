@@ -1,0 +1,312 @@
+"""Submission refuses what would go wrong on the cluster, and passes on how a job ended."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import textwrap
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import requests
+from ray.job_submission import JobStatus
+
+from orchestrator.cluster.submission import Submission, connect, follow, prepare, submit
+from orchestrator.errors import ConfigError, OrchestratorError, PreemptedError, SecurityError
+from orchestrator.tracking.git_info import GitInfo, git_info
+
+ROOT = Path(__file__).resolve().parents[2]
+SHARED = ["storage=/shared/runs", "tracking.mlflow=null", "data.root=/shared/data"]
+EXPERIMENT = textwrap.dedent(
+    """\
+    name: sent
+    detector: {name: ssd}
+    data:
+      root: data
+      train: {images: images, annotations: train.json}
+      val: {images: images, annotations: val.json}
+    train:
+      epochs: 1
+      batch_size: 2
+      optimizer: {name: sgd, lr: 0.1}
+    """
+)
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A folder with an experiment and a driver that says what it was given, then exits with 75."""
+    driver = tmp_path / "orchestrator" / "run.py"
+    driver.parent.mkdir()
+    (driver.parent / "__init__.py").touch()
+    driver.write_text("import sys\nprint('driver got', sys.argv[1:], flush=True)\nsys.exit(75)\n")
+    (tmp_path / "experiments").mkdir()
+    (tmp_path / "experiments" / "sent.yaml").write_text(EXPERIMENT)
+    return tmp_path
+
+
+def prepared(project: Path, *overrides: str, **options: Any) -> Submission:
+    return prepare(project / "experiments/sent.yaml", overrides, working_dir=project, **options)
+
+
+def test_the_entrypoint_runs_the_file_where_it_will_lie(project: Path) -> None:
+    submission = prepared(project, *SHARED, "train.optimizer={name: adamw, lr: 1e-3}")
+    assert submission.entrypoint == (
+        "python -m orchestrator.run experiments/sent.yaml storage=/shared/runs "
+        "tracking.mlflow=null data.root=/shared/data 'train.optimizer={name: adamw, lr: 1e-3}'"
+    )
+    assert submission.working_dir == project
+
+
+def test_a_mistake_in_the_experiment_is_found_before_anything_is_sent(project: Path) -> None:
+    with pytest.raises(ConfigError, match=r"epochs.*epoch|epoch.*epochs"):
+        prepared(project, *SHARED, "train.epoch=3")
+
+
+def test_everything_that_would_go_with_the_job_is_named_at_once(project: Path) -> None:
+    with pytest.raises(ConfigError) as refusal:
+        prepared(project)
+    text = str(refusal.value)
+    assert "storage: 'runs' is relative" in text
+    assert "tracking.mlflow: 'sqlite:///runs/mlflow.db' is relative" in text
+    assert "data.train.annotations: 'data/train.json' is not uploaded" in text
+    assert "data.val.annotations: 'data/val.json' is not uploaded" in text
+
+
+def test_data_that_is_uploaded_may_stay_where_it_is(project: Path) -> None:
+    (project / "data").mkdir()
+    for name in ("train.json", "val.json"):
+        (project / "data" / name).touch()
+    assert prepared(project, *SHARED[:2]).bytes > 0
+    with pytest.raises(ConfigError, match="not uploaded"):
+        prepared(project, *SHARED[:2], excludes=["data"])
+
+
+@pytest.mark.parametrize(
+    ("uri", "accepted"),
+    [
+        ("sqlite:////shared/mlflow.db", True),
+        ("sqlite:///mlflow.db", False),
+        ("http://mlflow.example:5000", True),
+    ],
+)
+def test_where_results_are_tracked(project: Path, uri: str, accepted: bool) -> None:
+    overrides = [SHARED[0], f"tracking.mlflow={uri}", SHARED[2]]
+    if accepted:
+        assert prepared(project, *overrides).bytes > 0
+    else:
+        with pytest.raises(ConfigError, match=r"tracking\.mlflow: .* is relative"):
+            prepared(project, *overrides)
+
+
+def test_an_experiment_that_stays_behind_is_refused(project: Path, tmp_path: Path) -> None:
+    (project / ".rayignore").write_text("experiments\n")
+    with pytest.raises(ConfigError, match=r"sent\.yaml: not among the \d+ files"):
+        prepared(project, *SHARED)
+    (project / ".rayignore").unlink()
+    inner = project / "orchestrator"
+    with pytest.raises(ConfigError, match=r"sent\.yaml: not among the \d+ files"):
+        prepare(project / "experiments/sent.yaml", SHARED, working_dir=inner)
+
+
+@pytest.fixture
+def no_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def no_token(no_address: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+
+@pytest.mark.usefixtures("no_token")
+@pytest.mark.parametrize(
+    "address", ["http://10.1.2.3:8265", "https://ray.example", "http://0.0.0.0:1"]
+)
+def test_another_machine_is_not_asked_without_a_token(address: str) -> None:
+    with pytest.raises(SecurityError, match="no token is in use"):
+        connect(address)
+
+
+@pytest.mark.usefixtures("no_token")
+@pytest.mark.parametrize("address", ["127.0.0.1:8265", "ray://127.0.0.1:10001", "http://", "auto"])
+def test_an_address_of_another_kind_is_refused(address: str) -> None:
+    with pytest.raises(ConfigError, match=r"allowed: http://HOST:PORT"):
+        connect(address)
+
+
+@pytest.mark.usefixtures("no_address")
+def test_nobody_at_the_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match="no Ray job server answers at http://127"):
+        connect(f"http://127.0.0.1:{free_port()}")
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", f"http://127.0.0.1:{free_port()}")
+    with pytest.raises(ConfigError, match="no Ray job server answers"):
+        connect()
+
+
+class Server:
+    """Takes a job and remembers it."""
+
+    def submit_job(self, **job: Any) -> str:
+        self.job = job
+        return "job-1"
+
+
+def test_a_job_is_told_the_commit_that_its_folder_has_lost(
+    project: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    def git(*arguments: str) -> str:
+        command = ["git", "-c", "user.name=a", "-c", "user.email=a@b", *arguments]
+        return subprocess.run(
+            command, cwd=project, check=True, capture_output=True, text=True
+        ).stdout.strip()
+
+    server = Server()
+    submit(server, prepared(project, *SHARED))
+    assert "env_vars" not in server.job["runtime_env"]
+
+    (project / "setup.cfg").touch()
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "all")
+    commit = git("rev-parse", "HEAD")
+    for change, dirty in (("", False), ("[metadata]\n", True)):
+        (project / "setup.cfg").write_text(change)
+        submit(server, prepared(project, *SHARED))
+        assert server.job["runtime_env"]["working_dir"] == str(project)
+        for name, value in server.job["runtime_env"]["env_vars"].items():
+            monkeypatch.setenv(name, value)
+        elsewhere = tmp_path_factory.mktemp("uploaded") / "run.py"
+        assert git_info(elsewhere) == GitInfo(commit, dirty=dirty)
+
+
+class Jobs:
+    """Answers as a job server does: not over yet, then ``status``."""
+
+    def __init__(self, status: JobStatus, code: int | None = None, breaks: bool = False) -> None:
+        self.answers = [JobStatus.RUNNING, status]
+        self.code = code
+        self.breaks = breaks
+
+    async def tail_job_logs(self, job: str) -> AsyncIterator[str]:
+        yield f"line of {job}\n"
+        if self.breaks:
+            raise RuntimeError("connection closed")
+
+    def get_job_info(self, job: str) -> SimpleNamespace:
+        status = self.answers.pop(0)
+        return SimpleNamespace(status=status, message="it said why", driver_exit_code=self.code)
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orchestrator.cluster.submission._POLL_SECONDS", 0.0)
+
+
+def test_the_log_is_printed_and_success_is_silent(capsys: pytest.CaptureFixture[str]) -> None:
+    follow(Jobs(JobStatus.SUCCEEDED, 0), "job-1")
+    assert capsys.readouterr().out == "line of job-1\n"
+
+
+def test_a_log_that_breaks_off_does_not_end_the_wait(capsys: pytest.CaptureFixture[str]) -> None:
+    follow(Jobs(JobStatus.SUCCEEDED, 0, breaks=True), "job-1")
+    assert "broke off (connection closed)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("code", "expected"), [(64, 64), (65, 65), (None, 70)])
+def test_a_failure_keeps_the_exit_code_of_the_driver(code: int | None, expected: int) -> None:
+    with pytest.raises(OrchestratorError, match="job-1 failed: it said why") as failure:
+        follow(Jobs(JobStatus.FAILED, code), "job-1")
+    assert failure.value.exit_code == expected
+
+
+def test_a_stopped_job_can_be_sent_again() -> None:
+    with pytest.raises(PreemptedError, match="submit the same command"):
+        follow(Jobs(JobStatus.STOPPED), "job-1")
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A cluster of its own that asks for a token, as clusters/README.md starts it."""
+    # Ray's sockets need a path of fewer than 107 letters, so not below pytest's own folder.
+    home = Path(tempfile.mkdtemp(prefix="ray"))
+    token = home / "token"
+    token.write_text("b9a1" * 16)
+    environment = {
+        "HOME": str(home),
+        "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(token),
+    }
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    for name in ("RAY_ADDRESS", "RAY_AUTH_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    port = free_port()
+    command = [
+        str(Path(sys.executable).with_name("ray")),
+        *("start", "--head", "--block", "--disable-usage-stats", "--num-cpus=1"),
+        *(f"--temp-dir={home}/r", "--node-ip-address=127.0.0.1", f"--port={free_port()}"),
+        *("--dashboard-host=127.0.0.1", f"--dashboard-port={port}"),
+        *(
+            f"--dashboard-agent-listen-port={free_port()}",
+            f"--ray-client-server-port={free_port()}",
+        ),
+    ]
+    with (home / "start.log").open("wb") as log:
+        process = subprocess.Popen(
+            command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    try:
+        address = f"http://127.0.0.1:{port}"
+        _wait_for_answer(address, process, home / "start.log")
+        yield address
+    finally:
+        # The control store takes its time over SIGTERM; nothing here is worth waiting for.
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        shutil.rmtree(home, ignore_errors=True)
+
+
+def _wait_for_answer(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            answer = requests.get(f"{address}/api/version", timeout=5)
+        except requests.ConnectionError:
+            time.sleep(0.5)
+            continue
+        assert answer.status_code == 401, "the cluster asks nobody for a token"
+        return
+    pytest.fail(f"no answer from {address}:\n{log.read_text()}")
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_job_is_sent_followed_and_its_exit_code_returned(
+    cluster: str, project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    client = connect(cluster)
+    job = submit(client, prepared(project, *SHARED))
+    with pytest.raises(OrchestratorError, match=f"{job} failed") as failure:
+        follow(client, job)
+    assert failure.value.exit_code == 75
+    assert f"driver got {['experiments/sent.yaml', *SHARED]}" in capsys.readouterr().out

@@ -1,0 +1,413 @@
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+
+import orchestrator.data.stream.ray_stream as ray_stream
+from orchestrator.data.batch import Batch
+from orchestrator.data.shards.ray_writer import shards_by_ray
+from orchestrator.data.shards.split import read_shards
+from orchestrator.data.shards.writer import write_shards
+from orchestrator.data.stream.assemble import BatchPlan
+from orchestrator.data.stream.local import LocalStream
+from orchestrator.data.stream.ray_stream import RayStream, ScheduledDataConfig
+from orchestrator.errors import DataError, OrchestratorError
+from tests.support.data_cases import assert_same_batch, make_plan, write_coco
+from tests.support.shard_cases import shard_here
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A Ray of its own, which neither finds nor leaves anything in the home folder."""
+    # Socket paths are limited to 107 characters, so pytest's folders are too deep.
+    folder = tempfile.mkdtemp(prefix="ray-")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
+        patch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+        ray.init(
+            address="local",
+            num_cpus=4,
+            include_dashboard=False,
+            object_store_memory=256 << 20,
+            _temp_dir=folder,
+        )
+        yield
+        ray.shutdown()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def plan(coco_folder: Path) -> BatchPlan:
+    return make_plan(coco_folder)
+
+
+@pytest.fixture
+def short_segments(plan: BatchPlan, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four steps of a single rank in a segment, two steps in a task."""
+    monkeypatch.setattr(ray_stream, "SEGMENT_BYTES", 4 * 4 * 48 * 64 * 3)
+    monkeypatch.setattr(ray_stream, "TASK_IMAGES", 8)
+
+
+def streams(plan: BatchPlan, world: int = 1) -> list[RayStream]:
+    config = ScheduledDataConfig(plan)
+    shards = config.configure(config.datasets(), world, None, None)
+    return [shard["train"] for shard in shards]
+
+
+def segment_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "ray-batches"]
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("cluster", "short_segments")
+@pytest.mark.parametrize("world", [1, 2])
+def test_same_batches_as_without_ray(plan: BatchPlan, world: int) -> None:
+    for rank, stream in enumerate(streams(plan, world)):
+        local = LocalStream(plan, rank=rank, world=world)
+        for one, other in zip(stream.train_batches(0, 15), local.train_batches(0, 15), strict=True):
+            assert_same_batch(one, other)
+            assert one.images.flags.writeable
+        for one, other in zip(stream.eval_batches(), local.eval_batches(), strict=True):
+            assert_same_batch(one, other)
+    assert not segment_threads()
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("cluster", "short_segments")
+def test_restart_continues_with_the_same_batches(plan: BatchPlan) -> None:
+    (stream,) = streams(plan)
+    unbroken = list(LocalStream(plan).train_batches(0, 15))
+    for start in (3, 4, 14, 15):
+        again = list(stream.train_batches(start, 15))
+        assert len(again) == 15 - start
+        for one, other in zip(unbroken[start:], again, strict=True):
+            assert_same_batch(one, other)
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("cluster", "short_segments")
+def test_only_what_exceeds_the_budget_is_limited_by_ray(plan: BatchPlan) -> None:
+    """With a limit Ray Data would run one task at a time for the first second."""
+    (stream,) = streams(plan)
+    for steps, limited in ((4, False), (5, True)):
+        dataset = stream._dataset(BatchPlan.train_batch, range(steps), starved=limited)
+        assert dataset.context.op_resource_reservation_enabled is limited
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize("tasks", [1, 2])
+def test_no_more_tasks_work_at_a_time_than_were_asked_for(
+    plan: BatchPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tasks: int
+) -> None:
+    def make_and_note(
+        plan: BatchPlan, number: int, rank: int, world: int, into: Batch | None
+    ) -> Batch:
+        begin = time.monotonic()
+        time.sleep(0.15)  # Ray has the next task started by then.
+        batch = plan.train_batch(number, rank, world, into)
+        (tmp_path / str(number)).write_text(f"{begin} {time.monotonic()}")
+        return batch
+
+    monkeypatch.setattr(ray_stream, "TASK_IMAGES", 8)
+    config = ScheduledDataConfig(plan, tasks=tasks)
+    stream = config.configure(config.datasets(), 1, None, None)[0]["train"]
+    steps = range(15)
+    # One task more is given to Ray than may work.
+    dataset = stream._dataset(make_and_note, steps, starved=True)
+    assert sum(len(rows["step"]) for rows in dataset.iter_batches(batch_size=None)) == len(steps)
+    times = [tuple(map(float, (tmp_path / str(i)).read_text().split())) for i in steps]
+    at_once = [sum(begin <= now < end for begin, end in times) for now, _ in times]
+    assert max(at_once) == tasks
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("cluster", "short_segments")
+def test_shards_written_and_read_through_ray(plan: BatchPlan, tmp_path: Path) -> None:
+    run = partial(shards_by_ray, tasks=2)
+    write_shards(plan.train, str(tmp_path / "ray"), images_per_shard=4, run=run)
+    shard_here(plan.train, str(tmp_path / "here"))
+    for path in (tmp_path / "here").iterdir():
+        assert path.read_bytes() == (tmp_path / "ray" / path.name).read_bytes()
+    other = replace(plan.train, labels=1 - plan.train.labels)
+    with pytest.raises(DataError, match="these shards are of another data set") as caught:
+        list(run(other, str(tmp_path / "ray"), 4, 6))
+    assert other.digest in str(caught.value)
+
+    data = read_shards(str(tmp_path / "ray")).dataset
+    assert data.shards is not None
+    schedule = replace(plan.schedule, window=7, bounds=data.shards.bounds)
+    sharded = replace(plan, train=data, val=data, schedule=schedule)
+    for rank, stream in enumerate(streams(sharded, 2)):
+        local = LocalStream(sharded, rank=rank, world=2)
+        for one, two in zip(stream.train_batches(3, 9), local.train_batches(3, 9), strict=True):
+            assert_same_batch(one, two)
+        for one, two in zip(stream.eval_batches(), local.eval_batches(), strict=True):
+            assert_same_batch(one, two)
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("cluster", "short_segments")
+def test_leaving_the_loop_ends_the_segments(plan: BatchPlan) -> None:
+    (stream,) = streams(plan)
+    for batch in stream.train_batches(0, 15):
+        if batch.step == 2:
+            # Half of the first segment is taken: the second is running as well.
+            assert len(segment_threads()) >= 1
+            break
+    del batch
+    assert not segment_threads()
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("cluster")
+def test_replacements_and_errors_come_through(tmp_path: Path) -> None:
+    write_coco(tmp_path, 6)
+    (tmp_path / "images" / "002.jpg").write_bytes(b"")
+    plan = make_plan(tmp_path, epochs=4)
+    (stream,) = streams(plan)
+    replaced = [item for batch in stream.train_batches(0, 4) for item in batch.replaced]
+    assert replaced
+    assert {sample for _, sample, _ in replaced} == {2}
+    assert replaced[0][2].endswith("002.jpg: empty file")
+
+    for path in (tmp_path / "images").iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(DataError, match=r"cannot be decoded; the last: .*empty file") as caught:
+        next(stream.train_batches(0, 4))
+    assert type(caught.value) is DataError
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
+def test_trainer_with_two_workers_resumes_at_the_commit(plan: BatchPlan, tmp_path: Path) -> None:
+    config = ScheduledDataConfig(plan, tasks=1)
+
+    def train(options: dict[str, Any]) -> None:
+        import torch
+        import torch.distributed as dist
+
+        rank, world = ray.train.get_context().get_world_rank(), dist.get_world_size()
+        folder = Path(options["folder"])
+        commit = folder / "commit"
+        start = int(commit.read_text()) if commit.exists() else 0
+        stream = ray.train.get_dataset_shard("train")
+        for batch in stream.train_batches(start, 15):
+            # All ranks are at the same step, or the sum gives it away.
+            total = torch.tensor([batch.step])
+            dist.all_reduce(total)
+            assert total.item() == batch.step * world
+            line = json.dumps([batch.step, batch.sample_ids.tolist(), int(batch.images.sum())])
+            with (folder / f"rank{rank}").open("a") as log:
+                log.write(line + "\n")
+            dist.barrier()
+            if rank == 0:
+                commit.write_text(str(batch.step + 1))
+            dist.barrier()
+            if batch.step == 6 and start == 0:
+                raise RuntimeError("fault")
+        seen = [s for batch in stream.eval_batches() for s in batch.sample_ids.tolist() if s >= 0]
+        (folder / f"eval{rank}").write_text(json.dumps(seen))
+
+    TorchTrainer(
+        train,
+        train_loop_config={"folder": str(tmp_path)},
+        torch_config=TorchConfig(backend="gloo"),
+        scaling_config=ScalingConfig(num_workers=2, resources_per_worker={"CPU": 1}),
+        run_config=RunConfig(
+            name="data",
+            storage_path=str(tmp_path / "ray"),
+            failure_config=FailureConfig(max_failures=1),
+        ),
+        datasets=config.datasets(),
+        dataset_config=config,
+    ).fit()
+
+    for rank in range(2):
+        lines = [json.loads(line) for line in (tmp_path / f"rank{rank}").read_text().splitlines()]
+        expected = [plan.train_batch(step, rank, 2) for step in range(15)]
+        assert lines == [
+            [b.step, b.sample_ids.tolist(), int(b.images.sum(dtype=np.int64))] for b in expected
+        ]
+    evaluated = [json.loads((tmp_path / f"eval{rank}").read_text()) for rank in range(2)]
+    assert sorted(evaluated[0] + evaluated[1]) == list(range(22))
+
+
+class FakeDataset:
+    """Rows of one step each, handed out as fast as they are asked for."""
+
+    def __init__(
+        self, plan: BatchPlan, steps: list[int], *, error: Exception | None = None
+    ) -> None:
+        self.rows = [
+            ray_stream._pack(lambda s, into: plan.train_batch(s, 0, 1, into), [step])
+            for step in steps
+        ]
+        self.error = error
+
+    def iter_batches(self, **options: object) -> Iterator[dict[str, Any]]:
+        yield from self.rows
+        if self.error:
+            raise self.error
+
+
+def wait_for(condition: Any) -> None:
+    deadline = time.monotonic() + 5
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.005)
+
+
+def test_segment_stays_within_its_budget(plan: BatchPlan) -> None:
+    segment = ray_stream._Segment(lambda: FakeDataset(plan, [0, 1, 2, 3]), 4, 2)
+    wait_for(lambda: segment._queue.full())
+    time.sleep(0.05)
+    assert segment._queue.qsize() == 2
+    assert [segment.take().step for _ in range(4)] == [0, 1, 2, 3]
+    segment.close()
+    assert not segment_threads()
+
+
+def test_what_follows_starts_when_half_is_taken(plan: BatchPlan) -> None:
+    segment = ray_stream._Segment(lambda: FakeDataset(plan, [0, 1, 2]), 3, 3)
+    wait_for(lambda: segment._queue.qsize() == 3)
+    segment.take()
+    assert not segment.nears_its_end(at_once=3)
+    segment.take()
+    assert segment.nears_its_end(at_once=0)
+    assert not segment.starved
+    segment.close()
+
+
+def test_what_follows_a_starved_segment_starts_with_its_last_tasks(plan: BatchPlan) -> None:
+    gate = threading.Semaphore(0)
+
+    class Slow(FakeDataset):
+        def iter_batches(self, **options: object) -> Iterator[dict[str, Any]]:
+            for row in self.rows:
+                gate.acquire()
+                yield row
+
+    segment = ray_stream._Segment(lambda: Slow(plan, list(range(8))), 8, 8)
+    near = []
+    for _ in range(8):
+        threading.Timer(0.05, gate.release).start()
+        segment.take()
+        near.append(segment.nears_its_end(at_once=1))
+    assert segment.starved
+    assert near == [False] * 6 + [True] * 2
+    segment.close()
+
+
+def test_nothing_follows_before_half_is_taken(plan: BatchPlan) -> None:
+    """However few batches are left for tasks to make: a wait at the start says little."""
+
+    class Late(FakeDataset):
+        def iter_batches(self, **options: object) -> Iterator[dict[str, Any]]:
+            time.sleep(0.2)
+            yield from self.rows
+
+    segment = ray_stream._Segment(lambda: Late(plan, list(range(4))), 4, 4)
+    near = []
+    for _ in range(4):
+        segment.take()
+        assert segment.starved
+        near.append(segment.nears_its_end(at_once=8))
+    assert near == [False, True, True, True]
+    segment.close()
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_consumer_is_starved_by_the_time_it_waits(plan: BatchPlan, first: bool) -> None:
+    """Not by how often: of a block that comes at once only the first batch is waited for."""
+
+    class Blocks(FakeDataset):
+        def iter_batches(self, **options: object) -> Iterator[dict[str, Any]]:
+            for block in (self.rows[:4], self.rows[4:]):
+                time.sleep(0.4)
+                yield from block
+
+    segment = ray_stream._Segment(lambda: Blocks(plan, list(range(8))), 8, 8, first=first)
+    found = []
+    for _ in range(8):
+        segment.take()
+        time.sleep(0.02)
+        found.append(segment.starved)
+    # Only the start of the stream is nobody's fault.
+    assert found[:4] == [not first] * 4
+    assert found[4:] == [True] * 4
+    segment.close()
+
+
+def test_a_consumer_that_never_waits_is_not_starved(plan: BatchPlan) -> None:
+    segment = ray_stream._Segment(lambda: FakeDataset(plan, [0, 1, 2]), 3, 3)
+    wait_for(lambda: segment._queue.qsize() == 3)
+    for _ in range(3):
+        segment.take()
+        assert not segment.starved
+    segment.close()
+
+
+def test_tasks_of_a_starved_consumer_begin_with_short_ones(
+    plan: BatchPlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_stream, "TASK_IMAGES", 9 * plan.schedule.rank_batch(1))
+    stream = ray_stream.RayStream(plan, rank=0, world=1, prefetch=4, tasks=2, task_cpus=0.25)
+    monkeypatch.setattr(ray_stream, "_plan", lambda ref: ref)
+
+    def lengths(first: int, end: int, *, starved: bool) -> list[int]:
+        cuts = stream._cuts(first, end, starved=starved)
+        assert [step for cut in cuts for step in cut] == list(range(first, end))
+        return [len(cut) for cut in cuts]
+
+    assert lengths(5, 40, starved=True) == [3, 6, 9, 9, 8]
+    assert lengths(5, 7, starved=True) == [2]
+    assert lengths(0, 7, starved=False) == [4, 3]  # Shared out, where a task could make them all.
+    assert lengths(0, 25, starved=False) == [9, 9, 7]
+
+
+def test_segment_that_makes_too_few_batches_is_an_error(plan: BatchPlan) -> None:
+    segment = ray_stream._Segment(lambda: FakeDataset(plan, [0]), 2, 2)
+    segment.take()
+    with pytest.raises(OrchestratorError, match="made 1 batches instead of 2"):
+        segment.take()
+    segment.close()
+
+
+def test_error_of_a_segment_follows_its_batches(plan: BatchPlan) -> None:
+    segment = ray_stream._Segment(lambda: FakeDataset(plan, [0], error=OSError("lost")), 2, 2)
+    assert segment.take().step == 0
+    with pytest.raises(OSError, match="lost"):
+        segment.take()
+    segment.close()
+
+
+def test_data_tasks_import_neither_torch_nor_detectors() -> None:
+    code = (
+        "import sys, orchestrator.data.stream.ray_stream; "
+        "print([m for m in ('torch', 'detectors') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).parents[3],
+    )
+    assert done.stdout.strip() == "[]"

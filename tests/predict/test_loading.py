@@ -1,0 +1,131 @@
+"""From a run, a checkpoint or weights to a detector, and what is refused on the way."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+from orchestrator.errors import ConfigError, OrchestratorError, SecurityError, StorageError
+from orchestrator.predict.loading import load_detector
+
+
+def checkpoints(run: Path) -> list[Path]:
+    return sorted((run / "ckpt").iterdir())
+
+
+def test_a_run_gives_its_best_checkpoint_averaged(small_run):
+    loaded = load_detector(small_run)
+    outcome = json.loads((small_run / "result.json").read_text())
+    assert str(loaded.source) == outcome["best_checkpoint"]
+    stored = safetensors.torch.load_file(loaded.source / "ema.safetensors")
+    state = loaded.model.state_dict()
+    assert loaded.averaged
+    assert loaded.step == int(loaded.source.name)
+    assert set(stored) == set(state)
+    assert all(torch.equal(stored[name], state[name]) for name in stored)
+    assert not loaded.model.training
+    assert loaded.label_map.names == ("dark", "bright")
+    assert loaded.run_dir == small_run
+
+
+def test_plain_weights_on_request(small_run):
+    last = checkpoints(small_run)[-1]
+    loaded = load_detector(last, averaged=False)
+    outcome = json.loads((small_run / "result.json").read_text())
+    assert loaded.weights_sha256 == outcome["weights_sha256"]
+    assert loaded.weights_sha256 != load_detector(last).weights_sha256
+
+
+def test_a_step_of_a_run(small_run):
+    first = checkpoints(small_run)[0]
+    assert load_detector(small_run, step=int(first.name)).source == first
+    with pytest.raises(StorageError, match=r"no checkpoint of step 99; there are 6, 12"):
+        load_detector(small_run, step=99)
+
+
+def test_a_copied_checkpoint_needs_its_experiment(small_run, tmp_path):
+    copy = shutil.copytree(checkpoints(small_run)[-1], tmp_path / "best")
+    with pytest.raises(ConfigError, match="--experiment"):
+        load_detector(copy)
+    loaded = load_detector(copy, experiment=small_run / "config" / "resolved.yaml")
+    assert loaded.weights_sha256 == load_detector(checkpoints(small_run)[-1]).weights_sha256
+    assert loaded.run_dir is None
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_a_file_of_weights(small_run, tmp_path, suffix):
+    reference = load_detector(small_run)
+    file = tmp_path / f"weights{suffix}"
+    if suffix == ".pth":
+        torch.save({"state_dict": reference.model.state_dict()}, file)
+    else:
+        safetensors.torch.save_file(reference.model.state_dict(), file)
+    loaded = load_detector(file, experiment=small_run / "config" / "resolved.yaml")
+    assert loaded.weights_sha256 == reference.weights_sha256
+    assert loaded.label_map == reference.label_map
+
+
+def test_overrides_reach_the_experiment(small_run):
+    loaded = load_detector(small_run, overrides=["detector.postprocess.nms=soft_linear"])
+    assert loaded.resolved.experiment.detector.postprocess.nms == "soft_linear"
+
+
+def test_a_flipped_bit_is_noticed(small_run, tmp_path):
+    copy = shutil.copytree(small_run, tmp_path / "tiny")
+    file = checkpoints(copy)[-1] / "ema.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(StorageError, match=r"ema\.safetensors does not match its digest"):
+        load_detector(checkpoints(copy)[-1])
+
+
+def test_a_checkpoint_without_average(small_run, tmp_path):
+    checkpoint = shutil.copytree(checkpoints(small_run)[-1], tmp_path / "c")
+    manifest = checkpoint / "MANIFEST.json"
+    manifest.write_text(manifest.read_text().replace("ema", "emb"))
+    with pytest.raises(StorageError, match=r"MANIFEST\.json|does not match its own digest"):
+        load_detector(checkpoint)
+
+
+class _Evil:
+    def __reduce__(self):
+        return (Path("pwned").touch, ())
+
+
+def test_a_pickle_is_not_run(small_run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "weights.pth"
+    file.write_bytes(pickle.dumps({"a": _Evil()}))
+    with pytest.raises(SecurityError, match="nothing else is unpickled"):
+        load_detector(file, experiment=small_run / "config" / "resolved.yaml")
+    assert not (tmp_path / "pwned").exists()
+
+
+def test_weights_of_another_detector_are_refused_by_name(small_run):
+    with pytest.raises(StorageError, match=r"do not fit the detector.*\n.*has shape"):
+        load_detector(small_run, overrides=["detector.width=0.2"])
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda run, tmp: run.parent / "tini", "did you mean .*tiny"),
+        (lambda run, tmp: tmp, "neither a run folder"),
+        (lambda run, tmp: run / "result.json", "weights end in"),
+    ],
+)
+def test_what_is_no_detector_is_refused(small_run, tmp_path, make, message):
+    with pytest.raises(OrchestratorError, match=message):
+        load_detector(make(small_run, tmp_path))
+
+
+def test_a_step_of_something_else_is_refused(small_run):
+    with pytest.raises(ConfigError, match="--step 3"):
+        load_detector(checkpoints(small_run)[0], step=3)

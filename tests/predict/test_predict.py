@@ -1,0 +1,267 @@
+"""``orchestrator predict`` and ``draw``: every picture once, however often it was killed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from orchestrator.cli.main import main
+from orchestrator.data.decode import BadImageError, read_image
+from orchestrator.errors import ConfigError, DataError
+from orchestrator.evaluation.drawing import Mark, colour_of, contact_sheet, draw
+from orchestrator.predict import prediction
+from orchestrator.predict.inputs import Picture, list_pictures, read_pictures
+from orchestrator.predict.prediction import work_folder
+from tests.support.own_process import orchestrator
+
+
+@pytest.fixture(scope="module")
+def images(small_run):
+    return small_run.parent / "squares" / "images"
+
+
+@pytest.fixture(autouse=True)
+def _small_shares(monkeypatch):
+    monkeypatch.setattr(prediction, "_SHARE_BATCHES", 1)
+
+
+def predict(run: Path, out: Path, *words: str) -> dict:
+    assert main(["predict", str(run), *words, "--output", str(out), "--batch", "4"]) == 0
+    return json.loads(out.read_text())
+
+
+def test_the_form_of_the_seed(small_run, images, tmp_path):
+    tree = predict(small_run, tmp_path / "p.json", str(images))
+    assert list(tree) == sorted(str(path) for path in images.glob("*.png"))
+    assert len(tree) == 19
+    entry = tree[str(images / "200.png")]
+    height, width = cv2.imread(str(images / "200.png")).shape[:2]
+    assert (entry["height"], entry["width"]) == (height, width)
+    scores = [one["score"] for one in entry["predictions"]]
+    assert scores == sorted(scores, reverse=True)
+    assert scores
+    first = entry["predictions"][0]
+    assert set(first["bbox"]) == {"x_min", "y_min", "width", "height"}
+    assert first["class"] in (
+        {"label": 0, "category_id": 3, "name": "dark"},
+        {"label": 1, "category_id": 70, "name": "bright"},
+    )
+    assert not work_folder(tmp_path / "p.json").exists()
+
+
+def test_results_of_predict_score_as_evaluate_does(small_run, images, tmp_path):
+    annotations = small_run.parent / "squares" / "annotations" / "instances_val.json"
+    words = [str(images / "2*.png"), "--form", "coco", "--annotations", str(annotations)]
+    predict(small_run, tmp_path / "p.json", *words)
+    for name, extra in (("cached", ["--predictions", str(tmp_path / "p.json")]), ("fresh", [])):
+        out = tmp_path / name
+        assert main(["evaluate", str(small_run), "--output", str(out), *extra]) == 0
+    cached, fresh = (
+        json.loads((tmp_path / name / "evaluation.json").read_text())["metrics"]
+        for name in ("cached", "fresh")
+    )
+    assert cached == pytest.approx(fresh, abs=1e-6)
+
+
+def test_killed_twice_it_ends_as_the_unbroken_one(small_run, images, tmp_path, monkeypatch):
+    whole = predict(small_run, tmp_path / "whole.json", str(images))
+    out = tmp_path / "broken.json"
+    true = prediction.ShareWorker.run
+    done: list[int] = []
+
+    def dying(self, number):
+        if len(done) in (1, 3):
+            done.append(-1)
+            raise KeyboardInterrupt
+        done.append(true(self, number))
+        return number
+
+    monkeypatch.setattr(prediction.ShareWorker, "run", dying)
+    arguments = ["predict", str(small_run), str(images), "--output", str(out), "--batch", "4"]
+    assert main(arguments) == 130
+    assert main(arguments) == 130
+    assert not out.exists()
+    assert main(arguments) == 0
+    assert json.loads(out.read_text()) == whole
+    assert out.read_bytes() == (tmp_path / "whole.json").read_bytes()
+    assert sorted(number for number in done if number >= 0) == [0, 1, 2, 3, 4]
+
+
+def test_parts_of_another_prediction_are_not_mixed_in(small_run, images, tmp_path, capsys):
+    out = tmp_path / "p.json"
+    folder = work_folder(out)
+    folder.mkdir()
+    (folder / "job.json").write_text('{"digest": "another"}')
+    arguments = ["predict", str(small_run), str(images), "--output", str(out)]
+    assert main(arguments) == ConfigError.exit_code
+    assert "parts of another prediction" in capsys.readouterr().err
+    assert (folder / "job.json").exists()
+
+
+@pytest.mark.ray
+def test_two_workers_write_the_same_file(small_run, images, tmp_path):
+    predict(small_run, tmp_path / "one.json", str(images))
+    words = ["--output", str(tmp_path / "two.json"), "--batch", "4", "--workers", "2"]
+    orchestrator(tmp_path, "predict", str(small_run), str(images), *words)
+    assert (tmp_path / "one.json").read_bytes() == (tmp_path / "two.json").read_bytes()
+
+
+def test_unreadable_and_empty_pictures(small_run, images, tmp_path, capsys):
+    (tmp_path / "bad.jpg").write_bytes(b"no image")
+    words = [str(images / "200.png"), str(tmp_path / "bad.jpg")]
+    options = ["detector.postprocess.score_threshold=1.0", "--draw", str(tmp_path / "drawn")]
+    tree = predict(small_run, tmp_path / "p.json", *words, *options)
+    assert [entry["predictions"] for entry in tree.values()] == [[]]
+    assert "skipped" in capsys.readouterr().err
+    drawn = read_image(tmp_path / "drawn" / "200.png.jpg")
+    assert drawn.shape == read_image(images / "200.png").shape
+
+
+def test_nothing_readable_is_an_error(small_run, tmp_path, capsys):
+    (tmp_path / "bad.jpg").write_bytes(b"no image")
+    arguments = ["predict", str(small_run), str(tmp_path / "bad.jpg")]
+    assert main([*arguments, "--output", str(tmp_path / "p.json")]) == DataError.exit_code
+    assert "none of 1 pictures can be read" in capsys.readouterr().err
+
+
+def test_inputs_of_every_kind(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a/2.jpg", "a/1.PNG", "a/notes.md", "b/c/3.png"):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).touch()
+    Path("list.txt").write_text("b/c/3.png\n\na\n")
+    keys = [picture.key for picture in list_pictures(["list.txt", "**/*.png", "a/2.jpg"])]
+    assert keys == ["b/c/3.png", "a/1.PNG", "a/2.jpg"]
+    with pytest.raises(DataError, match="did you mean b"):
+        list_pictures(["bb"])
+    with pytest.raises(DataError, match="holds no image"):
+        list_pictures(["b"])
+
+
+@pytest.fixture
+def video(tmp_path) -> Path:
+    """Six frames, each lighter than the one before."""
+    path = tmp_path / "v.avi"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 10, (64, 48))
+    if not writer.isOpened():
+        pytest.skip("this OpenCV writes no MJPG video")
+    for number in range(6):
+        writer.write(np.full((48, 64, 3), number * 40, np.uint8))
+    writer.release()
+    return path
+
+
+def test_watching_a_video_finds_what_predicting_it_does(small_run, video, tmp_path):
+    words = ["detector.postprocess.score_threshold=0.0001", "--output", str(tmp_path / "p.json")]
+    assert main(["predict", str(small_run), str(video), *words, "--batch", "1"]) == 0
+    predicted = json.loads((tmp_path / "p.json").read_text())
+    drawn = tmp_path / "drawn"
+    live = ["--video", str(video), "--draw", str(drawn), "--draw-threshold", "0"]
+    assert main(["predict", str(small_run), *words, *live]) == 0
+    watched = json.loads((tmp_path / "p.json").read_text())
+    assert watched == predicted
+    assert len(watched) == 6
+    assert any(entry["predictions"] for entry in watched.values())
+    assert sorted(path.name for path in drawn.iterdir()) == [f"v.avi-{i:06d}.jpg" for i in range(6)]
+    assert main(["predict", str(small_run), *words, "--video", str(video), "--frames", "2"]) == 0
+    assert json.loads((tmp_path / "p.json").read_text()) == dict(list(predicted.items())[:2])
+
+
+def test_a_camera_is_watched_until_interrupted(small_run, tmp_path, monkeypatch):
+    class Camera:
+        """A camera that is interrupted at its fourth frame."""
+
+        def __init__(self, number):
+            assert number == 3
+            self.count = 0
+
+        def isOpened(self):  # noqa: N802
+            return True
+
+        def read(self):
+            self.count += 1
+            if self.count == 4:
+                raise KeyboardInterrupt
+            return True, np.full((20, 30, 3), self.count, np.uint8)
+
+        def release(self):
+            pass
+
+    monkeypatch.setattr(cv2, "VideoCapture", Camera)
+    out = tmp_path / "p.json"
+    assert main(["predict", str(small_run), "--camera", "3", "--output", str(out)]) == 0
+    tree = json.loads(out.read_text())
+    assert list(tree) == [f"camera-3#{number:06d}" for number in range(3)]
+    assert {(entry["height"], entry["width"]) for entry in tree.values()} == {(20, 30)}
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["--camera", "97"], DataError, "ls /dev/video"),
+        (["--video", "no.avi"], DataError, "cannot open this video"),
+        (["a.jpg", "--camera", "0"], ConfigError, "stand in place of inputs"),
+        (["a.jpg", "--show"], ConfigError, "belong to --camera or --video"),
+        (["--camera", "0", "--form", "coco"], ConfigError, "--form seed"),
+        (["--camera", "0", "--frames", "0"], ConfigError, "--frames 0: must be at least 1"),
+        (["--camera", "0", "--show"], ConfigError, "--draw FOLDER"),
+    ],
+)
+def test_what_cannot_be_watched(small_run, words, code, message, capfd, monkeypatch):
+    monkeypatch.delenv("DISPLAY", raising=False)
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    assert main(["predict", str(small_run), *words]) == code.exit_code
+    assert message in capfd.readouterr().err
+
+
+def test_frames_of_a_video(video):
+    path = video
+    pictures = list_pictures([str(path)])
+    assert [picture.frame for picture in pictures] == list(range(6))
+    assert pictures[2].key == f"{path}#000002"
+    # Any part of it, in any order, gives the same frames.
+    for part in (pictures, pictures[3:5], [pictures[4], pictures[1]]):
+        for picture, pixels in read_pictures(part):
+            assert not isinstance(pixels, BadImageError)
+            assert abs(float(pixels.mean()) - picture.frame * 40) < 3
+    ((_, beyond),) = read_pictures([Picture(str(path), 9)])
+    assert isinstance(beyond, BadImageError)
+
+
+def test_drawing_a_file_of_predictions(small_run, images, tmp_path):
+    predict(small_run, tmp_path / "p.json", str(images / "20*.png"))
+    annotations = small_run.parent / "squares" / "annotations" / "instances_val.json"
+    out = tmp_path / "drawn"
+    words = ["--output", str(out), "--threshold", "0.01", "--sheets"]
+    truth = ["--annotations", str(annotations), "--images", str(images)]
+    assert main(["draw", str(tmp_path / "p.json"), *words, *truth]) == 0
+    assert len(list(out.glob("20*.jpg"))) == 7
+    assert read_image(out / "sheet-0000.jpg").shape == (640, 1280, 3)
+    plain, drawn = read_image(images / "200.png"), read_image(out / "200.png.jpg")
+    assert np.abs(plain.astype(int) - drawn).max() > 100
+
+
+def test_what_is_no_prediction_is_refused(tmp_path, capsys):
+    (tmp_path / "p.json").write_text("[1, 2]")
+    assert main(["draw", str(tmp_path / "p.json")]) == DataError.exit_code
+    assert "is not what `orchestrator predict` writes" in capsys.readouterr().err
+
+
+def test_marks_have_the_colour_of_their_class():
+    image = np.zeros((60, 60, 3), np.uint8)
+    drawn = draw(image, [Mark((10, 20, 50, 50), 4)])
+    assert tuple(drawn[20, 30]) == colour_of(4)
+    assert tuple(drawn[35, 30]) == (0, 0, 0)
+    assert image.max() == 0
+    assert len({colour_of(label) for label in range(200)}) > 150
+
+
+def test_a_contact_sheet_holds_every_image():
+    sheet = contact_sheet([np.full((10, 20, 3), 50 * i, np.uint8) for i in range(5)], columns=2)
+    assert sheet.shape == (3 * 320, 2 * 320, 3)
+    centres = [sheet[160 + 320 * (i // 2), 160 + 320 * (i % 2), 0] for i in range(5)]
+    assert centres == [0, 50, 100, 150, 200]

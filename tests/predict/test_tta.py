@@ -1,0 +1,127 @@
+"""Test-time views: what they show, and that boxes come back to where they were."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from detectors.base import Candidates
+from detectors.postprocess import ImageDetections, PostprocessConfig
+from orchestrator.data.augment import PlainResize, ResizePad
+from orchestrator.predict.fusion import fuse
+from orchestrator.predict.predictor import DetectOptions, detect
+from orchestrator.predict.tta import Views
+
+SIZE = (64, 64)
+
+
+def bright_spot(images: np.ndarray) -> Candidates:
+    """A network that finds the bounding box of what is brighter than 128, with score 0.9."""
+    boxes, scores = [], []
+    for image in images:
+        ys, xs = np.nonzero(image[..., 0] > 128)
+        found = len(ys) > 0
+        box = [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1] if found else [0, 0, 1, 1]
+        boxes.append([box])
+        scores.append([[0.9 if found else 0.0, 0.0]])
+    return Candidates(torch.tensor(boxes).float(), torch.tensor(scores))
+
+
+def image_with(box: tuple[int, int, int, int]) -> np.ndarray:
+    image = np.zeros((96, 160, 3), np.uint8)
+    image[box[1] : box[3], box[0] : box[2]] = 255
+    return image
+
+
+CONFIG = PostprocessConfig(score_threshold=0.5)
+
+
+@pytest.mark.parametrize(
+    "views",
+    [
+        Views(),
+        Views(flip=True),
+        Views(scales=(0.5,)),
+        Views(scales=(2.0,)),
+        Views(scales=(1.5,), flip=True),
+        Views(scales=(1.0, 2.0), flip=True),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("fusion", ["nms", "wbf"])
+def test_boxes_come_back_to_their_place(views, fusion):
+    # Inside the top left window of every scale tried, and in no other.
+    box = (12, 8, 36, 40)
+    how = DetectOptions(CONFIG, views, fusion)
+    images = [image_with(box), image_with((100, 50, 150, 90))]
+    found = detect(bright_spot, images, how, prepare=PlainResize(SIZE), batch_size=4)
+    assert len(found) == 2
+    # A pixel of the smallest view is five of the image across and three down.
+    coarsest = 160 / 64 / min(1, *views.scales)
+    np.testing.assert_allclose(found[0].boxes[0].numpy(), box, atol=coarsest)
+    assert found[0].labels[0] == 0
+    assert (found[0].boxes[:, 2] > found[0].boxes[:, 0]).all()
+
+
+@pytest.mark.parametrize("scale", [0.3, 0.5, 1.0, 1.3, 2.0, 2.5, 3.0])
+@pytest.mark.parametrize("flip", [False, True])
+def test_views_cover_every_pixel_and_are_as_many_as_promised(scale, flip):
+    views = Views((scale,), flip)
+    image = np.zeros((97, 161, 3), np.uint8)
+    samples = views.of(image, PlainResize(SIZE))
+    assert len(samples) == len(views) == max(1, math.ceil(scale)) ** 2 * (1 + flip)
+    seen = np.zeros(image.shape[:2], bool)
+    for sample in samples:
+        assert sample.image.shape == (*SIZE, 3)
+        sx, sy, tx, ty = sample.transform
+        x = sorted(((0 - tx) / sx, (SIZE[1] - tx) / sx))
+        y = sorted(((0 - ty) / sy, (SIZE[0] - ty) / sy))
+        seen[round(y[0]) : round(y[1]), round(x[0]) : round(x[1])] = True
+    assert seen.all()
+
+
+@pytest.mark.parametrize("views", [Views(flip=True), Views(scales=(0.5, 2.0))], ids=str)
+def test_boxes_come_back_from_a_padded_input(views):
+    box = (12, 8, 36, 40)
+    how = DetectOptions(CONFIG, views)
+    prepare = ResizePad(size=SIZE, fill=(0, 0, 0), expand_probability=0, flip_probability=0)
+    found = detect(bright_spot, [image_with(box)], how, prepare=prepare, batch_size=1)
+    coarsest = 160 / 64 / min(1, *views.scales)
+    np.testing.assert_allclose(found[0].boxes[0].numpy(), box, atol=coarsest)
+
+
+def test_a_mirrored_view_is_the_mirror_image():
+    image = image_with((0, 0, 20, 20))
+    straight, mirrored = Views(flip=True).of(image, PlainResize(SIZE))
+    assert np.array_equal(mirrored.image, straight.image[:, ::-1])
+
+
+def detections(*rows: tuple[list[float], float, int]) -> ImageDetections:
+    return ImageDetections(
+        torch.tensor([row[0] for row in rows]).reshape(-1, 4),
+        torch.tensor([row[1] for row in rows]),
+        torch.tensor([row[2] for row in rows], dtype=torch.int64),
+    )
+
+
+def test_fusion_by_hand():
+    # Two views see one object; the second box has a third of the weight: x2 = (10*.6+12*.3)/.9.
+    one = detections(([0, 0, 10, 10], 0.6, 0), ([50, 50, 60, 60], 0.8, 1))
+    two = detections(([0, 0, 12, 10], 0.3, 0))
+    fused = fuse([one, two])
+    np.testing.assert_allclose(fused.boxes[0].numpy(), [0, 0, 32 / 3, 10], rtol=1e-6)
+    # Mean score 0.45 seen by 2 of 2 views; 0.8 seen by 1 of 2.
+    np.testing.assert_allclose(fused.scores.numpy(), [0.45, 0.4], rtol=1e-6)
+    assert fused.labels.tolist() == [0, 1]
+
+
+def test_fusion_keeps_classes_and_distant_boxes_apart():
+    one = detections(([0, 0, 10, 10], 0.6, 0), ([0, 0, 10, 10], 0.5, 1))
+    two = detections(([7, 7, 17, 17], 0.4, 0))
+    assert len(fuse([one, two]).scores) == 3
+    empty = detections()
+    assert len(fuse([empty, empty]).scores) == 0
+    assert fuse([empty]).boxes.shape == (0, 4)

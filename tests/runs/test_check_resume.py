@@ -1,0 +1,70 @@
+"""``orchestrator check-resume`` on an experiment of its own, and on one that cheats."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.cli.main import main
+from orchestrator.data.demo.digits import Recipe, build_digits
+from orchestrator.runs import check_resume as module
+from orchestrator.runs.processes import RankTask, rank_main
+from tests.support.chaos_run import EXPERIMENT
+
+
+@pytest.fixture
+def experiment(tmp_path: Path) -> Path:
+    build_digits(tmp_path / "digits", Recipe(train=13, val=4, seed=3))
+    file = tmp_path / "tiny.yaml"
+    text = EXPERIMENT % json.dumps(str(tmp_path / "digits"))
+    file.write_text(text.replace("ssd300_mobilenet_v2", "ssd300_mobilenet_v2, width: 0.1"))
+    return file
+
+
+def test_the_bits_are_the_same(experiment: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check-resume", str(experiment), "--steps", "4", "--kills", "1"]) == 0
+    output = capsys.readouterr().out
+    assert "kill 1 of 1" in output
+    assert "the same bits after 4 steps and 1 kills" in output
+    digests = [line.split()[-1] for line in output.splitlines() if " unbroken " in line]
+    assert len(digests) == 3
+    assert all(len(digest) == 64 and output.count(digest) == 2 for digest in digests)
+
+
+def whimsical_rank(task: RankTask) -> None:
+    """A run that depends on more than its file: each start draws a learning rate."""
+    from orchestrator.training.schedules import LearningRate
+
+    factor = random.SystemRandom().uniform(0.5, 1.5)
+    real = LearningRate.__call__
+
+    def whim(self: Any, step: int) -> float:
+        return factor * real(self, step)
+
+    LearningRate.__call__ = whim  # type: ignore[method-assign]
+    rank_main(task)
+
+
+@pytest.mark.slow
+def test_a_difference_is_found(
+    experiment: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real = module.LocalRanks
+
+    def whimsical(plan: Any, **options: Any) -> Any:
+        return real(plan, target=whimsical_rank, **options)
+
+    monkeypatch.setattr(module, "LocalRanks", whimsical)
+    assert main(["check-resume", str(experiment), "--steps", "3", "--kills", "1"]) == 70
+    error = capsys.readouterr().err
+    assert "not the same after 3 steps" in error
+    assert "weights.safetensors" in error
+
+
+def test_too_little_to_check_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check-resume", "x.yaml", "--kills", "0"]) == 64
+    assert "at least 2 and 1" in capsys.readouterr().err

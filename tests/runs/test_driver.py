@@ -1,0 +1,225 @@
+"""The driver's parts without a cluster: placement, retries, signals, progress."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import ray
+from ray.exceptions import RayActorError
+from ray.train import FailureConfig, TrainingFailedError, WorkerGroupError
+from rich.console import Console
+
+from orchestrator.accelerators import Accelerator, from_resources
+from orchestrator.cluster import trainer
+from orchestrator.cluster.placement import place
+from orchestrator.config.schema import ClusterConfig
+from orchestrator.errors import ConfigError, DataError, OrchestratorError
+from orchestrator.runs.progress import Narrator, duration, shown_progress
+from orchestrator.tracking.events import Event, EventLog
+from orchestrator.training.interrupt import in_thread, stopping_politely
+
+# Placement
+
+
+@pytest.fixture
+def resources(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
+    found: dict[str, float] = {"CPU": 4.0}
+    monkeypatch.setattr(ray, "cluster_resources", lambda: found)
+    return found
+
+
+def test_workers_that_cannot_fit_are_refused_with_the_arithmetic(
+    resources: dict[str, float],
+) -> None:
+    with pytest.raises(ConfigError) as refused:
+        place(ClusterConfig(workers=4))
+    assert "4 workers x 1 CPU + 1 CPU for reading data = 5 CPU, but the cluster has 4" in str(
+        refused.value
+    )
+    assert place(ClusterConfig(workers=3)).resources_per_worker == {"CPU": 1.0}
+
+
+def test_an_accelerator_is_taken_where_there_is_one(resources: dict[str, float]) -> None:
+    assert place(ClusterConfig()).accelerator.kind == "cpu"
+    resources["NPU"] = 2.0
+    placed = place(ClusterConfig(workers=2))
+    assert placed.accelerator.kind == "npu"
+    assert placed.accelerator.backend == "hccl"
+    assert placed.resources_per_worker == {"CPU": 1.0, "NPU": 1.0}
+    assert placed.threads is None
+    with pytest.raises(ConfigError, match=r"2 CPU|3 NPU, but the cluster has 2"):
+        place(ClusterConfig(workers=3))
+    with pytest.raises(ConfigError, match=r"'gpu', but the cluster offers only npu, cpu"):
+        place(ClusterConfig(accelerator="gpu"))
+
+
+def test_precision_is_what_the_device_does_well() -> None:
+    cpu = from_resources("auto", {"CPU": 1.0})
+    assert cpu.resolve_precision("auto") == "fp32"
+    assert cpu.resolve_precision("bf16") == "bf16"
+    assert Accelerator("npu").resolve_precision("auto") == "fp16"
+    with pytest.raises(ConfigError, match="fp16 on cpu"):
+        cpu.resolve_precision("fp16")
+
+
+def test_a_static_loss_scale_stays() -> None:
+    scaler = Accelerator("cpu").scaler("fp16", 32.0)
+    assert scaler.get_scale() == 32.0
+    assert Accelerator("cpu").scaler("fp32", "dynamic").is_enabled() is False
+
+
+# Retries
+
+
+class Attempts:
+    """Stands for Ray: fails as told, and commits as told before it does."""
+
+    def __init__(self, *plan: tuple[BaseException | None, int]) -> None:
+        self.plan = list(plan)
+        self.commit: int | None = None
+        self.fences: list[Any] = []
+
+    def __call__(self, job: Any, data: Any, placement: Any) -> str:
+        self.fences.append(job.fence)
+        failure, commits = self.plan.pop(0)
+        if commits:
+            self.commit = (self.commit or 0) + commits
+        if isinstance(failure, TrainingFailedError):
+            raise failure
+        if failure is not None:
+            raise WorkerGroupError("workers failed", {0: failure})
+        return "outcome"
+
+
+@pytest.fixture
+def fit(monkeypatch: pytest.MonkeyPatch) -> Callable[[Attempts], Any]:
+    def call(attempts: Attempts) -> Any:
+        monkeypatch.setattr(trainer, "_attempt", attempts)
+        monkeypatch.setattr(
+            trainer.dataclasses, "replace", lambda job, fence: SimpleNamespace(fence=fence)
+        )
+        numbers = iter(range(100))
+        job = SimpleNamespace(
+            experiment=SimpleNamespace(train=SimpleNamespace(max_failures=3)), fence=None
+        )
+        lock = SimpleNamespace(advance=lambda: next(numbers))
+        return trainer.fit(
+            job,  # type: ignore[arg-type]
+            None,  # type: ignore[arg-type]
+            None,  # type: ignore[arg-type]
+            last_commit=lambda: attempts.commit,
+            lock=lock,  # type: ignore[arg-type]
+        )
+
+    return call
+
+
+def test_failures_are_free_while_commits_advance(fit: Callable[[Attempts], Any]) -> None:
+    lost = RuntimeError("a worker died")
+    attempts = Attempts(*[(lost, 1)] * 6, (None, 1))
+    assert fit(attempts) == "outcome"
+    assert attempts.fences == list(range(7))
+
+
+def test_three_failures_without_a_commit_end_the_run(fit: Callable[[Attempts], Any]) -> None:
+    attempts = Attempts((RuntimeError("first"), 1), *[(RuntimeError("same bug"), 0)] * 3)
+    with pytest.raises(OrchestratorError, match=r"3 times without a new commit.*same bug"):
+        fit(attempts)
+    assert attempts.plan == []
+
+
+def test_a_node_that_is_taken_back_costs_no_attempt(fit: Callable[[Attempts], Any]) -> None:
+    died = RayActorError(preempted=True)
+    unhealthy = RuntimeError("a health check failed")
+    unhealthy.health_check_failure = died  # type: ignore[attr-defined]  # As Ray Train wraps it.
+    losses: list[BaseException] = [died, unhealthy]
+    if hasattr(ray.train, "PreemptionError"):
+        info = ray.train.PreemptionInfo(None, {"node": [0]})
+        losses.append(ray.train.PreemptionError(info))
+    bug = RuntimeError("same bug")
+    attempts = Attempts(*[(loss, 0) for loss in losses * 3], *[(bug, 0)] * 2, (died, 0), (bug, 0))
+    with pytest.raises(OrchestratorError, match=r"3 times without a new commit.*same bug"):
+        fit(attempts)
+    assert attempts.plan == []
+    # Ray itself restarts nothing, so that every start of the workers is fenced.
+    config = FailureConfig(**trainer._NO_RESTARTS)
+    assert config.max_failures == getattr(config, "max_preemption_failures", 0) == 0
+
+
+def test_what_is_wrong_with_the_data_is_not_tried_again(fit: Callable[[Attempts], Any]) -> None:
+    attempts = Attempts((DataError("image 7 is missing"), 0), (None, 1))
+    with pytest.raises(DataError, match="image 7 is missing"):
+        fit(attempts)
+    assert len(attempts.plan) == 1
+
+
+# Signals
+
+
+def test_the_first_signal_asks_and_the_second_insists() -> None:
+    asked: list[int] = []
+    before = signal.getsignal(signal.SIGTERM)
+    with stopping_politely(lambda: asked.append(1)):
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert asked == [1]
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert asked == [1]
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_thread_gives_back_what_it_returns_or_raises() -> None:
+    assert in_thread(lambda: 7) == 7
+    with pytest.raises(ValueError, match="inside"):
+        in_thread(lambda: (_ for _ in ()).throw(ValueError("inside")))
+
+
+# Progress
+
+
+def test_the_narrator_tells_where_training_is() -> None:
+    narrator = Narrator(total_steps=100, epochs=10, batch_size=8)
+    values = {"train/loss": 1.5, "train/images_per_s": 16.0, "train/epoch": 2.0}
+    assert narrator.tell(Event(0, "metrics", 20, 0, values, "", 0)) is None
+    assert narrator.line == ("epoch 2.00/10  step 20/100  loss 1.5000  16.0 images/s  0:40 left")
+    scores = {"val/AP": 0.25, "val/AP50": 0.5, "val/AP75": 0.125}
+    told = narrator.tell(Event(1, "metrics", 20, 0, scores, "", 0))
+    assert told == "step 20: val AP 0.2500, AP50 0.5000, AP75 0.1250"
+    assert narrator.tell(Event(2, "resume", 20, 0, {}, "from commit 20", 0)) == (
+        "step 20: resume: from commit 20"
+    )
+    assert duration(59.6) == "1:00"
+    assert duration(3725) == "1:02:05"
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Any:
+    return SimpleNamespace(
+        path=tmp_path,
+        total_steps=4,
+        experiment=SimpleNamespace(train=SimpleNamespace(epochs=1)),
+        schedule=SimpleNamespace(batch_size=2),
+    )
+
+
+def test_progress_is_plain_lines_where_nobody_watches(job: Any) -> None:
+    log = EventLog(job.path / "events.jsonl")
+    log.note("start", "long ago", step=0)
+    offset = (job.path / "events.jsonl").stat().st_size
+    output = io.StringIO()
+    with shown_progress(job, Console(file=output, width=200), offset=offset):
+        log.metrics({"train/loss": 2.0, "train/images_per_s": 4.0, "train/epoch": 0.5}, step=2)
+        log.note("resume", "from [commit] 2", step=2)
+    log.close()
+    text = output.getvalue()
+    assert "step 2/4  loss 2.0000" in text
+    assert "from [commit] 2" in text
+    assert "long ago" not in text
+    assert "\x1b" not in text

@@ -1,0 +1,238 @@
+"""A run folder belongs to one experiment: the same goes on, another is refused with a diff."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import stat
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.checkpoints.commit import CommitStore
+from orchestrator.config.resolve import load_experiment
+from orchestrator.errors import ConfigError, StorageError
+from orchestrator.runs.identity import (
+    NOT_IDENTITY,
+    Identity,
+    RunState,
+    config_digest,
+    identity_tree,
+    open_run,
+    source_digests,
+)
+from orchestrator.storage.local import LocalStorage
+from orchestrator.storage.sealed import seal, unseal
+from tests.support.commit_scenario import states
+
+ROOT = Path(__file__).parents[2]
+TREE: dict[str, Any] = {
+    "name": "a",
+    "seed": 1,
+    "storage": "runs",
+    "data": {"root": "/here", "prefetch": 4, "format": "coco"},
+    "train": {
+        "epochs": 3,
+        "optimizer": {"name": "sgd", "lr": 0.02},
+        "log_every_steps": 10,
+        "checkpoint": {"keep_last": 5, "metric": "val/AP"},
+    },
+    "cluster": {"workers": 1},
+    "tracking": {"mlflow": "sqlite:///runs/mlflow.db"},
+}
+SOURCES = {"detectors/ssd/model.py": "0123456789abcdef"}
+
+
+def changed(**paths: Any) -> dict[str, Any]:
+    """``TREE`` with values replaced; dots in paths are written as double underscores."""
+    tree = copy.deepcopy(TREE)
+    for path, value in paths.items():
+        *folders, name = path.split("__")
+        place = tree
+        for folder in folders:
+            place = place[folder]
+        place[name] = value
+    return tree
+
+
+def start(run: Path, tree: dict[str, Any] = TREE, **arguments: Any) -> RunState:
+    force = arguments.pop("force", False)
+    fields: dict[str, Any] = {"data_digest": "d" * 64, "sources": SOURCES, **arguments}
+    return open_run(run, Identity(config_digest(tree), **fields), tree, force=force)
+
+
+def test_new_then_resume(tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "a"
+    assert start(run) == RunState("new")
+    assert start(run) == RunState("resume")
+    assert stat.S_IMODE(run.stat().st_mode) == 0o700
+    stored = json.loads((run / "run.json").read_text())
+    assert stored["config"] == TREE
+    assert stored["config_digest"] == config_digest(TREE)
+    assert [path.name for path in run.iterdir()] == ["run.json"]
+
+
+def test_another_configuration_is_refused_with_every_difference(tmp_path: Path) -> None:
+    start(tmp_path)
+    other = changed(seed=2, train__optimizer={"name": "adamw", "lr": 0.02, "eps": 1e-8})
+    before = (tmp_path / "run.json").read_bytes()
+    with pytest.raises(ConfigError) as caught:
+        start(tmp_path, other)
+    lines = str(caught.value).splitlines()
+    assert "holds another experiment" in lines[0]
+    assert lines[1:4] == [
+        "  seed: 1 there, 2 now",
+        '  train.optimizer.name: "sgd" there, "adamw" now',
+        "  train.optimizer.eps: absent there, 1e-08 now",
+    ]
+    assert "Next:" in lines[4]
+    assert "--force-resume" in lines[4]
+    assert (tmp_path / "run.json").read_bytes() == before
+
+
+def test_other_data_and_other_code_are_refused(tmp_path: Path) -> None:
+    start(tmp_path)
+    with pytest.raises(ConfigError, match=r"data: sha256 dddddddddddddddd there, eeeeeeeeeeeeeeee"):
+        start(tmp_path, data_digest="e" * 64)
+    with pytest.raises(ConfigError, match=r"program: detectors/new.py, detectors/ssd/model.py ch"):
+        start(tmp_path, sources={"detectors/ssd/model.py": "1" * 16, "detectors/new.py": "2" * 16})
+    many = {f"detectors/file{n}.py": "3" * 16 for n in range(20)}
+    with pytest.raises(ConfigError, match=r"file7.py|and 13 more changed"):
+        start(tmp_path, sources=many)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("name", "b"),
+        ("storage", "/elsewhere"),
+        ("data__root", "/moved"),
+        ("data__prefetch", 9),
+        ("train__log_every_steps", 1),
+        ("train__checkpoint", {"keep_last": 9, "metric": "val/AP"}),
+        ("cluster", {"workers": 2, "accelerator": "gpu"}),
+        ("tracking", {"mlflow": None}),
+    ],
+)
+def test_what_does_not_change_the_result_may_change(path: str, value: Any, tmp_path: Path) -> None:
+    other = changed(**{path: value})
+    assert config_digest(other) == config_digest(TREE)
+    start(tmp_path)
+    state = start(tmp_path, other)
+    assert state.kind == "resume"
+    assert state.notes
+    assert start(tmp_path, other).notes == ()
+
+
+def test_a_change_of_workers_is_noted(tmp_path: Path) -> None:
+    start(tmp_path)
+    assert start(tmp_path, changed(cluster__workers=4)).notes == (
+        "cluster.workers: 1 there, 4 now",
+    )
+
+
+def test_force_goes_on_and_says_what_was_forced(tmp_path: Path) -> None:
+    start(tmp_path)
+    other = changed(seed=2, cluster__workers=2)
+    state = start(tmp_path, other, force=True, data_digest="e" * 64)
+    assert state.kind == "resume"
+    assert state.notes == (
+        "forced: seed: 1 there, 2 now",
+        "forced: data: sha256 dddddddddddddddd there, eeeeeeeeeeeeeeee now",
+        "cluster.workers: 1 there, 2 now",
+    )
+    assert start(tmp_path, other, data_digest="e" * 64) == RunState("resume")
+    with pytest.raises(ConfigError, match="seed: 2 there, 1 now"):
+        start(tmp_path)
+
+
+def commit(run: Path, tree: dict[str, Any] = TREE) -> None:
+    CommitStore(LocalStorage(run)).save(
+        states(1)[1], config_digest=config_digest(tree), data_digest="d" * 64, label_map="{}"
+    )
+
+
+@pytest.mark.parametrize("content", [None, b"", b"{", b'{"format": 1}\n'])
+def test_a_lost_or_torn_record_is_made_again_from_the_commits(
+    content: bytes | None, tmp_path: Path
+) -> None:
+    start(tmp_path)
+    commit(tmp_path)
+    record = tmp_path / "run.json"
+    record.unlink()
+    if content is not None:
+        record.write_bytes(content)
+    with pytest.raises(ConfigError, match="configuration: sha256"):
+        start(tmp_path, changed(seed=2))
+    state = start(tmp_path)
+    assert state.kind == "resume"
+    assert "run.json" in state.notes[0]
+    assert "commit of step 1" in state.notes[0]
+    assert start(tmp_path) == RunState("resume")
+
+
+def test_every_flipped_bit_of_the_record_is_noticed(tmp_path: Path) -> None:
+    start(tmp_path)
+    commit(tmp_path)
+    record = tmp_path / "run.json"
+    content = record.read_bytes()
+    for position in range(0, len(content), 7):
+        damaged = bytearray(content)
+        damaged[position] ^= 4
+        record.write_bytes(damaged)
+        assert "made again" in start(tmp_path).notes[0], position
+
+
+def test_a_torn_record_of_a_run_without_commits_is_a_new_run(tmp_path: Path) -> None:
+    start(tmp_path)
+    (tmp_path / "run.json").write_bytes(b"{")
+    assert start(tmp_path, changed(seed=2)) == RunState("new")
+
+
+def test_a_record_of_another_format_is_refused(tmp_path: Path) -> None:
+    start(tmp_path)
+    record = tmp_path / "run.json"
+    record.write_bytes(seal("run", {**unseal("run", record.read_bytes()), "format": 2}))
+    with pytest.raises(StorageError, match="format 2; this program reads 1"):
+        start(tmp_path)
+
+
+def test_leftovers_of_a_kill_are_removed(tmp_path: Path) -> None:
+    (tmp_path / ("run.json.tmp-" + "0" * 32)).write_bytes(b"half")
+    start(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
+
+
+def test_a_folder_that_cannot_be_made_is_a_storage_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(StorageError, match="cannot open the run folder"):
+        start(tmp_path / "file" / "run")
+
+
+def test_the_keys_left_out_are_keys_of_real_experiments() -> None:
+    experiment = load_experiment(ROOT / "experiments" / "quickstart.yaml").tree
+    for key in NOT_IDENTITY:
+        place: Any = experiment
+        for part in key.split("."):
+            assert part in place, key
+            place = place[part]
+    left = identity_tree(experiment)
+    assert {"name", "storage", "cluster", "tracking"}.isdisjoint(left)
+    assert {"seed", "detector", "data", "train"} <= set(left)
+
+
+def test_the_sources_are_those_that_decide_the_result() -> None:
+    sources = source_digests()
+    assert "orchestrator/training/engine.py" in sources
+    assert "orchestrator/accelerators.py" in sources
+    assert "detectors/boxes.py" in sources
+    assert any(path.startswith("native/") for path in sources)
+    assert not any(
+        path.startswith(("orchestrator/cli", "orchestrator/tracking")) for path in sources
+    )
+    content = (ROOT / "detectors" / "boxes.py").read_bytes()
+    assert sources["detectors/boxes.py"] == hashlib.sha256(content).hexdigest()[:16]
+    one = Identity("c", "d", {"a": "1"})
+    assert one.code_version != Identity("c", "d", {"a": "2"}).code_version

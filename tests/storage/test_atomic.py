@@ -1,0 +1,36 @@
+"""Replacing a file in one piece."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+import pytest
+
+from orchestrator.storage.atomic import write_atomic
+
+
+def test_new_and_replaced(tmp_path):
+    path = tmp_path / "a" / "b" / "file"
+    for content in (b"first", b"", b"third"):
+        write_atomic(path, content)
+        assert path.read_bytes() == content
+    assert [entry.name for entry in path.parent.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("step", ["fsync", "rename"])
+def test_a_failure_leaves_the_old_content_and_nothing_else(tmp_path, monkeypatch, step):
+    path = tmp_path / "file"
+    write_atomic(path, b"old")
+
+    def fail(*_):
+        raise OSError(errno.ENOSPC, "no space")
+
+    if step == "fsync":
+        monkeypatch.setattr(os, "fsync", fail)
+    else:
+        monkeypatch.setattr(type(path), "replace", fail)
+    with pytest.raises(OSError, match="no space"):
+        write_atomic(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]

@@ -1,0 +1,223 @@
+"""Groups, freezing and shared normalisation, against values worked out by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor, nn
+
+from orchestrator.config.schema import FreezeConfig, ParameterGroup, SGDOptimizer, TrainConfig
+from orchestrator.errors import ConfigError
+from orchestrator.training.freeze import adapt
+from orchestrator.training.normalization import (
+    FixedBatchNorm2d,
+    SharedBatchNorm2d,
+    replace_batch_norm,
+)
+from orchestrator.training.optim import build_optimizer, parameter_groups
+
+
+def network() -> nn.ModuleDict:
+    torch.manual_seed(0)
+    return nn.ModuleDict(
+        {
+            "stem": nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4)),
+            "body": nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4)),
+            "head": nn.Conv2d(4, 2, 1),
+        }
+    )
+
+
+def config(**changes: object) -> TrainConfig:
+    values = {"epochs": 1, "batch_size": 4, "optimizer": SGDOptimizer(lr=0.1), **changes}
+    return TrainConfig(**values)  # type: ignore[arg-type]
+
+
+def settings(model: nn.Module, groups: list[dict[str, object]]) -> dict[str, tuple[object, object]]:
+    """Decay and factor of each parameter by name."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    return {
+        names[parameter]: (group["weight_decay"], group["lr_factor"])
+        for group in groups
+        for parameter in group["params"]  # type: ignore[attr-defined]
+    }
+
+
+def test_a_parameter_belongs_to_the_first_group_that_it_fits() -> None:
+    """Caffe's rule for biases, none of the decay on normalisation, a slower stem."""
+    model = network()
+    groups = (
+        ParameterGroup(kind="norm", weight_decay=0.0),
+        ParameterGroup(kind="bias", lr_factor=2.0, weight_decay=0.0),
+        ParameterGroup(names=("stem.*",), lr_factor=0.1),
+    )
+    found = settings(
+        model,
+        parameter_groups(model, weight_decay=5e-4, decay_norm_and_bias=True, groups=groups),
+    )
+    assert found == {
+        "stem.0.weight": (5e-4, 0.1),
+        "stem.1.weight": (0.0, 1.0),
+        "stem.1.bias": (0.0, 1.0),
+        "body.0.weight": (5e-4, 1.0),
+        "body.0.bias": (0.0, 2.0),
+        "body.1.weight": (0.0, 1.0),
+        "body.1.bias": (0.0, 1.0),
+        "head.weight": (5e-4, 1.0),
+        "head.bias": (0.0, 2.0),
+    }
+
+
+def test_without_norm_decay_biases_keep_theirs() -> None:
+    model = network()
+    groups = (ParameterGroup(kind="norm", weight_decay=0.0),)
+    found = settings(
+        model, parameter_groups(model, weight_decay=0.1, decay_norm_and_bias=True, groups=groups)
+    )
+    assert found["body.0.bias"] == (0.1, 1.0)
+    assert found["body.1.bias"] == (0.0, 1.0)
+
+
+def test_a_group_may_ask_for_decay_where_there_was_none() -> None:
+    model = network()
+    groups = (ParameterGroup(kind="bias", weight_decay=0.25),)
+    found = settings(
+        model, parameter_groups(model, weight_decay=0.1, decay_norm_and_bias=False, groups=groups)
+    )
+    assert found["head.bias"] == (0.25, 1.0)
+    assert found["stem.1.weight"] == (0.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("group", "message"),
+    [
+        (
+            ParameterGroup(names=("boddy.*",)),
+            r"train\.optimizer\.groups\.1: 'boddy\.\*' fits none of the detector's 9 trainable "
+            r"parameters, the first of which is 'stem\.0\.weight'; did you mean 'body\*'\?",
+        ),
+        (
+            ParameterGroup(kind="bias", names=("stem.*",)),
+            r"'stem\.\*' fits none of the detector's 2 trainable parameters of kind bias",
+        ),
+    ],
+)
+def test_a_group_without_members_is_refused(group: ParameterGroup, message: str) -> None:
+    optimizer = SGDOptimizer(lr=0.1, groups=(ParameterGroup(names=("head.*",)), group))
+    with pytest.raises(ConfigError, match=message):
+        build_optimizer(network(), optimizer)
+
+
+def test_frozen_parameters_get_no_gradient_and_no_group() -> None:
+    model = network()
+    adapt(model, config(freeze=FreezeConfig(parameters=("stem.*", "body.1.*"))))
+    trains = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert trains == {"body.0.weight", "body.0.bias", "head.weight", "head.bias"}
+    groups = parameter_groups(model, weight_decay=0.0, decay_norm_and_bias=True)
+    assert set(settings(model, groups)) == trains
+
+
+def test_fixed_normalisation_uses_and_keeps_its_statistics() -> None:
+    model = network()
+    names = list(model.state_dict())
+    adapt(model, config(freeze=FreezeConfig(batch_norm=("stem.*",))))
+    assert list(model.state_dict()) == names
+    stem, body = model["stem"][1], model["body"][1]
+    assert isinstance(stem, FixedBatchNorm2d)
+    assert type(body) is nn.BatchNorm2d
+    with torch.no_grad():
+        stem.running_mean.fill_(3.0)
+        stem.running_var.fill_(4.0 - stem.eps)
+        stem.weight.fill_(10.0)
+        stem.bias.fill_(1.0)
+    model.train()
+    x = torch.full((2, 4, 1, 1), 5.0)
+    assert torch.allclose(stem(x), torch.full_like(x, 11.0))  # (5 - 3) / 2 * 10 + 1
+    assert stem.running_mean.tolist() == [3.0] * 4
+    assert stem.num_batches_tracked == 0
+    body(torch.randn(2, 4, 3, 3))
+    assert body.num_batches_tracked == 1
+    stem(x).sum().backward()
+    assert stem.bias.grad is not None
+
+
+def test_a_shared_layer_stays_shared() -> None:
+    norm = nn.BatchNorm2d(2)
+    model = nn.ModuleList([norm, norm, nn.BatchNorm2d(2)])
+    assert replace_batch_norm(model, SharedBatchNorm2d, lambda _: True) == ["0", "1", "2"]
+    assert model[0] is model[1]
+    assert model[0] is not model[2]
+    assert model[0].weight is norm.weight
+
+
+@pytest.mark.parametrize(
+    ("freeze", "message"),
+    [
+        (FreezeConfig(parameters=("stm.*",)), r"freeze\.parameters\.0: .* did you mean 'stem\*'\?"),
+        (
+            FreezeConfig(batch_norm=("stem.*", "head*")),
+            r"freeze\.batch_norm\.1: 'head\*' fits none of the detector's 2 batch-normalisation",
+        ),
+        (FreezeConfig(parameters=("*",)), "no parameter is left to train"),
+    ],
+)
+def test_a_pattern_that_says_nothing_is_refused(freeze: FreezeConfig, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        adapt(network(), config(freeze=freeze))
+
+
+def _two_halves(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    x, weights, model = _problem()
+    adapt(model, config(sync_batch_norm=True))
+    half = x[2 * rank : 2 * rank + 2].clone().requires_grad_(True)
+    out = model(half)
+    (out * weights[2 * rank : 2 * rank + 2]).sum().backward()
+    torch.save(
+        {
+            "out": out.detach(),
+            "input": half.grad,
+            **{name: p.grad for name, p in model.named_parameters()},
+            **dict(model.named_buffers()),
+        },
+        Path(folder) / f"{rank}.pt",
+    )
+    dist.destroy_process_group()
+
+
+def _problem() -> tuple[Tensor, Tensor, nn.Module]:
+    torch.manual_seed(3)
+    x = torch.randn(4, 3, 5, 5) * 3 + 7
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.BatchNorm2d(4))
+    return x, torch.randn(4, 4, 3, 3), model.train()
+
+
+def test_two_ranks_normalise_as_one_process_does(tmp_path: Path) -> None:
+    mp.spawn(_two_halves, args=(str(tmp_path),), nprocs=2)
+    parts = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    x, weights, model = _problem()
+    x.requires_grad_(True)
+    out = model(x)
+    (out * weights).sum().backward()
+    close = {"rtol": 1e-4, "atol": 1e-5}
+    torch.testing.assert_close(torch.cat([part["out"] for part in parts]), out.detach(), **close)
+    torch.testing.assert_close(torch.cat([part["input"] for part in parts]), x.grad, **close)
+    for name, parameter in model.named_parameters():
+        summed = parts[0][name] + parts[1][name]
+        torch.testing.assert_close(summed, parameter.grad, rtol=1e-4, atol=1e-4, msg=name)
+    for name, buffer in model.named_buffers():
+        for part in parts:
+            torch.testing.assert_close(part[name], buffer, rtol=1e-5, atol=1e-6, msg=name)
+
+
+def test_alone_shared_normalisation_is_the_plain_one() -> None:
+    x, _, model = _problem()
+    plain = model(x)
+    x, _, model = _problem()
+    adapt(model, config(sync_batch_norm=True))
+    assert torch.equal(model(x), plain)
