@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import os
 import secrets
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from orchestrator.storage.local import Storage
+from tests.support.faulty_storage import BucketStorage, QuickStorage
 
 
 def pytest_configure() -> None:
@@ -26,3 +30,20 @@ def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.support.small_run import make_run
 
     return make_run(tmp_path_factory.mktemp("small"))
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small data set; files that need another size make their own."""
+    from orchestrator.data.demo.digits import Recipe, build_digits
+
+    folder = tmp_path_factory.mktemp("data") / "digits"
+    build_digits(folder, Recipe(train=26, val=4, seed=3))
+    return folder
+
+
+@pytest.fixture(params=[QuickStorage, BucketStorage], ids=["local", "objects"])
+def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
+    """An empty storage of a run: a folder, and what behaves like a bucket."""
+    make: Callable[[Path], Storage] = request.param
+    return make(tmp_path / "run")

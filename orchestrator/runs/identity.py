@@ -1,8 +1,9 @@
 """Which experiment a run folder belongs to: ``run.json``, and refusing to mix two in one folder.
 
-A run is its name and the digest of what decides its result: configuration, data and code. The same
-again goes on where it stopped; anything else is refused with the differences, because continuing
-one experiment's weights under another's name is worse than not running.
+A run is its name and what decides its result: the digests of configuration and data, and the
+version of the program's numbers. The same again goes on where it stopped; anything else is refused
+with the differences, because continuing one experiment's weights under another's name is worse than
+not running.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import importlib.util
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -20,11 +21,14 @@ from orchestrator.checkpoints.manifest import checked_commits
 from orchestrator.config.resolve import Absent, MaybeScalar, diff, digest
 from orchestrator.config.scalars import Json
 from orchestrator.errors import ConfigError, StorageError
+from orchestrator.runs.numerics import NUMERICS_VERSION, changes_since
 from orchestrator.storage.local import TEMPORARY, LocalStorage, Storage, make_private
 from orchestrator.storage.run_files import IDENTITY
 from orchestrator.storage.sealed import UnusableError, seal, unseal
 
-FORMAT = 1
+#: Layout of ``run.json``. Format 1 had no version of the numbers and refused all changes of code.
+FORMAT = 2
+_READABLE = (1, FORMAT)
 _MAX_BYTES = 16 * 2**20
 #: How many changed files a message names.
 _NAMED = 8
@@ -61,11 +65,12 @@ NOT_IDENTITY = (
 #: Key of the initial weights' digest, in ``run.json`` and in the configuration's digest.
 _INITIAL = "initial_weights"
 
-#: Sources that decide the result; the rest shows, sends and submits it.
+#: Sources that can decide the result; what changed among them is noted, and refuses nothing.
 _SOURCES = (
     "detectors",
     "native",
     "orchestrator.accelerators",
+    "orchestrator.checkpoints",
     "orchestrator.data",
     "orchestrator.evaluation",
     "orchestrator.training",
@@ -100,7 +105,7 @@ def config_digest(tree: Mapping[str, Json], *, initial: str | None = None) -> st
 
 @cache
 def source_digests() -> dict[str, str]:
-    """First 16 hex digits of the SHA-256 of each source file that decides the result."""
+    """First 16 hex digits of the SHA-256 of each source file that can decide the result."""
     found = {}
     for name in _SOURCES:
         spec = importlib.util.find_spec(name)
@@ -123,19 +128,16 @@ class Identity:
     Attributes:
         config_digest: see :func:`config_digest`.
         data_digest: of the data sets.
-        sources: digests of the source files by path.
         initial: digest of the weights that the run begins with; None if it begins with none.
+        numerics: version of the program's numbers; see :mod:`orchestrator.runs.numerics`.
+        sources: digests of the source files by path, which decide nothing: for the log.
     """
 
     config_digest: str
     data_digest: str
-    sources: Mapping[str, str] = field(default_factory=source_digests)
     initial: str | None = None
-
-    @cached_property
-    def code_version(self) -> str:
-        """SHA-256, in hex, over all sources."""
-        return hashlib.sha256(json.dumps(self.sources, sort_keys=True).encode()).hexdigest()
+    numerics: int = NUMERICS_VERSION
+    sources: Mapping[str, str] = field(default_factory=source_digests)
 
 
 @dataclass(frozen=True)
@@ -167,7 +169,7 @@ def open_run(
         run_dir: made if need be.
         identity: of the experiment.
         resolved_tree: its whole configuration, for the differences.
-        force: go on although configuration, data or code differ; from then on the folder belongs
+        force: go on although configuration, data or numbers differ; from then on the folder belongs
             to the experiment as it is now. What was forced is in the notes.
         commits: where the run's commits are; None for the run folder.
 
@@ -193,7 +195,7 @@ def open_run(
             "format": FORMAT,
             "config_digest": identity.config_digest,
             "data_digest": identity.data_digest,
-            "code_version": identity.code_version,
+            "numerics_version": identity.numerics,
             "sources": dict(identity.sources),
             _INITIAL: identity.initial,
             "config": dict(resolved_tree),
@@ -205,6 +207,15 @@ def open_run(
             "a folder that can be written"
         ) from error
     return RunState(found.kind, (*(f"forced: {line}" for line in found.refused), *found.notes))
+
+
+def changed_sources(then: Mapping[str, str], now: Mapping[str, str]) -> str | None:
+    """Names of the source files that differ, on one line; None where none does."""
+    changed = sorted(path for path in {*then, *now} if then.get(path) != now.get(path))
+    if not changed:
+        return None
+    more = f" and {len(changed) - _NAMED} more" if len(changed) > _NAMED else ""
+    return ", ".join(changed[:_NAMED]) + more
 
 
 def recorded_initial(run_dir: str | Path) -> str | None:
@@ -220,8 +231,9 @@ def recorded_identity(run_dir: str | Path) -> Identity | None:
         return Identity(
             str(record["config_digest"]),
             str(record["data_digest"]),
-            dict(record["sources"]),
             recorded_initial(run_dir),
+            int(record.get("numerics_version", 1)),
+            dict(record["sources"]),
         )
     except (KeyError, TypeError, ValueError):
         return None
@@ -256,10 +268,10 @@ def _compare(
         return _compare_with_commits(commits, identity, "is missing")
     except UnusableError as error:
         return _compare_with_commits(commits, identity, str(error))
-    if stored["format"] != FORMAT:
+    if stored["format"] not in _READABLE:
         raise StorageError(
             f"{storage.describe(IDENTITY)}: format {stored['format']!r}; this program reads "
-            f"{FORMAT}. Next: go on with the version of the program that wrote it"
+            f"{FORMAT} and older. Next: go on with the version of the program that wrote it"
         )
     before = stored["config"]
     refused = _differences(identity_tree(before), identity_tree(tree))
@@ -271,11 +283,15 @@ def _compare(
         refused.append(
             _digests("train.init_from", before_initial or "none", identity.initial or "none")
         )
-    then, now = stored["sources"], identity.sources
-    changed = sorted(path for path in {*then, *now} if then.get(path) != now.get(path))
-    if changed:
-        more = f" and {len(changed) - _NAMED} more" if len(changed) > _NAMED else ""
-        refused.append(f"program: {', '.join(changed[:_NAMED])}{more} changed")
+    version = int(stored.get("numerics_version", 1))
+    if version > identity.numerics:
+        refused.append(
+            f"program: numerics version {version} there, {identity.numerics} now, which is older"
+        )
+    refused += [f"program: {line}" for line in changes_since(version, tree)]
+    changed = changed_sources(stored["sources"], identity.sources)
+    if changed is not None:
+        notes.append(f"the program changed, its numbers did not: {changed}")
     return _Comparison("resume", tuple(refused), tuple(notes))
 
 

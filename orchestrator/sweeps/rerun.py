@@ -15,7 +15,12 @@ from orchestrator.config.resolve import ResolvedExperiment, diff, load_experimen
 from orchestrator.errors import ConfigError, StorageError
 from orchestrator.runs.compare.run_folder import RunFolder, config_file, read_runs
 from orchestrator.runs.driver import drive
-from orchestrator.runs.identity import config_digest, identity_tree, recorded_identity
+from orchestrator.runs.identity import (
+    changed_sources,
+    config_digest,
+    identity_tree,
+    recorded_identity,
+)
 from orchestrator.runs.report import say
 from orchestrator.storage.local import LocalStorage
 from orchestrator.storage.run_files import SWEEP_RESULT, trial_name
@@ -24,7 +29,6 @@ from orchestrator.sweeps.lineage import Stretch, lineage
 from orchestrator.sweeps.plan import describe
 
 _METRIC = "val/AP"
-_SHOWN_FILES = 5
 
 
 @dataclass(frozen=True)
@@ -238,12 +242,9 @@ def _changed(run: RunFolder, again: RunFolder) -> list[str]:
     ):
         if old != new:
             lines.append(f"{what}: sha256 {old[:12]} then, {new[:12]} now")
-    files = sorted(
-        path
-        for path in {*then.sources, *now.sources}
-        if then.sources.get(path) != now.sources.get(path)
-    )
-    if files:
-        more = f" and {len(files) - _SHOWN_FILES} more" if len(files) > _SHOWN_FILES else ""
-        lines.append(f"program: {', '.join(files[:_SHOWN_FILES])}{more}")
+    if then.numerics != now.numerics:
+        lines.append(f"numerics version: {then.numerics} then, {now.numerics} now")
+    files = changed_sources(then.sources, now.sources)
+    if files is not None:
+        lines.append(f"program: {files}")
     return lines

@@ -5,15 +5,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.data.demo.digits import Recipe, build_digits
 from tests.support.chaos_run import STEPS, Chaos, digests
-
-
-@pytest.fixture(scope="session")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data") / "digits"
-    build_digits(folder, Recipe(train=26, val=4, seed=3))
-    return folder
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import re
 import stat
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 from orchestrator.checkpoints.commit import CommitStore
 from orchestrator.config.resolve import load_experiment
 from orchestrator.errors import ConfigError, StorageError
+from orchestrator.runs import numerics
 from orchestrator.runs.identity import (
     NOT_IDENTITY,
     Identity,
@@ -21,8 +23,10 @@ from orchestrator.runs.identity import (
     config_digest,
     identity_tree,
     open_run,
+    recorded_identity,
     source_digests,
 )
+from orchestrator.runs.numerics import NumericsChange
 from orchestrator.storage.local import LocalStorage
 from orchestrator.storage.sealed import seal, unseal
 from tests.support.commit_scenario import states
@@ -92,15 +96,56 @@ def test_another_configuration_is_refused_with_every_difference(tmp_path: Path) 
     assert (tmp_path / "run.json").read_bytes() == before
 
 
-def test_other_data_and_other_code_are_refused(tmp_path: Path) -> None:
+def test_other_data_are_refused(tmp_path: Path) -> None:
     start(tmp_path)
     with pytest.raises(ConfigError, match=r"data: sha256 dddddddddddddddd there, eeeeeeeeeeeeeeee"):
         start(tmp_path, data_digest="e" * 64)
-    with pytest.raises(ConfigError, match=r"program: detectors/new.py, detectors/ssd/model.py ch"):
-        start(tmp_path, sources={"detectors/ssd/model.py": "1" * 16, "detectors/new.py": "2" * 16})
+
+
+def test_another_program_with_the_same_numbers_goes_on_with_a_note(tmp_path: Path) -> None:
+    start(tmp_path)
+    moved = {"detectors/ssd/model.py": "1" * 16, "detectors/new.py": "2" * 16}
+    assert start(tmp_path, sources=moved) == RunState(
+        "resume",
+        ("the program changed, its numbers did not: detectors/new.py, detectors/ssd/model.py",),
+    )
+    assert start(tmp_path, sources=moved).notes == ()
     many = {f"detectors/file{n}.py": "3" * 16 for n in range(20)}
-    with pytest.raises(ConfigError, match=r"file7.py|and 13 more changed"):
-        start(tmp_path, sources=many)
+    assert re.search(r"file13.py.* and 14 more$", start(tmp_path, sources=many).notes[0])
+
+
+@pytest.fixture
+def changed_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program whose version 2 has another seed, and nothing else, for those with more workers."""
+    change = NumericsChange(2, "sums over workers", lambda tree: tree["cluster"] != {"workers": 1})
+    monkeypatch.setattr(numerics, "CHANGES", [change])
+
+
+@pytest.mark.usefixtures("changed_numbers")
+def test_other_numbers_are_refused_where_they_change_the_experiment(tmp_path: Path) -> None:
+    two = changed(cluster__workers=2)
+    start(tmp_path / "one", numerics=1)
+    start(tmp_path / "two", two, numerics=1)
+    assert start(tmp_path / "one", numerics=2) == RunState("resume")
+    with pytest.raises(ConfigError, match="program: numerics version 2: sums over workers"):
+        start(tmp_path / "two", two, numerics=2)
+    forced = start(tmp_path / "two", two, numerics=2, force=True)
+    assert forced.notes == ("forced: program: numerics version 2: sums over workers",)
+    assert start(tmp_path / "two", two, numerics=2) == RunState("resume")
+    with pytest.raises(ConfigError, match="numerics version 2 there, 1 now, which is older"):
+        start(tmp_path / "two", two, numerics=1)
+
+
+def test_a_record_from_before_there_were_versions_has_the_first(tmp_path: Path) -> None:
+    start(tmp_path)
+    record = tmp_path / "run.json"
+    stored = unseal("run", record.read_bytes())
+    del stored["numerics_version"]
+    record.write_bytes(seal("run", {**stored, "format": 1, "code_version": "0" * 64}))
+    assert recorded_identity(tmp_path) == Identity(
+        config_digest(TREE), "d" * 64, numerics=1, sources=SOURCES
+    )
+    assert start(tmp_path, numerics=1) == RunState("resume")
 
 
 @pytest.mark.parametrize(
@@ -194,8 +239,8 @@ def test_a_torn_record_of_a_run_without_commits_is_a_new_run(tmp_path: Path) -> 
 def test_a_record_of_another_format_is_refused(tmp_path: Path) -> None:
     start(tmp_path)
     record = tmp_path / "run.json"
-    record.write_bytes(seal("run", {**unseal("run", record.read_bytes()), "format": 2}))
-    with pytest.raises(StorageError, match="format 2; this program reads 1"):
+    record.write_bytes(seal("run", {**unseal("run", record.read_bytes()), "format": 3}))
+    with pytest.raises(StorageError, match="format 3; this program reads 2 and older"):
         start(tmp_path)
 
 
@@ -223,7 +268,7 @@ def test_the_keys_left_out_are_keys_of_real_experiments() -> None:
     assert {"seed", "detector", "data", "train"} <= set(left)
 
 
-def test_the_sources_are_those_that_decide_the_result() -> None:
+def test_the_sources_are_those_that_can_decide_the_result() -> None:
     sources = source_digests()
     assert "orchestrator/training/engine.py" in sources
     assert "orchestrator/accelerators.py" in sources
@@ -234,5 +279,3 @@ def test_the_sources_are_those_that_decide_the_result() -> None:
     )
     content = (ROOT / "detectors" / "boxes.py").read_bytes()
     assert sources["detectors/boxes.py"] == hashlib.sha256(content).hexdigest()[:16]
-    one = Identity("c", "d", {"a": "1"})
-    assert one.code_version != Identity("c", "d", {"a": "2"}).code_version

@@ -82,7 +82,7 @@ def write_run(
     resolved = load_experiment(file, overrides)
     (run / "config").mkdir()
     (run / "config" / "resolved.yaml").write_text(dump_yaml(resolved))
-    identity = Identity(config_digest(resolved.tree), dataset.digest, {"a.py": "0" * 16})
+    identity = Identity(config_digest(resolved.tree), dataset.digest, sources={"a.py": "0" * 16})
     open_run(run, identity, resolved.tree)
     log = EventLog(run / "events.jsonl")
     for step in range(1, 16):

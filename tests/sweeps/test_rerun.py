@@ -53,7 +53,7 @@ class FakeDriver:
         (run_dir / "config" / "resolved.yaml").write_text(dump_yaml(resolved))
         source = resolved.experiment.data
         data = read_coco(Path(source.root) / "images", Path(source.root) / "val.json").dataset
-        identity = Identity(config_digest(resolved.tree), data.digest, self.sources)
+        identity = Identity(config_digest(resolved.tree), data.digest, sources=self.sources)
         open_run(run_dir, identity, resolved.tree, force=True)
         result = {"state": "done", "steps": 15, "weights_sha256": self.weights}
         (run_dir / "result.json").write_text(json.dumps(result))

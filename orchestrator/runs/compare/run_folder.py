@@ -48,19 +48,17 @@ class RunFolder:
         if self.identity is None:
             return (config_digest(tree),)
         settings = config_digest(tree, initial=self.identity.initial)
-        return settings, self.identity.data_digest, self.identity.code_version
+        return settings, self.identity.data_digest, str(self.identity.numerics)
 
     @property
     def digests(self) -> dict[str, str]:
-        """First digits of the SHA-256 of what the experiment file does not hold."""
+        """What the experiment file does not hold: digests, shortened, and the numerics version."""
         if self.identity is None:
             return {}
-        found = {
-            "data": self.identity.data_digest,
-            "program": self.identity.code_version,
-            "initial weights": self.identity.initial or "",
-        }
-        return {f"{name} (sha256)": value[:12] for name, value in found.items() if value}
+        found = {"data (sha256)": self.identity.data_digest[:12]}
+        if self.identity.initial is not None:
+            found["initial weights (sha256)"] = self.identity.initial[:12]
+        return {**found, "numerics version": str(self.identity.numerics)}
 
     @property
     def seed(self) -> int:

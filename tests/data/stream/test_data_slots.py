@@ -11,7 +11,7 @@ from uuid import uuid4
 
 import pytest
 
-from orchestrator.data.stream.local import slots
+from orchestrator.data.stream import slots
 from orchestrator.data.stream.slots import slot
 
 

@@ -1,0 +1,51 @@
+"""The version of this program's numbers, which is part of what a run is.
+
+Two starts of a run give the same bits only if the code between them computes the same. Comparing
+the code itself would end every running experiment at every comment, so the version is raised by
+hand, in the change that alters a result. ``tests/training/test_reference_digests.py`` fails where
+that was forgotten, or where the changelog does not say what changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from orchestrator.config.scalars import Json
+
+
+@dataclass(frozen=True)
+class NumericsChange:
+    """A change of the program after which some experiments end in other bits.
+
+    Attributes:
+        version: the first version that has it.
+        what: what is computed differently, as a phrase that stands alone.
+        affects: whether an experiment, as its resolved tree, computes anything differently because
+            of it.
+    """
+
+    version: int
+    what: str
+    affects: Callable[[Mapping[str, Json]], bool]
+
+
+#: Every change, oldest first. Version 1 is that of all runs recorded before there were versions.
+CHANGES: Final[Sequence[NumericsChange]] = ()
+
+NUMERICS_VERSION: Final = CHANGES[-1].version if CHANGES else 1
+
+
+def changes_since(version: int, tree: Mapping[str, Json]) -> list[str]:
+    """What has changed since ``version`` for an experiment; empty where its bits are the same.
+
+    Args:
+        version: recorded with a run.
+        tree: the resolved experiment.
+    """
+    return [
+        f"numerics version {change.version}: {change.what}"
+        for change in CHANGES
+        if change.version > version and change.affects(tree)
+    ]
