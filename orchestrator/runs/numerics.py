@@ -2,7 +2,7 @@
 
 Two starts of a run give the same bits only if the code between them computes the same. Comparing
 the code itself would end every running experiment at every comment, so the version is raised by
-hand, in the change that alters a result. ``tests/training/test_reference_digests.py`` fails where
+hand, in the change that alters a result. ``tests/reference/test_reference_digests.py`` fails where
 that was forgotten, or where the changelog does not say what changed.
 """
 

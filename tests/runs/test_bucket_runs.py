@@ -104,7 +104,7 @@ def killed_start(folder: str, digits: str, bucket: str, strike: int | None, call
     inner = BucketStorage(Path(bucket))
     storage = FaultyStorage(inner, strike_at=strike, kill=True)
     with (
-        mock.patch.object(bucket, "_opened", return_value=storage),
+        mock.patch.object(object_storage, "_opened", return_value=storage),
         mock.patch.object(session, "build_detector", small_detector),
     ):
         start(Path(folder), Path(digits), *CALM)
@@ -147,7 +147,7 @@ def test_a_kill_at_some_call_to_the_bucket_loses_no_bit_and_no_metric(
             losses, scores = logged(left, tmp_path / f"log-{name}")
             assert set(losses) >= set(range(1, commits[-1].step + 1)), calls[number]
             assert set(scores) >= {c.step for c in commits if c.metrics is not None}
-        with mock.patch.object(bucket, "_opened", return_value=left):
+        with mock.patch.object(object_storage, "_opened", return_value=left):
             shutil.rmtree(tmp_path / name)
             (tmp_path / name).mkdir()
             start(tmp_path / name, digits, *CALM)
