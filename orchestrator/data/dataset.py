@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.data.label_map import LabelMap
-from orchestrator.data.shards.images import ShardedImages
+from orchestrator.data.sharded_images import ShardedImages
 from orchestrator.data.string_column import Names
 
 

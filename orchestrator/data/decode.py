@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from orchestrator.data.readers.files import open_regular, reason
+from orchestrator.data.files import open_regular, reason
 from orchestrator.errors import DataError
 
 #: Pillow's plug-ins that may look at a file. EPS and its like, which start other programs, may not.

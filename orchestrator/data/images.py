@@ -14,8 +14,8 @@ from orchestrator.data.decode import (
     read_size,
     size_in,
 )
-from orchestrator.data.readers.files import reason
-from orchestrator.data.shards.images import DamagedError
+from orchestrator.data.files import reason
+from orchestrator.data.sharded_images import DamagedError
 
 
 def image_name(data: Dataset, index: int) -> str:

@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.data.dataset import Dataset
+from orchestrator.data.findings import Problems
 from orchestrator.data.label_map import LabelMap
 from orchestrator.data.readers.coco_tables import Table, describe, positions_in
-from orchestrator.data.readers.findings import Problems
 from orchestrator.errors import DataError
 from orchestrator.evaluation.detections import Detections
 from orchestrator.storage.atomic import write_atomic

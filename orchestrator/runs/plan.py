@@ -12,7 +12,7 @@ from orchestrator.checkpoints.manifest import checked_commits
 from orchestrator.config.resolve import ResolvedExperiment
 from orchestrator.config.schema import Experiment
 from orchestrator.data.dataset import Dataset
-from orchestrator.data.readers.findings import Finding
+from orchestrator.data.findings import Finding
 from orchestrator.data.readers.split import read_split
 from orchestrator.data.stream.assemble import BatchPlan, training_samples
 from orchestrator.errors import ConfigError, DataError

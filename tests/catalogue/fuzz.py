@@ -25,7 +25,7 @@ from catalogue_case import HangError, outcome
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from orchestrator.data.readers.findings import ReadResult
+from orchestrator.data.findings import ReadResult
 
 #: What parsers trip over, wherever it is put.
 TOKENS = [

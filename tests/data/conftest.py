@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from orchestrator.data.findings import ReadResult
 from orchestrator.data.readers.coco import read_coco
-from orchestrator.data.readers.findings import ReadResult
 from tests.support.data_cases import write_coco
 
 

@@ -166,7 +166,7 @@ def test_the_best_commit_lies_in_the_folder_for_other_commands(
         again = copy_commit(mirror.storage, outcome.best_checkpoint, LocalStorage(mirror.run_dir))
     assert brought == again
     assert brought.parent == tmp_path / "chaos" / "ckpt"
-    best = CommitStore(bucket.LocalStorage(tmp_path / "chaos")).best()
+    best = CommitStore(LocalStorage(tmp_path / "chaos")).best()
     assert best is not None
     assert (best.step, best.path) == (6, str(brought))
     (weights,) = (key for key in bucket.list(f"ckpt/{brought.name}") if "weights" in key.name)

@@ -145,6 +145,6 @@ def test_a_bucket_that_does_not_answer_is_said_to(
     def fails(key: str) -> Any:
         raise OSError("curlCode: 7, Couldn't connect to server")
 
-    monkeypatch.setattr(object_storage, "list", fails)
+    monkeypatch.setattr(bucket, "list", fails)
     with pytest.raises(StorageError, match=r"cannot lock the run: curlCode: 7.*Next: see that the"):
         lock().acquire()

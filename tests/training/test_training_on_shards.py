@@ -15,7 +15,7 @@ from orchestrator.data.demo.digits import Recipe, build_digits
 from orchestrator.data.readers.classes import read_classes
 from orchestrator.data.readers.convert import convert, read_place, read_places
 from orchestrator.data.readers.layouts import find_splits
-from orchestrator.data.shards.images import shard_name
+from orchestrator.data.sharded_images import shard_name
 from orchestrator.data.shards.split import read_shards
 from orchestrator.data.stream.local import LocalStream
 from orchestrator.errors import DataError, SecurityError

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from orchestrator.errors import ConfigError
 
 if TYPE_CHECKING:
-    from orchestrator.data.readers.findings import ReadResult
+    from orchestrator.data.findings import ReadResult
     from orchestrator.data.readers.writers import Place
 
 FORMATS = ("coco", "voc", "txt", "yolo")

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from enum import IntEnum
 from typing import Any
 
-from orchestrator.data.readers.findings import Finding
+from orchestrator.data.findings import Finding
 from orchestrator.errors import DataError, OrchestratorError
 
 

@@ -17,9 +17,9 @@ from orchestrator.data.dataset import Dataset
 from orchestrator.data.doctor.boxes import PRIOR_IOU, describe, prior_recall
 from orchestrator.data.doctor.diagnosis import Report, Verdict
 from orchestrator.data.doctor.images import ImageFacts, alike, equal_files, scan
+from orchestrator.data.findings import Finding
 from orchestrator.data.images import image_name
 from orchestrator.data.label_map import LabelMap
-from orchestrator.data.readers.findings import Finding
 from orchestrator.data.readers.split import read_split
 from orchestrator.data.stream.assemble import usable_boxes
 from orchestrator.errors import DataError, OrchestratorError

@@ -20,9 +20,9 @@ from collections.abc import Callable
 from dataclasses import astuple, replace
 from pathlib import Path
 
+from orchestrator.data.findings import Finding, ReadResult
 from orchestrator.data.node_cache import cache_folder, private_folder
 from orchestrator.data.readers.build import MISSING_IMAGE, missing_files
-from orchestrator.data.readers.findings import Finding, ReadResult
 from orchestrator.data.readers.fingerprint import Source, fingerprint
 from orchestrator.data.shards.manifest import MANIFEST, decode, encode, open_manifest
 from orchestrator.data.shards.split import INDEX, Index, read_index

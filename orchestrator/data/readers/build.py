@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.data.dataset import Dataset
+from orchestrator.data.findings import Finding, ReadResult
 from orchestrator.data.label_map import LabelMap
-from orchestrator.data.readers.findings import Finding, ReadResult
 from orchestrator.data.readers.paths import check_files
 from orchestrator.errors import DataError
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from orchestrator.data.findings import Problems
 from orchestrator.data.label_map import LabelMap
-from orchestrator.data.readers.findings import Problems
 from orchestrator.data.readers.numbers import shown
 from orchestrator.data.readers.paths import require_file
 from orchestrator.data.readers.text_files import read_lines

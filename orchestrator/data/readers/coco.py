@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 
+from orchestrator.data.files import read_text_bytes, reason
+from orchestrator.data.findings import Finding, Problems, ReadResult
 from orchestrator.data.label_map import LabelMap
 from orchestrator.data.readers.build import BoxColumns, ImageColumns, build_dataset
 from orchestrator.data.readers.coco_tables import Table, describe, positions_in
-from orchestrator.data.readers.files import read_text_bytes, reason
-from orchestrator.data.readers.findings import Finding, Problems, ReadResult
 from orchestrator.data.readers.numbers import shown
 from orchestrator.data.readers.paths import require_file, require_folder, split_key
 from orchestrator.errors import DataError

@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.data.readers.findings import Problems
+from orchestrator.data.findings import Problems
 
 Check: TypeAlias = Callable[[Any], "str | None"]
 

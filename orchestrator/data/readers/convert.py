@@ -18,11 +18,11 @@ from pathlib import Path
 import numpy as np
 
 from orchestrator.data.dataset import Dataset
+from orchestrator.data.findings import Finding, ReadResult
 from orchestrator.data.images import image_bytes, image_exists
 from orchestrator.data.label_map import LabelMap
 from orchestrator.data.readers.classes import CLASSES_FILE, read_classes
 from orchestrator.data.readers.coco import read_coco
-from orchestrator.data.readers.findings import Finding, ReadResult
 from orchestrator.data.readers.split import LISTED
 from orchestrator.data.readers.writers import WRITERS, Place, usual_place
 from orchestrator.errors import ConfigError, DataError, StorageError

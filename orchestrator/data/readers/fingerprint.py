@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
+from orchestrator.data.files import MAX_TEXT_BYTES, open_regular
+from orchestrator.data.findings import Problems
 from orchestrator.data.readers.build import missing_files
-from orchestrator.data.readers.files import MAX_TEXT_BYTES, open_regular
-from orchestrator.data.readers.findings import Problems
 from orchestrator.data.readers.paths import is_folder, require_folder, split_key, stays_below
 from orchestrator.data.readers.text_files import fields_of, header_sizes, read_lines
 from orchestrator.data.readers.voc import voc_files

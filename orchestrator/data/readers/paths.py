@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from orchestrator.data.readers.findings import MAX_PROBLEMS
+from orchestrator.data.findings import MAX_PROBLEMS
 from orchestrator.errors import DataError, SecurityError, nearest
 
 

@@ -7,11 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from orchestrator.data.findings import ReadResult
 from orchestrator.data.label_map import LabelMap
 from orchestrator.data.readers.annotation_cache import read_digested
 from orchestrator.data.readers.classes import CLASSES_FILE, read_classes
 from orchestrator.data.readers.coco import read_coco
-from orchestrator.data.readers.findings import ReadResult
 from orchestrator.data.readers.fingerprint import Source
 from orchestrator.data.readers.text_files import UNREADABLE_IMAGE
 from orchestrator.data.readers.txt import read_txt

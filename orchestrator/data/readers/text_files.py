@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from orchestrator.data.decode import BadImageError, read_size
+from orchestrator.data.files import read_text_bytes, reason
+from orchestrator.data.findings import Finding, Problems
 from orchestrator.data.readers.build import BoxColumns, ImageColumns
-from orchestrator.data.readers.files import read_text_bytes, reason
-from orchestrator.data.readers.findings import Finding, Problems
 from orchestrator.data.readers.numbers import shown
 from orchestrator.errors import DataError
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from orchestrator.data.findings import Problems, ReadResult
 from orchestrator.data.label_map import LabelMap
 from orchestrator.data.readers.build import build_dataset, missing_files
-from orchestrator.data.readers.findings import Problems, ReadResult
 from orchestrator.data.readers.numbers import EXACT, integer, number, shown
 from orchestrator.data.readers.paths import require_file, require_folder, split_key
 from orchestrator.data.readers.text_files import (

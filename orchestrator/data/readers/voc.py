@@ -11,10 +11,10 @@ from __future__ import annotations
 from decimal import Decimal
 from pathlib import Path
 
+from orchestrator.data.files import read_text_bytes, reason
+from orchestrator.data.findings import Problems, ReadResult
 from orchestrator.data.label_map import LabelMap
 from orchestrator.data.readers.build import build_dataset
-from orchestrator.data.readers.files import read_text_bytes, reason
-from orchestrator.data.readers.findings import Problems, ReadResult
 from orchestrator.data.readers.numbers import EXACT, integer, number, shown
 from orchestrator.data.readers.paths import (
     is_file,

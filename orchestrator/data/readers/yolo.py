@@ -12,9 +12,9 @@ import os
 from decimal import ROUND_HALF_EVEN, Decimal
 from pathlib import Path, PurePath
 
+from orchestrator.data.findings import Finding, Problems, ReadResult
 from orchestrator.data.label_map import LabelMap
 from orchestrator.data.readers.build import build_dataset, missing_files
-from orchestrator.data.readers.findings import Finding, Problems, ReadResult
 from orchestrator.data.readers.numbers import EXACT, number, shown
 from orchestrator.data.readers.paths import is_file, is_folder, require_folder, split_key
 from orchestrator.data.readers.text_files import (

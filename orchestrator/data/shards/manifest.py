@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from orchestrator.data.dataset import Dataset
 from orchestrator.data.label_map import LabelMap
-from orchestrator.data.shards.images import ShardedImages
+from orchestrator.data.sharded_images import ShardedImages
 from orchestrator.data.string_column import Names
 from orchestrator.errors import DataError
 from orchestrator.storage.folders import Folder, storage_errors

@@ -13,8 +13,8 @@ import ray.data
 from ray.data import TaskPoolStrategy
 
 from orchestrator.data.dataset import Dataset
+from orchestrator.data.ray_log import hush_ray_data
 from orchestrator.data.shards.writer import Shard, put_shard
-from orchestrator.data.stream.ray_stream import hush_ray_data
 from orchestrator.errors import ConfigError, DataError, SecurityError, StorageError
 from orchestrator.storage.folders import open_folder
 

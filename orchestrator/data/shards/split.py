@@ -24,9 +24,9 @@ import numpy as np
 import pyarrow as pa
 
 from orchestrator.data.dataset import Dataset
+from orchestrator.data.findings import ReadResult
 from orchestrator.data.label_map import LabelMap
-from orchestrator.data.readers.findings import ReadResult
-from orchestrator.data.shards.images import ShardedImages, shard_name
+from orchestrator.data.sharded_images import ShardedImages, shard_name
 from orchestrator.data.shards.manifest import MANIFEST, decode, encode, flat, open_manifest
 from orchestrator.errors import DataError
 from orchestrator.storage.folders import Folder, open_folder

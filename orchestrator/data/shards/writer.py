@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from orchestrator.data.dataset import Dataset
 from orchestrator.data.decode import BadImageError, require_sound
 from orchestrator.data.images import image_bytes
-from orchestrator.data.shards.images import ShardedImages, shard_name
+from orchestrator.data.sharded_images import ShardedImages, shard_name
 from orchestrator.data.shards.manifest import MANIFEST, ROW_FIELDS, columns
 from orchestrator.data.shards.split import (
     FORMAT,

@@ -18,7 +18,6 @@ long.
 from __future__ import annotations
 
 import json
-import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -38,6 +37,7 @@ import ray.train
 from ray.data import TaskPoolStrategy
 
 from orchestrator.data.batch import Batch
+from orchestrator.data.ray_log import hush_ray_data
 from orchestrator.data.stream.assemble import BatchPlan
 from orchestrator.data.stream.local import EvalCache, in_order
 from orchestrator.data.stream.slots import slot
@@ -325,12 +325,6 @@ def _unpack(rows: Rows) -> Iterator[Batch]:
             replaced=tuple((p, s, why) for p, s, why in json.loads(rows["replaced"][row])),
             **{name: rows[name][row].copy() for name in _ARRAYS},
         )
-
-
-def hush_ray_data() -> None:
-    """Keep what every execution of Ray Data says of itself out of the log of the run."""
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
-    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
 
 
 class _Segment:

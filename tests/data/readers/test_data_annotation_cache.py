@@ -15,10 +15,10 @@ import pytest
 from orchestrator.cli.main import main
 from orchestrator.config.resolve import load_experiment
 from orchestrator.config.schema import DataConfig, SplitConfig
+from orchestrator.data.findings import ReadResult
 from orchestrator.data.readers import annotation_cache, fingerprint
 from orchestrator.data.readers import split as readers
 from orchestrator.data.readers.convert import convert, read_places
-from orchestrator.data.readers.findings import ReadResult
 from orchestrator.data.readers.fingerprint import Source
 from orchestrator.data.readers.layouts import find_splits
 from orchestrator.data.readers.writers import Place

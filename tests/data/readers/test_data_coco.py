@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from pycocotools.coco import COCO
 
+from orchestrator.data.findings import ReadResult
 from orchestrator.data.readers.coco import read_coco
-from orchestrator.data.readers.findings import ReadResult
 from orchestrator.errors import DataError, SecurityError
 from tests.support.data_cases import TREE
 

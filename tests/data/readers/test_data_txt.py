@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestrator.data.findings import ReadResult
 from orchestrator.data.label_map import LabelMap
-from orchestrator.data.readers.findings import ReadResult
 from orchestrator.data.readers.text_files import fields_of, quoted
 from orchestrator.data.readers.txt import read_txt
 from orchestrator.errors import DataError, SecurityError

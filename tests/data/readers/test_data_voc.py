@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.data.findings import ReadResult
 from orchestrator.data.label_map import LabelMap
-from orchestrator.data.readers.findings import ReadResult
 from orchestrator.data.readers.voc import read_voc
 from orchestrator.errors import DataError, SecurityError
 from tests.support.data_cases import textured, write_image
