@@ -41,7 +41,7 @@ import numpy as np
 import ray
 from torch.utils.data import DataLoader, Dataset
 
-from orchestrator.config.schema.data import M2DetAugmentation, SSDAugmentation
+from orchestrator.config.augmentations import M2DetAugmentation, SSDAugmentation
 from orchestrator.data.augment import build_augment
 from orchestrator.data.batch import Batch
 from orchestrator.data.counter_rng import SampleKey

@@ -9,6 +9,7 @@ its own name only after that.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import logging
 import warnings
@@ -24,7 +25,6 @@ from torch import Tensor, nn
 
 from detectors.base import Detector
 from detectors.postprocess import PostprocessConfig
-from orchestrator.data.augment import Augment, PlainResize, ResizePad, ScaleJitter
 from orchestrator.data.dataset import Dataset
 from orchestrator.errors import ConfigError, OrchestratorError
 from orchestrator.export.artifact import (
@@ -138,12 +138,12 @@ def metadata_of(
 ) -> Metadata:
     """What a file of this detector has to say."""
     model, experiment = loaded.model, loaded.resolved.experiment
-    pad = _pad_of(loaded.prepare)
+    pad = loaded.prepare.padding
     return Metadata(
         detector=experiment.detector.title,
         input_size=model.input_size,
         resize="stretch" if pad is None else "pad",
-        pad=pad,
+        pad=None if pad is None else {**dataclasses.asdict(pad), "fill": list(pad.fill)},
         interpolation="bilinear",
         mean=tuple(model.pixel_mean.flatten().tolist()),
         std=tuple(model.pixel_std.flatten().tolist()),
@@ -156,18 +156,6 @@ def metadata_of(
         program=_program(),
         opset=opset,
     )
-
-
-def _pad_of(prepare: Augment) -> dict[str, Any] | None:
-    """What the metadata say of padding; None where images are stretched."""
-    if isinstance(prepare, PlainResize):
-        return None
-    sides: dict[str, int | None] = {"short_side": None, "long_side": None}
-    if isinstance(prepare, ResizePad):
-        sides = {"short_side": prepare.short_side, "long_side": prepare.long_side}
-    else:
-        assert isinstance(prepare, ScaleJitter), "an augmentation that export does not know"
-    return {**sides, "fill": list(prepare.fill)}
 
 
 def _program() -> str:

@@ -10,7 +10,8 @@ import torch
 
 from detectors.base import Candidates
 from detectors.postprocess import ImageDetections, PostprocessConfig
-from orchestrator.data.augment import PlainResize, ResizePad
+from orchestrator.data.augment.plain import PlainResize
+from orchestrator.data.augment.resize_pad import ResizePad
 from orchestrator.predict.fusion import fuse
 from orchestrator.predict.predictor import DetectOptions, detect
 from orchestrator.predict.tta import Views
@@ -57,7 +58,7 @@ def test_boxes_come_back_to_their_place(views, fusion):
     box = (12, 8, 36, 40)
     how = DetectOptions(CONFIG, views, fusion)
     images = [image_with(box), image_with((100, 50, 150, 90))]
-    found = detect(bright_spot, images, how, prepare=PlainResize(SIZE), batch_size=4)
+    found = detect(bright_spot, images, how, prepare=PlainResize(size=SIZE), batch_size=4)
     assert len(found) == 2
     # A pixel of the smallest view is five of the image across and three down.
     coarsest = 160 / 64 / min(1, *views.scales)
@@ -71,7 +72,7 @@ def test_boxes_come_back_to_their_place(views, fusion):
 def test_views_cover_every_pixel_and_are_as_many_as_promised(scale, flip):
     views = Views((scale,), flip)
     image = np.zeros((97, 161, 3), np.uint8)
-    samples = views.of(image, PlainResize(SIZE))
+    samples = views.of(image, PlainResize(size=SIZE))
     assert len(samples) == len(views) == max(1, math.ceil(scale)) ** 2 * (1 + flip)
     seen = np.zeros(image.shape[:2], bool)
     for sample in samples:
@@ -95,7 +96,7 @@ def test_boxes_come_back_from_a_padded_input(views):
 
 def test_a_mirrored_view_is_the_mirror_image():
     image = image_with((0, 0, 20, 20))
-    straight, mirrored = Views(flip=True).of(image, PlainResize(SIZE))
+    straight, mirrored = Views(flip=True).of(image, PlainResize(size=SIZE))
     assert np.array_equal(mirrored.image, straight.image[:, ::-1])
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from orchestrator.data.augment import SSDAugment
+from orchestrator.data.augment.ssd import SSDAugment
 from orchestrator.data.batch import Batch
 from orchestrator.data.readers.coco import read_coco
 from orchestrator.data.stream.assemble import BatchPlan

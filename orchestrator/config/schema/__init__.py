@@ -3,17 +3,15 @@
 The docstring of each class describes its fields; the published JSON Schema is made from it.
 """
 
-from orchestrator.config.schema.data import (
+from orchestrator.config.augmentations import (
     Augmentation,
-    DataConfig,
     M2DetAugmentation,
-    MixConfig,
     NoAugmentation,
     ResizePadAugmentation,
     ScaleJitterAugmentation,
-    SplitConfig,
     SSDAugmentation,
 )
+from orchestrator.config.schema.data import DataConfig, MixConfig, SplitConfig
 from orchestrator.config.schema.experiment import ClusterConfig, Experiment, TrackingConfig
 from orchestrator.config.schema.sweep import (
     PARAMETERS,

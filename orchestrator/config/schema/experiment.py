@@ -12,8 +12,7 @@ from typing_extensions import Self
 
 from detectors.registry import AnyDetectorConfig
 from detectors.settings import Settings
-from orchestrator.config.schema.data import DataConfig
-from orchestrator.config.schema.fields import (
+from orchestrator.config.fields import (
     Conflict,
     Count,
     Folder,
@@ -22,6 +21,7 @@ from orchestrator.config.schema.fields import (
     Seed,
     refuse,
 )
+from orchestrator.config.schema.data import DataConfig
 from orchestrator.config.schema.sweep import SweepConfig
 from orchestrator.config.schema.train import TrainConfig
 

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from typing_extensions import Self
 
 from detectors.settings import Settings
-from orchestrator.config.schema.fields import (
+from orchestrator.config.fields import (
     Conflict,
     Count,
     Decay,

@@ -2,33 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from pkgutil import resolve_name
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.data.augment.geometry import Sample
-from orchestrator.data.augment.m2det import M2DetAugment
-from orchestrator.data.augment.plain import PlainResize
-from orchestrator.data.augment.resize_pad import ResizePad
-from orchestrator.data.augment.scale_jitter import ScaleJitter
-from orchestrator.data.augment.ssd import SSDAugment
+from orchestrator.config.augmentations import Augmentation
+from orchestrator.data.augment.geometry import Padding, Sample
 from orchestrator.data.counter_rng import SampleKey
 
-if TYPE_CHECKING:
-    # The schema knows every detector and so imports torch, which no data task needs.
-    from orchestrator.config.schema import Augmentation
-
-__all__ = [
-    "Augment",
-    "M2DetAugment",
-    "PlainResize",
-    "ResizePad",
-    "SSDAugment",
-    "Sample",
-    "ScaleJitter",
-    "build_augment",
-]
+__all__ = ["Augment", "Padding", "Sample", "build_augment"]
 
 
 class Augment(Protocol):
@@ -52,16 +36,13 @@ class Augment(Protocol):
         """The same preparation with nothing drawn: what evaluation does."""
         ...
 
+    @property
+    def padding(self) -> Padding | None:
+        """How images keep their aspect ratio; None where they are stretched."""
+        ...
+
 
 def build_augment(config: Augmentation, size: tuple[int, int]) -> Augment:
     """The augmentation a configuration asks for, at network input ``size`` = (H, W)."""
-    if config.name == "none":
-        return PlainResize(size)
-    options = config.model_dump(exclude={"name"})
-    if config.name == "m2det":
-        return M2DetAugment(size=size, **options)
-    if config.name == "resize_pad":
-        return ResizePad(size=size, **options)
-    if config.name == "scale_jitter":
-        return ScaleJitter(size=size, **options)
-    return SSDAugment(size=size, **options)
+    augment: Augment = resolve_name(config.builder)(size=size, **config.model_dump())
+    return augment

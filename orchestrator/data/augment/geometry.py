@@ -10,6 +10,23 @@ from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
+class Padding:
+    """How images come to the network's size where they keep their aspect ratio.
+
+    An image is made as large as fits the input, at its upper left, and the rest is filled.
+
+    Attributes:
+        fill: red, green and blue of the rest.
+        short_side: the shorter side is made no longer than this; None for no such limit.
+        long_side: the longer side, likewise.
+    """
+
+    fill: tuple[int, int, int]
+    short_side: int | None = None
+    long_side: int | None = None
+
+
+@dataclass(frozen=True)
 class Sample:
     """One image at the network's input size, with what is needed to map back.
 

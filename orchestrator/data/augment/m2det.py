@@ -25,6 +25,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from orchestrator.config.augmentations import M2DetAugmentation
 from orchestrator.data.augment.crop import Rect, crop_boxes
 from orchestrator.data.augment.geometry import Sample, flipped, placed, resized
 from orchestrator.data.augment.patches import (
@@ -60,36 +61,14 @@ class _Part:
     origin: tuple[int, int] = (0, 0)
 
 
-@dataclass(frozen=True, kw_only=True)
-class M2DetAugment:
+class M2DetAugment(M2DetAugmentation):
     """The augmentation as a pure function of an image, its boxes and a key.
 
     Attributes:
         size: (H, W) of the network input.
-        min_ious: bounds of which one is drawn per image: "whole" leaves the image whole, None
-            crops without a bound.
-        min_crop: smallest scale of a crop.
-        brightness, contrast, hue, saturation: see
-            :func:`~orchestrator.data.augment.photometric.distort`.
-        expand_probability: of putting the image on a larger canvas.
-        expand_ratio: largest scale of that canvas.
-        fill: red, green and blue of the rest of it.
-        flip_probability: of mirroring left and right.
-        min_box: boxes whose width or height is no more than this fraction of the input are dropped.
     """
 
     size: tuple[int, int]
-    min_ious: tuple[float | str | None, ...] = ("whole", 0.1, 0.3, 0.5, 0.7, 0.9, None)
-    min_crop: float = 0.3
-    brightness: float = 32.0
-    contrast: float = 0.5
-    hue: int = 18
-    saturation: float = 0.5
-    expand_probability: float = 0.6
-    expand_ratio: float = 4.0
-    fill: tuple[int, int, int] = (123, 117, 104)
-    flip_probability: float = 0.5
-    min_box: float = 0.01
 
     def __call__(
         self,
@@ -123,7 +102,11 @@ class M2DetAugment:
 
     def plain(self) -> PlainResize:
         """A plain resize."""
-        return PlainResize(self.size)
+        return PlainResize(size=self.size)
+
+    @property
+    def padding(self) -> None:
+        """Images are stretched, not padded."""
 
     def _cropped(self, whole: _Part, key: SampleKey) -> _Part:
         height, width = whole.image.shape[:2]

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
 
+from orchestrator.config.augmentations import NoAugmentation
 from orchestrator.data.augment.geometry import Sample, resized
 from orchestrator.data.counter_rng import SampleKey
 
 
-@dataclass(frozen=True)
-class PlainResize:
+class PlainResize(NoAugmentation):
     """No augmentation, and what evaluation does where training stretches images too.
 
     Attributes:
@@ -35,3 +33,7 @@ class PlainResize:
     def plain(self) -> PlainResize:
         """Itself."""
         return self
+
+    @property
+    def padding(self) -> None:
+        """Images are stretched, not padded."""

@@ -14,41 +14,24 @@ Filled pixels are so before normalisation, because images stay 8-bit up to the d
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.data.augment.geometry import Sample, flipped, placed, resize
+from orchestrator.config.augmentations import ResizePadAugmentation
+from orchestrator.data.augment.geometry import Padding, Sample, flipped, placed, resize
 from orchestrator.data.counter_rng import Domain, SampleKey
 
 
-@dataclass(frozen=True, kw_only=True)
-class ResizePad:
+class ResizePad(ResizePadAugmentation):
     """The augmentation as a pure function of an image, its boxes and a key.
 
     The image is made as large as fits the canvas, at its upper left.
 
     Attributes:
-        size: (H, W) of the canvas.
-        short_side: the shorter side is made no longer than this; None for no such limit.
-        long_side: the longer side, likewise.
-        fill: red, green and blue of the rest.
-        legacy_boxes: coordinates name the first and the last pixel inside: boxes end at the last
-            pixel of the image, and x becomes W - 1 - x in a flip.
-        expand_probability: of putting the image somewhere on a larger, filled one.
-        expand_ratio: that one is up to so many times as wide and high.
-        flip_probability: of mirroring the canvas left and right.
+        size: (H, W) of the network input.
     """
 
     size: tuple[int, int]
-    short_side: int | None = None
-    long_side: int | None = None
-    fill: tuple[int, int, int] = (0, 0, 0)
-    legacy_boxes: bool = False
-    expand_probability: float = 0.5
-    expand_ratio: float = 4.0
-    flip_probability: float = 0.5
 
     def __call__(
         self,
@@ -77,7 +60,12 @@ class ResizePad:
 
     def plain(self) -> ResizePad:
         """The same without anything drawn, as evaluation does it."""
-        return replace(self, expand_probability=0.0, flip_probability=0.0)
+        return self.model_copy(update={"expand_probability": 0.0, "flip_probability": 0.0})
+
+    @property
+    def padding(self) -> Padding:
+        """See :class:`~orchestrator.data.augment.geometry.Padding`."""
+        return Padding(self.fill, short_side=self.short_side, long_side=self.long_side)
 
     def factor(self, height: float, width: float) -> float:
         """By how much an image of this size is enlarged."""

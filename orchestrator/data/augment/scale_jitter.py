@@ -16,34 +16,25 @@ Filled pixels are so before normalisation, because images stay 8-bit up to the d
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.data.augment.geometry import Sample, flipped, placed, resize
+from orchestrator.config.augmentations import ScaleJitterAugmentation
+from orchestrator.data.augment.geometry import Padding, Sample, flipped, placed, resize
 from orchestrator.data.counter_rng import Domain, SampleKey
 
 
-@dataclass(frozen=True, kw_only=True)
-class ScaleJitter:
+class ScaleJitter(ScaleJitterAugmentation):
     """The augmentation as a pure function of an image, its boxes and a key.
 
     A scale is drawn, the image made as large as fits the canvas so enlarged or shrunk, and a random
     part no larger than the canvas put at its upper left.
 
     Attributes:
-        size: (H, W) of the canvas.
-        min_scale, max_scale: bounds of the scale; 1 just fits the canvas.
-        fill: red, green and blue of the rest.
-        flip_probability: of mirroring the image, not the fill, left and right.
+        size: (H, W) of the network input.
     """
 
     size: tuple[int, int]
-    min_scale: float = 0.5
-    max_scale: float = 2.0
-    fill: tuple[int, int, int] = (0, 0, 0)
-    flip_probability: float = 0.5
 
     def __call__(
         self,
@@ -71,7 +62,12 @@ class ScaleJitter:
 
     def plain(self) -> ScaleJitter:
         """The same without anything drawn, as evaluation does it: the whole image, as it fits."""
-        return replace(self, min_scale=1.0, max_scale=1.0, flip_probability=0.0)
+        return self.model_copy(update={"min_scale": 1.0, "max_scale": 1.0, "flip_probability": 0.0})
+
+    @property
+    def padding(self) -> Padding:
+        """See :class:`~orchestrator.data.augment.geometry.Padding`."""
+        return Padding(self.fill)
 
     def _part(
         self,

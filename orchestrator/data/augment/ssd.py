@@ -12,16 +12,14 @@ adjustment round to whole grey levels.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
 
+from orchestrator.config.augmentations import SSDAugmentation
 from orchestrator.data.augment.colour import DRAWS as COLOUR_DRAWS
 from orchestrator.data.augment.colour import adjust_colour
 from orchestrator.data.augment.crop import (
     DRAWS_PER_ATTEMPT,
-    OverlapRule,
     crop_boxes,
     find_crop,
 )
@@ -30,29 +28,14 @@ from orchestrator.data.augment.plain import PlainResize
 from orchestrator.data.counter_rng import Domain, SampleKey
 
 
-@dataclass(frozen=True, kw_only=True)
-class SSDAugment:
+class SSDAugment(SSDAugmentation):
     """The augmentation as a pure function of an image, its boxes and a key.
 
     Attributes:
         size: (H, W) of the network input.
-        min_ious: bounds of which one is drawn per image; None leaves the image whole.
-        crop_attempts: crops tried before the image is left whole.
-        min_crop: smallest width and height of a crop, as a fraction of the image's.
-        crop_overlap_rule: see :func:`~orchestrator.data.augment.crop.find_crop`.
-        flip_probability: of mirroring left and right.
-        brightness, contrast, saturation: strength of each colour adjustment.
     """
 
     size: tuple[int, int]
-    min_ious: tuple[float | None, ...] = (None, 0.1, 0.3, 0.5, 0.7, 0.9)
-    crop_attempts: int = 50
-    min_crop: float = 0.3
-    crop_overlap_rule: OverlapRule = "span"
-    flip_probability: float = 0.5
-    brightness: float = 0.4
-    contrast: float = 0.4
-    saturation: float = 0.4
 
     def __call__(
         self,
@@ -88,7 +71,11 @@ class SSDAugment:
 
     def plain(self) -> PlainResize:
         """A plain resize, as evaluation does it."""
-        return PlainResize(self.size)
+        return PlainResize(size=self.size)
+
+    @property
+    def padding(self) -> None:
+        """Images are stretched, not padded."""
 
     def _crop(
         self,

@@ -6,17 +6,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.config.schema import NoAugmentation, SSDAugmentation
-from orchestrator.data.augment import (
-    Augment,
-    M2DetAugment,
-    PlainResize,
-    ResizePad,
-    Sample,
-    ScaleJitter,
-    SSDAugment,
-    build_augment,
-)
+from orchestrator.data.augment import Augment, Sample, build_augment
 from orchestrator.data.augment.geometry import flipped, resized
+from orchestrator.data.augment.m2det import M2DetAugment
+from orchestrator.data.augment.plain import PlainResize
+from orchestrator.data.augment.resize_pad import ResizePad
+from orchestrator.data.augment.scale_jitter import ScaleJitter
+from orchestrator.data.augment.ssd import SSDAugment
 from orchestrator.data.counter_rng import SampleKey
 from tests.support.data_cases import textured
 
@@ -76,7 +72,7 @@ def test_flipping_twice_changes_nothing() -> None:
         M2DetAugment(size=(48, 64)),
         ResizePad(size=(48, 64)),
         ScaleJitter(size=(48, 64)),
-        PlainResize((48, 64)),
+        PlainResize(size=(48, 64)),
     ],
 )
 def test_memory_for_the_image_changes_nothing(augment: Augment) -> None:
@@ -98,7 +94,7 @@ def test_memory_for_the_image_changes_nothing(augment: Augment) -> None:
 def test_without_randomness_it_is_a_resize() -> None:
     image = textured(60, 80, 0)
     sample = whole((30, 40))(image, BOXES, LABELS, SampleKey(1, 0, 0))
-    plain = PlainResize((30, 40))(image, BOXES, LABELS, SampleKey(1, 0, 0))
+    plain = PlainResize(size=(30, 40))(image, BOXES, LABELS, SampleKey(1, 0, 0))
     assert np.array_equal(sample.image, plain.image)
     assert np.array_equal(sample.boxes, plain.boxes)
 
@@ -191,7 +187,7 @@ def test_draws_follow_the_configured_probabilities() -> None:
 @pytest.mark.parametrize(
     ("config", "expected"),
     [
-        (NoAugmentation(), PlainResize((30, 40))),
+        (NoAugmentation(), PlainResize(size=(30, 40))),
         (SSDAugmentation(), SSDAugment(size=(30, 40))),
         (
             SSDAugmentation(crop_attempts=7, crop_overlap_rule="min", contrast=0.1),

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torchvision.ops import box_iou
 
 from orchestrator.config.schema import M2DetAugmentation
-from orchestrator.data.augment import M2DetAugment, PlainResize, Sample, build_augment
-from orchestrator.data.augment.m2det import INTERPOLATIONS
+from orchestrator.data.augment import Sample, build_augment
+from orchestrator.data.augment.m2det import INTERPOLATIONS, M2DetAugment
 from orchestrator.data.augment.patches import (
     ATTEMPTS,
     DRAWS_PER_ATTEMPT,
@@ -18,6 +18,7 @@ from orchestrator.data.augment.patches import (
     expanded,
 )
 from orchestrator.data.augment.photometric import DRAWS, distort, scaled
+from orchestrator.data.augment.plain import PlainResize
 from orchestrator.data.counter_rng import Domain, SampleKey
 from tests.support.data_cases import textured
 
@@ -179,7 +180,7 @@ def test_without_randomness_it_is_a_resize_with_a_drawn_interpolation() -> None:
     seen = set()
     for number in range(40):
         sample = still((30, 40))(image, BOXES, LABELS, SampleKey(1, 0, number))
-        plain = PlainResize((30, 40))(image, BOXES, LABELS, SampleKey(1, 0, number))
+        plain = PlainResize(size=(30, 40))(image, BOXES, LABELS, SampleKey(1, 0, number))
         assert np.array_equal(sample.boxes, plain.boxes)
         assert sample.transform == plain.transform
         matches = [
@@ -190,7 +191,7 @@ def test_without_randomness_it_is_a_resize_with_a_drawn_interpolation() -> None:
         assert matches
         seen.update(matches)
     assert seen == set(INTERPOLATIONS)
-    assert still((30, 40)).plain() == PlainResize((30, 40))
+    assert still((30, 40)).plain() == PlainResize(size=(30, 40))
 
 
 def test_boxes_that_became_too_small_are_dropped() -> None:

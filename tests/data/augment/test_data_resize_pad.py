@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.config.schema import ResizePadAugmentation
-from orchestrator.data.augment import ResizePad, Sample, build_augment
+from orchestrator.data.augment import Sample, build_augment
+from orchestrator.data.augment.resize_pad import ResizePad
 from orchestrator.data.counter_rng import SampleKey
 from tests.support.data_cases import textured
 
@@ -15,7 +16,7 @@ BOXES = np.array([[10, 20, 50, 40], [0, 0, 80, 60]], dtype=np.float32)
 
 
 def still(size: tuple[int, int], **changes: object) -> ResizePad:
-    return ResizePad(**{"size": size, **changes}).plain()
+    return ResizePad(**{"size": size, "legacy_boxes": False, **changes}).plain()
 
 
 def prepare(augment: ResizePad, *, sample: int = 0) -> Sample:
@@ -86,7 +87,7 @@ def test_pixels_boxes_and_transform_agree(
     right, bottom = max(left + 1, 3 * width // 4), max(top + 1, 3 * height // 4)
     image[top:bottom, left:right] = 255
     box = np.array([[left, top, right, bottom]], dtype=np.float32)
-    augment = ResizePad(size=(64, 96), long_side=side, expand_ratio=2.0)
+    augment = ResizePad(size=(64, 96), legacy_boxes=False, long_side=side, expand_ratio=2.0)
     made = augment(image, box, LABELS[:1], SampleKey(3, 0, sample))
     assert made.image.shape == (64, 96, 3)
     assert ((made.boxes >= 0) & (made.boxes <= [96, 64, 96, 64])).all()
@@ -101,7 +102,7 @@ def test_pixels_boxes_and_transform_agree(
 
 
 def test_half_of_the_images_are_zoomed_out_and_each_anywhere() -> None:
-    augment = ResizePad(size=(60, 80))
+    augment = ResizePad(size=(60, 80), legacy_boxes=False)
     scales, offsets = [], []
     for sample in range(400):
         made = prepare(augment, sample=sample)
@@ -117,7 +118,7 @@ def test_half_of_the_images_are_zoomed_out_and_each_anywhere() -> None:
 
 
 def test_equal_keys_give_equal_samples() -> None:
-    augment = ResizePad(size=(60, 80))
+    augment = ResizePad(size=(60, 80), legacy_boxes=False)
     for sample in range(5):
         first, second = prepare(augment, sample=sample), prepare(augment, sample=sample)
         assert np.array_equal(first.image, second.image)

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from orchestrator.config.schema import DataConfig, NoAugmentation, SplitConfig
-from orchestrator.data.augment import PlainResize, SSDAugment
+from orchestrator.data.augment.plain import PlainResize
+from orchestrator.data.augment.ssd import SSDAugment
 from orchestrator.data.counter_rng import SampleKey
 from orchestrator.data.dataset import Dataset
 from orchestrator.data.decode import read_image
@@ -117,7 +118,7 @@ def test_splits_with_other_classes_are_refused() -> None:
 def test_augmentation_comes_from_the_configuration() -> None:
     assert plan_for(MIXED).augment == SSDAugment(size=(30, 40))
     plain = plan_for(MIXED, augmentation=NoAugmentation())
-    assert plain.augment == PlainResize((30, 40))
+    assert plain.augment == PlainResize(size=(30, 40))
 
 
 def test_training_batch_holds_augmented_samples(coco_folder: Path) -> None:
@@ -166,7 +167,7 @@ def test_same_sample_looks_different_in_another_epoch(coco_folder: Path) -> None
 
 def test_of_too_many_boxes_the_largest_are_kept_in_order(coco_folder: Path) -> None:
     plan = make_plan(coco_folder)
-    few = BatchPlan(**{**vars(plan), "box_slots": 2, "augment": PlainResize((48, 64))})
+    few = BatchPlan(**{**vars(plan), "box_slots": 2, "augment": PlainResize(size=(48, 64))})
     batch = few.train_batch(0, 0, 1)
     for row, index in enumerate(batch.sample_ids.tolist()):
         boxes, _ = plan.train.training_boxes(index)
