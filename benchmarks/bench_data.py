@@ -42,7 +42,7 @@ import ray
 from torch.utils.data import DataLoader, Dataset
 
 from orchestrator.config.augmentations import M2DetAugmentation, SSDAugmentation
-from orchestrator.data.augment import build_augment
+from orchestrator.data.augment.protocol import build_augment
 from orchestrator.data.batch import Batch
 from orchestrator.data.counter_rng import SampleKey
 from orchestrator.data.demo.digits import Recipe, build_digits

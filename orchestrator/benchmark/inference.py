@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from detectors.postprocess import PostprocessConfig
 from orchestrator.accelerators import Accelerator, Precision
-from orchestrator.data.augment import Augment
+from orchestrator.data.augment.protocol import Augment
 from orchestrator.predict.predictor import DetectOptions, TorchNetwork, detect
 
 

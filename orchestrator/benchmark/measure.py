@@ -15,7 +15,7 @@ from orchestrator.benchmark.inference import measure_inference
 from orchestrator.benchmark.result import BenchmarkResult
 from orchestrator.benchmark.training import Trainer, measure_training, write_trace
 from orchestrator.config.resolve import ResolvedExperiment
-from orchestrator.data.augment import build_augment
+from orchestrator.data.augment.protocol import build_augment
 from orchestrator.data.dataset import Dataset
 from orchestrator.data.decode import BadImageError
 from orchestrator.data.images import image_pixels

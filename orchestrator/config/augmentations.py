@@ -178,11 +178,64 @@ class NoAugmentation(AugmentationSettings):
     name: Literal["none"] = "none"
 
 
-Augmentation: TypeAlias = Annotated[
+class ImageAugmentationSettings(Settings):
+    """What every section of an augmentation has that leaves the image's size to the next."""
+
+    #: ``module:class`` of what does it: an extension of the section, see
+    #: :class:`orchestrator.data.augment.ImageAugment`.
+    builder: ClassVar[str]
+
+
+class PhotometricAugmentation(ImageAugmentationSettings):
+    """Brightness, contrast, hue and saturation, each for half of the images, as in M2Det and SSD.
+
+    Attributes:
+        name: selects this augmentation.
+        brightness: grey levels added, drawn from [-brightness, brightness].
+        contrast: factor drawn from [1 - contrast, 1 + contrast].
+        hue: added, in steps of two degrees, drawn from -hue .. hue.
+        saturation: factor drawn from [1 - saturation, 1 + saturation].
+    """
+
+    builder: ClassVar[str] = "orchestrator.data.augment.photometric:Photometric"
+    name: Literal["photometric"] = "photometric"
+    brightness: Annotated[float, Field(ge=0.0, le=255.0)] = 32.0
+    contrast: Fraction = 0.5
+    hue: Annotated[int, Field(ge=0, le=90)] = 18
+    saturation: Fraction = 0.5
+
+
+_Last: TypeAlias = Annotated[
     SSDAugmentation
     | M2DetAugmentation
     | ResizePadAugmentation
     | ScaleJitterAugmentation
     | NoAugmentation,
+    Field(discriminator="name"),
+]
+
+
+class ChainAugmentation(AugmentationSettings):
+    """Several augmentations, one after the other; a list in ``data.augmentation`` stands for it.
+
+    Attributes:
+        name: selects it.
+        steps: what is done to the image in its own size, in this order.
+        last: what brings it to the network's size.
+    """
+
+    builder: ClassVar[str] = "orchestrator.data.augment.chain:Chain"
+    name: Literal["chain"] = "chain"
+    steps: tuple[PhotometricAugmentation, ...]
+    last: _Last
+
+
+Augmentation: TypeAlias = Annotated[
+    SSDAugmentation
+    | M2DetAugmentation
+    | ResizePadAugmentation
+    | ScaleJitterAugmentation
+    | NoAugmentation
+    | ChainAugmentation,
     Field(discriminator="name"),
 ]

@@ -81,6 +81,7 @@ class Template:
         """
         document = copy.deepcopy(self.document)
         command_line.apply_values(values or {}, document)
+        _chain_augmentations(document)
         problems = document.problems
         experiment = None
         try:
@@ -121,6 +122,26 @@ def read_template(
         _put_sweep(load_file(Path(sweep)), document, sweep)
     command_line.apply(overrides, document)
     return Template(document, path)
+
+
+def _chain_augmentations(document: Document) -> None:
+    """Turn a list in ``data.augmentation`` into the section that it stands for."""
+    data = document.tree.get("data") if isinstance(document.tree, dict) else None
+    listed = data.get("augmentation") if isinstance(data, dict) else None
+    if not isinstance(data, dict) or not isinstance(listed, list) or not listed:
+        return
+    here = ("data", "augmentation")
+    *steps, last = listed
+    data["augmentation"] = {"name": "chain", "steps": steps, "last": last}
+
+    def moved(path: KeyPath) -> KeyPath:
+        if path[:2] != here or len(path) == 2:
+            return path
+        number, rest = path[2], path[3:]
+        return (*here, "last", *rest) if number == len(steps) else (*here, "steps", number, *rest)
+
+    document.places = {moved(path): place for path, place in document.places.items()}
+    document.refused = {moved(path) for path in document.refused}
 
 
 def _put_sweep(section: Document, document: Document, source: str | Path) -> None:

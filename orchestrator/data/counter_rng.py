@@ -10,7 +10,7 @@ streams of its bit generators for good, but not what ``Generator`` makes of them
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 
 import numpy as np
@@ -48,7 +48,7 @@ _NOTHING = np.zeros(4, dtype=np.uint64)
 
 
 def words(
-    seed: int, domain: Domain, *, epoch: int = 0, sample: int = 0, count: int
+    seed: int, domain: Domain, *, epoch: int = 0, sample: int = 0, stage: int = 0, count: int
 ) -> NDArray[np.uint64]:
     """``count`` independent 64-bit words.
 
@@ -57,6 +57,7 @@ def words(
         domain: what the words are for.
         epoch: of the training run.
         sample: index of the sample in its data set.
+        stage: which of several users of a domain draws for the sample.
         count: how many; a longer request begins with the words of a shorter one.
 
     Returns:
@@ -65,11 +66,11 @@ def words(
     Raises:
         ValueError: a coordinate outside 0..2**64-1.
     """
-    for name, value in (("seed", seed), ("epoch", epoch), ("sample", sample)):
+    for name, value in (("seed", seed), ("epoch", epoch), ("sample", sample), ("stage", stage)):
         if not 0 <= value < _WORD:
             raise ValueError(f"{name} is {value}, allowed is 0..2**64-1")
     # The lowest counter word is left to the generator, which counts blocks of four words with it.
-    counter = np.array([0, sample, epoch, 0], dtype=np.uint64)
+    counter = np.array([0, sample, epoch, stage], dtype=np.uint64)
     key = np.array([seed, int(domain)], dtype=np.uint64)
     philox = _PER_THREAD.philox
     philox.state = {
@@ -85,10 +86,10 @@ def words(
 
 
 def uniforms(
-    seed: int, domain: Domain, *, epoch: int = 0, sample: int = 0, count: int
+    seed: int, domain: Domain, *, epoch: int = 0, sample: int = 0, stage: int = 0, count: int
 ) -> NDArray[np.float64]:
     """Like :func:`words`, as (count,) float64 uniform in [0, 1) with 53 random bits."""
-    drawn = words(seed, domain, epoch=epoch, sample=sample, count=count)
+    drawn = words(seed, domain, epoch=epoch, sample=sample, stage=stage, count=count)
     fractions: NDArray[np.float64] = (drawn >> np.uint64(11)).astype(np.float64) * 2.0**-53
     return fractions
 
@@ -101,12 +102,25 @@ class SampleKey:
         seed: of the experiment.
         epoch: in which the sample is visited.
         sample: its index in the data set.
+        stage: in a list of augmentations, which of them draws; the last is 0.
     """
 
     seed: int
     epoch: int
     sample: int
+    stage: int = 0
+
+    def of_stage(self, stage: int) -> SampleKey:
+        """The same visit, for another of several augmentations."""
+        return replace(self, stage=stage)
 
     def uniforms(self, domain: Domain, count: int) -> NDArray[np.float64]:
         """(count,) float64 in [0, 1)."""
-        return uniforms(self.seed, domain, epoch=self.epoch, sample=self.sample, count=count)
+        return uniforms(
+            self.seed,
+            domain,
+            epoch=self.epoch,
+            sample=self.sample,
+            stage=self.stage,
+            count=count,
+        )

@@ -29,7 +29,7 @@ from orchestrator.checkpoints.codec import (
 from orchestrator.checkpoints.commit import CommitStore
 from orchestrator.checkpoints.manifest import MANIFEST_NAME, Manifest, read_verified
 from orchestrator.config.resolve import ResolvedExperiment, load_experiment
-from orchestrator.data.augment import Augment, build_augment
+from orchestrator.data.augment.protocol import Augment, build_augment
 from orchestrator.data.label_map import LabelMap
 from orchestrator.data.readers.split import read_split
 from orchestrator.errors import ConfigError, SecurityError, StorageError, nearest

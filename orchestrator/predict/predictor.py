@@ -19,7 +19,8 @@ from detectors.base import Candidates, Detector
 from detectors.boxes import map_to_original
 from detectors.postprocess import ImageDetections, PostprocessConfig, postprocess
 from orchestrator.accelerators import Accelerator, Precision
-from orchestrator.data.augment import Augment, Sample
+from orchestrator.data.augment.geometry import Sample
+from orchestrator.data.augment.protocol import Augment
 from orchestrator.evaluation.detections import Detections
 from orchestrator.predict.fusion import fuse
 from orchestrator.predict.tta import Views

@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.data.augment import Augment
 from orchestrator.data.augment.geometry import Sample, flipped
+from orchestrator.data.augment.protocol import Augment
 from orchestrator.data.counter_rng import SampleKey
 
 _NO_BOXES = np.zeros((0, 4), np.float32)

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from orchestrator.config.printing import dump_yaml, print_config
 from orchestrator.config.resolve import ABSENT, ResolvedExperiment, diff, digest, flatten
 from orchestrator.config.schema import SGDOptimizer
+from orchestrator.errors import ConfigError
 
 Load = Callable[..., ResolvedExperiment]
 
@@ -172,3 +173,28 @@ def test_diff_lists_what_differs() -> None:
     ]
     assert diff(left, left) == []
     assert str(ABSENT) == "absent"
+
+
+def test_a_list_of_augmentations_stands_for_a_chain(
+    load: Callable[..., ResolvedExperiment], minimal: str
+) -> None:
+    lists = "  augmentation:\n    - {name: photometric, hue: 9}\n    - {name: none}\ntrain:\n"
+    resolved = load(minimal.replace("train:\n  epochs", lists + "  epochs"))
+    assert resolved.tree["data"]["augmentation"] == {
+        "name": "chain",
+        "steps": [
+            {
+                "name": "photometric",
+                "brightness": 32.0,
+                "contrast": 0.5,
+                "hue": 9,
+                "saturation": 0.5,
+            }
+        ],
+        "last": {"name": "none"},
+    }
+    assert resolved.origins["data.augmentation.steps.0.hue"] == "e.yaml:7"
+    with pytest.raises(ConfigError) as caught:
+        load(minimal.replace("train:\n  epochs", lists.replace("hue", "hew") + "  epochs"))
+    assert "e.yaml:7 data.augmentation.steps.0.hew: unknown key" in str(caught.value)
+    assert "did you mean 'hue'?" in str(caught.value)

@@ -93,7 +93,8 @@ class DataConfig(Settings):
             ``classes.txt``. COCO names its classes itself.
         train: images that are learnt from.
         val: images that are evaluated.
-        augmentation: applied to training images; how it resizes holds for evaluation as well.
+        augmentation: applied to training images, or a list of several, applied in turn; how the
+            last one resizes holds for evaluation as well.
         mix: makes training samples of several images; null for none.
         crowd: whether crowd regions are training targets (evaluation always ignores them, as COCO
             defines).

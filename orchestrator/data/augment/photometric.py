@@ -11,6 +11,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from orchestrator.config.augmentations import PhotometricAugmentation
+from orchestrator.data.counter_rng import Domain, SampleKey
+
 Image = NDArray[np.uint8]
 
 #: Draws that :func:`distort` consumes: whether and how much, four times.
@@ -18,6 +21,28 @@ DRAWS = 8
 #: Hues of OpenCV's 8-bit HSV: degrees, halved.
 _HUES = 180
 _LEVELS = np.arange(256, dtype=np.float64)
+
+
+class Photometric(PhotometricAugmentation):
+    """The distortion as a step of a list of augmentations."""
+
+    def __call__(
+        self,
+        image: Image,
+        boxes: NDArray[np.float32],
+        labels: NDArray[np.int64],
+        key: SampleKey,
+    ) -> tuple[Image, NDArray[np.float32], NDArray[np.int64]]:
+        """Change the colours; boxes stay."""
+        changed = distort(
+            image,
+            key.uniforms(Domain.COLOUR, DRAWS),
+            brightness=self.brightness,
+            contrast=self.contrast,
+            hue=self.hue,
+            saturation=self.saturation,
+        )
+        return changed, boxes, labels
 
 
 def distort(

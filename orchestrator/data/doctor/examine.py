@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.data.augment import build_augment
+from orchestrator.data.augment.protocol import build_augment
 from orchestrator.data.counter_rng import SampleKey
 from orchestrator.data.dataset import Dataset
 from orchestrator.data.doctor.boxes import PRIOR_IOU, describe, prior_recall

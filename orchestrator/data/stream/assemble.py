@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.data.augment import Augment, Sample, build_augment
+from orchestrator.data.augment.geometry import Sample
 from orchestrator.data.augment.mix import Mix, Picture
+from orchestrator.data.augment.protocol import Augment, build_augment
 from orchestrator.data.batch import Batch
 from orchestrator.data.counter_rng import Domain, SampleKey, uniforms
 from orchestrator.data.dataset import Dataset

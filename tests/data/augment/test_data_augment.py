@@ -5,11 +5,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.config.schema import NoAugmentation, SSDAugmentation
-from orchestrator.data.augment import Augment, Sample, build_augment
-from orchestrator.data.augment.geometry import flipped, resized
+from orchestrator.config.augmentations import ChainAugmentation, PhotometricAugmentation
+from orchestrator.config.schema import (
+    NoAugmentation,
+    ResizePadAugmentation,
+    SSDAugmentation,
+)
+from orchestrator.data.augment.geometry import Sample, flipped, resized
 from orchestrator.data.augment.m2det import M2DetAugment
+from orchestrator.data.augment.photometric import Photometric
 from orchestrator.data.augment.plain import PlainResize
+from orchestrator.data.augment.protocol import Augment, build_augment
 from orchestrator.data.augment.resize_pad import ResizePad
 from orchestrator.data.augment.scale_jitter import ScaleJitter
 from orchestrator.data.augment.ssd import SSDAugment
@@ -197,3 +203,27 @@ def test_draws_follow_the_configured_probabilities() -> None:
 )
 def test_built_from_configuration(config: object, expected: object) -> None:
     assert build_augment(config, (30, 40)) == expected
+
+
+def test_a_list_of_augmentations_is_applied_in_turn() -> None:
+    """The last one draws what it draws alone, and the steps draw numbers of their own."""
+    image, boxes, labels = textured(60, 80, 0), np.array([[8, 8, 40, 40]], np.float32), LABELS[:1]
+    strong = PhotometricAugmentation(brightness=90.0, contrast=0.9)
+    last = ResizePadAugmentation(expand_ratio=2.0)
+    chain = build_augment(ChainAugmentation(steps=(strong, strong), last=last), (48, 64))
+    alone = build_augment(last, (48, 64))
+    photometric = Photometric(brightness=90.0, contrast=0.9)
+    changed = 0
+    for sample in range(20):
+        key = SampleKey(3, 1, sample)
+        made, whole = chain(image, boxes, labels, key), alone(image, boxes, labels, key)
+        assert made.boxes.tolist() == whole.boxes.tolist()
+        assert made.transform == whole.transform
+        first, *_ = photometric(image, boxes, labels, key.of_stage(1))
+        second, *_ = photometric(first, boxes, labels, key.of_stage(2))
+        assert np.array_equal(made.image, alone(second, boxes, labels, key).image)
+        once, *_ = photometric(image, boxes, labels, key.of_stage(2))
+        changed += not np.array_equal(first, once)
+    assert changed > 10
+    assert chain.plain() == alone.plain()
+    assert chain.padding == alone.padding

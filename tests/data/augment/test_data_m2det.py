@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torchvision.ops import box_iou
 
 from orchestrator.config.schema import M2DetAugmentation
-from orchestrator.data.augment import Sample, build_augment
+from orchestrator.data.augment.geometry import Sample
 from orchestrator.data.augment.m2det import INTERPOLATIONS, M2DetAugment
 from orchestrator.data.augment.patches import (
     ATTEMPTS,
@@ -19,6 +19,7 @@ from orchestrator.data.augment.patches import (
 )
 from orchestrator.data.augment.photometric import DRAWS, distort, scaled
 from orchestrator.data.augment.plain import PlainResize
+from orchestrator.data.augment.protocol import build_augment
 from orchestrator.data.counter_rng import Domain, SampleKey
 from tests.support.data_cases import textured
 

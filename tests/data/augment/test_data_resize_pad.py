@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.config.schema import ResizePadAugmentation
-from orchestrator.data.augment import Sample, build_augment
+from orchestrator.data.augment.geometry import Sample
+from orchestrator.data.augment.protocol import build_augment
 from orchestrator.data.augment.resize_pad import ResizePad
 from orchestrator.data.counter_rng import SampleKey
 from tests.support.data_cases import textured

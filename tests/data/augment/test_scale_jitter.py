@@ -9,7 +9,8 @@ from pydantic import ValidationError
 
 from detectors.boxes import map_to_original
 from orchestrator.config.schema import ScaleJitterAugmentation
-from orchestrator.data.augment import Sample, build_augment
+from orchestrator.data.augment.geometry import Sample
+from orchestrator.data.augment.protocol import build_augment
 from orchestrator.data.augment.scale_jitter import ScaleJitter
 from orchestrator.data.counter_rng import SampleKey
 from tests.support.data_cases import textured

@@ -1,0 +1,66 @@
+"""What an augmentation is, and building one from its section of an experiment."""
+
+from __future__ import annotations
+
+from pkgutil import resolve_name
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from orchestrator.config.augmentations import AugmentationSettings, ImageAugmentationSettings
+from orchestrator.data.augment.geometry import Padding, Sample
+from orchestrator.data.counter_rng import SampleKey
+
+
+class Augment(Protocol):
+    """Anything that prepares one image for the network."""
+
+    def __call__(
+        self,
+        image: NDArray[np.uint8],
+        boxes: NDArray[np.float32],
+        labels: NDArray[np.int64],
+        key: SampleKey,
+        into: NDArray[np.uint8] | None = None,
+    ) -> Sample:
+        """(h, w, 3) RGB, (k, 4) xyxy and (k,) labels to a sample of the network's input size.
+
+        Its image may be made in the memory of ``into``, (H, W, 3), and need not.
+        """
+        ...
+
+    def plain(self) -> Augment:
+        """The same preparation with nothing drawn: what evaluation does."""
+        ...
+
+    @property
+    def padding(self) -> Padding | None:
+        """How images keep their aspect ratio; None where they are stretched."""
+        ...
+
+
+class ImageAugment(Protocol):
+    """Anything that changes an image before it is brought to the network's size."""
+
+    def __call__(
+        self,
+        image: NDArray[np.uint8],
+        boxes: NDArray[np.float32],
+        labels: NDArray[np.int64],
+        key: SampleKey,
+    ) -> tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.int64]]:
+        """(h, w, 3) RGB, (k, 4) xyxy and (k,) labels to the same, of any size and number."""
+        ...
+
+
+def build_step(config: ImageAugmentationSettings) -> ImageAugment:
+    """What a step of a list of augmentations asks for."""
+    step: ImageAugment = resolve_name(config.builder)(**config.model_dump())
+    return step
+
+
+def build_augment(config: AugmentationSettings, size: tuple[int, int]) -> Augment:
+    """The augmentation a configuration asks for, at network input ``size`` = (H, W)."""
+    augment: Augment = resolve_name(config.builder)(size=size, **config.model_dump())
+    return augment
