@@ -112,7 +112,7 @@ class DetectorConfig(Settings):
         postprocess: how this detector's candidates become detections.
         builder: ``module:callable`` that builds the detector, imported when one is built; it is
             called with the configuration and ``num_classes``.
-        published: ``module:tuple`` of :class:`detectors.published.Published`, for a detector with
+        published: ``module:tuple`` of :class:`detectors.figures.Published`, for a detector with
             published figures.
         presets: values of each variant's published recipe.
     """

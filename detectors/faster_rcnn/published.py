@@ -5,7 +5,7 @@ The seeds' "Parameters (M) 250" is the size of a file; the counts below are thos
 
 from __future__ import annotations
 
-from detectors.published import Figure, Published
+from detectors.figures import Figure, Published
 
 _ZOO = "mindspore-ai/models, official/cv/FasterRCNN, its layers in torch, counted"
 _ZOO_ANCHORS = "mindspore-ai/models, official/cv/FasterRCNN, num_bboxes"

@@ -9,7 +9,7 @@ The paper's ablation quotes 98.9 M parameters for eight modules, which no releas
 
 from __future__ import annotations
 
-from detectors.published import Figure, Published
+from detectors.figures import Figure, Published
 
 _CODE = "VDIGPKU/M2Det, built and counted"
 _ZOO = "mindspore-ai/models, research/cv/m2det, built and counted"

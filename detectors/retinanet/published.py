@@ -7,7 +7,7 @@ reproduces.
 
 from __future__ import annotations
 
-from detectors.published import Figure, Published
+from detectors.figures import Figure, Published
 
 _COUNTED = "yan-roo/SpineNet-Pytorch's backbone with the seed's head, built and counted"
 _PRIORS = "nine anchors for each cell of P3 to P7, paper's input size"

@@ -6,7 +6,7 @@ published counts do: 21, 81 and 91 channels are 20, 80 and 90 classes here.
 
 from __future__ import annotations
 
-from detectors.published import Figure, Published
+from detectors.figures import Figure, Published
 
 _ZOO = "mindspore-ai/models, official/cv/SSD, built and counted"
 _CLASSIC = "amdegroot/ssd.pytorch, built and counted"

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from detectors import published
+from detectors.figures import Published
 from detectors.registry import variants
 from orchestrator.cli.main import main
 
@@ -41,7 +42,7 @@ def test_the_check_prints_both_values_and_exits_with_1_where_they_differ(
     (network,) = (n for n in networks if n.variant == "ssd300_mobilenet_v2")
     first, *others = network.figures
     wrong = (first._replace(value=34e6), *others)
-    fake = published.Published(network.variant, network.num_classes, wrong)
+    fake = Published(network.variant, network.num_classes, wrong)
     monkeypatch.setattr("detectors.ssd.published.PUBLISHED", (fake,))
     assert main(["models", "--check", network.variant]) == 1
     (line,) = (row for row in capsys.readouterr().out.splitlines() if "DIFFERS" in row)

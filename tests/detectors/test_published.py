@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import nn
 
+from detectors.figures import Published
 from detectors.measure import Measured, measure
-from detectors.published import Published, compare_with_published, published_networks
+from detectors.published import compare_with_published, published_networks
 from detectors.registry import DETECTORS, build_detector, variant_config, variants
 
 NETWORKS = [network for name in DETECTORS for network in published_networks(name)]
