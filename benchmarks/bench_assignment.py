@@ -20,10 +20,10 @@ from torch import Tensor
 from torchvision.ops import box_iou
 
 import native
-from detectors.base import Targets
 from detectors.m2det.config import M2DetConfig
 from detectors.registry import build_detector
 from detectors.single_shot import SingleShot
+from detectors.structures import Targets
 from orchestrator.memory import keep_freed_memory
 
 SIZE = 512

@@ -24,8 +24,8 @@ from pathlib import Path
 
 import torch
 
-from detectors.base import Targets
 from detectors.registry import build_detector
+from detectors.structures import Targets
 from orchestrator.accelerators import use_onednn
 from orchestrator.config.resolve import load_experiment
 from orchestrator.memory import keep_freed_memory

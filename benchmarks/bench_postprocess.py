@@ -23,10 +23,11 @@ from torchvision.models.detection._utils import BoxCoder
 from torchvision.models.detection.ssd import SSD
 
 import native
-from detectors.base import Candidates
 from detectors.boxes import to_corners
 from detectors.coding import decode
-from detectors.postprocess import PostprocessConfig, postprocess
+from detectors.config import PostprocessConfig
+from detectors.postprocess import postprocess
+from detectors.structures import Candidates
 
 CLASSES, HOT, SIZE = 80, 400, 300
 

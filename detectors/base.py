@@ -1,71 +1,38 @@
 """The contract between a detector and everything that trains, evaluates or exports it.
 
-Boxes are xyxy, absolute pixels of the network input, float32. Labels are contiguous 0..K-1;
-background is a detector's private matter and never leaves it. All shapes are fixed: no
-boolean-mask indexing and no per-image loop between input and loss, which is what lets the same
-code compile, export and run on an NPU.
-
-Shape legend used throughout the package:
-    N images, G ground-truth slots, A priors/anchors/proposals, K classes, H and W input size.
+What is not in this contract, no other part of the program may ask of a detector. All shapes are
+fixed: no boolean-mask indexing and no per-image loop between input and loss, which is what lets the
+same code compile, export and run on an NPU. Boxes, labels and the letters of shapes are those of
+:mod:`detectors.structures`.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from detectors.postprocess import PostprocessConfig
-from detectors.settings import Settings
+from detectors.structures import Candidates, Targets
 
+#: ImageNet statistics on the 0..255 scale, RGB.
+IMAGENET_MEAN = (123.675, 116.28, 103.53)
+IMAGENET_STD = (58.395, 57.12, 57.375)
 
-class Targets(NamedTuple):
-    """Ground truth of a batch, padded.
-
-    Attributes:
-        boxes: (N, G, 4) float32 xyxy in network pixels; zeros where not valid.
-        labels: (N, G) int64 in 0..K-1; zeros where not valid.
-        valid: (N, G) bool.
-    """
-
-    boxes: Tensor
-    labels: Tensor
-    valid: Tensor
-
-
-class Candidates(NamedTuple):
-    """Decoded, not yet filtered output: what post-processing and export share.
-
-    Attributes:
-        boxes: (N, A, 4) float32 xyxy in network pixels, shared by all classes, or
-            (N, A, K, 4) where a detector regresses a box per class.
-        scores: (N, A, K) float32 in [0, 1].
-    """
-
-    boxes: Tensor
-    scores: Tensor
-
-
-class DetectorConfig(Settings):
-    """Base of every detector's typed configuration: strict, frozen, unknown keys refused.
-
-    Attributes:
-        name: key of the detector in :data:`detectors.registry.DETECTORS`.
-        postprocess: how this detector's candidates become detections.
-    """
-
-    name: str
-    postprocess: PostprocessConfig
+#: Means of the networks that come from Caffe, RGB; they do not divide.
+CAFFE_MEAN = (123.0, 117.0, 104.0)
+NO_STD = (1.0, 1.0, 1.0)
 
 
 class Detector(nn.Module, ABC):
     """A detector: uint8 images in, raw outputs, named losses and decoded candidates out.
 
-    Attributes:
+    Args:
+        title: what the network calls itself.
         input_size: (H, W) of the images it takes.
         num_classes: K, foreground classes only.
+        pixel_mean, pixel_std: on the 0..255 scale, in RGB order.
     """
 
     pixel_mean: Tensor
@@ -79,30 +46,43 @@ class Detector(nn.Module, ABC):
     def __init__(
         self,
         *,
+        title: str,
         input_size: tuple[int, int],
         num_classes: int,
-        pixel_mean: tuple[float, float, float],
-        pixel_std: tuple[float, float, float],
+        pixel_mean: tuple[float, float, float] = IMAGENET_MEAN,
+        pixel_std: tuple[float, float, float] = IMAGENET_STD,
     ) -> None:
-        """Args: means and deviations are on the 0..255 scale, in RGB order."""
         super().__init__()
+        self.title = title
         self.input_size = input_size
         self.num_classes = num_classes
         shape = (1, 3, 1, 1)
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(shape), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(shape), persistent=False)
 
+    def extra_repr(self) -> str:
+        """Title and number of classes, shown at the top of the printed module."""
+        return f"{self.title}, num_classes={self.num_classes}"
+
     def normalize(self, images: Tensor) -> Tensor:
-        """(N, 3, H, W) RGB of any dtype on the 0..255 scale to the float input of the network."""
+        """(N, 3, H, W) RGB of any dtype on the 0..255 scale to the float input of the network.
+
+        Raises:
+            ValueError: images of another size, for which priors would not fit.
+        """
+        if images.shape[-2:] != self.input_size:
+            height, width = self.input_size
+            raise ValueError(
+                f"{self.title} takes images of {height} x {width} pixels, got a batch of shape "
+                f"{tuple(images.shape)}; resize before the network, or set "
+                "detector.input_size where the detector has it"
+            )
         normalized = (images.to(self.pixel_mean.dtype) - self.pixel_mean) / self.pixel_std
         return normalized.flip(1) if self.bgr else normalized
 
     def prior_boxes(self) -> Tensor | None:
-        """(A, 4) xyxy pixels of the input: the boxes that offsets refer to, None without any.
-
-        By default the buffer ``anchors``.
-        """
-        return dict(self.named_buffers(recurse=False)).get("anchors")
+        """(A, 4) xyxy pixels of the input: the boxes that offsets refer to; None without any."""
+        return None
 
     @abstractmethod
     def forward(self, images: Tensor) -> dict[str, Tensor]:

@@ -10,14 +10,15 @@ On a CPU the matrix of all overlaps of a padded batch costs more than the loop i
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 import native
-from detectors.base import Targets
 from detectors.boxes import pairwise_iou
+from detectors.config import BandClaims
+from detectors.structures import Targets
 from native import Claims
 
 
@@ -46,10 +47,6 @@ class Assignment(NamedTuple):
     positive: Tensor
     negative: Tensor
 
-
-#: What a box does about the priors it overlaps most where none passes the threshold: nothing; make
-#: them positive for whatever box they overlap most; or take them, later boxes overruling.
-BandClaims: TypeAlias = Literal["none", "best_box", "last_box"]
 
 #: Score of a prior that a box claims as its best, above every IoU.
 _CLAIMED = 2.0

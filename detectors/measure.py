@@ -8,7 +8,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from detectors.base import Detector, DetectorConfig
+from detectors.base import Detector
+from detectors.config import DetectorConfig
 from detectors.registry import build_detector
 
 
@@ -23,8 +24,7 @@ class Measured(NamedTuple):
         value_tensors: tensors that hold :attr:`values`.
         state_entries: names in the state dict; tensors that are shared are listed under each.
         multiply_adds: of the convolutions and matrix products of one image's forward pass.
-        priors: boxes at fixed places that offsets refer to, whether a detector calls them
-            ``priors`` or ``anchors``.
+        priors: boxes at fixed places that offsets refer to; 0 for a detector without any.
         candidates: boxes that post-processing gets for each image.
         height: of the input, pixels.
         width: of the input, pixels.
@@ -64,6 +64,7 @@ def measure(config: DetectorConfig, *, num_classes: int) -> Measured:
     # Operations are counted as two for each multiply-add.
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         raw = model(images)
+    priors = model.prior_boxes()
     operations = counter.get_total_flops()
     return Measured(
         parameters=sum(p.numel() for p in parameters),
@@ -73,17 +74,11 @@ def measure(config: DetectorConfig, *, num_classes: int) -> Measured:
         value_tensors=len(parameters) + len(statistics),
         state_entries=len(model.state_dict()),
         multiply_adds=operations // 2,
-        priors=len(_priors(model)),
+        priors=0 if priors is None else len(priors),
         candidates=model.decode(raw).scores.shape[1],
         height=height,
         width=width,
     )
-
-
-def _priors(model: nn.Module) -> torch.Tensor:
-    """(A, 4), under the name that the detector has for them."""
-    (found,) = (b for n, b in model.named_buffers() if n in ("priors", "anchors"))
-    return found
 
 
 def _persistent(model: nn.Module) -> list[torch.Tensor]:

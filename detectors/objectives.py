@@ -5,47 +5,13 @@ Class logits are (N, A, 1 + K) with background first; labels (N, A) are channels
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Protocol
+from typing import Protocol
 
-from pydantic import Field
 from torch import Tensor
 
+from detectors.config import FocalLossConfig, MultiBoxLossConfig
 from detectors.losses import mined_cross_entropy, sigmoid_focal
-from detectors.settings import Settings
 from native import Claims
-
-
-class FocalLossConfig(Settings):
-    """Sigmoid focal loss and the matching that goes with it (MindSpore SSD).
-
-    Attributes:
-        name: selects this loss.
-        match_threshold: a prior is positive if its IoU with a box is strictly above this.
-        alpha: weight of the target channel; every other channel weighs ``1 - alpha``.
-        gamma: focusing exponent; 0 is plain binary cross entropy.
-        loc_reduction: smooth-L1 of a prior is the sum of its four coordinates (mindspore-ai/models
-            since 2021) or their mean (model_zoo before).
-    """
-
-    name: Literal["focal"] = "focal"
-    match_threshold: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.5
-    alpha: Annotated[float, Field(ge=0.0, le=1.0)] = 0.75
-    gamma: Annotated[float, Field(ge=0.0)] = 2.0
-    loc_reduction: Literal["sum", "mean"] = "sum"
-
-
-class MultiBoxLossConfig(Settings):
-    """Softmax cross entropy with hard-negative mining and its matching (the original SSD).
-
-    Attributes:
-        name: selects this loss.
-        match_threshold: a prior is positive if its IoU with a box is at least this.
-        negative_ratio: negatives per positive in each image.
-    """
-
-    name: Literal["multibox"] = "multibox"
-    match_threshold: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
-    negative_ratio: Annotated[float, Field(gt=0.0)] = 3.0
 
 
 class Objective(Protocol):

@@ -1,72 +1,21 @@
 """From candidates to detections: threshold, non-maximum suppression and caps.
 
 Every detector goes through :func:`postprocess`; what differs between published recipes is only the
-:class:`PostprocessConfig`. Boxes are expected in pixels of the original image already, because the
-recipes suppress there: with the ``plus_one`` convention the scale changes the result.
+:class:`~detectors.config.PostprocessConfig`. Boxes are expected in pixels of the original image
+already, because the recipes suppress there: with the ``plus_one`` convention the scale changes the
+result.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
-
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
 import native
-from detectors.settings import Settings
-
-if TYPE_CHECKING:
-    from detectors.base import Candidates
-
-_Unit = Annotated[float, Field(ge=0.0, le=1.0)]
-_Cap = Annotated[int, Field(ge=1)] | None
-
-
-class PostprocessConfig(Settings):
-    """What turns scored boxes into detections; all values are part of a published result.
-
-    Attributes:
-        score_threshold: a box counts for a class if its score is strictly above this.
-        top_k_per_class: best boxes of each class of an image that suppression gets to see.
-        nms: ``hard`` removes overlapping boxes, the soft modes decay their scores (Bodla et al.,
-            ICCV 2017): linearly above the IoU threshold, or by ``exp(-iou**2 / sigma)``.
-        iou_threshold: overlap strictly above which ``hard`` removes and ``soft_linear`` decays.
-        sigma: width of the Gaussian decay; only ``soft_gaussian`` reads it.
-        soft_score_threshold: a decayed score below this removes the box; soft modes only.
-        plus_one: treat x2 and y2 as the last pixel inside, so that a width is x2 - x1 + 1.
-        max_per_class: most detections of one class in one image.
-        max_per_image: most detections in one image.
-        class_agnostic: treat all classes as one, in suppression and in the limits per class.
-    """
-
-    score_threshold: _Unit = 0.05
-    top_k_per_class: _Cap = None
-    nms: Literal["hard", "soft_linear", "soft_gaussian"] = "hard"
-    iou_threshold: _Unit = 0.5
-    sigma: Annotated[float, Field(gt=0.0)] = 0.5
-    soft_score_threshold: _Unit = 0.001
-    plus_one: bool = False
-    max_per_class: _Cap = None
-    max_per_image: _Cap = 100
-    class_agnostic: bool = False
-
-
-class ImageDetections(NamedTuple):
-    """Detections of one image on the CPU, best first; equal scores by prior, then by class.
-
-    Attributes:
-        boxes: (M, 4) float32 xyxy, in whatever pixels the candidates were.
-        scores: (M,) float32; decayed ones after soft suppression.
-        labels: (M,) int64 in 0..K-1.
-    """
-
-    boxes: Tensor
-    scores: Tensor
-    labels: Tensor
-
+from detectors.config import PostprocessConfig
+from detectors.structures import Candidates, ImageDetections
 
 #: Names of the suppression modes in the kernels.
 _METHODS: dict[str, native.Method] = {

@@ -1,6 +1,7 @@
-"""Whether what is built is what was published: every detector's figures against the network.
+"""Whether what is built is what was published.
 
-A detector's folder keeps its figures in ``published.py``; its line below makes them known.
+A detector with published figures lists them in a module of its own, which its configuration names;
+one without has none.
 """
 
 from __future__ import annotations
@@ -8,25 +9,20 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from detectors.faster_rcnn import published as faster_rcnn
 from detectors.figures import Figure, Published
-from detectors.m2det import published as m2det
 from detectors.measure import Measured, measure
-from detectors.registry import variant_config
-from detectors.retinanet import published as retinanet
-from detectors.ssd import published as ssd
+from detectors.plugins import load_object
+from detectors.registry import DETECTORS, variant_config
 
-#: Figures of each detector in :data:`detectors.registry.DETECTORS`.
-PUBLISHED: dict[str, tuple[Published, ...]] = {
-    "faster_rcnn": faster_rcnn.PUBLISHED,
-    "m2det": m2det.PUBLISHED,
-    "retinanet": retinanet.PUBLISHED,
-    "ssd": ssd.PUBLISHED,
-}
+
+def published_networks(name: str) -> tuple[Published, ...]:
+    """Networks of a detector whose figures are known, none for many."""
+    place = DETECTORS[name].config.published
+    return () if place is None else tuple(load_object(place))
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Comparison:
     """A published figure beside the built one.
 
     Attributes:
@@ -45,10 +41,10 @@ class Verdict:
         return abs(self.built - self.figure.value) <= self.figure.within
 
 
-def verdicts(networks: Iterable[Published]) -> Iterator[Verdict]:
-    """Build and count each network, one verdict for each of its figures."""
+def compare_with_published(networks: Iterable[Published]) -> Iterator[Comparison]:
+    """Build and count each network, one comparison for each of its figures."""
     for network in networks:
         config = variant_config(network.variant, **network.fields)
         built: Measured = measure(config, num_classes=network.num_classes)
         for figure in network.figures:
-            yield Verdict(network.title, figure, getattr(built, figure.name))
+            yield Comparison(network.title, figure, getattr(built, figure.name))

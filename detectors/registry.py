@@ -1,34 +1,71 @@
-"""Every detector there is. To add one: its file, its line in each of the two tables below."""
+"""Every detector there is, from this package and from others that are installed.
+
+To add one here: its folder and its line in ``_OWN``. From another package: an entry point of the
+group ``orchestrator.detectors`` that names its configuration class; see docs/extending.md.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Any, TypeAlias, get_args
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeAlias, get_args
 
-from pydantic import Field
-
-from detectors.base import Detector, DetectorConfig
+from detectors.config import DetectorConfig
 from detectors.faster_rcnn.config import FasterRCNNConfig
-from detectors.faster_rcnn.detector import build_faster_rcnn
 from detectors.m2det.config import M2DetConfig
-from detectors.m2det.detector import M2Det
+from detectors.plugins import ByName, load_object, offered
 from detectors.retinanet.config import RetinaNetConfig
-from detectors.retinanet.detector import build_retinanet
-from detectors.ssd.build import build_ssd
 from detectors.ssd.config import SSDConfig
 
-#: Type of the ``detector`` field of an experiment.
-AnyDetectorConfig: TypeAlias = Annotated[
-    FasterRCNNConfig | M2DetConfig | RetinaNetConfig | SSDConfig, Field(discriminator="name")
-]
+if TYPE_CHECKING:
+    from detectors.base import Detector
 
-#: Configuration class and builder of each detector, by the ``name`` in its configuration.
-DETECTORS: dict[str, tuple[type[DetectorConfig], Callable[..., Detector]]] = {
-    "faster_rcnn": (FasterRCNNConfig, build_faster_rcnn),
-    "m2det": (M2DetConfig, M2Det.from_config),
-    "retinanet": (RetinaNetConfig, build_retinanet),
-    "ssd": (SSDConfig, build_ssd),
+_OWN: tuple[type[DetectorConfig], ...] = (
+    FasterRCNNConfig,
+    M2DetConfig,
+    RetinaNetConfig,
+    SSDConfig,
+)
+
+
+class Registered(NamedTuple):
+    """A detector that experiments can name.
+
+    Attributes:
+        config: its configuration class.
+        build: makes it from a configuration and ``num_classes``, importing its code first.
+    """
+
+    config: type[DetectorConfig]
+    build: Callable[..., Detector]
+
+
+def _build(config: DetectorConfig, *, num_classes: int) -> Detector:
+    detector: Detector = load_object(config.builder)(config, num_classes=num_classes)
+    return detector
+
+
+def _name(config: type[DetectorConfig]) -> str:
+    (name,) = get_args(config.model_fields["name"].annotation)
+    return str(name)
+
+
+_OFFERED = offered(
+    "orchestrator.detectors", DetectorConfig, {_name(config): config for config in _OWN}
+)
+
+#: Detectors by the ``name`` in their configuration.
+DETECTORS: dict[str, Registered] = {
+    name: Registered(config, _build) for name, config in _OFFERED.classes.items()
 }
+
+
+def broken_detectors() -> dict[str, str]:
+    """Why detectors of other packages cannot be used, by the names of their entry points."""
+    return {name: str(error) for name, error in _OFFERED.broken.items()}
+
+
+#: Type of the ``detector`` field of an experiment.
+AnyDetectorConfig: TypeAlias = Annotated[DetectorConfig, ByName(lambda: _OFFERED)]
 
 
 def variants() -> dict[str, type[DetectorConfig]]:
@@ -71,5 +108,4 @@ def build_detector(config: DetectorConfig, *, num_classes: int) -> Detector:
     """
     if num_classes < 1:
         raise ValueError(f"a detector needs at least one foreground class, got {num_classes}")
-    _, build = DETECTORS[config.name]
-    return build(config, num_classes=num_classes)
+    return DETECTORS[config.name].build(config, num_classes=num_classes)

@@ -9,12 +9,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from detectors.base import Candidates, Detector, Targets
+from detectors.base import Detector
 from detectors.boxes import swap_axes, to_centers, to_corners
 from detectors.coding import decode, encode
 from detectors.losses import positive_smooth_l1
 from detectors.matching import match_boxes, take_boxes, with_a_slot
 from detectors.objectives import Objective
+from detectors.structures import Candidates, Targets
 
 
 class SingleShot(Detector):
@@ -55,12 +56,12 @@ class SingleShot(Detector):
         title: str,
     ) -> None:
         super().__init__(
+            title=title,
             input_size=(size, size),
             num_classes=num_classes,
             pixel_mean=pixel_mean,
             pixel_std=pixel_std,
         )
-        self.title = title
         self.objective = objective
         constants = {
             "priors": swap_axes(priors) if self.y_first else priors,
@@ -69,10 +70,6 @@ class SingleShot(Detector):
         }
         for name, value in constants.items():
             self.register_buffer(name, value.float(), persistent=False)
-
-    def extra_repr(self) -> str:
-        """Title and number of classes, shown at the top of the printed module."""
-        return f"{self.title}, num_classes={self.num_classes}"
 
     def prior_boxes(self) -> Tensor:
         """(A, 4) float32 xyxy pixels of the input."""
@@ -95,12 +92,6 @@ class SingleShot(Detector):
         Raises:
             ValueError: images of another size, for which the priors would not fit.
         """
-        if images.shape[-2:] != self.input_size:
-            height, width = self.input_size
-            raise ValueError(
-                f"{self.title} takes images of {height} x {width} pixels, got a batch of shape "
-                f"{tuple(images.shape)}; resize before the network"
-            )
         loc, cls = self.predict(self.normalize(images))
         return {"loc": loc.float(), "cls": cls.float()}
 

@@ -13,6 +13,18 @@ from torch.nn import functional as F
 NormFactory: TypeAlias = Callable[[int], nn.Module]
 
 
+class Backbone(nn.Module):
+    """A network from normalised images (N, 3, H, W) to feature maps, finest first.
+
+    Attributes:
+        channels: of each map.
+        strides: pixels per cell of each map; it has ``ceil(H / stride)`` rows.
+    """
+
+    channels: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
 def make_divisible(channels: float, divisor: int = 8) -> int:
     """Nearest multiple of ``divisor``, at least one, and never more than 10 % below ``channels``.
 

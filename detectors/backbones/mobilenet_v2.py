@@ -5,10 +5,13 @@ Module names are those of mindspore-ai/models, official/cv/SSD/src/ssd.py.
 
 from __future__ import annotations
 
+from functools import partial
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from detectors.backbones.layers import NormFactory, SameConv2d, make_divisible
+from detectors.backbones.config import MobileNetV2Config
+from detectors.backbones.layers import Backbone, NormFactory, SameConv2d, make_divisible
 
 #: Expansion, channels, repeats and first stride of each stage (paper, table 2).
 _STAGES = (
@@ -23,6 +26,9 @@ _STAGES = (
 
 #: Blocks up to the end of stride 16; the next one's expansion is where the first map is taken.
 _BLOCKS_AT_STRIDE_16 = 13
+
+#: The last block at stride 4 and at stride 8, whose outputs are handed out.
+_TAPS = (3, 6)
 
 
 class ConvBNReLU(nn.Module):
@@ -96,8 +102,8 @@ class InvertedResidual(nn.Module):
         return F.relu6(out) if self.last_relu else out
 
 
-class MobileNetV2(nn.Module):
-    """Features at stride 16 (expanded) and stride 32.
+class MobileNetV2(Backbone):
+    """Features at stride 4, 8, 16 (expanded) and 32.
 
     The stride-16 map passes through an expansion of its own, ``expand_layer_conv_13``, rather than
     that of the block that follows it, so its 56,448 parameters (at width 1) come on top.
@@ -108,7 +114,8 @@ class MobileNetV2(nn.Module):
         norm: makes the normalisation layers.
 
     Attributes:
-        channels: of the two maps.
+        channels: of the four maps.
+        strides: of the four maps.
     """
 
     def __init__(self, *, width: float, norm: NormFactory) -> None:
@@ -134,9 +141,24 @@ class MobileNetV2(nn.Module):
         blocks.append(ConvBNReLU(channels, last, kernel_size=1, norm=norm))
         self.features_1 = nn.Sequential(*blocks[: 1 + _BLOCKS_AT_STRIDE_16])
         self.features_2 = nn.Sequential(*blocks[1 + _BLOCKS_AT_STRIDE_16 :])
-        self.channels = (expanded, last)
+        self.channels = (*(make_divisible(base * width) for base in (24, 32)), expanded, last)
+        self.strides = MobileNetV2Config.strides
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, 3, H, W) to the maps (N, 576, ceil(H/16), ...) and (N, 1280, ceil(H/32), ...)."""
-        x = self.features_1(x)
-        return self.expand_layer_conv_13(x), self.features_2(x)
+    @classmethod
+    def from_config(cls, config: MobileNetV2Config) -> MobileNetV2:
+        """Build from a configuration, initialised as He et al. (2015) do."""
+        norm = partial(nn.BatchNorm2d, eps=config.bn_eps, momentum=config.bn_momentum)
+        model = cls(width=config.width, norm=norm)
+        for module in model.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out")
+        return model
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """(N, 3, H, W) to maps of 24, 32, 576 and 1,280 channels, of ceil(H / stride) rows."""
+        taps = []
+        for index, block in enumerate(self.features_1):
+            x = block(x)
+            if index in _TAPS:
+                taps.append(x)
+        return *taps, self.expand_layer_conv_13(x), self.features_2(x)

@@ -6,17 +6,21 @@ State-dict names are those of torchvision's ``resnet50``, without the classifier
 from __future__ import annotations
 
 from functools import partial
-from itertools import pairwise
-from typing import Annotated, Literal
+from itertools import accumulate, pairwise
+from operator import mul
 
-from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from detectors.backbones.layers import FrozenBatchNorm2d, NormFactory, make_divisible
+from detectors.backbones.config import Depth, NormName, ResNetConfig
+from detectors.backbones.layers import (
+    Backbone,
+    FrozenBatchNorm2d,
+    NormFactory,
+    make_divisible,
+)
 
-#: Depths there are, and the blocks in each of the four stages (paper, table 1).
-Depth = Literal[50, 101, 152]
+#: Blocks in each of the four stages (paper, table 1).
 _BLOCKS: dict[Depth, tuple[int, int, int, int]] = {
     50: (3, 4, 6, 3),
     101: (3, 4, 23, 3),
@@ -26,13 +30,6 @@ _BLOCKS: dict[Depth, tuple[int, int, int, int]] = {
 #: Channels inside the blocks of each stage; they put out four times as many.
 _CHANNELS = (64, 128, 256, 512)
 _EXPANSION = 4
-
-#: How many parts, from the image on, do not train: 0 none, 1 the stem, 2 the first stage too, ...
-FrozenParts = Annotated[int, Field(ge=0, le=5)]
-
-#: Normalisation layers: ``batch`` learns statistics and affine, ``affine`` the affine only,
-#: ``frozen`` neither.
-NormName = Literal["batch", "affine", "frozen"]
 
 
 def make_norm(name: NormName, *, eps: float = 1e-5) -> NormFactory:
@@ -88,7 +85,7 @@ class Bottleneck(nn.Module):
         return F.relu(out + (x if self.downsample is None else self.downsample(x)))
 
 
-class ResNet(nn.Module):
+class ResNet(Backbone):
     """Features at strides 4, 8, 16 and 32: C2 to C5, at width 1 of 256 to 2,048 channels.
 
     ResNet-50 has 23,508,032 parameters at width 1, affine of the normalisation included.
@@ -104,6 +101,7 @@ class ResNet(nn.Module):
 
     Attributes:
         channels: of the four maps.
+        strides: of the four maps.
     """
 
     def __init__(
@@ -136,7 +134,8 @@ class ResNet(nn.Module):
             ]
             stages.append(nn.Sequential(*blocks))
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
-        self.channels = (outer[0], outer[1], outer[2], outer[3])
+        self.channels = tuple(outer)
+        self.strides = tuple(accumulate(strides, mul, initial=4))[1:]
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -144,6 +143,16 @@ class ResNet(nn.Module):
         self._frozen = [module for part in parts[:frozen_parts] for module in part]
         for module in self._frozen:
             module.requires_grad_(False)
+
+    @classmethod
+    def from_config(cls, config: ResNetConfig) -> ResNet:
+        """Build from a configuration."""
+        return cls(
+            depth=config.depth,
+            norm=make_norm(config.norm, eps=config.bn_eps),
+            width=config.width,
+            frozen_parts=config.frozen_parts,
+        )
 
     def train(self, mode: bool = True) -> ResNet:
         """Training or evaluation mode; frozen parts stay in evaluation mode."""

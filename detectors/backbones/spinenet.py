@@ -11,25 +11,27 @@ and 1 are the stem's, so block i is entry i - 2 of the two module lists.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from detectors.backbones.layers import ConvNormAct, NormFactory
-
-Arch = Literal["49S", "49", "96", "143", "190"]
+from detectors.backbones.config import Activation, Arch, SpineNetConfig
+from detectors.backbones.layers import Backbone, ConvNormAct, NormFactory
 
 #: Makes an activation layer.
 ActFactory = Callable[[], nn.Module]
 
+#: What the activations are called in a configuration.
+ACTIVATIONS: dict[Activation, ActFactory] = {
+    "relu": partial(nn.ReLU, inplace=True),
+    "silu": nn.SiLU,
+}
+
 #: Levels that are handed out.
 LEVELS = (3, 4, 5, 6, 7)
-
-#: Height and width of the input are multiples of it: half a cell of the coarsest level cannot be
-#: merged with finer ones.
-DIVISOR = 2 ** LEVELS[-1]
 
 
 class Architecture(NamedTuple):
@@ -244,8 +246,11 @@ class Merge(nn.Module):
         return total
 
 
-class SpineNet(nn.Module):
-    """Features at levels 3 to 7.
+class SpineNet(Backbone):
+    """Features at levels 3 to 7, of equally many channels.
+
+    Height and width of the input are multiples of 128: half a cell of the coarsest level cannot be
+    merged with finer ones.
 
     Initialisation is He's normal by fan-out, as in SpineNet-Pytorch.
 
@@ -261,7 +266,8 @@ class SpineNet(nn.Module):
         zero_init: begin with residual units that do nothing, their last scale being 0.
 
     Attributes:
-        channels: of every map handed out.
+        channels: of each map handed out.
+        strides: of each map.
     """
 
     def __init__(
@@ -278,7 +284,9 @@ class SpineNet(nn.Module):
         super().__init__()
         architecture = ARCHITECTURES[arch]
         widths = {lv: int(base * architecture.scale * width) for lv, base in _WIDTHS.items()}
-        self.channels = int(architecture.endpoint_channels * width)
+        channels = int(architecture.endpoint_channels * width)
+        self.channels = (channels,) * len(LEVELS)
+        self.strides = tuple(2**level for level in LEVELS)
 
         def group(in_channels: int, block: Block, drop: float = 0.0) -> nn.Sequential:
             units = []
@@ -324,8 +332,8 @@ class SpineNet(nn.Module):
         self.endpoint_convs = nn.ModuleDict(
             {
                 str(block.level): ConvNormAct(
-                    _conv(expanded(block), self.channels, 1),
-                    norm(self.channels),
+                    _conv(expanded(block), channels, 1),
+                    norm(channels),
                     act() if activated_endpoints else None,
                 )
                 for block in permuted
@@ -335,6 +343,19 @@ class SpineNet(nn.Module):
         self.act = act()
         self._links = extra_links()
         self._init_weights(zero_init=zero_init)
+
+    @classmethod
+    def from_config(cls, config: SpineNetConfig) -> SpineNet:
+        """Build from a configuration."""
+        return cls(
+            config.arch,
+            width=config.width,
+            norm=partial(nn.BatchNorm2d, eps=config.bn_eps, momentum=config.bn_momentum),
+            act=ACTIVATIONS[config.activation],
+            activated_endpoints=config.endpoints == "activated",
+            stochastic_depth=config.stochastic_depth,
+            zero_init=config.zero_init,
+        )
 
     def _init_weights(self, *, zero_init: bool) -> None:
         for part in self.modules():

@@ -9,19 +9,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from detectors.backbones.layers import make_divisible
+from detectors.backbones.config import VGG16Config
+from detectors.backbones.layers import Backbone, make_divisible
 
 #: Channels of the convolutions up to conv5_3 and the pools between them; one of them rounds its
 #: output size up, which turns 75 cells into 38.
 _LAYERS = (64, 64, "pool", 128, 128, "pool", 256, 256, 256, "pool up", 512, 512, 512)
 _LAYERS_5 = ("pool", 512, 512, 512)
 
-#: Indices of the ReLU after conv4_3 and after fc7, whose outputs are handed out.
-_TAPS = (22, 34)
+#: Indices of the ReLU after conv3_3, conv4_3 and fc7, whose outputs are handed out.
+_TAPS = (15, 22, 34)
 
 
-class VGG16Reduced(nn.ModuleList):
-    """Features at stride 8 (conv4_3) and, after the dilated fc6 and the 1x1 fc7, at stride 16.
+class VGG16Reduced(nn.ModuleList, Backbone):
+    """Features at stride 4 (conv3_3), 8 (conv4_3) and, after the dilated fc6 and fc7, at 16.
 
     Without normalisation layers. 20,483,904 parameters at width 1.
 
@@ -29,7 +30,8 @@ class VGG16Reduced(nn.ModuleList):
         width: factor on every channel count.
 
     Attributes:
-        channels: of the two maps.
+        channels: of the three maps.
+        strides: of the three maps, where the input size is a multiple of 16.
     """
 
     def __init__(self, *, width: float) -> None:
@@ -51,16 +53,31 @@ class VGG16Reduced(nn.ModuleList):
             nn.ReLU(inplace=True),
         ]
         super().__init__(layers)
-        self.channels = (channels, large)
+        self.channels = (make_divisible(256 * width), channels, large)
+        self.strides = VGG16Config.strides
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, 3, H, W) to the maps (N, 512, H/8, W/8) and (N, 1024, H/16, W/16)."""
+    @classmethod
+    def from_config(cls, config: VGG16Config) -> VGG16Reduced:
+        """Build from a configuration, initialised as He et al. (2015) do."""
+        return cls(width=config.width).initialize()
+
+    def initialize(self) -> VGG16Reduced:
+        """Draw the weights as He et al. (2015) do, by fan-out."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+                assert module.bias is not None
+                nn.init.zeros_(module.bias)
+        return self
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(N, 3, H, W) to (N, 256, H/4, W/4), (N, 512, H/8, W/8) and (N, 1024, H/16, W/16)."""
         taps = []
         for index, layer in enumerate(self):
             x = layer(x)
             if index in _TAPS:
                 taps.append(x)
-        return taps[0], taps[1]
+        return taps[0], taps[1], taps[2]
 
 
 class L2Norm(nn.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch import Tensor
 from detectors.boxes import to_corners
 from detectors.priors import Level, grid_boxes
 
-#: Pixels per cell of each level.
+#: Pixels per cell of the published levels.
 STRIDES = (4, 8, 16, 32, 64)
 
 #: Height / width of the anchors of a cell, in output order.
@@ -20,12 +21,14 @@ RATIOS = (0.5, 1.0, 2.0)
 _SCALE = 8
 
 
-def level_sizes(size: tuple[int, int]) -> list[tuple[int, int]]:
+def level_sizes(size: tuple[int, int], strides: Sequence[int] = STRIDES) -> list[tuple[int, int]]:
     """Rows and columns of each level for an input of ``size`` (height, width)."""
-    return [(-(-size[0] // stride), -(-size[1] // stride)) for stride in STRIDES]
+    return [(-(-size[0] // stride), -(-size[1] // stride)) for stride in strides]
 
 
-def pyramid_anchors(size: tuple[int, int], *, legacy: bool) -> Tensor:
+def pyramid_anchors(
+    size: tuple[int, int], *, legacy: bool, strides: Sequence[int] = STRIDES
+) -> Tensor:
     """(A, 4) float32 xyxy in pixels: level by level, row by row, cell by cell, ratio by ratio.
 
     Args:
@@ -35,11 +38,12 @@ def pyramid_anchors(size: tuple[int, int], *, legacy: bool) -> Tensor:
             (-21, -9, 24, 12). Otherwise torchvision's: centred on the corner of a cell, and steps
             are the input size divided by the cells, rounded down, so that the last level has a
             smaller one where its stride does not divide the input; the first is (-23, -11, 23, 11).
+        strides: pixels per cell of each level.
 
     Both round corners to whole pixels.
     """
     levels = []
-    for stride, (rows, columns) in zip(STRIDES, level_sizes(size), strict=True):
+    for stride, (rows, columns) in zip(strides, level_sizes(size, strides), strict=True):
         center = (stride - 1) / 2 if legacy else 0.0
         shapes = []
         for ratio in RATIOS:

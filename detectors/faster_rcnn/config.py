@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
+from typing_extensions import Self
 
-from detectors.backbones.resnet import Depth, FrozenParts, NormName
-from detectors.base import DetectorConfig
-from detectors.matching import BandClaims
-from detectors.postprocess import PostprocessConfig
-from detectors.settings import Settings
+from detectors.backbones.config import (
+    AnyBackboneConfig,
+    Depth,
+    FrozenParts,
+    NormName,
+    ResNetConfig,
+    check_fit,
+)
+from detectors.config import (
+    BandClaims,
+    Count,
+    DetectorConfig,
+    NonNegative,
+    Positive,
+    PostprocessConfig,
+    Settings,
+    Unit,
+)
 
-_Unit = Annotated[float, Field(ge=0.0, le=1.0)]
-_Count = Annotated[int, Field(ge=1)]
 _Size = Annotated[int, Field(ge=64, multiple_of=32)]
 
 
@@ -30,12 +42,12 @@ class AssignmentConfig(Settings):
         positive_fraction: most positives among them.
     """
 
-    positive_iou: _Unit
-    negative_iou: _Unit
+    positive_iou: Unit
+    negative_iou: Unit
     claims: BandClaims
-    claim_iou: _Unit
-    samples: _Count
-    positive_fraction: _Unit
+    claim_iou: Unit
+    samples: Count
+    positive_fraction: Unit
 
 
 class ProposalConfig(Settings):
@@ -57,13 +69,13 @@ class ProposalConfig(Settings):
     assignment: AssignmentConfig
     cross_border: bool
     fixed_count: bool
-    before_train: _Count = 2000
-    before_test: _Count = 1000
-    after_train: _Count = 2000
-    after_test: _Count = 1000
-    nms_iou: _Unit = 0.7
-    min_size: Annotated[float, Field(ge=0.0)]
-    beta: Annotated[float, Field(gt=0.0)] = 1 / 9
+    before_train: Count = 2000
+    before_test: Count = 1000
+    after_train: Count = 2000
+    after_test: Count = 1000
+    nms_iou: Unit = 0.7
+    min_size: NonNegative
+    beta: Positive = 1 / 9
 
 
 class BoxHeadConfig(Settings):
@@ -78,8 +90,8 @@ class BoxHeadConfig(Settings):
 
     assignment: AssignmentConfig
     aligned: bool = False
-    min_size: Annotated[float, Field(ge=0.0)]
-    beta: Annotated[float, Field(gt=0.0)]
+    min_size: NonNegative
+    beta: Positive
 
 
 Variant = Literal["faster_rcnn_mindspore", "faster_rcnn_torchvision"]
@@ -137,7 +149,7 @@ _PRESETS: dict[str, dict[str, Any]] = {
 
 
 class FasterRCNNConfig(DetectorConfig):
-    """Faster R-CNN (Ren et al., NeurIPS 2015) on a ResNet with a feature pyramid (Lin et al.).
+    """Faster R-CNN (Ren et al., NeurIPS 2015) on a feature pyramid (Lin et al.), a ResNet's.
 
     A field that is not given takes the value of the variant's published recipe, at any depth; the
     validated object always holds every value.
@@ -160,7 +172,14 @@ class FasterRCNNConfig(DetectorConfig):
         rpn: the first stage.
         head: the second stage.
         postprocess: how candidates become detections.
+        backbone: what the features come from instead of the variant's ResNet: any that hands out a
+            map of stride 8, and taken from stride 4 on where it has that. ``depth``, ``norm``,
+            ``bn_eps`` and ``frozen_parts`` are the ResNet's and have no meaning then.
     """
+
+    builder = "detectors.faster_rcnn.detector:FasterRCNN"
+    published = "detectors.faster_rcnn.published:PUBLISHED"
+    presets = _PRESETS
 
     name: Literal["faster_rcnn"] = "faster_rcnn"
     variant: Variant = "faster_rcnn_mindspore"
@@ -169,22 +188,13 @@ class FasterRCNNConfig(DetectorConfig):
     depth: Depth = 50
     width: Annotated[float, Field(gt=0.0, le=4.0)] = 1.0
     norm: NormName
-    bn_eps: Annotated[float, Field(ge=0.0)] = 1e-5
+    bn_eps: NonNegative = 1e-5
     frozen_parts: FrozenParts = 2
     legacy_boxes: bool
     rpn: ProposalConfig
     head: BoxHeadConfig
     postprocess: PostprocessConfig
-
-    @model_validator(mode="before")
-    @classmethod
-    def _fill_in_variant(cls, given: Any) -> Any:
-        """Lay the given fields over the variant's preset."""
-        if not isinstance(given, Mapping):
-            return given
-        variant = given.get("variant", cls.model_fields["variant"].default)
-        preset = _PRESETS.get(variant) if isinstance(variant, str) else None
-        return given if preset is None else _laid_over(preset, given)
+    backbone: AnyBackboneConfig | None = None
 
     @field_validator("rpn", "head")
     @classmethod
@@ -199,23 +209,28 @@ class FasterRCNNConfig(DetectorConfig):
             )
         return value
 
-    @property
-    def title(self) -> str:
-        """Name for people; what differs from the published network is part of it."""
-        return " ".join(self._title())
+    @model_validator(mode="after")
+    def _backbone_fits(self) -> Self:
+        own = ("depth", "norm", "bn_eps", "frozen_parts")
+        check_fit(self, self.backbone, strides=(8,), size=self.input_size, replaced=own)
+        return self
 
-    def _title(self) -> Iterator[str]:
-        yield self.variant
+    @property
+    def own_backbone(self) -> ResNetConfig:
+        """The variant's ResNet."""
+        return ResNetConfig(
+            depth=self.depth,
+            width=self.width,
+            norm=self.norm,
+            bn_eps=self.bn_eps,
+            frozen_parts=self.frozen_parts,
+        )
+
+    def differences(self) -> Iterator[str]:
+        """Another backbone, depth or width."""
+        if self.backbone is not None:
+            yield f"on {self.backbone.title}"
         if self.depth != 50:
             yield f"on ResNet-{self.depth}"
         if self.width != 1.0:
             yield f"at width {self.width:g}"
-
-
-def _laid_over(preset: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """``preset`` with the values of ``given``, mappings merged at any depth."""
-    merged = {**preset, **given}
-    for key, default in preset.items():
-        if isinstance(default, Mapping) and isinstance(merged[key], Mapping):
-            merged[key] = _laid_over(default, merged[key])
-    return merged

@@ -23,26 +23,27 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from detectors.backbones import build_backbone
 from detectors.backbones.layers import make_divisible
-from detectors.backbones.resnet import ResNet, make_norm
-from detectors.base import Candidates, Detector, Targets
+from detectors.base import Detector
 from detectors.boxes import pairwise_iou, to_centers, to_corners
 from detectors.coding import decode, encode
 from detectors.faster_rcnn.anchors import RATIOS, level_sizes, pyramid_anchors
 from detectors.faster_rcnn.assignment import assign, draw
 from detectors.faster_rcnn.config import FasterRCNNConfig
-from detectors.faster_rcnn.heads import RPN, PyramidBackbone, RoIHeads, init_mindspore
+from detectors.faster_rcnn.heads import RPN, RoIHeads, init_mindspore
 from detectors.losses import positive_smooth_l1
 from detectors.matching import with_a_slot
+from detectors.pyramid import PyramidBackbone
+from detectors.structures import Candidates, Targets
 from detectors.suppression import suppress_sorted
-
-#: ImageNet statistics on the 0..255 scale, RGB.
-_PIXEL_MEAN = (123.675, 116.28, 103.53)
-_PIXEL_STD = (58.395, 57.12, 57.375)
 
 #: Channels of the pyramid and of the fully connected layers, at width 1.
 _CHANNELS = 256
 _HIDDEN = 1024
+
+#: Stride of the finest map, where the backbone has it.
+_FINEST = 4
 
 #: Divisors of centre and size offsets in each stage.
 _RPN_VARIANCES = (1.0, 1.0)
@@ -68,26 +69,17 @@ class FasterRCNN(Detector):
     anchor_usable: Tensor
 
     def __init__(self, config: FasterRCNNConfig, *, num_classes: int) -> None:
-        super().__init__(
-            input_size=config.input_size,
-            num_classes=num_classes,
-            pixel_mean=_PIXEL_MEAN,
-            pixel_std=_PIXEL_STD,
-        )
+        super().__init__(title=config.title, input_size=config.input_size, num_classes=num_classes)
         self.config = config
-        channels = make_divisible(_CHANNELS * config.width)
-        self.backbone = PyramidBackbone(
-            ResNet(
-                depth=config.depth,
-                norm=make_norm(config.norm, eps=config.bn_eps),
-                width=config.width,
-                frozen_parts=config.frozen_parts,
-            ),
-            channels=channels,
-        )
-        self.rpn = RPN(channels)
+        backbone = build_backbone(config.backbone or config.own_backbone)
+        if not (config.backbone or config.own_backbone).even:
+            channels = make_divisible(_CHANNELS * config.width)
+            backbone = PyramidBackbone(backbone, finest=_FINEST, channels=channels, extra="pool")
+        self.backbone = backbone
+        self.rpn = RPN(backbone.channels[0])
         self.roi_heads = RoIHeads(
-            channels=channels,
+            channels=backbone.channels[0],
+            strides=backbone.strides,
             hidden=make_divisible(_HIDDEN * config.width),
             classes=1 + num_classes,
             aligned=config.head.aligned,
@@ -95,18 +87,21 @@ class FasterRCNN(Detector):
         )
         if config.variant == "faster_rcnn_mindspore":
             init_mindspore(self.backbone, self.roi_heads)
-        anchors = pyramid_anchors(config.input_size, legacy=config.legacy_boxes)
+        anchors = pyramid_anchors(
+            config.input_size, legacy=config.legacy_boxes, strides=backbone.strides
+        )
         self.level_lengths = [
-            rows * columns * len(RATIOS) for rows, columns in level_sizes(config.input_size)
+            rows * columns * len(RATIOS)
+            for rows, columns in level_sizes(config.input_size, backbone.strides)
         ]
         inside = (anchors >= 0).all(1) & (anchors[:, 2:] <= self._limit(anchors)).all(1)
         usable = torch.ones_like(inside) if config.rpn.cross_border else inside
         self.register_buffer("anchors", anchors, persistent=False)
         self.register_buffer("anchor_usable", usable.unsqueeze(0), persistent=False)
 
-    def extra_repr(self) -> str:
-        """Title and number of classes, shown at the top of the printed module."""
-        return f"{self.config.title}, num_classes={self.num_classes}"
+    def prior_boxes(self) -> Tensor:
+        """(A, 4) float32 xyxy pixels of the input: the anchors, level by level."""
+        return self.anchors
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Raw outputs of both stages.
@@ -270,16 +265,7 @@ class FasterRCNN(Detector):
         }
 
     def _features(self, images: Tensor) -> list[Tensor]:
-        """Five maps; refuses images that the anchors do not fit."""
-        if images.shape[-2:] != self.input_size:
-            height, width = self.input_size
-            raise ValueError(
-                f"{self.config.title} was built for {height} x {width} pixels, got a batch of "
-                f"shape {tuple(images.shape)}; resize before the network or set "
-                "detector.input_size"
-            )
-        maps: list[Tensor] = self.backbone(self.normalize(images))
-        return maps
+        return list(self.backbone(self.normalize(images)))
 
     def _offsets(self, boxes: Tensor, priors: Tensor, variances: tuple[float, float]) -> Tensor:
         """Offsets (..., 4) from anchors or proposals to boxes, both xyxy."""
@@ -315,8 +301,3 @@ class FasterRCNN(Detector):
 def _rows(boxes: Tensor, index: Tensor) -> Tensor:
     """Boxes (N, S, 4) out of (N, A, 4) by index (N, S)."""
     return boxes.gather(1, index.unsqueeze(-1).expand(-1, -1, 4))
-
-
-def build_faster_rcnn(config: FasterRCNNConfig, *, num_classes: int) -> FasterRCNN:
-    """A freshly initialised network of the configured variant."""
-    return FasterRCNN(config, num_classes=num_classes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,31 +10,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from detectors.backbones.fpn import FeaturePyramid
-from detectors.backbones.resnet import ResNet
+from detectors.backbones.layers import Backbone
 from detectors.faster_rcnn.anchors import RATIOS
+from detectors.pyramid import PyramidBackbone
 from detectors.roi_align import pyramid_roi_align
 
 #: Cells of a pooled proposal and sample points per cell, in each direction.
 POOLED = 7
 _SAMPLES = 2
 
-#: Pixels per cell of the levels that proposals are pooled from.
-ROI_STRIDES = (4, 8, 16, 32)
-
-
-class PyramidBackbone(nn.Module):
-    """ResNet and pyramid: five maps at strides 4 to 64."""
-
-    def __init__(self, body: ResNet, *, channels: int) -> None:
-        super().__init__()
-        self.body = body
-        self.fpn = FeaturePyramid(body.channels, out_channels=channels)
-
-    def forward(self, x: Tensor) -> list[Tensor]:
-        """Normalised images (N, 3, H, W) to five maps (N, C, H_l, W_l)."""
-        maps: list[Tensor] = self.fpn(self.body(x))
-        return maps
+#: Levels of the pyramid that proposals are pooled from.
+ROI_LEVELS = 4
 
 
 class RPNHead(nn.Module):
@@ -110,6 +97,7 @@ class RoIHeads(nn.Module):
 
     Args:
         channels: of the pyramid.
+        strides: of its maps.
         hidden: of the fully connected layers.
         classes: class channels, background included.
         aligned: see :func:`detectors.roi_align.pyramid_roi_align`.
@@ -117,21 +105,29 @@ class RoIHeads(nn.Module):
     """
 
     def __init__(
-        self, *, channels: int, hidden: int, classes: int, aligned: bool, legacy: bool
+        self,
+        *,
+        channels: int,
+        strides: Sequence[int],
+        hidden: int,
+        classes: int,
+        aligned: bool,
+        legacy: bool,
     ) -> None:
         super().__init__()
         self.box_head = BoxHead(channels, hidden)
         self.box_predictor = BoxPredictor(hidden, classes)
+        self.strides = strides[:ROI_LEVELS]
         self.aligned = aligned
         self.legacy = legacy
 
     def forward(self, maps: Sequence[Tensor], boxes: Tensor) -> tuple[Tensor, Tensor]:
         """Maps and proposals (N, R, 4) to logits (N, R, 1 + K) and offsets (N, R, 1 + K, 4)."""
         pooled = pyramid_roi_align(
-            maps[: len(ROI_STRIDES)],
+            maps[:ROI_LEVELS],
             boxes,
-            roi_levels(boxes, legacy=self.legacy),
-            strides=ROI_STRIDES,
+            roi_levels(boxes, legacy=self.legacy, finest=self.strides[0]),
+            strides=self.strides,
             size=POOLED,
             samples=_SAMPLES,
             aligned=self.aligned,
@@ -140,11 +136,11 @@ class RoIHeads(nn.Module):
         return logits, offsets
 
 
-def roi_levels(boxes: Tensor, *, legacy: bool) -> Tensor:
+def roi_levels(boxes: Tensor, *, legacy: bool, finest: int = 4) -> Tensor:
     """(...) int64 level of each box (..., 4): a box of 224 pixels is pooled from stride 16.
 
-    Lin et al., equation 1. The two families differ in the pixel, and in the side of the logarithm
-    their guard against rounding stands on.
+    Lin et al., equation 1; level 0 has the stride ``finest``. The two families differ in the
+    pixel, and in the side of the logarithm their guard against rounding stands on.
     """
     size = boxes[..., 2:] - boxes[..., :2]
     if legacy:
@@ -152,12 +148,13 @@ def roi_levels(boxes: Tensor, *, legacy: bool) -> Tensor:
         level = (scale / 56.0 + 1e-6).log2().floor()
     else:
         level = (4.0 + (size.prod(-1).sqrt() / 224.0).log2() + 1e-6).floor() - 2.0
-    return level.clamp(0, len(ROI_STRIDES) - 1).long()
+    return (level - math.log2(finest / 4)).clamp(0, ROI_LEVELS - 1).long()
 
 
-def init_mindspore(backbone: PyramidBackbone, heads: RoIHeads) -> None:
+def init_mindspore(backbone: Backbone, heads: RoIHeads) -> None:
     """Draw pyramid and second stage as the MindSpore model zoo does; torchvision's are in place."""
-    for module in [*backbone.fpn.modules(), *heads.box_head.modules()]:
+    pyramid = backbone.fpn.modules() if isinstance(backbone, PyramidBackbone) else ()
+    for module in [*pyramid, *heads.box_head.modules()]:
         if isinstance(module, nn.Conv2d | nn.Linear):
             nn.init.xavier_uniform_(module.weight)
             nn.init.zeros_(module.bias)  # type: ignore[arg-type]

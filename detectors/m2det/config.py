@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypeAlias, cast
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal, TypeAlias, cast, get_args
 
 from pydantic import Field, model_validator
+from typing_extensions import Self
 
-from detectors.base import DetectorConfig
-from detectors.objectives import MultiBoxLossConfig
-from detectors.postprocess import PostprocessConfig
+from detectors.backbones.config import AnyBackboneConfig, check_fit
+from detectors.config import DetectorConfig, MultiBoxLossConfig, PostprocessConfig
 
 #: Input sizes the priors are published for.
 Size: TypeAlias = Literal[320, 512, 704, 800]
 
-Backbone: TypeAlias = Literal["vgg16", "resnet50", "resnet101"]
+PublishedBackbone: TypeAlias = Literal["vgg16", "resnet50", "resnet101"]
 
 Variant = Literal[
     "m2det320_vgg16",
@@ -46,6 +46,10 @@ _POSTPROCESS: dict[str, Any] = {
     "max_per_image": None,
 }
 
+_PRESETS: dict[str, dict[str, Any]] = {
+    variant: {"postprocess": _POSTPROCESS} for variant in get_args(Variant)
+}
+
 
 class M2DetConfig(DetectorConfig):
     """M2Det (Zhao et al., AAAI 2019).
@@ -55,7 +59,7 @@ class M2DetConfig(DetectorConfig):
 
     Attributes:
         name: selects this detector.
-        variant: input size and backbone.
+        variant: input size, and backbone where ``backbone`` names none.
         width: factor on every channel count, rounded to multiples of 8. Anything but 1 is a network
             of our own, and :attr:`title` says so.
         levels: Thinned U-shape Modules one after the other. Anything but 8 is a network of our own.
@@ -66,7 +70,13 @@ class M2DetConfig(DetectorConfig):
             0.001 for both (mindspore-ai/models).
         loss: classification and box loss, and the matching behind them.
         postprocess: how candidates become detections.
+        backbone: what the features come from instead of the variant's own: any that hands out maps
+            of stride 8 and 16.
     """
+
+    builder = "detectors.m2det.detector:M2Det.from_config"
+    published = "detectors.m2det.published:PUBLISHED"
+    presets = _PRESETS
 
     name: Literal["m2det"] = "m2det"
     variant: Variant = "m2det512_vgg16"
@@ -75,15 +85,14 @@ class M2DetConfig(DetectorConfig):
     sfam: bool = False
     initialization: Literal["released", "mindspore"] = "released"
     loss: MultiBoxLossConfig = MultiBoxLossConfig()
-    postprocess: PostprocessConfig = PostprocessConfig(**_POSTPROCESS)
+    postprocess: PostprocessConfig
+    backbone: AnyBackboneConfig | None = None
 
-    @model_validator(mode="before")
-    @classmethod
-    def _fill_in_postprocess(cls, given: Any) -> Any:
-        """Lay the given fields of ``postprocess`` over the released ones."""
-        if isinstance(given, Mapping) and isinstance(given.get("postprocess"), Mapping):
-            return {**given, "postprocess": {**_POSTPROCESS, **given["postprocess"]}}
-        return given
+    @model_validator(mode="after")
+    def _backbone_fits(self) -> Self:
+        size = (self.size, self.size)
+        check_fit(self, self.backbone, strides=(8, 16), size=size, replaced=())
+        return self
 
     @property
     def size(self) -> Size:
@@ -91,18 +100,17 @@ class M2DetConfig(DetectorConfig):
         return cast(Size, int(self.variant.partition("_")[0].removeprefix("m2det")))
 
     @property
-    def backbone(self) -> Backbone:
-        """What the features come from."""
-        return cast(Backbone, self.variant.partition("_")[2])
+    def published_backbone(self) -> PublishedBackbone:
+        """What the features of the variant come from."""
+        return cast(PublishedBackbone, self.variant.partition("_")[2])
 
-    @property
-    def title(self) -> str:
-        """Name for people; what differs from the published network is part of it."""
-        changes = []
+    def differences(self) -> Iterator[str]:
+        """Another backbone, width or number of levels, and SFAM."""
+        if self.backbone is not None:
+            yield f"on {self.backbone.title}"
         if self.width != 1.0:
-            changes.append(f"at width {self.width:g}")
+            yield f"at width {self.width:g}"
         if self.levels != PUBLISHED_LEVELS:
-            changes.append(f"with {self.levels} levels")
+            yield f"with {self.levels} levels"
         if self.sfam:
-            changes.append("with SFAM")
-        return " ".join([self.variant, *changes])
+            yield "with SFAM"

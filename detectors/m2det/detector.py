@@ -12,25 +12,47 @@ of a ResNet, which takes no part, is frozen.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from detectors.backbones.layers import make_divisible
-from detectors.m2det.backbone import make_backbone
+from detectors.backbones import build_backbone
+from detectors.backbones.config import Depth
+from detectors.backbones.layers import Backbone, make_divisible
+from detectors.backbones.resnet import ResNet, make_norm
+from detectors.backbones.vgg import VGG16Reduced
+from detectors.base import CAFFE_MEAN, NO_STD
 from detectors.m2det.blocks import BasicConv, ScaleAttention, ThinnedUShape, fuse
-from detectors.m2det.config import Backbone, M2DetConfig, Size
+from detectors.m2det.config import M2DetConfig, PublishedBackbone, Size
 from detectors.m2det.priors import BOXES_PER_CELL, SCALES, m2det_priors, scale_cells
 from detectors.objectives import MultiBoxObjective, Objective
 from detectors.single_shot import SingleShot, flatten_cells
 
-#: Means in RGB order.
-_PIXEL_MEAN = (123.0, 117.0, 104.0)
-
 #: Channels of the reduced shallow and deep features, of the input every level shares, and of the
 #: maps of a level.
 _SHALLOW, _DEEP, _SHARED, _PLANES = 256, 512, 128, 256
+
+_DEPTHS: dict[PublishedBackbone, Depth] = {"resnet50": 50, "resnet101": 101}
+
+#: Classes of ImageNet.
+_CLASSES = 1000
+
+
+def _published_backbone(name: PublishedBackbone, *, width: float) -> Backbone:
+    """The backbone of a variant, freshly initialised.
+
+    The third stage of a ResNet does not halve its map here, so that C3 has stride 8 and C5 stride
+    16. Its classifier is in the released files, so it is here too; it takes no part and does not
+    train.
+    """
+    if name == "vgg16":
+        return VGG16Reduced(width=width).initialize()
+    net = ResNet(depth=_DEPTHS[name], norm=make_norm("batch"), width=width, strides=(1, 2, 1, 2))
+    net.fc = nn.Linear(net.channels[3], _CLASSES).requires_grad_(False)
+    return net
 
 
 class M2Det(SingleShot):
@@ -41,7 +63,8 @@ class M2Det(SingleShot):
     Args:
         num_classes: foreground classes.
         size: height and width of the input.
-        backbone: what the features come from.
+        backbone: makes what the features come from; its first map of stride 8 and its first of
+            stride 16 are taken.
         width: factor on every channel count.
         levels: modules of the pyramid one after the other.
         sfam: whether the channels of each scale are weighed.
@@ -58,7 +81,7 @@ class M2Det(SingleShot):
         *,
         num_classes: int,
         size: Size,
-        backbone: Backbone,
+        backbone: Callable[[], Backbone],
         width: float,
         levels: int,
         sfam: bool,
@@ -69,8 +92,8 @@ class M2Det(SingleShot):
         super().__init__(
             size=size,
             num_classes=num_classes,
-            pixel_mean=_PIXEL_MEAN,
-            pixel_std=(1.0, 1.0, 1.0),
+            pixel_mean=CAFFE_MEAN,
+            pixel_std=NO_STD,
             priors=m2det_priors(size),
             objective=objective,
             title=title,
@@ -79,7 +102,9 @@ class M2Det(SingleShot):
             make_divisible(channels * width) for channels in (_SHALLOW, _DEEP, _SHARED, _PLANES)
         )
         self.smallest_map = scale_cells(size)[-1]
-        self.base, self.taps, taken = make_backbone(backbone, width=width)
+        self.base = backbone()
+        self.taps = [self.base.strides.index(stride) for stride in (8, 16)]
+        taken = [self.base.channels[tap] for tap in self.taps]
         self.reduce = BasicConv(taken[0], shallow, 3, padding=1)
         self.up_reduce = BasicConv(taken[1], deep, 1)
         # One module under as many names as there are levels, like the layers of SFAM.
@@ -103,7 +128,11 @@ class M2Det(SingleShot):
         return cls(
             num_classes=num_classes,
             size=config.size,
-            backbone=config.backbone,
+            backbone=(
+                partial(_published_backbone, config.published_backbone, width=config.width)
+                if config.backbone is None
+                else partial(build_backbone, config.backbone)
+            ),
             width=config.width,
             levels=config.levels,
             sfam=config.sfam,

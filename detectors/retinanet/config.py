@@ -1,22 +1,34 @@
-"""Typed configuration of RetinaNet on SpineNet: a variant names a published recipe."""
+"""Typed configuration of RetinaNet: a variant names a published recipe, fields change it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal, TypeAlias, cast
 
 from pydantic import Field, model_validator
+from typing_extensions import Self
 
-from detectors.backbones.spinenet import DIVISOR, Arch
-from detectors.base import DetectorConfig
-from detectors.postprocess import PostprocessConfig
-from detectors.settings import Settings
+from detectors.backbones.config import (
+    Activation,
+    AnyBackboneConfig,
+    Arch,
+    Endpoints,
+    SpineNetConfig,
+    Width,
+    check_fit,
+)
+from detectors.config import (
+    Count,
+    DetectorConfig,
+    NonNegative,
+    Positive,
+    PostprocessConfig,
+    Settings,
+    Unit,
+)
 
-_Unit: TypeAlias = Annotated[float, Field(ge=0.0, le=1.0)]
-_Positive: TypeAlias = Annotated[float, Field(gt=0.0)]
-_NonNegative: TypeAlias = Annotated[float, Field(ge=0.0)]
-_Count: TypeAlias = Annotated[int, Field(ge=1)]
-_Size: TypeAlias = Annotated[int, Field(ge=DIVISOR, multiple_of=DIVISOR)]
+# The coarsest of the five maps has one cell for so many pixels, and finer ones must fit it.
+_Size: TypeAlias = Annotated[int, Field(ge=128, multiple_of=128)]
 
 Variant = Literal[
     "retinanet_spinenet49s",
@@ -40,10 +52,10 @@ class AnchorConfig(Settings):
             MindSpore port and in mmdetection since version 2, 0.5 in tensorflow/tpu.
     """
 
-    base: _Positive = 3.0
-    scales_per_octave: _Count = 3
+    base: Positive = 3.0
+    scales_per_octave: Count = 3
     # Lists are no longer JSON once a preset has laid itself under them.
-    ratios: Annotated[tuple[_Positive, ...], Field(min_length=1, strict=False)] = (0.5, 1.0, 2.0)
+    ratios: Annotated[tuple[Positive, ...], Field(min_length=1, strict=False)] = (0.5, 1.0, 2.0)
     offset: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
 
 
@@ -64,16 +76,16 @@ class RetinaNetLossConfig(Settings):
         loc_weight: factor on the box loss.
     """
 
-    positive_iou: _Unit = 0.5
-    negative_iou: _Unit = 0.5
+    positive_iou: Unit = 0.5
+    negative_iou: Unit = 0.5
     claims: bool = True
-    claim_iou: _Unit = 1e-5
+    claim_iou: Unit = 1e-5
     border: Literal["ignore", "learn"] = "ignore"
-    alpha: _Unit = 0.25
-    gamma: _NonNegative = 2.0
-    beta: _Positive = 0.11
-    cls_weight: _NonNegative = 1.0
-    loc_weight: _NonNegative = 1.0
+    alpha: Unit = 0.25
+    gamma: NonNegative = 2.0
+    beta: Positive = 0.11
+    cls_weight: NonNegative = 1.0
+    loc_weight: NonNegative = 1.0
 
     @model_validator(mode="after")
     def _thresholds_in_order(self) -> RetinaNetLossConfig:
@@ -113,14 +125,14 @@ _PRESETS: dict[str, dict[str, Any]] = {
 
 
 class RetinaNetConfig(DetectorConfig):
-    """RetinaNet (Lin et al., ICCV 2017) on SpineNet (Du et al., CVPR 2020).
+    """RetinaNet (Lin et al., ICCV 2017), on SpineNet (Du et al., CVPR 2020) as published.
 
     A field that is not given takes the value of the variant's published recipe, also inside
     ``anchors``, ``loss`` and ``postprocess``; the validated object always holds every value.
 
     Attributes:
         name: selects this detector.
-        variant: member of the SpineNet family.
+        variant: member of the SpineNet family, and the recipe it was published with.
         input_size: height and width, multiples of 128: the coarsest of the five maps has one cell
             for 128 pixels, and finer ones must fit it.
         width: factor on every channel count. Anything but 1 is a network of our own, and
@@ -139,40 +151,38 @@ class RetinaNetConfig(DetectorConfig):
         candidates_per_level: pairs of anchor and class of each map that suppression gets to see,
             the best; null for all.
         postprocess: how candidates become detections.
+        backbone: what the features come from instead of the variant's SpineNet: any that hands out
+            a map of stride 8. Where its maps are no pyramid yet, one is built on them, of 256
+            channels at width 1. ``endpoints``, ``stochastic_depth`` and ``zero_init`` are the
+            SpineNet's and have no meaning then.
     """
+
+    builder = "detectors.retinanet.detector:RetinaNet"
+    published = "detectors.retinanet.published:PUBLISHED"
+    presets = _PRESETS
 
     name: Literal["retinanet"] = "retinanet"
     variant: Variant = "retinanet_spinenet49"
     input_size: Annotated[tuple[_Size, _Size], Field(strict=False)]
-    width: Annotated[float, Field(ge=0.05, le=4.0)] = 1.0
-    head_convs: _Count
-    activation: Literal["relu", "silu"] = "relu"
-    endpoints: Literal["linear", "activated"] = "linear"
+    width: Width = 1.0
+    head_convs: Count
+    activation: Activation = "relu"
+    endpoints: Endpoints = "linear"
     stochastic_depth: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     zero_init: bool = True
     bn_momentum: Annotated[float, Field(gt=0.0, le=1.0)] = 0.01
-    bn_eps: _Positive = 1e-3
+    bn_eps: Positive = 1e-3
     anchors: AnchorConfig
     loss: RetinaNetLossConfig
-    candidates_per_level: _Count | None = 1000
+    candidates_per_level: Count | None = 1000
     postprocess: PostprocessConfig
+    backbone: AnyBackboneConfig | None = None
 
-    @model_validator(mode="before")
-    @classmethod
-    def _fill_in_variant(cls, given: Any) -> Any:
-        """Lay the given fields over the variant's preset, one level deep."""
-        if not isinstance(given, Mapping):
-            return given
-        variant = given.get("variant", cls.model_fields["variant"].default)
-        preset = _PRESETS.get(variant) if isinstance(variant, str) else None
-        if preset is None:
-            return given
-        filled = {**preset, **given}
-        for key, default in preset.items():
-            value = filled[key]
-            if isinstance(default, Mapping) and isinstance(value, Mapping):
-                filled[key] = {**default, **value}
-        return filled
+    @model_validator(mode="after")
+    def _backbone_fits(self) -> Self:
+        own = ("endpoints", "stochastic_depth", "zero_init")
+        check_fit(self, self.backbone, strides=(8,), size=self.input_size, replaced=own)
+        return self
 
     @property
     def arch(self) -> Arch:
@@ -180,14 +190,24 @@ class RetinaNetConfig(DetectorConfig):
         return cast(Arch, self.variant.removeprefix("retinanet_spinenet").upper())
 
     @property
-    def title(self) -> str:
-        """Name for people; what differs from the published network is part of it."""
-        return " ".join(self._title())
+    def own_backbone(self) -> SpineNetConfig:
+        """The variant's SpineNet."""
+        return SpineNetConfig(
+            arch=self.arch,
+            width=self.width,
+            activation=self.activation,
+            endpoints=self.endpoints,
+            stochastic_depth=self.stochastic_depth,
+            zero_init=self.zero_init,
+            bn_momentum=self.bn_momentum,
+            bn_eps=self.bn_eps,
+        )
 
-    def _title(self) -> Iterator[str]:
-        yield self.variant
-        published = _PRESETS[self.variant]
+    def differences(self) -> Iterator[str]:
+        """Another backbone, width or number of head convolutions."""
+        if self.backbone is not None:
+            yield f"on {self.backbone.title}"
         if self.width != 1.0:
             yield f"at width {self.width:g}"
-        if self.head_convs != published["head_convs"]:
+        if self.head_convs != self.preset("head_convs"):
             yield f"with {self.head_convs} head convolutions"

@@ -12,25 +12,25 @@ it, which mapping back to the original image does anyway, and suppressed there.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from detectors.backbones.spinenet import ActFactory, SpineNet
-from detectors.base import Candidates, Detector, Targets
+from detectors.backbones import build_backbone
+from detectors.backbones.layers import make_divisible
+from detectors.backbones.spinenet import ACTIVATIONS
+from detectors.base import Detector
 from detectors.boxes import clip_boxes, pairwise_iou, to_centers, to_corners
 from detectors.coding import decode, encode
 from detectors.losses import positive_smooth_l1, sigmoid_focal
 from detectors.matching import match_with_band, take_boxes, with_a_slot
-from detectors.priors import grid_boxes
-from detectors.retinanet.anchors import pyramid_levels
-from detectors.retinanet.config import RetinaNetConfig
+from detectors.priors import Level, grid_boxes
+from detectors.pyramid import PyramidBackbone
+from detectors.retinanet.config import AnchorConfig, RetinaNetConfig
 from detectors.retinanet.head import RetinaHead
-
-#: ImageNet statistics on the 0..255 scale, RGB.
-_PIXEL_MEAN = (123.675, 116.28, 103.53)
-_PIXEL_STD = (58.395, 57.12, 57.375)
+from detectors.structures import Candidates, Targets
 
 #: Offsets are not divided by anything.
 _VARIANCES = (1.0, 1.0)
@@ -38,8 +38,34 @@ _VARIANCES = (1.0, 1.0)
 #: Largest factor on a side of an anchor, as a logarithm, and the smallest: 16 pixels become 1,000.
 _LARGEST_LOG = math.log(1000 / 16)
 
-#: What the activations are called in a configuration.
-_ACTIVATIONS: dict[str, ActFactory] = {"relu": partial(nn.ReLU, inplace=True), "silu": nn.SiLU}
+#: Channels of a pyramid that is built on a backbone, at width 1.
+_CHANNELS = 256
+
+#: Stride of the finest map.
+_FINEST = 8
+
+
+def pyramid_levels(
+    input_size: tuple[int, int], strides: Sequence[int], config: AnchorConfig
+) -> list[Level]:
+    """Anchors of every map, in pixels, ratio by ratio and within each from small to large.
+
+    76,725 at 640 x 640 with the published nine to a cell.
+    """
+    levels = []
+    for stride in strides:
+        sides = [
+            stride * config.base * 2 ** (k / config.scales_per_octave)
+            for k in range(config.scales_per_octave)
+        ]
+        shapes = [
+            (side / math.sqrt(ratio), side * math.sqrt(ratio))
+            for ratio in config.ratios
+            for side in sides
+        ]
+        rows, columns = (length // stride for length in input_size)
+        levels.append(Level(rows, columns, stride, shapes, offset=config.offset))
+    return levels
 
 
 class RetinaNet(Detector):
@@ -61,33 +87,22 @@ class RetinaNet(Detector):
     anchor_learnt: Tensor
 
     def __init__(self, config: RetinaNetConfig, *, num_classes: int) -> None:
-        super().__init__(
-            input_size=config.input_size,
-            num_classes=num_classes,
-            pixel_mean=_PIXEL_MEAN,
-            pixel_std=_PIXEL_STD,
-        )
+        super().__init__(title=config.title, input_size=config.input_size, num_classes=num_classes)
         self.config = config
-        norm = partial(nn.BatchNorm2d, eps=config.bn_eps, momentum=config.bn_momentum)
-        act = _ACTIVATIONS[config.activation]
-        self.backbone = SpineNet(
-            config.arch,
-            width=config.width,
-            norm=norm,
-            act=act,
-            activated_endpoints=config.endpoints == "activated",
-            stochastic_depth=config.stochastic_depth,
-            zero_init=config.zero_init,
-        )
-        levels = pyramid_levels(config.input_size, config.anchors)
+        backbone = build_backbone(config.backbone or config.own_backbone)
+        if not (config.backbone or config.own_backbone).even:
+            channels = make_divisible(_CHANNELS * config.width)
+            backbone = PyramidBackbone(backbone, finest=_FINEST, channels=channels, extra="conv")
+        self.backbone = backbone
+        levels = pyramid_levels(config.input_size, backbone.strides, config.anchors)
         self.bbox_head = RetinaHead(
-            self.backbone.channels,
-            self.backbone.channels,
+            backbone.channels[0],
+            backbone.channels[0],
             convs=config.head_convs,
             anchors=len(levels[0].shapes),
             num_classes=num_classes,
-            norm=norm,
-            act=act,
+            norm=partial(nn.BatchNorm2d, eps=config.bn_eps, momentum=config.bn_momentum),
+            act=ACTIVATIONS[config.activation],
         )
         self.level_lengths = [v.rows * v.columns * len(v.shapes) for v in levels]
         centers = grid_boxes(levels)
@@ -101,9 +116,9 @@ class RetinaNet(Detector):
         self.register_buffer("anchor_centers", centers.float(), persistent=False)
         self.register_buffer("anchor_learnt", learnt.unsqueeze(0), persistent=False)
 
-    def extra_repr(self) -> str:
-        """Title and number of classes, shown at the top of the printed module."""
-        return f"{self.config.title}, num_classes={self.num_classes}"
+    def prior_boxes(self) -> Tensor:
+        """(A, 4) float32 xyxy pixels of the input: the anchors, level by level."""
+        return self.anchors
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Raw outputs.
@@ -118,12 +133,6 @@ class RetinaNet(Detector):
         Raises:
             ValueError: images of another size, for which the anchors would not fit.
         """
-        if images.shape[-2:] != self.input_size:
-            height, width = self.input_size
-            raise ValueError(
-                f"{self.config.title} takes images of {height} x {width} pixels, got a batch of "
-                f"shape {tuple(images.shape)}; resize before the network"
-            )
         loc, cls = self.bbox_head(self.backbone(self.normalize(images)))
         return {"loc": loc.float(), "cls": cls.float()}
 
@@ -192,8 +201,3 @@ class RetinaNet(Detector):
                 part = torch.where(part >= last, part, 0.0)
             parts.append(part)
         return torch.cat(parts, dim=1)
-
-
-def build_retinanet(config: RetinaNetConfig, *, num_classes: int) -> RetinaNet:
-    """A freshly initialised network of the configured variant."""
-    return RetinaNet(config, num_classes=num_classes)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator
 
-from detectors.base import DetectorConfig
-from detectors.objectives import FocalLossConfig, MultiBoxLossConfig
-from detectors.postprocess import PostprocessConfig
+from detectors.config import (
+    DetectorConfig,
+    FocalLossConfig,
+    MultiBoxLossConfig,
+    PostprocessConfig,
+)
 
 Variant = Literal["ssd300_mobilenet_v2", "ssd300_vgg16", "ssd512_vgg16"]
 Priors = Literal["mindspore", "coco", "voc"]
@@ -75,6 +78,10 @@ class SSDConfig(DetectorConfig):
         postprocess: how candidates become detections.
     """
 
+    builder = "detectors.ssd.build:build_ssd"
+    published = "detectors.ssd.published:PUBLISHED"
+    presets = _PRESETS
+
     name: Literal["ssd"] = "ssd"
     variant: Variant = "ssd300_mobilenet_v2"
     width: Annotated[float, Field(gt=0.0, le=4.0)] = 1.0
@@ -86,27 +93,10 @@ class SSDConfig(DetectorConfig):
     )
     postprocess: PostprocessConfig = PostprocessConfig()
 
-    @model_validator(mode="before")
-    @classmethod
-    def _fill_in_variant(cls, given: Any) -> Any:
-        """Lay the given fields over the variant's preset, one level deep."""
-        if not isinstance(given, Mapping):
-            return given
-        variant = given.get("variant", cls.model_fields["variant"].default)
-        preset = _PRESETS.get(variant) if isinstance(variant, str) else None
-        if preset is None:
-            return given
-        filled = {**preset, **given}
-        for key, default in preset.items():
-            value = filled[key]
-            if isinstance(default, Mapping) and isinstance(value, Mapping):
-                filled[key] = {**default, **value}
-        return filled
-
     @field_validator("bn_momentum", "bn_eps")
     @classmethod
     def _only_with_batch_norm(cls, value: float | None, info: ValidationInfo) -> float | None:
-        preset = _PRESETS.get(info.data.get("variant", ""))
+        preset = cls.presets.get(info.data.get("variant", ""))
         if preset is not None and (value is None) != (preset["bn_eps"] is None):
             has = "has no" if preset["bn_eps"] is None else "needs a value for its"
             raise ValueError(f"{info.data['variant']} {has} batch normalisation")
@@ -121,7 +111,7 @@ class SSDConfig(DetectorConfig):
             raise ValueError(f"{info.data['variant']} is laid out for {names}, not for {value}")
         return value
 
-    @property
-    def title(self) -> str:
-        """Name for people; a width other than 1 is part of it."""
-        return self.variant if self.width == 1.0 else f"{self.variant} at width {self.width:g}"
+    def differences(self) -> Iterator[str]:
+        """A width other than 1."""
+        if self.width != 1.0:
+            yield f"at width {self.width:g}"

@@ -28,6 +28,7 @@ from detectors.backbones.layers import (
     make_divisible,
 )
 from detectors.backbones.mobilenet_v2 import InvertedResidual, MobileNetV2
+from detectors.base import IMAGENET_MEAN, IMAGENET_STD
 from detectors.objectives import Objective, make_objective
 from detectors.priors import grid_boxes, mindspore_ssd300_levels
 from detectors.single_shot import SingleShot, flatten_cells
@@ -35,10 +36,6 @@ from detectors.ssd.config import SSDConfig
 
 #: Output channels and hidden / input channels of the extra layers, each of stride 2.
 _EXTRAS = ((512, 0.2), (256, 0.25), (256, 0.5), (128, 0.25))
-
-#: ImageNet statistics on the 0..255 scale, RGB.
-_PIXEL_MEAN = (0.485 * 255, 0.456 * 255, 0.406 * 255)
-_PIXEL_STD = (0.229 * 255, 0.224 * 255, 0.225 * 255)
 
 
 def _head(in_channels: int, out_channels: int, *, norm: NormFactory) -> nn.Sequential:
@@ -109,15 +106,15 @@ class SSDMobileNetV2(SingleShot):
         super().__init__(
             size=300,
             num_classes=num_classes,
-            pixel_mean=_PIXEL_MEAN,
-            pixel_std=_PIXEL_STD,
+            pixel_mean=IMAGENET_MEAN,
+            pixel_std=IMAGENET_STD,
             priors=grid_boxes(levels),
             objective=objective,
             title=title,
         )
         norm = partial(nn.BatchNorm2d, eps=bn_eps, momentum=bn_momentum)
         self.backbone = MobileNetV2(width=width, norm=norm)
-        channels = list(self.backbone.channels)
+        channels = list(self.backbone.channels[-2:])
         self.multi_residual = nn.ModuleList()
         for base, ratio in _EXTRAS:
             out_channels, hidden = make_divisible(base * width), round(channels[-1] * ratio)
@@ -147,7 +144,7 @@ class SSDMobileNetV2(SingleShot):
 
     def predict(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Normalised images to offsets ``dcy, dcx, dh, dw`` and class logits."""
-        maps = list(self.backbone(x))
+        maps = list(self.backbone(x)[-2:])
         for extra in self.multi_residual:
             maps.append(extra(maps[-1]))
         loc, cls = self.multi_box(maps)

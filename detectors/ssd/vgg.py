@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from detectors.backbones.layers import init_xavier, make_divisible
 from detectors.backbones.vgg import L2Norm, VGG16Reduced
+from detectors.base import CAFFE_MEAN, NO_STD
 from detectors.objectives import Objective, make_objective
 from detectors.priors import classic_ssd_levels, grid_boxes
 from detectors.single_shot import SingleShot, flatten_cells
@@ -40,9 +41,6 @@ _EXTRAS = {
         (128, 256, 4, 1, 1),
     ),
 }
-
-#: Means in RGB order.
-_PIXEL_MEAN = (123.0, 117.0, 104.0)
 
 
 class SSDVGG16(SingleShot):
@@ -71,16 +69,16 @@ class SSDVGG16(SingleShot):
         super().__init__(
             size=size,
             num_classes=num_classes,
-            pixel_mean=_PIXEL_MEAN,
-            pixel_std=(1.0, 1.0, 1.0),
+            pixel_mean=CAFFE_MEAN,
+            pixel_std=NO_STD,
             priors=grid_boxes(levels),
             objective=objective,
             title=title,
         )
         self.vgg = VGG16Reduced(width=width)
-        self.L2Norm = L2Norm(self.vgg.channels[0])
+        self.L2Norm = L2Norm(self.vgg.channels[-2])
         self.extras = nn.ModuleList()
-        channels = list(self.vgg.channels)
+        channels = list(self.vgg.channels[-2:])
         for squeezed, base, kernel_size, stride, padding in _EXTRAS[size]:
             hidden, out_channels = make_divisible(squeezed * width), make_divisible(base * width)
             self.extras.append(nn.Conv2d(channels[-1], hidden, 1))
@@ -110,7 +108,7 @@ class SSDVGG16(SingleShot):
 
     def predict(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Normalised images to offsets ``dcx, dcy, dw, dh`` and class logits."""
-        shallow, x = self.vgg(x)
+        _, shallow, x = self.vgg(x)
         maps = [self.L2Norm(shallow), x]
         for index, extra in enumerate(self.extras):
             x = F.relu(extra(x))

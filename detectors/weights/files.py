@@ -15,14 +15,20 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from detectors.weights.errors import UnsafeWeightsError, WeightsError
-
 #: Value of the metadata key ``format`` of files that :func:`write_weights` makes.
 FORMAT = "detection-orchestrator weights 1"
 
 #: Where training programs keep the tensors inside what they save (mmdetection, torchvision's
 #: references, Lightning and many scripts).
 _NESTED_UNDER = ("state_dict", "model", "model_state_dict", "net")
+
+
+class WeightsError(ValueError):
+    """The file cannot be read as weights, or its weights are not those of the network."""
+
+
+class UnsafeWeightsError(WeightsError):
+    """The file asks for more than tensors: reading it would run code from it."""
 
 
 class WeightsFile(NamedTuple):

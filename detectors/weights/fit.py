@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from detectors.base import DetectorConfig
+from detectors.config import DetectorConfig
 from detectors.measure import skeleton
 from detectors.weights.classes import published_names
-from detectors.weights.errors import WeightsError
+from detectors.weights.files import WeightsError
 from detectors.weights.layouts import LAYOUTS, Classes, Layout, Piece, recognise, unwrap
 from detectors.weights.report import Entry, Report
 

@@ -17,7 +17,7 @@ from typing import Literal, NamedTuple, TypeAlias
 
 from torch import Tensor
 
-from detectors.weights.errors import WeightsError
+from detectors.weights.files import WeightsError
 
 Tensors: TypeAlias = Mapping[str, Tensor]
 
@@ -133,8 +133,10 @@ def _fc7(weight: Tensor) -> Tensor:
 
 
 _EVERY_FOURTH = "every fourth output"
-_VGG_SITES = {"ssd": "vgg.", "m2det": "base."}
-_RESNET_SITES = {"m2det": "base.", "faster_rcnn": "backbone.body."}
+#: On pyramids a backbone stands below ``body``, but for one whose maps are a pyramid themselves.
+_PYRAMID_SITES = {"faster_rcnn": "backbone.body.", "retinanet": "backbone.body."}
+_VGG_SITES = {"ssd": "vgg.", "m2det": "base.", **_PYRAMID_SITES}
+_RESNET_SITES = {"m2det": "base.", **_PYRAMID_SITES}
 _MOBILENET_TAIL = r"(weight|bias|running_mean|running_var|num_batches_tracked)"
 
 
@@ -234,7 +236,7 @@ LAYOUTS: tuple[Layout, ...] = (
         title="a SpineNet backbone of yan-roo/SpineNet-Pytorch",
         landmarks=("merge_ops.0.resample_ops.0.squeeze_conv.conv.weight",),
         rename=_same,
-        sites={"retinanet": "backbone."},
+        sites={"retinanet": "backbone.", "faster_rcnn": "backbone.", "m2det": "base."},
     ),
     Layout(
         name="spinenet_detector",
@@ -301,7 +303,7 @@ LAYOUTS: tuple[Layout, ...] = (
         title="torchvision's mobilenet_v2 classifier",
         landmarks=("features.0.0.weight", "features.18.0.weight", "classifier.1.weight"),
         rename=_mobilenet_v2,
-        sites={"ssd": "backbone."},
+        sites={"ssd": "backbone.", "m2det": "base.", **_PYRAMID_SITES},
     ),
 )
 

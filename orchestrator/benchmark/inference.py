@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from detectors.postprocess import PostprocessConfig
+from detectors.config import PostprocessConfig
 from orchestrator.accelerators import Accelerator, Precision
 from orchestrator.data.augment.protocol import Augment
 from orchestrator.predict.predictor import DetectOptions, TorchNetwork, detect

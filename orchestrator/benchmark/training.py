@@ -8,7 +8,6 @@ it there, for the parts.
 from __future__ import annotations
 
 import statistics
-import sys
 import tempfile
 import time
 from collections import defaultdict
@@ -33,7 +32,7 @@ from orchestrator.training.schedules import LearningRate
 from orchestrator.training.session import initial_model
 from orchestrator.training.stepper import Stepper
 
-PARTS = ("data wait", "forward", "target assignment", "backward", "optimizer", "rest")
+PARTS = ("data wait", "forward", "backward", "optimizer", "rest")
 
 
 @dataclass(frozen=True)
@@ -178,12 +177,8 @@ class Trainer:
             self.accelerator.synchronize()
 
     def _watch(self, stack: ExitStack, clock: Clock) -> None:
-        model = self.model
-        # One-stage detectors assign in a method, the others by a function of their module.
-        owner = model if hasattr(model, "assign") else sys.modules[type(model).__module__]
         watched: list[tuple[Any, str, str]] = [
-            (owner, "assign", "target assignment"),
-            (model, "loss", "forward"),
+            (self.model, "loss", "forward"),
             (self.stepper, "backward", "backward"),
             (self.stepper.scaler, "step", "optimizer"),
         ]

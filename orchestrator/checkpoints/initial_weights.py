@@ -18,9 +18,14 @@ from typing import Any, Literal
 
 from torch import nn
 
-from detectors.base import DetectorConfig
-from detectors.weights.errors import UnsafeWeightsError, WeightsError
-from detectors.weights.files import WeightsFile, read_weights, write_weights
+from detectors.config import DetectorConfig
+from detectors.weights.files import (
+    UnsafeWeightsError,
+    WeightsError,
+    WeightsFile,
+    read_weights,
+    write_weights,
+)
 from detectors.weights.fit import Fitted, convert, fit_native, without_classes
 from detectors.weights.report import Report
 from orchestrator.checkpoints.codec import TENSOR_FILES

@@ -11,7 +11,7 @@ from orchestrator.cli._shared.parser import Parser
 from orchestrator.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
-    from detectors.base import DetectorConfig
+    from detectors.config import DetectorConfig
 
 
 def main(argv: Sequence[str]) -> int:

@@ -10,7 +10,7 @@ from orchestrator.cli._shared.parser import Parser
 from orchestrator.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
-    from detectors.published import Verdict
+    from detectors.published import Comparison
 
 _DIFFERS = 1
 
@@ -53,7 +53,7 @@ def _chosen(names: Sequence[str]) -> list[str]:
 
 def _list(chosen: Sequence[str], *, classes: int, as_json: bool) -> None:
     from detectors.measure import measure
-    from detectors.registry import variant_config
+    from detectors.registry import broken_detectors, variant_config
 
     rows: list[dict[str, Any]] = []
     for variant in chosen:
@@ -77,43 +77,46 @@ def _list(chosen: Sequence[str], *, classes: int, as_json: bool) -> None:
     ]
     print(_aligned([head, *table], right={2, 3, 4}))
     print(f"({classes} foreground classes; multiply-adds of convolutions and products, one image)")
+    for reason in broken_detectors().values():
+        print(f"not usable: {reason}")
 
 
 def _check(chosen: Sequence[str], *, as_json: bool) -> int:
-    from detectors.published import PUBLISHED, verdicts
+    from detectors.published import compare_with_published, published_networks
+    from detectors.registry import DETECTORS
 
-    networks = [n for known in PUBLISHED.values() for n in known if n.variant in chosen]
-    found = list(verdicts(networks))
+    networks = [n for name in DETECTORS for n in published_networks(name) if n.variant in chosen]
+    compared = list(compare_with_published(networks))
     if as_json:
-        print(json.dumps([_plain(verdict) for verdict in found], indent=2))
+        print(json.dumps([_plain(one) for one in compared], indent=2))
     else:
         head = ("network", "figure", "published", "built", "verdict", "source")
         table = [
             (
-                verdict.network,
-                verdict.figure.name.replace("_", " "),
-                _number(verdict.figure.value),
-                _number(verdict.built),
-                "same" if verdict.agrees else "DIFFERS",
-                verdict.figure.source,
+                one.network,
+                one.figure.name.replace("_", " "),
+                _number(one.figure.value),
+                _number(one.built),
+                "same" if one.agrees else "DIFFERS",
+                one.figure.source,
             )
-            for verdict in found
+            for one in compared
         ]
         print(_aligned([head, *table], right={2, 3}))
-        wrong = sum(not verdict.agrees for verdict in found)
-        print(f"{len(found)} figures of {len(networks)} networks, {wrong} of them differ")
-    return 0 if all(verdict.agrees for verdict in found) else _DIFFERS
+        wrong = sum(not one.agrees for one in compared)
+        print(f"{len(compared)} figures of {len(networks)} networks, {wrong} of them differ")
+    return 0 if all(one.agrees for one in compared) else _DIFFERS
 
 
-def _plain(verdict: Verdict) -> dict[str, Any]:
+def _plain(one: Comparison) -> dict[str, Any]:
     return {
-        "network": verdict.network,
-        "figure": verdict.figure.name,
-        "published": verdict.figure.value,
-        "within": verdict.figure.within,
-        "source": verdict.figure.source,
-        "built": verdict.built,
-        "agrees": verdict.agrees,
+        "network": one.network,
+        "figure": one.figure.name,
+        "published": one.figure.value,
+        "within": one.figure.within,
+        "source": one.figure.source,
+        "built": one.built,
+        "agrees": one.agrees,
     }
 
 

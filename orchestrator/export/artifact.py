@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 # They define operators that pt2 archives name.
 import detectors.roi_align
 import detectors.suppression  # noqa: F401
-from detectors.base import Candidates
+from detectors.structures import Candidates
 from orchestrator.data.label_map import LabelMap
 from orchestrator.errors import ConfigError, StorageError
 

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from detectors.base import Detector
-from detectors.postprocess import PostprocessConfig
+from detectors.config import PostprocessConfig
 from orchestrator.data.dataset import Dataset
 from orchestrator.errors import ConfigError, OrchestratorError
 from orchestrator.export.artifact import (

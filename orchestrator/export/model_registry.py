@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from detectors.base import Candidates
 from detectors.boxes import map_to_original
-from detectors.postprocess import ImageDetections, PostprocessConfig, postprocess
+from detectors.config import PostprocessConfig
+from detectors.postprocess import postprocess
+from detectors.structures import Candidates, ImageDetections
 from orchestrator.errors import ConfigError, DataError, OrchestratorError
 from orchestrator.export.artifact import ExportedDetector
 

@@ -16,9 +16,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from detectors.base import Candidates
 from detectors.boxes import map_to_original, pairwise_iou
-from detectors.postprocess import ImageDetections, PostprocessConfig, postprocess
+from detectors.config import PostprocessConfig
+from detectors.postprocess import postprocess
+from detectors.structures import Candidates, ImageDetections
 from orchestrator.data.dataset import Dataset
 from orchestrator.data.decode import BadImageError
 from orchestrator.data.images import image_pixels

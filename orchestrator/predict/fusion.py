@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from detectors.postprocess import ImageDetections
+from detectors.structures import ImageDetections
 
 
 def fuse(views: Sequence[ImageDetections], *, iou: float = 0.55) -> ImageDetections:

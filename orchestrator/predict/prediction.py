@@ -18,7 +18,7 @@ from typing import Any, Literal, TypeAlias
 
 import torch
 
-from detectors.postprocess import ImageDetections
+from detectors.structures import ImageDetections
 from orchestrator.accelerators import of_this_process
 from orchestrator.cluster.placement import connected, place
 from orchestrator.data.decode import BadImageError

@@ -15,9 +15,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from detectors.base import Candidates, Detector
+from detectors.base import Detector
 from detectors.boxes import map_to_original
-from detectors.postprocess import ImageDetections, PostprocessConfig, postprocess
+from detectors.config import PostprocessConfig
+from detectors.postprocess import postprocess
+from detectors.structures import Candidates, ImageDetections
 from orchestrator.accelerators import Accelerator, Precision
 from orchestrator.data.augment.geometry import Sample
 from orchestrator.data.augment.protocol import Augment

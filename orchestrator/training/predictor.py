@@ -7,9 +7,11 @@ from collections.abc import Iterable
 import numpy as np
 import torch
 
-from detectors.base import Candidates, Detector
+from detectors.base import Detector
 from detectors.boxes import map_to_original
-from detectors.postprocess import PostprocessConfig, postprocess
+from detectors.config import PostprocessConfig
+from detectors.postprocess import postprocess
+from detectors.structures import Candidates
 from orchestrator.accelerators import Accelerator, Precision
 from orchestrator.data.batch import Batch
 from orchestrator.evaluation.detections import Detections

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from detectors.base import Detector, Targets
+from detectors.base import Detector
+from detectors.structures import Targets
 from orchestrator.accelerators import Accelerator, Precision
 from orchestrator.config.schema import TrainConfig
 from orchestrator.data.batch import Batch

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from detectors import published
+from detectors.figures import Published
 from detectors.registry import variants
 from orchestrator.cli.main import main
 
@@ -37,11 +38,12 @@ def test_the_check_prints_both_values_and_exits_with_1_where_they_differ(
     assert line.split()[4:7] == ["4,393,461", "4,393,461", "same"]
     assert "5 figures of 1 networks, 0 of them differ" in shown
 
-    (network,) = (n for n in published.PUBLISHED["ssd"] if n.variant == "ssd300_mobilenet_v2")
+    networks = published.published_networks("ssd")
+    (network,) = (n for n in networks if n.variant == "ssd300_mobilenet_v2")
     first, *others = network.figures
     wrong = (first._replace(value=34e6), *others)
-    fake = published.Published(network.variant, network.num_classes, wrong)
-    monkeypatch.setitem(published.PUBLISHED, "ssd", (fake,))
+    fake = Published(network.variant, network.num_classes, wrong)
+    monkeypatch.setattr("detectors.ssd.published.PUBLISHED", (fake,))
     assert main(["models", "--check", network.variant]) == 1
     (line,) = (row for row in capsys.readouterr().out.splitlines() if "DIFFERS" in row)
     assert "34,000,000" in line

@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from detectors.base import Candidates, Detector, Targets
+from detectors.base import Detector
 from detectors.m2det import config as m2det
 from detectors.registry import DETECTORS, build_detector
 from detectors.retinanet import config as retinanet
+from detectors.structures import Candidates, Targets
 
 _FASTER_RCNN = {
     "input_size": (96, 96),

@@ -11,13 +11,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from detectors.base import Detector, Targets
+from detectors.base import Detector
 from detectors.boxes import pairwise_iou
 from detectors.m2det import config as m2det
 from detectors.retinanet import config as retinanet
+from detectors.structures import Targets
 from tests.detectors.small_detectors import (
     CLASSES,
     SLOW,
+    SMALL,
     build,
     detection,
     losses_of,
@@ -39,6 +41,9 @@ PATIENCE = {
 #: Share of the first loss that may be left, where it is not a tenth: the better the proposals, the
 #: more of them have a box to learn, so that the loss of those goes up before it goes down.
 LEFT_OVER = {"faster_rcnn_mindspore": 0.25, "faster_rcnn_torchvision": 0.25}
+
+#: The same for detectors of other packages, whose losses may have soft targets and never reach 0.
+LEFT_OVER_ELSEWHERE = 0.5
 
 #: Left to the slow lane where the same network is learnt at a smaller size already.
 SLOW_TO_LEARN = SLOW | {"ssd512_vgg16", "faster_rcnn_mindspore", "faster_rcnn_torchvision"}
@@ -224,7 +229,8 @@ def test_four_images_can_be_learnt_by_heart(fields: dict[str, Any]) -> None:
         loss.backward()
         optimizer.step()
         history.append(loss.item())
-    assert sum(history[-5:]) < LEFT_OVER.get(case, 0.1) * sum(history[:5])
+    left = LEFT_OVER.get(case, 0.1 if case in SMALL else LEFT_OVER_ELSEWHERE)
+    assert sum(history[-5:]) < left * sum(history[:5])
 
     with torch.no_grad():
         candidates = model.decode(model(images))

@@ -13,7 +13,6 @@ from torch import Tensor
 from torchvision.models.detection._utils import Matcher
 from torchvision.ops import box_iou
 
-from detectors.base import Targets
 from detectors.boxes import to_centers, to_corners
 from detectors.coding import decode, encode
 from detectors.faster_rcnn.anchors import level_sizes, pyramid_anchors
@@ -21,6 +20,7 @@ from detectors.faster_rcnn.assignment import Assignment, assign, draw
 from detectors.faster_rcnn.config import AssignmentConfig, FasterRCNNConfig
 from detectors.faster_rcnn.detector import FasterRCNN
 from detectors.faster_rcnn.heads import roi_levels
+from detectors.structures import Targets
 
 
 def rule(**changes: object) -> AssignmentConfig:

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import concat_box_prediction_layers
 
-from detectors.base import Targets
 from detectors.faster_rcnn.config import FasterRCNNConfig
 from detectors.faster_rcnn.detector import FasterRCNN
 from detectors.postprocess import postprocess
+from detectors.structures import Targets
 
 HEIGHT, WIDTH, CLASSES = 128, 160, 3
 

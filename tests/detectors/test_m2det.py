@@ -11,13 +11,13 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from detectors.base import Targets
 from detectors.boxes import to_centers
 from detectors.m2det.config import M2DetConfig
 from detectors.m2det.detector import M2Det
 from detectors.m2det.priors import m2det_levels, m2det_priors, scale_cells
 from detectors.postprocess import postprocess
 from detectors.registry import build_detector
+from detectors.structures import Targets
 
 CLASSES = 5
 
@@ -270,7 +270,7 @@ def test_initial_weights_of_the_mindspore_zoo() -> None:
 
 def test_defaults_are_the_released_evaluation() -> None:
     config = M2DetConfig()
-    assert (config.size, config.backbone, config.levels) == (512, "vgg16", 8)
+    assert (config.size, config.published_backbone, config.levels) == (512, "vgg16", 8)
     assert not config.sfam
     assert config.loss.model_dump() == {
         "name": "multibox",

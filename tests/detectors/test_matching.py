@@ -6,7 +6,6 @@ import torch
 from numpy.typing import NDArray
 from torchvision.models.detection._utils import SSDMatcher
 
-from detectors.base import Targets
 from detectors.coding import decode, encode
 from detectors.matching import (
     Match,
@@ -15,6 +14,7 @@ from detectors.matching import (
     take_boxes,
     with_a_slot,
 )
+from detectors.structures import Targets
 
 
 def visit_in_order(

@@ -9,8 +9,9 @@ import torch
 from pydantic import ValidationError
 from torchvision.ops import batched_nms
 
-from detectors.base import Candidates
-from detectors.postprocess import PostprocessConfig, postprocess
+from detectors.config import PostprocessConfig
+from detectors.postprocess import postprocess
+from detectors.structures import Candidates
 
 Row = tuple[int, int, float, list[float]]
 

@@ -13,11 +13,11 @@ from torch.nn import functional as F
 from torchvision.models.detection._utils import BoxCoder, Matcher
 from torchvision.ops import box_iou, sigmoid_focal_loss
 
-from detectors.base import Targets
 from detectors.matching import match_with_band
 from detectors.registry import build_detector, variant_config
 from detectors.retinanet.config import RetinaNetConfig
 from detectors.retinanet.detector import RetinaNet
+from detectors.structures import Targets
 
 TINY: dict[str, Any] = {"width": 0.0625, "input_size": (256, 384)}
 

@@ -10,11 +10,12 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import box_iou
 
 from detectors.backbones.vgg import L2Norm
-from detectors.base import Candidates, Targets
-from detectors.postprocess import PostprocessConfig, postprocess
+from detectors.config import PostprocessConfig
+from detectors.postprocess import postprocess
 from detectors.registry import build_detector
 from detectors.ssd.config import SSDConfig
 from detectors.ssd.vgg import SSDVGG16
+from detectors.structures import Candidates, Targets
 
 CLASSES = 7
 

@@ -13,8 +13,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from detectors.base import Detector, Targets
+from detectors.base import Detector
 from detectors.boxes import pairwise_iou
+from detectors.structures import Targets
 from tests.detectors.small_detectors import (
     CLASSES,
     build,

@@ -44,6 +44,7 @@ SMALL = {
         },
         {"name": "scale_jitter"},
     ),
+    "tiny_fcos": ({"name": "tiny_fcos"}, {"name": "none"}),
     "faster_rcnn_torchvision": ({"name": "faster_rcnn", **_TWO_STAGES}, _PAD),
     "faster_rcnn_mindspore": (
         {"name": "faster_rcnn", **_TWO_STAGES, "head": {"aligned": True}},
@@ -57,10 +58,11 @@ def drawn_detector(
 ) -> tuple[LoadedDetector, Dataset]:
     """A detector whose outputs depend on the image, and the first images of validation."""
     fields, augmentation = SMALL[variant]
+    named = {} if fields["name"] == variant else {"variant": variant}
     data = load_experiment(small_run / "config" / "resolved.yaml").experiment.data
     tree = {
         "name": variant,
-        "detector": {**fields, "variant": variant, "postprocess": _SUPPRESSION},
+        "detector": {**fields, **named, "postprocess": _SUPPRESSION},
         "data": {
             "root": data.root,
             "train": {"images": "images", "annotations": "annotations/instances_train.json"},

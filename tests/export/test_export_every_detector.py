@@ -59,6 +59,8 @@ def test_no_detector_is_forgotten():
         slow("m2det320_vgg16", "onnx"),
         slow("ssd300_vgg16", "onnx"),
         slow("ssd512_vgg16", "onnx"),
+        ("tiny_fcos", "onnx"),
+        ("tiny_fcos", "pt2"),
         ("faster_rcnn_mindspore", "pt2"),
         slow("faster_rcnn_torchvision", "pt2"),
         slow("m2det320_vgg16", "pt2"),

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from detectors.base import Candidates
-from detectors.postprocess import ImageDetections, PostprocessConfig
+from detectors.config import PostprocessConfig
+from detectors.structures import Candidates, ImageDetections
 from orchestrator.data.augment.plain import PlainResize
 from orchestrator.data.augment.resize_pad import ResizePad
 from orchestrator.predict.fusion import fuse

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from detectors.base import Candidates, Detector, Targets
+from detectors.base import Detector
+from detectors.structures import Candidates, Targets
 from orchestrator.accelerators import Accelerator
 from orchestrator.checkpoints.commit import CommitStore
 from orchestrator.config.resolve import load_experiment

@@ -9,7 +9,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from detectors.base import Candidates
+from detectors.structures import Candidates
 from orchestrator.data.stream.assemble import BatchPlan
 from orchestrator.training import session
 from orchestrator.training.commit_evaluator import CommitEvaluator

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from detectors.base import Candidates, Detector, Targets
+from detectors.base import Detector
+from detectors.structures import Candidates, Targets
 from orchestrator.accelerators import Accelerator
 from orchestrator.config.schema import (
     AdamWOptimizer,

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from detectors.base import Targets
+from detectors.structures import Targets
 from orchestrator.config.schema import SGDOptimizer, TrainConfig
 from orchestrator.data.batch import Batch
 from orchestrator.errors import ConfigError

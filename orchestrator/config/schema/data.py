@@ -8,7 +8,7 @@ from pydantic import Field, ValidationInfo, WithJsonSchema, field_validator, mod
 from pydantic_core import PydanticKnownError
 from typing_extensions import Self
 
-from detectors.settings import Settings
+from detectors.config import Settings
 from orchestrator.config.augmentations import Augmentation, SSDAugmentation
 from orchestrator.config.fields import Conflict, Count, Folder, Fraction, Location, refuse
 

@@ -10,8 +10,8 @@ from pydantic import AfterValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 from typing_extensions import Self
 
+from detectors.config import Settings
 from detectors.registry import AnyDetectorConfig
-from detectors.settings import Settings
 from orchestrator.config.fields import (
     Conflict,
     Count,

@@ -8,7 +8,7 @@ from typing import Annotated, Literal, TypeAlias
 from pydantic import Field, JsonValue, model_validator
 from typing_extensions import Self
 
-from detectors.settings import Settings
+from detectors.config import Settings
 from orchestrator.config.fields import (
     Conflict,
     Count,

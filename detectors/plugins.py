@@ -1,0 +1,129 @@
+"""Classes that other installed packages bring, found by the entry points of their metadata.
+
+A package offers a detector in the group ``orchestrator.detectors`` and a backbone in
+``orchestrator.backbones``; the entry point names a configuration class. What cannot be loaded is
+kept with its reason, and raised where it is asked for: a broken package that an experiment does not
+use must not stop it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, NamedTuple, Union, get_args
+
+from pydantic import Field, GetCoreSchemaHandler
+from pydantic_core import core_schema
+
+from detectors.config import Settings
+
+
+class PluginError(ValueError):
+    """An entry point of an installed package that cannot be used."""
+
+
+class ByName:
+    """Annotation of a field that holds one of several sections, told apart by their ``name``.
+
+    The classes are asked for when the field is first used and not when it is declared: a package
+    that offers one of them may itself have fields of that kind.
+
+    Args:
+        table: gives the classes there are.
+    """
+
+    def __init__(self, table: Callable[[], Offered]) -> None:
+        self._table = table
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> core_schema.CoreSchema:
+        """A tagged union, with the reason where the tag is that of a broken package."""
+        classes, broken = self._table()
+
+        def refuse_broken(given: Any) -> Any:
+            name = given.get("name") if isinstance(given, dict) else None
+            if isinstance(name, str) and name in broken:
+                raise broken[name]
+            return given
+
+        choice: Any = Union[tuple(classes.values())]  # noqa: UP007
+        union: Any = Annotated[choice, Field(discriminator="name")]
+        return core_schema.no_info_before_validator_function(
+            refuse_broken, handler.generate_schema(union)
+        )
+
+
+class Offered(NamedTuple):
+    """Classes that a field can name.
+
+    Attributes:
+        classes: usable configuration classes by name.
+        broken: why those of a name cannot be used.
+    """
+
+    classes: dict[str, Any]
+    broken: dict[str, PluginError]
+
+
+def offered(group: str, base: type[Settings], own: Mapping[str, type[Settings]]) -> Offered:
+    """This program's configuration classes and those of a group of entry points.
+
+    Args:
+        group: of the entry points.
+        base: what a class must derive from.
+        own: classes of this program, whose names are not free.
+    """
+    found = Offered(dict(own), {})
+    for point in sorted(importlib.metadata.entry_points(group=group), key=lambda p: p.name):
+        config = _load(point, base, set(found.classes))
+        if isinstance(config, PluginError):
+            found.broken[point.name] = config
+        else:
+            found.classes[point.name] = config
+    return found
+
+
+def _load(
+    point: importlib.metadata.EntryPoint, base: type[Settings], taken: set[str]
+) -> type[Settings] | PluginError:
+    """The class, or what is wrong with it."""
+    package = f"{point.dist.name} {point.dist.version}" if point.dist else "an unnamed package"
+    where = f"entry point '{point.name} = {point.value}' of {package}, group {point.group}"
+    try:
+        config = point.load()
+    # Whatever a foreign module raises at import is that module's fault, and has to say so.
+    except Exception as error:
+        return PluginError(
+            f"{where}, cannot be loaded: {type(error).__name__}: {error}. "
+            f"Next: mend or uninstall {package}"
+        )
+    if not (isinstance(config, type) and issubclass(config, base)):
+        return PluginError(
+            f"{where}, is no {base.__name__}, which is what this group takes. "
+            f"Next: let it name the configuration class"
+        )
+    own = get_args(config.model_fields["name"].annotation)
+    if own != (point.name,):
+        return PluginError(
+            f"{where}: the field 'name' of {config.__name__} must be Literal['{point.name}'], "
+            f"found {', '.join(map(repr, own)) or 'no literal'}"
+        )
+    if point.name in taken:
+        return PluginError(f"{where}: the name '{point.name}' is taken. Next: choose another")
+    if not isinstance(getattr(config, "builder", None), str):
+        return PluginError(
+            f"{where}: {config.__name__} has no builder. Next: set "
+            "builder: ClassVar[str] = 'module:callable'"
+        )
+    return config
+
+
+def load_object(place: str) -> Any:
+    """The object at ``module:attribute``, where the attribute may be dotted."""
+    module, _, path = place.partition(":")
+    found: Any = importlib.import_module(module)
+    for part in path.split("."):
+        found = getattr(found, part)
+    return found
