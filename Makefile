@@ -1,12 +1,31 @@
 # Everything here works from a clean clone with Python 3.10 or newer and make; a C++ compiler, if
 # there is one, builds the kernels of native/. `make help` lists the targets.
 #
-#   PYTHON=python3.12 make quickstart    another interpreter
-#   VENV=/path/to/venv make test         another place for the environment
+#   make quickstart PYTHON=python3.12    another interpreter, whose environment is .venv-3.12
+#   make test VERSIONS=floor             the oldest allowed packages, in .venv-3.11-floor or the like
+#   make test VENV=/path/to/venv         another place for the environment
 
+VERSION_OF = -c 'import sys; print("%d.%d" % sys.version_info[:2])'
+# Each interpreter has an environment of its own, and so have the oldest packages.
+ifneq ($(origin PYTHON),undefined)
+ASKED := $(or $(shell $(PYTHON) $(VERSION_OF)),$(error PYTHON is "$(PYTHON)", which does not run: give the path of a Python 3.10 or newer))
+NAME := -$(ASKED)
+endif
 PYTHON ?= python3
-VENV ?= .venv
+VERSIONS ?= pinned
+ifneq ($(VERSIONS),pinned)
+$(if $(filter floor,$(VERSIONS)),,$(error VERSIONS is "$(VERSIONS)", allowed are pinned and floor))
+NAME := -$(or $(ASKED),$(shell $(PYTHON) $(VERSION_OF)))-floor
+endif
+VENV ?= .venv$(NAME)
 BIN := $(VENV)/bin
+ifneq ($(words $(VENV)),1)
+$(error VENV is "$(VENV)": make knows no names with blanks; give another, or a path relative to this folder)
+endif
+FOUND := $(if $(ASKED),$(shell [ ! -x $(BIN)/python ] || $(BIN)/python $(VERSION_OF)))
+ifneq ($(or $(FOUND),$(ASKED)),$(ASKED))
+$(error $(VENV) has Python $(FOUND), and PYTHON is $(ASKED): give another VENV, or remove $(VENV))
+endif
 
 # What an installation depends on: a newer one of these installs again.
 SOURCES := setup.cfg pyproject.toml constraints.txt setup.py $(wildcard native/*.cpp native/core/*)
@@ -15,7 +34,12 @@ DEVELOPMENT := $(VENV)/.installed-dev
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # The pinned versions have dropped Python 3.10; there pip chooses from the floors in setup.cfg.
+ifeq ($(VERSIONS),floor)
+CONSTRAINTS = -c $(FLOORS)
+FLOORS := $(VENV)/floors.txt
+else
 CONSTRAINTS = $(shell $(BIN)/python -c 'import sys; print("-c constraints.txt" * (sys.version_info >= (3, 11)))')
+endif
 INSTALL = $(BIN)/python -m pip install --quiet --prefer-binary $(CONSTRAINTS)
 
 # Ray and torch each start a thread per core otherwise, in every process of every test.
@@ -87,20 +111,23 @@ constraints: $(RUNTIME)  ## resolve the newest allowed versions into constraints
 clean:  ## remove caches and build products; the environment, data and runs stay
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis \
 		.import_linter_cache
-	rm -f native/*.so $(RUNTIME) $(DEVELOPMENT)  # installing again builds the kernels again
+	rm -f native/*.so .venv*/.installed* $(RUNTIME) $(DEVELOPMENT)  # installing builds the kernels
 	find orchestrator detectors native tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit("Python %d.%d found, 3.10 or newer is needed: PYTHON=/path/to/python make ..." % sys.version_info[:2] if sys.version_info < (3, 10) else 0)'
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $(VENV) || { rm -f $@; exit 1; }  # without pip it is no environment
 
-$(RUNTIME): $(SOURCES) | $(BIN)/python
+$(FLOORS): setup.cfg .ci/floors.py | $(BIN)/python
+	$(BIN)/python .ci/floors.py > $@.new && mv $@.new $@
+
+$(RUNTIME): $(SOURCES) $(FLOORS) | $(BIN)/python
 	@echo "Installing into $(VENV): torch and Ray are large, this takes minutes the first time."
 	$(INSTALL) -e .
 	$(call usable_cv2)
 	@touch $@
 
-$(DEVELOPMENT): $(SOURCES) | $(BIN)/python
+$(DEVELOPMENT): $(SOURCES) $(FLOORS) | $(BIN)/python
 	@echo "Installing into $(VENV): torch and Ray are large, this takes minutes the first time."
 	$(INSTALL) -e '.[dev]'
 	$(call usable_cv2)

@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-    from orchestrator.cluster.placement import connected
+    from orchestrator.cluster.connection import connected
     from orchestrator.data.readers.convert import read_places
     from orchestrator.data.shards.ray_writer import shards_by_ray
     from orchestrator.data.shards.writer import IMAGES_PER_SHARD, write_shards

@@ -1,11 +1,9 @@
-"""Starting a local Ray or joining the cluster the driver was submitted to, and what fits on it."""
+"""What fits on a Ray cluster: devices, threads, and where a run evaluates."""
 
 from __future__ import annotations
 
-import logging
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import ray
@@ -31,43 +29,6 @@ class Placement:
     accelerator: Accelerator
     resources_per_worker: dict[str, float]
     threads: int | None
-
-
-@contextmanager
-def connected(config: ClusterConfig, *, beside: bool = False) -> Iterator[None]:
-    """Join ``cluster.address``, or the cluster of the submitting job, or start a local Ray.
-
-    Where this process is part of a Ray cluster already, as a trial of a sweep is, nothing changes.
-    A local Ray gets as many logical CPUs as its workers and the data tasks need: on a small
-    machine they share the cores, which is better than waiting for ever.
-
-    Args:
-        config: the ``cluster`` section.
-        beside: a local Ray is to have room for one more worker, which evaluates.
-    """
-    # Results are noticed by polling; two seconds (Ray's default) is long for short runs.
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    if ray.is_initialized():
-        yield
-        return
-    address = config.address or os.environ.get("RAY_ADDRESS")
-    if address:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    else:
-        cores = os.cpu_count() or 1
-        needed = (config.workers + beside) * config.cpus_per_worker + DATA_CPUS
-        ray.init(
-            address="local",
-            num_cpus=max(cores, int(needed + 0.999)),
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 def place(config: ClusterConfig, *, one_thread: bool = False) -> Placement:

@@ -20,7 +20,8 @@ import torch
 
 from detectors.postprocess import ImageDetections
 from orchestrator.accelerators import of_this_process
-from orchestrator.cluster.placement import connected, place
+from orchestrator.cluster.connection import connected
+from orchestrator.cluster.placement import place
 from orchestrator.data.decode import BadImageError
 from orchestrator.data.label_map import LabelMap
 from orchestrator.errors import ConfigError, DataError

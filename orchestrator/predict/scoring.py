@@ -16,7 +16,8 @@ import torch
 from numpy.typing import NDArray
 
 from orchestrator.accelerators import Accelerator, of_this_process
-from orchestrator.cluster.placement import connected, place
+from orchestrator.cluster.connection import connected
+from orchestrator.cluster.placement import place
 from orchestrator.config.schema import ClusterConfig, Experiment
 from orchestrator.data.dataset import Dataset
 from orchestrator.data.decode import BadImageError

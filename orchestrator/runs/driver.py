@@ -13,7 +13,8 @@ from rich.console import Console
 
 import native
 from orchestrator.checkpoints.manifest import copy_commit
-from orchestrator.cluster.placement import Placement, connected, place, place_evaluation
+from orchestrator.cluster.connection import connected
+from orchestrator.cluster.placement import Placement, place, place_evaluation
 from orchestrator.cluster.trainer import fit
 from orchestrator.config.printing import dump_yaml
 from orchestrator.config.resolve import ResolvedExperiment

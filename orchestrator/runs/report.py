@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -21,9 +22,14 @@ from orchestrator.runs.progress import duration
 from orchestrator.storage.bucket import commit_storage
 from orchestrator.storage.run_files import EVENTS, REPORT, RESOLVED
 from orchestrator.tracking.git_info import git_info
+from orchestrator.tracking.mlflow_names import resolve_tracking_uri
 from orchestrator.tracking.mlflow_shipper import Shipped
 from orchestrator.tracking.run_card import Hardware, RunCard, package_versions
+from orchestrator.tracking.shipping import ShipState
 from orchestrator.training.job import Outcome, TrainingJob
+
+#: Where ``mlflow ui`` serves unless it is told otherwise.
+MLFLOW_UI = "http://127.0.0.1:5000"
 
 
 def result_of(
@@ -194,12 +200,40 @@ def say_result(resolved: ResolvedExperiment, result: dict[str, Any], console: Co
 
 
 def say_where(resolved: ResolvedExperiment, run_dir: str, console: Console) -> None:
-    """The run folder, and the command that opens MLflow on it."""
+    """The run folder; how MLflow is started, and the address of the page with the runs.
+
+    The lines can be pasted into any shell of this machine, whichever folder it is in.
+    """
     say(console, f"run folder: {run_dir}")
     uri = resolved.experiment.tracking.mlflow
-    if uri is not None:
-        opened = uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}"
-        say(console, f"curves and runs side by side: {opened}")
+    if uri is None:
+        return
+    uri = resolve_tracking_uri(uri, Path.cwd())
+    server = uri
+    if uri.startswith(("http://", "https://", "databricks")):
+        say(console, "# curves and runs side by side:")
+    else:
+        server = MLFLOW_UI
+        say(console, "# curves and runs side by side: start MLflow, then open its page")
+        command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri]
+        say(console, shlex.join(command))
+    state = ShipState.load(Path(run_dir))
+    experiment = state.experiment_id if state and state.tracking_uri == uri else None
+    say(console, f"# {runs_page(server, experiment)}")
+
+
+def runs_page(server: str, experiment: str | None) -> str:
+    """Address of the page with the runs of an experiment.
+
+    MLflow's plain address opens on traces of language models, where a trained detector has nothing.
+
+    Args:
+        server: address of MLflow.
+        experiment: its id there; None while MLflow does not know it.
+    """
+    if experiment is None or not server.startswith("http"):
+        return server
+    return f"{server.rstrip('/')}/#/experiments/{experiment}/runs?workflowType=machine_learning"
 
 
 def say(console: Console, text: str) -> None:

@@ -22,7 +22,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from orchestrator.cluster.placement import connected, place
+from orchestrator.cluster.connection import connected
+from orchestrator.cluster.placement import place
 from orchestrator.data.decode import BadImageError, decode_image
 from orchestrator.errors import ConfigError
 from orchestrator.predict.loading import LoadedDetector

@@ -13,7 +13,8 @@ import ray
 from rich.console import Console
 
 import native
-from orchestrator.cluster.placement import connected, place
+from orchestrator.cluster.connection import connected
+from orchestrator.cluster.placement import place
 from orchestrator.config.resolve import ResolvedExperiment, Template, diff
 from orchestrator.config.scalars import Json
 from orchestrator.config.schema import PARAMETERS

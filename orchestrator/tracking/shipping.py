@@ -81,6 +81,7 @@ class ShipState:
         tracking_uri: where.
         key: value of the tag :data:`RUN_KEY`.
         run_id: None until the run exists.
+        experiment_id: of the MLflow experiment that holds the run; None until the run exists.
         offset: byte offset in the event log; everything before it has arrived.
         artifacts: fingerprint of each artifact that has arrived, by its path.
         last_time_ms: time of the last event that has arrived.
@@ -90,6 +91,7 @@ class ShipState:
     tracking_uri: str
     key: str = field(default_factory=lambda: uuid.uuid4().hex)
     run_id: str | None = None
+    experiment_id: str | None = None
     offset: int = 0
     artifacts: dict[str, str] = field(default_factory=dict)
     last_time_ms: int | None = None
@@ -174,38 +176,41 @@ class RunShipper:
         """Find or create the run."""
         self._client = _connected(self.spec.tracking_uri, self._connect)
         state = ShipState.load(self.run_dir)
-        if state is None or state.tracking_uri != self.spec.tracking_uri or self._is_gone(state):
+        if state is None or state.tracking_uri != self.spec.tracking_uri:
+            state = ShipState(self.spec.tracking_uri)
+        run = self._recorded(state)
+        if run is None and state.run_id is not None:
             state = ShipState(self.spec.tracking_uri)
         if not _is_line_end(self.run_dir / EVENTS, state.offset):
             # The log was replaced. What MLflow has of it already is not stored twice.
             state.offset = 0
-        if state.run_id is None:
+        if run is None:
             experiment = self._experiment()
             state.save(self.run_dir)
             found = self._client.search_runs(
                 [experiment], f"tags.{RUN_KEY} = '{state.key}'", max_results=1
             )
             run = found[0] if found else self._create(experiment, state.key)
-            state.run_id = str(run.info.run_id)
         else:
             self._client.update_run(state.run_id, status="RUNNING")
+        state.run_id, state.experiment_id = str(run.info.run_id), str(run.info.experiment_id)
         state.status = None
         state.save(self.run_dir)
         self._state, self._run_id = state, state.run_id
 
-    def _is_gone(self, state: ShipState) -> bool:
-        """Whether the recorded run was deleted, alone or with its whole database."""
+    def _recorded(self, state: ShipState) -> Any:
+        """The recorded run; None without one, or when it was deleted, alone or with everything."""
         from mlflow.exceptions import MlflowException
 
         if state.run_id is None:
-            return False
+            return None
         try:
-            stage = self._client.get_run(state.run_id).info.lifecycle_stage
+            run = self._client.get_run(state.run_id)
         except MlflowException as error:
             if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-                return True
+                return None
             raise
-        return bool(stage == "deleted")
+        return None if run.info.lifecycle_stage == "deleted" else run
 
     def _experiment(self) -> str:
         """Id of the experiment, which another process may be making at the same moment."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
 import signal
 import time
 from pathlib import Path
@@ -60,11 +62,27 @@ def test_a_run_says_what_it_did(whole: tuple[str, dict[str, Any]], folder: Path)
     assert len(found["weights_sha256"]) == 64
     assert "24 images" in output
     assert str(folder / "runs" / "tiny") in output
-    assert "mlflow ui --backend-store-uri sqlite:///mlflow.db" in output
     assert "AP50" in output
     # What only the workers and Ray had use for is gone.
     left = {path.name for path in (folder / "runs" / "tiny").iterdir()}
     assert {"beats", "ray", "stop-requested"}.isdisjoint(left)
+
+
+def test_the_last_lines_open_the_runs_from_any_folder(
+    whole: tuple[str, dict[str, Any]], folder: Path
+) -> None:
+    output, found = whole
+    *_, what, command, page = output.splitlines()
+    python, *words, uri = shlex.split(command)
+    assert words == ["-m", "mlflow", "ui", "--backend-store-uri"]
+    assert Path(python).is_absolute()
+    assert os.access(python, os.X_OK)
+    assert uri == f"sqlite:///{folder / 'mlflow.db'}"
+    # What is no command is a comment, so that a shell takes all three lines.
+    assert what.startswith("# ")
+    experiment = MlflowClient(uri).get_run(found["mlflow_run_id"]).info.experiment_id
+    runs = f"#/experiments/{experiment}/runs?workflowType=machine_learning"
+    assert page == f"# http://127.0.0.1:5000/{runs}"
 
 
 def test_mlflow_holds_the_run(whole: tuple[str, dict[str, Any]], folder: Path) -> None:
@@ -106,8 +124,15 @@ def test_ctrl_c_commits_and_the_same_command_goes_on(
     assert resumed["mlflow_run_id"] == stopped["mlflow_run_id"]
 
 
-def test_two_workers_train_one_run(whole: tuple[str, dict[str, Any]], folder: Path) -> None:
-    finish(start(folder, "tiny.yaml", "name=pair", "cluster.workers=2", "train.max_steps=8"))
+def test_two_workers_train_one_run_without_a_home_and_with_a_long_tmpdir(
+    whole: tuple[str, dict[str, Any]], folder: Path
+) -> None:
+    temporary = folder / "t".ljust(90 - len(str(folder)), "t")
+    temporary.mkdir()
+    # No user can make a folder below a device, not even root.
+    surroundings = {"HOME": "/dev/null/home", "TMPDIR": str(temporary)}
+    words = ("tiny.yaml", "name=pair", "cluster.workers=2", "train.max_steps=8")
+    finish(start(folder, *words, surroundings=surroundings))
     pair = result(folder, "pair")
     assert (pair["steps"], pair["samples"], pair["workers"]) == (8, 32, 2)
     # Sums over two ranks round differently and batch norm sees half the images, but it is the same

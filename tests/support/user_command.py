@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,11 @@ from orchestrator.tracking.events import read_events
 
 
 def start(
-    folder: Path, *words: str, module: str = "orchestrator.run", address: str | None = None
+    folder: Path,
+    *words: str,
+    module: str = "orchestrator.run",
+    address: str | None = None,
+    surroundings: Mapping[str, str] | None = None,
 ) -> subprocess.Popen[str]:
     """Start ``python -m MODULE WORDS`` in ``folder``, which is its home, too.
 
@@ -26,6 +31,7 @@ def start(
         words: of the command line.
         module: what is run.
         address: of the Ray cluster to join; None for a local one.
+        surroundings: variables of the environment that differ from usual.
     """
     environment = {
         **os.environ,
@@ -36,6 +42,7 @@ def start(
     environment.pop("RAY_ADDRESS", None)
     if address is not None:
         environment["RAY_ADDRESS"] = address
+    environment.update(surroundings or {})
     return subprocess.Popen(
         [sys.executable, "-m", module, *words],
         cwd=folder,

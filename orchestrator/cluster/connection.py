@@ -1,0 +1,200 @@
+"""Joining a Ray cluster or starting a local one, in whatever surroundings a user has.
+
+Ray itself answers late or not at all where its surroundings are odd: a path too long for a socket,
+a ``HOME`` that cannot be written, a disk that is full, an address where nobody is. All of that is
+found out before Ray is asked.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import shutil
+import socket
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import ray
+
+from orchestrator.cluster.placement import DATA_CPUS
+from orchestrator.config.schema import ClusterConfig
+from orchestrator.errors import ConfigError, StorageError
+
+log = logging.getLogger(__name__)
+
+#: Seconds in which a cluster has to accept a connection, and then to say a word.
+ANSWER_SECONDS = 5.0
+#: Length of a socket's path that Linux allows (sun_path of unix(7), less the zero at its end).
+_SOCKET_BYTES = 107
+#: What Ray puts below its folder: the longest name of a session, of a socket, and a counter.
+_BELOW = len("/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store.99")
+#: Free bytes below which Ray's logs and sockets find no place.
+ROOM = 64 << 20
+
+
+@contextmanager
+def connected(config: ClusterConfig, *, beside: bool = False) -> Iterator[None]:
+    """Join ``cluster.address``, or the cluster of the submitting job, or start a local Ray.
+
+    Where this process is part of a Ray cluster already, as a trial of a sweep is, nothing changes.
+    A local Ray gets as many logical CPUs as its workers and the data tasks need: on a small
+    machine they share the cores, which is better than waiting for ever.
+
+    Args:
+        config: the ``cluster`` section.
+        beside: a local Ray is to have room for one more worker, which evaluates.
+
+    Raises:
+        ConfigError: nobody answers at the address, or Ray cannot start here.
+        StorageError: no folder can hold Ray's files.
+    """
+    # Results are noticed by polling; two seconds (Ray's default) is long for short runs.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if ray.is_initialized():
+        yield
+        return
+    address = config.address or os.environ.get("RAY_ADDRESS")
+    if address and address != "local":
+        _join(address, "cluster.address" if config.address else "RAY_ADDRESS")
+    else:
+        cores = os.cpu_count() or 1
+        needed = (config.workers + beside) * config.cpus_per_worker + DATA_CPUS
+        _start(max(cores, int(needed + 0.999)))
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _join(address: str, key: str) -> None:
+    """Connect to a cluster.
+
+    Args:
+        address: of it.
+        key: what named it.
+    """
+    silence = require_answer(address)
+    if silence is None:
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+            return
+        except Exception as error:
+            silence = _first_line(error)
+    raise ConfigError(
+        f"{key} is {address!r}, where no Ray cluster can be joined: {silence}. Next: correct or "
+        f"unset {key} to train on a Ray of this run's own, or start the cluster and run this again"
+    )
+
+
+def _start(cpus: int) -> None:
+    """Start a Ray of this process's own."""
+    folder = ray_folder()
+    _require_token()
+    try:
+        ray.init(
+            address="local",
+            num_cpus=cpus,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            _temp_dir=str(folder),
+        )
+    except Exception as error:
+        raise ConfigError(
+            f"Ray cannot start on this machine: {_first_line(error)}. Next: look into "
+            f"{folder}/session_latest/logs, or name a cluster by cluster.address"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    """What an error of Ray's begins with, which may go on for pages."""
+    lines = str(error).strip().splitlines()
+    return (lines[0] if lines else type(error).__name__).rstrip(".: ")
+
+
+def require_answer(address: str) -> str | None:
+    """Whether something that may be Ray answers; Ray itself would wait for 15 minutes.
+
+    Ray's servers speak HTTP/2, in which both sides begin with a SETTINGS frame (RFC 9113, 3.4).
+
+    Args:
+        address: ``HOST:PORT`` or ``ray://HOST:PORT``; others are left to Ray.
+
+    Returns:
+        What is wrong; None for nothing.
+    """
+    scheme, _, rest = address.rpartition("://")
+    try:
+        parts = urlsplit(f"//{rest}")
+        host, port = parts.hostname, parts.port
+    except ValueError as error:
+        return str(error)
+    if scheme not in ("", "ray") or host is None or port is None:
+        return None
+    try:
+        with socket.create_connection((host, port), timeout=ANSWER_SECONDS) as connection:
+            if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
+                return None
+            connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4] + [0] * 5))
+            head = connection.recv(4)
+    except TimeoutError:
+        return f"nothing answers within {ANSWER_SECONDS:g} s"
+    except OSError as error:
+        return error.strerror or str(error)
+    return None if head[3:] == b"\x04" else "what answers there is not Ray"
+
+
+def ray_folder() -> Path:
+    """The folder of a local Ray, private to this user: sessions with logs and sockets.
+
+    Ray's own choice, ``TMPDIR/ray``, is shared by all users of a machine, belongs to the first of
+    them, and may have a path too long for a socket.
+
+    Raises:
+        StorageError: there is none.
+    """
+    wanted = [os.environ.get("RAY_TMPDIR"), os.environ.get("TMPDIR")]
+    others = ["/tmp", os.environ.get("XDG_RUNTIME_DIR"), "/var/tmp"]
+    refused: list[str] = []
+    for base in filter(None, [*wanted, *others]):
+        folder = Path(base).absolute() / f"ray-{os.geteuid()}" / "ray"
+        trouble = _trouble(folder)
+        if trouble is None:
+            if refused and any(wanted):
+                log.warning("Ray's files go to %s (%s)", folder, "; ".join(refused))
+            return folder
+        refused.append(f"{base}: {trouble}")
+    raise StorageError(
+        f"no folder can hold Ray's files ({'; '.join(dict.fromkeys(refused))}). Next: free space "
+        f"there, or set RAY_TMPDIR to a folder with {ROOM >> 20} MiB free and a short path"
+    )
+
+
+def _trouble(folder: Path) -> str | None:
+    """Why Ray cannot use a folder, whose parent is made where it can; None where it can."""
+    if len(os.fsencode(folder)) + _BELOW > _SOCKET_BYTES:
+        return "its path is too long for a socket"
+    private = folder.parent
+    try:
+        private.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = private.lstat()
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+            return f"{private.name} is somebody else's"
+        private.chmod(0o700)
+        free = shutil.disk_usage(private).free
+    except OSError as error:
+        return (error.strerror or str(error)).lower()
+    return None if free >= ROOM else f"{free >> 20} MiB free"
+
+
+def _require_token() -> None:
+    """Give a Ray of this process's own a token, which Ray would else write below ``HOME``."""
+    if any(os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")):
+        return
+    # It stays for the life of this process: Ray's client keeps the first token it was given.
+    os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)

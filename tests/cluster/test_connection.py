@@ -1,0 +1,163 @@
+"""Ray is joined or started in odd surroundings, or the refusal says what to do."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import tempfile
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import grpc
+import pytest
+import ray
+
+from orchestrator.cluster import connection
+from orchestrator.cluster.connection import connected, ray_folder, require_answer
+from orchestrator.config.schema import ClusterConfig
+from orchestrator.errors import ConfigError, StorageError
+
+#: What Ray 2.60 names its longest socket below its folder, with seven digits of a process's number.
+SOCKET = "session_2026-11-29_00-36-23_979180_4194304/sockets/plasma_store"
+
+
+@pytest.fixture
+def short() -> Iterator[Path]:
+    """A folder with a short path, which pytest's own are not."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        yield Path(folder)
+
+
+@pytest.fixture(autouse=True)
+def no_places(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RAY_TMPDIR", "TMPDIR", "XDG_RUNTIME_DIR", "RAY_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def server(answer: bytes) -> Iterator[str]:
+    """Address of a server that says ``answer`` to whoever connects."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            one, _ = listener.accept()
+            with one:
+                one.sendall(answer)
+                one.recv(1 << 10)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield f"127.0.0.1:{listener.getsockname()[1]}"
+        thread.join(10)
+
+
+def test_a_server_of_the_kind_that_ray_has_answers() -> None:
+    served = grpc.server(ThreadPoolExecutor(1))
+    port = served.add_insecure_port("127.0.0.1:0")
+    served.start()
+    try:
+        assert require_answer(f"127.0.0.1:{port}") is None
+        assert require_answer(f"ray://127.0.0.1:{port}") is None
+    finally:
+        served.stop(None).wait()
+
+
+def test_other_servers_and_silence_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "ANSWER_SECONDS", 0.2)
+    for address in server(b"HTTP/1.1 400 Bad Request\r\n\r\n"):
+        assert require_answer(address) == "what answers there is not Ray"
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        assert require_answer(f"127.0.0.1:{port}") == "nothing answers within 0.2 s"
+    assert require_answer(f"127.0.0.1:{port}") == "Connection refused"
+    assert require_answer("127.0.0.1:99999") == "Port out of range 0-65535"
+
+
+@pytest.mark.parametrize("address", ["auto", "http://127.0.0.1:1", "somewhere"])
+def test_addresses_of_other_kinds_are_left_to_ray(address: str) -> None:
+    assert require_answer(address) is None
+
+
+@pytest.mark.parametrize("key", ["RAY_ADDRESS", "cluster.address"])
+def test_an_address_where_nobody_is_names_its_key(
+    key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as gone:
+        address = f"127.0.0.1:{gone.getsockname()[1]}"
+    if key == "RAY_ADDRESS":
+        monkeypatch.setenv(key, address)
+    config = ClusterConfig(address=None if key == "RAY_ADDRESS" else address)
+    with pytest.raises(ConfigError) as refused, connected(config):
+        pass
+    assert str(refused.value) == (
+        f"{key} is '{address}', where no Ray cluster can be joined: Connection refused. Next: "
+        f"correct or unset {key} to train on a Ray of this run's own, or start the cluster and run "
+        "this again"
+    )
+
+
+def test_what_ray_says_in_vain_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(**_: Any) -> None:
+        raise OSError("No space left on device:\n  a page of details")
+
+    monkeypatch.setattr(ray, "init", fail)
+    with pytest.raises(ConfigError) as refused, connected(ClusterConfig()):
+        pass
+    assert "\n" not in str(refused.value)
+    assert "Ray cannot start on this machine: No space left on device. Next: " in str(refused.value)
+
+
+def fits(folder: Path) -> bool:
+    """Whether Linux takes a socket of Ray's below this folder, and one beside it after a clash."""
+    return len(os.fsencode(folder / f"{SOCKET}.1")) <= 107
+
+
+def test_a_folder_of_the_users_own_that_is_private(
+    short: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(short))
+    before = os.umask(0)
+    try:
+        folder = ray_folder()
+    finally:
+        os.umask(before)
+    assert folder.is_relative_to(short)
+    assert folder.parent.stat().st_mode & 0o777 == 0o700
+    assert fits(folder)
+
+
+def test_a_tmpdir_too_long_for_sockets_gives_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    long = tmp_path / ("ä" * 40)
+    long.mkdir()
+    monkeypatch.setenv("TMPDIR", str(long))
+    folder = ray_folder()
+    assert fits(folder)
+    assert not folder.is_relative_to(long)
+    assert list(long.iterdir()) == []
+    assert f"{long}: its path is too long for a socket" in caplog.text
+
+
+def test_a_folder_that_somebody_else_has_made_is_not_used(
+    short: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (short / "trap").mkdir()
+    (short / f"ray-{os.geteuid()}").symlink_to(short / "trap")
+    monkeypatch.setenv("TMPDIR", str(short))
+    assert not ray_folder().is_relative_to(short)
+    assert list((short / "trap").iterdir()) == []
+
+
+def test_full_disks_end_in_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=3 << 20))
+    with pytest.raises(StorageError) as refused:
+        ray_folder()
+    assert str(refused.value) == (
+        "no folder can hold Ray's files (/tmp: 3 MiB free; /var/tmp: 3 MiB free). Next: free space "
+        "there, or set RAY_TMPDIR to a folder with 64 MiB free and a short path"
+    )
