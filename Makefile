@@ -65,7 +65,7 @@ lint: $(DEVELOPMENT)  ## ruff, mypy and the import contracts
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: lint  ## everything CI runs: lint and all tests but the slow ones
+test: $(if $(filter floor,$(VERSIONS)),$(DEVELOPMENT),lint)  ## everything CI runs: lint and all tests but the slow ones
 	$(PYTEST) -n $(WORKERS) --dist loadfile -m "not slow and not chaos"
 
 test-slow: $(DEVELOPMENT)  ## the tests that take minutes: compilers, learning VGG, a submitted job

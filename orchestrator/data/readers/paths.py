@@ -122,10 +122,14 @@ def check_files(root: Path, names: Sequence[str]) -> list[int]:
 
 
 def _resolve(path: Path) -> Path | None:
-    """The real path; None where symbolic links form a loop or a name is too long."""
+    """The real path; None of a name that no file can have.
+
+    Links in a circle stay in it, which is what Path.resolve does from Python 3.13 on; opening such
+    a path fails.
+    """
     try:
-        return path.resolve()
-    except (OSError, RuntimeError, ValueError):
+        return Path(os.path.realpath(path))
+    except (OSError, ValueError):
         return None
 
 

@@ -199,7 +199,8 @@ MALFORMED = {
     "empty file": (b"", r":1:1: not valid JSON .*; the file ends too early"),
     "truncated": (json.dumps(TREE)[:150], r":1:\d+: not valid JSON"),
     "truncated in a string": (json.dumps(TREE)[:30], r"the file ends too early, copy it again"),
-    "trailing comma": ('{"images": [],\n}', r":2:1: not valid JSON"),
+    # Python 3.13 names the comma, others what follows it.
+    "trailing comma": ('{"images": [],\n}', r":(2:1|1:14): not valid JSON"),
     "comment": ("// made by hand\n{}", r":1:1: not valid JSON"),
     "byte order mark": (b"\xef\xbb\xbf" + json.dumps(TREE).encode(), r"byte order mark"),
     "latin-1": ('{"images": "é"}'.encode("latin-1"), r"byte 12 is not UTF-8"),
