@@ -29,7 +29,8 @@ from torchvision.ops import batched_nms
 
 import native
 from native import reference
-from native.rules import Float32, Int64, make_rule
+from native.rules import make_rule
+from native.types import Float32, Int64
 
 try:
     ensemble_nms: Any = importlib.import_module("ensemble_boxes.ensemble_boxes_nms").nms_method
@@ -99,8 +100,9 @@ def soft(
     max_per_class: int | None = None,
     max_total: int | None = None,
 ) -> tuple[Int64, Float32]:
-    return native.soft_nms(
+    keep, decayed, _ = native.soft_nms_batch(
         *scene,
+        np.array([0, len(scene.boxes)]),
         method=method,
         iou_threshold=IOU,
         sigma=SIGMA,
@@ -109,6 +111,12 @@ def soft(
         max_total=max_total,
         threads=1,
     )
+    return keep, decayed
+
+
+def hard(scene: Scene, *, max_total: int | None = None) -> Int64:
+    offsets = np.array([0, len(scene.boxes)])
+    return native.nms_batch(*scene, offsets, iou_threshold=0.5, max_total=max_total, threads=1)[0]
 
 
 def check_soft(classic: Classic, scene: Scene, method: native.Method) -> None:
@@ -176,12 +184,12 @@ def soft_row(scene: Scene, method: native.Method, classic: Classic, rounds: int)
 def hard_row(scene: Scene, rounds: int) -> dict[str, str]:
     tensors = [torch.from_numpy(part) for part in scene]
     kept = batched_nms(*tensors, 0.5).numpy()
-    ours = native.nms(*scene, iou_threshold=0.5)
+    ours = hard(scene)
     times = median_ms(
         {
             "torchvision": lambda: batched_nms(*tensors, 0.5),
-            "all": lambda: native.nms(*scene, iou_threshold=0.5, threads=1),
-            "top 100": lambda: native.nms(*scene, iou_threshold=0.5, max_total=100, threads=1),
+            "all": lambda: hard(scene),
+            "top 100": lambda: hard(scene, max_total=100),
         },
         rounds,
     )

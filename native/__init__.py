@@ -4,32 +4,33 @@ Both give the same bits. The environment variable ``ORCHESTRATOR_NATIVE`` choose
 reference, ``1`` refuses to run without the compiled kernels, unset takes what is there.
 """
 
-from native.candidates import Collected, collect
+from native.coco import Curves, DetectionMatches, accumulate, match_detections
 from native.dispatch import backend
-from native.grading import Curves, Verdicts, grade, tally
 from native.matching import match_priors
-from native.records import Exam, Found, Graded, Scale, Truth
+from native.records import (
+    AccumulateParams,
+    Annotations,
+    Detections,
+    MatchedDetections,
+    MatchParams,
+)
 from native.rules import Claims, Method
-from native.suppression import nms, nms_batch, soft_nms, soft_nms_batch
+from native.suppression import nms_batch, soft_nms_batch
 
 __all__ = [
+    "AccumulateParams",
+    "Annotations",
     "Claims",
-    "Collected",
     "Curves",
-    "Exam",
-    "Found",
-    "Graded",
+    "DetectionMatches",
+    "Detections",
+    "MatchParams",
+    "MatchedDetections",
     "Method",
-    "Scale",
-    "Truth",
-    "Verdicts",
+    "accumulate",
     "backend",
-    "collect",
-    "grade",
+    "match_detections",
     "match_priors",
-    "nms",
     "nms_batch",
-    "soft_nms",
     "soft_nms_batch",
-    "tally",
 ]

@@ -11,12 +11,11 @@
 #include <vector>
 
 #include "core/checks.hpp"
-#include "core/collection.hpp"
-#include "core/grading.hpp"
+#include "core/coco_accumulate.hpp"
+#include "core/coco_matching.hpp"
 #include "core/instructions.hpp"
 #include "core/matching.hpp"
 #include "core/suppression.hpp"
-#include "core/tally.hpp"
 
 namespace py = pybind11;
 
@@ -27,7 +26,6 @@ using Doubles = py::array_t<double, py::array::c_style>;
 using Words = py::array_t<std::uint64_t, py::array::c_style>;
 using Integers = py::array_t<std::int64_t, py::array::c_style>;
 using Flags = py::array_t<bool, py::array::c_style>;
-using AnyFloats = py::array_t<float>;  // of any strides
 
 static_assert(sizeof(bool) == sizeof(std::uint8_t));
 
@@ -76,60 +74,23 @@ std::tuple<Integers, Floats, Integers> suppress(const Floats& boxes, const Float
   return {kept_rows, kept_scores, kept_offsets};
 }
 
-std::tuple<Integers, Flags> match(const Floats& boxes, const Flags& valid, const Floats& priors,
-                                  float threshold, int claims, int threads) {
-  const kernels::Truth truth{boxes.data(),   reinterpret_cast<const std::uint8_t*>(valid.data()),
-                             priors.data(),  boxes.shape(0),
-                             boxes.shape(1), priors.shape(0)};
-  Integers box({truth.images, truth.count});
-  Flags positive({truth.images, truth.count});
+std::tuple<Integers, Flags> match_priors(const Floats& boxes, const Flags& valid,
+                                         const Floats& priors, float threshold, int claims,
+                                         int threads) {
+  const kernels::PriorBatch batch{
+      boxes.data(),   reinterpret_cast<const std::uint8_t*>(valid.data()),
+      priors.data(),  boxes.shape(0),
+      boxes.shape(1), priors.shape(0)};
+  Integers box({batch.images, batch.count});
+  Flags positive({batch.images, batch.count});
   std::int64_t* box_data = box.mutable_data();
   auto* positive_data = reinterpret_cast<std::uint8_t*>(positive.mutable_data());
   {
     const py::gil_scoped_release released;
-    kernels::match(truth, threshold, static_cast<kernels::Claims>(claims), threads, box_data,
+    kernels::match_priors(batch, threshold, static_cast<kernels::Claims>(claims), threads, box_data,
                    positive_data);
   }
   return {box, positive};
-}
-
-std::tuple<Floats, Floats, Integers, Integers> collect(const Floats& boxes, const AnyFloats& scores,
-                                                       float threshold, int threads) {
-  constexpr py::ssize_t kFloat = sizeof(float);
-  const kernels::Dense dense{boxes.data(),
-                             scores.data(),
-                             scores.shape(0),
-                             scores.shape(1),
-                             scores.shape(2),
-                             scores.strides(0) / kFloat,
-                             scores.strides(1) / kFloat,
-                             boxes.ndim() == 4};
-  if (dense.priors > kernels::kMostRows || dense.classes > kernels::kMostRows) {
-    throw std::invalid_argument("more than " + std::to_string(kernels::kMostRows) +
-                                " priors or classes");
-  }
-  std::vector<kernels::Found> results;
-  {
-    const py::gil_scoped_release released;
-    results = kernels::collect(dense, threshold, threads);
-  }
-  Integers offsets(dense.images + 1);
-  std::int64_t total = offsets.mutable_data()[0] = 0;
-  for (std::int64_t n = 0; n < dense.images; ++n) {
-    total += static_cast<std::int64_t>(results[n].scores.size());
-    offsets.mutable_data()[n + 1] = total;
-  }
-  Floats found_boxes({total, std::int64_t{4}}), found_scores(total);
-  Integers labels(total);
-  float* box = found_boxes.mutable_data();
-  float* score = found_scores.mutable_data();
-  std::int64_t* label = labels.mutable_data();
-  for (const kernels::Found& image : results) {
-    box = std::copy(image.boxes.begin(), image.boxes.end(), box);
-    score = std::copy(image.scores.begin(), image.scores.end(), score);
-    label = std::copy(image.labels.begin(), image.labels.end(), label);
-  }
-  return {found_boxes, found_scores, labels, offsets};
 }
 
 // A column of one of the records of native/records.py, which lives as long as the call.
@@ -138,59 +99,67 @@ Array column(const py::handle& record, const char* name) {
   return record.attr(name).cast<Array>();
 }
 
-std::tuple<Words, Words, Integers, Integers> grade(const py::handle& found, const py::handle& truth,
-                                                   const py::handle& exam, int threads) {
-  const auto images = column<Integers>(found, "images"), labels = column<Integers>(found, "labels");
-  const auto boxes = column<Doubles>(found, "boxes"), measures = column<Doubles>(found, "measures");
-  const auto scores = column<Doubles>(found, "scores");
-  const auto offsets = column<Integers>(truth, "offsets");
-  const auto classes = column<Integers>(truth, "labels");
-  const auto targets = column<Doubles>(truth, "boxes");
-  const auto sizes = column<Doubles>(truth, "measures");
-  const auto crowd = column<Flags>(truth, "crowd");
-  const auto thresholds = column<Doubles>(exam, "thresholds");
-  const auto ranges = column<Doubles>(exam, "ranges");
+std::tuple<Words, Words, Integers, Integers> match_detections(const py::handle& detections,
+                                                              const py::handle& annotations,
+                                                              const py::handle& params,
+                                                              int threads) {
+  const auto images = column<Integers>(detections, "images");
+  const auto labels = column<Integers>(detections, "labels");
+  const auto boxes = column<Doubles>(detections, "boxes");
+  const auto measures = column<Doubles>(detections, "measures");
+  const auto scores = column<Doubles>(detections, "scores");
+  const auto offsets = column<Integers>(annotations, "offsets");
+  const auto true_labels = column<Integers>(annotations, "labels");
+  const auto true_boxes = column<Doubles>(annotations, "boxes");
+  const auto true_measures = column<Doubles>(annotations, "measures");
+  const auto crowd = column<Flags>(annotations, "crowd");
+  const auto thresholds = column<Doubles>(params, "thresholds");
+  const auto ranges = column<Doubles>(params, "ranges");
   const py::ssize_t count = images.size();
-  Words hits(count), alarms(count);
-  Integers places(count), matched(count);
-  const kernels::Detections asked{images.data(),   labels.data(), boxes.data(),
-                             measures.data(), scores.data(), count};
-  const kernels::Annotations given{offsets.data(), classes.data(), targets.data(), sizes.data(),
-                             reinterpret_cast<const std::uint8_t*>(crowd.data())};
-  const kernels::Exam rules{thresholds.data(), ranges.data(), thresholds.size(), ranges.shape(0),
-                            exam.attr("limit").cast<std::int64_t>()};
-  const kernels::Verdicts into{hits.mutable_data(), alarms.mutable_data(), places.mutable_data(),
-                               matched.mutable_data()};
+  Words true_positives(count), false_positives(count);
+  Integers ranks(count), matched_boxes(count);
+  const kernels::Detections detection_columns{images.data(),   labels.data(), boxes.data(),
+                                              measures.data(), scores.data(), count};
+  const kernels::Annotations annotation_columns{
+      offsets.data(), true_labels.data(), true_boxes.data(), true_measures.data(),
+      reinterpret_cast<const std::uint8_t*>(crowd.data())};
+  const kernels::MatchParams parsed{thresholds.data(), ranges.data(), thresholds.size(),
+                                    ranges.shape(0), params.attr("limit").cast<std::int64_t>()};
+  const kernels::DetectionMatches into{true_positives.mutable_data(),
+                                       false_positives.mutable_data(), ranks.mutable_data(),
+                                       matched_boxes.mutable_data()};
   {
     const py::gil_scoped_release released;
-    kernels::grade(asked, given, rules, threads, into);
+    kernels::match_detections(detection_columns, annotation_columns, parsed, threads, into);
   }
-  return {hits, alarms, places, matched};
+  return {true_positives, false_positives, ranks, matched_boxes};
 }
 
-std::tuple<Doubles, Doubles, Doubles> tally(const py::handle& graded, const py::handle& scale,
-                                            int threads) {
-  const auto images = column<Integers>(graded, "images");
-  const auto labels = column<Integers>(graded, "labels");
-  const auto places = column<Integers>(graded, "places");
-  const auto scores = column<Doubles>(graded, "scores");
-  const auto hits = column<Words>(graded, "hits"), alarms = column<Words>(graded, "alarms");
-  const auto boxes = column<Integers>(scale, "boxes"), limits = column<Integers>(scale, "limits");
-  const auto recalls = column<Doubles>(scale, "recalls");
-  const kernels::Graded asked{images.data(), labels.data(), scores.data(), hits.data(),
-                              alarms.data(), places.data(), images.size()};
-  const kernels::Scale rules{boxes.data(),   recalls.data(),
-                             limits.data(),  boxes.shape(0),
-                             boxes.shape(1), scale.attr("levels").cast<std::int64_t>(),
-                             recalls.size(), limits.size()};
-  Doubles precision({rules.levels, rules.points, rules.classes, rules.spans});
-  Doubles reached({rules.levels, rules.points, rules.classes});
-  Doubles recall({rules.levels, rules.classes, rules.spans, rules.caps});
+std::tuple<Doubles, Doubles, Doubles> accumulate(const py::handle& matched,
+                                                 const py::handle& params, int threads) {
+  const auto images = column<Integers>(matched, "images");
+  const auto labels = column<Integers>(matched, "labels");
+  const auto ranks = column<Integers>(matched, "ranks");
+  const auto scores = column<Doubles>(matched, "scores");
+  const auto true_positives = column<Words>(matched, "true_positives");
+  const auto false_positives = column<Words>(matched, "false_positives");
+  const auto boxes = column<Integers>(params, "boxes"), limits = column<Integers>(params, "limits");
+  const auto recalls = column<Doubles>(params, "recalls");
+  const kernels::MatchedDetections columns{
+      images.data(),          labels.data(), scores.data(), true_positives.data(),
+      false_positives.data(), ranks.data(),  images.size()};
+  const kernels::AccumulateParams parsed{boxes.data(),   recalls.data(),
+                                         limits.data(),  boxes.shape(0),
+                                         boxes.shape(1), params.attr("levels").cast<std::int64_t>(),
+                                         recalls.size(), limits.size()};
+  Doubles precision({parsed.levels, parsed.points, parsed.classes, parsed.spans});
+  Doubles reached({parsed.levels, parsed.points, parsed.classes});
+  Doubles recall({parsed.levels, parsed.classes, parsed.spans, parsed.caps});
   const kernels::Curves into{precision.mutable_data(), reached.mutable_data(),
                              recall.mutable_data()};
   {
     const py::gil_scoped_release released;
-    kernels::tally(asked, rules, threads, into);
+    kernels::accumulate(columns, parsed, threads, into);
   }
   return {precision, reached, recall};
 }
@@ -213,14 +182,12 @@ PYBIND11_MODULE(_core, module, py::mod_gil_not_used()) {
   module.def("suppress", &suppress, py::arg("boxes").noconvert(), py::arg("scores").noconvert(),
              py::arg("labels").noconvert(), py::arg("offsets").noconvert(), py::arg("rule"),
              py::arg("threads"));
-  module.def("match", &match, py::arg("boxes").noconvert(), py::arg("valid").noconvert(),
-             py::arg("priors").noconvert(), py::arg("threshold"), py::arg("claims"),
+  module.def("match_priors", &match_priors, py::arg("boxes").noconvert(),
+             py::arg("valid").noconvert(), py::arg("priors").noconvert(), py::arg("threshold"), py::arg("claims"),
              py::arg("threads"));
-  module.def("collect", &collect, py::arg("boxes").noconvert(), py::arg("scores").noconvert(),
-             py::arg("threshold"), py::arg("threads"));
-  module.def("grade", &grade, py::arg("found"), py::arg("truth"), py::arg("exam"),
-             py::arg("threads"));
-  module.def("tally", &tally, py::arg("graded"), py::arg("scale"), py::arg("threads"));
+  module.def("match_detections", &match_detections, py::arg("detections"), py::arg("annotations"),
+             py::arg("params"), py::arg("threads"));
+  module.def("accumulate", &accumulate, py::arg("matched"), py::arg("params"), py::arg("threads"));
   module.def("first_bad_box", &first_bad_box, py::arg("boxes").noconvert());
   module.def("first_bad_score", &first_bad_score, py::arg("scores").noconvert());
   module.def("instruction_sets", &kernels::instruction_sets);

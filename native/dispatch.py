@@ -1,4 +1,8 @@
-"""Choice between the compiled kernels and the reference, made once per process on first use."""
+"""Choice between the compiled kernels and the reference, made once per process on first use.
+
+What every public function does before it calls a kernel stands here too: refusing boxes that no
+kernel can work on, and choosing the number of threads.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +11,14 @@ import logging
 import os
 from functools import cache
 from types import ModuleType
-from typing import TYPE_CHECKING, Literal, Protocol, cast
+from typing import Literal, Protocol, cast
+
+import numpy as np
 
 from native import reference
-from native.rules import Bool, Float32, Float64, Int64, Rule, UInt64
-
-if TYPE_CHECKING:
-    from native.records import Exam, Found, Graded, Scale, Truth
+from native.records import AccumulateParams, Annotations, Detections, MatchedDetections, MatchParams
+from native.rules import INVERTED, LARGEST_COORDINATE, NOT_FINITE, TOO_LARGE, Rule
+from native.types import Bool, Float32, Float64, Int64, UInt64
 
 _logger = logging.getLogger("native")
 
@@ -40,7 +45,7 @@ class Kernels(Protocol):
     ) -> tuple[Int64, Float32, Int64]:
         """See :func:`native.reference.suppress`."""
 
-    def match(
+    def match_priors(
         self,
         boxes: Float32,
         valid: Bool,
@@ -49,20 +54,17 @@ class Kernels(Protocol):
         claims: int,
         threads: int,
     ) -> tuple[Int64, Bool]:
-        """See :func:`native.reference.match`."""
+        """See :func:`native.reference.match_priors`."""
 
-    def collect(
-        self, boxes: Float32, scores: Float32, threshold: float, threads: int
-    ) -> tuple[Float32, Float32, Int64, Int64]:
-        """See :func:`native.reference.collect`."""
-
-    def grade(
-        self, found: Found, truth: Truth, exam: Exam, threads: int
+    def match_detections(
+        self, detections: Detections, annotations: Annotations, params: MatchParams, threads: int
     ) -> tuple[UInt64, UInt64, Int64, Int64]:
-        """See :func:`native.reference.grade`."""
+        """See :func:`native.reference.match_detections`."""
 
-    def tally(self, graded: Graded, scale: Scale, threads: int) -> tuple[Float64, Float64, Float64]:
-        """See :func:`native.reference.tally`."""
+    def accumulate(
+        self, matched: MatchedDetections, params: AccumulateParams, threads: int
+    ) -> tuple[Float64, Float64, Float64]:
+        """See :func:`native.reference.accumulate`."""
 
 
 def backend() -> Literal["native", "reference"]:
@@ -89,7 +91,7 @@ def kernels() -> Kernels:
     try:
         return _complete(importlib.import_module("native._core"))
     except ImportError as error:
-        remedy = "reinstall where a C++17 compiler is found (c++ --version) to build them"
+        remedy = "reinstall where a C++17 compiler is detections (c++ --version) to build them"
         if wish == "1":
             raise ImportError(f"{_VARIABLE}=1, but: {error}; {remedy}") from error
         _logger.warning(
@@ -130,3 +132,27 @@ def default_threads() -> int:
     if granted.isdigit() and int(granted) > 0:
         return min(cores, int(granted))
     return cores
+
+
+def refuse_bad_boxes(serving: Kernels, name: str, boxes: Float32) -> None:
+    """Raise ValueError for the first of (..., 4) boxes not finite, too large or inverted."""
+    row, fault = serving.first_bad_box(boxes.reshape(-1, 4))
+    if row < 0:
+        return
+    reason = {
+        NOT_FINITE: "is not finite",
+        TOO_LARGE: f"has a coordinate beyond {LARGEST_COORDINATE:g}, where areas overflow",
+        INVERTED: "is inverted: x1 <= x2 and y1 <= y2 must hold",
+    }[fault]
+    place = np.unravel_index(row, boxes.shape[:-1])
+    where = ", ".join(str(int(index)) for index in place)
+    raise ValueError(f"{name}[{where}] = {boxes[place].tolist()} {reason}")
+
+
+def checked_threads(threads: int | None) -> int:
+    """The number of threads asked for, or that granted to the process."""
+    if threads is None:
+        return default_threads()
+    if threads < 1:
+        raise ValueError(f"threads={threads}: must be at least 1, or None for the cores granted")
+    return threads

@@ -6,9 +6,9 @@ from typing import get_args
 
 import numpy as np
 
-from native.checks import checked_array, checked_threads, refuse_bad_boxes
-from native.dispatch import kernels
-from native.rules import Bool, Claims, Float32, Int64
+from native.dispatch import checked_threads, kernels, refuse_bad_boxes
+from native.rules import Claims
+from native.types import Bool, Float32, Int64, checked_array
 
 
 def match_priors(
@@ -58,7 +58,7 @@ def match_priors(
     serving = kernels()
     refuse_bad_boxes(serving, "boxes", boxes)
     refuse_bad_boxes(serving, "priors", priors)
-    return serving.match(
+    return serving.match_priors(
         boxes,
         valid,
         priors,

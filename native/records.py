@@ -1,4 +1,4 @@
-"""Columns that grading works on, checked when they are put together.
+"""Columns that COCO's rules work on, checked when they are put together.
 
 Shape legend: n images, m annotated boxes, d detections, K classes, T thresholds, B ranges.
 """
@@ -11,10 +11,9 @@ from dataclasses import dataclass, fields
 import numpy as np
 import numpy.typing as npt
 
-from native.checks import checked_array
-from native.rules import Bool, Float64, Int64, UInt64
+from native.types import Bool, Float64, Int64, UInt64, checked_array
 
-#: Bits of a verdict.
+#: Bits of a word of matches.
 _MOST_CELLS = 64
 
 
@@ -36,7 +35,7 @@ def _check_lengths(record: object, *names: str) -> None:
 
 
 @dataclass(frozen=True)
-class Truth:
+class Annotations:
     """Annotated boxes, image after image.
 
     Attributes:
@@ -73,11 +72,11 @@ class Truth:
 
 
 @dataclass(frozen=True)
-class Found:
+class Detections:
     """Detections, in any order; of equal scores the first counts first.
 
     Attributes:
-        images: (d,) int64 position of the image in :class:`Truth`.
+        images: (d,) int64 position of the image in :class:`Annotations`.
         labels: (d,) int64.
         boxes: (d, 4) float64 ``x, y, width, height``.
         measures: (d,) float64.
@@ -108,8 +107,8 @@ class Found:
 
 
 @dataclass(frozen=True)
-class Exam:
-    """What is asked of every detection: T * B questions, one bit each.
+class MatchParams:
+    """Thresholds and ranges of a matching: T * B answers for each detection, one bit each.
 
     Attributes:
         thresholds: (T,) float64 IoU from which a detection matches.
@@ -137,8 +136,8 @@ class Exam:
 
 
 @dataclass(frozen=True)
-class Graded:
-    """Detections with their verdicts, of any number of :func:`native.grade` calls.
+class MatchedDetections:
+    """Detections with their matches, of any number of :func:`native.match_detections` calls.
 
     Rows of one image come from one call and keep their order; how images follow each other changes
     nothing.
@@ -147,8 +146,8 @@ class Graded:
         images: (d,) int64, not below 0; they decide between equal scores.
         labels: (d,) int64 in 0..K-1.
         scores: (d,) float64, none NaN.
-        hits, alarms: (d,) uint64.
-        places: (d,) int64.
+        true_positives, false_positives: (d,) uint64.
+        ranks: (d,) int64.
 
     Raises:
         TypeError: an array has another dtype.
@@ -158,9 +157,9 @@ class Graded:
     images: Int64
     labels: Int64
     scores: Float64
-    hits: UInt64
-    alarms: UInt64
-    places: Int64
+    true_positives: UInt64
+    false_positives: UInt64
+    ranks: Int64
 
     def __post_init__(self) -> None:
         _check(
@@ -168,9 +167,9 @@ class Graded:
             images=(np.int64, 1),
             labels=(np.int64, 1),
             scores=(np.float64, 1),
-            hits=(np.uint64, 1),
-            alarms=(np.uint64, 1),
-            places=(np.int64, 1),
+            true_positives=(np.uint64, 1),
+            false_positives=(np.uint64, 1),
+            ranks=(np.int64, 1),
         )
         _check_lengths(self, *(field.name for field in fields(self)))
         _check_scores(self.scores)
@@ -178,19 +177,19 @@ class Graded:
             raise ValueError(f"images[{int(self.images.argmin())}] is negative")
 
     @classmethod
-    def join(cls, parts: Sequence[Graded]) -> Graded:
+    def join(cls, parts: Sequence[MatchedDetections]) -> MatchedDetections:
         """All rows of one or more."""
         names = [field.name for field in fields(cls)]
         return cls(**{n: np.concatenate([getattr(part, n) for part in parts]) for n in names})
 
 
 @dataclass(frozen=True)
-class Scale:
-    """What verdicts are counted against.
+class AccumulateParams:
+    """Boxes that count, and the recalls and limits at which the curves are read.
 
     Attributes:
         boxes: (K, B) int64 boxes that count, by class and range.
-        levels: T, the thresholds of the exam.
+        levels: T, the number of thresholds.
         recalls: (R,) float64 rising recalls at which precision is read.
         limits: (L,) int64 rising numbers of detections of a class in an image.
 

@@ -1,10 +1,9 @@
 """The definition of every kernel, in NumPy; the compiled ones must give the same bits.
 
-All arithmetic is float32, one rounding per written operation, in the written order, never fused.
-Verdicts on detections, which are float64 as COCO's, stand in :mod:`native.grading_reference`.
-Only the Gaussian weight is computed in float64 and rounded once, as in the published Cython code;
-:func:`exp_nonpositive` spells out its operations because the last bit of a library's ``exp``
-depends on the library.
+All arithmetic is float32, one rounding per written operation, in the written order, never fused;
+that of COCO's rules is float64, as in pycocotools. In suppression only the Gaussian weight is
+computed in float64 and rounded once, as in the published Cython code; :func:`exp_nonpositive`
+spells out its operations because the last bit of a library's ``exp`` depends on the library.
 """
 
 from __future__ import annotations
@@ -14,8 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from native.grading_reference import grade as grade
-from native.grading_reference import tally as tally
+from native.records import AccumulateParams, Annotations, Detections, MatchedDetections, MatchParams
 from native.rules import (
     FIRST,
     GAUSSIAN,
@@ -24,12 +22,9 @@ from native.rules import (
     LARGEST_COORDINATE,
     NOT_FINITE,
     TOO_LARGE,
-    Bool,
-    Float32,
-    Float64,
-    Int64,
     Rule,
 )
+from native.types import Bool, Float32, Float64, Int64, UInt64
 
 
 def first_bad_box(boxes: Float32) -> tuple[int, int]:
@@ -209,10 +204,10 @@ def exp_nonpositive(x: Float64) -> Float64:
     return np.ldexp(total, k.astype(np.int32))
 
 
-def match(
+def match_priors(
     boxes: Float32, valid: Bool, priors: Float32, threshold: float, claims: int, threads: int
 ) -> tuple[Int64, Bool]:
-    """Slot of the box of each prior, and whether the prior is positive; see ``match_priors``."""
+    """Slot of the box of each prior, and whether it is positive; :func:`native.match_priors`."""
     del threads
     found = [
         _match_image(slots, used, priors, np.float32(threshold), claims)
@@ -256,15 +251,102 @@ def _overlap_with_priors(box: Float32, priors: Float32) -> Float32:
     return overlap
 
 
-def collect(
-    boxes: Float32, scores: Float32, threshold: float, threads: int
-) -> tuple[Float32, Float32, Int64, Int64]:
-    """Boxes, scores, labels and offsets of the candidates; see :func:`native.collect`."""
+def match_detections(
+    detections: Detections, annotations: Annotations, params: MatchParams, threads: int
+) -> tuple[UInt64, UInt64, Int64, Int64]:
+    """True and false positives, ranks and boxes; see :class:`native.DetectionMatches`."""
     del threads
-    image, prior, label = np.nonzero(scores > np.float32(threshold))
-    found = boxes[image, prior, label] if boxes.ndim == 4 else boxes[image, prior]
-    finite = np.isfinite(found).all(axis=1)
-    image, prior, label, found = image[finite], prior[finite], label[finite], found[finite]
-    counts = np.bincount(image, minlength=len(scores))
-    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)])
-    return found, scores[image, prior, label], label.astype(np.int64), offsets
+    count = len(detections.images)
+    true_positives, false_positives = np.zeros(count, np.uint64), np.zeros(count, np.uint64)
+    ranks, boxes = np.zeros(count, np.int64), np.full(count, -1, np.int64)
+    order = np.lexsort((-detections.scores, detections.labels, detections.images))
+    group = np.stack([detections.images[order], detections.labels[order]])
+    starts = np.flatnonzero((np.diff(group, prepend=-1) != 0).any(axis=0))
+    for rows in np.split(order, starts)[1:]:
+        ranks[rows] = np.arange(len(rows))
+        rows = rows[: params.limit]
+        first, last = annotations.offsets[detections.images[rows[0]] :][:2].tolist()
+        targets = first + np.flatnonzero(
+            annotations.labels[first:last] == detections.labels[rows[0]]
+        )
+        overlaps = _overlaps(
+            detections.boxes[rows], annotations.boxes[targets], annotations.crowd[targets]
+        )
+        bit = np.uint64(1)
+        for low, high in params.ranges.tolist():
+            ignored = annotations.crowd[targets] | _outside(
+                annotations.measures[targets], low, high
+            )
+            outside = _outside(detections.measures[rows], low, high)
+            for threshold in params.thresholds.tolist():
+                taken = _match(overlaps, ignored, annotations.crowd[targets], threshold)
+                counts = np.append(~ignored, False)[taken]
+                true_positives[rows[counts]] |= bit
+                false_positives[rows[(taken < 0) & ~outside]] |= bit
+                if bit == 1:
+                    boxes[rows] = np.append(targets, -1)[taken]
+                bit <<= np.uint64(1)
+    return true_positives, false_positives, ranks, boxes
+
+
+def _outside(measures: Float64, low: float, high: float) -> Bool:
+    return (measures < low) | (measures > high)
+
+
+def _overlaps(detections: Float64, boxes: Float64, crowd: Bool) -> Float64:
+    """(d, m) IoU of xywh boxes as ``bbIou`` of pycocotools has it; 0 where areas overflow."""
+    x, y, w, h = (side[:, None] for side in detections.T)
+    bx, by, bw, bh = boxes.T
+    with np.errstate(all="ignore"):
+        width = np.minimum(w + x, bw + bx) - np.maximum(x, bx)
+        height = np.minimum(h + y, bh + by) - np.maximum(y, by)
+        shared, own = width * height, w * h
+        union = np.where(crowd, own, own + bw * bh - shared)
+        part = shared / union
+        return np.where((width <= 0) | (height <= 0) | np.isnan(part), 0.0, part)
+
+
+def _match(overlaps: Float64, ignored: Bool, crowd: Bool, threshold: float) -> Int64:
+    """(d,) the column each row takes, rows in turn; -1 for none."""
+    taken = np.full(len(overlaps), -1, np.int64)
+    free = np.ones(len(crowd), np.bool_)
+    for row, shared in enumerate(overlaps):
+        for group in (~ignored, ignored):
+            best = min(threshold, 1 - 1e-10)
+            for column in np.flatnonzero(group & (free | crowd)).tolist():
+                if not shared[column] < best:
+                    best, taken[row] = shared[column], column
+            if taken[row] >= 0:
+                free[taken[row]] = False
+                break
+    return taken
+
+
+def accumulate(
+    matched: MatchedDetections, params: AccumulateParams, threads: int
+) -> tuple[Float64, Float64, Float64]:
+    """Precision, scores and recall; see :class:`native.Curves`."""
+    del threads
+    classes, ranges = params.boxes.shape
+    points, limits = len(params.recalls), len(params.limits)
+    precision = np.full((params.levels, points, classes, ranges), -1.0)
+    scores = np.full((params.levels, points, classes), -1.0)
+    recall = np.full((params.levels, classes, ranges, limits), -1.0)
+    order = np.lexsort((matched.images, -matched.scores))
+    for label, span in np.argwhere(params.boxes).tolist():
+        rows = order[matched.labels[order] == label]
+        boxes = int(params.boxes[label, span])
+        for level in range(params.levels):
+            bit = np.uint64(span * params.levels + level)
+            true = (matched.true_positives[rows] >> bit & np.uint64(1)).astype(np.bool_)
+            false = (matched.false_positives[rows] >> bit & np.uint64(1)).astype(np.bool_)
+            tp, fp = np.cumsum(true, dtype=float), np.cumsum(false, dtype=float)
+            reached = tp / (fp + tp + np.spacing(1))
+            best = np.append(np.maximum.accumulate(reached[::-1])[::-1], 0.0)
+            at = np.searchsorted(tp / boxes, params.recalls, side="left")
+            precision[level, :, label, span] = best[at]
+            if span == 0:
+                scores[level, :, label] = np.append(matched.scores[rows], 0.0)[at]
+            within = matched.ranks[rows[true]][:, None] < params.limits
+            recall[level, label, span] = within.sum(axis=0) / boxes
+    return precision, scores, recall

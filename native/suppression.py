@@ -9,63 +9,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from native.checks import checked_array, checked_threads, refuse_bad_boxes
-from native.dispatch import kernels
-from native.rules import Float32, Int64, Method, Rule, make_rule
-
-
-def soft_nms(
-    boxes: Float32,
-    scores: Float32,
-    labels: Int64,
-    *,
-    method: Method = "linear",
-    iou_threshold: float = 0.3,
-    sigma: float = 0.5,
-    score_threshold: float = 0.001,
-    plus_one: bool = False,
-    top_k_per_class: int | None = None,
-    max_per_class: int | None = None,
-    max_total: int | None = None,
-    threads: int | None = None,
-) -> tuple[Int64, Float32]:
-    """Decay the scores of boxes that overlap a better box of their class.
-
-    Args:
-        boxes: (M, 4) float32 xyxy with x1 <= x2 and y1 <= y2.
-        scores: (M,) float32.
-        labels: (M,) int64, any values.
-        method: ``linear`` multiplies a score by ``1 - IoU`` above the threshold, ``gaussian`` by
-            ``exp(-IoU**2 / sigma)``, ``hard`` removes above the threshold.
-        iou_threshold: compared strictly, in float32; ``gaussian`` does not read it.
-        sigma: only ``gaussian`` reads it.
-        score_threshold: a score below it, decayed or given, removes the box.
-        plus_one: x2 and y2 are the last pixel inside, so a width is ``x2 - x1 + 1``.
-        top_k_per_class: only so many boxes of a class take part, those of highest score, the first
-            on ties.
-        max_per_class: most boxes kept of a class. Far cheaper than keeping all.
-        max_total: most boxes kept. Far cheaper than keeping all.
-        threads: most threads to use; None takes the cores granted to this process.
-
-    Returns:
-        Rows kept (int64) and their decayed scores (float32), by falling decayed score, then row.
-
-    Raises:
-        TypeError: an array has another dtype.
-        ValueError: a shape, value or parameter is not as above.
-    """
-    rule = make_rule(
-        method=method,
-        iou_threshold=iou_threshold,
-        sigma=sigma,
-        score_threshold=score_threshold,
-        plus_one=plus_one,
-        top_k_per_class=top_k_per_class,
-        max_per_class=max_per_class,
-        max_total=max_total,
-    )
-    keep, decayed, _ = _suppress(boxes, scores, labels, None, rule, threads)
-    return keep, decayed
+from native.dispatch import checked_threads, kernels, refuse_bad_boxes
+from native.rules import Method, Rule, make_rule
+from native.types import Float32, Int64, checked_array
 
 
 def soft_nms_batch(
@@ -84,20 +30,29 @@ def soft_nms_batch(
     max_total: int | None = None,
     threads: int | None = None,
 ) -> tuple[Int64, Float32, Int64]:
-    """:func:`soft_nms` of several images in one call; the caps hold per image.
+    """Decay the scores of boxes that overlap a better box of their class, in several images.
 
     Args:
-        boxes: (M, 4) float32 xyxy, the images one after the other.
+        boxes: (M, 4) float32 xyxy with x1 <= x2 and y1 <= y2, the images one after the other.
         scores: (M,) float32.
-        labels: (M,) int64.
+        labels: (M,) int64, any values.
         offsets: (N + 1,) int64 from 0 to M, not falling; image n is rows
             ``offsets[n]:offsets[n + 1]``.
-
-    The other arguments are those of :func:`soft_nms`.
+        method: ``linear`` multiplies a score by ``1 - IoU`` above the threshold, ``gaussian`` by
+            ``exp(-IoU**2 / sigma)``, ``hard`` removes above the threshold.
+        iou_threshold: compared strictly, in float32; ``gaussian`` does not read it.
+        sigma: only ``gaussian`` reads it.
+        score_threshold: a score below it, decayed or given, removes the box.
+        plus_one: x2 and y2 are the last pixel inside, so a width is ``x2 - x1 + 1``.
+        top_k_per_class: only so many boxes of a class of an image take part, those of highest
+            score, the first on ties.
+        max_per_class: most boxes kept of a class of an image. Far cheaper than keeping all.
+        max_total: most boxes kept of an image. Far cheaper than keeping all.
+        threads: most threads to use; None takes the cores granted to this process.
 
     Returns:
-        Rows of the input kept, their decayed scores, and the (N + 1,) offsets of the images in
-        both; within an image ordered as by :func:`soft_nms`.
+        Rows of the input kept (int64), by image, then by falling decayed score, then by row; their
+        decayed scores (float32); and the (N + 1,) offsets of the images in both.
 
     Raises:
         TypeError: an array has another dtype.
@@ -116,38 +71,6 @@ def soft_nms_batch(
     return _suppress(boxes, scores, labels, offsets, rule, threads)
 
 
-def nms(
-    boxes: Float32,
-    scores: Float32,
-    labels: Int64,
-    *,
-    iou_threshold: float,
-    plus_one: bool = False,
-    top_k_per_class: int | None = None,
-    max_per_class: int | None = None,
-    max_total: int | None = None,
-    threads: int | None = None,
-) -> Int64:
-    """Drop boxes whose IoU with a better box of their class is above the threshold.
-
-    Arguments, order and errors as in :func:`soft_nms`; scores may be any finite numbers.
-
-    Returns:
-        Rows kept (int64), by falling score, then row.
-    """
-    rule = make_rule(
-        method="hard",
-        iou_threshold=iou_threshold,
-        sigma=1.0,
-        score_threshold=None,
-        plus_one=plus_one,
-        top_k_per_class=top_k_per_class,
-        max_per_class=max_per_class,
-        max_total=max_total,
-    )
-    return _suppress(boxes, scores, labels, None, rule, threads)[0]
-
-
 def nms_batch(
     boxes: Float32,
     scores: Float32,
@@ -161,12 +84,13 @@ def nms_batch(
     max_total: int | None = None,
     threads: int | None = None,
 ) -> tuple[Int64, Int64]:
-    """:func:`nms` of several images in one call; the caps hold per image.
+    """Drop boxes whose IoU with a better box of their class and image is above the threshold.
 
-    Arguments and errors as in :func:`soft_nms_batch`.
+    Arguments and errors as in :func:`soft_nms_batch`; scores may be any finite numbers.
 
     Returns:
-        Rows of the input kept and the (N + 1,) offsets of the images in them.
+        Rows of the input kept (int64), by image, then by falling score, then by row; and the
+        (N + 1,) offsets of the images in them.
     """
     rule = make_rule(
         method="hard",
@@ -186,7 +110,7 @@ def _suppress(
     boxes: Float32,
     scores: Float32,
     labels: Int64,
-    offsets: Int64 | None,
+    offsets: Int64,
     rule: Rule,
     threads: int | None,
 ) -> tuple[Int64, Float32, Int64]:
@@ -204,10 +128,7 @@ def _suppress(
     row = serving.first_bad_score(scores)
     if row >= 0:
         raise ValueError(f"scores[{row}] = {scores[row]} is not finite")
-    if offsets is None:
-        offsets = np.array([0, rows], dtype=np.int64)
-    else:
-        offsets = _checked_offsets(offsets, rows)
+    offsets = _checked_offsets(offsets, rows)
     return serving.suppress(boxes, scores, labels, offsets, rule, checked_threads(threads))
 
 

@@ -51,12 +51,6 @@ struct Priors {
   std::int64_t tiles;
 };
 
-// Rows of scores, `stride` floats apart.
-struct Rows {
-  const float* scores;
-  std::int64_t count, columns, stride;
-};
-
 struct Engine {
   const char* name;
   // Keep up to `limit` of the boxes in `rows` (of one class, similar places near each other).
@@ -71,10 +65,6 @@ struct Engine {
   // it is higher. Returns the first prior of highest IoU.
   std::int64_t (*overlap_priors)(const Priors& priors, const float* box, std::int32_t slot,
                                  float* best, std::int32_t* best_slot);
-  // Write the place of each score above the threshold, row << 32 | column, from `row` on, which
-  // advances past the rows searched. Stops where a row might not fit into `room` more places.
-  std::int64_t (*find_above)(const Rows& rows, float threshold, std::int64_t* row,
-                             std::uint64_t* found, std::int64_t room);
 };
 
 // The engine in use.

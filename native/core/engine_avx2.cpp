@@ -21,7 +21,6 @@ namespace {
 #include "lanes.inl"
 #include "suppression.inl"
 #include "matching.inl"
-#include "collection.inl"
 }  // namespace
 
 #if defined(__clang__)
@@ -31,6 +30,6 @@ namespace {
 #endif
 
 namespace kernels {
-const Engine kAvx2Engine = {"avx2", blocked, lazy, overlap_priors, find_above};
+const Engine kAvx2Engine = {"avx2", blocked, lazy, overlap_priors};
 }
 #endif

@@ -13,9 +13,8 @@ namespace {
 #include "lanes.inl"
 #include "suppression.inl"
 #include "matching.inl"
-#include "collection.inl"
 }  // namespace
 
 namespace kernels {
-const Engine kBaselineEngine = {"baseline", blocked, lazy, overlap_priors, find_above};
+const Engine kBaselineEngine = {"baseline", blocked, lazy, overlap_priors};
 }

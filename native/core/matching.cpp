@@ -57,34 +57,34 @@ class Columns {
 
 }  // namespace
 
-void match(const Truth& truth, float threshold, Claims claims, int threads, std::int64_t* box,
-           std::uint8_t* positive) {
-  if (truth.count == 0) return;
-  const Columns columns(truth.priors, truth.count);
+void match_priors(const PriorBatch& batch, float threshold, Claims claims, int threads,
+                  std::int64_t* box, std::uint8_t* positive) {
+  if (batch.count == 0) return;
+  const Columns columns(batch.priors, batch.count);
   const std::size_t padded = static_cast<std::size_t>(columns.priors().tiles * kTile);
-  const bool worth = truth.images * truth.slots * truth.count >= kWorthThreads;
-  parallel_for(truth.images, worth ? threads : 1, [&](std::int64_t image, int) {
-    const float* boxes = truth.boxes + image * truth.slots * 4;
-    const std::uint8_t* valid = truth.valid + image * truth.slots;
-    std::int64_t* image_box = box + image * truth.count;
-    std::uint8_t* image_positive = positive + image * truth.count;
-    const std::int64_t first = std::find(valid, valid + truth.slots, 1) - valid;
-    if (first == truth.slots) {
-      std::fill_n(image_box, truth.count, 0);
-      std::fill_n(image_positive, truth.count, std::uint8_t{0});
+  const bool worth = batch.images * batch.slots * batch.count >= kWorthThreads;
+  parallel_for(batch.images, worth ? threads : 1, [&](std::int64_t image, int) {
+    const float* boxes = batch.boxes + image * batch.slots * 4;
+    const std::uint8_t* valid = batch.valid + image * batch.slots;
+    std::int64_t* image_box = box + image * batch.count;
+    std::uint8_t* image_positive = positive + image * batch.count;
+    const std::int64_t first = std::find(valid, valid + batch.slots, 1) - valid;
+    if (first == batch.slots) {
+      std::fill_n(image_box, batch.count, 0);
+      std::fill_n(image_positive, batch.count, std::uint8_t{0});
       return;
     }
     std::vector<float> best(padded, 0.0f);
     std::vector<std::int32_t> slot(padded, static_cast<std::int32_t>(first));
-    std::vector<std::int64_t> claimed(static_cast<std::size_t>(truth.slots), -1);
-    for (std::int64_t at = first; at < truth.slots; ++at) {
+    std::vector<std::int64_t> claimed(static_cast<std::size_t>(batch.slots), -1);
+    for (std::int64_t at = first; at < batch.slots; ++at) {
       if (!valid[at]) continue;
       claimed[at] = engine().overlap_priors(columns.priors(), boxes + 4 * at,
                                             static_cast<std::int32_t>(at), best.data(),
                                             slot.data());
     }
-    std::copy_n(slot.begin(), truth.count, image_box);
-    for (std::int64_t prior = 0; prior < truth.count; ++prior) {
+    std::copy_n(slot.begin(), batch.count, image_box);
+    for (std::int64_t prior = 0; prior < batch.count; ++prior) {
       image_positive[prior] =
           claims == Claims::kFirst ? best[prior] > threshold : best[prior] >= threshold;
     }
@@ -94,9 +94,9 @@ void match(const Truth& truth, float threshold, Claims claims, int threads, std:
       image_positive[claimed[at]] = 1;
     };
     if (claims == Claims::kLast) {
-      for (std::int64_t at = 0; at < truth.slots; ++at) claim(at);
+      for (std::int64_t at = 0; at < batch.slots; ++at) claim(at);
     } else {
-      for (std::int64_t at = truth.slots; at-- > 0;) claim(at);
+      for (std::int64_t at = batch.slots; at-- > 0;) claim(at);
     }
   });
 }

@@ -6,7 +6,7 @@
 namespace kernels {
 
 // Padded boxes of a batch and the priors they are matched with; all xyxy, checked.
-struct Truth {
+struct PriorBatch {
   const float* boxes;         // (images, slots, 4)
   const std::uint8_t* valid;  // (images, slots)
   const float* priors;        // (count, 4)
@@ -21,7 +21,7 @@ enum class Claims {
 
 // Writes, for every prior of every image, (images, count): the slot of its box, and whether it is
 // positive.
-void match(const Truth& truth, float threshold, Claims claims, int threads, std::int64_t* box,
-           std::uint8_t* positive);
+void match_priors(const PriorBatch& batch, float threshold, Claims claims, int threads,
+                  std::int64_t* box, std::uint8_t* positive);
 
 }  // namespace kernels

@@ -220,8 +220,8 @@ def confuse(dataset: Dataset, results: Results, *, threshold: float) -> Confusio
         scores=results.scores[rows],
     )
     blind = dataclasses.replace(dataset, labels=np.zeros_like(dataset.labels))
-    taking_part, verdicts = judge(blind, chosen, [_CONFUSION_IOU])
-    found = verdicts.boxes[taking_part]
+    taking_part, matches_at = judge(blind, chosen, [_CONFUSION_IOU])
+    found = matches_at.boxes[taking_part]
     none = len(dataset.label_map)
     counts = np.zeros((none + 1, none + 1), np.int64)
     # Row -1 of the boxes, which false alarms point at, is background.

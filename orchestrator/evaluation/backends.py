@@ -128,7 +128,7 @@ def _difference(name: Backend) -> str | None:
     return None
 
 
-def _guard_case() -> tuple[Columns, native.Found]:
+def _guard_case() -> tuple[Columns, native.Detections]:
     """Forty images of drawn boxes with crowds, equal scores, misses and images without either."""
     rng = np.random.default_rng(0)
     images, classes, truths, founds = 40, 4, 120, 400
@@ -138,14 +138,14 @@ def _guard_case() -> tuple[Columns, native.Found]:
     source = rng.integers(0, truths, founds)
     moved = boxes[source] + rng.normal(0, 3, (founds, 4)).round(1)
     moved[:, 2:] = np.maximum(moved[:, 2:], 0)
-    truth = native.Truth(
+    truth = native.Annotations(
         offsets=np.searchsorted(image, np.arange(images + 1)),
         labels=label,
         boxes=boxes,
         measures=boxes[:, 2] * boxes[:, 3] * 0.8,
         crowd=rng.random(truths) < 0.1,
     )
-    found = native.Found(
+    found = native.Detections(
         images=np.where(rng.random(founds) < 0.9, image[source], rng.integers(0, images, founds)),
         labels=np.where(rng.random(founds) < 0.9, label[source], rng.integers(0, classes, founds)),
         boxes=moved,
@@ -155,13 +155,13 @@ def _guard_case() -> tuple[Columns, native.Found]:
     return Columns(truth, classes, np.arange(images), np.arange(classes), False), found
 
 
-def _native(columns: Columns, found: native.Found, bins: Bins) -> Arrays:
+def _native(columns: Columns, found: native.Detections, bins: Bins) -> Arrays:
     grader = Grader(columns, bins)
     grader.add(found)
     return grader.arrays()
 
 
-def _hotcoco(columns: Columns, found: native.Found, bins: Bins) -> Arrays:
+def _hotcoco(columns: Columns, found: native.Detections, bins: Bins) -> Arrays:
     import hotcoco
 
     images = [{"id": i + 1} for i in range(len(columns.image_ids))]
@@ -190,7 +190,7 @@ def _hotcoco(columns: Columns, found: native.Found, bins: Bins) -> Arrays:
     return _arrays(evaluation.eval)
 
 
-def _pycocotools(columns: Columns, found: native.Found, bins: Bins) -> Arrays:
+def _pycocotools(columns: Columns, found: native.Detections, bins: Bins) -> Arrays:
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation = COCOeval(
             _coco(columns, _truth(columns)), _coco(columns, _found(found)), "bbox"
@@ -231,7 +231,7 @@ def _truth(columns: Columns) -> Iterator[dict[str, Any]]:
         yield {**row, "iscrowd": int(crowd)}
 
 
-def _found(found: native.Found) -> Iterator[dict[str, Any]]:
+def _found(found: native.Detections) -> Iterator[dict[str, Any]]:
     rows = _rows(found.images, found.labels, found.boxes, found.measures)
     for row, score_ in zip(rows, found.scores.tolist(), strict=True):
         yield {**row, "iscrowd": 0, "score": score_}

@@ -1,7 +1,7 @@
-"""COCO's rules in the form our kernels take them: which boxes count, and verdicts as images come.
+"""COCO's rules in the form our kernels take them: which boxes count, and matches as images come.
 
-:func:`native.grade` needs one image at a time and :func:`native.tally` all of them, so that after
-the last batch only the tally is left.
+:func:`native.match_detections` needs one image at a time and :func:`native.accumulate` all of them,
+so that after the last batch only the accumulation is left.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Columns:
         by_aspect: whether the measure is an aspect ratio.
     """
 
-    truth: native.Truth
+    truth: native.Annotations
     classes: int
     image_ids: NDArray[np.int64]
     class_ranks: NDArray[np.int64]
@@ -88,7 +88,7 @@ class Columns:
         order = np.argsort(dataset.image_ids)
         rows = np.argsort(np.repeat(np.argsort(order), counts), kind="stable")
         boxes = dataset.boxes_xywh[rows]
-        truth = native.Truth(
+        truth = native.Annotations(
             offsets=np.concatenate([[0], np.cumsum(counts[order])]),
             labels=ranks[dataset.labels[rows]],
             boxes=boxes,
@@ -97,10 +97,10 @@ class Columns:
         )
         return cls(truth, len(ranks), dataset.image_ids[order], ranks, bins.by_aspect)
 
-    def found(self, results: Results) -> native.Found:
+    def found(self, results: Results) -> native.Detections:
         """Detections in the same numbers."""
         boxes = results.boxes_xywh
-        return native.Found(
+        return native.Detections(
             images=np.searchsorted(self.image_ids, results.image_ids),
             labels=self.class_ranks[results.labels],
             boxes=boxes,
@@ -121,7 +121,7 @@ def _aspect(boxes_xywh: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.minimum(ratio, _INFINITE)
 
 
-_NOTHING = native.Found(
+_NOTHING = native.Detections(
     images=np.zeros(0, np.int64),
     labels=np.zeros(0, np.int64),
     boxes=np.zeros((0, 4)),
@@ -142,30 +142,34 @@ class Grader:
         truth = columns.truth
         self._truth = truth
         ranges = np.array(bins.limits)
-        self._exam = native.Exam(_THRESHOLDS, ranges, LIMITS[-1])
+        self._match_params = native.MatchParams(_THRESHOLDS, ranges, LIMITS[-1])
         low, high = ranges.T
         counts = ~truth.crowd[:, None] & (truth.measures[:, None] >= low)
         counts &= truth.measures[:, None] <= high
         boxes = np.zeros((columns.classes, len(ranges)), np.int64)
         np.add.at(boxes, truth.labels, counts)
-        self._scale = native.Scale(boxes, len(_THRESHOLDS), _RECALLS, np.array(LIMITS))
-        self._parts: list[native.Graded] = []
+        self._accumulate_params = native.AccumulateParams(
+            boxes, len(_THRESHOLDS), _RECALLS, np.array(LIMITS)
+        )
+        self._parts: list[native.MatchedDetections] = []
         self.add(_NOTHING)
 
-    def add(self, found: native.Found) -> None:
+    def add(self, found: native.Detections) -> None:
         """Match all detections of some images that did not come before."""
-        verdicts = native.grade(found, self._truth, self._exam)
+        matches = native.match_detections(found, self._truth, self._match_params)
         self._parts.append(
-            native.Graded(
+            native.MatchedDetections(
                 images=found.images,
                 labels=found.labels,
                 scores=found.scores,
-                hits=verdicts.hits,
-                alarms=verdicts.alarms,
-                places=verdicts.places,
+                true_positives=matches.true_positives,
+                false_positives=matches.false_positives,
+                ranks=matches.ranks,
             )
         )
 
     def arrays(self) -> Arrays:
         """Of everything added so far; images that never came are missed."""
-        return Arrays(*native.tally(native.Graded.join(self._parts), self._scale))
+        return Arrays(
+            *native.accumulate(native.MatchedDetections.join(self._parts), self._accumulate_params)
+        )

@@ -67,40 +67,40 @@ class Matches:
 
 def judge(
     dataset: Dataset, results: Results, thresholds: Sequence[float]
-) -> tuple[NDArray[np.int64], native.Verdicts]:
+) -> tuple[NDArray[np.int64], native.DetectionMatches]:
     """Match sound results, boxes of all sizes at once.
 
     Returns:
         Rows of the results in the order COCO ranks them over all images, those beyond the
-        hundredth of a class in an image left out; and the verdict on every row of the results.
+        hundredth of a class in an image left out; and the matches of every row of the results.
     """
     ranks = np.argsort(np.argsort(dataset.image_ids))
     images, _ = positions_in(results.image_ids, dataset.image_ids)
-    verdicts = native.grade(
-        native.Found(
+    matches = native.match_detections(
+        native.Detections(
             images=images,
             labels=results.labels,
             boxes=results.boxes_xywh,
             measures=np.zeros(len(results)),
             scores=results.scores,
         ),
-        native.Truth(
+        native.Annotations(
             offsets=dataset.offsets,
             labels=dataset.labels,
             boxes=dataset.boxes_xywh,
             measures=np.zeros(len(dataset.labels)),
             crowd=dataset.crowd,
         ),
-        native.Exam(np.array(thresholds), np.zeros((1, 2)), _LIMIT),
+        native.MatchParams(np.array(thresholds), np.zeros((1, 2)), _LIMIT),
     )
     order = np.lexsort((ranks[images], -results.scores))
-    return order[verdicts.places[order] < _LIMIT], verdicts
+    return order[matches.ranks[order] < _LIMIT], matches
 
 
 def match(dataset: Dataset, results: Results, *, threshold: float = 0.5) -> Matches:
     """Match sound results at one IoU threshold."""
-    rows, verdicts = judge(dataset, results, [threshold])
-    found = verdicts.boxes[rows]
+    rows, matches = judge(dataset, results, [threshold])
+    found = matches.boxes[rows]
     image, _ = positions_in(results.image_ids[rows], dataset.image_ids)
     label, boxes = results.labels[rows], results.boxes_xywh[rows]
     own_iou, other_iou = np.zeros(len(rows)), np.zeros(len(rows))

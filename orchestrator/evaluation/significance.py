@@ -147,12 +147,12 @@ class Tally:
         """
         results = sound(dataset, found)
         classes = len(dataset.label_map)
-        rows, verdicts = judge(dataset, results, _THRESHOLDS.tolist())
+        rows, matches = judge(dataset, results, _THRESHOLDS.tolist())
         image, _ = positions_in(results.image_ids[rows], dataset.image_ids)
         bits = np.arange(len(_THRESHOLDS), dtype=np.uint64)[:, None]
         hit, alarm = (
             (words[rows] >> bits & np.uint64(1)).astype(np.bool_)
-            for words in (verdicts.hits, verdicts.alarms)
+            for words in (matches.true_positives, matches.false_positives)
         )
         counting = ~dataset.crowd
         truth_image = np.repeat(np.arange(len(dataset)), np.diff(dataset.offsets))

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import strategies as st
 
 from native import reference
-from native.records import Exam, Found, Graded, Scale, Truth
-from native.rules import FIRST, LAST, Bool, Float32, Float64, Int64, Rule, make_rule
+from native.records import AccumulateParams, Annotations, Detections, MatchedDetections, MatchParams
+from native.rules import FIRST, LAST, Rule, make_rule
+from native.types import Bool, Float32, Float64, Int64
 
 #: Examples per property; `make parity` raises it.
 CASES = int(os.environ.get("ORCHESTRATOR_PARITY_CASES", "150"))
@@ -87,7 +88,7 @@ def rules(draw: st.DrawFn) -> Rule:
     )
 
 
-class MatchCase(NamedTuple):
+class PriorCase(NamedTuple):
     boxes: Float32
     valid: Bool
     priors: Float32
@@ -96,7 +97,7 @@ class MatchCase(NamedTuple):
 
 
 @st.composite
-def match_cases(draw: st.DrawFn) -> MatchCase:
+def prior_cases(draw: st.DrawFn) -> PriorCase:
     """Padded boxes and priors, some of them equal, without area or repeated over many tiles."""
     kind = draw(st.integers(0, 2))
 
@@ -110,31 +111,13 @@ def match_cases(draw: st.DrawFn) -> MatchCase:
     copies = draw(st.sampled_from([1, 1, 30]))
     step = np.float32(draw(st.sampled_from([0.0, 0.5, 30.0])))
     shift = np.repeat(np.arange(copies, dtype=np.float32) * step, len(priors))[:, None]
-    return MatchCase(
+    return PriorCase(
         boxes(images, slots),
         draw(hnp.arrays(np.bool_, (images, slots))),
         np.tile(priors, (copies, 1)) + shift,
         float(np.float32(draw(st.sampled_from([0.0, 0.3, 0.5, 1.0])))),
         draw(st.sampled_from([FIRST, LAST])),
     )
-
-
-class CollectCase(NamedTuple):
-    boxes: Float32
-    scores: Float32
-    threshold: float
-
-
-@st.composite
-def collect_cases(draw: st.DrawFn) -> CollectCase:
-    """Scores as a slice of a wider array or not, boxes shared by the classes or not."""
-    images, priors, classes = (draw(st.integers(0, most)) for most in (3, 9, 19))
-    any_float = st.floats(width=32) | st.sampled_from([0.0, 0.25, 0.5, 1.0])
-    hidden = draw(st.sampled_from([0, 1, 3]))
-    scores = draw(hnp.arrays(np.float32, (images, priors, hidden + classes), elements=any_float))
-    shape = (images, priors, classes, 4) if draw(st.booleans()) else (images, priors, 4)
-    boxes = draw(hnp.arrays(np.float32, shape, elements=any_float))
-    return CollectCase(boxes, scores[:, :, hidden:], draw(st.sampled_from([-1.0, 0.25, 0.5])))
 
 
 def assert_same_bits(got: tuple[Any, ...], expected: tuple[Any, ...]) -> None:
@@ -151,14 +134,14 @@ def compiled() -> Any:
     return pytest.importorskip("native._core", reason="the kernels were not compiled here")
 
 
-class GradeCase(NamedTuple):
-    found: Found
-    truth: Truth
-    exam: Exam
+class DetectionCase(NamedTuple):
+    detections: Detections
+    annotations: Annotations
+    params: MatchParams
 
 
 @st.composite
-def grade_cases(draw: st.DrawFn) -> GradeCase:
+def detection_cases(draw: st.DrawFn) -> DetectionCase:
     """Boxes on a coarse grid or anywhere, so that overlaps tie, miss and meet thresholds."""
     images = draw(st.integers(1, 4))
     places = _DOUBLES[draw(st.integers(0, 1))]
@@ -177,50 +160,56 @@ def grade_cases(draw: st.DrawFn) -> GradeCase:
 
     boxes, count = draw(st.integers(0, 12)), draw(st.integers(0, 20))
     cuts = sorted(draw(st.lists(st.integers(0, boxes), min_size=images - 1, max_size=images - 1)))
-    truth = Truth(
+    annotations = Annotations(
         np.array([0, *cuts, boxes], np.int64),
         *columns(boxes),
         draw(hnp.arrays(np.bool_, boxes)),
     )
     where = draw(hnp.arrays(np.int64, count, elements=st.integers(0, images - 1)))
     scores = st.sampled_from([-1.0, -0.0, 0.0, 0.25, 0.5]) | st.floats(-2, 2)
-    found = Found(where, *columns(count), draw(hnp.arrays(np.float64, count, elements=scores)))
+    detections = Detections(
+        where, *columns(count), draw(hnp.arrays(np.float64, count, elements=scores))
+    )
     thresholds = draw(st.lists(st.sampled_from([0.0, 0.3, 0.5, 0.75, 1.0]), min_size=1, max_size=5))
     ends = st.sampled_from([0.0, 1.0, 4.0, 10.0])
     ranges = draw(st.lists(st.tuples(ends, ends), min_size=1, max_size=4))
     limit = draw(st.sampled_from([1, 3, 100]))
-    return GradeCase(found, truth, Exam(np.array(thresholds), np.array(ranges), limit))
+    return DetectionCase(
+        detections, annotations, MatchParams(np.array(thresholds), np.array(ranges), limit)
+    )
 
 
 _DOUBLES = [st.integers(0, 6).map(float), st.floats(-1e200, 1e200)]
 
 
-class TallyCase(NamedTuple):
-    graded: Graded
-    scale: Scale
+class AccumulateCase(NamedTuple):
+    matched: MatchedDetections
+    params: AccumulateParams
 
 
 @st.composite
-def tally_cases(draw: st.DrawFn) -> TallyCase:
-    """Any verdicts, most of them of one piece, on detections whose scores and images repeat."""
+def accumulate_cases(draw: st.DrawFn) -> AccumulateCase:
+    """Any matches, most of them of one piece, on detections whose scores and images repeat."""
     count, classes = draw(st.integers(0, 30)), draw(st.integers(1, 4))
     levels, ranges = draw(st.sampled_from([(1, 1), (3, 2), (10, 4), (64, 1), (1, 64)]))
     whole = 2 ** (levels * ranges) - 1
     words = st.sampled_from([0, whole, 1]) | st.integers(0, whole)
-    hits = draw(hnp.arrays(np.uint64, count, elements=words))
+    true_positives = draw(hnp.arrays(np.uint64, count, elements=words))
 
     def numbers(most: int) -> Int64:
         return draw(hnp.arrays(np.int64, count, elements=st.integers(0, most)))
 
     scores = st.sampled_from([-1.0, -0.0, 0.0, 0.25, 0.5]) | st.floats(allow_nan=False)
-    graded = Graded(
+    matched = MatchedDetections(
         images=numbers(300),
         labels=numbers(classes - 1),
         scores=draw(hnp.arrays(np.float64, count, elements=scores)),
-        hits=hits,
-        alarms=draw(hnp.arrays(np.uint64, count, elements=words)) & ~hits,
-        places=numbers(12),
+        true_positives=true_positives,
+        false_positives=draw(hnp.arrays(np.uint64, count, elements=words)) & ~true_positives,
+        ranks=numbers(12),
     )
     recalls = draw(st.sampled_from([[0.0, 0.5, 1.0], [0.25], np.linspace(0, 1, 101)]))
     boxes = draw(hnp.arrays(np.int64, (classes, ranges), elements=st.integers(0, 40)))
-    return TallyCase(graded, Scale(boxes, levels, np.array(recalls), np.array([1, 10])))
+    return AccumulateCase(
+        matched, AccumulateParams(boxes, levels, np.array(recalls), np.array([1, 10]))
+    )

@@ -28,6 +28,5 @@ if [ -n "${PYTHON:-}" ]; then
         ORCHESTRATOR_NATIVE=1 OMP_NUM_THREADS=1 \
         "$PYTHON" -m pytest -q -p no:cacheprovider -o pythonpath="$folder/lib" \
         tests/native/test_native_parity.py tests/native/test_native_suppression.py \
-        tests/native/test_native_matching.py tests/native/test_native_candidates.py \
-        tests/native/test_native_grading.py
+        tests/native/test_native_matching.py tests/native/test_native_coco.py
 fi

@@ -14,10 +14,10 @@
 #include <vector>
 
 #include "checks.hpp"
-#include "grading.hpp"
+#include "coco_accumulate.hpp"
+#include "coco_matching.hpp"
 #include "instructions.hpp"
 #include "suppression.hpp"
-#include "tally.hpp"
 
 namespace {
 
@@ -167,9 +167,9 @@ void check(bool equal, const char* what, int seed) {
   std::exit(1);
 }
 
-// Verdicts and curves of drawn detections, on one and on several threads. Of each box at most one
+// DetectionMatches and curves of drawn detections, on one and on several threads. Of each box at most one
 // detection is a hit in a range at a threshold.
-void run_grading(int seed, std::int64_t count) {
+void run_coco(int seed, std::int64_t count) {
   Draw draw(static_cast<unsigned>(seed));
   const std::int64_t images = 1 + draw.below(5), classes = 1 + draw.below(3), boxes = draw.below(40);
   std::vector<std::int64_t> offsets{0}, of_image, labels, box_labels;
@@ -198,42 +198,42 @@ void run_grading(int seed, std::int64_t count) {
   }
   const double thresholds[] = {0.5, 0.75}, ranges[] = {0, 9, 0, 4}, recalls[] = {0, 0.5, 1};
   const std::int64_t limits[] = {1, 10};
-  const kernels::Detections found{of_image.data(), labels.data(), places.data(),
+  const kernels::Detections detections{of_image.data(), labels.data(), places.data(),
                              measures.data(), scores.data(), count};
-  const kernels::Annotations truth{offsets.data(), box_labels.data(), box_places.data(),
+  const kernels::Annotations annotations{offsets.data(), box_labels.data(), box_places.data(),
                              box_measures.data(), crowd.data()};
-  const kernels::Exam exam{thresholds, ranges, 2, 2, 10};
+  const kernels::MatchParams match_params{thresholds, ranges, 2, 2, 10};
   const std::vector<std::int64_t> many(static_cast<std::size_t>(2 * classes), boxes + 1);
-  const kernels::Scale scale{many.data(), recalls, limits, classes, 2, 2, 3, 2};
-  std::vector<std::uint64_t> hits[2], alarms[2];
+  const kernels::AccumulateParams accumulate_params{many.data(), recalls, limits, classes, 2, 2, 3, 2};
+  std::vector<std::uint64_t> true_positives[2], false_positives[2];
   std::vector<std::int64_t> ranks[2], matched[2];
   std::vector<double> curves[2];
   for (const int run : {0, 1}) {
     const auto size = static_cast<std::size_t>(count);
-    hits[run].resize(size);
-    alarms[run].resize(size);
+    true_positives[run].resize(size);
+    false_positives[run].resize(size);
     ranks[run].resize(size);
     matched[run].resize(size);
     const int threads = run == 0 ? 1 : 3;
-    kernels::grade(found, truth, exam, threads,
-                   {hits[run].data(), alarms[run].data(), ranks[run].data(), matched[run].data()});
+    kernels::match_detections(detections, annotations, match_params, threads,
+                   {true_positives[run].data(), false_positives[run].data(), ranks[run].data(), matched[run].data()});
     curves[run].resize(static_cast<std::size_t>(classes * (12 + 6 + 8)));
     double* precision = curves[run].data();
-    kernels::tally({of_image.data(), labels.data(), scores.data(), hits[run].data(),
-                    alarms[run].data(), ranks[run].data(), count},
-                   scale, threads,
+    kernels::accumulate({of_image.data(), labels.data(), scores.data(), true_positives[run].data(),
+                    false_positives[run].data(), ranks[run].data(), count},
+                   accumulate_params, threads,
                    {precision, precision + 12 * classes, precision + 18 * classes});
   }
-  check(hits[0] == hits[1] && alarms[0] == alarms[1] && ranks[0] == ranks[1] &&
+  check(true_positives[0] == true_positives[1] && false_positives[0] == false_positives[1] && ranks[0] == ranks[1] &&
             matched[0] == matched[1] && curves[0] == curves[1],
-        "threads of grading", seed);
+        "threads of COCO's rules", seed);
   for (int bit = 0; bit < 4; ++bit) {
     std::int64_t total = 0;
     for (std::int64_t row = 0; row < count; ++row) {
-      total += hits[0][row] >> bit & 1;
-      check((hits[0][row] & alarms[0][row]) == 0, "hit and alarm", seed);
+      total += true_positives[0][row] >> bit & 1;
+      check((true_positives[0][row] & false_positives[0][row]) == 0, "true and false positives", seed);
     }
-    check(total <= boxes, "hits and boxes", seed);
+    check(total <= boxes, "true positives and boxes", seed);
   }
 }
 
@@ -272,7 +272,7 @@ int main(int argc, char** argv) {
   const int problems = argc > 1 ? std::atoi(argv[1]) : 2000;
   std::uint64_t sum = 0xcbf29ce484222325u;
   for (int seed = 0; seed < problems; ++seed) {
-    run_grading(seed, seed % 400 == 0 ? 1 << 14 : seed % 30);
+    run_coco(seed, seed % 400 == 0 ? 1 << 14 : seed % 30);
     const Problem problem = Draw(static_cast<unsigned>(seed)).problem();
     const auto rows = static_cast<std::int64_t>(problem.scores.size());
     check(kernels::first_bad_box(problem.boxes.data(), rows).row == -1, "checks", seed);

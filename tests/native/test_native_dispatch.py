@@ -16,10 +16,11 @@ ROOT = Path(__file__).parents[2]
 _TWO_CALLS = """
 import numpy as np, native
 for _ in range(2):
-    keep, _ = native.soft_nms(
+    keep, _, _ = native.soft_nms_batch(
         np.array([[0, 0, 2, 2], [0, 0, 2, 2]], np.float32),
         np.array([0.5, 0.9], np.float32),
         np.array([0, 0]),
+        np.array([0, 2]),
         max_total=5,
     )
     native.backend()

@@ -12,7 +12,8 @@ from torchvision.ops import box_iou
 
 import native
 from native import reference
-from native.rules import Bool, Claims, Float32, Int64
+from native.rules import Claims
+from native.types import Bool, Float32, Int64
 
 try:
     _compiled: Any = importlib.import_module("native._core")

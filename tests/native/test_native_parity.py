@@ -10,23 +10,21 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from native_cases import (
     CASES,
+    AccumulateCase,
     Case,
-    CollectCase,
-    GradeCase,
-    MatchCase,
-    TallyCase,
+    DetectionCase,
+    PriorCase,
+    accumulate_cases,
     assert_same_bits,
     by_reference,
     cases,
-    collect_cases,
     compiled,
-    grade_cases,
-    match_cases,
-    tally_cases,
+    detection_cases,
+    prior_cases,
 )
 
 from native import reference
-from native.records import Exam, Found, Graded, Scale, Truth
+from native.records import AccumulateParams, Annotations, Detections, MatchedDetections, MatchParams
 from native.rules import make_rule
 
 _core = compiled()
@@ -53,29 +51,25 @@ def test_suppression_equals_the_reference(instructions: str, case: Case, threads
 
 
 @_drawn
-@given(case=match_cases(), threads=st.integers(1, 3))
-def test_matching_equals_the_reference(instructions: str, case: MatchCase, threads: int) -> None:
-    assert_same_bits(_core.match(*case, threads), reference.match(*case, threads=1))
-
-
-@_drawn
-@given(case=collect_cases(), threads=st.integers(1, 3))
-def test_collecting_equals_the_reference(
-    instructions: str, case: CollectCase, threads: int
+@given(case=prior_cases(), threads=st.integers(1, 3))
+def test_prior_matching_equals_the_reference(
+    instructions: str, case: PriorCase, threads: int
 ) -> None:
-    assert_same_bits(_core.collect(*case, threads), reference.collect(*case, threads=1))
+    assert_same_bits(_core.match_priors(*case, threads), reference.match_priors(*case, threads=1))
 
 
 @_drawn
-@given(case=grade_cases(), threads=st.integers(1, 3))
-def test_grading_equals_the_reference(case: GradeCase, threads: int) -> None:
-    assert_same_bits(_core.grade(*case, threads), reference.grade(*case, threads=1))
+@given(case=detection_cases(), threads=st.integers(1, 3))
+def test_detection_matching_equals_the_reference(case: DetectionCase, threads: int) -> None:
+    assert_same_bits(
+        _core.match_detections(*case, threads), reference.match_detections(*case, threads=1)
+    )
 
 
 @_drawn
-@given(case=tally_cases(), threads=st.integers(1, 3))
-def test_tallying_equals_the_reference(case: TallyCase, threads: int) -> None:
-    assert_same_bits(_core.tally(*case, threads), reference.tally(*case, threads=1))
+@given(case=accumulate_cases(), threads=st.integers(1, 3))
+def test_accumulating_equals_the_reference(case: AccumulateCase, threads: int) -> None:
+    assert_same_bits(_core.accumulate(*case, threads), reference.accumulate(*case, threads=1))
 
 
 @pytest.mark.parametrize("method", ["linear", "gaussian", "hard"])
@@ -129,7 +123,7 @@ def test_an_unknown_instruction_set_is_refused() -> None:
 def test_thousands_of_detections_on_threads_equal_the_reference() -> None:
     rng = np.random.default_rng(3)
     count, images, classes = 20_000, 300, 5
-    truth = Truth(
+    annotations = Annotations(
         offsets=np.arange(images + 1) * 6,
         labels=rng.integers(0, classes, images * 6),
         boxes=rng.integers(0, 40, (images * 6, 4)).astype(np.float64),
@@ -137,18 +131,22 @@ def test_thousands_of_detections_on_threads_equal_the_reference() -> None:
         crowd=rng.random(images * 6) < 0.1,
     )
     source = rng.integers(0, images * 6, count)
-    found = Found(
+    detections = Detections(
         images=source // 6,
-        labels=truth.labels[source],
-        boxes=truth.boxes[source] + rng.integers(0, 4, (count, 4)),
+        labels=annotations.labels[source],
+        boxes=annotations.boxes[source] + rng.integers(0, 4, (count, 4)),
         measures=rng.uniform(0, 9, count),
         scores=rng.random(count).round(2),
     )
-    exam = Exam(np.array([0.5, 0.75]), np.array([[0.0, 9.0], [0.0, 4.0]]), 10)
-    verdicts = reference.grade(found, truth, exam, threads=1)
-    graded = Graded(found.images, found.labels, found.scores, *verdicts[:3])
-    scale = Scale(np.full((classes, 2), 70), 2, np.linspace(0, 1, 101), np.array([1, 10]))
-    curves = reference.tally(graded, scale, threads=1)
+    params = MatchParams(np.array([0.5, 0.75]), np.array([[0.0, 9.0], [0.0, 4.0]]), 10)
+    matches = reference.match_detections(detections, annotations, params, threads=1)
+    matched = MatchedDetections(
+        detections.images, detections.labels, detections.scores, *matches[:3]
+    )
+    accumulate_params = AccumulateParams(
+        np.full((classes, 2), 70), 2, np.linspace(0, 1, 101), np.array([1, 10])
+    )
+    curves = reference.accumulate(matched, accumulate_params, threads=1)
     for threads in (1, 2, 4):
-        assert_same_bits(_core.grade(found, truth, exam, threads), verdicts)
-        assert_same_bits(_core.tally(graded, scale, threads), curves)
+        assert_same_bits(_core.match_detections(detections, annotations, params, threads), matches)
+        assert_same_bits(_core.accumulate(matched, accumulate_params, threads), curves)

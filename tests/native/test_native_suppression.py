@@ -18,7 +18,7 @@ import native
 from native import dispatch as choice
 from native import reference
 from native.reference import exp_nonpositive
-from native.rules import Float32, Int64
+from native.types import Float32, Int64
 
 try:
     _compiled: Any = importlib.import_module("native._core")
@@ -55,6 +55,21 @@ def _labels(*values: int) -> Int64:
     return np.array(values, dtype=np.int64)
 
 
+def soft_nms(
+    boxes: Float32, scores: Float32, labels: Int64, **options: Any
+) -> tuple[Int64, Float32]:
+    """Soft-NMS of one image."""
+    keep, decayed, _ = native.soft_nms_batch(
+        boxes, scores, labels, np.array([0, len(boxes)]), **options
+    )
+    return keep, decayed
+
+
+def nms(boxes: Float32, scores: Float32, labels: Int64, **options: Any) -> Int64:
+    """NMS of one image."""
+    return native.nms_batch(boxes, scores, labels, np.array([0, len(boxes)]), **options)[0]
+
+
 #: Area 100 each; the first two share 8 of 12 columns: IoU 80 / 120 = 2/3. The third is apart.
 PAIR = _boxes((0, 0, 10, 10), (2, 0, 12, 10), (50, 50, 60, 60))
 PAIR_SCORES = _scores(0.9, 0.8, 0.7)
@@ -62,25 +77,25 @@ SAME = _labels(0, 0, 0)
 
 
 def test_linear_decay_by_hand() -> None:
-    keep, decayed = native.soft_nms(PAIR, PAIR_SCORES, SAME, method="linear", iou_threshold=0.3)
+    keep, decayed = soft_nms(PAIR, PAIR_SCORES, SAME, method="linear", iou_threshold=0.3)
     assert keep.tolist() == [0, 2, 1]
     np.testing.assert_allclose(decayed, [0.9, 0.7, 0.8 / 3], rtol=1e-6)
 
 
 def test_gaussian_decay_by_hand() -> None:
-    keep, decayed = native.soft_nms(PAIR, PAIR_SCORES, SAME, method="gaussian", sigma=0.5)
+    keep, decayed = soft_nms(PAIR, PAIR_SCORES, SAME, method="gaussian", sigma=0.5)
     assert keep.tolist() == [0, 2, 1]
     np.testing.assert_allclose(decayed, [0.9, 0.7, 0.8 * math.exp(-4 / 9 / 0.5)], rtol=1e-6)
 
 
 def test_hard_removes_and_leaves_the_other_scores_alone() -> None:
-    keep, decayed = native.soft_nms(PAIR, PAIR_SCORES, SAME, method="hard", iou_threshold=0.5)
+    keep, decayed = soft_nms(PAIR, PAIR_SCORES, SAME, method="hard", iou_threshold=0.5)
     assert keep.tolist() == [0, 2]
     assert decayed.tolist() == [PAIR_SCORES[0], PAIR_SCORES[2]]
 
 
 def test_hard_removes_even_without_a_score_cut() -> None:
-    keep, _ = native.soft_nms(
+    keep, _ = soft_nms(
         PAIR, PAIR_SCORES, SAME, method="hard", iou_threshold=0.5, score_threshold=0.0
     )
     assert keep.tolist() == [0, 2]
@@ -90,16 +105,16 @@ def test_nms_keeps_what_is_not_above_the_threshold() -> None:
     # IoU exactly 3/10: 3 of 10 columns shared by boxes of 6 and 7 columns.
     boxes = _boxes((0, 0, 6, 1), (3, 0, 10, 1))
     scores, labels = _scores(2, 1), _labels(0, 0)
-    assert native.nms(boxes, scores, labels, iou_threshold=0.3).tolist() == [0, 1]
-    assert native.nms(boxes, scores, labels, iou_threshold=0.299).tolist() == [0]
+    assert nms(boxes, scores, labels, iou_threshold=0.3).tolist() == [0, 1]
+    assert nms(boxes, scores, labels, iou_threshold=0.299).tolist() == [0]
 
 
 def test_plus_one_counts_the_last_pixel() -> None:
     # Widths 10 and 10 in pixels 0..9 and 5..14: 5 shared of 15, against 4 of 14 without.
     boxes = _boxes((0, 0, 9, 9), (5, 0, 14, 9))
     scores, labels = _scores(0.9, 0.8), _labels(0, 0)
-    _, plain = native.soft_nms(boxes, scores, labels, iou_threshold=0.2)
-    _, pixels = native.soft_nms(boxes, scores, labels, iou_threshold=0.2, plus_one=True)
+    _, plain = soft_nms(boxes, scores, labels, iou_threshold=0.2)
+    _, pixels = soft_nms(boxes, scores, labels, iou_threshold=0.2, plus_one=True)
     np.testing.assert_allclose(plain, [0.9, 0.8 * (1 - 4 / 14)], rtol=1e-6)
     np.testing.assert_allclose(pixels, [0.9, 0.8 * (1 - 5 / 15)], rtol=1e-6)
 
@@ -107,13 +122,13 @@ def test_plus_one_counts_the_last_pixel() -> None:
 def test_boxes_without_area_overlap_only_as_pixels() -> None:
     boxes = _boxes((5, 5, 5, 5), (5, 5, 5, 5), (0, 0, 10, 10))
     scores, labels = _scores(0.9, 0.8, 0.7), _labels(0, 0, 0)
-    assert native.nms(boxes, scores, labels, iou_threshold=0.0).tolist() == [0, 1, 2]
-    assert native.nms(boxes, scores, labels, iou_threshold=0.0, plus_one=True).tolist() == [0]
+    assert nms(boxes, scores, labels, iou_threshold=0.0).tolist() == [0, 1, 2]
+    assert nms(boxes, scores, labels, iou_threshold=0.0, plus_one=True).tolist() == [0]
 
 
 def test_classes_do_not_meet() -> None:
     boxes = np.repeat(PAIR[:1], 3, axis=0)
-    keep, decayed = native.soft_nms(boxes, PAIR_SCORES, _labels(2, 0, 2), iou_threshold=0.3)
+    keep, decayed = soft_nms(boxes, PAIR_SCORES, _labels(2, 0, 2), iou_threshold=0.3)
     assert keep.tolist() == [0, 1]  # the twin of row 0 decays to 0
     assert decayed.tolist() == PAIR_SCORES[:2].tolist()
 
@@ -121,26 +136,26 @@ def test_classes_do_not_meet() -> None:
 def test_ties_fall_to_the_lower_row() -> None:
     boxes = np.concatenate([PAIR[2:], PAIR[:2], PAIR[2:] + 20])
     scores = _scores(0.5, 0.5, 0.5, 0.5)
-    assert native.nms(boxes, scores, _labels(0, 0, 0, 1), iou_threshold=0.5).tolist() == [0, 1, 3]
+    assert nms(boxes, scores, _labels(0, 0, 0, 1), iou_threshold=0.5).tolist() == [0, 1, 3]
 
 
 def test_zero_and_minus_zero_are_equal_scores() -> None:
     boxes = np.repeat(PAIR[:1], 2, axis=0)
-    keep = native.nms(boxes, _scores(-0.0, 0.0), _labels(0, 0), iou_threshold=0.5)
+    keep = nms(boxes, _scores(-0.0, 0.0), _labels(0, 0), iou_threshold=0.5)
     assert keep.tolist() == [0]
 
 
 def test_score_cut_applies_to_given_and_decayed_scores() -> None:
-    keep, _ = native.soft_nms(PAIR, PAIR_SCORES, SAME, iou_threshold=0.3, score_threshold=0.7)
+    keep, _ = soft_nms(PAIR, PAIR_SCORES, SAME, iou_threshold=0.3, score_threshold=0.7)
     assert keep.tolist() == [0, 2]
-    keep, _ = native.soft_nms(PAIR, PAIR_SCORES, SAME, iou_threshold=0.3, score_threshold=0.71)
+    keep, _ = soft_nms(PAIR, PAIR_SCORES, SAME, iou_threshold=0.3, score_threshold=0.71)
     assert keep.tolist() == [0]
 
 
 def test_a_box_of_equal_score_after_decay_comes_by_row() -> None:
     # The second decays by IoU 1/2 from 0.8 to 0.4, where it meets the third.
     boxes = _boxes((0, 0, 10, 10), (0, 0, 10, 5), (50, 50, 60, 60))
-    keep, decayed = native.soft_nms(boxes, _scores(0.9, 0.8, 0.4), SAME, iou_threshold=0.3)
+    keep, decayed = soft_nms(boxes, _scores(0.9, 0.8, 0.4), SAME, iou_threshold=0.3)
     assert keep.tolist() == [0, 1, 2]
     assert decayed[1] == decayed[2]
 
@@ -191,7 +206,7 @@ def test_equal_to_the_published_algorithm(method: native.Method, seed: int) -> N
     boxes = np.concatenate([corners, corners + rng.uniform(1, 60, (150, 2))], 1).astype(np.float32)
     scores = rng.uniform(0.01, 1, 150).astype(np.float32)
     expected = _published_soft_nms(boxes, scores, method, 0.3, 0.5, 0.001)
-    keep, decayed = native.soft_nms(
+    keep, decayed = soft_nms(
         boxes, scores, np.zeros(150, np.int64), method=method, iou_threshold=0.3, plus_one=True
     )
     assert dict(zip(keep.tolist(), decayed, strict=True)) == expected
@@ -211,7 +226,7 @@ def test_nms_keeps_what_torchvision_keeps(threshold: float) -> None:
         found = torchvision_nms(torch.tensor(boxes[rows]), torch.tensor(scores[rows]), threshold)
         kept += rows[found.numpy()].tolist()
     expected = sorted(kept, key=lambda row: -scores[row])
-    assert native.nms(boxes, scores, labels, iou_threshold=threshold).tolist() == expected
+    assert nms(boxes, scores, labels, iou_threshold=threshold).tolist() == expected
 
 
 @pytest.mark.parametrize("method", ["linear", "gaussian", "hard"])
@@ -224,7 +239,7 @@ def test_caps_cut_the_full_answer(
     boxes = np.concatenate([corners, corners + rng.uniform(1, 60, (300, 2))], 1).astype(np.float32)
     scores = rng.uniform(0, 1, 300).astype(np.float32)
     labels = rng.integers(0, 6, 300)
-    keep, decayed = native.soft_nms(boxes, scores, labels, method=method)
+    keep, decayed = soft_nms(boxes, scores, labels, method=method)
     seen: dict[int, int] = {}
     chosen = []
     for at, label in enumerate(labels[keep].tolist()):
@@ -232,7 +247,7 @@ def test_caps_cut_the_full_answer(
         if per_class is None or seen[label] <= per_class:
             chosen.append(at)
     chosen = chosen[:total]
-    capped, capped_scores = native.soft_nms(
+    capped, capped_scores = soft_nms(
         boxes, scores, labels, method=method, max_per_class=per_class, max_total=total
     )
     assert capped.tolist() == keep[chosen].tolist()
@@ -252,12 +267,10 @@ def test_only_the_best_of_a_class_take_part(method: native.Method, total: int | 
         rows = np.flatnonzero(labels == label)
         best += sorted(rows.tolist(), key=lambda row: (-scores[row], row))[:25]
     chosen = np.sort(best)
-    keep, decayed = native.soft_nms(
+    keep, decayed = soft_nms(
         boxes, scores, labels, method=method, top_k_per_class=25, max_total=total
     )
-    alone = native.soft_nms(
-        boxes[chosen], scores[chosen], labels[chosen], method=method, max_total=total
-    )
+    alone = soft_nms(boxes[chosen], scores[chosen], labels[chosen], method=method, max_total=total)
     assert keep.tolist() == chosen[alone[0]].tolist()
     assert decayed.tolist() == alone[1].tolist()
 
@@ -273,7 +286,7 @@ def test_a_batch_is_its_images_one_by_one() -> None:
     assert rows[1].tolist() == [0, 1, 1, 2, 3]
     for n in range(4):
         part = slice(offsets[n], offsets[n + 1])
-        alone = native.soft_nms(boxes[part], scores[part], labels[part])
+        alone = soft_nms(boxes[part], scores[part], labels[part])
         got = slice(kept_offsets[n], kept_offsets[n + 1])
         assert (keep[got] - offsets[n]).tolist() == alone[0].tolist()
         assert decayed[got].tolist() == alone[1].tolist()
@@ -282,7 +295,7 @@ def test_a_batch_is_its_images_one_by_one() -> None:
 @pytest.mark.parametrize("rows", [0, 1])
 @pytest.mark.parametrize("cap", [None, 1])
 def test_none_and_one(rows: int, cap: int | None) -> None:
-    keep, decayed = native.soft_nms(PAIR[:rows], PAIR_SCORES[:rows], SAME[:rows], max_total=cap)
+    keep, decayed = soft_nms(PAIR[:rows], PAIR_SCORES[:rows], SAME[:rows], max_total=cap)
     assert keep.dtype == np.dtype(np.int64)
     assert decayed.dtype == np.dtype(np.float32)
     assert keep.tolist() == list(range(rows))
@@ -295,7 +308,7 @@ def test_inputs_are_neither_changed_nor_required_to_be_contiguous() -> None:
     wide[:, ::2] = PAIR
     wide.flags.writeable = False
     scores = np.repeat(PAIR_SCORES, 2)[::2]
-    keep, _ = native.soft_nms(wide[:, ::2], scores, SAME)
+    keep, _ = soft_nms(wide[:, ::2], scores, SAME)
     assert keep.tolist() == [0, 2, 1]
     assert scores.tolist() == PAIR_SCORES.tolist()
 
@@ -333,7 +346,7 @@ def test_inputs_are_neither_changed_nor_required_to_be_contiguous() -> None:
 def test_refusals(change: dict[str, Any], error: type[Exception], message: str) -> None:
     arguments = {"boxes": PAIR, "scores": PAIR_SCORES, "labels": SAME, **change}
     with pytest.raises(error, match=message):
-        native.soft_nms(**arguments)
+        soft_nms(**arguments)
 
 
 @pytest.mark.parametrize(
@@ -368,7 +381,7 @@ def test_memory_grows_with_boxes_not_with_pairs(serving: object) -> None:
     if serving is reference:
         crowd = _crowd(4000, 1)
         tracemalloc.start()
-        native.soft_nms(*crowd)
+        soft_nms(*crowd)
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert peak < 4000 * 400  # bytes; a matrix of pairs would take 64 million
@@ -376,8 +389,8 @@ def test_memory_grows_with_boxes_not_with_pairs(serving: object) -> None:
     resource = pytest.importorskip("resource")
     top, everything = _crowd(1_000_000, 1), _crowd(1_000_000, 1000)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    assert len(native.soft_nms(*top, method="gaussian", max_total=100)[0]) == 100
-    assert len(native.nms(*everything, iou_threshold=0.5)) > 990_000
+    assert len(soft_nms(*top, method="gaussian", max_total=100)[0]) == 100
+    assert len(nms(*everything, iou_threshold=0.5)) > 990_000
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000  # KiB
 
 
@@ -397,7 +410,7 @@ def test_other_threads_run_meanwhile(serving: object) -> None:
     ticker = threading.Thread(target=tick)
     ticker.start()
     ticks_before = ticks
-    native.soft_nms(*crowd, method="gaussian", threads=1)
+    soft_nms(*crowd, method="gaussian", threads=1)
     ticks_during = ticks - ticks_before
     over.set()
     ticker.join()

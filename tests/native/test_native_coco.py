@@ -1,4 +1,4 @@
-"""Verdicts and curves by hand, and the refusal of columns that do not fit."""
+"""DetectionMatches and curves by hand, and the refusal of columns that do not fit."""
 
 from __future__ import annotations
 
@@ -11,7 +11,14 @@ import numpy as np
 import pytest
 
 import native
-from native import Exam, Found, Graded, Scale, Truth, reference
+from native import (
+    AccumulateParams,
+    Annotations,
+    Detections,
+    MatchedDetections,
+    MatchParams,
+    reference,
+)
 
 try:
     _compiled: Any = importlib.import_module("native._core")
@@ -35,13 +42,13 @@ Row = tuple[int, list[float], bool]
 )
 def serving(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both implementations in turn behind the public functions."""
-    monkeypatch.setattr("native.grading.kernels", lambda: request.param)
+    monkeypatch.setattr("native.coco.kernels", lambda: request.param)
 
 
-def truth(*images: Sequence[Row]) -> Truth:
+def annotations(*images: Sequence[Row]) -> Annotations:
     rows = [row for image in images for row in image]
     boxes = np.array([row[1] for row in rows], np.float64).reshape(-1, 4)
-    return Truth(
+    return Annotations(
         offsets=np.cumsum([0, *(len(image) for image in images)]),
         labels=np.array([row[0] for row in rows], np.int64),
         boxes=boxes,
@@ -50,9 +57,9 @@ def truth(*images: Sequence[Row]) -> Truth:
     )
 
 
-def found(*rows: tuple[int, int, list[float], float]) -> Found:
+def detections(*rows: tuple[int, int, list[float], float]) -> Detections:
     boxes = np.array([row[2] for row in rows], np.float64).reshape(-1, 4)
-    return Found(
+    return Detections(
         images=np.array([row[0] for row in rows], np.int64),
         labels=np.array([row[1] for row in rows], np.int64),
         boxes=boxes,
@@ -61,8 +68,10 @@ def found(*rows: tuple[int, int, list[float], float]) -> Found:
     )
 
 
-def exam(*thresholds: float, ranges: Any = ((0, _INFINITE),), limit: int = 100) -> Exam:
-    return Exam(np.array(thresholds), np.array(ranges, np.float64), limit)
+def match_params(
+    *thresholds: float, ranges: Any = ((0, _INFINITE),), limit: int = 100
+) -> MatchParams:
+    return MatchParams(np.array(thresholds), np.array(ranges, np.float64), limit)
 
 
 def bits(words: Any) -> list[str]:
@@ -72,25 +81,27 @@ def bits(words: Any) -> list[str]:
 TEN = [0.0, 0.0, 10.0, 10.0]
 
 
-def test_the_best_score_takes_the_box_and_its_double_is_an_alarm() -> None:
-    graded = native.grade(
-        found((0, 7, [0, 0, 10, 9], 0.5), (0, 7, TEN, 0.8), (0, 8, TEN, 0.9)),
-        truth([(7, TEN, False)]),
-        exam(0.5, 0.95),
+def test_the_best_score_takes_the_box_and_its_double_is_a_false_positive() -> None:
+    matched = native.match_detections(
+        detections((0, 7, [0, 0, 10, 9], 0.5), (0, 7, TEN, 0.8), (0, 8, TEN, 0.9)),
+        annotations([(7, TEN, False)]),
+        match_params(0.5, 0.95),
     )
-    assert bits(graded.hits) == ["0", "11", "0"]
-    assert bits(graded.alarms) == ["11", "0", "11"]
-    assert graded.places.tolist() == [1, 0, 0]
-    assert graded.boxes.tolist() == [-1, 0, -1]
+    assert bits(matched.true_positives) == ["0", "11", "0"]
+    assert bits(matched.false_positives) == ["11", "0", "11"]
+    assert matched.ranks.tolist() == [1, 0, 0]
+    assert matched.boxes.tolist() == [-1, 0, -1]
 
 
 def test_an_overlap_counts_from_the_threshold_on() -> None:
     # IoU 0.9: enough at the first two thresholds.
-    graded = native.grade(
-        found((0, 0, [0, 0, 10, 9], 0.5)), truth([(0, TEN, False)]), exam(0.5, 0.9, 0.95)
+    matched = native.match_detections(
+        detections((0, 0, [0, 0, 10, 9], 0.5)),
+        annotations([(0, TEN, False)]),
+        match_params(0.5, 0.9, 0.95),
     )
-    assert bits(graded.hits) == ["11"]
-    assert bits(graded.alarms) == ["100"]
+    assert bits(matched.true_positives) == ["11"]
+    assert bits(matched.false_positives) == ["100"]
 
 
 def test_boxes_whose_areas_overflow_overlap_nothing() -> None:
@@ -98,17 +109,21 @@ def test_boxes_whose_areas_overflow_overlap_nothing() -> None:
     huge = [0.0, 0.0, 1e200, 1e109]
     boxes = [(0, huge, False), (0, [20.0, 20.0, 1.0, 1.0], False)]
     with np.errstate(over="ignore"):
-        graded = native.grade(
-            found((0, 0, huge, 0.9), (0, 0, [20, 20, 1, 1], 0.5)), truth(boxes), exam(0.5)
+        matched = native.match_detections(
+            detections((0, 0, huge, 0.9), (0, 0, [20, 20, 1, 1], 0.5)),
+            annotations(boxes),
+            match_params(0.5),
         )
-    assert graded.boxes.tolist() == [-1, 1]
+    assert matched.boxes.tolist() == [-1, 1]
 
 
 def test_of_equal_overlaps_the_last_box_is_taken_and_of_equal_scores_the_first_row() -> None:
     rows = [(0, 0, TEN, 0.5), (0, 0, TEN, 0.5)]
-    graded = native.grade(found(*rows), truth([(0, TEN, False), (0, TEN, False)]), exam(0.5))
-    assert graded.boxes.tolist() == [1, 0]
-    assert graded.places.tolist() == [0, 1]
+    matched = native.match_detections(
+        detections(*rows), annotations([(0, TEN, False), (0, TEN, False)]), match_params(0.5)
+    )
+    assert matched.boxes.tolist() == [1, 0]
+    assert matched.ranks.tolist() == [0, 1]
 
 
 def test_a_crowd_takes_any_number_and_none_of_them_counts() -> None:
@@ -118,19 +133,21 @@ def test_a_crowd_takes_any_number_and_none_of_them_counts() -> None:
         (1, 0, [9, 9, 5, 5], 0.8),
         (1, 0, [90, 0, 5, 5], 0.7),
     ]
-    graded = native.grade(found(*rows), truth([], [(0, [0, 0, 50, 50], True)]), exam(0.5))
-    assert bits(graded.hits) == ["0", "0", "0"]
-    assert bits(graded.alarms) == ["0", "0", "1"]
-    assert graded.boxes.tolist() == [0, 0, -1]
+    matched = native.match_detections(
+        detections(*rows), annotations([], [(0, [0, 0, 50, 50], True)]), match_params(0.5)
+    )
+    assert bits(matched.true_positives) == ["0", "0", "0"]
+    assert bits(matched.false_positives) == ["0", "0", "1"]
+    assert matched.boxes.tolist() == [0, 0, -1]
 
 
 def test_a_box_that_counts_goes_before_one_that_overlaps_more() -> None:
     # IoU 1 with the crowd and 0.8 with the box.
-    boxes = truth([(0, [0, 0, 50, 50], True), (0, [0, 0, 10, 8], False)])
-    graded = native.grade(found((0, 0, TEN, 0.9)), boxes, exam(0.5, 0.9))
-    assert bits(graded.hits) == ["1"]
-    assert bits(graded.alarms) == ["0"]
-    assert graded.boxes.tolist() == [1]
+    boxes = annotations([(0, [0, 0, 50, 50], True), (0, [0, 0, 10, 8], False)])
+    matched = native.match_detections(detections((0, 0, TEN, 0.9)), boxes, match_params(0.5, 0.9))
+    assert bits(matched.true_positives) == ["1"]
+    assert bits(matched.false_positives) == ["0"]
+    assert matched.boxes.tolist() == [1]
 
 
 def test_ranges_ignore_boxes_and_detections_outside() -> None:
@@ -140,43 +157,46 @@ def test_ranges_ignore_boxes_and_detections_outside() -> None:
         (0, 0, [50, 0, 20, 20], 0.8),
         (0, 0, [80, 0, 5, 5], 0.7),
     ]
-    wanted = exam(0.5, ranges=[(0, 1000), (0, 100), (100, 1000), (101, 1000)])
-    graded = native.grade(found(*rows), truth([(0, TEN, False)]), wanted)
+    wanted = match_params(0.5, ranges=[(0, 1000), (0, 100), (100, 1000), (101, 1000)])
+    matched = native.match_detections(detections(*rows), annotations([(0, TEN, False)]), wanted)
     # Bits from the right: all, up to 100, from 100, from 101, where the box no longer counts.
-    assert bits(graded.hits) == ["111", "0", "0"]
-    assert bits(graded.alarms) == ["0", "1101", "11"]
+    assert bits(matched.true_positives) == ["111", "0", "0"]
+    assert bits(matched.false_positives) == ["0", "1101", "11"]
 
 
-def test_those_beyond_the_limit_neither_hit_nor_miss() -> None:
+def test_those_beyond_the_limit_are_neither_true_nor_false() -> None:
     rows = [(0, 0, [50, 0, 5, 5], 0.9), (0, 0, TEN, 0.8), (0, 1, TEN, 0.1)]
-    boxes = truth([(0, TEN, False), (1, TEN, False)])
-    graded = native.grade(found(*rows), boxes, exam(0.5, limit=1))
-    assert bits(graded.hits) == ["0", "0", "1"]
-    assert bits(graded.alarms) == ["1", "0", "0"]
-    assert graded.boxes.tolist() == [-1, -1, 1]
+    boxes = annotations([(0, TEN, False), (1, TEN, False)])
+    matched = native.match_detections(detections(*rows), boxes, match_params(0.5, limit=1))
+    assert bits(matched.true_positives) == ["0", "0", "1"]
+    assert bits(matched.false_positives) == ["1", "0", "0"]
+    assert matched.boxes.tolist() == [-1, -1, 1]
 
 
-def verdicts(*rows: tuple[int, float, int, int, int]) -> Graded:
-    """Of class 0, from (image, score, hits, alarms, place)."""
-    images, scores, hits, alarms, places = zip(*rows, strict=True)
-    return Graded(
+def matched_detections(*rows: tuple[int, float, int, int, int]) -> MatchedDetections:
+    """Of class 0, from (image, score, true_positives, false_positives, rank)."""
+    images, scores, true_positives, false_positives, ranks = zip(*rows, strict=True)
+    return MatchedDetections(
         images=np.array(images),
         labels=np.zeros(len(rows), np.int64),
         scores=np.array(scores),
-        hits=np.array(hits, np.uint64),
-        alarms=np.array(alarms, np.uint64),
-        places=np.array(places),
+        true_positives=np.array(true_positives, np.uint64),
+        false_positives=np.array(false_positives, np.uint64),
+        ranks=np.array(ranks),
     )
 
 
-def scale(*boxes: list[int], levels: int = 1) -> Scale:
-    return Scale(np.array(boxes), levels, np.array([0.0, 0.5, 0.75, 1.0]), np.array([1, 2]))
+def accumulate_params(*boxes: list[int], levels: int = 1) -> AccumulateParams:
+    return AccumulateParams(
+        np.array(boxes), levels, np.array([0.0, 0.5, 0.75, 1.0]), np.array([1, 2])
+    )
 
 
 def test_precision_at_recalls() -> None:
-    # By score: a hit, an alarm, a hit; two boxes. Precision 1, 1/2, 2/3 at recall 1/2, 1/2, 1.
-    graded = verdicts((4, 0.7, 1, 0, 1), (4, 0.9, 1, 0, 0), (2, 0.8, 0, 1, 0))
-    curves = native.tally(graded, scale([2], [0]))
+    # By score: a true, a false, a true positive; two boxes.
+    # Precision 1, 1/2, 2/3 at recall 1/2, 1/2, 1.
+    matched = matched_detections((4, 0.7, 1, 0, 1), (4, 0.9, 1, 0, 0), (2, 0.8, 0, 1, 0))
+    curves = native.accumulate(matched, accumulate_params([2], [0]))
     assert curves.precision[0, :, 0, 0] == pytest.approx([1, 1, 2 / 3, 2 / 3])
     assert curves.scores[0, :, 0].tolist() == [0.9, 0.9, 0.7, 0.7]
     assert curves.recall[0, 0, 0].tolist() == [0.5, 1.0]
@@ -187,15 +207,19 @@ def test_precision_at_recalls() -> None:
 
 
 def test_equal_scores_go_by_image() -> None:
-    graded = verdicts((300, 0.5, 1, 0, 0), (2, 0.5, 0, 1, 0))
-    assert native.tally(graded, scale([1])).precision[0, :, 0, 0] == pytest.approx([0.5] * 4)
-    swapped = dataclasses.replace(graded, images=np.array([2, 300]))
-    assert native.tally(swapped, scale([1])).precision[0, :, 0, 0] == pytest.approx([1] * 4)
+    matched = matched_detections((300, 0.5, 1, 0, 0), (2, 0.5, 0, 1, 0))
+    assert native.accumulate(matched, accumulate_params([1])).precision[
+        0, :, 0, 0
+    ] == pytest.approx([0.5] * 4)
+    swapped = dataclasses.replace(matched, images=np.array([2, 300]))
+    assert native.accumulate(swapped, accumulate_params([1])).precision[
+        0, :, 0, 0
+    ] == pytest.approx([1] * 4)
 
 
 def test_an_ignored_detection_counts_nowhere_but_shows_its_score() -> None:
-    graded = verdicts((0, 0.9, 0, 0, 0), (0, 0.8, 1, 0, 1))
-    curves = native.tally(graded, scale([2]))
+    matched = matched_detections((0, 0.9, 0, 0, 0), (0, 0.8, 1, 0, 1))
+    curves = native.accumulate(matched, accumulate_params([2]))
     assert curves.precision[0, :, 0, 0] == pytest.approx([1, 1, 0, 0])
     assert curves.scores[0, :, 0].tolist() == [0.9, 0.8, 0, 0]
     assert curves.recall[0, 0, 0].tolist() == [0.0, 0.5]
@@ -203,18 +227,25 @@ def test_an_ignored_detection_counts_nowhere_but_shows_its_score() -> None:
 
 def test_levels_and_ranges_are_counted_apart() -> None:
     # Two levels and two ranges: bits 0 and 1 are the first range, 2 and 3 the second.
-    graded = verdicts((0, 0.9, 0b0001, 0b0110, 0), (1, 0.8, 0b0110, 0b0001, 0))
-    curves = native.tally(graded, scale([1, 1], levels=2))
+    matched = matched_detections((0, 0.9, 0b0001, 0b0110, 0), (1, 0.8, 0b0110, 0b0001, 0))
+    curves = native.accumulate(matched, accumulate_params([1, 1], levels=2))
     ends = [curves.precision[level, -1, 0, span] for span in (0, 1) for level in (0, 1)]
     assert ends == pytest.approx([1, 1 / 2, 1 / 2, 0])
 
 
 def test_nothing_found() -> None:
-    nothing = Graded(*(np.zeros(0, t) for t in ["q", "q", "d", "Q", "Q", "q"]))
-    curves = native.tally(nothing, scale([3]))
+    nothing = MatchedDetections(*(np.zeros(0, t) for t in ["q", "q", "d", "Q", "Q", "q"]))
+    curves = native.accumulate(nothing, accumulate_params([3]))
     assert (curves.precision == 0).all()
     assert (curves.recall == 0).all()
-    assert len(native.grade(found(), truth([(0, TEN, False)]), exam(0.5)).hits) == 0
+    assert (
+        len(
+            native.match_detections(
+                detections(), annotations([(0, TEN, False)]), match_params(0.5)
+            ).true_positives
+        )
+        == 0
+    )
 
 
 @pytest.mark.parametrize(
@@ -229,29 +260,29 @@ def test_nothing_found() -> None:
 )
 def test_detections_that_do_not_fit(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        native.grade(
-            dataclasses.replace(found((0, 0, TEN, 0.5)), **change),
-            truth([(0, TEN, False)]),
-            exam(0.5),
+        native.match_detections(
+            dataclasses.replace(detections((0, 0, TEN, 0.5)), **change),
+            annotations([(0, TEN, False)]),
+            match_params(0.5),
         )
 
 
 def test_arrays_of_another_kind() -> None:
     with pytest.raises(TypeError, match="scores is float32; it must be float64"):
-        dataclasses.replace(found((0, 0, TEN, 0.5)), scores=np.zeros(1, np.float32))
+        dataclasses.replace(detections((0, 0, TEN, 0.5)), scores=np.zeros(1, np.float32))
 
 
 @pytest.mark.parametrize("offsets", [[0, 2], [1, 1], [0, 2, 1], []])
 def test_offsets_that_do_not_cover_the_boxes(offsets: list[int]) -> None:
     with pytest.raises(ValueError, match="offsets must rise from 0 to the 1 boxes"):
-        dataclasses.replace(truth([(0, TEN, False)]), offsets=np.array(offsets, np.int64))
+        dataclasses.replace(annotations([(0, TEN, False)]), offsets=np.array(offsets, np.int64))
 
 
 def test_more_questions_than_bits() -> None:
     with pytest.raises(ValueError, match="66 pairs of threshold and range"):
-        exam(*[0.5] * 22, ranges=[(0, 1)] * 3)
+        match_params(*[0.5] * 22, ranges=[(0, 1)] * 3)
     with pytest.raises(ValueError, match="limit=0"):
-        exam(0.5, limit=0)
+        match_params(0.5, limit=0)
 
 
 @pytest.mark.parametrize(
@@ -261,10 +292,10 @@ def test_more_questions_than_bits() -> None:
         ({"images": np.array([-3])}, r"images\[0\] is negative"),
     ],
 )
-def test_verdicts_that_do_not_fit(change: dict[str, Any], message: str) -> None:
-    graded = verdicts((0, 0.5, 1, 0, 0))
+def test_matches_that_do_not_fit(change: dict[str, Any], message: str) -> None:
+    matched = matched_detections((0, 0.5, 1, 0, 0))
     with pytest.raises(ValueError, match=message):
-        native.tally(dataclasses.replace(graded, **change), scale([1]))
+        native.accumulate(dataclasses.replace(matched, **change), accumulate_params([1]))
 
 
 @pytest.mark.parametrize(
@@ -276,6 +307,6 @@ def test_verdicts_that_do_not_fit(change: dict[str, Any], message: str) -> None:
         ({"limits": np.array([10, 1])}, "limits must rise"),
     ],
 )
-def test_scales_that_cannot_be_used(change: dict[str, Any], message: str) -> None:
+def test_accumulate_params_that_cannot_be_used(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        dataclasses.replace(scale([1]), **change)
+        dataclasses.replace(accumulate_params([1]), **change)

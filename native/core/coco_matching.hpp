@@ -1,4 +1,5 @@
-// COCO's verdict on detections. native/grading_reference.py defines the results, to the bit.
+// COCO's matching of detections with annotated boxes. native/reference.py defines the results, to
+// the bit.
 #pragma once
 
 #include <cstdint>
@@ -25,21 +26,21 @@ struct Detections {
 };
 
 // What is asked; bit range * levels + level of a word is the answer.
-struct Exam {
+struct MatchParams {
   const double* thresholds;  // (levels)
   const double* ranges;      // (spans, 2)
   std::int64_t levels, spans, limit;
 };
 
 // Of each detection, in the order it was given.
-struct Verdicts {
-  std::uint64_t* hits;
-  std::uint64_t* alarms;
-  std::int64_t* places;  // detections of its class and image that come before it
+struct DetectionMatches {
+  std::uint64_t* true_positives;
+  std::uint64_t* false_positives;
+  std::int64_t* ranks;  // detections of its class and image that come before it
   std::int64_t* boxes;   // row it matched by the first bit, or -1
 };
 
-void grade(const Detections& found, const Annotations& truth, const Exam& exam, int threads,
-           const Verdicts& into);
+void match_detections(const Detections& detections, const Annotations& annotations,
+                      const MatchParams& params, int threads, const DetectionMatches& into);
 
 }  // namespace kernels

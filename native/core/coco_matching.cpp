@@ -1,4 +1,4 @@
-#include "grading.hpp"
+#include "coco_matching.hpp"
 
 #include <algorithm>
 #include <cmath>
@@ -14,39 +14,41 @@ namespace {
 // Detections below which starting threads costs more than it saves.
 constexpr std::int64_t kWorthThreads = 1 << 14;
 
-double overlap(const double* found, const double* box, bool crowd) {
+double overlap(const double* detection, const double* box, bool crowd) {
   const double width =
-      std::min(found[2] + found[0], box[2] + box[0]) - std::max(found[0], box[0]);
+      std::min(detection[2] + detection[0], box[2] + box[0]) - std::max(detection[0], box[0]);
   if (width <= 0) return 0;
   const double height =
-      std::min(found[3] + found[1], box[3] + box[1]) - std::max(found[1], box[1]);
+      std::min(detection[3] + detection[1], box[3] + box[1]) - std::max(detection[1], box[1]);
   if (height <= 0) return 0;
-  const double shared = width * height, own = found[2] * found[3];
+  const double shared = width * height, own = detection[2] * detection[3];
   const double part = shared / (crowd ? own : own + box[2] * box[3] - shared);
   // Areas beyond the range of a double: not a number, and no overlap.
   return std::isnan(part) ? 0 : part;
 }
 
-class Grader {
+class Matcher {
  public:
-  Grader(const Detections& found, const Annotations& truth, const Exam& exam, const Verdicts& into)
-      : found_(found), truth_(truth), exam_(exam), into_(into) {
-    for (std::int64_t level = 0; level < exam.levels; ++level) {
-      bars_.push_back(std::min(exam.thresholds[level], 1 - 1e-10));
+  Matcher(const Detections& detections, const Annotations& annotations, const MatchParams& params,
+          const DetectionMatches& into)
+      : detections_(detections), annotations_(annotations), params_(params), into_(into) {
+    for (std::int64_t level = 0; level < params.levels; ++level) {
+      bars_.push_back(std::min(params.thresholds[level], 1 - 1e-10));
     }
     lowest_ = *std::min_element(bars_.begin(), bars_.end());
-    whole_ = ones(exam.levels);
-    for (std::int64_t span = 0; span < exam.spans; ++span) {
-      repeat_ |= std::uint64_t{1} << span * exam.levels;
+    whole_ = ones(params.levels);
+    for (std::int64_t span = 0; span < params.spans; ++span) {
+      repeat_ |= std::uint64_t{1} << span * params.levels;
     }
   }
 
   // `rows` are those of one image, in the order given.
   void image(const std::int64_t* rows, std::int64_t count) {
-    const std::int64_t at = found_.images[rows[0]];
+    const std::int64_t image = detections_.images[rows[0]];
     ranked_.clear();
     for (std::int64_t n = 0; n < count; ++n) {
-      ranked_.push_back({found_.labels[rows[n]], falling(found_.scores[rows[n]]), rows[n]});
+      ranked_.push_back(
+          {detections_.labels[rows[n]], falling(detections_.scores[rows[n]]), rows[n]});
     }
     std::sort(ranked_.begin(), ranked_.end());
     for (auto first = ranked_.begin(); first != ranked_.end();) {
@@ -54,10 +56,11 @@ class Grader {
       const auto last = std::find_if(first, ranked_.end(),
                                      [=](const Ranked& one) { return one.label != label; });
       targets_.clear();
-      for (std::int64_t row = truth_.offsets[at]; row < truth_.offsets[at + 1]; ++row) {
-        if (truth_.labels[row] == label) targets_.push_back(target(row));
+      for (std::int64_t row = annotations_.offsets[image]; row < annotations_.offsets[image + 1];
+           ++row) {
+        if (annotations_.labels[row] == label) targets_.push_back(target(row));
       }
-      for (auto one = first; one != last; ++one) verdict(one->row, one - first);
+      for (auto at = first; at != last; ++at) match(at->row, at - first);
       first = last;
     }
   }
@@ -96,50 +99,50 @@ class Grader {
   // All bits of the ranges that a measure lies in.
   std::uint64_t inside(double measure) const {
     std::uint64_t bits = 0;
-    for (std::int64_t span = 0; span < exam_.spans; ++span) {
-      const double* range = exam_.ranges + 2 * span;
-      if (!(measure < range[0] || measure > range[1])) bits |= whole_ << span * exam_.levels;
+    for (std::int64_t span = 0; span < params_.spans; ++span) {
+      const double* range = params_.ranges + 2 * span;
+      if (!(measure < range[0] || measure > range[1])) bits |= whole_ << span * params_.levels;
     }
     return bits;
   }
 
   Target target(std::int64_t row) const {
-    const bool crowd = truth_.crowd[row] != 0;
-    return {row, crowd ? ~std::uint64_t{0} : ~inside(truth_.measures[row]), 0, crowd};
+    const bool crowd = annotations_.crowd[row] != 0;
+    return {row, crowd ? ~std::uint64_t{0} : ~inside(annotations_.measures[row]), 0, crowd};
   }
 
-  void verdict(std::int64_t row, std::int64_t place) {
-    into_.places[row] = place;
-    into_.hits[row] = into_.alarms[row] = 0;
+  void match(std::int64_t row, std::int64_t rank) {
+    into_.ranks[row] = rank;
+    into_.true_positives[row] = into_.false_positives[row] = 0;
     into_.boxes[row] = -1;
-    if (place >= exam_.limit) return;
+    if (rank >= params_.limit) return;
     candidates_.clear();
     for (std::size_t at = 0; at < targets_.size(); ++at) {
-      const double shared = overlap(found_.boxes + 4 * row,
-                                    truth_.boxes + 4 * targets_[at].row, targets_[at].crowd);
+      const double shared = overlap(detections_.boxes + 4 * row,
+                                    annotations_.boxes + 4 * targets_[at].row, targets_[at].crowd);
       if (!(shared < lowest_)) candidates_.push_back({at, shared});
     }
     std::uint64_t matched = 0;
     if (candidates_.size() == 1) {
       std::uint64_t levels = 0;
-      for (std::int64_t level = 0; level < exam_.levels; ++level) {
+      for (std::int64_t level = 0; level < params_.levels; ++level) {
         if (!(candidates_[0].overlap < bars_[level])) levels |= std::uint64_t{1} << level;
       }
       matched = repeat_ * levels & targets_[candidates_[0].target].open();
       take(row, candidates_[0].target, matched);
     } else if (!candidates_.empty()) {
-      for (std::int64_t bit = 0; bit < exam_.levels * exam_.spans; ++bit) {
+      for (std::int64_t bit = 0; bit < params_.levels * params_.spans; ++bit) {
         matched |= best(row, bit);
       }
     }
-    into_.alarms[row] = inside(found_.measures[row]) & ~matched;
+    into_.false_positives[row] = inside(detections_.measures[row]) & ~matched;
   }
 
   // Take the box of highest overlap, the last on ties; one that counts before one that does not.
   std::uint64_t best(std::int64_t row, std::int64_t bit) {
     const std::uint64_t mask = std::uint64_t{1} << bit;
     for (const std::uint64_t ignored : {std::uint64_t{0}, mask}) {
-      double bar = bars_[bit % exam_.levels];
+      double bar = bars_[bit % params_.levels];
       const Candidate* chosen = nullptr;
       for (const Candidate& one : candidates_) {
         const Target& target = targets_[one.target];
@@ -158,14 +161,14 @@ class Grader {
   void take(std::int64_t row, std::size_t at, std::uint64_t bits) {
     Target& target = targets_[at];
     target.taken |= bits;
-    into_.hits[row] |= bits & ~target.ignored;
+    into_.true_positives[row] |= bits & ~target.ignored;
     if (bits & 1) into_.boxes[row] = target.row;
   }
 
-  const Detections& found_;
-  const Annotations& truth_;
-  const Exam& exam_;
-  const Verdicts& into_;
+  const Detections& detections_;
+  const Annotations& annotations_;
+  const MatchParams& params_;
+  const DetectionMatches& into_;
   std::vector<double> bars_;
   double lowest_;
   std::uint64_t whole_, repeat_ = 0;
@@ -176,27 +179,28 @@ class Grader {
 
 }  // namespace
 
-void grade(const Detections& found, const Annotations& truth, const Exam& exam, int threads,
-           const Verdicts& into) {
-  if (found.count == 0) return;
-  std::vector<std::int64_t> rows(static_cast<std::size_t>(found.count));
+void match_detections(const Detections& detections, const Annotations& annotations,
+                      const MatchParams& params, int threads, const DetectionMatches& into) {
+  if (detections.count == 0) return;
+  std::vector<std::int64_t> rows(static_cast<std::size_t>(detections.count));
   std::iota(rows.begin(), rows.end(), 0);
-  if (!std::is_sorted(found.images, found.images + found.count)) {
+  if (!std::is_sorted(detections.images, detections.images + detections.count)) {
     std::stable_sort(rows.begin(), rows.end(), [&](std::int64_t a, std::int64_t b) {
-      return found.images[a] < found.images[b];
+      return detections.images[a] < detections.images[b];
     });
   }
   std::vector<std::int64_t> edges{0};
-  for (std::int64_t at = 1; at < found.count; ++at) {
-    if (found.images[rows[at]] != found.images[rows[at - 1]]) edges.push_back(at);
+  for (std::int64_t at = 1; at < detections.count; ++at) {
+    if (detections.images[rows[at]] != detections.images[rows[at - 1]]) edges.push_back(at);
   }
-  edges.push_back(found.count);
-  const int workers = found.count >= kWorthThreads ? threads : 1;
-  std::vector<Grader> graders(static_cast<std::size_t>(std::max(workers, 1)),
-                              Grader(found, truth, exam, into));
+  edges.push_back(detections.count);
+  const int workers = detections.count >= kWorthThreads ? threads : 1;
+  std::vector<Matcher> matchers(static_cast<std::size_t>(std::max(workers, 1)),
+                              Matcher(detections, annotations, params, into));
   parallel_for(static_cast<std::int64_t>(edges.size()) - 1, workers,
                [&](std::int64_t image, int worker) {
-                 graders[worker].image(rows.data() + edges[image], edges[image + 1] - edges[image]);
+                 matchers[worker].image(rows.data() + edges[image],
+                                        edges[image + 1] - edges[image]);
                });
 }
 

@@ -1,22 +1,22 @@
-// Precision and recall from verdicts. native/grading_reference.py defines the results, to the bit.
+// Precision and recall from matches. native/reference.py defines the results, to the bit.
 #pragma once
 
 #include <cstdint>
 
 namespace kernels {
 
-// Verdicts of all images, in any order.
-struct Graded {
+// Detections of all images with their matches, in any order.
+struct MatchedDetections {
   const std::int64_t* images;
   const std::int64_t* labels;
   const double* scores;
-  const std::uint64_t* hits;
-  const std::uint64_t* alarms;
-  const std::int64_t* places;
+  const std::uint64_t* true_positives;
+  const std::uint64_t* false_positives;
+  const std::int64_t* ranks;
   std::int64_t count;
 };
 
-struct Scale {
+struct AccumulateParams {
   const std::int64_t* boxes;  // (classes, spans) that count
   const double* recalls;      // (points), rising
   const std::int64_t* limits;  // (caps), rising
@@ -29,6 +29,7 @@ struct Curves {
   double* recall;     // (levels, classes, spans, caps)
 };
 
-void tally(const Graded& graded, const Scale& scale, int threads, const Curves& into);
+void accumulate(const MatchedDetections& matched, const AccumulateParams& params, int threads,
+                const Curves& into);
 
 }  // namespace kernels
