@@ -14,13 +14,22 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+import native
 from orchestrator.data.dataset import Dataset
 from orchestrator.data.label_map import LabelMap
-from orchestrator.evaluation.backends import Backend, Scored, fastest, score
 from orchestrator.evaluation.breakdown import Breakdown, break_down
 from orchestrator.evaluation.coco import CocoMetrics, metrics_of, sound
+from orchestrator.evaluation.coco_matching import (
+    ASPECTS,
+    SIZES,
+    Backend,
+    Bins,
+    coco_curves,
+    fastest,
+    mean_precision,
+    mean_recall,
+)
 from orchestrator.evaluation.detections import Detections
-from orchestrator.evaluation.grading import ASPECTS, SIZES, Bins
 from orchestrator.evaluation.matching import Matches, judge, match
 from orchestrator.evaluation.results import Results
 
@@ -84,19 +93,19 @@ class Analysis:
     Attributes:
         label_map: of the data set.
         metrics: the 12 numbers and those of each class.
-        scored: COCO's arrays by size, from which curves are drawn.
+        coco_curves: precision and recall by size, from which curves are drawn.
         splits: AP and AR100 of boxes by size and by aspect ratio.
         working_score: the score at which F1 over all classes is highest at IoU 0.5.
         confusion: at that score.
         errors: kinds of error at IoU 0.5 and their cost.
         calibration: at IoU 0.5.
         worst: images with most errors at the working score, worst first.
-        backend: which evaluator matched.
+        backend: what matched.
     """
 
     label_map: LabelMap
     metrics: CocoMetrics
-    scored: Scored
+    coco_curves: native.Curves
     splits: dict[str, dict[str, dict[str, float]]]
     working_score: float
     confusion: Confusion
@@ -133,7 +142,7 @@ class Analysis:
 
     def curves(self) -> dict[str, Any]:
         """Precision over recall: over all classes at three thresholds, and at 0.50 by class."""
-        precision = self.scored.precision[..., 0]
+        precision = self.coco_curves.precision[..., 0]
         there = precision[0, 0] > -1
         whole = precision[:, :, there]
         if not there.any():
@@ -157,30 +166,33 @@ def analyse(
     found: Detections | Results,
     *,
     backend: Backend | None = None,
-    scored: Scored | None = None,
+    curves: native.Curves | None = None,
 ) -> Analysis:
     """Score detections and take their errors apart.
 
     Args:
         dataset: ground truth.
         found: detections.
-        backend: what matches; None takes the fastest that can be trusted.
-        scored: their matching by COCO's sizes, if that has been done already.
+        backend: what matches; None takes the fastest there is.
+        curves: what their matching by COCO's sizes gave, if that has been done already.
 
     Raises:
         DataError: they cannot be scored; see :func:`orchestrator.evaluation.coco.evaluate`.
     """
     results = sound(dataset, found)
     chosen = backend or fastest()
-    scored = scored or score(dataset, results, backend=chosen)
-    by_aspect = score(dataset, results, bins=ASPECTS, backend=chosen)
+    curves = curves or coco_curves(dataset, results, backend=chosen)
+    by_aspect = coco_curves(dataset, results, bins=ASPECTS, backend=chosen)
     matches = match(dataset, results)
     working = _working_score(dataset, matches)
     return Analysis(
         label_map=dataset.label_map,
-        metrics=metrics_of(dataset, scored, labels=results.labels, images=results.images),
-        scored=scored,
-        splits={"size": _split(scored, SIZES), "aspect": _split(by_aspect, ASPECTS)},
+        metrics=metrics_of(dataset, curves, labels=results.labels, images=results.images),
+        coco_curves=curves,
+        splits={
+            "size": _split(curves, dataset.label_map, SIZES),
+            "aspect": _split(by_aspect, dataset.label_map, ASPECTS),
+        },
         working_score=working,
         confusion=confuse(dataset, results, threshold=working),
         errors=break_down(dataset, matches),
@@ -190,9 +202,12 @@ def analyse(
     )
 
 
-def _split(scored: Scored, bins: Bins) -> dict[str, dict[str, float]]:
+def _split(curves: native.Curves, label_map: LabelMap, bins: Bins) -> dict[str, dict[str, float]]:
     return {
-        name: {"AP": scored.average_precision(number), "AR100": scored.average_recall(number)}
+        name: {
+            "AP": mean_precision(curves, label_map, bin=number),
+            "AR100": mean_recall(curves, label_map, bin=number),
+        }
         for number, name in enumerate(bins.names)
     }
 

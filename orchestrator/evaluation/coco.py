@@ -18,12 +18,19 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+import native
 from orchestrator.data.dataset import Dataset
+from orchestrator.data.label_map import LabelMap
 from orchestrator.data.readers.coco_tables import positions_in
 from orchestrator.errors import DataError
-from orchestrator.evaluation.backends import Backend, Scored, score
+from orchestrator.evaluation.coco_matching import (
+    LIMITS,
+    Backend,
+    coco_curves,
+    mean_precision,
+    mean_recall,
+)
 from orchestrator.evaluation.detections import Detections
-from orchestrator.evaluation.grading import LIMITS
 from orchestrator.evaluation.results import Results
 from orchestrator.storage.atomic import write_atomic
 
@@ -103,31 +110,35 @@ def evaluate(
     Args:
         dataset: ground truth; crowd boxes are ignored as COCO defines.
         found: merged over all ranks. Images that are missing from it count as missed.
-        backend: what matches; None takes the fastest that can be trusted. The bits are the same.
+        backend: what matches; None takes the fastest there is. The bits are the same.
 
     Raises:
         DataError: a score or box is not finite, a box has a negative side, or a detection belongs
             to an image or class that the data set does not have.
     """
     results = sound(dataset, found)
-    scored = score(dataset, results, backend=backend)
-    return metrics_of(dataset, scored, labels=results.labels, images=results.images)
+    curves = coco_curves(dataset, results, backend=backend)
+    return metrics_of(dataset, curves, labels=results.labels, images=results.images)
 
 
 def metrics_of(
-    dataset: Dataset, scored: Scored, *, labels: NDArray[np.int64], images: NDArray[np.int64]
+    dataset: Dataset,
+    curves: native.Curves,
+    *,
+    labels: NDArray[np.int64],
+    images: NDArray[np.int64],
 ) -> CocoMetrics:
     """The numbers of sound results that have been matched by COCO's sizes.
 
     Args:
         dataset: ground truth.
-        scored: the matching.
+        curves: what matching them gave.
         labels: (d,) of the detections, in any order.
         images: ids of the images that were looked at.
     """
     return CocoMetrics(
-        numbers=_numbers(scored),
-        classes=_class_scores(dataset, labels, scored),
+        numbers=_numbers(curves, dataset.label_map),
+        classes=_class_scores(dataset, labels, curves),
         unseen_images=int(np.isin(dataset.image_ids, images, invert=True).sum()),
     )
 
@@ -190,21 +201,21 @@ def sound(dataset: Dataset, found: Detections | Results) -> Results:
     return results
 
 
-def _numbers(scored: Scored) -> dict[str, float]:
+def _numbers(curves: native.Curves, label_map: LabelMap) -> dict[str, float]:
     """The 12 numbers; see ``COCOeval.summarize`` of pycocotools."""
     values = [
-        scored.average_precision(),
-        scored.average_precision(iou=_IOU50),
-        scored.average_precision(iou=_IOU75),
-        *(scored.average_precision(size) for size in (1, 2, 3)),
-        *(scored.average_recall(limit=limit) for limit in range(len(LIMITS))),
-        *(scored.average_recall(size) for size in (1, 2, 3)),
+        mean_precision(curves, label_map),
+        mean_precision(curves, label_map, iou=_IOU50),
+        mean_precision(curves, label_map, iou=_IOU75),
+        *(mean_precision(curves, label_map, bin=size) for size in (1, 2, 3)),
+        *(mean_recall(curves, label_map, limit=limit) for limit in range(len(LIMITS))),
+        *(mean_recall(curves, label_map, bin=size) for size in (1, 2, 3)),
     ]
     return dict(zip(METRICS, values, strict=True))
 
 
 def _class_scores(
-    dataset: Dataset, labels: NDArray[np.int64], scored: Scored
+    dataset: Dataset, labels: NDArray[np.int64], curves: native.Curves
 ) -> tuple[ClassScore, ...]:
     classes = len(dataset.label_map)
     boxes = np.bincount(dataset.labels[~dataset.crowd], minlength=classes)
@@ -216,10 +227,10 @@ def _class_scores(
             category_id=ids[label],
             boxes=int(boxes[label]),
             detections=int(detections[label]),
-            ap=_of_class(scored.precision[:, :, label, 0]),
-            ap50=_of_class(scored.precision[_IOU50, :, label, 0]),
-            ap75=_of_class(scored.precision[_IOU75, :, label, 0]),
-            ar100=_of_class(scored.recall[:, label, 0, -1]),
+            ap=_of_class(curves.precision[:, :, label, 0]),
+            ap50=_of_class(curves.precision[_IOU50, :, label, 0]),
+            ap75=_of_class(curves.precision[_IOU75, :, label, 0]),
+            ar100=_of_class(curves.recall[:, label, 0, -1]),
         )
         for label, name in enumerate(dataset.label_map.names)
     )

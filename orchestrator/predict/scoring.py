@@ -138,7 +138,7 @@ def evaluate_detector(
         evaluator.add(part)
         unreadable += bad
     found = evaluator.detections()
-    analysis = analyse(dataset, found, backend=evaluator.backend, scored=evaluator.scored())
+    analysis = analyse(dataset, found, backend=evaluator.backend, curves=evaluator.curves())
     return Evaluated(found, analysis, tuple(sorted(unreadable)))
 
 

@@ -2,94 +2,49 @@
 
 from __future__ import annotations
 
-import dataclasses
-import logging
-
 import numpy as np
 import pytest
 from coco_cases import dataset_of, detections_of, random_case
 
 import native
 from orchestrator.errors import DataError
-from orchestrator.evaluation import backends
-from orchestrator.evaluation.backends import fastest, score
 from orchestrator.evaluation.coco import evaluate
+from orchestrator.evaluation.coco_matching import (
+    ASPECTS,
+    SIZES,
+    coco_curves,
+    fastest,
+    mean_precision,
+    mean_recall,
+)
 from orchestrator.evaluation.detections import Detections
-from orchestrator.evaluation.grading import ASPECTS, SIZES
 from orchestrator.evaluation.results import Results
 from orchestrator.evaluation.streaming import StreamingEvaluator
 
-try:
-    import hotcoco  # noqa: F401
-except ImportError:
-    HOTCOCO = False
-else:
-    HOTCOCO = True
-
-COMPILED = native.backend() == "native"
-needs_hotcoco = pytest.mark.skipif(not HOTCOCO, reason="hotcoco is not installed")
-needs_kernels = pytest.mark.skipif(not COMPILED, reason="the kernels are not compiled")
-FAST = [
-    # Without a compiler this is the Python reference of the kernels: slow, and just as exact.
-    "native",
-    pytest.param("hotcoco", marks=needs_hotcoco),
-]
-BACKENDS = [*FAST, "pycocotools"]
+BACKENDS = ["native", "pycocotools"]
 
 
-@pytest.mark.parametrize("backend", FAST)
 @pytest.mark.parametrize("bins", [SIZES, ASPECTS], ids=["sizes", "aspects"])
 @pytest.mark.parametrize("ties", [False, True])
-def test_every_backend_gives_the_bits_of_the_reference(backend, bins, ties):
+def test_the_kernels_give_the_bits_of_pycocotools(bins, ties):
+    """Without a compiler the kernels are their Python reference: slow, and just as exact."""
     for seed in range(120):
         tree, found = random_case(seed, ties=ties)
         dataset, results = dataset_of(tree), Results.of(found)
-        fast = score(dataset, results, bins=bins, backend=backend)
-        reference = score(dataset, results, bins=bins, backend="pycocotools")
-        for field in dataclasses.fields(fast):
-            left, right = getattr(fast, field.name), getattr(reference, field.name)
-            assert np.array_equal(left, right), (seed, field.name)
+        ours = coco_curves(dataset, results, bins=bins, backend="native")
+        reference = coco_curves(dataset, results, bins=bins, backend="pycocotools")
+        for name, left, right in zip(ours._fields, ours, reference, strict=True):
+            assert np.array_equal(left, right), (seed, name)
 
 
-@pytest.fixture
-def choice():
-    """:func:`fastest`, which has chosen nothing yet, before or after."""
+@pytest.mark.parametrize(
+    ("compiled", "chosen"), [("native", "native"), ("reference", "pycocotools")]
+)
+def test_pycocotools_serves_where_nothing_is_compiled(compiled, chosen, monkeypatch):
     fastest.cache_clear()
-    yield fastest
+    monkeypatch.setattr(native, "backend", lambda: compiled)
+    assert fastest() == chosen
     fastest.cache_clear()
-
-
-@needs_kernels
-def test_the_kernels_are_trusted_after_their_self_test(choice):
-    assert choice() == "native"
-
-
-@needs_hotcoco
-def test_hotcoco_is_trusted_after_its_self_test(choice, monkeypatch):
-    monkeypatch.setattr(native, "backend", lambda: "reference")
-    assert choice() == "hotcoco"
-
-
-@pytest.mark.skipif(not (COMPILED or HOTCOCO), reason="there is no fast backend here")
-@pytest.mark.parametrize("fault", ["raises", "differs"])
-def test_a_backend_that_fails_its_self_test_is_not_used(choice, monkeypatch, caplog, fault):
-    def broken(true):
-        def score_wrong(columns, found, bins):
-            if fault == "raises":
-                raise RuntimeError("symbol not found")
-            arrays = true(columns, found, bins)
-            precision = arrays.precision.copy()
-            precision.flat[np.flatnonzero(precision > 0)[0]] -= 1e-15
-            return arrays._replace(precision=precision)
-
-        return score_wrong
-
-    for name in ("native", "hotcoco"):
-        monkeypatch.setitem(backends._SCORERS, name, broken(backends._SCORERS[name]))
-    with caplog.at_level(logging.WARNING):
-        assert choice() == "pycocotools"
-    said = {"raises": "failed (symbol not found)", "differs": "gave another precision"}[fault]
-    assert said in caplog.text
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -162,10 +117,11 @@ def test_aspects_are_scored_apart(backend, found):
     dataset, boxes = _one_of_each_aspect()
     x, y, w, h = boxes[found]
     results = Results.of(detections_of([(1, 0, [x, y, x + w, y + h], 0.5)], [1]))
-    scored = score(dataset, results, bins=ASPECTS, backend=backend)
+    curves = coco_curves(dataset, results, bins=ASPECTS, backend=backend)
+    classes = dataset.label_map
     for number, name in enumerate(ASPECTS.names[1:], start=1):
         expected = 1.0 if name == found else 0.0
-        assert scored.average_precision(number) == pytest.approx(expected)
-        assert scored.average_recall(number) == pytest.approx(expected)
+        assert mean_precision(curves, classes, bin=number) == pytest.approx(expected)
+        assert mean_recall(curves, classes, bin=number) == pytest.approx(expected)
     # Recall 1/3 is reached by 34 of the 101 recalls 0.00 ... 1.00.
-    assert scored.average_precision() == pytest.approx(34 / 101)
+    assert mean_precision(curves, classes) == pytest.approx(34 / 101)
