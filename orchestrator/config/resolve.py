@@ -90,7 +90,7 @@ class Template:
             problems += explain(error, document.tree, document.places, document.refused)
         if problems or experiment is None:
             raise error_of(problems, str(self.source))
-        tree: dict[str, Json] = experiment.model_dump(mode="json")
+        tree: dict[str, Json] = experiment.model_dump(mode="json", by_alias=True)
         origins = _origins(tree, document.places)
         if isinstance(document.tree, dict) and document.tree.get("seed", experiment.seed) is None:
             origins["seed"] = f"{_DRAWN}{origins['seed']}"

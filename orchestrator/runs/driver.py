@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 
 import native
-from orchestrator.checkpoints.manifest import copy_commit
+from orchestrator.checkpoints.manifest import checked_commits, copy_commit
 from orchestrator.cluster.connection import connected
 from orchestrator.cluster.placement import Placement, place, place_evaluation
 from orchestrator.cluster.trainer import fit
@@ -22,14 +22,22 @@ from orchestrator.config.schema import Experiment
 from orchestrator.data.doctor.examine import require_usable
 from orchestrator.data.stream.ray_stream import ScheduledDataConfig
 from orchestrator.errors import PreemptedError
-from orchestrator.runs.identity import Identity, open_run, recorded_seed
+from orchestrator.runs.identity import (
+    Identity,
+    RunState,
+    examine_run,
+    record_run,
+    recorded_seed,
+)
 from orchestrator.runs.plan import Plan, make_plan
 from orchestrator.runs.progress import shown_progress
 from orchestrator.runs.report import (
+    finished_result,
     result_of,
     run_card_of,
     say,
     say_data,
+    say_finished,
     say_initial,
     say_result,
     say_where,
@@ -52,6 +60,7 @@ from orchestrator.storage.run_files import (
     RESULT,
     STOP,
 )
+from orchestrator.tracking.events import EventLog
 from orchestrator.tracking.mlflow_shipper import RunStatus, Shipped
 from orchestrator.training.interrupt import in_thread, stopping_politely
 from orchestrator.training.job import Outcome, TrainingJob
@@ -135,25 +144,27 @@ def train(
         require_usable(data, name, resolved.experiment.data.max_bad_fraction)
     say_initial(plan.job, console)
     native.backend()  # Says what is missing; what workers say stays in Ray's logs.
-    initial = plan.job.initial
-    identity = Identity(
-        plan.job.config_digest,
-        plan.job.data_digest,
-        initial=None if initial is None else initial.sha256,
-    )
+    identity = identity_of(plan.job)
     with RunLock(run_dir) as lock:
         # Whose folder this is comes first: starting Ray takes seconds.
-        claimed = open_run(
+        commits = commit_storage(run_dir, location)
+        claim = examine_run(
             run_dir,
             identity,
             resolved.tree,
+            label_map=plan.job.label_map,
             force=force_resume,
-            commits=commit_storage(run_dir, location),
+            commits=commits,
         )
-        for note in claimed.notes:
-            say(console, f"{claimed.kind}: {note}")
-        _write(run_dir / RESOLVED, dump_yaml(resolved))
-        _write(run_dir / LABEL_MAP, plan.job.label_map.to_json())
+        done = next((commit.step for commit in checked_commits(commits)), 0)
+        plan.job.require_ahead(done)
+        finished = finished_result(plan.job, done)
+        if finished is not None:
+            say_finished(finished, console)
+            say_where(resolved, str(run_dir), console)
+            return finished
+        for note in claim.notes:
+            say(console, f"{claim.kind}: {note}")
         tracking = Tracking(resolved, plan.job, trial)
         experiment = resolved.experiment
         with connected(experiment.cluster, beside=experiment.train.evaluation == "beside"):
@@ -167,12 +178,19 @@ def train(
             )
             where = "beside training" if in_loop is None else f"in the loop, {in_loop}"
             say(console, f"evaluation: {where}")
+            # Only now does the folder belong to this experiment: a start that finds no cluster, or
+            # none that is large enough, leaves nothing that would refuse the next.
+            record_run(run_dir, identity, resolved.tree, claim)
+            _write(run_dir / RESOLVED, dump_yaml(resolved))
+            _write(run_dir / LABEL_MAP, plan.job.label_map.to_json())
+            log_changes(run_dir, claim, done)
             job = dataclasses.replace(
                 plan.job,
                 threads=placement.threads,
                 judged_epochs=() if trial is None else trial.judged_epochs,
                 sampled={} if trial is None else trial.sampled,
                 evaluates_beside=in_loop is None,
+                extensions=claim.extensions,
             )
             outcome, shipped = _tracked(plan, job, placement, console, lock, tracking, mirror)
     result = result_of(job, outcome, shipped, time.monotonic() - started)
@@ -182,6 +200,22 @@ def train(
         say(console, f"kept in: {mirror.uri}")
     say_where(resolved, str(run_dir), console)
     return result
+
+
+def identity_of(job: TrainingJob) -> Identity:
+    """What decides the result of a job."""
+    initial = None if job.initial is None else job.initial.sha256
+    return Identity(job.config_digest, job.data_digest, initial=initial)
+
+
+def log_changes(run_dir: Path, claim: RunState, step: int) -> None:
+    """Leave in the event log what is different since the last start, forced or not."""
+    if not claim.notes:
+        return
+    events = EventLog(run_dir / EVENTS)
+    for note in claim.notes:
+        events.note("changed", note, step=step)
+    events.close()
 
 
 def _tracked(

@@ -11,20 +11,24 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from orchestrator.checkpoints.manifest import checked_commits
+from orchestrator.checkpoints.manifest import Commit, checked_commits
 from orchestrator.config.resolve import Absent, MaybeScalar, diff, digest
 from orchestrator.config.scalars import Json
-from orchestrator.errors import ConfigError, StorageError
+from orchestrator.data.label_map import LabelMap
+from orchestrator.errors import ConfigError, DataError, StorageError
+from orchestrator.runs.extension import EXTENSIONS, extended_run
 from orchestrator.runs.numerics import NUMERICS_VERSION, changes_since
 from orchestrator.storage.local import TEMPORARY, LocalStorage, Storage, make_private
-from orchestrator.storage.run_files import IDENTITY
+from orchestrator.storage.run_files import EVENTS, IDENTITY, LABEL_MAP
 from orchestrator.storage.sealed import UnusableError, seal, unseal
+from orchestrator.tracking.events import read_events
+from orchestrator.training.schedules import Extension
 
 #: Layout of ``run.json``. Format 1 had no version of the numbers and refused all changes of code.
 FORMAT = 2
@@ -60,6 +64,7 @@ NOT_IDENTITY = (
     "train.checkpoint.every_steps",
     "train.checkpoint.keep_last",
     "train.checkpoint.keep_best",
+    "train.continue",  # What it did to the rate is recorded when it does.
 )
 
 #: Key of the initial weights' digest, in ``run.json`` and in the configuration's digest.
@@ -147,10 +152,12 @@ class RunState:
     Attributes:
         kind: ``new``, or ``resume`` when the folder holds this run already.
         notes: what changed since its last start, allowed or forced; for the log.
+        extensions: how the run was made longer since it began.
     """
 
     kind: Literal["new", "resume"]
     notes: tuple[str, ...] = ()
+    extensions: tuple[Extension, ...] = ()
 
 
 def open_run(
@@ -161,52 +168,121 @@ def open_run(
     force: bool = False,
     commits: Storage | None = None,
 ) -> RunState:
-    """Claim a run folder for an experiment, or find that it is this experiment's already.
+    """Claim a run folder for an experiment: :func:`examine_run`, then :func:`record_run`."""
+    state = examine_run(run_dir, identity, resolved_tree, force=force, commits=commits)
+    record_run(run_dir, identity, resolved_tree, state)
+    return state
+
+
+def examine_run(
+    run_dir: str | Path,
+    identity: Identity,
+    resolved_tree: Mapping[str, Json],
+    *,
+    label_map: LabelMap | None = None,
+    force: bool = False,
+    commits: Storage | None = None,
+) -> RunState:
+    """Find out whether a run folder is free for an experiment, or its already; changes nothing.
+
+    A folder without a commit and without an event is free, whatever a start that came to nothing
+    has left there.
 
     Call it while holding the folder's :class:`~orchestrator.storage.folder_lock.RunLock`.
 
     Args:
-        run_dir: made if need be.
+        run_dir: may be missing.
         identity: of the experiment.
         resolved_tree: its whole configuration, for the differences.
-        force: go on although configuration, data or numbers differ; from then on the folder belongs
-            to the experiment as it is now. What was forced is in the notes.
+        label_map: its classes, which must be those of the commits, forced or not; None where that
+            is seen to elsewhere.
+        force: go on although configuration, data or numbers differ. What was forced is in the
+            notes.
         commits: where the run's commits are; None for the run folder.
 
     Raises:
         ConfigError: the folder holds another experiment.
-        StorageError: the folder cannot be read or written.
+        DataError: its weights are for other classes, or for the same in another order.
+        StorageError: the folder cannot be read.
     """
     storage = LocalStorage(run_dir)
+    try:
+        checked = checked_commits(commits or storage)
+        if not checked and next(read_events(storage.root / EVENTS), None) is None:
+            return RunState("new")
+        if label_map is not None and checked:
+            _require_classes(commits or storage, checked[0], label_map)
+        found = _compare(storage, identity, resolved_tree, checked)
+    except OSError as error:
+        raise _unusable(storage, error) from error
+    if found.refused and not force:
+        raise ConfigError(
+            f"{storage.root}: this run folder holds another experiment:\n"
+            + "\n".join(f"  {line}" for line in found.refused)
+            + "\nNext: give this experiment another name (name=...), undo the changes, or pass "
+            "--force-resume to go on with them from the last checkpoint"
+        )
+    notes = (*(f"forced: {line}" for line in found.refused), *found.notes)
+    return RunState(found.kind, notes, found.extensions)
+
+
+def record_run(
+    run_dir: str | Path, identity: Identity, resolved_tree: Mapping[str, Json], state: RunState
+) -> None:
+    """Let a run folder belong to the experiment as it is now.
+
+    Args:
+        run_dir: made if need be.
+        identity: of the experiment.
+        resolved_tree: its whole configuration.
+        state: what :func:`examine_run` found.
+
+    Raises:
+        StorageError: the folder cannot be written.
+    """
+    storage = LocalStorage(run_dir)
+    record = {
+        "format": FORMAT,
+        "config_digest": identity.config_digest,
+        "data_digest": identity.data_digest,
+        "numerics_version": identity.numerics,
+        "sources": dict(identity.sources),
+        _INITIAL: identity.initial,
+        EXTENSIONS: [[one.epochs, one.how] for one in state.extensions],
+        "config": dict(resolved_tree),
+    }
     try:
         make_private(storage.root)
         for entry in storage.list(""):
             if entry.name.startswith(IDENTITY + TEMPORARY):
                 storage.unlink(entry.name)
-        found = _compare(storage, identity, resolved_tree, commits or storage)
-        if found.refused and not force:
-            raise ConfigError(
-                f"{storage.root}: this run folder holds another experiment:\n"
-                + "\n".join(f"  {line}" for line in found.refused)
-                + "\nNext: give this experiment another name (name=...), undo the changes, or pass "
-                "--force-resume to go on with them from the last checkpoint"
-            )
-        record = {
-            "format": FORMAT,
-            "config_digest": identity.config_digest,
-            "data_digest": identity.data_digest,
-            "numerics_version": identity.numerics,
-            "sources": dict(identity.sources),
-            _INITIAL: identity.initial,
-            "config": dict(resolved_tree),
-        }
         storage.replace_file(IDENTITY, seal("run", record))
     except OSError as error:
-        raise StorageError(
-            f"{storage.root}: cannot open the run folder: {error}. Next: see that `storage` names "
-            "a folder that can be written"
+        raise _unusable(storage, error) from error
+
+
+def _unusable(storage: LocalStorage, error: OSError) -> StorageError:
+    return StorageError(
+        f"{storage.root}: cannot open the run folder: {error}. Next: see that `storage` names a "
+        "folder that can be written"
+    )
+
+
+def _require_classes(storage: Storage, commit: Commit, label_map: LabelMap) -> None:
+    """Refuse to go on with weights whose outputs stand for other classes."""
+    try:
+        text = storage.read_file(f"{commit.key}/{LABEL_MAP}", limit=_MAX_BYTES).decode()
+        theirs = LabelMap.from_json(text)
+    except (ValueError, KeyError, TypeError):
+        return  # Whoever loads the commit compares its bytes, and says what is wrong with them.
+    try:
+        label_map.require_equal(theirs, here="the data now", there=f"commit {commit.step}")
+    except DataError as error:
+        raise DataError(
+            f"{error}\nIts outputs stand for the classes of {commit.path}, so --force-resume does "
+            "not go on with others. Next: give this experiment another name (name=...), and begin "
+            "with those weights by train.init_from"
         ) from error
-    return RunState(found.kind, (*(f"forced: {line}" for line in found.refused), *found.notes))
 
 
 def changed_sources(then: Mapping[str, str], now: Mapping[str, str]) -> str | None:
@@ -257,10 +333,14 @@ class _Comparison(NamedTuple):
     kind: Literal["new", "resume"]
     refused: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    extensions: tuple[Extension, ...] = ()
 
 
 def _compare(
-    storage: Storage, identity: Identity, tree: Mapping[str, Json], commits: Storage
+    storage: LocalStorage,
+    identity: Identity,
+    tree: Mapping[str, Json],
+    commits: Sequence[Commit],
 ) -> _Comparison:
     try:
         stored = unseal("run", storage.read_file(IDENTITY, limit=_MAX_BYTES))
@@ -274,8 +354,11 @@ def _compare(
             f"{FORMAT} and older. Next: go on with the version of the program that wrote it"
         )
     before = stored["config"]
-    refused = _differences(identity_tree(before), identity_tree(tree))
-    notes = [line for line in _differences(before, tree) if line not in refused]
+    extended = extended_run(before, stored.get(EXTENSIONS, ()), tree)
+    refused = _differences(identity_tree(extended.before), identity_tree(tree))
+    refused += extended.refused
+    notes = [line for line in _differences(extended.before, tree) if line not in refused]
+    notes += extended.notes
     if stored["data_digest"] != identity.data_digest:
         refused.append(_digests("data", stored["data_digest"], identity.data_digest))
     before_initial = stored.get(_INITIAL)
@@ -292,12 +375,13 @@ def _compare(
     changed = changed_sources(stored["sources"], identity.sources)
     if changed is not None:
         notes.append(f"the program changed, its numbers did not: {changed}")
-    return _Comparison("resume", tuple(refused), tuple(notes))
+    return _Comparison("resume", tuple(refused), tuple(notes), extended.extensions)
 
 
-def _compare_with_commits(storage: Storage, identity: Identity, damage: str) -> _Comparison:
+def _compare_with_commits(
+    commits: Sequence[Commit], identity: Identity, damage: str
+) -> _Comparison:
     """Without a usable ``run.json`` the newest commit says whose folder this is."""
-    commits = checked_commits(storage)
     if not commits:
         return _Comparison("new")
     manifest = commits[0].manifest

@@ -6,6 +6,7 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from detectors.base import Detector
 from detectors.measure import skeleton
 from orchestrator.checkpoints.initial_weights import InitialWeights, find_initial
 from orchestrator.checkpoints.manifest import checked_commits
@@ -23,7 +24,9 @@ from orchestrator.storage.bucket import commit_storage
 from orchestrator.storage.local import Storage
 from orchestrator.training.freeze import adapt
 from orchestrator.training.job import TrainingJob
+from orchestrator.training.normalization import single_values
 from orchestrator.training.optim import build_optimizer
+from orchestrator.training.schedules import require_warmup_ends
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,7 @@ def make_plan(
     model = skeleton(experiment.detector, num_classes=len(train.dataset.label_map))
     adapt(model, experiment.train)
     build_optimizer(model, experiment.train.optimizer)
+    _require_variance(model, experiment)
     batches = BatchPlan.from_config(
         experiment.data,
         train.dataset,
@@ -82,6 +86,7 @@ def make_plan(
         workers=experiment.train.virtual_shards or experiment.cluster.workers,
         input_size=model.input_size,
     )
+    require_warmup_ends(experiment.train, steps_per_epoch=batches.schedule.steps_per_epoch)
     if not len(val.dataset.labels):
         raise DataError(
             f"data.val: {experiment.data.val.shards or experiment.data.val.annotations} has no "
@@ -112,6 +117,32 @@ def make_plan(
         batches=batches,
         findings={split: one.findings for split, one in read.items()},
         manifests={split: one.manifest for split, one in read.items() if one.manifest is not None},
+    )
+
+
+def _require_variance(model: Detector, experiment: Experiment) -> None:
+    """Refuse pieces of one image where batch normalisation would get one value of a channel."""
+    train, workers = experiment.train, experiment.cluster.workers
+    shards = train.virtual_shards
+    pieces = workers * train.accumulate if shards is None else shards
+    if train.batch_size > pieces or (train.sync_batch_norm and workers > 1):
+        return
+    layers = single_values(model, model.input_size)
+    if not layers:
+        return
+    more = f" and {len(layers) - 1} more" if len(layers) > 1 else ""
+    cut = f"cluster.workers {workers} x train.accumulate {train.accumulate}"
+    cut = cut if shards is None else f"train.virtual_shards {shards}"
+    remedies = [f"set train.batch_size to {2 * pieces} or more"]
+    if pieces > 1:
+        remedies.append("cut it into fewer pieces")
+    if workers > 1 and shards is None:
+        remedies.append("set train.sync_batch_norm: true")
+    raise ConfigError(
+        f"train.batch_size is {train.batch_size} in {pieces} pieces ({cut}): one image in each. "
+        f"Batch normalisation {layers[0]}{more} then has a single value of each channel, its map "
+        f"being 1 x 1, and so no variance. Next: {', or '.join(remedies)}, or keep those layers' "
+        "statistics by train.freeze.batch_norm"
     )
 
 

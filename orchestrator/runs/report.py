@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import subprocess
@@ -20,7 +21,7 @@ from orchestrator.evaluation.coco import METRICS
 from orchestrator.runs.plan import Plan
 from orchestrator.runs.progress import duration
 from orchestrator.storage.bucket import commit_storage
-from orchestrator.storage.run_files import EVENTS, REPORT, RESOLVED
+from orchestrator.storage.run_files import EVENTS, REPORT, RESOLVED, RESULT
 from orchestrator.tracking.git_info import git_info
 from orchestrator.tracking.mlflow_names import resolve_tracking_uri
 from orchestrator.tracking.mlflow_shipper import Shipped
@@ -62,6 +63,37 @@ def result_of(
         "detector": job.experiment.detector.title,
         "workers": job.experiment.cluster.workers,
     }
+
+
+def finished_result(job: TrainingJob, done: int) -> dict[str, Any] | None:
+    """``result.json`` of a run that has nothing left to do; None for any other.
+
+    Args:
+        job: the run.
+        done: optimizer steps behind its newest commit.
+    """
+    try:
+        result: dict[str, Any] = json.loads((job.path / RESULT).read_bytes())
+        same = (
+            result["config_digest"] == job.config_digest
+            and result["data_digest"] == job.data_digest
+            and result["steps"] == done
+        )
+        whole = done == job.total_steps or result["early_stopping"] is not None
+        complete = result["state"] == "done" and result["metrics"]["AP"] is not None
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+    if not (same and whole and complete) or not job.path.joinpath(EVENTS).exists():
+        return None
+    uri = job.experiment.tracking.mlflow
+    if uri is not None:
+        # What MLflow does not have yet is brought there by a start like any other.
+        state = ShipState.load(job.path)
+        if state is None or state.status != "FINISHED":
+            return None
+        if state.tracking_uri != resolve_tracking_uri(uri, Path.cwd()):
+            return None
+    return result
 
 
 def run_card_of(
@@ -196,6 +228,16 @@ def say_result(resolved: ResolvedExperiment, result: dict[str, Any], console: Co
         console,
         f"{result['detector']}: {result['steps']} steps, {result['images_per_s']:.1f} images/s, "
         f"{duration(result['seconds'])} in all",
+    )
+
+
+def say_finished(result: dict[str, Any], console: Console) -> None:
+    """That a run has nothing left to do, and what would give it something."""
+    score = result["metrics"]["AP"]
+    say(
+        console,
+        f"already done: {result['name']} has all of its {result['steps']} steps, AP {score:.4f}. "
+        "Next: raise train.epochs to go on, or give another experiment another name (name=...)",
     )
 
 

@@ -108,6 +108,7 @@ class Engine:
             base=train.optimizer.lr,
             steps_per_epoch=job.schedule.steps_per_epoch,
             total_steps=job.schedule.total_steps,
+            extensions=job.extensions,
         )
         self.early = (
             None
@@ -219,6 +220,7 @@ class Engine:
         if step is None:
             self._begin()
             return 0
+        self.job.require_ahead(step)
         scalars = restore(self.store.load(step), self.stepper)
         self.step = self._committed = step
         self.bad_steps = int(scalars["bad_steps"])

@@ -13,6 +13,8 @@ from orchestrator.config.schema import Experiment
 from orchestrator.data.dataset import Dataset
 from orchestrator.data.label_map import LabelMap
 from orchestrator.data.stream.schedule import Schedule
+from orchestrator.errors import ConfigError
+from orchestrator.training.schedules import Extension
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,7 @@ class TrainingJob:
         bucket: URI of the run in a bucket, where its commits are; None where they are in the run
             folder.
         sampled: what a sweep set, by dotted key; seen to have arrived in the live objects.
+        extensions: how the run was made longer since it began.
         evaluates_beside: whether commits are scored by one more worker while training goes on; see
             :mod:`orchestrator.training.validation`.
     """
@@ -52,6 +55,7 @@ class TrainingJob:
     judged_epochs: tuple[int, ...] = ()
     bucket: str | None = None
     sampled: Mapping[str, Json] = field(default_factory=dict)
+    extensions: tuple[Extension, ...] = ()
     evaluates_beside: bool = False
 
     @property
@@ -65,6 +69,29 @@ class TrainingJob:
         limit = self.experiment.train.max_steps
         total = self.schedule.total_steps
         return total if limit is None else min(total, limit)
+
+    def require_ahead(self, done: int) -> None:
+        """Refuse a run that is to end before where it is.
+
+        Args:
+            done: optimizer steps behind its newest commit.
+
+        Raises:
+            ConfigError: with the arithmetic.
+        """
+        if done <= self.total_steps:
+            return
+        train, per_epoch = self.experiment.train, self.schedule.steps_per_epoch
+        whole = self.schedule.total_steps
+        wanted = f"train.epochs is {train.epochs}, which is {whole} steps of {per_epoch} an epoch"
+        key, least = "train.epochs", -(-done // per_epoch)
+        if train.max_steps is not None and train.max_steps < whole:
+            wanted = f"train.max_steps is {train.max_steps}"
+            key, least = "train.max_steps", done
+        raise ConfigError(
+            f"{wanted}, but {self.run_dir} has {done} steps done already. Next: set {key} to "
+            f"{least} or more to go on, or give this experiment another name (name=...)"
+        )
 
     def judged_after(self, step: int) -> bool:
         """Whether the run waits for a verdict once ``step`` steps are done."""

@@ -131,7 +131,7 @@ def keep_report(
         "precision": precision,
         "threads": job.threads,
         "world": world,
-        "experiment": json.loads(job.experiment.model_dump_json()),
+        "experiment": json.loads(job.experiment.model_dump_json(by_alias=True)),
         "label_map": json.loads(job.label_map.to_json()),
     }
     try:

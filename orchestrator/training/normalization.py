@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from typing_extensions import Self
 
 
@@ -101,6 +102,39 @@ def replace_batch_norm(
                 setattr(parent, name, made[layer])
                 names.append(full)
     return names
+
+
+def single_values(model: nn.Module, size: tuple[int, int]) -> list[str]:
+    """Names of the batch normalisation layers that get one value of each channel from one image.
+
+    Such a layer has no variance to normalise by where it trains on a single image, and torch
+    refuses it. Layers that keep their statistics are left out, and so are shared ones.
+
+    Args:
+        model: in training mode, best on the meta device, where nothing is computed; left in
+            evaluation mode.
+        size: (H, W) of its input.
+    """
+    training: dict[nn.Module, str] = {
+        layer: name
+        for name, layer in model.named_modules()
+        if isinstance(layer, _BatchNorm) and layer.training
+    }
+    found: list[str] = []
+
+    def look(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if inputs[0].shape[2:].numel() == 1:
+            found.append(training[layer])
+
+    handles = [layer.register_forward_pre_hook(look) for layer in training]
+    try:
+        with torch.no_grad():
+            device = next(model.parameters()).device
+            model.eval()(torch.zeros(1, 3, *size, dtype=torch.uint8, device=device))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
 
 
 def _as(layer: nn.BatchNorm2d, kind: type[nn.BatchNorm2d]) -> nn.BatchNorm2d:

@@ -30,9 +30,14 @@ def images_to_device(batch: Batch, device: torch.device) -> torch.Tensor:
 def predict_batch(
     model: Detector, batch: Batch, config: PostprocessConfig, device: torch.device
 ) -> Detections:
-    """Detections of the real images of one batch; padded images are left out."""
-    candidates = model.decode(model(images_to_device(batch, device)))
+    """Detections of the real images of one batch; padded images are left out.
+
+    A batch may be all padding: on a rank with fewer images than others, or none.
+    """
     real = batch.sample_ids >= 0
+    if not real.any():
+        return Detections.merge([])
+    candidates = model.decode(model(images_to_device(batch, device)))
     boxes = map_to_original(
         candidates.boxes.float().cpu(),
         torch.from_numpy(batch.transforms),

@@ -15,7 +15,7 @@ from orchestrator.config.schema import (
 )
 from orchestrator.errors import ConfigError
 from orchestrator.training.ema import decay_at
-from orchestrator.training.schedules import LearningRate
+from orchestrator.training.schedules import LearningRate, require_warmup_ends
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,7 @@ class ScheduleTable:
                 f"train.batch_size is {self.experiment.train.batch_size}, but there are "
                 f"{self.images} training images; one step would not be full"
             )
+        require_warmup_ends(self.experiment.train, steps_per_epoch=self.steps_per_epoch)
 
     @property
     def steps_per_epoch(self) -> int:

@@ -11,13 +11,32 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 from orchestrator.config.schema import (
     ConstantSchedule,
     CosineSchedule,
     MultistepSchedule,
     Schedule,
+    TrainConfig,
 )
+from orchestrator.errors import ConfigError
+
+#: What becomes of a rate that had come to its end; see ``train.continue``.
+Continuation: TypeAlias = Literal["stretch", "restart", "hold"]
+
+
+@dataclass(frozen=True)
+class Extension:
+    """A run that was made longer after it had begun.
+
+    Attributes:
+        epochs: how long it was to be before.
+        how: what the rate does from there on.
+    """
+
+    epochs: int
+    how: Continuation
 
 
 @dataclass(frozen=True)
@@ -29,12 +48,14 @@ class LearningRate:
         base: the rate that factors multiply (``train.optimizer.lr``).
         steps_per_epoch: optimizer steps in an epoch.
         total_steps: optimizer steps in the run.
+        extensions: how the run was made longer, oldest first; of a schedule that has a horizon.
     """
 
     schedule: Schedule
     base: float
     steps_per_epoch: int
     total_steps: int
+    extensions: tuple[Extension, ...] = ()
 
     @property
     def warmup_steps(self) -> int:
@@ -61,10 +82,10 @@ class LearningRate:
             case CosineSchedule(end_factor=end_factor, period_epochs=period):
                 # MindSpore SSD lr_schedule.py: half a cosine over the steps left after warm-up.
                 end = self.base * end_factor
-                length: float = self.total_steps - warmup
+                first, length = self._falls(step, warmup)
                 if period is not None:
                     length = period * self.steps_per_epoch
-                progress = min(1.0, (step - warmup) / max(1, length))
+                progress = min(1.0, (step - first) / max(1, length))
                 return end + (self.base - end) * (1.0 + math.cos(math.pi * progress)) / 2.0
             case MultistepSchedule(milestones=milestones, factors=factors):
                 epoch = step / self.steps_per_epoch
@@ -73,6 +94,17 @@ class LearningRate:
                     if epoch >= milestone:
                         rate = self.base * factor
                 return rate
+
+    def _falls(self, step: int, warmup: int) -> tuple[int, float]:
+        """First step and length of the fall from the base rate that ``step`` belongs to."""
+        ends = [*(one.epochs * self.steps_per_epoch for one in self.extensions), self.total_steps]
+        first, last = warmup, ends[0]
+        for extension, old, new in zip(self.extensions, ends, ends[1:], strict=False):
+            if extension.how == "stretch":
+                last = new
+            elif extension.how == "restart" and step >= old:
+                first, last = old, new
+        return first, last - first
 
     def table(self) -> list[tuple[int, float, float]]:
         """``(step, epoch, rate)`` at the start, the end of warm-up, each kink and the end."""
@@ -85,3 +117,33 @@ class LearningRate:
             steps |= {round(self.total_steps * share / 8) for share in range(1, 8)}
         inside = sorted(step for step in steps if 0 <= step < self.total_steps)
         return [(step, step / self.steps_per_epoch, self(step)) for step in inside]
+
+
+def require_warmup_ends(train: TrainConfig, *, steps_per_epoch: int) -> None:
+    """Refuse a warm-up that a run does not leave, so that its base rate would never be used.
+
+    What counts is the run of ``train.epochs``: a quick look of ``train.max_steps`` may end sooner.
+
+    Raises:
+        ConfigError: with the arithmetic.
+    """
+    rate = LearningRate(
+        schedule=train.schedule,
+        base=train.optimizer.lr,
+        steps_per_epoch=steps_per_epoch,
+        total_steps=steps_per_epoch * train.epochs,
+    )
+    if rate.warmup_steps < rate.total_steps:
+        return
+    steps = f"{rate.total_steps} step{'' if rate.total_steps == 1 else 's'}"
+    in_steps = train.schedule.warmup_steps is not None
+    given = "warmup_steps" if in_steps else "warmup_epochs"
+    value = f"{rate.warmup_steps}" if in_steps else f"{train.schedule.warmup_epochs:g}"
+    rounded = "" if in_steps else f", which are {rate.warmup_steps} steps"
+    raise ConfigError(
+        f"train.schedule.{given} is {value}{rounded}, and the whole run has {steps} "
+        f"({train.epochs} epochs of {steps_per_epoch}), so the rate would never get to "
+        f"train.optimizer.lr. Next: set train.schedule.warmup_steps to less than "
+        f"{rate.total_steps}, such as {min(steps_per_epoch, rate.total_steps - 1)}, or raise "
+        "train.epochs"
+    )

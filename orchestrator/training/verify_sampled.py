@@ -41,7 +41,7 @@ def check_sampled(
     Raises:
         SampledValueError: one of them did not arrive.
     """
-    tree: dict[str, Json] = job.experiment.model_dump(mode="json")
+    tree: dict[str, Json] = job.experiment.model_dump(mode="json", by_alias=True)
     effective = flatten(tree)
     chosen = {
         path: value

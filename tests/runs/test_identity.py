@@ -14,13 +14,15 @@ import pytest
 
 from orchestrator.checkpoints.commit import CommitStore
 from orchestrator.config.resolve import load_experiment
-from orchestrator.errors import ConfigError, StorageError
+from orchestrator.data.label_map import LabelMap
+from orchestrator.errors import ConfigError, DataError, StorageError
 from orchestrator.runs import numerics
 from orchestrator.runs.identity import (
     NOT_IDENTITY,
     Identity,
     RunState,
     config_digest,
+    examine_run,
     identity_tree,
     open_run,
     recorded_identity,
@@ -29,6 +31,8 @@ from orchestrator.runs.identity import (
 from orchestrator.runs.numerics import NumericsChange
 from orchestrator.storage.local import LocalStorage
 from orchestrator.storage.sealed import seal, unseal
+from orchestrator.tracking.events import EventLog
+from orchestrator.training.schedules import Extension
 from tests.support.commit_scenario import states
 
 ROOT = Path(__file__).parents[2]
@@ -62,9 +66,14 @@ def changed(**paths: Any) -> dict[str, Any]:
 
 
 def start(run: Path, tree: dict[str, Any] = TREE, **arguments: Any) -> RunState:
-    force = arguments.pop("force", False)
+    force, begins = arguments.pop("force", False), arguments.pop("begins", True)
     fields: dict[str, Any] = {"data_digest": "d" * 64, "sources": SOURCES, **arguments}
-    return open_run(run, Identity(config_digest(tree), **fields), tree, force=force)
+    state = open_run(run, Identity(config_digest(tree), **fields), tree, force=force)
+    if begins and state.kind == "new":
+        log = EventLog(run / "events.jsonl")
+        log.note("start", "from drawn weights", step=0)
+        log.close()
+    return state
 
 
 def test_new_then_resume(tmp_path: Path) -> None:
@@ -75,7 +84,16 @@ def test_new_then_resume(tmp_path: Path) -> None:
     stored = json.loads((run / "run.json").read_text())
     assert stored["config"] == TREE
     assert stored["config_digest"] == config_digest(TREE)
-    assert [path.name for path in run.iterdir()] == ["run.json"]
+    assert {path.name for path in run.iterdir()} == {"run.json", "events.jsonl"}
+
+
+def test_a_folder_in_which_nothing_was_done_is_taken_over(tmp_path: Path) -> None:
+    """As a start leaves it that was refused by its cluster, or killed before its first step."""
+    other = changed(seed=2)
+    start(tmp_path, begins=False)
+    assert start(tmp_path, other, data_digest="e" * 64) == RunState("new")
+    with pytest.raises(ConfigError, match="seed: 2 there, 1 now"):
+        start(tmp_path, data_digest="e" * 64)
 
 
 def test_another_configuration_is_refused_with_every_difference(tmp_path: Path) -> None:
@@ -231,9 +249,79 @@ def test_every_flipped_bit_of_the_record_is_noticed(tmp_path: Path) -> None:
 
 
 def test_a_torn_record_of_a_run_without_commits_is_a_new_run(tmp_path: Path) -> None:
-    start(tmp_path)
+    start(tmp_path, begins=False)
     (tmp_path / "run.json").write_bytes(b"{")
     assert start(tmp_path, changed(seed=2)) == RunState("new")
+
+
+CLASSES = LabelMap(names=("cat", "dog"), ids=(1, 2))
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_weights_for_other_classes_are_refused_forced_or_not(force: bool, tmp_path: Path) -> None:
+    identity = Identity(config_digest(TREE), "d" * 64, sources=SOURCES)
+    start(tmp_path)
+    CommitStore(LocalStorage(tmp_path)).save(
+        states(1)[1],
+        config_digest=identity.config_digest,
+        data_digest="d" * 64,
+        label_map=CLASSES.to_json(),
+    )
+
+    def examine(label_map: LabelMap) -> RunState:
+        return examine_run(tmp_path, identity, TREE, label_map=label_map, force=force)
+
+    assert examine(CLASSES) == RunState("resume")
+    before = (tmp_path / "run.json").read_bytes()
+    with pytest.raises(DataError) as refused:
+        examine(LabelMap(names=("dog", "cat"), ids=(1, 2)))
+    assert re.search(r"! label 0: 1:dog +1:cat\n  ! label 1: 2:cat +2:dog\n", str(refused.value))
+    assert "--force-resume does not go on" in str(refused.value)
+    assert (tmp_path / "run.json").read_bytes() == before
+
+
+def scheduled(epochs: int, schedule: dict[str, Any], how: str | None = None) -> dict[str, Any]:
+    tree = changed(train__epochs=epochs)
+    tree["train"] |= {"schedule": schedule, "continue": how}
+    return tree
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        {"name": "constant"},
+        {"name": "multistep", "milestones": [1.0], "factors": [0.1]},
+        {"name": "cosine", "period_epochs": 9.0},
+    ],
+)
+def test_a_run_whose_rates_stay_may_go_on_for_longer(
+    schedule: dict[str, Any], tmp_path: Path
+) -> None:
+    start(tmp_path, scheduled(2, schedule))
+    state = start(tmp_path, scheduled(5, schedule))
+    note = "train.epochs: 2 there, 5 now; the rate of no step changes"
+    assert state == RunState("resume", (note,))
+    assert start(tmp_path, scheduled(5, schedule)) == RunState("resume")
+    with pytest.raises(ConfigError, match=r"train.epochs: 5 there, 4 now"):
+        start(tmp_path, scheduled(4, schedule))
+    other = {**schedule, "warmup_steps": 3}
+    with pytest.raises(
+        ConfigError, match=r"holds another.*\n  train.schedule.warmup_steps: absent"
+    ):
+        start(tmp_path, scheduled(6, other))
+
+
+def test_a_cosine_that_is_to_go_on_wants_a_word(tmp_path: Path) -> None:
+    cosine = {"name": "cosine", "period_epochs": None}
+    start(tmp_path, scheduled(2, cosine))
+    with pytest.raises(ConfigError, match=r"ends? at epoch 2: say .* train.continue=stretch"):
+        start(tmp_path, scheduled(5, cosine))
+    held = (Extension(2, "hold"),)
+    assert start(tmp_path, scheduled(5, cosine, "hold")).extensions == held
+    # What was said once is remembered, also by a start that does not say it again.
+    assert start(tmp_path, scheduled(5, cosine)).extensions == held
+    longer = start(tmp_path, scheduled(7, cosine, "restart"))
+    assert longer.extensions == (*held, Extension(5, "restart"))
 
 
 def test_a_record_of_another_format_is_refused(tmp_path: Path) -> None:
@@ -246,7 +334,7 @@ def test_a_record_of_another_format_is_refused(tmp_path: Path) -> None:
 
 def test_leftovers_of_a_kill_are_removed(tmp_path: Path) -> None:
     (tmp_path / ("run.json.tmp-" + "0" * 32)).write_bytes(b"half")
-    start(tmp_path)
+    start(tmp_path, begins=False)
     assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
 
 

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from orchestrator.config.schema import ConstantSchedule, CosineSchedule, MultistepSchedule
-from orchestrator.training.schedules import LearningRate
+from orchestrator.training.schedules import Extension, LearningRate
 
 
 def test_ssd_seed_cosine_with_warmup() -> None:
@@ -111,3 +111,27 @@ def test_table_names_every_kink() -> None:
     )
     steps = [step for step, _, _ in rate.table()]
     assert steps == [0, 19, 20, 29, 30, 39]
+
+
+def extended(*extensions: Extension, epochs: int, start: int = 0) -> list[float]:
+    """Rates of a cosine from 1 to 0 with two steps an epoch."""
+    rate = LearningRate(
+        schedule=CosineSchedule(end_factor=0.0),
+        base=1.0,
+        steps_per_epoch=2,
+        total_steps=2 * epochs,
+        extensions=extensions,
+    )
+    return [rate(step) for step in range(start, 2 * epochs)]
+
+
+def test_what_a_cosine_does_when_the_run_goes_on() -> None:
+    """A fall over four steps is 1, (1 + cos 45) / 2, 1/2, (1 - cos 45) / 2."""
+    fall = [1.0, 0.5 + math.sqrt(0.125), 0.5, 0.5 - math.sqrt(0.125)]
+    whole = extended(epochs=2)
+    assert whole == pytest.approx(fall)
+    assert extended(Extension(2, "hold"), epochs=4) == [*whole, *[0.0] * 4]
+    assert extended(Extension(2, "restart"), epochs=4) == pytest.approx([*fall, *fall])
+    assert extended(Extension(2, "stretch"), epochs=4, start=4) == extended(epochs=4, start=4)
+    twice = (Extension(2, "hold"), Extension(3, "restart"))
+    assert extended(*twice, epochs=5) == pytest.approx([*fall, 0.0, 0.0, *fall])

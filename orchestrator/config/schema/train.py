@@ -288,7 +288,12 @@ class TrainConfig(Settings):
     """Training.
 
     Attributes:
-        epochs: passes over the training images.
+        epochs: passes over the training images. May grow once the run has begun: with a rate that
+            does not depend on it the run is then what it would have been from the start.
+        continue: what the rate of a cosine without ``period_epochs`` does when ``epochs`` has
+            grown: ``stretch``: it is that of a longer cosine, and so jumps up; ``restart``: another
+            cosine begins at the base rate where the old one ended; ``hold``: it stays where it
+            ended. Null refuses to go on.
         batch_size: images per optimizer step, over all workers and accumulated pieces.
         max_steps: stop after so many steps, for a quick look; the schedule stays that of the whole
             run. Null for none.
@@ -347,6 +352,8 @@ class TrainConfig(Settings):
     deterministic: bool = True
     nonfinite_limit: Count = 3
     max_failures: NonNegativeInt = 3
+    # A word that Python has taken.
+    continuation: Literal["stretch", "restart", "hold"] | None = Field(None, alias="continue")
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

@@ -1,0 +1,74 @@
+"""A run that is to be longer than it was to be when it began.
+
+Everything but the rate of a schedule with a horizon is a function of the step. So a run that goes
+on for longer is, bit for bit, what it would have been with as many epochs from the start, unless
+its rate was to come to an end where the run did; then somebody has to say what it does next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple, cast
+
+from orchestrator.config.scalars import Json
+from orchestrator.training.schedules import Continuation, Extension
+
+#: Key of how the run was made longer, in ``run.json``: pairs of epochs and continuation.
+EXTENSIONS = "extensions"
+
+
+class Extended(NamedTuple):
+    """What it means for a run that ``train.epochs`` may have grown.
+
+    Attributes:
+        before: the configuration that is recorded, with the present number of epochs where the
+            lines below say all about it.
+        extensions: that the run then has.
+        refused, notes: about the number of epochs.
+    """
+
+    before: Mapping[str, Json]
+    extensions: tuple[Extension, ...]
+    refused: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def extended_run(
+    before: Mapping[str, Json],
+    recorded: Iterable[tuple[int, Continuation]],
+    tree: Mapping[str, Json],
+) -> Extended:
+    """Compare the length of a run with what it was to be.
+
+    Args:
+        before: its configuration, resolved, as recorded.
+        recorded: under :data:`EXTENSIONS`.
+        tree: its configuration now.
+    """
+    extensions = tuple(Extension(*one) for one in recorded)
+    old, new = _epochs(before), _epochs(tree)
+    if old is None or new is None or old >= new:
+        kept = tuple(one for one in extensions if new is None or one.epochs < new)
+        return Extended(before, kept)
+    train: Any = tree["train"]
+    schedule = train.get("schedule") or {}
+    grown = f"train.epochs: {old} there, {new} now"
+    section = cast("Mapping[str, Json]", before["train"])
+    adjusted: dict[str, Json] = {**before, "train": {**section, "epochs": new}}
+    if schedule.get("name") != "cosine" or schedule.get("period_epochs") is not None:
+        return Extended(adjusted, extensions, notes=(f"{grown}; the rate of no step changes",))
+    how: Continuation | None = train.get("continue")
+    if how is None:
+        line = (
+            f"{grown}, and the cosine ends at epoch {old}: say what the rate does from "
+            "there on by train.continue=stretch, restart or hold"
+        )
+        return Extended(adjusted, extensions, refused=(line,))
+    note = f"{grown}; the rate from epoch {old} on by train.continue: {how}"
+    return Extended(adjusted, (*extensions, Extension(old, how)), notes=(note,))
+
+
+def _epochs(tree: Mapping[str, Json]) -> int | None:
+    train = tree.get("train")
+    epochs = train.get("epochs") if isinstance(train, dict) else None
+    return epochs if isinstance(epochs, int) else None
