@@ -20,9 +20,9 @@ class Place:
     """A position in a file, or an override.
 
     Attributes:
-        source: file as the user named it, or the override.
-        line: counted from 1; None for an override.
-        column: counted from 1, in characters; None for an override.
+        source: file as the user named it, the override, or where the program found the value.
+        line: counted from 1; None outside a file.
+        column: counted from 1, in characters; None outside a file.
     """
 
     source: str
@@ -36,8 +36,8 @@ class Place:
 
     @property
     def is_override(self) -> bool:
-        """Whether the value was not given in a file."""
-        return self.line is None
+        """Whether the value was given as ``key.path=value``."""
+        return self.source.startswith("override '")
 
     def __str__(self) -> str:
         return self.source if self.line is None else f"{self.source}:{self.line}"

@@ -14,12 +14,13 @@ from typing import Final, Literal, NamedTuple, TypeAlias
 from pydantic import ValidationError
 
 from orchestrator.config import overrides as command_line
+from orchestrator.config.data_layout import fill_in
 from orchestrator.config.explain import explain
 from orchestrator.config.problems import KeyPath, Place, dotted, error_of
 from orchestrator.config.scalars import Json, Scalar
 from orchestrator.config.schema import Experiment
 from orchestrator.config.yaml_loader import Document, load_file
-from orchestrator.errors import ConfigError
+from orchestrator.errors import ConfigError, DataError
 
 #: Before the origin of a seed that nobody chose.
 _DRAWN = "drawn, "
@@ -78,10 +79,12 @@ class Template:
 
         Raises:
             ConfigError: with everything that is wrong with the file, the overrides and the values.
+            DataError: they are sound, but no layout is known in ``data.root``.
         """
         document = copy.deepcopy(self.document)
         command_line.apply_values(values or {}, document)
         _chain_augmentations(document)
+        not_found = fill_in(document)
         problems = document.problems
         experiment = None
         try:
@@ -90,6 +93,8 @@ class Template:
             problems += explain(error, document.tree, document.places, document.refused)
         if problems or experiment is None:
             raise error_of(problems, str(self.source))
+        if not_found is not None:
+            raise DataError(f"data.root: {not_found}")
         tree: dict[str, Json] = experiment.model_dump(mode="json", by_alias=True)
         origins = _origins(tree, document.places)
         if isinstance(document.tree, dict) and document.tree.get("seed", experiment.seed) is None:

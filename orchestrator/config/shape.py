@@ -40,6 +40,9 @@ def json_schema() -> Node:
     models = [model for model in (schema, *schema["$defs"].values()) if "properties" in model]
     for model in models:
         _describe_fields(model)
+    # Where neither is given, both are looked for in data.root.
+    data = schema["$defs"]["DataConfig"]
+    data["required"] = [key for key in data["required"] if key not in ("train", "val")]
     for target in schema["properties"]["detector"]["discriminator"]["mapping"].values():
         _leave_to_variant(schema["$defs"], target)
     for field in (field for model in models for field in model["properties"].values()):

@@ -14,11 +14,11 @@ from orchestrator.data.dataset import Dataset
 from orchestrator.data.demo.digits import Recipe, build_digits
 from orchestrator.data.readers.classes import read_classes
 from orchestrator.data.readers.convert import convert, read_place, read_places
-from orchestrator.data.readers.layouts import find_splits
 from orchestrator.data.sharded_images import shard_name
 from orchestrator.data.shards.split import read_shards
 from orchestrator.data.stream.local import LocalStream
 from orchestrator.errors import DataError, SecurityError
+from orchestrator.layouts.recognise import find_layout
 from orchestrator.runs.identity import Identity, open_run
 from orchestrator.runs.plan import Plan, make_plan
 from orchestrator.storage.folders import below, open_folder
@@ -49,7 +49,7 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, object
     """The ``data`` section of one data set in every format, and as shards."""
     folder = tmp_path_factory.mktemp("sets")
     build_digits(folder / "digits", Recipe(train=13, val=3, seed=3))
-    places = find_splits(folder / "digits", "coco")
+    places = find_layout(folder / "digits", "coco").splits
     sections: dict[str, dict[str, object]] = {}
     for kind in KINDS:
         converted = convert(read_places("coco", places, None), kind, folder / kind)
@@ -64,7 +64,7 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, object
                 for name, one in converted.items()
             },
         }
-        for name, place in find_splits(folder / kind, kind).items():
+        for name, place in find_layout(folder / kind, kind).splits.items():
             shard_here(read(kind, folder / kind, place), str(folder / f"{kind}-shards" / name))
     sections["shards"] = {
         name: {"shards": str(folder / "coco-shards" / name)} for name in ("train", "val")
@@ -160,7 +160,7 @@ def test_a_run_does_not_go_on_with_shards_of_other_data(
     """The data digest is part of a run's identity, wherever the data lie."""
     other = tmp_path / "other"
     build_digits(tmp_path / "digits", Recipe(train=13, val=3, seed=4))
-    for name, place in find_splits(tmp_path / "digits", "coco").items():
+    for name, place in find_layout(tmp_path / "digits", "coco").splits.items():
         shard_here(read("coco", tmp_path, place), str(other / name))
     copy = tmp_path / "shards"
     shutil.copytree(Path(sets["shards"]["train"]["shards"]).parent, copy)  # type: ignore[index]
@@ -191,7 +191,7 @@ def test_shard_train_kill_and_resume_in_a_bucket(
 ) -> None:
     monkeypatch.setattr(session, "_STOP_POLL_SECONDS", 0.0)
     root = Path(str(sets["coco"]["root"]))
-    for name, place in find_splits(root, "coco").items():
+    for name, place in find_layout(root, "coco").splits.items():
         data = read("coco", root, place)
         with pytest.raises(KeyboardInterrupt):
             shard_here(data, below(bucket, name), per=1, stop_after=2)
@@ -230,7 +230,7 @@ def test_a_node_keeps_no_more_than_it_needs_and_trusts_nothing(
     sets: dict[str, dict[str, object]], bucket: str, tmp_path: Path
 ) -> None:
     root = Path(str(sets["coco"]["root"]))
-    data = read("coco", root, find_splits(root, "coco")["train"])
+    data = read("coco", root, find_layout(root, "coco").splits["train"])
     shard_here(data, bucket, per=1)
     cache = tmp_path / "cache"
     remote = read_shards(bucket, cache=str(cache)).dataset

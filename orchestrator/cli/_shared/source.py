@@ -10,7 +10,7 @@ from orchestrator.errors import ConfigError
 
 if TYPE_CHECKING:
     from orchestrator.data.findings import ReadResult
-    from orchestrator.data.readers.writers import Place
+    from orchestrator.layouts.layout import Place
 
 FORMATS = ("coco", "voc", "txt", "yolo")
 
@@ -21,9 +21,11 @@ def add_source(parser: argparse.ArgumentParser) -> None:
         "source",
         metavar="SRC",
         type=Path,
-        help="folder with the usual layout of its format, or an experiment file that names places",
+        help="folder of a data set or its data.yaml, or an experiment file that names places",
     )
-    parser.add_argument("--from", dest="kind", choices=FORMATS, help="format of SRC, if a folder")
+    parser.add_argument(
+        "--from", dest="kind", choices=FORMATS, help="format of SRC (default: recognised)"
+    )
     parser.add_argument(
         "--split",
         action="append",
@@ -32,17 +34,22 @@ def add_source(parser: argparse.ArgumentParser) -> None:
         help="this split of a folder; may be repeated (default: all with a usual name)",
     )
     parser.add_argument(
-        "--classes", type=Path, metavar="FILE", help="one name a line (default: SRC/classes.txt)"
+        "--classes",
+        type=Path,
+        metavar="FILE",
+        help="one name a line, or data.yaml (default: what the layout has)",
     )
 
 
 def is_experiment(path: Path) -> bool:
     """Whether a source is an experiment file."""
-    return path.suffix in (".yaml", ".yml")
+    from orchestrator.layouts.data_yaml import is_data_yaml
+
+    return path.suffix in (".yaml", ".yml") and not is_data_yaml(path)
 
 
 def find_source(arguments: argparse.Namespace) -> tuple[str, dict[str, Place], Path | None]:
-    """Format, splits by name, and list of classes, which COCO does without.
+    """Format, splits by name, and file of classes; None where the annotations name them.
 
     Raises:
         ConfigError: options that contradict each other, or one that is missing.
@@ -51,8 +58,6 @@ def find_source(arguments: argparse.Namespace) -> tuple[str, dict[str, Place], P
     if is_experiment(arguments.source):
         _refuse_options(arguments)
         return _of_experiment(arguments.source)
-    if arguments.kind is None:
-        raise ConfigError(f"--from: needed with a folder; allowed are {', '.join(FORMATS)}")
     return _of_folder(arguments)
 
 
@@ -84,8 +89,8 @@ def _refuse_options(arguments: argparse.Namespace) -> None:
 
 def _of_experiment(path: Path) -> tuple[str, dict[str, Place], Path | None]:
     from orchestrator.config.resolve import load_experiment
-    from orchestrator.data.readers.classes import CLASSES_FILE
-    from orchestrator.data.readers.writers import Place
+    from orchestrator.data.readers.classes import class_file
+    from orchestrator.layouts.layout import Place
 
     data = load_experiment(path).experiment.data
     root = Path(data.root).resolve()
@@ -99,17 +104,13 @@ def _of_experiment(path: Path) -> tuple[str, dict[str, Place], Path | None]:
             )
         images, annotations = split.files
         places[name] = Place(root / images, root / annotations)
-    classes = None if data.format == "coco" else root / (data.classes or CLASSES_FILE)
-    return data.format, places, classes
+    return data.format, places, class_file(data.format, root, data.classes)
 
 
 def _of_folder(arguments: argparse.Namespace) -> tuple[str, dict[str, Place], Path | None]:
-    from orchestrator.data.readers.classes import CLASSES_FILE
-    from orchestrator.data.readers.layouts import find_splits
+    from orchestrator.layouts.recognise import find_layout
 
-    places = find_splits(arguments.source, arguments.kind, arguments.split)
-    if arguments.kind == "coco":
-        if arguments.classes:
-            raise ConfigError("--classes: COCO annotations name the classes themselves")
-        return "coco", places, None
-    return arguments.kind, places, arguments.classes or arguments.source / CLASSES_FILE
+    layout = find_layout(arguments.source, arguments.kind, arguments.split)
+    if layout.kind == "coco" and arguments.classes:
+        raise ConfigError("--classes: COCO annotations name the classes themselves")
+    return layout.kind, dict(layout.splits), arguments.classes or layout.classes

@@ -21,11 +21,13 @@ from orchestrator.data.dataset import Dataset
 from orchestrator.data.findings import Finding, ReadResult
 from orchestrator.data.images import image_bytes, image_exists
 from orchestrator.data.label_map import LabelMap
-from orchestrator.data.readers.classes import CLASSES_FILE, read_classes
+from orchestrator.data.readers.classes import read_classes
 from orchestrator.data.readers.coco import read_coco
-from orchestrator.data.readers.split import LISTED
-from orchestrator.data.readers.writers import WRITERS, Place, usual_place
+from orchestrator.data.readers.split import LISTED, classes_of
+from orchestrator.data.readers.writers import WRITERS, usual_place
 from orchestrator.errors import ConfigError, DataError, StorageError
+from orchestrator.layouts.layout import Place
+from orchestrator.layouts.recognise import CLASSES_FILE
 
 #: Told each image that is in its place: images so far, images in all.
 Progress = Callable[[int, int], None]
@@ -64,12 +66,13 @@ def read_places(
     Args:
         kind: its format: coco, voc, txt or yolo.
         places: its splits, by name.
-        classes: its list of classes; None with coco.
+        classes: file that names the classes; None where the annotations do.
 
     Raises:
         DataError: it is malformed.
     """
-    label_map = None if classes is None else read_classes(classes)
+    annotations = [place.annotations for place in places.values()]
+    label_map = None if kind == "coco" else classes_of(classes, annotations)
     return {name: read_place(kind, place, label_map) for name, place in places.items()}
 
 

@@ -18,11 +18,12 @@ import numpy as np
 from orchestrator.data.files import MAX_TEXT_BYTES, open_regular
 from orchestrator.data.findings import Problems
 from orchestrator.data.readers.build import missing_files
-from orchestrator.data.readers.paths import is_folder, require_folder, split_key, stays_below
+from orchestrator.data.readers.paths import require_folder, split_key, stays_below
 from orchestrator.data.readers.text_files import fields_of, header_sizes, read_lines
-from orchestrator.data.readers.voc import voc_files
+from orchestrator.data.readers.voc import all_voc_files, voc_files
 from orchestrator.data.readers.yolo import all_labels, yolo_files
 from orchestrator.errors import OrchestratorError, SecurityError
+from orchestrator.layouts.files import is_folder
 
 _CHUNK_BYTES = 1 << 20
 
@@ -35,13 +36,15 @@ class Source:
         kind: coco, voc, txt or yolo.
         images: folder of the images.
         annotations: file or folder; see the reader of ``kind``.
-        classes: list of classes; None with coco.
+        classes: file that names the classes; None where the annotations do.
+        splits: annotations of all splits, which name VOC's classes together.
     """
 
     kind: str
     images: Path
     annotations: Path
     classes: Path | None
+    splits: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,8 @@ def fingerprint(source: Source) -> str | None:
             _feed(sha, str(place).encode(errors="surrogateescape"))
         inputs = _INPUTS[source.kind](root, source.annotations)
         files = [*inputs.texts] if source.classes is None else [source.classes, *inputs.texts]
+        if source.kind == "voc" and source.classes is None:
+            files += all_voc_files(source.splits)
         for path in files:
             _feed(sha, str(path).encode(errors="surrogateescape"))
             _feed(sha, _content(path))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from orchestrator.data.findings import MAX_PROBLEMS
 from orchestrator.errors import DataError, SecurityError, nearest
+from orchestrator.layouts.files import exists, is_file, is_folder
 
 
 def require_folder(folder: Path, *, what: str, key: str) -> Path:
@@ -34,35 +35,17 @@ def require_file(file: Path, *, what: str, key: str) -> Path:
     return file
 
 
-def is_folder(path: Path) -> bool:
-    """Whether there is such a folder; there is none of a name that no file can have."""
-    return _holds(path.is_dir)
-
-
-def is_file(path: Path) -> bool:
-    """Like :func:`is_folder`, for a file."""
-    return _holds(path.is_file)
-
-
-def _holds(question: Callable[[], bool]) -> bool:
-    try:
-        return question()
-    except (OSError, ValueError):
-        # pathlib says no to what is missing, but fails for a name too long or a closed folder.
-        return False
-
-
 def split_key(setting: str) -> str:
     """The key ``setting`` of either split, as a message names it."""
     return f"data.train.{setting} (or data.val.{setting})"
 
 
 def _missing(path: Path, *, what: str, key: str) -> str:
-    exists = _holds(path.exists)
-    found = "is not the right kind of file" if exists else "does not exist"
+    there = exists(path)
+    found = "is not the right kind of file" if there else "does not exist"
     parent = path.parent
     similar = nearest(path.name, _entries(parent))
-    guess = f"; did you mean {parent / similar}?" if similar and not exists else ""
+    guess = f"; did you mean {parent / similar}?" if similar and not there else ""
     return (
         f"{what} {path} {found}{guess}\n"
         f"correct {key}, or point data.root at the folder that holds the data set: "

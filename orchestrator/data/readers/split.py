@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 from orchestrator.data.findings import ReadResult
 from orchestrator.data.label_map import LabelMap
 from orchestrator.data.readers.annotation_cache import read_digested
-from orchestrator.data.readers.classes import CLASSES_FILE, read_classes
+from orchestrator.data.readers.classes import class_file, read_classes
 from orchestrator.data.readers.coco import read_coco
 from orchestrator.data.readers.fingerprint import Source
 from orchestrator.data.readers.text_files import UNREADABLE_IMAGE
 from orchestrator.data.readers.txt import read_txt
-from orchestrator.data.readers.voc import read_voc
+from orchestrator.data.readers.voc import read_voc, voc_classes
 from orchestrator.data.readers.yolo import read_yolo
 from orchestrator.data.shards.split import read_shards, require_same
 from orchestrator.errors import DataError
@@ -55,7 +55,12 @@ def read_split(config: DataConfig, split: SplitConfig, *, keep: bool = False) ->
             kind=config.format,
             images=root / images,
             annotations=root / annotations,
-            classes=None if config.format == "coco" else root / (config.classes or CLASSES_FILE),
+            classes=class_file(config.format, root, config.classes),
+            splits=tuple(
+                root / one.annotations
+                for one in (config.train, config.val)
+                if one.annotations is not None
+            ),
         )
         annotated = read_digested(source, parse, cache=config.cache, keep=keep)
         _refuse_too_many_left_out(annotated, config.max_bad_fraction, source.annotations)
@@ -78,10 +83,21 @@ def parse(source: Source) -> ReadResult:
         DataError: they are missing or malformed.
         SecurityError: a path leads out of the image folder.
     """
-    if source.classes is None:
+    if source.kind == "coco":
         return read_coco(source.images, source.annotations)
-    classes = read_classes(source.classes)
+    classes = classes_of(source.classes, source.splits)
     return LISTED[source.kind](source.images, source.annotations, classes)
+
+
+def classes_of(classes: Path | None, splits: Sequence[Path]) -> LabelMap:
+    """The classes, from the file that names them or, in VOC, from the annotations of all splits.
+
+    Raises:
+        DataError: the file is missing or malformed, or there are no classes.
+    """
+    if classes is None:
+        return voc_classes(splits)
+    return read_classes(classes)
 
 
 def _refuse_too_many_left_out(result: ReadResult, allowed: float, source: Path) -> None:

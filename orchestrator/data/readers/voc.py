@@ -8,6 +8,7 @@ learnt from unless asked for, and neither right nor wrong in evaluation.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from decimal import Decimal
 from pathlib import Path
 
@@ -16,16 +17,11 @@ from orchestrator.data.findings import Problems, ReadResult
 from orchestrator.data.label_map import LabelMap
 from orchestrator.data.readers.build import build_dataset
 from orchestrator.data.readers.numbers import EXACT, integer, number, shown
-from orchestrator.data.readers.paths import (
-    is_file,
-    is_folder,
-    require_folder,
-    split_key,
-    stays_below,
-)
+from orchestrator.data.readers.paths import require_folder, split_key, stays_below
 from orchestrator.data.readers.text_files import BoxList, images_of, read_lines, report_duplicates
 from orchestrator.data.readers.xml_tree import MAX_BYTES, Element, XmlError, parse_xml
 from orchestrator.errors import DataError, SecurityError, nearest
+from orchestrator.layouts.files import is_file, is_folder
 
 #: Folder of the XML files, beside ``ImageSets``.
 ANNOTATIONS = "Annotations"
@@ -99,6 +95,44 @@ def voc_files(source: Path, problems: Problems) -> tuple[Path, list[tuple[str, s
     if not stems and not problems.count:
         problems.add(f"{source.name}:1", "is empty, expected one image name a line")
     return folder, stems
+
+
+def all_voc_files(sources: Iterable[Path]) -> list[Path]:
+    """The XML files that together say what classes there are: all in the folders of annotations.
+
+    Raises:
+        DataError: there is no folder of annotations.
+    """
+    folders = {one if is_folder(one) else _annotation_folder(one) for one in sources}
+    return sorted({path for folder in folders for path in folder.rglob("*.xml")})
+
+
+def voc_classes(sources: Sequence[Path]) -> LabelMap:
+    """The names of all objects in the folders of annotations, in the order of the alphabet.
+
+    So all splits have the same classes, even where one of them lacks a rare one. What cannot be
+    read is passed by, since its reader will say so.
+
+    Args:
+        sources: image sets, or folders of XML files, of all splits.
+
+    Raises:
+        DataError: there are no objects.
+    """
+    names = set()
+    for path in all_voc_files(sources):
+        try:
+            root = parse_xml(read_text_bytes(path, limit=MAX_BYTES))
+            names |= {name.text for item in root.all("object") for name in item.all("name")}
+        except (OSError, XmlError):  # noqa: PERF203 - one bad file is not all
+            continue
+    names.discard("")
+    if not names:
+        raise DataError(
+            f"{sources[0]}: no object has a <name>, so no class is known\n"
+            "name a file with one class a line in data.classes"
+        )
+    return LabelMap(tuple(sorted(names)), tuple(range(len(names))))
 
 
 def _annotation_folder(source: Path) -> Path:

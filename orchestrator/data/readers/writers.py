@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from decimal import ROUND_HALF_EVEN, Context, Decimal
 from pathlib import Path, PurePosixPath
 from xml.sax.saxutils import escape
@@ -16,25 +15,13 @@ from xml.sax.saxutils import escape
 from orchestrator.data.dataset import Dataset
 from orchestrator.data.readers.numbers import EXACT, exact, plain
 from orchestrator.data.readers.text_files import quoted
-from orchestrator.data.readers.yolo import labels_beside
 from orchestrator.errors import DataError
+from orchestrator.layouts.data_yaml import labels_beside
+from orchestrator.layouts.layout import Place
 
 #: Of a YOLO fraction: times the width of any image, the error stays below the pixel quantum.
 _FRACTION_QUANTUM = Decimal("1e-40")
 _DIVISION = Context(prec=100)
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where one split of a data set lies.
-
-    Attributes:
-        images: folder of the images.
-        annotations: what :class:`~orchestrator.config.schema.SplitConfig` calls so.
-    """
-
-    images: Path
-    annotations: Path
 
 
 def usual_place(root: Path, kind: str, split: str, *, own_folder: bool) -> Place:

@@ -16,7 +16,7 @@ from orchestrator.data.findings import Finding, Problems, ReadResult
 from orchestrator.data.label_map import LabelMap
 from orchestrator.data.readers.build import build_dataset, missing_files
 from orchestrator.data.readers.numbers import EXACT, number, shown
-from orchestrator.data.readers.paths import is_file, is_folder, require_folder, split_key
+from orchestrator.data.readers.paths import require_folder, split_key
 from orchestrator.data.readers.text_files import (
     BoxList,
     header_sizes,
@@ -26,6 +26,8 @@ from orchestrator.data.readers.text_files import (
 )
 from orchestrator.data.readers.txt import class_label
 from orchestrator.errors import DataError, SecurityError
+from orchestrator.layouts.data_yaml import labels_beside
+from orchestrator.layouts.files import is_file, is_folder
 
 SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"))
 #: Pixels are rounded to this, far below what a float64 can tell apart at any size of an image. It
@@ -47,7 +49,8 @@ def read_yolo(images_dir: str | Path, annotations: str | Path, classes: LabelMap
         annotations: a folder of label files, which are those of all images below ``images_dir`` in
             the order of their names; or a text file that lists the images, one path a line,
             relative to that file. Label files then lie in ``labels``, at the place that ``images``
-            has in ``images_dir``.
+            has in ``images_dir``; where no folder on that path is called ``images``, beside the
+            images.
         classes: by number.
 
     Raises:
@@ -108,22 +111,6 @@ def yolo_files(root: Path, source: Path, problems: Problems) -> tuple[Path, list
 def all_labels(folder: Path) -> list[str]:
     """The label files below a folder, in the order of their names."""
     return [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*.txt"))]
-
-
-def labels_beside(images: Path) -> Path:
-    """The folder of label files that belongs to a folder of images.
-
-    Raises:
-        DataError: no part of the path is called ``images``.
-    """
-    parts = list(images.parts)
-    for position in range(len(parts) - 1, 0, -1):
-        if parts[position] == "images":
-            return Path(*parts[:position], "labels", *parts[position + 1 :])
-    raise DataError(
-        f"{images}: no folder on this path is called 'images', so there is no 'labels' beside it\n"
-        f"name the folder of label files in {split_key('annotations')}"
-    )
 
 
 def _all_images(root: Path) -> list[str]:

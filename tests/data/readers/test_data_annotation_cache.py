@@ -20,9 +20,9 @@ from orchestrator.data.readers import annotation_cache, fingerprint
 from orchestrator.data.readers import split as readers
 from orchestrator.data.readers.convert import convert, read_places
 from orchestrator.data.readers.fingerprint import Source
-from orchestrator.data.readers.layouts import find_splits
-from orchestrator.data.readers.writers import Place
 from orchestrator.errors import DataError, SecurityError
+from orchestrator.layouts.layout import Place
+from orchestrator.layouts.recognise import find_layout
 from orchestrator.runs.plan import make_plan
 from tests.support.data_cases import textured, write_coco, write_image
 
@@ -54,7 +54,7 @@ def coco(sets: Path, tmp_path: Path) -> DataConfig:
 def copy_of(sets: Path, kind: str, folder: Path) -> DataConfig:
     root = folder / "set"
     shutil.copytree(sets / kind, root)
-    (place,) = find_splits(root, kind, ["train"]).values()
+    (place,) = find_layout(root, kind, ["train"]).splits.values()
     split = SplitConfig(images=str(place.images), annotations=str(place.annotations))
     return DataConfig(
         format=kind, root=str(root), cache=str(folder / "cache"), train=split, val=split

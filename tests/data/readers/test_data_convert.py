@@ -16,9 +16,10 @@ from orchestrator.data.dataset import Dataset
 from orchestrator.data.label_map import LabelMap
 from orchestrator.data.readers.coco import read_coco
 from orchestrator.data.readers.convert import convert, read_place, read_places
-from orchestrator.data.readers.layouts import find_splits
-from orchestrator.data.readers.writers import WRITERS, Place, usual_place
+from orchestrator.data.readers.writers import WRITERS, usual_place
 from orchestrator.errors import DataError, StorageError
+from orchestrator.layouts.layout import Place
+from orchestrator.layouts.recognise import find_layout
 from tests.support.data_cases import textured, write_coco, write_image
 from tests.support.shard_cases import shard_here
 
@@ -47,7 +48,7 @@ def read_folder(root: Path, kind: str, split: str = "train") -> Dataset:
     from orchestrator.data.readers.classes import read_classes
 
     classes = None if kind == "coco" else read_classes(root / "classes.txt")
-    return read_place(kind, find_splits(root, kind)[split], classes).dataset
+    return read_place(kind, find_layout(root, kind).splits[split], classes).dataset
 
 
 def classes_of(root: Path, kind: str) -> Path | None:
@@ -66,7 +67,7 @@ def test_one_data_set_has_one_digest_in_all_formats(source: Place, tmp_path: Pat
         assert data.path(1).read_bytes() == original.path(1).read_bytes()
     for kind, other in itertools.permutations(KINDS, 2):
         root = tmp_path / f"{kind}-{other}"
-        places = find_splits(tmp_path / kind, kind)
+        places = find_layout(tmp_path / kind, kind).splits
         convert(
             read_places(kind, places, classes_of(tmp_path / kind, kind)), other, root, link=True
         )
@@ -335,7 +336,7 @@ def test_shards_that_cannot_become_files(
 @pytest.mark.parametrize(
     ("arguments", "message", "code"),
     [
-        (["SRC", "OUT", "--to", "voc"], "--from: needed with a folder", 64),
+        (["SRC", "OUT", "--to", "voc"], "SRC: no such folder", 65),
         (["SRC", "OUT", "--to", "vok"], "invalid choice: 'vok'", 64),
         (["e.yaml", "OUT", "--to", "voc", "--from", "coco"], "says --from, --split", 64),
         (["SRC", "OUT", "--to", "voc", "--from", "yolo"], "SRC: no such folder", 65),
@@ -348,32 +349,13 @@ def test_command_says_what_is_wrong(
     assert message in capsys.readouterr().err
 
 
-def test_missing_splits_list_where_was_looked(tmp_path: Path) -> None:
-    with pytest.raises(DataError) as caught:
-        find_splits(tmp_path, "yolo", ["val"])
-    assert str(caught.value).splitlines()[1:4] == [
-        "  val.txt with images in images/val",
-        "  val.txt with images in images",
-        "  labels/val with images in images/val",
-    ]
-
-
-def test_fiftyone_layout_is_found(tmp_path: Path) -> None:
-    write_coco(tmp_path, 2)
-    (tmp_path / "validation").mkdir()
-    (tmp_path / "images").rename(tmp_path / "validation" / "data")
-    (tmp_path / "instances.json").rename(tmp_path / "validation" / "labels.json")
-    (place,) = find_splits(tmp_path, "coco").values()
-    assert len(read_coco(place.images, place.annotations).dataset) == 2
-
-
 def test_bccd_in_its_original_layout(tmp_path: Path) -> None:
     folder = SHARED / "bccd"
     if not folder.is_dir():
         pytest.skip("bccd is not here")
-    places = find_splits(folder, "coco")
+    places = find_layout(folder, "coco").splits
     convert(read_places("coco", places, None), "voc", tmp_path / "voc")
-    voc = find_splits(tmp_path / "voc", "voc")
+    voc = find_layout(tmp_path / "voc", "voc").splits
     classes = tmp_path / "voc" / "classes.txt"
     convert(read_places("voc", voc, classes), "coco", tmp_path / "coco", link=True)
     for split, place in places.items():
@@ -388,7 +370,7 @@ def test_coco_with_crowds_and_empty_images(tmp_path: Path) -> None:
     folder = SHARED / "coco_mini_open"
     if not folder.is_dir():
         pytest.skip("coco_mini_open is not here")
-    places = find_splits(folder, "coco")
+    places = find_layout(folder, "coco").splits
     for kind in ("voc", "txt"):
         convert(read_places("coco", places, None), kind, tmp_path / kind, link=False)
         for split, place in places.items():

@@ -162,7 +162,7 @@ def test_malformed_classes_are_refused(text: str, message: str, tmp_path: Path) 
 
 
 def test_missing_classes_name_the_key(tmp_path: Path) -> None:
-    config = write(tmp_path, "voc")
+    config = write(tmp_path, "yolo")
     (tmp_path / "classes.txt").rename(tmp_path / "names.txt")
     with pytest.raises(
         DataError, match=r"list of classes .* does not exist.*\ncorrect data\.class"

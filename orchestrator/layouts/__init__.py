@@ -1,0 +1,1 @@
+"""Where the parts of a data set lie, by the layouts of the tools that people annotate with."""

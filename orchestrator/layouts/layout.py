@@ -1,0 +1,96 @@
+"""A data set as it lies in a folder: its format, its splits and where its classes are named."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+from orchestrator.errors import DataError
+
+#: Annotation formats, as ``data.format`` names them.
+Kind: TypeAlias = Literal["coco", "voc", "txt", "yolo"]
+
+#: Usual names of splits, most usual first.
+SPLITS = ("train", "val", "valid", "validation", "test", "trainval")
+#: Name of the only split of a folder that has none.
+ALL = "all"
+
+_TRAIN = ("train", "training", "trainval")
+_VAL = ("val", "valid", "validation", "dev")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where one split of a data set lies.
+
+    Attributes:
+        images: folder of the images.
+        annotations: what :class:`~orchestrator.config.schema.SplitConfig` calls so.
+    """
+
+    images: Path
+    annotations: Path
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What was found in a folder.
+
+    Attributes:
+        title: whose layout it is, for people.
+        kind: format of the annotations.
+        root: folder of the data set.
+        splits: by their names there.
+        classes: file that names the classes; None where the annotations do.
+        notes: what a reader of the result should know, one line each.
+    """
+
+    title: str
+    kind: Kind
+    root: Path
+    splits: Mapping[str, Place]
+    classes: Path | None = None
+    notes: tuple[str, ...] = field(default=())
+
+    def pair(self) -> tuple[str, str] | None:
+        """Names of the splits to learn from and to evaluate on; None where there are no two.
+
+        Without a split for validation the one for tests takes its place.
+        """
+        train = _named(self.splits, _TRAIN, "train")
+        val = _named(self.splits, _VAL, "val") or _named(self.splits, ("test",), "test")
+        if train is None or val is None or self.splits[train] == self.splits[val]:
+            return None
+        return train, val
+
+    def require_pair(self) -> tuple[str, str]:
+        """Like :meth:`pair`.
+
+        Raises:
+            DataError: there are no two splits.
+        """
+        pair = self.pair()
+        if pair is None:
+            found = ", ".join(self.splits)
+            notes = "".join(f"\n  {note}" for note in self.notes)
+            raise DataError(
+                f"{self.root}: {self.title}, but no images to learn from and others to evaluate "
+                f"on; found: {found}{notes}\nNext: `orchestrator init {self.root}` splits them and "
+                "writes an experiment file, or name data.train and data.val"
+            )
+        return pair
+
+    def relative(self, path: Path) -> str:
+        """``path`` from :attr:`root`, as an experiment file has it."""
+        return os.path.relpath(path, self.root)
+
+
+def _named(splits: Iterable[str], usual: tuple[str, ...], start: str) -> str | None:
+    """The split with a usual name, or the shortest name that begins like one: ``val2017``."""
+    names = {name.lower(): name for name in splits}
+    exact = [names[name] for name in usual if name in names]
+    longer = sorted((name for name in names if name.startswith(start)), key=len)
+    return next(iter([*exact, *(names[name] for name in longer)]), None)

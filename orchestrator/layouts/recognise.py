@@ -1,0 +1,296 @@
+"""Which layout a folder has: those of Ultralytics, Roboflow, CVAT, Label Studio, FiftyOne and VOC,
+and what this program writes.
+
+Names of files and folders decide; of annotations no more is read than tells one format from
+another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path, PurePath
+
+from orchestrator.errors import DataError, nearest
+from orchestrator.layouts.data_yaml import is_data_yaml, read_data_yaml
+from orchestrator.layouts.files import first_image, first_lines, has, is_file, is_folder
+from orchestrator.layouts.layout import ALL, SPLITS, Kind, Layout, Place
+
+#: Usual file of classes, one name a line.
+CLASSES_FILE = "classes.txt"
+#: Of Roboflow's COCO export, one in the folder of each split.
+ROBOFLOW_COCO = "_annotations.coco.json"
+_YAMLS = (".yaml", ".yml")
+#: Folders of images beside an annotation file.
+_IMAGE_FOLDERS = ("images", "data", "JPEGImages")
+
+Recogniser = Callable[[Path], "Layout | None"]
+
+
+def find_layout(path: Path, kind: str | None = None, wanted: Iterable[str] = ()) -> Layout:
+    """The layout of a data set.
+
+    Args:
+        path: its folder, or its ``data.yaml``.
+        kind: format of the annotations, where it is known: coco, voc, txt or yolo.
+        wanted: names of splits that must be there; none given takes all.
+
+    Raises:
+        DataError: there is no such folder, its layout is not known, or a wanted split is missing.
+    """
+    if path.suffix in _YAMLS and is_file(path):
+        layout: Layout | None = _of_yaml(path)
+    elif is_folder(path):
+        layout = _recognise(path, kind)
+    else:
+        raise DataError(f"{path}: no such folder; give the folder of a data set, or an experiment")
+    if layout is None:
+        raise DataError(_unknown(path, kind))
+    wanted = tuple(wanted)
+    for name in wanted:
+        if name not in layout.splits:
+            guess = nearest(name, layout.splits)
+            hint = f"; did you mean {guess!r}?" if guess else ""
+            raise DataError(
+                f"{path}: {layout.title}, no split {name!r}; found: "
+                f"{', '.join(layout.splits)}{hint}"
+            )
+    splits = {name: layout.splits[name] for name in wanted or layout.splits}
+    return Layout(layout.title, layout.kind, layout.root, splits, layout.classes, layout.notes)
+
+
+def _recognise(root: Path, kind: str | None) -> Layout | None:
+    found = (look(root) for of, look in _RECOGNISERS if kind in (None, of))
+    return next((layout for layout in found if layout is not None), None)
+
+
+def _unknown(root: Path, kind: str | None) -> str:
+    lines = [f"{root}: no {kind or 'known'} layout of a data set; looked for"]
+    lines += [f"  {text}" for of, text in _LOOKED_FOR if kind in (None, of)]
+    below = sorted(path for path in root.iterdir() if is_folder(path)) if is_folder(root) else []
+    for folder in below[:50]:
+        if layout := _recognise(folder, kind):
+            lines.append(f"did you mean {folder}, which is {layout.title}?")
+            break
+    else:
+        lines.append("name other places in an experiment file and give that instead of the folder")
+    return "\n".join(lines)
+
+
+_LOOKED_FOR: tuple[tuple[Kind, str], ...] = (
+    ("yolo", "data.yaml with names and train (Ultralytics, Roboflow), or obj.data (CVAT)"),
+    ("yolo", "images/train with labels/train, train/images with train/labels, images with labels"),
+    ("yolo", "train.txt, a list of images, with images and labels"),
+    ("coco", f"train/{ROBOFLOW_COCO} (Roboflow), train/labels.json with train/data (FiftyOne)"),
+    ("coco", "annotations/instances_train.json (COCO, CVAT), result.json (Label Studio), *.json"),
+    ("voc", "Annotations/*.xml with JPEGImages and ImageSets/Main/train.txt, or without these"),
+    ("txt", "train.txt, a line of path and boxes for each image, with images"),
+)
+
+
+# YOLO
+
+
+def _yaml(root: Path) -> Layout | None:
+    usual = [root / name for name in ("data.yaml", "dataset.yaml") if is_file(root / name)]
+    others = [path for path in sorted(root.iterdir()) if path.suffix in _YAMLS and is_file(path)]
+    found = [path for path in usual or others if is_data_yaml(path)]
+    return _of_yaml(found[0]) if len(found) == 1 else None
+
+
+def _of_yaml(path: Path) -> Layout | None:
+    described = read_data_yaml(path)
+    splits, notes = described.splits, described.notes
+    root = described.root
+    if not splits and (there := _yolo_splits(path.absolute().parent)):
+        root, splits = path.absolute().parent, there
+    title = "Roboflow's YOLO" if any("train/images" in str(p) for p in _images(splits)) else "YOLO"
+    title += f" with {path.name}"
+    return Layout(title, "yolo", root, splits, path.absolute(), notes) if splits else None
+
+
+def _images(splits: dict[str, Place]) -> Iterator[Path]:
+    return (place.images for place in splits.values())
+
+
+def _darknet(root: Path) -> Layout | None:
+    """``obj.data``, which names lists of images and the file of classes."""
+    if not is_file(root / "obj.data"):
+        return None
+    lines = (line.partition("=") for line in first_lines(root / "obj.data"))
+    entries = {key.strip(): value.strip() for key, _, value in lines}
+    splits = {}
+    for split in ("train", "valid", "test"):
+        # CVAT writes data/train.txt for the train.txt beside the file, as Darknet's folder has it.
+        name = entries.get(split, "").removeprefix("data/")
+        folder = root / f"obj_{PurePath(name).stem}_data"
+        if name and is_folder(folder):
+            splits[split] = Place(folder, folder)
+        elif name and is_file(root / name):
+            image = (root / name).parent / next(iter(first_lines(root / name)), "")
+            splits[split] = Place(image.parent, root / name)
+    names = root / entries.get("names", "obj.names").removeprefix("data/")
+    return Layout("CVAT's YOLO 1.1", "yolo", root, splits, names) if splits else None
+
+
+def _yolo(root: Path) -> Layout | None:
+    splits = _yolo_splits(root)
+    title = "YOLO"
+    if not splits and is_folder(root / "labels") and has(root / "labels", "**/*.txt"):
+        images = [root / name for name in _IMAGE_FOLDERS if is_folder(root / name)]
+        if images:
+            splits = {ALL: Place(images[0], root / "labels")}
+            title = "Label Studio's YOLO" if is_file(root / "notes.json") else title
+    return Layout(title, "yolo", root, splits, classes_beside(root)) if splits else None
+
+
+def _yolo_splits(root: Path) -> dict[str, Place]:
+    splits = {}
+    for split in SPLITS:
+        images, labels, listed = root / "images", root / "labels" / split, root / f"{split}.txt"
+        own = root / split
+        if is_file(listed) and not _has_boxes(listed) and is_folder(images):
+            splits[split] = Place(_own(images, split), listed)
+        elif is_folder(images / split) and is_folder(labels):
+            splits[split] = Place(images / split, labels)
+        elif is_folder(own / "images") and is_folder(own / "labels"):
+            splits[split] = Place(own / "images", own / "labels")
+    return splits
+
+
+def _own(images: Path, split: str) -> Path:
+    """The split's own folder of images, if there is one."""
+    return images / split if is_folder(images / split) else images
+
+
+def classes_beside(root: Path) -> Path:
+    """The file of classes, or where it would be expected."""
+    usual = [root / name for name in (CLASSES_FILE, "data.yaml", "obj.names")]
+    return next((path for path in usual if is_file(path)), usual[0])
+
+
+def _has_boxes(listed: Path) -> bool:
+    """Whether the lines of a list have boxes after the path."""
+    return any(field.count(",") >= 4 for line in first_lines(listed) for field in line.split()[1:])
+
+
+def _txt(root: Path) -> Layout | None:
+    splits = {
+        split: Place(_own(root / "images", split), root / f"{split}.txt")
+        for split in SPLITS
+        if is_file(root / f"{split}.txt") and is_folder(root / "images")
+    }
+    return Layout("TXT", "txt", root, splits, root / CLASSES_FILE) if splits else None
+
+
+# COCO
+
+
+def _roboflow_coco(root: Path) -> Layout | None:
+    found = sorted(root.glob(f"*/{ROBOFLOW_COCO}"))
+    splits = {path.parent.name: Place(path.parent, path) for path in found}
+    if not splits and is_file(root / ROBOFLOW_COCO):
+        splits = {ALL: Place(root, root / ROBOFLOW_COCO)}
+    return Layout("Roboflow's COCO", "coco", root, splits) if splits else None
+
+
+def _fiftyone(root: Path) -> Layout | None:
+    folders = [path.parent for path in sorted(root.glob("*/labels.json"))]
+    splits = {
+        folder.name: Place(folder / "data", folder / "labels.json")
+        for folder in folders
+        if is_folder(folder / "data")
+    }
+    if not splits and is_file(root / "labels.json") and is_folder(root / "data"):
+        splits = {ALL: Place(root / "data", root / "labels.json")}
+    return Layout("FiftyOne's COCO", "coco", root, splits) if splits else None
+
+
+def _coco(root: Path) -> Layout | None:
+    """Files of instances, in ``annotations`` or beside the images."""
+    folder = root / "annotations"
+    files = {path.stem.removeprefix("instances_"): path for path in folder.glob("instances_*.json")}
+    if not files:
+        files = {path.stem: path for at in (folder, root) for path in _instances(at)}
+        usual = {split: path for split, path in files.items() if split in SPLITS}
+        files = usual if "train" in usual else files
+    splits = {}
+    for split, path in sorted(files.items(), key=lambda item: _usual_first(item[0])):
+        images = _images_of(root, path, split)
+        if images is not None:
+            splits[split] = Place(images, path)
+    if len(splits) == 1 and not next(iter(splits)).startswith(("train", "val", "test")):
+        splits = {ALL: next(iter(splits.values()))}
+    names = {place.annotations.name for place in splits.values()}
+    title = {"result.json": "Label Studio's COCO", "instances_default.json": "CVAT's COCO"}
+    known = next((title[name] for name in names if name in title), "COCO")
+    return Layout(known, "coco", root, splits) if splits else None
+
+
+def _usual_first(split: str) -> tuple[int, str]:
+    return (SPLITS.index(split) if split in SPLITS else len(SPLITS), split)
+
+
+def _instances(folder: Path) -> list[Path]:
+    """COCO files of a folder; nothing else names ``file_name`` entries."""
+    return [path for path in sorted(folder.glob("*.json")) if first_image(path) is not None]
+
+
+def _images_of(root: Path, annotations: Path, split: str) -> Path | None:
+    """The folder in which the images of an annotation file are; None if there is no folder."""
+    places = [root / "images" / split, root / split, *(root / name for name in _IMAGE_FOLDERS)]
+    folders = [place for place in places if is_folder(place)]
+    name = first_image(annotations)
+    if name is not None:
+        for place in [*folders, annotations.parent, root]:
+            if is_file(place / name):
+                return place
+    return next(iter(folders), None)
+
+
+# Pascal VOC
+
+
+def _voc(root: Path) -> Layout | None:
+    """XML files: VOC as published, or in ``labels``, or beside their images."""
+    classes = root / CLASSES_FILE if is_file(root / CLASSES_FILE) else None
+    splits: dict[str, Place] = {}
+    for name in ("Annotations", "annotations", "labels"):
+        if not splits and has(root / name, "**/*.xml"):
+            splits = _voc_splits(root, root / name)
+    title = "Pascal VOC"
+    if not splits:
+        own = [root / split for split in SPLITS if has(root / split, "*.xml")]
+        splits = {folder.name: Place(folder, folder) for folder in own}
+        title = "Pascal VOC, XML beside the images"
+    if not splits and has(root, "*.xml"):
+        splits = {ALL: Place(root, root)}
+    return Layout(title, "voc", root, splits, classes) if splits else None
+
+
+def _voc_splits(root: Path, annotations: Path) -> dict[str, Place]:
+    folders = [root / name for name in ("JPEGImages", *_IMAGE_FOLDERS) if is_folder(root / name)]
+    images = next(iter(folders), root)
+    # Those of two columns are about one class.
+    sets = {
+        path.stem: path
+        for path in sorted((root / "ImageSets" / "Main").glob("*.txt"))
+        if len(next(iter(first_lines(path)), "").split()) == 1
+    }
+    usual = [split for split in SPLITS if split in sets]
+    if "train" in usual and "trainval" in usual:
+        usual.remove("trainval")
+    splits = {split: Place(_own(images, split), sets[split]) for split in usual or sets}
+    return splits or {ALL: Place(images, annotations)}
+
+
+#: In the order in which they are tried.
+_RECOGNISERS: tuple[tuple[Kind, Recogniser], ...] = (
+    ("yolo", _yaml),
+    ("yolo", _darknet),
+    ("coco", _roboflow_coco),
+    ("coco", _fiftyone),
+    ("coco", _coco),
+    ("voc", _voc),
+    ("yolo", _yolo),
+    ("txt", _txt),
+)

@@ -1,0 +1,176 @@
+"""Folders as annotation tools export them: each is recognised, and read box by box."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from orchestrator.cli.main import main
+from orchestrator.config.printing import dump_yaml
+from orchestrator.config.resolve import load_experiment
+from orchestrator.data.dataset import Dataset
+from orchestrator.data.readers.convert import read_places
+from orchestrator.data.readers.split import read_split
+from orchestrator.errors import ConfigError, DataError
+from orchestrator.layouts.recognise import find_layout
+from tests.support import layout_folders
+from tests.support.layout_folders import NAMES, SPLIT, TRAIN, UNSPLIT, VAL, Truth
+
+SHARED = Path(__file__).parents[3] / "shared" / "cases"
+EXPERIMENT = """
+name: small
+detector: {name: ssd}
+data: %s
+train:
+  epochs: 2
+  batch_size: 2
+  optimizer: {name: adamw, lr: 0.001}
+  schedule: {name: constant}
+"""
+
+
+def content(data: Dataset) -> Truth:
+    """Every image by its base name, with its boxes in the order of their labels."""
+    assert data.label_map.names == NAMES
+    return {
+        Path(file).name: sorted(
+            (int(label), *map(int, box))
+            for label, box in zip(
+                data.labels[data.boxes_of(index)],
+                data.boxes_xywh[data.boxes_of(index)],
+                strict=True,
+            )
+        )
+        for index, file in enumerate(data.files)
+    }
+
+
+def experiment(folder: Path, data: str) -> Path:
+    file = folder / "e.yaml"
+    file.write_text(EXPERIMENT % data)
+    return file
+
+
+@pytest.mark.parametrize(("title", "build"), SPLIT.items())
+def test_root_alone_stands_for_both_splits(
+    title: str, build: Callable[[Path], None], tmp_path: Path
+) -> None:
+    root = tmp_path / "set"
+    build(root)
+    layout = find_layout(root)
+    assert layout.title == title
+    resolved = load_experiment(experiment(tmp_path, f"{{root: {root}}}"))
+    data = resolved.experiment.data
+    for split, expected in ((data.train, TRAIN), (data.val, VAL)):
+        assert content(read_split(data, split).dataset) == expected
+    assert resolved.origins["data.val.annotations"] == f"found in {root}"
+    # Frozen: what was found is in the resolved file and no longer looked for.
+    frozen = tmp_path / "frozen.yaml"
+    frozen.write_text(dump_yaml(resolved))
+    assert load_experiment(frozen).digest == resolved.digest
+    assert load_experiment(frozen, ["data.root=elsewhere"]).experiment.data.val == data.val
+
+
+@pytest.mark.parametrize(("title", "build"), UNSPLIT.items())
+def test_folder_without_splits_is_read_whole(
+    title: str, build: Callable[[Path], None], tmp_path: Path
+) -> None:
+    root = tmp_path / "set"
+    build(root)
+    layout = find_layout(root)
+    assert (layout.title, layout.pair()) == (title, None)
+    (read,) = read_places(layout.kind, layout.splits, layout.classes).values()
+    assert content(read.dataset) == TRAIN | VAL
+    with pytest.raises(DataError, match=f"orchestrator init {root}"):
+        load_experiment(experiment(tmp_path, f"{{root: {root}}}"))
+
+
+def test_a_data_yaml_stands_for_its_folder_wherever_it_lies(tmp_path: Path) -> None:
+    layout_folders.ultralytics(tmp_path / "set")
+    text = (tmp_path / "set" / "dataset.yaml").read_text().replace("somewhere/else", "../set")
+    (tmp_path / "yamls").mkdir()
+    (tmp_path / "yamls" / "a.yaml").write_text(text)
+    file = experiment(tmp_path, f"{{root: {tmp_path}/yamls/a.yaml}}")
+    data = load_experiment(file).experiment.data
+    assert data.root == str(tmp_path / "set")
+    assert content(read_split(data, data.val).dataset) == VAL
+
+
+def test_convert_needs_no_format(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    layout_folders.cvat_yolo(tmp_path / "set")
+    assert main(["convert", "data", str(tmp_path / "set"), str(tmp_path / "out"), "--to=coco"]) == 0
+    assert "train: 8 images, 12 boxes" in capsys.readouterr().out
+    layout = find_layout(tmp_path / "out")
+    read = read_places("coco", layout.splits, None)
+    assert content(read["train"].dataset) == TRAIN
+
+
+def test_train_and_val_of_one_folder_are_no_two_splits(tmp_path: Path) -> None:
+    layout_folders.label_studio_yolo(tmp_path)
+    text = "train: images\nval: images\nnames: [cell, plate]\n"
+    (tmp_path / "data.yaml").write_text(text)
+    assert find_layout(tmp_path).pair() is None
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("train: images\nnames: {1: cell, 2: plate}\n", "names has the numbers 1, 2"),
+        ("train: images\nnc: 3\nnames: [cell, plate]\n", "nc is 3, but names has 2"),
+        ("train: images\nnames: [cell, cell]\n", "'cell' twice"),
+        ("train: images\nnames: cell\n", "no list of classes"),
+        ("train: [images, labels]\nnames: [cell]\n", "train names 2 places"),
+        ("a: [", "cannot be read as YAML"),
+        ("[1]", "is no mapping"),
+    ],
+)
+def test_data_yaml_says_what_is_wrong(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    file = tmp_path / "data.yaml"
+    file.write_text(text)
+    with pytest.raises(DataError, match=message):
+        find_layout(file)
+
+
+def test_names_stay_text(tmp_path: Path) -> None:
+    layout_folders.roboflow_yolo(tmp_path)
+    text = (tmp_path / "data.yaml").read_text().replace("['cell', 'plate']", "[no, 007]")
+    (tmp_path / "data.yaml").write_text(text)
+    layout = find_layout(tmp_path)
+    read = read_places(layout.kind, layout.splits, layout.classes)
+    assert read["val"].dataset.label_map.names == ("no", "007")
+
+
+def test_unknown_folder_names_what_was_looked_for(tmp_path: Path) -> None:
+    layout_folders.voc_published(tmp_path / "kit" / "set")
+    with pytest.raises(DataError, match="looked for") as caught:
+        find_layout(tmp_path / "kit")
+    assert "Annotations/*.xml with JPEGImages" in str(caught.value)
+    assert f"did you mean {tmp_path}/kit/set, which is Pascal VOC?" in str(caught.value)
+    assert main(["config", "show", str(experiment(tmp_path, f"{{root: {tmp_path}/kit}}"))]) == 65
+    # With other mistakes, all of these are said first.
+    with pytest.raises(ConfigError, match=r"data\.prefetch: found 0") as refused:
+        load_experiment(experiment(tmp_path, f"{{root: {tmp_path}/kit, prefetch: 0}}"))
+    assert "1 problem\n" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "title", "images"),
+    [
+        ("ultralytics", "YOLO with data.yaml", {"train": 12, "val": 6}),
+        ("roboflow_yolo", "Roboflow's YOLO with data.yaml", {"train": 12, "val": 6}),
+        ("roboflow_coco", "Roboflow's COCO", {"train": 8, "valid": 4, "test": 4}),
+        ("label_studio", "Label Studio's COCO", {"all": 8}),
+        ("fiftyone", "FiftyOne's COCO", {"all": 8}),
+    ],
+)
+def test_exports_as_they_are(name: str, title: str, images: dict[str, int]) -> None:
+    if not SHARED.is_dir():
+        pytest.skip("the folder of cases is not here")
+    layout = find_layout(SHARED / name)
+    read = read_places(layout.kind, layout.splits, layout.classes)
+    assert layout.title == title
+    assert {split: len(one.dataset) for split, one in read.items()} == images
+    assert {one.dataset.label_map.names for one in read.values()} == {("cell", "plate")}
