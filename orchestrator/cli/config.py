@@ -73,9 +73,9 @@ def _show_schedule(
 
 
 def _schema() -> None:
-    from orchestrator.config.shape import json_schema
+    from orchestrator.config.shape import published_schema
 
-    _write(json.dumps(json_schema(), indent=2) + "\n")
+    _write(json.dumps(published_schema(), indent=2) + "\n")
 
 
 def _write(text: str) -> None:

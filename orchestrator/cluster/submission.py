@@ -19,7 +19,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from orchestrator.cluster.upload import check_working_dir, uploaded_files
-from orchestrator.config.resolve import load_experiment
+from orchestrator.config.resolve import read_template
 from orchestrator.config.schema import Experiment
 from orchestrator.errors import ConfigError, OrchestratorError, PreemptedError, SecurityError
 from orchestrator.tracking.git_info import COMMIT_VARIABLE, git_info
@@ -69,15 +69,18 @@ def prepare(
             results or miss its data on the cluster, or the upload is too big.
     """
     root = working_dir.absolute()
-    resolved = load_experiment(experiment, overrides)
+    template = read_template(experiment, overrides)
+    resolved = template.resolve()
     size = check_working_dir(root, excludes)
     sent = {each.path for each in uploaded_files(root, excludes)}
-    inside = Path(os.path.relpath(experiment, root)).as_posix()
-    if inside not in sent:
-        raise ConfigError(
-            f"{experiment}: not among the {size.files} files to upload from {root}. Next: move it "
-            f"below {root / 'experiments'}, or take it out of .gitignore or .rayignore"
-        )
+    inside, *parents = (Path(os.path.relpath(file, root)).as_posix() for file in template.files)
+    for name, file in zip((inside, *parents), template.files, strict=True):
+        if name not in sent:
+            what = "" if file == experiment else f", which {experiment} extends"
+            raise ConfigError(
+                f"{file}{what}: not among the {size.files} files to upload from {root}. Next: move "
+                f"it below {root / 'experiments'}, or take it out of .gitignore or .rayignore"
+            )
     _check_locations(resolved.experiment, sent)
     return Submission(
         entrypoint=shlex.join(["python", "-m", "orchestrator.run", inside, *overrides]),

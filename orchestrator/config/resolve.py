@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from orchestrator.config import overrides as command_line
 from orchestrator.config.data_layout import fill_in
 from orchestrator.config.explain import explain
+from orchestrator.config.extends import load_extended
 from orchestrator.config.problems import KeyPath, Place, dotted, error_of
 from orchestrator.config.scalars import Json, Scalar
 from orchestrator.config.schema import Experiment
@@ -66,10 +67,12 @@ class Template:
     Attributes:
         document: the file with its overrides; never changed.
         source: the file, as it was named.
+        files: that file and those it extends.
     """
 
     document: Document
     source: Path
+    files: tuple[Path, ...] = ()
 
     def resolve(self, values: Mapping[str, Json] | None = None) -> ResolvedExperiment:
         """Validate and resolve the experiment with other values.
@@ -122,11 +125,11 @@ def read_template(
         ConfigError: a file cannot be read.
     """
     path = Path(path)
-    document = load_file(path)
+    document, files = load_extended(path)
     if sweep is not None:
         _put_sweep(load_file(Path(sweep)), document, sweep)
     command_line.apply(overrides, document)
-    return Template(document, path)
+    return Template(document, path, files)
 
 
 def _chain_augmentations(document: Document) -> None:

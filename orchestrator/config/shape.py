@@ -83,6 +83,36 @@ def _describe_fields(model: Node) -> None:
             field["description"] = _MARKUP.sub(r"'\1'", " ".join(lines))
 
 
+def published_schema() -> Node:
+    """The schema for editors: :func:`json_schema` with ``extends``, and nothing required.
+
+    What a file leaves out, the name that tells kinds of a section apart included, may stand in the
+    file that it extends.
+    """
+    extends = {
+        "type": "string",
+        "minLength": 1,
+        "description": "Experiment file that this one is laid over, relative to it.",
+    }
+    schema: Node = _partial(json_schema())
+    schema["properties"] = {"extends": extends, **schema["properties"]}
+    return schema
+
+
+def _partial(node: Any) -> Any:
+    """A schema whose sections may be parts of sections; of several kinds more than one may fit."""
+    if isinstance(node, list):
+        return [_partial(item) for item in node]
+    if not isinstance(node, dict):
+        return node
+    renamed = {"anyOf" if key == "oneOf" else key: item for key, item in node.items()}
+    return {key: _partial(item) for key, item in renamed.items() if not _asks(key, item)}
+
+
+def _asks(key: str, value: Any) -> bool:
+    return key == "required" and isinstance(value, list)
+
+
 class Shape:
     """What may stand at one place of an experiment file."""
 
