@@ -11,9 +11,9 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, NamedTuple, Union, get_args
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args
 
-from pydantic import Field, GetCoreSchemaHandler
+from pydantic import Field, GetCoreSchemaHandler, create_model, model_validator
 from pydantic_core import core_schema
 
 from detectors.config import Settings
@@ -41,18 +41,30 @@ class ByName:
     ) -> core_schema.CoreSchema:
         """A tagged union, with the reason where the tag is that of a broken package."""
         classes, broken = self._table()
+        # Members like the others: a validator before the union would read lists of a JSON text as
+        # Python's, which are no tuples.
+        members = [*classes.values(), *(_refusing(name, broken[name]) for name in broken)]
+        if len(members) == 1:
+            return handler.generate_schema(members[0])
+        choice: Any = Union[tuple(members)]  # noqa: UP007
+        return handler.generate_schema(Annotated[choice, Field(discriminator="name")])
 
-        def refuse_broken(given: Any) -> Any:
-            name = given.get("name") if isinstance(given, dict) else None
-            if isinstance(name, str) and name in broken:
-                raise broken[name]
-            return given
 
-        choice: Any = Union[tuple(classes.values())]  # noqa: UP007
-        union: Any = Annotated[choice, Field(discriminator="name")]
-        return core_schema.no_info_before_validator_function(
-            refuse_broken, handler.generate_schema(union)
-        )
+def _refusing(name: str, error: PluginError) -> type[Settings]:
+    """A section of this name that says why there is none."""
+
+    def refuse(cls: type[Settings], given: Any) -> Any:
+        raise error
+
+    before: Any = model_validator(mode="before")
+    make: Any = create_model  # Its names are no static types.
+    section: type[Settings] = make(
+        f"Broken_{name}",
+        __base__=Settings,
+        __validators__={"refuse": before(classmethod(refuse))},
+        name=(Literal[name], ...),
+    )
+    return section
 
 
 class Offered(NamedTuple):

@@ -1,7 +1,8 @@
 """The augmentations of ``data.augmentation``: their fields, and where the code of each lies.
 
 A class of :mod:`orchestrator.data.augment` extends its section here by what it does with an image,
-so every field, default and limit stands in one place.
+so every field, default and limit stands in one place. Installed packages add sections of their own,
+see docs/extending.md.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from pydantic import Field, model_validator
 from typing_extensions import Self
 
 from detectors.config import Settings
+from detectors.plugins import ByName, Offered, offered
 from orchestrator.config.fields import Conflict, Count, Fraction, refuse
 
 
@@ -20,6 +22,14 @@ class AugmentationSettings(Settings):
 
     #: ``module:class`` of what does it: an extension of the section by ``size``, see
     #: :class:`orchestrator.data.augment.Augment`. Imported where images are made, and not before.
+    builder: ClassVar[str]
+
+
+class ImageAugmentationSettings(Settings):
+    """What every section of an augmentation has that leaves the image's size to the next."""
+
+    #: ``module:class`` of what does it: an extension of the section, see
+    #: :class:`orchestrator.data.augment.ImageAugment`.
     builder: ClassVar[str]
 
 
@@ -178,14 +188,6 @@ class NoAugmentation(AugmentationSettings):
     name: Literal["none"] = "none"
 
 
-class ImageAugmentationSettings(Settings):
-    """What every section of an augmentation has that leaves the image's size to the next."""
-
-    #: ``module:class`` of what does it: an extension of the section, see
-    #: :class:`orchestrator.data.augment.ImageAugment`.
-    builder: ClassVar[str]
-
-
 class PhotometricAugmentation(ImageAugmentationSettings):
     """Brightness, contrast, hue and saturation, each for half of the images, as in M2Det and SSD.
 
@@ -205,14 +207,24 @@ class PhotometricAugmentation(ImageAugmentationSettings):
     saturation: Fraction = 0.5
 
 
-_Last: TypeAlias = Annotated[
-    SSDAugmentation
-    | M2DetAugmentation
-    | ResizePadAugmentation
-    | ScaleJitterAugmentation
-    | NoAugmentation,
-    Field(discriminator="name"),
-]
+#: Augmentations that bring images to the network's size, by name.
+_SIZING = offered(
+    "orchestrator.augmentations",
+    AugmentationSettings,
+    {
+        "ssd": SSDAugmentation,
+        "m2det": M2DetAugmentation,
+        "resize_pad": ResizePadAugmentation,
+        "scale_jitter": ScaleJitterAugmentation,
+        "none": NoAugmentation,
+    },
+)
+#: Augmentations that leave that to the next one.
+_STEPS = offered(
+    "orchestrator.image_augmentations",
+    ImageAugmentationSettings,
+    {"photometric": PhotometricAugmentation},
+)
 
 
 class ChainAugmentation(AugmentationSettings):
@@ -226,16 +238,14 @@ class ChainAugmentation(AugmentationSettings):
 
     builder: ClassVar[str] = "orchestrator.data.augment.chain:Chain"
     name: Literal["chain"] = "chain"
-    steps: tuple[PhotometricAugmentation, ...]
-    last: _Last
+    steps: tuple[Annotated[ImageAugmentationSettings, ByName(lambda: _STEPS)], ...]
+    last: Annotated[AugmentationSettings, ByName(lambda: _SIZING)]
 
 
+#: Type of the ``data.augmentation`` field.
 Augmentation: TypeAlias = Annotated[
-    SSDAugmentation
-    | M2DetAugmentation
-    | ResizePadAugmentation
-    | ScaleJitterAugmentation
-    | NoAugmentation
-    | ChainAugmentation,
-    Field(discriminator="name"),
+    AugmentationSettings,
+    ByName(
+        lambda: Offered({**_SIZING.classes, "chain": ChainAugmentation}, _SIZING.broken),
+    ),
 ]

@@ -36,14 +36,25 @@ PORTABLE = {
     "OMP_NUM_THREADS": "1",
 }
 
-_FASTER_RCNN = ("detector.input_size=[128, 128]", "detector.width=0.125", "detector.norm=batch")
+#: Of three steps each: warm-ups of thousands of steps have to come to an end.
+_LONG = "train.epochs=1000"
+_FASTER_RCNN = (
+    "detector.input_size=[128, 128]",
+    "detector.width=0.125",
+    "detector.norm=batch",
+    _LONG,
+)
 #: A recipe for each detector, optimizer, schedule and augmentation, with what makes it small.
 RECIPES: dict[str, tuple[str, ...]] = {
     "faster_rcnn": _FASTER_RCNN,
     "faster_rcnn_torchvision": _FASTER_RCNN,
     "m2det": ("detector.variant=m2det320_vgg16", "detector.width=0.0625", "detector.levels=2"),
     "quickstart": (),
-    "retinanet_spinenet49s": ("detector.input_size=[128, 128]", "detector.width=0.125"),
+    "retinanet_spinenet49s": (
+        "detector.input_size=[128, 128]",
+        "detector.width=0.125",
+        _LONG,
+    ),
     "ssd300_mobilenet_v2_coco": ("detector.width=0.25",),
 }
 STEPS = 3

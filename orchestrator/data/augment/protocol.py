@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pkgutil import resolve_name
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from detectors.plugins import load_object
 from orchestrator.config.augmentations import AugmentationSettings, ImageAugmentationSettings
 from orchestrator.data.augment.geometry import Padding, Sample
 from orchestrator.data.counter_rng import SampleKey
@@ -56,11 +56,11 @@ class ImageAugment(Protocol):
 
 def build_step(config: ImageAugmentationSettings) -> ImageAugment:
     """What a step of a list of augmentations asks for."""
-    step: ImageAugment = resolve_name(config.builder)(**config.model_dump())
+    step: ImageAugment = load_object(config.builder)(**config.model_dump())
     return step
 
 
 def build_augment(config: AugmentationSettings, size: tuple[int, int]) -> Augment:
     """The augmentation a configuration asks for, at network input ``size`` = (H, W)."""
-    augment: Augment = resolve_name(config.builder)(size=size, **config.model_dump())
+    augment: Augment = load_object(config.builder)(size=size, **config.model_dump())
     return augment
