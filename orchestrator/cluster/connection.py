@@ -95,7 +95,7 @@ class ClusterWatch:
     Ray itself says so after 12 to 60 s, in one of several ways, some of which end the process.
     """
 
-    def __init__(self, interval: float = 1.0) -> None:
+    def __init__(self, interval: float = 2.0) -> None:
         """Args: ``interval`` is in seconds; what does not answer thrice is gone."""
         self._interval = interval
         self._loss: str | None = None
@@ -121,7 +121,7 @@ class ClusterWatch:
     def _watch(self) -> None:
         node = ray._private.worker._global_node
         failures = 0
-        while not self._over.wait(self._interval):
+        while node is not None and not self._over.wait(self._interval):
             loss = _silence(node)
             failures = 0 if loss is None else failures + 1
             if failures == _FAILURES:

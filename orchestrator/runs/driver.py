@@ -95,16 +95,27 @@ def drive(resolved: ResolvedExperiment, run_dir: Path, *, force_resume: bool) ->
 
     Raises:
         OrchestratorError: with the exit code of its class.
+        PreemptedError: it was interrupted before or after training, or its cluster is gone.
     """
     console = Console(soft_wrap=True)
     location = bucket_of(resolved.experiment)
     held: AbstractContextManager[BucketMirror | None] = (
         nullcontext() if location is None else BucketMirror(location, run_dir)
     )
-    with stopping_at_once(), held as mirror:
-        result = train(
-            resolved, run_dir, force_resume=force_resume, console=console, trial=None, mirror=mirror
-        )
+    try:
+        with stopping_at_once(), held as mirror:
+            result = train(
+                resolved,
+                run_dir,
+                force_resume=force_resume,
+                console=console,
+                trial=None,
+                mirror=mirror,
+            )
+    except KeyboardInterrupt as interrupt:
+        raise PreemptedError(
+            "interrupted; what was committed is there. Next: run the same command again to go on"
+        ) from interrupt
     return 0 if result["state"] == "done" else PreemptedError.exit_code
 
 
