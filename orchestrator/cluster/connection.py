@@ -13,21 +13,27 @@ import secrets
 import shutil
 import socket
 import stat
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import ray
+from ray._private import services
+from typing_extensions import Self
 
 from orchestrator.cluster.placement import DATA_CPUS
 from orchestrator.config.schema import ClusterConfig
-from orchestrator.errors import ConfigError, StorageError
+from orchestrator.errors import ConfigError, PreemptedError, StorageError
 
 log = logging.getLogger(__name__)
 
 #: Seconds in which a cluster has to accept a connection, and then to say a word.
 ANSWER_SECONDS = 5.0
+#: Failed questions after which a cluster is gone, and seconds for leaving one that is.
+_FAILURES, _LEAVE_SECONDS = 3, 10.0
 #: Length of a socket's path that Linux allows (sun_path of unix(7), less the zero at its end).
 _SOCKET_BYTES = 107
 #: What Ray puts below its folder: the longest name of a session, of a socket, and a counter.
@@ -67,8 +73,92 @@ def connected(config: ClusterConfig, *, beside: bool = False) -> Iterator[None]:
         _start(max(cores, int(needed + 0.999)))
     try:
         yield
-    finally:
+    except ClusterLostError:
+        # Saying goodbye to what is gone may take for ever.
+        leaving = threading.Thread(target=ray.shutdown, name="leaving", daemon=True)
+        leaving.start()
+        leaving.join(_LEAVE_SECONDS)
+        raise
+    except BaseException:
         ray.shutdown()
+        raise
+    ray.shutdown()
+
+
+class ClusterLostError(PreemptedError):
+    """The Ray that a run computes on has ended; its commits are there."""
+
+
+class ClusterWatch:
+    """Notices that the Ray of this process has ended, inside a ``with`` block.
+
+    Ray itself says so after 12 to 60 s, in one of several ways, some of which end the process.
+    """
+
+    def __init__(self, interval: float = 2.0) -> None:
+        """Args: ``interval`` is in seconds; what does not answer thrice is gone."""
+        self._interval = interval
+        self._loss: str | None = None
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="cluster-watch", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+
+    def error(self) -> ClusterLostError | None:
+        """What to raise; None while all is well."""
+        if self._loss is None:
+            return None
+        return ClusterLostError(
+            f"the Ray cluster of this run is gone: {self._loss}. Its commits are there. Next: run "
+            "the same command again to go on from the last of them"
+        )
+
+    def _watch(self) -> None:
+        node = ray._private.worker._global_node
+        failures = 0
+        while node is not None and not self._over.wait(self._interval):
+            loss = _silence(node)
+            failures = 0 if loss is None else failures + 1
+            if failures == _FAILURES:
+                self._loss = loss
+                return
+
+
+def _silence(node: Any) -> str | None:
+    """Which part of Ray does not answer; None when both do."""
+    try:
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(ANSWER_SECONDS)
+            connection.connect(node.raylet_socket_name.removeprefix("unix://"))
+    except OSError as error:
+        return f"its raylet on this machine ({error.strerror or error})"
+    silence = require_answer(node.gcs_address)
+    return None if silence is None else f"its head at {node.gcs_address} ({silence})"
+
+
+@contextmanager
+def _own_sessions() -> Iterator[None]:
+    """Have what Ray starts here in sessions of its own.
+
+    A queue, a shell or ``timeout`` signals a whole process group when a run is to end. What the
+    workers need to finish and commit their step must not end with it, but with the driver.
+    """
+    started = services.ConsolePopen
+
+    class InOwnSession(started):  # type: ignore[misc, valid-type]
+        def __init__(self, *arguments: Any, **more: Any) -> None:
+            super().__init__(*arguments, **{**more, "start_new_session": True})
+
+    services.ConsolePopen = InOwnSession
+    try:
+        yield
+    finally:
+        services.ConsolePopen = started
 
 
 def _join(address: str, key: str) -> None:
@@ -96,14 +186,15 @@ def _start(cpus: int) -> None:
     folder = ray_folder()
     _require_token()
     try:
-        ray.init(
-            address="local",
-            num_cpus=cpus,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            _temp_dir=str(folder),
-        )
+        with _own_sessions():
+            ray.init(
+                address="local",
+                num_cpus=cpus,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                _temp_dir=str(folder),
+            )
     except Exception as error:
         raise ConfigError(
             f"Ray cannot start on this machine: {_first_line(error)}. Next: look into "

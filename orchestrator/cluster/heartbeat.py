@@ -1,4 +1,4 @@
-"""Signs of life of the ranks, and ending those that give none.
+"""Signs of life and of progress, and ending those that give none.
 
 A rank that is stopped, or whose interpreter is locked by a call that never returns, is no failure
 to anybody: Ray asks after ten minutes, a collective gives up after thirty. So each rank has a
@@ -6,7 +6,15 @@ thread that raises a counter in a small file of the run folder a few times withi
 ``cluster.hang_timeout``. It needs the interpreter, and so stands still when the rank does, and it
 costs the step nothing: one write of a few bytes every few seconds. The driver looks at the files
 and kills a rank whose counter stands still; that is then a failure like any other. A rank that
-would run if the machine let it, because too many others want its processors, gets more time.
+would run if the machine let it, because too many others want its processors, gets more time. Ray
+Train's controller has such a thread as well.
+
+The files also say how far the ranks have come: :mod:`orchestrator.training.pulse`. Ranks that are
+alive but get no further, because a link between them is cut, or nobody makes their next batch, all
+stand still together: one that computes, or waits for something that may take long, is what the
+others wait for. So they are killed once none of them has got further for half the timeout, or four
+times as long as the longest such pause of this start if that is more. Until the first step nobody
+knows how long a step takes, and they have ten timeouts.
 
 No clock of one machine is compared with that of another.
 """
@@ -20,7 +28,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,9 +36,13 @@ from pathlib import Path
 from typing_extensions import Self
 
 from orchestrator.storage.lease import Holder
+from orchestrator.training.pulse import pulse
 
 log = logging.getLogger(__name__)
 
+
+#: File of Ray Train's controller; ranks have ``rank0.json`` and so on.
+CONTROLLER = "controller.json"
 
 #: Parts of the timeout: between two signs of life, between two looks at them, and without a sign
 #: until a rank counts as hung. Together they stay below one.
@@ -39,28 +51,40 @@ _BEAT, _LOOK, _PATIENCE = 1 / 6, 1 / 12, 2 / 3
 _STARVED_PATIENCE = 4.0
 #: Seconds in which it is found out whether it does, and waiting per running that says so.
 _SAMPLE, _STARVED = 1.0, 4.0
+#: Timeouts without progress until the first step, and after it, and longest pauses until then.
+_FIRST_PATIENCE, _NEXT_PATIENCE, _PAUSES = 10.0, 1 / 2, 4.0
+#: Share of its time that a thread has a processor when it computes.
+_BUSY = 0.2
 
 
 @dataclass(frozen=True)
 class Beat:
-    """What a rank's file says.
+    """What a file says.
 
     Attributes:
         process: the rank's.
         node: Ray's id of its node; None without Ray.
         count: raised with every sign of life.
+        step: optimizer steps that are done.
+        phase: what it does now.
+        marks: raised with all progress.
+        moving: whether it computes, or does what may take as long as it likes.
     """
 
     process: Holder
     node: str | None
     count: int
+    step: int = 0
+    phase: str = "start"
+    marks: int = 0
+    moving: bool = True
 
     @classmethod
     def read(cls, path: Path) -> Beat | None:
         """None when the file is just being written, or gone."""
         try:
             tree = json.loads(path.read_bytes())
-            return cls(Holder(**tree["process"]), tree["node"], int(tree["count"]))
+            return cls(**{**tree, "process": Holder(**tree["process"])})
         except (OSError, ValueError, TypeError, KeyError):
             return None
 
@@ -70,13 +94,15 @@ class Heartbeat:
 
     Args:
         folder: where; made if need be.
-        rank: of this process.
+        rank: of this process; None for one that is no rank, and is watched for life alone.
         timeout: ``cluster.hang_timeout``, in seconds.
         node: Ray's id of this node.
     """
 
-    def __init__(self, folder: Path, rank: int, timeout: float, *, node: str | None = None) -> None:
-        self._path = folder / f"rank{rank}.json"
+    def __init__(
+        self, folder: Path, rank: int | None, timeout: float, *, node: str | None = None
+    ) -> None:
+        self._path = folder / (CONTROLLER if rank is None else f"rank{rank}.json")
         self._interval = timeout * _BEAT
         self._node = node
         self._over = threading.Event()
@@ -93,11 +119,24 @@ class Heartbeat:
             self._path.unlink(missing_ok=True)
 
     def _beat(self) -> None:
-        process = asdict(Holder.this_process())
+        process = Holder.this_process()
         count = 0
+        computed, since = pulse.seconds(), time.monotonic()
         while True:
             count += 1
-            text = json.dumps({"process": process, "node": self._node, "count": count})
+            before = computed, since
+            computed, since = pulse.seconds(), time.monotonic()
+            busy = computed - before[0] > _BUSY * (since - before[1])
+            beat = Beat(
+                process,
+                self._node,
+                count,
+                pulse.step,
+                pulse.phase,
+                pulse.marks,
+                busy or pulse.patient,
+            )
+            text = json.dumps(asdict(beat))
             try:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
                 # Opened anew each time: closing is what makes NFS show it to others.
@@ -109,22 +148,31 @@ class Heartbeat:
 
 
 class HangWatch:
-    """Kills ranks that gave signs of life and then stopped to, inside a ``with`` block.
+    """Kills what gave signs of life, or of progress, and then stopped to, inside a ``with`` block.
 
     Args:
         folder: that the ranks' :class:`Heartbeat` write to; deleted at the end.
         timeout: ``cluster.hang_timeout``, in seconds.
         kill: does to a process of another machine or container what :func:`end_if_still` does.
+        patience: how many times as long as usual ranks may get no further.
 
     Attributes:
-        hung: what was done, one line for each rank that was killed.
+        hung: what was done, one line for each process that was killed.
     """
 
-    def __init__(self, folder: Path, timeout: float, kill: Callable[[Beat, bool], bool]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        timeout: float,
+        kill: Callable[[Beat, bool], bool],
+        *,
+        patience: float = 1.0,
+    ) -> None:
         self.hung: list[str] = []
         self._folder = folder
         self._timeout = timeout
         self._kill = kill
+        self._progress = _Progress(timeout * patience)
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="hang-watch", daemon=True)
 
@@ -146,8 +194,9 @@ class HangWatch:
             if now - looked > self._timeout * _PATIENCE / 2:
                 # This process was held up itself, so it cannot say for how long others were.
                 seen.clear()
+                self._progress.restart(now)
             looked = now
-            present = set(self._folder.glob("rank*.json"))
+            present = set(self._folder.glob("*.json"))
             seen = {path: value for path, value in seen.items() if path in present}
             for path in present:
                 beat = Beat.read(path)
@@ -160,10 +209,24 @@ class HangWatch:
                     self._end(path, beat, now - since)
                     # That may have taken a while, in which this thread was not held up.
                     looked = time.monotonic()
+            ranks = {path: beat for path, (beat, _) in seen.items() if path.name != CONTROLLER}
+            still = self._progress.look(ranks.values(), now)
+            if still is not None:
+                self._end_all(ranks, still)
+                looked = time.monotonic()
+
+    def _end_all(self, ranks: Mapping[Path, Beat], silence: float) -> None:
+        """Kill all ranks, none of which gets any further."""
+        for path, beat in sorted(ranks.items()):
+            where = f"{beat.phase}, {beat.step} steps done"
+            text = f"{path.stem} ({beat.process}) got no further for {silence:.0f} s ({where})"
+            self._kill_one(path, beat, text, spare=False)
 
     def _end(self, path: Path, beat: Beat, silence: float) -> None:
         text = f"{path.stem} ({beat.process}) gave no sign of life for {silence:.0f} s"
-        spare = silence < self._timeout * _STARVED_PATIENCE
+        self._kill_one(path, beat, text, spare=silence < self._timeout * _STARVED_PATIENCE)
+
+    def _kill_one(self, path: Path, beat: Beat, text: str, *, spare: bool) -> None:
         try:
             if beat.process.is_here():
                 killed = end_if_still(beat.process, spare)
@@ -179,6 +242,45 @@ class HangWatch:
             path.unlink(missing_ok=True)
         log.warning("%s and was killed", text)
         self.hung.append(f"{text} and was killed")
+
+
+class _Progress:
+    """For how long none of the ranks has got any further."""
+
+    def __init__(self, timeout: float) -> None:
+        self._timeout = timeout
+        self._began = self._moved = time.monotonic()
+        self._first_step: int | None = None
+        self._longest: float | None = None
+        self._marks: tuple[tuple[int, int], ...] = ()
+
+    def restart(self, now: float) -> None:
+        """Forget the pause under way: nobody was looking."""
+        self._moved = now
+
+    def look(self, ranks: Collection[Beat], now: float) -> float | None:
+        """Seconds without progress, once they are too many; None before."""
+        marks = tuple(sorted((beat.process.pid, beat.marks) for beat in ranks))
+        step = max((beat.step for beat in ranks), default=0)
+        if self._first_step is None and ranks:
+            self._first_step = step
+        if marks != self._marks:
+            pause, self._moved, self._marks = now - self._moved, now, marks
+            if self._longest is not None:
+                self._longest = max(self._longest, pause)
+            elif self._first_step is not None and step > self._first_step:
+                # What went before was the start, and says nothing about the pauses to come.
+                self._longest = 0.0
+        elif any(beat.moving for beat in ranks) or not ranks:
+            self._moved = now
+        patience = _FIRST_PATIENCE * self._timeout
+        if self._longest is not None:
+            patience = max(self._timeout * _NEXT_PATIENCE, _PAUSES * self._longest)
+        silence = now - self._moved
+        if silence <= patience:
+            return None
+        self._moved = now
+        return silence
 
 
 def end_if_still(process: Holder, spare_starved: bool) -> bool:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import ray
 
 from orchestrator.accelerators import Accelerator, from_resources
 from orchestrator.config.schema import ClusterConfig, Experiment
-from orchestrator.errors import ConfigError
+from orchestrator.errors import ConfigError, PreemptedError
 
+#: How long a run waits for others to leave room, when it says so, and how often it looks.
+ROOM_SECONDS, _MOMENT_SECONDS, _POLL_SECONDS = 600.0, 5.0, 0.5
 #: Reading and augmenting needs at least this many CPUs beside the training workers.
 DATA_CPUS = 1.0
 
@@ -59,6 +62,39 @@ def place(config: ClusterConfig, *, one_thread: bool = False) -> Placement:
         # a thread too many costs far more than a thread too few.
         threads = 1 if one_thread else max(1, ((os.cpu_count() or 1) - 1) // config.workers)
     return Placement(accelerator, each, threads)
+
+
+class NoRoomError(PreemptedError):
+    """The cluster is large enough, but others have not left room on it."""
+
+
+def wait_for_room(workers: int, placement: Placement, say: Callable[[str], None]) -> None:
+    """Wait until workers and data tasks fit beside what else runs on the cluster.
+
+    Args:
+        workers: that train.
+        placement: what each of them takes.
+        say: told what is waited for, when it takes longer than a moment.
+
+    Raises:
+        NoRoomError: in vain.
+    """
+    began, said = time.monotonic(), False
+    while True:
+        missing = _shortage(workers, placement.resources_per_worker, ray.available_resources())
+        if missing is None:
+            return
+        waited = time.monotonic() - began
+        if waited > ROOM_SECONDS:
+            raise NoRoomError(
+                f"cluster.workers: {missing} free, and had no more in {ROOM_SECONDS / 60:g} "
+                "minutes. Next: end what else runs on the cluster, lower cluster.workers, or run "
+                "the same command again later"
+            )
+        if waited > _MOMENT_SECONDS and not said:
+            said = True
+            say(f"waiting for room on the cluster, up to {ROOM_SECONDS / 60:g} min: {missing} free")
+        time.sleep(_POLL_SECONDS)
 
 
 def _shortage(

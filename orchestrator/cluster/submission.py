@@ -26,10 +26,17 @@ from orchestrator.tracking.git_info import COMMIT_VARIABLE, git_info
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 
+#: Seconds that `ray job stop` gives a job before it kills it, and what they are by default: enough
+#: for no step of a large detector and its commit.
+GRACE, GRACE_SECONDS = "RAY_JOB_STOP_WAIT_TIME_S", 120
+_RAYS_GRACE_SECONDS = 3
+
 _MODE = "RAY_AUTH_MODE"
 #: Ray lets these win over an address given in code.
 _SHADOWING = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 _POLL_SECONDS = 1.0
+#: Ray sets this for whatever is started as a job.
+_INSIDE_A_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
 
 @dataclass(frozen=True)
@@ -146,12 +153,26 @@ def submit(client: Any, submission: Submission) -> str:
         "working_dir": str(submission.working_dir),
         "excludes": list(submission.excludes),
     }
+    # What runs the job on the cluster takes this from the job's own surroundings.
+    environment["env_vars"] = {GRACE: os.environ.get(GRACE, str(GRACE_SECONDS))}
     if git := git_info(submission.working_dir / "setup.cfg"):
-        environment["env_vars"] = {COMMIT_VARIABLE: git.commit + "+" * git.dirty}
+        environment["env_vars"][COMMIT_VARIABLE] = git.commit + "+" * git.dirty
     try:
         return str(client.submit_job(entrypoint=submission.entrypoint, runtime_env=environment))
     except RuntimeError as error:
         raise ConfigError(f"the cluster refused the job: {error}") from error
+
+
+def short_grace() -> str | None:
+    """A warning where this process is a job that `ray job stop` would hardly wait for."""
+    seconds = os.environ.get(GRACE, str(_RAYS_GRACE_SECONDS))
+    if _INSIDE_A_JOB not in os.environ or not seconds.isdigit() or int(seconds) >= GRACE_SECONDS:
+        return None
+    return (
+        f"warning: `ray job stop` kills this job after {seconds} s, perhaps before its step is "
+        "finished and committed. Next: submit it with `orchestrator submit`, or start the head "
+        f"node with {GRACE}={GRACE_SECONDS}"
+    )
 
 
 def follow(client: Any, job: str) -> None:

@@ -19,10 +19,11 @@ from typing import Any
 import ray.train
 from ray.exceptions import RayActorError, RayError
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchConfig
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.accelerators import Accelerator
+from orchestrator.cluster.controller import WatchedTrainer, free_orphans
 from orchestrator.cluster.evaluator import RayEvaluator
 from orchestrator.cluster.heartbeat import Beat, HangWatch, Heartbeat, end_if_still
 from orchestrator.cluster.placement import Placement
@@ -39,6 +40,10 @@ log = logging.getLogger(__name__)
 
 #: A task on the node of a rank that stands still has to start and end within this.
 _KILL_SECONDS = 30.0
+
+#: Timeouts after which a collective gives up by itself. While rank 0 works alone, and may take long
+#: over it, the others wait for it in one.
+_COLLECTIVE_TIMEOUTS = 20
 
 #: Ray restarts nothing by itself; releases that know preemptions do so after one, for ever, unless
 #: they are told.
@@ -122,10 +127,12 @@ def fit(
     """
     experiment = job.experiment
     fruitless = 0
+    patience = 1.0
     while True:
         before = last_commit()
         try:
-            return _attempt(dataclasses.replace(job, fence=lock.advance()), data, placement)
+            held = dataclasses.replace(job, fence=lock.advance())
+            return _attempt(held, data, placement, patience)
         # A RayError says that Train's own controller is gone, with its node or for want of memory.
         except (TrainingFailedError, RayError, HungError) as failure:
             cause = failure if isinstance(failure, HungError) else _root_cause(failure)
@@ -137,6 +144,8 @@ def fit(
                 continue
             advanced = last_commit() != before
             fruitless = 0 if advanced else fruitless + 1
+            # What took too long may have been slow, and would be again.
+            patience = 2.0**fruitless if isinstance(failure, HungError) else 1.0
             if fruitless >= experiment.train.max_failures:
                 raise OrchestratorError(
                     f"training failed {fruitless} times without a new commit; the last cause was "
@@ -149,11 +158,19 @@ def fit(
             )
 
 
-def _attempt(job: TrainingJob, data: ScheduledDataConfig, placement: Placement) -> Outcome:
+def _collective_timeout(hang_timeout: float | None) -> dict[str, int]:
+    """The backstop where no progress can be seen from outside; Ray's own is half an hour."""
+    return {} if hang_timeout is None else {"timeout_s": int(_COLLECTIVE_TIMEOUTS * hang_timeout)}
+
+
+def _attempt(
+    job: TrainingJob, data: ScheduledDataConfig, placement: Placement, patience: float
+) -> Outcome:
     name = f"attempt-{uuid.uuid4().hex[:8]}"
     storage = job.path / "ray"
     beats = job.path / HEARTBEATS / name
-    trainer = TorchTrainer(
+    timeout = job.experiment.cluster.hang_timeout
+    trainer = WatchedTrainer(
         _worker,
         train_loop_config={
             "job": job,
@@ -161,7 +178,11 @@ def _attempt(job: TrainingJob, data: ScheduledDataConfig, placement: Placement) 
             "beats": str(beats),
             "resources": placement.resources_per_worker,
         },
-        torch_config=_StoppableTorchConfig(backend=placement.accelerator.backend),
+        beats=beats,
+        timeout=timeout,
+        torch_config=_StoppableTorchConfig(
+            backend=placement.accelerator.backend, **_collective_timeout(timeout)
+        ),
         scaling_config=ScalingConfig(
             num_workers=job.experiment.cluster.workers,
             use_gpu=placement.accelerator.kind == "gpu",
@@ -175,11 +196,10 @@ def _attempt(job: TrainingJob, data: ScheduledDataConfig, placement: Placement) 
         datasets=data.datasets(),
         dataset_config=data,
     )
-    timeout = job.experiment.cluster.hang_timeout
     try:
         if timeout is None:
             return Outcome(**trainer.fit().return_value)
-        with HangWatch(beats, timeout, _kill_on_its_node) as watch:
+        with HangWatch(beats, timeout, _kill_on_its_node, patience=patience) as watch:
             try:
                 return Outcome(**trainer.fit().return_value)
             except (TrainingFailedError, RayError) as failure:
@@ -192,6 +212,18 @@ def _attempt(job: TrainingJob, data: ScheduledDataConfig, placement: Placement) 
         # driver was killed before it could tidy up.
         for folder in (storage, beats.parent):
             shutil.rmtree(folder, ignore_errors=True)
+        _free_what_is_left()
+
+
+def _free_what_is_left() -> None:
+    """Free what a killed controller had reserved; the attempt is over whether that works or not."""
+    try:
+        freed = free_orphans()
+    except Exception as error:
+        log.warning("what the attempt had reserved could not be freed: %s", error)
+    else:
+        if freed:
+            log.warning("freed what the dead controller had reserved")
 
 
 def _kill_on_its_node(beat: Beat, spare_starved: bool) -> bool:

@@ -13,8 +13,9 @@ from rich.console import Console
 
 import native
 from orchestrator.checkpoints.manifest import checked_commits, copy_commit
-from orchestrator.cluster.connection import connected
-from orchestrator.cluster.placement import Placement, place, place_evaluation
+from orchestrator.cluster.connection import ClusterWatch, connected
+from orchestrator.cluster.placement import Placement, place, place_evaluation, wait_for_room
+from orchestrator.cluster.submission import short_grace
 from orchestrator.cluster.trainer import fit
 from orchestrator.config.printing import dump_yaml
 from orchestrator.config.resolve import ResolvedExperiment
@@ -62,7 +63,7 @@ from orchestrator.storage.run_files import (
 )
 from orchestrator.tracking.events import EventLog
 from orchestrator.tracking.mlflow_shipper import RunStatus, Shipped
-from orchestrator.training.interrupt import in_thread, stopping_politely
+from orchestrator.training.interrupt import in_thread, stopping_at_once, stopping_politely
 from orchestrator.training.job import Outcome, TrainingJob
 from orchestrator.training.session import open_store
 
@@ -94,16 +95,27 @@ def drive(resolved: ResolvedExperiment, run_dir: Path, *, force_resume: bool) ->
 
     Raises:
         OrchestratorError: with the exit code of its class.
+        PreemptedError: it was interrupted before or after training, or its cluster is gone.
     """
     console = Console(soft_wrap=True)
     location = bucket_of(resolved.experiment)
     held: AbstractContextManager[BucketMirror | None] = (
         nullcontext() if location is None else BucketMirror(location, run_dir)
     )
-    with held as mirror:
-        result = train(
-            resolved, run_dir, force_resume=force_resume, console=console, trial=None, mirror=mirror
-        )
+    try:
+        with stopping_at_once(), held as mirror:
+            result = train(
+                resolved,
+                run_dir,
+                force_resume=force_resume,
+                console=console,
+                trial=None,
+                mirror=mirror,
+            )
+    except KeyboardInterrupt as interrupt:
+        raise PreemptedError(
+            "interrupted; what was committed is there. Next: run the same command again to go on"
+        ) from interrupt
     return 0 if result["state"] == "done" else PreemptedError.exit_code
 
 
@@ -165,6 +177,9 @@ def train(
             return finished
         for note in claim.notes:
             say(console, f"{claim.kind}: {note}")
+        warning = short_grace()
+        if warning is not None:
+            say(console, warning)
         tracking = Tracking(resolved, plan.job, trial)
         experiment = resolved.experiment
         with connected(experiment.cluster, beside=experiment.train.evaluation == "beside"):
@@ -178,6 +193,10 @@ def train(
             )
             where = "beside training" if in_loop is None else f"in the loop, {in_loop}"
             say(console, f"evaluation: {where}")
+            if trial is None:
+                wait_for_room(
+                    experiment.cluster.workers, placement, lambda text: say(console, text)
+                )
             # Only now does the folder belong to this experiment: a start that finds no cluster, or
             # none that is large enough, leaves nothing that would refuse the next.
             record_run(run_dir, identity, resolved.tree, claim)
@@ -242,7 +261,7 @@ def _tracked(
         if mirror is not None and best is not None:
             best = str(copy_commit(mirror.storage, best, LocalStorage(job.path)))
         status = "KILLED" if outcome.state == "preempted" else "FINISHED"
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, PreemptedError):
         status = "KILLED"
         raise
     finally:
@@ -306,8 +325,15 @@ def _train(
         found = store.latest()
         return None if found.commit is None else found.commit.step
 
-    with shown_progress(job, console, offset=offset), stopping_politely(ask_to_stop):
-        return in_thread(lambda: fit(job, data, placement, last_commit=newest_step, lock=lock))
+    def training() -> Outcome:
+        return fit(job, data, placement, last_commit=newest_step, lock=lock)
+
+    with (
+        shown_progress(job, console, offset=offset),
+        stopping_politely(ask_to_stop),
+        ClusterWatch() as watch,
+    ):
+        return in_thread(training, given_up=watch.error)
 
 
 def _write(path: Path, text: str) -> None:

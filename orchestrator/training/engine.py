@@ -26,6 +26,7 @@ from orchestrator.training import nonfinite_dump
 from orchestrator.training.collective import Collective
 from orchestrator.training.early_stopping import EarlyStopping
 from orchestrator.training.job import Outcome, TrainingJob
+from orchestrator.training.pulse import pulse
 from orchestrator.training.schedules import LearningRate
 from orchestrator.training.state import capture, restore
 from orchestrator.training.stepper import Stepper, StepReport
@@ -136,7 +137,9 @@ class Engine:
 
     def run(self) -> Outcome:
         """Train from the newest commit to the end, or until asked to stop."""
-        start = self._resume()
+        with pulse.waiting("start"):
+            start = self._resume()
+        pulse.mark("waiting for a batch", start)
         if self._ends_early():
             return self._outcome("done", start)
         # A run that was killed while it waited is judged now.
@@ -145,6 +148,7 @@ class Engine:
         stopped, ended, given_up = False, False, False
         clock = time.perf_counter()
         for batch in self.stream.train_batches(self.step, self.job.total_steps):
+            pulse.mark("step", self.step)
             if batch.step != self.step:
                 raise OrchestratorError(
                     f"data stream: got the batch of step {batch.step}, expected {self.step}"
@@ -156,6 +160,7 @@ class Engine:
             if self.step == start:
                 check_sampled(self.job, self.stepper.optimizer, self.rate, self.step)
             self.step += 1
+            pulse.mark("after the step", self.step)
             self._guard(report, batch)
             now = time.perf_counter()
             seconds, clock = now - clock, now
@@ -165,7 +170,8 @@ class Engine:
             if commits:
                 # The new commit waits for the one before anyway. Doing so before this step is
                 # logged, a kill never undoes more than one step that anybody knows of.
-                self.store.wait()
+                with pulse.waiting("commit"):
+                    self.store.wait()
             self._log_step(report, seconds)
             if commits:
                 self._commit()
@@ -176,7 +182,9 @@ class Engine:
                 clock = time.perf_counter()
             if stopped or ended or given_up:
                 break
-        self.store.wait()
+            pulse.mark("waiting for a batch", self.step)
+        with pulse.waiting("commit"):
+            self.store.wait()
         if not stopped:
             # Whoever asked for a stop does not wait for it; the next start has it done again.
             self.validation.finish()
@@ -200,8 +208,9 @@ class Engine:
             return True
         answer = None
         if self.collective.is_main:
-            self.store.wait()
-            answer = await_verdict(self.job.path, self.step)
+            with pulse.waiting("verdict"):
+                self.store.wait()
+                answer = await_verdict(self.job.path, self.step)
         return bool(self.collective.from_main(answer))
 
     def _resume(self) -> int:
@@ -388,7 +397,8 @@ class Engine:
             self.events.note(kind, text, step=self.step)
 
     def _outcome(self, state: str, start: int) -> Outcome:
-        best = self.store.best() if self.collective.is_main else None
+        with pulse.waiting("end"):
+            best = self.store.best() if self.collective.is_main else None
         return Outcome(
             state=state,
             steps=self.step,

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import TypeVar
 
+from orchestrator.errors import PreemptedError
+
 T = TypeVar("T")
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -49,11 +51,41 @@ def stopping_politely(ask: Callable[[], None]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def in_thread(function: Callable[[], T]) -> T:
+@contextmanager
+def stopping_at_once() -> Iterator[None]:
+    """Let SIGTERM raise :class:`PreemptedError` inside, as Ctrl-C raises an exception of its own.
+
+    For all that comes before and after training, where no step has to be finished. Outside the main
+    thread nothing is changed.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        raise PreemptedError(
+            "asked to stop while nothing was being trained. Next: run the same command again"
+        )
+
+    before = signal.signal(signal.SIGTERM, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def in_thread(
+    function: Callable[[], T], given_up: Callable[[], BaseException | None] = lambda: None
+) -> T:
     """Run ``function`` in a thread and wait, so that this thread stays free to handle signals.
 
     Ray Train, called in the main thread, would install a SIGINT handler of its own that aborts the
     workers in the middle of a step.
+
+    Args:
+        function: what to run.
+        given_up: asked now and then whether waiting has become useless, and for the error that is
+            then raised; the thread is left to itself.
     """
     results: list[T] = []
     errors: list[BaseException] = []
@@ -68,6 +100,9 @@ def in_thread(function: Callable[[], T]) -> T:
     thread.start()
     while thread.is_alive():
         thread.join(0.2)
+        error = given_up()
+        if error is not None:
+            raise error
     if errors:
         raise errors[0]
     return results[0]

@@ -25,6 +25,7 @@ from orchestrator.training.engine import Engine
 from orchestrator.training.freeze import adapt
 from orchestrator.training.interrupt import asked_to_stop
 from orchestrator.training.job import Outcome, TrainingJob
+from orchestrator.training.pulse import pulse
 from orchestrator.training.validation import Evaluator
 
 #: A file of this name in the run folder asks the ranks to finish their step, commit and end.
@@ -124,7 +125,8 @@ def run_rank(
             evaluator=evaluator,
         )
         outcome = engine.run()
-        store.close()
+        with pulse.waiting("end"):
+            store.close()
         return outcome
     finally:
         if evaluator is not None:

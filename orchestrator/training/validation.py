@@ -14,6 +14,7 @@ none of those.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -21,7 +22,7 @@ from typing import Protocol
 
 from orchestrator.checkpoints.codec import STATE_NAME, TENSOR_FILES, Tensors, decode_weights
 from orchestrator.checkpoints.commit import CommitStore
-from orchestrator.data.batch import BatchStream
+from orchestrator.data.batch import Batch, BatchStream
 from orchestrator.errors import StorageError
 from orchestrator.evaluation.coco import CocoMetrics, evaluate, write_per_class
 from orchestrator.evaluation.detections import Detections
@@ -32,6 +33,7 @@ from orchestrator.training.early_stopping import EarlyStopping
 from orchestrator.training.ema import holding
 from orchestrator.training.job import TrainingJob
 from orchestrator.training.predictor import predict_all
+from orchestrator.training.pulse import pulse
 from orchestrator.training.stepper import Stepper
 
 
@@ -41,6 +43,14 @@ class Scored:
 
     found: Detections
     scores: CocoMetrics
+
+
+def _marked(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """Pass on batches, each of which is progress."""
+    for batch in batches:
+        pulse.mark("evaluation")
+        yield batch
+    pulse.mark("evaluation")
 
 
 class EvaluatorLostError(Exception):
@@ -160,7 +170,8 @@ class Validation:
         scored: Scored | None = None
         if self._evaluator is not None:
             try:
-                scored = self._evaluator.result()
+                with pulse.waiting("evaluator"):
+                    scored = self._evaluator.result()
             except EvaluatorLostError as error:
                 self._note(step, f"the evaluator is lost ({error}); from here on in the loop")
         if self._collective.from_main(scored is None):
@@ -204,7 +215,8 @@ class Validation:
         if self._collective.is_main:
             try:
                 averaged = self._stepper.average is not None
-                tensors = weights_to_score(self._store, step, averaged=averaged)
+                with pulse.waiting("commit"):
+                    tensors = weights_to_score(self._store, step, averaged=averaged)
             except StorageError as error:
                 self._note(step, f"this commit stays without scores: {error}")
         if self._collective.from_main(tensors is None):
@@ -221,7 +233,7 @@ class Validation:
         self._collective.copy_from_main_(list(stepper.model.buffers()))
         return predict_all(
             stepper.model,
-            self._stream.eval_batches(),
+            _marked(self._stream.eval_batches()),
             self._job.experiment.detector.postprocess,
             accelerator=stepper.accelerator,
             precision=stepper.precision,

@@ -14,13 +14,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
-from orchestrator.cluster.heartbeat import Beat
+from orchestrator.cluster.heartbeat import CONTROLLER, Beat
 from orchestrator.data.demo.digits import Recipe, build_digits
 from orchestrator.tracking.events import METRICS, read_events
 
@@ -124,14 +125,15 @@ class Run:
         self.output = folder / f"{name}.txt"
         self.driver: subprocess.Popen[bytes] | None = None
 
-    def start(self) -> None:
+    def start(self, *overrides: str) -> None:
         environment = {
             **os.environ,
             "HOME": str(self.folder),
             "OMP_NUM_THREADS": "1",
             "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
         }
-        overrides = (f"cluster.address={self.cluster.cluster.address}", f"name={self.name}")
+        address = self.cluster.cluster.address
+        overrides = (f"cluster.address={address}", f"name={self.name}", *overrides)
         with self.output.open("ab") as output:
             self.driver = subprocess.Popen(
                 [sys.executable, "-m", "orchestrator.run", "tiny.yaml", *overrides],
@@ -315,3 +317,69 @@ def test_a_stopped_worker_is_noticed_and_replaced(
     result = run.finish(0)
     assert result["weights_sha256"] == expected["weights_sha256"]
     assert "gave no sign of life" in run.output.read_text()
+
+
+def controller(run: Run) -> psutil.Process:
+    """Ray Train's, of the attempt that trains now."""
+
+    def there() -> Beat | None:
+        beats = [Beat.read(path) for path in run.path.glob(f"beats/*/{CONTROLLER}")]
+        return next((beat for beat in beats if beat is not None and beat.process.is_here()), None)
+
+    beat: Beat = run.wait(there)
+    return psutil.Process(beat.process.pid)
+
+
+def kill(process: psutil.Process) -> None:
+    process.kill()
+
+
+def suspend(process: psutil.Process) -> None:
+    process.suspend()
+
+
+@pytest.mark.parametrize("strike", [kill, suspend])
+def test_a_controller_that_is_gone_or_stopped_is_replaced(
+    strike: Callable[[psutil.Process], None],
+    folder: Path,
+    cluster: FakeCluster,
+    expected: dict[str, Any],
+) -> None:
+    """What it had reserved is free again: the next attempt needs all of the cluster."""
+    run = Run(folder, cluster, f"controller-{strike.__name__}")
+    run.start("cluster.hang_timeout=10")
+    for at in (5, 20):
+        run.wait_for_step(at)
+        starts = len(run.resumes())
+        strike(controller(run))
+        struck = time.monotonic()
+        run.wait(lambda starts=starts: len(run.resumes()) > starts)
+        run.wait(run.goes_on)
+        print(f"{strike.__name__}: {time.monotonic() - struck:.0f} s to the next step")
+    result = run.finish(0)
+    assert result["weights_sha256"] == expected["weights_sha256"]
+    assert result["metrics"] == expected["metrics"]
+
+
+def test_a_data_task_that_is_stopped_is_noticed(
+    folder: Path, cluster: FakeCluster, expected: dict[str, Any]
+) -> None:
+    run = Run(folder, cluster, "data-stopped")
+    run.start("cluster.hang_timeout=10")
+    stopped: list[psutil.Process] = []
+
+    def stop_one() -> bool:
+        for process in run.cluster.every_process():
+            with suppress(psutil.Error):
+                if "ray::MapBatches" in " ".join(process.cmdline()):
+                    process.suspend()
+                    stopped.append(process)
+        return bool(stopped) and bool(run.workers())
+
+    run.wait(stop_one)
+    run.wait(lambda: "got no further" in run.output.read_text(), 300)
+    result = run.finish(0)
+    assert result["weights_sha256"] == expected["weights_sha256"]
+    for process in stopped:
+        with suppress(psutil.Error):
+            process.kill()

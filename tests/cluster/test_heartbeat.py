@@ -21,6 +21,8 @@ import pytest
 from orchestrator.cluster import heartbeat
 from orchestrator.cluster.heartbeat import Beat, HangWatch, Heartbeat
 from orchestrator.config.schema import ClusterConfig
+from orchestrator.storage.lease import Holder
+from orchestrator.training.pulse import Pulse, pulse
 
 TIMEOUT = 3.0
 
@@ -206,3 +208,103 @@ def test_half_a_file_is_no_sign(tmp_path: Path) -> None:
     assert Beat.read(path) is None
     path.write_text('{"process": {"host"')
     assert Beat.read(path) is None
+
+
+def ranks(*states: tuple[int, int, bool]) -> list[Beat]:
+    """Signs of life of ranks by steps done, marks and whether they move."""
+    process = Holder.this_process()
+    return [
+        Beat(dataclasses.replace(process, pid=number), None, 0, step, "step", marks, moving)
+        for number, (step, marks, moving) in enumerate(states)
+    ]
+
+
+def watched(timeout: float = 30.0) -> heartbeat._Progress:
+    progress = heartbeat._Progress(timeout)
+    progress.restart(0.0)
+    return progress
+
+
+def test_until_the_first_step_there_are_ten_timeouts() -> None:
+    progress = watched()
+    starting = ranks((7, 1, False), (7, 1, False))
+    assert progress.look(starting, 1.0) is None
+    assert progress.look(starting, 300.0) is None
+    assert progress.look(starting, 302.0) == pytest.approx(301.0)
+
+
+def test_ranks_that_wait_for_each_other_are_noticed_within_the_timeout() -> None:
+    progress = watched()
+    for second in range(10):
+        assert (
+            progress.look(ranks((second, second, False), (second, second, False)), second) is None
+        )
+    cut = ranks((9, 9, False), (9, 9, False))
+    assert progress.look(cut, 24.0) is None
+    # The last progress was seen at 9, and a sign of life is a sixth of the timeout old at most.
+    assert progress.look(cut, 24.5) == pytest.approx(15.5)
+    # Whoever has been killed is not waited for.
+    assert progress.look([], 100.0) is None
+
+
+def test_a_rank_that_computes_or_may_take_long_is_waited_for() -> None:
+    progress = watched()
+    for second in range(3):
+        progress.look(ranks((second, second, False), (second, second, False)), second)
+    slow = ranks((2, 2, False), (2, 2, True))
+    assert [progress.look(slow, second) for second in range(10, 900, 10)] == [None] * 89
+    assert progress.look(ranks((2, 2, False), (2, 2, False)), 890.0 + 15.5) is not None
+
+
+def test_steps_that_are_slow_by_themselves_make_it_patient() -> None:
+    progress = watched()
+    for step in range(4):
+        assert progress.look(ranks((step, step, False)), 12.0 * step) is None
+    # Four times the longest pause after the first step.
+    assert progress.look(ranks((3, 3, False)), 36.0 + 48.0) is None
+    assert progress.look(ranks((3, 3, False)), 36.0 + 48.5) == pytest.approx(48.5)
+
+
+def stands(folder: Path, number: int, timeout: float, ready: Any) -> None:
+    """A rank that does two steps, and then waits as in a collective."""
+    with Heartbeat(folder, number, timeout):
+        pulse.mark("step", 1)
+        ready.wait()
+        time.sleep(timeout / 2)
+        pulse.mark("step", 2)
+        time.sleep(timeout / 2)
+        pulse.mark("step", 3)
+        time.sleep(600)
+
+
+def test_ranks_that_get_no_further_are_all_killed(tmp_path: Path) -> None:
+    folder = tmp_path / "beats"
+    context = multiprocessing.get_context("forkserver")
+    ready = context.Barrier(2)
+    both = [
+        context.Process(target=stands, args=(folder, number, TIMEOUT, ready)) for number in (0, 1)
+    ]
+    for process in both:
+        process.start()
+    with HangWatch(folder, TIMEOUT, never) as watch:
+        for process in both:
+            process.join(60)
+    assert [process.exitcode for process in both] == [-signal.SIGKILL] * 2
+    assert len(watch.hung) == 2
+    for line in watch.hung:
+        assert " got no further for " in line
+        assert line.endswith(" s (step, 3 steps done) and was killed")
+
+
+def test_the_time_that_a_thread_computes_is_seen_by_another() -> None:
+    seen = Pulse()
+    assert seen.seconds() == 0.0
+    seen.mark("step", 1)
+    before = seen.seconds()
+    sum(range(2_000_000))
+    assert 0.0 < seen.seconds() - before < 60.0
+    with seen.waiting("commit"):
+        assert (seen.phase, seen.patient) == ("commit", True)
+        seen.mark("evaluation")
+        assert not seen.patient
+    assert (seen.phase, seen.patient, seen.step) == ("step", False, 1)

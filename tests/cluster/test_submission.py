@@ -20,7 +20,14 @@ import pytest
 import requests
 from ray.job_submission import JobStatus
 
-from orchestrator.cluster.submission import Submission, connect, follow, prepare, submit
+from orchestrator.cluster.submission import (
+    Submission,
+    connect,
+    follow,
+    prepare,
+    short_grace,
+    submit,
+)
 from orchestrator.errors import ConfigError, OrchestratorError, PreemptedError, SecurityError
 from orchestrator.tracking.git_info import GitInfo, git_info
 
@@ -175,7 +182,8 @@ def test_a_job_is_told_the_commit_that_its_folder_has_lost(
 
     server = Server()
     submit(server, prepared(project, *SHARED))
-    assert "env_vars" not in server.job["runtime_env"]
+    # Of Ray's own three seconds a job would lose the step that it was told is committed.
+    assert server.job["runtime_env"]["env_vars"] == {"RAY_JOB_STOP_WAIT_TIME_S": "120"}
 
     (project / "setup.cfg").touch()
     git("init")
@@ -310,3 +318,12 @@ def test_a_job_is_sent_followed_and_its_exit_code_returned(
         follow(client, job)
     assert failure.value.exit_code == 75
     assert f"driver got {['experiments/sent.yaml', *SHARED]}" in capsys.readouterr().out
+
+
+def test_a_job_that_would_hardly_be_waited_for_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_JOB_STOP_WAIT_TIME_S", raising=False)
+    assert short_grace() is None
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    assert "kills this job after 3 s" in str(short_grace())
+    monkeypatch.setenv("RAY_JOB_STOP_WAIT_TIME_S", "120")
+    assert short_grace() is None

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import os
 import signal
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,13 +19,13 @@ from ray.train import FailureConfig, TrainingFailedError, WorkerGroupError
 from rich.console import Console
 
 from orchestrator.accelerators import Accelerator, from_resources
-from orchestrator.cluster import trainer
-from orchestrator.cluster.placement import place
+from orchestrator.cluster import placement, trainer
+from orchestrator.cluster.placement import place, wait_for_room
 from orchestrator.config.schema import ClusterConfig
-from orchestrator.errors import ConfigError, DataError, OrchestratorError
+from orchestrator.errors import ConfigError, DataError, OrchestratorError, PreemptedError
 from orchestrator.runs.progress import Narrator, duration, shown_progress
 from orchestrator.tracking.events import Event, EventLog
-from orchestrator.training.interrupt import in_thread, stopping_politely
+from orchestrator.training.interrupt import in_thread, stopping_at_once, stopping_politely
 
 # Placement
 
@@ -75,6 +77,25 @@ def test_a_static_loss_scale_stays() -> None:
     assert Accelerator("cpu").scaler("fp32", "dynamic").is_enabled() is False
 
 
+def test_room_that_others_hold_is_waited_for(
+    resources: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    placed = place(ClusterConfig(workers=2))
+    monkeypatch.setattr(placement, "_MOMENT_SECONDS", 0.0)
+    monkeypatch.setattr(placement, "_POLL_SECONDS", 0.01)
+    free = iter([{"CPU": 1.0}, {"CPU": 2.0}, {"CPU": 3.0}])
+    monkeypatch.setattr(ray, "available_resources", lambda: next(free))
+    said: list[str] = []
+    wait_for_room(2, placed, said.append)
+    short = "2 workers x 1 CPU + 1 CPU for reading data = 3 CPU, but the cluster has {} free"
+    assert said == [f"waiting for room on the cluster, up to 10 min: {short.format(1)}"]
+    monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": 0.5})
+    monkeypatch.setattr(placement, "ROOM_SECONDS", 0.05)
+    with pytest.raises(PreemptedError) as refused:
+        wait_for_room(2, placed, said.append)
+    assert short.format(0.5) in str(refused.value)
+
+
 # Retries
 
 
@@ -85,13 +106,15 @@ class Attempts:
         self.plan = list(plan)
         self.commit: int | None = None
         self.fences: list[Any] = []
+        self.patience: list[float] = []
 
-    def __call__(self, job: Any, data: Any, placement: Any) -> str:
+    def __call__(self, job: Any, data: Any, placement: Any, patience: float) -> str:
         self.fences.append(job.fence)
+        self.patience.append(patience)
         failure, commits = self.plan.pop(0)
         if commits:
             self.commit = (self.commit or 0) + commits
-        if isinstance(failure, TrainingFailedError):
+        if isinstance(failure, TrainingFailedError | trainer.HungError):
             raise failure
         if failure is not None:
             raise WorkerGroupError("workers failed", {0: failure})
@@ -153,6 +176,15 @@ def test_a_node_that_is_taken_back_costs_no_attempt(fit: Callable[[Attempts], An
     assert config.max_failures == getattr(config, "max_preemption_failures", 0) == 0
 
 
+def test_what_was_taken_for_hung_gets_more_time_the_next_time(
+    fit: Callable[[Attempts], Any],
+) -> None:
+    hung, lost = trainer.HungError("no progress"), RuntimeError("a worker died")
+    attempts = Attempts((hung, 1), (hung, 0), (hung, 0), (lost, 1), (hung, 0), (None, 1))
+    assert fit(attempts) == "outcome"
+    assert attempts.patience == [1, 1, 2, 4, 1, 2]
+
+
 def test_what_is_wrong_with_the_data_is_not_tried_again(fit: Callable[[Attempts], Any]) -> None:
     attempts = Attempts((DataError("image 7 is missing"), 0), (None, 1))
     with pytest.raises(DataError, match="image 7 is missing"):
@@ -173,6 +205,32 @@ def test_the_first_signal_asks_and_the_second_insists() -> None:
             os.kill(os.getpid(), signal.SIGINT)
     assert asked == [1]
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_sigterm_outside_training_ends_with_75() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    asked: list[int] = []
+
+    def twice() -> None:
+        with stopping_at_once():
+            with stopping_politely(lambda: asked.append(1)):
+                os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(10)
+
+    with pytest.raises(PreemptedError) as stopped:
+        twice()
+    assert asked == [1]
+    assert stopped.value.exit_code == 75
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_waiting_ends_once_it_has_become_useless() -> None:
+    over = threading.Event()
+    answers = iter([None, PreemptedError("the cluster is gone")])
+    with pytest.raises(PreemptedError, match="gone"):
+        in_thread(lambda: over.wait(60), given_up=lambda: next(answers))
+    over.set()
 
 
 def test_a_thread_gives_back_what_it_returns_or_raises() -> None:

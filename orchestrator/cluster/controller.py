@@ -1,0 +1,83 @@
+"""Ray Train's controller: a sign of life of its own, and what is left of one that was killed.
+
+The controller is an actor beside the workers, which starts them and waits for them. Ray has an
+actor that frees what a killed controller had reserved, but it needs the dashboard, which a local
+Ray is started without, and keeps a process for each attempt. The driver, which sees the attempt
+fail, can do it as well.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray._raylet import PlacementGroupID
+from ray.core.generated import gcs_pb2
+from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.execution.callback import ControllerCallback
+from ray.util.placement_group import PlacementGroup, remove_placement_group
+
+from orchestrator.cluster.heartbeat import Heartbeat
+
+log = logging.getLogger(__name__)
+
+_CLEANER = "PlacementGroupCleanerCallback"
+
+
+class _SignOfLife(ControllerCallback):  # type: ignore[misc]  # Ray is not typed
+    """Gives signs of life of the process that it is started in."""
+
+    def __init__(self, beats: Path, timeout: float) -> None:
+        self._arguments = (beats, timeout)
+        self._alive: Heartbeat | None = None
+
+    def after_controller_start(self, train_run_context: Any) -> None:
+        beats, timeout = self._arguments
+        node = ray.get_runtime_context().get_node_id()
+        self._alive = Heartbeat(beats, None, timeout, node=node)
+        self._alive.__enter__()
+
+    async def before_controller_shutdown(self) -> None:
+        if self._alive is not None:
+            self._alive.__exit__()
+
+
+class WatchedTrainer(TorchTrainer):  # type: ignore[misc]
+    """A trainer whose controller gives signs of life, and has no cleaner beside it."""
+
+    def __init__(self, *arguments: Any, beats: Path, timeout: float | None, **more: Any) -> None:
+        """Args: ``beats`` and ``timeout`` are those of the ranks' heartbeats; None for none."""
+        super().__init__(*arguments, **more)
+        self._watched = None if timeout is None else _SignOfLife(beats, timeout)
+
+    def _create_default_callbacks(self) -> list[Any]:
+        callbacks = [
+            callback
+            for callback in super()._create_default_callbacks()
+            if type(callback).__name__ != _CLEANER
+        ]
+        return callbacks if self._watched is None else [*callbacks, self._watched]
+
+
+def free_orphans() -> int:
+    """Give back what dead actors of this job have reserved; how many places that were.
+
+    Placement groups of an actor outlive it until its whole job ends, and a killed controller's
+    would keep the CPUs that its successor's data tasks need.
+    """
+    state = ray._private.state.state
+    job = ray.get_runtime_context().get_job_id()
+    freed = 0
+    for raw in state._connect_and_get_accessor().get_placement_group_table():
+        group = gcs_pb2.PlacementGroupTableData.FromString(raw)
+        if group.state == gcs_pb2.PlacementGroupTableData.REMOVED or group.is_detached:
+            continue
+        creator = group.creator_actor_id.hex()
+        if group.creator_job_id.hex() != job or not creator.strip("f"):
+            continue
+        if group.creator_actor_dead or state.actor_table(creator).get("State") == "DEAD":
+            remove_placement_group(PlacementGroup(PlacementGroupID(group.placement_group_id)))
+            freed += 1
+    return freed

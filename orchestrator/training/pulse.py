@@ -1,0 +1,68 @@
+"""How far the training of this process has come, for whoever watches from outside.
+
+A process may be alive and do nothing: it waits in a collective for a rank that will not answer, or
+for a batch that nobody makes. So what is watched is progress. The step loop says what it is at, and
+says so again whenever it got further. Work that may take as long as it likes, because it waits for
+a disk or for somebody who is watched elsewhere, is marked as such.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class Pulse:
+    """Marks of one process; written by the thread that trains, read by another.
+
+    Attributes:
+        step: optimizer steps that are done.
+        phase: what is being done now.
+        marks: raised with all progress.
+        patient: whether what is being done may take as long as it likes.
+    """
+
+    def __init__(self) -> None:
+        self.step = 0
+        self.phase = "start"
+        self.marks = 0
+        self.patient = True
+        self._thread: int | None = None
+
+    def mark(self, phase: str, step: int | None = None) -> None:
+        """Say that training has got as far as ``phase`` of ``step``; called where it trains."""
+        self._thread = threading.get_ident()
+        self.phase, self.patient = phase, False
+        if step is not None:
+            self.step = step
+        self.marks += 1
+
+    @contextmanager
+    def waiting(self, phase: str) -> Iterator[None]:
+        """What is done inside may take as long as it likes."""
+        before = self.phase, self.patient
+        self.phase, self.patient = phase, True
+        self.marks += 1
+        try:
+            yield
+        finally:
+            self.phase, self.patient = before
+            self.marks += 1
+
+    def seconds(self) -> float:
+        """Processor time of the thread that trains; it grows while there is something to compute.
+
+        Other threads do not count: those that fetch data poll while they wait.
+        """
+        if self._thread is None:
+            return 0.0
+        try:
+            return time.clock_gettime(time.pthread_getcpuclockid(self._thread))
+        except OSError:  # The thread has ended.
+            return 0.0
+
+
+#: Of this process.
+pulse = Pulse()
