@@ -10,9 +10,11 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import shlex
 import shutil
 import socket
 import stat
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -185,6 +187,8 @@ def _start(cpus: int) -> None:
     """Start a Ray of this process's own."""
     folder = ray_folder()
     _require_token()
+    # Ray hands its workers' command to a shell, with every word quoted but the first.
+    python = shlex.quote(sys.executable)
     try:
         with _own_sessions():
             ray.init(
@@ -194,6 +198,7 @@ def _start(cpus: int) -> None:
                 log_to_driver=False,
                 logging_level=logging.ERROR,
                 _temp_dir=str(folder),
+                runtime_env=None if python == sys.executable else {"py_executable": python},
             )
     except Exception as error:
         raise ConfigError(
@@ -249,14 +254,13 @@ def ray_folder() -> Path:
     Raises:
         StorageError: there is none.
     """
-    wanted = [os.environ.get("RAY_TMPDIR"), os.environ.get("TMPDIR")]
-    others = ["/tmp", os.environ.get("XDG_RUNTIME_DIR"), "/var/tmp"]
+    wanted = [os.environ.get(name) for name in ("RAY_TMPDIR", "TMPDIR")]
     refused: list[str] = []
-    for base in filter(None, [*wanted, *others]):
+    for base in filter(None, [*wanted, "/tmp", os.environ.get("XDG_RUNTIME_DIR"), "/var/tmp"]):
         folder = Path(base).absolute() / f"ray-{os.geteuid()}" / "ray"
         trouble = _trouble(folder)
         if trouble is None:
-            if refused and any(wanted):
+            if refused:
                 log.warning("Ray's files go to %s (%s)", folder, "; ".join(refused))
             return folder
         refused.append(f"{base}: {trouble}")
@@ -267,12 +271,12 @@ def ray_folder() -> Path:
 
 
 def _trouble(folder: Path) -> str | None:
-    """Why Ray cannot use a folder, whose parent is made where it can; None where it can."""
+    """Why Ray cannot use a folder, whose parent is made where that helps; None where it can."""
     if len(os.fsencode(folder)) + _BELOW > _SOCKET_BYTES:
         return "its path is too long for a socket"
     private = folder.parent
     try:
-        private.mkdir(mode=0o700, parents=True, exist_ok=True)
+        private.mkdir(mode=0o700, exist_ok=True)
         found = private.lstat()
         if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
             return f"{private.name} is somebody else's"
