@@ -14,10 +14,9 @@ import numpy as np
 
 from detectors.registry import DETECTORS, build_detector
 from orchestrator.config.schema import NoAugmentation, ResizePadAugmentation
-from orchestrator.data.augment import build_augment
-from orchestrator.data.counter_rng import SampleKey
 from orchestrator.data.dataset import Dataset
 from orchestrator.data.doctor.boxes import prior_recall
+from orchestrator.data.doctor.examine import view_of
 
 Kind = Literal["cpu", "gpu", "npu"]
 
@@ -196,14 +195,7 @@ def _recall(train: Dataset, recipe: Recipe) -> float | None:
         if recipe.augmentation["name"] == "resize_pad"
         else NoAugmentation()
     )
-    plain = build_augment(resized, detector.input_size).plain()
-
-    def view(height: int, width: int) -> tuple[float, float, float, float]:
-        image = np.zeros((height, width, 3), dtype=np.uint8)
-        none, no_labels = np.zeros((0, 4), np.float32), np.zeros(0, np.int64)
-        return plain(image, none, no_labels, SampleKey(0, 0, 0)).transform
-
-    found = prior_recall(train, boxes.numpy(), view)
+    found = prior_recall(train, boxes.numpy(), view_of(resized, detector.input_size))
     return found["all"]["recall"] if found else None
 
 

@@ -19,6 +19,7 @@ from orchestrator.runs.plan import make_plan
 from tests.support import layout_folders
 from tests.support.layout_folders import SPLIT, TRAIN, UNSPLIT, VAL
 from tests.support.local_runs import train
+from tests.support.user_command import finish, start
 
 
 @pytest.fixture(autouse=True)
@@ -137,3 +138,14 @@ def test_the_detector_follows_boxes_and_machine(here: Path) -> None:
     assert fitted.recipe.detector["name"] == "faster_rcnn"
     assert fitted.recall is not None
     assert fitted.recall > (choose(tiny, "cpu", weights=False).recall or 0.0)
+
+
+@pytest.mark.ray
+def test_three_commands_from_a_folder_to_pictures(here: Path) -> None:
+    layout_folders.roboflow_yolo(here / "set")
+    finish(start(here, "init", "set", module="orchestrator.cli.main"))
+    short = ["train.epochs=2", "train.evaluate_every_epochs=2", "detector.width=0.1"]
+    finish(start(here, "run", "set.yaml", *short, module="orchestrator.cli.main"))
+    command = ["predict", "runs/set", "set/valid/images", "--draw", "drawn/"]
+    finish(start(here, *command, module="orchestrator.cli.main"))
+    assert len(list((here / "drawn").iterdir())) == len(VAL)
