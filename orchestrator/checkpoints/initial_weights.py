@@ -30,6 +30,7 @@ from detectors.weights.fit import Fitted, convert, fit_native, without_classes
 from detectors.weights.report import Report
 from orchestrator.checkpoints.codec import TENSOR_FILES
 from orchestrator.checkpoints.manifest import MANIFEST_NAME, checked_commits, verify
+from orchestrator.checkpoints.published import local_path
 from orchestrator.config.schema import Experiment
 from orchestrator.data.label_map import LabelMap
 from orchestrator.errors import DataError, SecurityError
@@ -139,14 +140,16 @@ def find_initial(location: str) -> InitialWeights:
     """The file that ``train.init_from`` names, and its digest.
 
     Args:
-        location: a file of weights, a checkpoint folder of a run, or a run folder, which stands
-            for its best checkpoint as ``result.json`` has it, or else for its newest. Of a
-            checkpoint the moving average is taken where there is one, as in evaluation.
+        location: a file of weights, published ones by name (see
+            :mod:`orchestrator.checkpoints.published`), a checkpoint folder of a run, or a run
+            folder, which stands for its best checkpoint as ``result.json`` has it, or else for
+            its newest. Of a checkpoint the moving average is taken where there is one, as in
+            evaluation.
 
     Raises:
         DataError: there is nothing, or no checkpoint that can be used.
     """
-    path = Path(location).absolute()
+    path = local_path(location).absolute()
     with _said_to_people(path, setting="train.init_from"):
         if not path.is_dir():
             beside = path.with_name(MANIFEST_NAME).is_file() and path.name in TENSOR_FILES.values()

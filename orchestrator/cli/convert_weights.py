@@ -21,7 +21,7 @@ def main(argv: Sequence[str]) -> int:
         description="rename published weights for one of this program's detectors; train.init_from "
         "reads the result. Foreign files are read without running anything from them",
     )
-    parser.add_argument("source", metavar="SRC", type=Path)
+    parser.add_argument("source", metavar="SRC", help="file, or a name as torchvision:resnet50")
     parser.add_argument("target", metavar="DST.safetensors", type=Path)
     parser.add_argument(
         "--to",
@@ -44,11 +44,12 @@ def main(argv: Sequence[str]) -> int:
     arguments = parser.parse_args(argv)
 
     from orchestrator.checkpoints.initial_weights import convert_file, read_label_map
+    from orchestrator.checkpoints.published import local_path
 
     config = _detector(arguments.to)
     classes = None if arguments.label_map is None else read_label_map(arguments.label_map)
     fitted = convert_file(
-        arguments.source,
+        local_path(arguments.source),
         arguments.target,
         config,
         layout=arguments.layout,

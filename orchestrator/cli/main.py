@@ -15,6 +15,7 @@ from orchestrator.cli import (
     draw,
     evaluate,
     export,
+    init,
     models,
     predict,
     replay,
@@ -29,6 +30,7 @@ from orchestrator.cli._shared.exit import run_guarded
 from orchestrator.cli._shared.verbs import Verb, dispatch
 
 VERBS: dict[str, Verb] = {
+    "init": Verb(init.main, "from a folder of annotated images to an experiment file that runs"),
     "run": Verb(run.main, "train and evaluate as an experiment file says"),
     "check": Verb(check.main, "examine the data set of an experiment"),
     "shard": Verb(shard.main, "write a data set as Parquet files that stream"),

@@ -33,6 +33,7 @@ class Domain(IntEnum):
     MIX = 9
     SHARDS = 10
     SWEEP = 11
+    SPLIT = 12
 
 
 class _PerThread(threading.local):

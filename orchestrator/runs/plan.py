@@ -10,6 +10,7 @@ from detectors.base import Detector
 from detectors.measure import skeleton
 from orchestrator.checkpoints.initial_weights import InitialWeights, find_initial
 from orchestrator.checkpoints.manifest import checked_commits
+from orchestrator.checkpoints.published import expected_path
 from orchestrator.config.resolve import ResolvedExperiment
 from orchestrator.config.schema import Experiment
 from orchestrator.data.dataset import Dataset
@@ -171,8 +172,8 @@ def _initial(location: str | None, run_dir: Path, commits: Storage) -> InitialWe
     """What the run begins with, or began with if that file has gone since."""
     if location is None:
         return None
-    gone = not Path(location).exists()
-    recorded = recorded_initial(run_dir) if gone else None
+    path = expected_path(location)
+    recorded = None if path.exists() else recorded_initial(run_dir)
     if recorded is not None and checked_commits(commits):
-        return InitialWeights(str(Path(location).absolute()), recorded, "file")
+        return InitialWeights(str(path.absolute()), recorded, "file")
     return find_initial(location)

@@ -298,7 +298,8 @@ class TrainConfig(Settings):
         max_steps: stop after so many steps, for a quick look; the schedule stays that of the whole
             run. Null for none.
         init_from: weights to begin with: a file (``orchestrator convert weights`` lists what is
-            understood), a checkpoint or a run folder. Read only while the run has no checkpoint of
+            understood), published ones by name, such as ``torchvision:ssd300_vgg16``, a checkpoint
+            or a run folder. Read only while the run has no checkpoint of
             its own; tensors that depend on the classes are taken only if the classes are the same.
         optimizer: the update rule.
         schedule: the learning rate at every step.

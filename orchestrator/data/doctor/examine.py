@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from orchestrator.data.augment.protocol import build_augment
 from orchestrator.data.counter_rng import SampleKey
 from orchestrator.data.dataset import Dataset
-from orchestrator.data.doctor.boxes import PRIOR_IOU, describe, prior_recall
+from orchestrator.data.doctor.boxes import PRIOR_IOU, View, describe, prior_recall
 from orchestrator.data.doctor.diagnosis import Report, Verdict
 from orchestrator.data.doctor.images import ImageFacts, alike, equal_files, scan
 from orchestrator.data.findings import Finding
@@ -25,7 +25,7 @@ from orchestrator.data.stream.assemble import usable_boxes
 from orchestrator.errors import DataError, OrchestratorError
 
 if TYPE_CHECKING:
-    from orchestrator.config.schema import DataConfig
+    from orchestrator.config.schema import Augmentation, DataConfig
 
 #: Images of a split whose headers are read before a run; of more, this many at equal distances.
 QUICK_IMAGES = 2000
@@ -193,15 +193,7 @@ def _priors(report: Report, config: DataConfig, train: Dataset, source: PriorSou
     boxes, input_size = source(train.label_map)
     if boxes is None:
         return
-    plain = build_augment(config.augmentation, input_size).plain()
-
-    def view(height: int, width: int) -> tuple[float, float, float, float]:
-        """As evaluation sees an image of this size."""
-        image = np.zeros((height, width, 3), dtype=np.uint8)
-        none, no_labels = np.zeros((0, 4), np.float32), np.zeros(0, np.int64)
-        return plain(image, none, no_labels, SampleKey(0, 0, 0)).transform
-
-    recall = prior_recall(train, boxes, view)
+    recall = prior_recall(train, boxes, view_of(config.augmentation, input_size))
     report.splits["train"]["prior_recall"] = recall
     poor = [
         f"{size}: {of['recall']:.2f} of {of['boxes']} boxes have a prior of IoU {PRIOR_IOU}"
@@ -211,6 +203,18 @@ def _priors(report: Report, config: DataConfig, train: Dataset, source: PriorSou
     if poor:
         action = "kept; a larger input or other priors would find more of them"
         report.add(Verdict.NOTE, "train", Finding.at("poor_priors", action, poor))
+
+
+def view_of(augmentation: Augmentation, input_size: tuple[int, int]) -> View:
+    """Where evaluation, which resizes as an augmentation does, puts the pixels of an image."""
+    plain = build_augment(augmentation, input_size).plain()
+
+    def view(height: int, width: int) -> tuple[float, float, float, float]:
+        image = np.zeros((height, width, 3), dtype=np.uint8)
+        none, no_labels = np.zeros((0, 4), np.float32), np.zeros(0, np.int64)
+        return plain(image, none, no_labels, SampleKey(0, 0, 0)).transform
+
+    return view
 
 
 def _bad_images(

@@ -1,0 +1,77 @@
+"""``orchestrator init``: from a folder of annotated images to an experiment file that runs."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from orchestrator.cli._shared.parser import Parser
+from orchestrator.errors import ConfigError
+
+
+def main(argv: Sequence[str]) -> int:
+    """Say what is in a folder, split it if need be, examine it and write an experiment file."""
+    parser = Parser(
+        prog="orchestrator init",
+        description="look at a folder of annotated images (layouts of Roboflow, Ultralytics, CVAT, "
+        "Label Studio, FiftyOne, Pascal VOC, COCO), split it where it is not, examine it, and "
+        "write an experiment file that runs. The folder itself is left alone",
+    )
+    parser.add_argument("folder", metavar="FOLDER", type=Path, help="or its data.yaml")
+    parser.add_argument("--name", help="of the run (default: the folder's)")
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE.yaml", help="experiment file (default: NAME.yaml)"
+    )
+    parser.add_argument(
+        "--val",
+        type=float,
+        default=0.2,
+        metavar="SHARE",
+        help="of the images that are evaluated on, where the folder has no split (default: 0.2)",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=1, metavar="N", help="of that split (default: 1)"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace the experiment file")
+    arguments = parser.parse_args(argv)
+    if not 0.0 < arguments.val < 1.0:
+        raise ConfigError(f"--val {arguments.val}: must lie between 0 and 1, such as 0.2")
+    if arguments.seed < 0:
+        raise ConfigError(f"--seed {arguments.seed}: must be 0 or more")
+
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    from orchestrator.accelerators import of_this_process
+    from orchestrator.checkpoints.published import is_within_reach
+    from orchestrator.cli import check
+    from orchestrator.init.make import Wanted, look, make
+
+    wanted = Wanted(
+        arguments.name, arguments.output, arguments.seed, arguments.val, arguments.overwrite
+    )
+    source = look(arguments.folder, wanted)
+    print("\n".join(source.lines()))
+    columns = TextColumn("looking for equal images"), BarColumn(), MofNCompleteColumn()
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("images", total=None)
+        choice, told, commands = make(
+            source,
+            wanted,
+            of_this_process("auto").kind,
+            weights=is_within_reach,
+            command=shlex.join(["orchestrator", "init", *argv]),
+            progress=lambda seen, total: bar.update(task, completed=seen, total=total),
+        )
+    for line in told:
+        print(line)
+    detector = choice.recipe.detector
+    print(
+        f"{source.output}: {detector['variant']}, {choice.epochs} epochs of "
+        f"{choice.steps // choice.epochs} steps of {choice.batch_size} images\n"
+    )
+    code = check.main([str(source.output)])
+    if code == 0:
+        print("\n".join(["", "Next:", *(f"  {command}" for command in commands)]))
+    return code

@@ -1,0 +1,1 @@
+"""From a folder of annotated images to an experiment file: splitting, choosing, writing."""

@@ -1,0 +1,210 @@
+"""What ``orchestrator init`` does, but for the printing."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator.data.dataset import Dataset
+from orchestrator.data.findings import ReadResult
+from orchestrator.data.readers.convert import read_places
+from orchestrator.data.readers.writers import write_coco
+from orchestrator.errors import DataError, StorageError
+from orchestrator.init.choosing import Choice, Kind, choose
+from orchestrator.init.splitting import split
+from orchestrator.init.writing import DataSection, experiment_text
+from orchestrator.layouts.layout import Layout, Place
+from orchestrator.layouts.recognise import find_layout
+from orchestrator.storage.atomic import write_atomic
+
+_ODD = re.compile(r"[^a-z0-9]+")
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the user says beside the folder.
+
+    Attributes:
+        name: of the run; None takes the folder's.
+        output: experiment file; None takes the name.
+        seed: of the split, where one has to be made.
+        share: of the images that are evaluated on then.
+        overwrite: whether an experiment file that is there may be replaced.
+    """
+
+    name: str | None = None
+    output: Path | None = None
+    seed: int = 1
+    share: float = 0.2
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
+class Source:
+    """A folder, looked at.
+
+    Attributes:
+        layout: as recognised.
+        read: its splits; only those that are used.
+        name: of the run.
+        output: experiment file to write.
+    """
+
+    layout: Layout
+    read: dict[str, ReadResult]
+    name: str
+    output: Path
+
+    def lines(self) -> list[str]:
+        """What was found, for people."""
+        classes = next(iter(self.read.values())).dataset.label_map.names
+        shown = ", ".join(classes[:10]) + (", …" if len(classes) > 10 else "")
+        lines = [f"{self.layout.root}: {self.layout.title}, {len(classes)} classes: {shown}"]
+        for name, one in self.read.items():
+            lines.append(f"  {name}: {len(one.dataset)} images, {len(one.dataset.labels)} boxes")
+            lines += [f"    {finding}" for finding in one.findings]
+        return lines + [f"  {note}" for note in self.layout.notes]
+
+
+def look(folder: Path, wanted: Wanted) -> Source:
+    """Recognise and read a folder.
+
+    Raises:
+        DataError: its layout is not known, or the annotations are malformed.
+        StorageError: the experiment file exists.
+    """
+    layout = find_layout(folder)
+    name = wanted.name or _name_of(layout.root)
+    output = wanted.output or Path(f"{name}.yaml")
+    if output.exists() and not wanted.overwrite:
+        raise StorageError(
+            f"{output} exists; nothing is overwritten. Next: pass --overwrite, or another --name"
+        )
+    pair = layout.pair()
+    if pair is None and len(set(layout.splits.values())) > 1:
+        layout.require_pair()
+    used = pair or (next(iter(layout.splits)),)
+    places = {split_name: layout.splits[split_name] for split_name in used}
+    return Source(layout, read_places(layout.kind, places, layout.classes), name, output)
+
+
+def make(
+    source: Source,
+    wanted: Wanted,
+    kind: Kind,
+    *,
+    weights: Callable[[str], bool],
+    command: str,
+    progress: Callable[[int, int], None] = lambda seen, total: None,
+) -> tuple[Choice, list[str], list[str]]:
+    """Split where needed, choose, and write the experiment file.
+
+    Args:
+        source: the folder.
+        wanted: by the user.
+        kind: of the devices that train.
+        weights: whether published weights of a name can be had.
+        command: for the comment.
+        progress: told the images looked at for the split, and all of them.
+
+    Returns:
+        What was chosen, what to tell people, and the commands that come next.
+
+    Raises:
+        DataError: there are too few images.
+        StorageError: something cannot be written.
+    """
+    layout, told = source.layout, []
+    if (pair := layout.pair()) is not None:
+        train, val = (source.read[one].dataset for one in pair)
+        section = _as_it_is(layout, pair)
+        if pair[1].startswith("test"):
+            told.append("no split for validation, so the one for tests is evaluated on")
+    else:
+        (read,) = source.read.values()
+        data = read.dataset
+        train, val = split(
+            data,
+            share=wanted.share,
+            seed=wanted.seed,
+            progress=lambda seen: progress(seen, len(data)),
+        )
+        section = _write_split(source, {"train": train, "val": val}, wanted)
+        told += [
+            f"no split, so one was made (seed {wanted.seed}): {len(train)} images to learn from, "
+            f"{len(val)} to evaluate on",
+            f"  {section.root}/: train.json and val.json, COCO; nothing else was touched",
+        ]
+    if not len(train.labels):
+        raise DataError(f"{layout.root}: no boxes to learn from")
+    name = "torchvision:mobilenet_v2" if kind == "cpu" else "torchvision:ssd300_vgg16"
+    available = weights(name)
+    choice = choose(train, kind, weights=available)
+    images = _path((Path(val.root) / val.files[0]).parent)
+    commands = [
+        f"orchestrator run {source.output}",
+        f"orchestrator predict runs/{source.name} {shlex.quote(images)} --draw drawn/",
+    ]
+    text = experiment_text(
+        source.name,
+        str(source.output),
+        section,
+        train,
+        choice,
+        weights=available,
+        made_by=command,
+        commands=commands,
+    )
+    try:
+        write_atomic(source.output, text.encode())
+    except OSError as error:
+        raise StorageError(f"{source.output} cannot be written: {error}") from error
+    return choice, told, commands
+
+
+def _name_of(root: Path) -> str:
+    return _ODD.sub("-", root.resolve().name.lower()).strip("-") or "experiment"
+
+
+def _path(path: Path) -> str:
+    """From here where it lies below, absolute where not: the file is run from here."""
+    absolute = path.absolute()
+    here = Path.cwd()
+    return os.path.relpath(absolute, here) if absolute.is_relative_to(here) else str(absolute)
+
+
+def _as_it_is(layout: Layout, pair: tuple[str, str]) -> DataSection:
+    train, val = (
+        (layout.relative(place.images), layout.relative(place.annotations))
+        for place in (layout.splits[name] for name in pair)
+    )
+    classes = None if layout.classes is None else layout.relative(layout.classes)
+    found = f"Data: {layout.title}; learnt from is {pair[0]!r}, evaluated on is {pair[1]!r}."
+    return DataSection(layout.kind, _path(layout.root), classes, train, val, [found])
+
+
+def _write_split(source: Source, parts: dict[str, Dataset], wanted: Wanted) -> DataSection:
+    """Write the two parts as COCO files into a folder of their own."""
+    folder = source.output.parent / f"{source.name}-split"
+    images = Path(next(iter(parts.values())).root)
+    try:
+        for name, part in parts.items():
+            write_coco(part, Place(images, folder / f"{name}.json"))
+        about = {"from": str(source.layout.root), "seed": wanted.seed, "share": wanted.share}
+        write_atomic(folder / "split.json", json.dumps(about, indent=2).encode())
+    except OSError as error:
+        raise StorageError(f"{folder} cannot be written: {error}") from error
+    below = images.is_relative_to(Path.cwd())
+    where = os.path.relpath(images, folder.absolute()) if below else str(images)
+    comments = [
+        f"Data: {source.layout.title}. Split by orchestrator init with seed {wanted.seed}: classes",
+        "shared out alike, images that look the same kept together. If annotations change later,",
+        "run init again.",
+    ]
+    train, val = (where, "train.json"), (where, "val.json")
+    return DataSection("coco", _path(folder), None, train, val, comments)
