@@ -50,9 +50,15 @@ def main(argv: Sequence[str]) -> int:
 
 def _show(experiment: str, overrides: Sequence[str]) -> None:
     from orchestrator.config.printing import print_config
-    from orchestrator.config.resolve import load_experiment
+    from orchestrator.config.resolve import read_template
 
-    _write(print_config(load_experiment(experiment, overrides)))
+    template = read_template(experiment, overrides)
+    resolved = template.resolve()
+    if resolved.experiment.sweep is not None:
+        from orchestrator.sweeps.plan import check_sweep
+
+        check_sweep(template, resolved)
+    _write(print_config(resolved))
 
 
 def _show_schedule(

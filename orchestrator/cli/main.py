@@ -24,6 +24,7 @@ from orchestrator.cli import (
     run,
     serve,
     shard,
+    ship,
     submit,
 )
 from orchestrator.cli._shared.exit import run_guarded
@@ -43,6 +44,7 @@ VERBS: dict[str, Verb] = {
     "export": Verb(export.main, "a detector as one ONNX or pt2 file, compared with PyTorch"),
     "benchmark": Verb(benchmark.main, "speed of training, evaluation and detection, by part"),
     "report": Verb(report.main, "one HTML page about a run"),
+    "ship": Verb(ship.main, "send MLflow what it lacks of a run"),
     "check-resume": Verb(check_resume.main, "prove that killing an experiment changes nothing"),
     "replay": Verb(replay.main, "repeat a training step that was not finite, and say what broke"),
     "rerun": Verb(rerun.main, "do a run again from its folder and compare the weights"),

@@ -43,6 +43,10 @@ def main(argv: Sequence[str]) -> int:
     template = read_template(arguments.experiment, arguments.overrides, sweep=arguments.sweep)
     resolved = template.resolve()
     if arguments.print_config:
+        if resolved.experiment.sweep is not None:
+            from orchestrator.sweeps.plan import check_sweep
+
+            check_sweep(template, resolved)
         sys.stdout.write(print_config(resolved))
         return 0
     if resolved.experiment.sweep is not None:

@@ -21,6 +21,7 @@ from orchestrator.config.shape import Shape, one_of, step_into
 from orchestrator.errors import nearest
 
 _PYDANTIC_TYPES = frozenset(typing.get_args(ErrorType)) - {"value_error", "assertion_error"}
+_MISSING = "required key is missing"
 _TRUE_WORDS = ("yes", "on", "y")
 _FALSE_WORDS = ("no", "off", "n")
 
@@ -46,7 +47,14 @@ def explain(
             prefixes = {path[:length] for length in range(len(path) + 1)}
             if not prefixes & skipped:
                 problems[path, message] = Problem(place_of(path, places), path, message)
-    return list(problems.values())
+    # What a variant would have filled in is not missing, the variant is wrong.
+    unnamed = {path[:-1] for path, _ in problems if path[-1:] == ("variant",)}
+    return [
+        problem
+        for (path, message), problem in problems.items()
+        if not message.startswith(_MISSING)
+        or not any(path[: len(section)] == section for section in unnamed)
+    ]
 
 
 def place_of(path: KeyPath, places: Mapping[KeyPath, Place]) -> Place:
@@ -76,9 +84,9 @@ def _findings(item: Mapping[str, Any], tree: Json) -> Iterator[tuple[KeyPath, st
         if kind == "union_tag_invalid":
             yield path, _not_allowed(_value_at(tree, path), allowed, shape.tags)
         else:
-            yield path, f"required key is missing; allowed is {allowed}"
+            yield path, f"{_MISSING}; allowed is {allowed}"
     elif shape is not None and kind == "missing":
-        yield path, f"required key is missing; allowed is {shape.describe()}"
+        yield path, f"{_MISSING}; allowed is {shape.describe()}"
     elif shape is not None and kind in _PYDANTIC_TYPES:
         yield path, _wrong_value(_value_at(tree, path), shape)
     else:

@@ -33,6 +33,10 @@ RESULT: Final = "result.json"
 RUN_CARD: Final = "run_card.md"
 REPORT: Final = "report.html"
 MLFLOW: Final = "mlflow.json"
+#: How the run is to appear in MLflow, for `orchestrator ship`.
+MLFLOW_SPEC: Final = "mlflow_spec.json"
+#: Validation images with what was found on them, one file an evaluation.
+SAMPLES: Final = "samples"
 LOCK: Final = "lock"
 #: Asks the workers of a run to stop, by being there.
 STOP: Final = "stop-requested"

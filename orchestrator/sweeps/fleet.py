@@ -56,6 +56,8 @@ class Fleet:
         self.running: dict[str, Trial] = {}
         self.stopping = False
         self.fatal: str | None = None
+        #: Why no more trials are given out; those under way go on to their ends.
+        self.failure: Exception | None = None
 
     def run(self, *, trials: int, concurrency: int) -> None:
         """Run trials until the source has no more, or somebody asked to stop.
@@ -65,7 +67,8 @@ class Fleet:
             concurrency: trials at a time.
 
         Raises:
-            OrchestratorError: a sampled value did not reach its trial.
+            OrchestratorError: a sampled value did not reach its trial; or there was no next one,
+                which is said when those under way have ended.
             PreemptedError: Ray has lost a process and Tune cannot go on.
         """
         # Tune would print, write logs of its own, and move every trial into a folder of its own.
@@ -118,6 +121,8 @@ class Fleet:
                 storage.rmdir()
         if self.fatal is not None:
             raise OrchestratorError(self.fatal)
+        if self.failure is not None:
+            raise self.failure
 
     def names(self) -> set[str]:
         """Of the trials under way."""
@@ -133,7 +138,13 @@ class Fleet:
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
         """Configuration of the next trial for Tune."""
-        trial = None if self.stopping else self._source.next()
+        trial = None
+        if not self.stopping and self.failure is None:
+            try:
+                trial = self._source.next()
+            except Exception as error:
+                # Raised in here, it would make Tune drop the trials that train.
+                self.failure = error
         if trial is None:
             return None
         self.running[trial_id] = trial
@@ -146,7 +157,10 @@ class Fleet:
         if end.get("fatal"):
             self.fatal = f"{trial.name}: {end['reason']}"
             self.stop()
-        self._source.ended(trial, end)
+        try:
+            self._source.ended(trial, end)
+        except Exception as error:
+            self.failure = self.failure or error
 
     def report(self, result: dict[str, Any]) -> None:
         """An evaluation of a trial; where it is judged, the trial gets its verdict."""

@@ -1,12 +1,17 @@
-"""Trials that depend on how earlier ones went: Optuna's TPE, through Ray Tune's searcher.
+"""Trials that depend on how earlier ones went: Optuna's TPE.
 
 The study lives in memory. A restart asks a new one for the same trials and tells it the same
 results, in the order of the journal; seeded alike, it arrives at the same state, which is checked
 against the values that the journal holds.
+
+TPE draws with replacement, and the better it knows a finite space the more often it draws what was
+tried. Such a draw gets the score that is known already. After a few of them the next combination
+that nothing has tried is put into the study's queue.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,13 +19,13 @@ from orchestrator.config.scalars import Json
 from orchestrator.config.schema import PARAMETERS, Domain
 from orchestrator.errors import ConfigError, StorageError
 from orchestrator.sweeps.journal import Journal
-from orchestrator.sweeps.plan import Planner, Trial
+from orchestrator.sweeps.plan import Planner, Trial, Untried
 from orchestrator.sweeps.report import Row
 from orchestrator.sweeps.sources import Record
 from orchestrator.sweeps.space import Values, assign, inside, options
 
-#: Questions asked for one trial before the space is taken to be used up.
-_ATTEMPTS = 50
+#: Draws made for one trial before one is taken that nothing has tried.
+_ATTEMPTS = 10
 
 
 class LearningSource:
@@ -39,11 +44,13 @@ class LearningSource:
     def __init__(self, planner: Planner, journal: Journal, record: Record) -> None:
         self._planner = planner
         self._record = record
-        self._search = _search(planner, self._space)
-        self._values: Values = {}
-        self._asked: dict[int, str] = {}
-        self._told: set[int] = set()
-        self._digests: set[str] = set()
+        self._study = _study(planner)
+        self._untried = Untried(planner)
+        #: Optuna's trials, by the number of ours.
+        self._asked: dict[int, Any] = {}
+        #: Scores of trials that have ended, None for a failed one.
+        self._told: dict[int, list[float] | None] = {}
+        self._numbers: dict[str, int] = {}
         for entry in journal.entries:
             content = entry.content
             if entry.kind == "trial":
@@ -75,18 +82,31 @@ class LearningSource:
 
     def _ask(self, number: int) -> Trial:
         """The next combination that is not equal to an earlier one."""
-        for attempt in range(_ATTEMPTS):
-            name = f"{number}.{attempt}"
-            if self._search.suggest(name) is None:
-                continue
-            trial = self._planner.trial(number, self._values)
-            if trial.digest not in self._digests:
-                self._digests.add(trial.digest)
-                self._asked[number] = name
-                return trial
-            # Not worth a second run; Optuna is to look elsewhere.
-            self._search.on_trial_complete(name, error=True)
-        raise self._planner.used_up(number)
+        for _ in range(_ATTEMPTS):
+            asked = self._study.ask()
+            trial = self._planner.trial(number, self._values(asked))
+            if trial.digest not in self._numbers:
+                return self._taken(trial, asked)
+            # Not worth a second run: what is known of it is told again.
+            self._tell_study(asked, self._told.get(self._numbers[trial.digest]))
+        left = self._untried.next(number, self._numbers)
+        if left is None and self._untried.finite:
+            raise self._planner.used_up(number)
+        if left is None:
+            raise ConfigError(
+                f"{self._planner.folder}: Optuna has suggested combinations that were tried "
+                f"{_ATTEMPTS} times in a row. Next: allow more values in sweep.space, or lower "
+                f"sweep.trials to {number}"
+            )
+        self._study.enqueue_trial(self._parameters(left.values))
+        asked = self._study.ask()
+        trial = self._planner.trial(number, self._values(asked))
+        return self._taken(trial, asked)
+
+    def _taken(self, trial: Trial, asked: Any) -> Trial:
+        self._numbers[trial.digest] = trial.number
+        self._asked[trial.number] = asked
+        return trial
 
     def _ask_again(self, entry: Mapping[str, Any]) -> None:
         trial = self._ask(entry["trial"])
@@ -104,14 +124,33 @@ class LearningSource:
     def _tell(self, row: Row) -> None:
         sweep = self._planner.sweep
         number = row.trial.number
-        self._told.add(number)
-        values = {name: row.value(name) for name in (sweep.metric, *sweep.objectives)}
-        failed = row.state == "failed" or any(value is None for value in values.values())
-        self._search.on_trial_complete(
-            self._asked[number], None if failed else values, error=failed
-        )
+        values = [row.value(name) for name in (sweep.metric, *sweep.objectives)]
+        known = [value for value in values if value is not None]
+        failed = row.state == "failed" or len(known) < len(values)
+        self._told[number] = None if failed else known
+        self._tell_study(self._asked[number], self._told[number])
 
-    def _space(self, trial: Any) -> None:
+    def _tell_study(self, asked: Any, values: list[float] | None) -> None:
+        if values is not None:
+            self._study.tell(asked, values)
+            return
+        from optuna.trial import TrialState
+
+        self._study.tell(asked, state=TrialState.FAIL)
+
+    def _parameters(self, values: Values) -> dict[str, Any]:
+        """Values as Optuna holds them: see :meth:`_values`."""
+        found: dict[str, Any] = {}
+        for key, value in values.items():
+            domain = self._planner.sweep.space[key]
+            found[key] = value
+            if domain.choice is not None:
+                found[key] = options(domain).index(value)
+            elif domain.uniform is not None and domain.step is not None:
+                found[key] = domain.uniform[0] + options(domain).index(value) * domain.step
+        return found
+
+    def _values(self, trial: Any) -> Values:
         """Optuna's view of the space: asked key by key, so that conditions hold."""
 
         def choose(key: str, domain: Domain) -> Json:
@@ -128,14 +167,16 @@ class LearningSource:
                 return inside(domain, trial.suggest_float(key, *domain.loguniform, log=True))
             assert domain.uniform is not None
             low_end, high_end = domain.uniform
-            value = trial.suggest_float(key, low_end, high_end, step=domain.step)
-            return inside(domain, value)
+            return inside(domain, trial.suggest_float(key, low_end, high_end, step=domain.step))
 
-        self._values = assign(self._planner.sweep.space, self._planner.base.tree, choose)
+        with warnings.catch_warnings():
+            # Optuna takes a range that is no whole number of steps, and says so every time.
+            warnings.simplefilter("ignore")
+            return assign(self._planner.sweep.space, self._planner.base.tree, choose)
 
 
-def _search(planner: Planner, space: Any) -> Any:
-    """Tune's searcher over a study of its own."""
+def _study(planner: Planner) -> Any:
+    """A study of its own, in memory."""
     try:
         import optuna
     except ImportError as error:
@@ -143,16 +184,9 @@ def _search(planner: Planner, space: Any) -> Any:
             "sweep.search is optuna, which is not installed. Next: pip install optuna, or use "
             "sweep.search random"
         ) from error
-    from ray.tune.search.optuna import OptunaSearch
-
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    sweep = planner.sweep
-    names = [sweep.metric, *sweep.objectives]
-    modes = ["min" if name == PARAMETERS else "max" for name in names]
-    single = len(names) == 1
-    return OptunaSearch(
-        space=space,
-        metric=names[0] if single else names,
-        mode=modes[0] if single else modes,
+    names = (planner.sweep.metric, *planner.sweep.objectives)
+    return optuna.create_study(
         sampler=optuna.samplers.TPESampler(seed=planner.seed),
+        directions=["minimize" if name == PARAMETERS else "maximize" for name in names],
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,12 +14,17 @@ from orchestrator.config.schema import SweepConfig
 from orchestrator.config.shape import Shape
 from orchestrator.errors import ConfigError, nearest
 from orchestrator.storage.run_files import trial_name
-from orchestrator.sweeps.space import Values, corners, draw, grid
+from orchestrator.sweeps.conflicts import Finding, findings
+from orchestrator.sweeps.space import Values, corners, draw, grid, is_finite
 
 #: Keys in which trials differ without being different.
 _LABELS = ("name", "storage", "scratch", "tracking", "sweep", "cluster")
-#: Draws made for one trial before a space is taken to be used up.
-_ATTEMPTS = 200
+#: Draws made for one trial before the combinations that are left are gone through.
+_ATTEMPTS = 50
+#: Combinations that are resolved beforehand, of a search that learns.
+_SAMPLED = 64
+#: Combinations that are gone through beforehand to see that there are enough.
+_MOST_COUNTED = 5000
 
 
 @dataclass(frozen=True)
@@ -128,29 +133,52 @@ class Planner:
             ) from None
 
     def check(self) -> None:
-        """See that every key is known and that the corners of the space are valid.
+        """See that every key does something, that the space is valid, and that it is large enough.
 
         Raises:
             ConfigError: with the place and the nearest match.
         """
-        self._check_conditions()
-        for values in corners(self.sweep.space, self.base.tree):
+        space, base = self.sweep.space, self.base.tree
+        self._refuse(self._unknown_conditions())
+        for values in corners(space, base):
             self._resolve(values)
+        self._refuse(findings(space, base))
+        if self.sweep.search == "optuna":
+            # The trials of other searches are all resolved before the first of them starts.
+            for number in range(min(self.sweep.trials or 0, _SAMPLED)):
+                self._resolve(draw(space, base, seed=self.seed, number=number))
+            self._count_combinations(self.sweep.trials or 0)
 
-    def _check_conditions(self) -> None:
-        known = {dotted(path) for path in Shape.root().fields()}
+    def _refuse(self, found: Iterable[Finding]) -> None:
         problems = []
-        for key, domain in self.sweep.space.items():
+        for key, message in found:
             path = ("sweep", "space", key)
             place = self.template.document.places.get(path, Place(str(self.template.source)))
+            problems.append(Problem(place, path, message))
+        if problems:
+            raise error_of(problems, str(self.template.source))
+
+    def _unknown_conditions(self) -> Iterator[Finding]:
+        known = {dotted(path) for path in Shape.root().fields()}
+        for key, domain in self.sweep.space.items():
             for condition in domain.when:
                 if condition not in known:
                     guess = nearest(condition, known)
                     hint = f"; did you mean '{guess}'?" if guess else ""
-                    message = f"when names {condition}, which is no key of an experiment{hint}"
-                    problems.append(Problem(place, path, message))
-        if problems:
-            raise error_of(problems, str(self.template.source))
+                    yield Finding(
+                        key, f"when names {condition}, which is no key of an experiment{hint}"
+                    )
+
+    def _count_combinations(self, wanted: int) -> None:
+        """Refuse a finite space that has fewer combinations than ``wanted``."""
+        rest, digests = Untried(self), set[str]()
+        for looked_at in range(wanted):
+            trial = rest.next(looked_at, digests)
+            if trial is None and rest.finite:
+                raise self.used_up(looked_at)
+            if trial is None or rest.looked_at > _MOST_COUNTED:
+                return
+            digests.add(trial.digest)
 
     def planned(self) -> list[Trial]:
         """All trials of a random or grid search, which depend on nothing but the section.
@@ -159,29 +187,32 @@ class Planner:
             ConfigError: two trials would be equal, or the space has fewer than are wanted.
         """
         known: dict[str, Trial] = {}
+        rest = Untried(self)
         if self.sweep.search == "grid":
             for index, values in enumerate(self._grid()):
                 self._with_seeds(index, values, known, refuse=True)
         else:
             for index in range(self.sweep.trials or 1):
-                self._drawn(index, known)
+                self._drawn(index, known, rest)
         return sorted(known.values(), key=lambda trial: trial.number)
 
-    def _drawn(self, index: int, known: dict[str, Trial]) -> None:
+    def _drawn(self, index: int, known: dict[str, Trial], rest: Untried) -> None:
         for attempt in range(_ATTEMPTS):
             values = draw(
                 self.sweep.space, self.base.tree, seed=self.seed, number=index, attempt=attempt
             )
             if self._with_seeds(index, values, known, refuse=False):
                 return
-        raise self.used_up(index)
+        left = rest.next(index * self.sweep.seeds, known)
+        if left is None:
+            raise self.used_up(index)
+        self._with_seeds(index, left.values, known, refuse=True)
 
     def used_up(self, found: int) -> ConfigError:
         """What to say when no further combination turns up."""
         return ConfigError(
-            f"sweep.trials is {self.sweep.trials}, but only {found} different combinations turned "
-            f"up in sweep.space after {_ATTEMPTS} draws. Next: lower sweep.trials to {found}, or "
-            "allow more values"
+            f"sweep.trials is {self.sweep.trials}, but sweep.space has only {found} different "
+            f"combinations. Next: lower sweep.trials to {found}, or allow more values"
         )
 
     def _with_seeds(
@@ -200,6 +231,61 @@ class Planner:
                 raise equal_trials(twin, trial)
             known[trial.digest] = trial
         return True
+
+
+def check_sweep(template: Template, base: ResolvedExperiment) -> None:
+    """See, without running anything, that a sweep could start; nothing for a single run.
+
+    Args:
+        template: the experiment.
+        base: it, resolved.
+
+    Raises:
+        ConfigError: some trial would not be valid, or would do nothing.
+    """
+    if base.experiment.sweep is None:
+        return
+    planner = Planner(template, Path(base.experiment.storage) / base.experiment.name, base)
+    planner.check()
+    if planner.sweep.search != "optuna":
+        planner.planned()
+
+
+class Untried:
+    """The combinations of a finite space that no trial has had, in the order of a grid.
+
+    Args:
+        planner: of the sweep.
+
+    Attributes:
+        finite: whether the space can be gone through at all.
+        looked_at: combinations gone through.
+    """
+
+    def __init__(self, planner: Planner) -> None:
+        self.finite = is_finite(planner.sweep.space)
+        self.looked_at = 0
+        self._planner = planner
+        self._left = grid(planner.sweep.space, planner.base.tree) if self.finite else iter(())
+
+    def next(self, number: int, known: Container[str]) -> Trial | None:
+        """A trial that is equal to none of those known, which only ever become more.
+
+        Args:
+            number: of the trial.
+            known: digests of the others.
+
+        Returns:
+            None when nothing is left, or the space is not finite.
+        """
+        for values in self._left:
+            self.looked_at += 1
+            if self._planner.sweep.seeds > 1:
+                values = {**values, "seed": self._planner.base.experiment.seed}
+            trial = self._planner.trial(number, values)
+            if trial.digest not in known:
+                return trial
+        return None
 
 
 def equal_trials(one: Trial, other: Trial) -> ConfigError:

@@ -22,6 +22,8 @@ Values: TypeAlias = dict[str, Json]
 
 #: Corners are looked at one by one up to this many; see :func:`corners`.
 _MOST_CORNERS = 128
+#: Values of one key, above which a space is not taken to be finite.
+_MOST_OPTIONS = 10_000
 
 
 def assign(space: Space, base: Json, choose: Callable[[str, Domain], Json]) -> Values:
@@ -34,16 +36,17 @@ def assign(space: Space, base: Json, choose: Callable[[str, Domain], Json]) -> V
     """
     values: Values = {}
     for key, domain in space.items():
-        if all(_holds(_look_up(on, values, base), want) for on, want in domain.when.items()):
+        if all(holds(look_up(on, values, base), want) for on, want in domain.when.items()):
             values[key] = choose(key, domain)
     return values
 
 
-def _holds(value: Json, wanted: object) -> bool:
+def holds(value: Json, wanted: object) -> bool:
+    """Whether a value is the one that a condition asks for, or one of its list."""
     return value in wanted if isinstance(wanted, list | tuple) else value == wanted
 
 
-def _look_up(key: str, values: Values, base: Json) -> Json:
+def look_up(key: str, values: Values, base: Json) -> Json:
     """The value at ``key``, also where the sweep sets a section around it."""
     tree: Json = base
     parts = key.split(".")
@@ -114,6 +117,20 @@ def options(domain: Domain) -> list[Json]:
     raise ValueError(f"a {domain.kind} range has no options to count")
 
 
+def is_finite(space: Space) -> bool:
+    """Whether every key has a number of values that can be gone through."""
+    return all(_count(domain) <= _MOST_OPTIONS for domain in space.values())
+
+
+def _count(domain: Domain) -> float:
+    """Values of a domain; infinity for a continuous range."""
+    if domain.choice is not None:
+        return len(domain.choice)
+    if domain.ends is None or (domain.step is None and domain.integer is domain.logint is None):
+        return math.inf
+    return (domain.ends[1] - domain.ends[0]) // (domain.step or 1) + 1
+
+
 def _plain(value: object) -> Json:
     """JSON as the configuration layer has it: lists, not tuples."""
     if isinstance(value, dict):
@@ -126,7 +143,7 @@ def _plain(value: object) -> Json:
 
 def grid(space: Space, base: Json) -> Iterator[Values]:
     """Every combination, the last key changing fastest."""
-    return _combinations(space, base, options)
+    return combinations(space, base, lambda _, domain: options(domain))
 
 
 def extremes(domain: Domain) -> list[Json]:
@@ -145,7 +162,8 @@ def corners(space: Space, base: Json) -> Iterator[Values]:
     All of them while they are at most 128; of more, those in which every key has its first
     extreme, every key its last, and one key at a time any of its others.
     """
-    found = list(itertools.islice(_combinations(space, base, extremes), _MOST_CORNERS + 1))
+    every = combinations(space, base, lambda _, domain: extremes(domain))
+    found = list(itertools.islice(every, _MOST_CORNERS + 1))
     if len(found) <= _MOST_CORNERS:
         yield from found
         return
@@ -162,10 +180,18 @@ def _all_at(place: int, but: Values | None = None) -> Callable[[str, Domain], Js
     return lambda key, domain: fixed[key] if key in fixed else extremes(domain)[place]
 
 
-def _combinations(
-    space: Space, base: Json, values_of: Callable[[Domain], list[Json]]
+def combinations(
+    space: Space, base: Json, values_of: Callable[[str, Domain], list[Json]]
 ) -> Iterator[Values]:
-    """Depth first, so that a key whose condition does not hold does not multiply anything."""
+    """Every combination of some values of each key.
+
+    Depth first, so that a key whose condition does not hold does not multiply anything.
+
+    Args:
+        space: of the sweep.
+        base: tree of the experiment.
+        values_of: the values of a key to be combined.
+    """
     keys = list(space)
 
     def below(position: int, values: Values) -> Iterator[Values]:
@@ -174,10 +200,10 @@ def _combinations(
             return
         key = keys[position]
         domain = space[key]
-        if not all(_holds(_look_up(on, values, base), want) for on, want in domain.when.items()):
+        if not all(holds(look_up(on, values, base), want) for on, want in domain.when.items()):
             yield from below(position + 1, values)
             return
-        for value in values_of(domain):
+        for value in values_of(key, domain):
             yield from below(position + 1, {**values, key: value})
 
     return below(0, {})

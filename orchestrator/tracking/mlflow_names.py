@@ -51,16 +51,24 @@ def resolve_tracking_uri(uri: str, base: Path) -> str:
     path = sqlite_path(uri)
     if path is None:
         raise ConfigError(
-            f"tracking.mlflow is {uri!r}, expected sqlite:///FILE or sqlite:////ABSOLUTE/FILE; a "
-            "database in memory would be gone with the run"
+            f"tracking.mlflow is {uri!r}, expected sqlite:///FILE or sqlite:////ABSOLUTE/FILE, with "
+            "options behind a question mark; a database in memory would be gone with the run"
         )
-    return f"{scheme}:///{base.absolute() / path}"
+    address, mark, options = uri.partition("?")
+    form = "file:" if address.partition(":///")[2].startswith("file:") else ""
+    return f"{scheme}:///{form}{base.absolute() / path}{mark}{options}"
 
 
 def sqlite_path(uri: str) -> Path | None:
-    """The file of a SQLite address; None for any other address and for a database in memory."""
-    match = re.fullmatch(r"sqlite(\+\w+)?:///([^:?][^?]*)", uri)
-    return Path(match[2]) if match else None
+    """The file of a SQLite address; None for any other address and for a database in memory.
+
+    Options follow a question mark: ``sqlite:///runs/mlflow.db?timeout=60``. SQLite's own form,
+    ``sqlite:///file:runs/mlflow.db?mode=ro&uri=true``, names a file, too.
+    """
+    match = re.fullmatch(r"sqlite(\+\w+)?:///(file:)?([^:?][^?]*)(\?.*)?", uri)
+    if match is None or "mode=memory" in (match[4] or "").split("?")[-1].split("&"):
+        return None
+    return Path(match[3])
 
 
 def clean_name(name: str) -> str:

@@ -1,30 +1,32 @@
 """The driver's end of shipping a run to MLflow: start it, forget it, end it.
 
-Nothing here raises or waits longer than it was told to: MLflow may be slow, broken or gone without
-training noticing. Whatever has not arrived in the end is in the run folder, and the next start of
-the same run ships it.
+Nothing here raises, and nothing waits for what stands still: MLflow may be slow, broken or gone
+without training noticing. Whatever has not arrived in the end is in the run folder; the next start
+of the same run ships it, and so does ``orchestrator ship``.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 import orchestrator
-from orchestrator.tracking.ship import FAILURE
-from orchestrator.tracking.shipping import (
-    RunSpec,
-    ShipState,
-    pending_artifacts,
-    pending_points,
-)
+from orchestrator.errors import StorageError
+from orchestrator.storage.run_files import MLFLOW
+from orchestrator.tracking.artifacts import pending_artifacts
+from orchestrator.tracking.ship import FAILURE, LOCK_FILE, RECOVERED
+from orchestrator.tracking.shipping import RunSpec, ShipState, pending_points
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +34,14 @@ RunStatus: TypeAlias = Literal["FINISHED", "FAILED", "KILLED"]
 
 #: Output of the shipping process, in the run folder.
 LOG_FILE = "mlflow.log"
+
+#: Seconds between looks at the process, and after which its silence is worth a line.
+_LOOK_SECONDS = 2.0
+_SILENT_SECONDS = 60.0
+#: Starts of the process; what ends again and again is not started for ever.
+_STARTS = 5
+#: Seconds of waiting for files after which it is said what is waited for.
+_SAY_AFTER = 5.0
 
 
 @dataclass(frozen=True)
@@ -63,7 +73,7 @@ class Shipped:
         return (
             f"MLflow lacks {self.points_left} metric points and {len(self.artifacts_left)} "
             f"artifacts of this run ({self.reason}); nothing is lost, start the same run again "
-            "to ship the rest"
+            "or use `orchestrator ship` to ship the rest"
         )
 
 
@@ -73,23 +83,45 @@ class MlflowShipper:
     Args:
         run_dir: the run folder, with or without an event log yet.
         spec: how the run is to appear; its artifacts may be completed by :meth:`close`.
+        say: told, seldom, when the process has to be started again, or MLflow has not answered for
+            a minute, or does again.
     """
 
-    def __init__(self, run_dir: Path, spec: RunSpec) -> None:
+    def __init__(
+        self, run_dir: Path, spec: RunSpec, *, say: Callable[[str], None] = logger.warning
+    ) -> None:
         self.run_dir = run_dir
         self.spec = spec
+        self._say = say
         self._process: subprocess.Popen[bytes] | None = None
         self._failure: str | None = None
+        self._starts = 0
+        self._closing = threading.Event()
+        self._watcher: threading.Thread | None = None
 
     def start(self) -> None:
         """Begin shipping what the folder holds already and what is added to it."""
+        try:
+            self.run_dir.mkdir(parents=True, exist_ok=True)
+            self.spec.save(self.run_dir, None)
+            (self.run_dir / LOG_FILE).unlink(missing_ok=True)
+        except OSError as error:
+            self._failure = f"the run folder cannot be written: {error}"
+            logger.warning("%s", self._failure)
+            return
+        if self._spawn():
+            self._watcher = threading.Thread(target=self._watch, name="shipping", daemon=True)
+            self._watcher.start()
+
+    def _spawn(self) -> bool:
+        """Start the process; whether it could be."""
         command = [sys.executable, "-m", "orchestrator.tracking.ship", str(self.run_dir.absolute())]
         # The package may be importable here only because of where the driver was started.
         package = str(Path(orchestrator.__file__).absolute().parents[1])
         path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
+        self._starts += 1
         try:
-            self.run_dir.mkdir(parents=True, exist_ok=True)
-            with (self.run_dir / LOG_FILE).open("wb") as log:
+            with (self.run_dir / LOG_FILE).open("ab") as log:
                 self._process = subprocess.Popen(
                     command,
                     stdin=subprocess.PIPE,
@@ -102,8 +134,9 @@ class MlflowShipper:
         except OSError as error:
             self._failure = f"the shipping process could not start: {error}"
             logger.warning("%s", self._failure)
-            return
+            return False
         self._send(asdict(self.spec))
+        return True
 
     def _send(self, command: Mapping[str, object]) -> None:
         assert self._process is not None
@@ -115,6 +148,39 @@ class MlflowShipper:
             # It has ended; close() says why.
             logger.warning("the process that ships to MLflow has ended early")
 
+    def _watch(self) -> None:
+        """Start the process again when it has died, and say when nothing arrives."""
+        failing_since: float | None = None
+        said = False
+        while not self._closing.wait(_LOOK_SECONDS):
+            process = self._process
+            if process is not None and process.poll() is not None:
+                if self._starts >= _STARTS:
+                    self._say(
+                        f"MLflow is not kept up to date: the process that ships to it has ended "
+                        f"{self._starts} times, see {self.run_dir / LOG_FILE}. Training goes on, "
+                        "and everything is in the run folder"
+                    )
+                    return
+                self._say(
+                    f"the process that ships to MLflow has ended with {process.returncode}; "
+                    "it is started again"
+                )
+                self._spawn()
+            reason = self._last_failure()
+            if reason is None:
+                if said:
+                    self._say("MLflow is kept up to date again")
+                failing_since, said = None, False
+                continue
+            failing_since = failing_since or time.monotonic()
+            if not said and time.monotonic() - failing_since > _SILENT_SECONDS:
+                said = True
+                self._say(
+                    f"MLflow has taken nothing for {_SILENT_SECONDS:g} s ({reason}). Training goes "
+                    "on, and everything is in the run folder"
+                )
+
     def close(
         self,
         status: RunStatus,
@@ -122,6 +188,7 @@ class MlflowShipper:
         artifacts: Mapping[str, str] | None = None,
         tags: Mapping[str, str] | None = None,
         timeout: float = 60.0,
+        wait: bool = True,
     ) -> Shipped:
         """Ship the rest, give the run its status and end the process.
 
@@ -129,20 +196,77 @@ class MlflowShipper:
             status: how the run ended.
             artifacts: further ones, by the path they get.
             tags: further ones.
-            timeout: seconds after which the process is ended and the rest stays behind.
+            timeout: seconds in which nothing arrives, after which the process is ended and the
+                rest stays behind. A file of any size on a line of any speed gets the time it takes.
+            wait: for the files, too; else they go on arriving in the background once MLflow knows
+                all numbers and the status.
         """
         last = dict(artifacts or {})
+        more = dict(tags or {})
+        self._closing.set()
+        if self._watcher is not None:
+            self._watcher.join()
         if self._process is not None:
-            self._send({"status": status, "tags": dict(tags or {}), "artifacts": last})
+            self.spec = replace(
+                self.spec,
+                artifacts={**self.spec.artifacts, **last},
+                tags={**self.spec.tags, **more},
+            )
             try:
-                # Closes the pipe as well, and waits for nothing but the end of the process.
-                self._process.communicate(timeout=timeout)
-            except subprocess.TimeoutExpired:
-                self._failure = f"MLflow took longer than {timeout:g} s"
-                self._process.kill()
-                self._process.wait()
+                self.spec.save(self.run_dir, status)
+            except OSError as error:
+                logger.warning("%s: %s", self.run_dir, error)
+            if self._process.poll() is not None:
+                self._spawn()
+            self._send({"status": status, "tags": more, "artifacts": last})
+            self._await(self._process, timeout=timeout, wait=wait)
             self._process = None
         return self._shipped({**self.spec.artifacts, **last})
+
+    def _await(self, process: subprocess.Popen[bytes], *, timeout: float, wait: bool) -> None:
+        """Wait for the process as long as something arrives."""
+        assert process.stdin is not None
+        with suppress(OSError):
+            process.stdin.close()
+        begun = moved = time.monotonic()
+        signs = self._signs(process)
+        said = False
+        try:
+            while process.poll() is None:
+                time.sleep(0.05)
+                now = time.monotonic()
+                latest = self._signs(process)
+                moved, signs = (now, latest) if latest != signs else (moved, signs)
+                if latest.told and not wait:
+                    self._failure = "its files are still on their way, in the background"
+                    return
+                if now - moved > timeout:
+                    self._failure = f"MLflow took longer than {timeout:g} s"
+                    process.kill()
+                    process.wait()
+                    return
+                if latest.told and not said and now - begun > _SAY_AFTER:
+                    said = True
+                    self._say(
+                        "MLflow has all numbers, and files are still on their way; Ctrl-C leaves "
+                        "them to the background"
+                    )
+        except KeyboardInterrupt:
+            self._failure = "interrupted; its files are still on their way, in the background"
+
+    def _signs(self, process: subprocess.Popen[bytes]) -> _Signs:
+        """What changes while something arrives."""
+        state = ShipState.load(self.run_dir)
+        told = state is not None and state.status is not None
+        record = ""
+        with suppress(OSError):
+            record = str((self.run_dir / MLFLOW).stat().st_mtime_ns)
+        read = ""
+        if told:
+            # How far it has read into the file that it sends; imports before that read as well.
+            with suppress(OSError):
+                read = Path(f"/proc/{process.pid}/io").read_text().partition("\n")[0]
+        return _Signs(told, record, read)
 
     def _shipped(self, artifacts: Mapping[str, str]) -> Shipped:
         state = ShipState.load(self.run_dir)
@@ -153,7 +277,9 @@ class MlflowShipper:
             run_id=state.run_id if state else None,
             points_left=pending_points(self.run_dir, state),
             artifacts_left=tuple(
-                place for place, _ in pending_artifacts(artifacts, state or blank)
+                place for place, _ in pending_artifacts(
+                    artifacts, (state or blank).artifacts
+                )
             ),
             closed=state is not None and state.status is not None,
             reason=None,
@@ -164,10 +290,47 @@ class MlflowShipper:
         return replace(shipped, reason=reason)
 
     def _last_failure(self) -> str | None:
-        """What the process said last about why it could not ship."""
+        """What the process said last about why it cannot ship; None while it can."""
         try:
             text = (self.run_dir / LOG_FILE).read_text("utf-8", "replace")
         except OSError:
             return None
-        failures = [line for line in text.splitlines() if line.startswith(FAILURE)]
-        return failures[-1].removeprefix(FAILURE) if failures else None
+        said = [line for line in text.splitlines() if line.startswith((FAILURE, RECOVERED))]
+        if not said or said[-1] == RECOVERED:
+            return None
+        return said[-1].removeprefix(FAILURE)
+
+
+class _Signs(NamedTuple):
+    """Whether MLflow knows how the run ended, and two things that change while files arrive."""
+
+    told: bool
+    record: str
+    read: str
+
+
+def ship_later(run_dir: Path, *, say: Callable[[str], None]) -> Shipped:
+    """Ship what MLflow lacks of a run that is over.
+
+    Args:
+        run_dir: the run folder.
+        say: told what goes on.
+
+    Raises:
+        StorageError: the run was never tracked, or is shipped by its own program.
+    """
+    spec, status = RunSpec.load(run_dir)
+    try:
+        with (run_dir / LOCK_FILE).open("ab") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise StorageError(
+            f"{run_dir}: another process ships this run, as it does while the run trains. Next: "
+            "wait for it, then ask again"
+        ) from error
+    except OSError as error:
+        raise StorageError(f"{run_dir}: cannot be written ({error.strerror})") from error
+    ended: dict[str, RunStatus] = {"FINISHED": "FINISHED", "FAILED": "FAILED"}
+    shipper = MlflowShipper(run_dir, spec, say=say)
+    shipper.start()
+    return shipper.close(ended.get(status or "", "KILLED"))

@@ -23,13 +23,15 @@ from typing import Any, BinaryIO
 from orchestrator.tracking.shipping import Connect, RunShipper, RunSpec
 
 LOCK_FILE = "mlflow.lock"
-#: Begins the line of a failure in the log of this process.
+#: Begins the line of a failure in the log of this process, and that of the end of failures.
 FAILURE = "not shipped: "
+RECOVERED = "shipped again"
 
 #: Seconds between looks at the log, and between tries while MLflow fails.
 INTERVAL = 2.0
 LONGEST_WAIT = 60.0
-#: Tries to bring the run to its end; the rest is left to the next start of the run.
+#: Tries to bring the run to its end without anything arriving; the rest is left to the next start
+#: of the run.
 LAST_TRIES = 4
 #: A hanging server costs this process a request, not a minute; what failed is tried again here.
 #: Retries inside MLflow would also create a run twice when only the answer was lost.
@@ -90,22 +92,29 @@ def ship_until_told(run_dir: Path, spec: RunSpec, commands: Commands, connect: C
         Whether everything has arrived.
     """
     shipper = RunShipper(run_dir, spec, connect)
-    wait = 0.0
+    wait, failing = 0.0, False
     while True:
         last = commands.next(wait)
         if last is not None or commands.ended:
             break
-        wait = INTERVAL if _try(shipper.ship) else min(max(2 * wait, INTERVAL), LONGEST_WAIT)
+        works = _try(shipper.ship)
+        if works and failing:
+            print(RECOVERED, file=sys.stderr, flush=True)
+        failing = not works
+        wait = INTERVAL if works else min(max(2 * wait, INTERVAL), LONGEST_WAIT)
     # A driver that ended without a word was killed.
     status = "KILLED"
     if last is not None:
         status = last["status"]
         shipper.change(tags=last["tags"], artifacts=last["artifacts"])
-    for attempt in range(LAST_TRIES):
+    attempt = 0
+    while attempt < LAST_TRIES:
         if attempt:
             time.sleep(2.0 ** (attempt - 1))
+        before = shipper.arrived
         if _try(lambda: shipper.finish(status)):
             return True
+        attempt = 1 if shipper.arrived > before else attempt + 1
     return False
 
 

@@ -16,12 +16,9 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import json
 import math
 import os
-import shutil
-import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -31,17 +28,23 @@ from typing import Any, TypeAlias
 
 from orchestrator.errors import StorageError
 from orchestrator.storage.atomic import write_atomic
-from orchestrator.storage.run_files import EVENTS, EVENTS_KEPT, MLFLOW
+from orchestrator.storage.run_files import EVENTS, EVENTS_KEPT, MLFLOW, MLFLOW_SPEC
+from orchestrator.tracking.artifacts import ArtifactSender
 from orchestrator.tracking.events import read_events
 from orchestrator.tracking.mlflow_names import MAX_TAG, clean_name, param_text, sqlite_path
 
 #: MLflow's own limits on one call.
 _MAX_METRICS = 1000
 _MAX_PARAMS_OR_TAGS = 100
+_MAX_DIGEST = 36
 
 #: Tag that names a run before MLflow has given it an id.
 RUN_KEY = "orchestrator_run_key"
 _PARENT = "mlflow.parentRunId"
+_NOTE = "mlflow.note.content"
+#: Before the name of a parameter that has changed since the run was made.
+CHANGED = "changed/"
+_ARROW = " -> "
 
 
 #: Makes an ``mlflow.MlflowClient``; untyped, so that MLflow is imported only where it is used.
@@ -60,6 +63,8 @@ class RunSpec:
         params: plain values by dotted path.
         artifacts: files and folders by the path they get among the artifacts. What does not exist
             yet is taken when it does.
+        datasets: what it learns from: ``name``, ``digest``, ``context``, ``source`` and ``profile``
+            of each.
         parent: run folder of the run that this one is a child of; None for none. Nothing is
             shipped before that one is known to MLflow.
     """
@@ -70,7 +75,46 @@ class RunSpec:
     tags: dict[str, str] = field(default_factory=dict)
     params: dict[str, object] = field(default_factory=dict)
     artifacts: dict[str, str] = field(default_factory=dict)
+    datasets: list[dict[str, str]] = field(default_factory=list)
     parent: str | None = None
+
+    def save(self, run_dir: Path, status: str | None) -> None:
+        """Leave what is needed to ship the run later, without the program that made it.
+
+        Args:
+            run_dir: the run folder; paths in it are written from there, so it may move.
+            status: that the run ended with; None while it has not.
+        """
+        root = run_dir.absolute()
+        kept = {
+            place: Path(path).relative_to(root).as_posix() if _is_in(path, root) else path
+            for place, path in self.artifacts.items()
+        }
+        tree = {**asdict(self), "artifacts": kept, "status": status}
+        write_atomic(run_dir / MLFLOW_SPEC, json.dumps(tree, indent=1).encode("ascii"))
+
+    @classmethod
+    def load(cls, run_dir: Path) -> tuple[RunSpec, str | None]:
+        """What :meth:`save` has left.
+
+        Raises:
+            StorageError: nothing, or nothing that can be read.
+        """
+        path = run_dir / MLFLOW_SPEC
+        try:
+            tree = json.loads(path.read_bytes())
+            status = tree.pop("status")
+            spec = cls(**tree)
+            found = {
+                place: str(run_dir.absolute() / source) for place, source in spec.artifacts.items()
+            }
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise StorageError(
+                f"{path}: cannot be read ({error}), so it is not known how the run is to appear in "
+                "MLflow. Next: start the same run again, which ships what is missing; a run with "
+                "tracking.mlflow: null is shipped nowhere"
+            ) from error
+        return replace(spec, artifacts=found), status
 
 
 @dataclass
@@ -83,7 +127,8 @@ class ShipState:
         run_id: None until the run exists.
         experiment_id: of the MLflow experiment that holds the run; None until the run exists.
         offset: byte offset in the event log; everything before it has arrived.
-        artifacts: fingerprint of each artifact that has arrived, by its path.
+        artifacts: fingerprint of each file that has arrived, by its path.
+        parts: bytes of a part of those files that go in parts, by their paths.
         last_time_ms: time of the last event that has arrived.
         status: set once the run has been closed with it; None while it is open.
     """
@@ -94,6 +139,7 @@ class ShipState:
     experiment_id: str | None = None
     offset: int = 0
     artifacts: dict[str, str] = field(default_factory=dict)
+    parts: dict[str, int] = field(default_factory=dict)
     last_time_ms: int | None = None
     status: str | None = None
 
@@ -129,26 +175,36 @@ class RunShipper:
         self._described = False
         self._state = ShipState(spec.tracking_uri)
 
+    @property
+    def arrived(self) -> int:
+        """Grows with everything that has arrived."""
+        return self._state.offset + len(self._state.artifacts)
+
     def ship(self) -> None:
         """Send everything that MLflow does not have yet, oldest first."""
-        if not self._run_id:
-            self._open()
-        if not self._described:
-            self._describe()
-        self._ship_metrics()
+        self._measurements(ended=False)
         self._ship_artifacts()
 
     def finish(self, status: str) -> None:
-        """Ship the rest and close the run.
+        """Ship the rest and close the run, whose status does not wait for its files.
 
         Args:
             status: FINISHED, FAILED or KILLED.
         """
-        self.ship()
-        # The last event ended the run, not the moment in which MLflow came back.
-        self._client.set_terminated(self._run_id, status, self._state.last_time_ms)
-        self._state.status = status
-        self._state.save(self.run_dir)
+        self._measurements(ended=True)
+        if self._state.status != status:
+            # The last event ended the run, not the moment in which MLflow came back.
+            self._client.set_terminated(self._run_id, status, self._state.last_time_ms)
+            self._state.status = status
+            self._state.save(self.run_dir)
+        self._ship_artifacts()
+
+    def _measurements(self, *, ended: bool) -> None:
+        if not self._run_id:
+            self._open(ended=ended)
+        if not self._described:
+            self._describe()
+        self._ship_metrics()
 
     def change(self, *, tags: Mapping[str, str], artifacts: Mapping[str, str]) -> None:
         """Add to what the run is described by; it is sent with the next call."""
@@ -172,8 +228,8 @@ class RunShipper:
             raise StorageError(f"{self.spec.parent}: this parent run is not in MLflow yet")
         return {_PARENT: parent.run_id}
 
-    def _open(self) -> None:
-        """Find or create the run."""
+    def _open(self, *, ended: bool) -> None:
+        """Find or create the run; one that has ended is not shown as running again."""
         self._client = _connected(self.spec.tracking_uri, self._connect)
         state = ShipState.load(self.run_dir)
         if state is None or state.tracking_uri != self.spec.tracking_uri:
@@ -191,10 +247,11 @@ class RunShipper:
                 [experiment], f"tags.{RUN_KEY} = '{state.key}'", max_results=1
             )
             run = found[0] if found else self._create(experiment, state.key)
-        else:
+        elif not ended:
             self._client.update_run(state.run_id, status="RUNNING")
         state.run_id, state.experiment_id = str(run.info.run_id), str(run.info.experiment_id)
-        state.status = None
+        if not ended:
+            state.status = None
         state.save(self.run_dir)
         self._state, self._run_id = state, state.run_id
 
@@ -247,13 +304,22 @@ class RunShipper:
         )
 
     def _describe(self) -> None:
-        """Tags, and those parameters that the run does not have: MLflow never changes one."""
+        """Tags, data, and those parameters that the run does not have: MLflow never changes one.
+
+        What has another value than the run was made with becomes a tag and a line of its note.
+        """
         from mlflow.entities import Param, RunTag
 
-        named = {**self.spec.tags, **self._parent_tag()}
-        known = self._client.get_run(self._run_id).data.params
+        data = self._client.get_run(self._run_id).data
         params = {clean_name(key): param_text(value) for key, value in self.spec.params.items()}
-        new = [Param(key, value) for key, value in params.items() if key not in known]
+        new = [Param(key, value) for key, value in params.items() if key not in data.params]
+        changes = _changes(params, data.params, data.tags)
+        named = {**self.spec.tags, **changes, **self._parent_tag()}
+        lines = [f"- `{key.removeprefix(CHANGED)}`: {text}" for key, text in changes.items()]
+        if lines:
+            head = "Changed between two starts; the parameters show the first values:"
+            note = [named[_NOTE]] if _NOTE in named else []
+            named[_NOTE] = "\n\n".join([*note, "\n".join([head, "", *lines])])
         tags = [RunTag(clean_name(k), str(v)[:MAX_TAG]) for k, v in named.items()]
         for start in range(0, len(new), _MAX_PARAMS_OR_TAGS):
             chunk = new[start : start + _MAX_PARAMS_OR_TAGS]
@@ -261,6 +327,8 @@ class RunShipper:
         for start in range(0, len(tags), _MAX_PARAMS_OR_TAGS):
             chunk = tags[start : start + _MAX_PARAMS_OR_TAGS]
             self._client.log_batch(self._run_id, tags=chunk, synchronous=True)
+        if self.spec.datasets:
+            self._client.log_inputs(self._run_id, [_input(one) for one in self.spec.datasets])
         self._described = True
 
     def _ship_metrics(self) -> None:
@@ -301,32 +369,45 @@ class RunShipper:
         self._state.save(self.run_dir)
 
     def _ship_artifacts(self) -> None:
-        for place, source in pending_artifacts(self.spec.artifacts, self._state):
-            before = fingerprint(source)
-            if source.is_dir():
-                self._client.log_artifacts(self._run_id, str(source), place)
-            else:
-                self._ship_file(source, Path(place))
-            self._state.artifacts[place] = before
-            self._state.save(self.run_dir)
-
-    def _ship_file(self, source: Path, place: Path) -> None:
-        """Send one file; MLflow takes its name, so another one needs a copy."""
-        folder = None if place.parent == Path() else place.parent.as_posix()
-        if source.name == place.name:
-            self._client.log_artifact(self._run_id, str(source), folder)
-            return
-        with tempfile.TemporaryDirectory() as copies:
-            copy = shutil.copy(source, Path(copies) / place.name)
-            self._client.log_artifact(self._run_id, str(copy), folder)
+        state = self._state
+        ArtifactSender(
+            self._client,
+            self._run_id,
+            state.artifacts,
+            state.parts,
+            lambda: state.save(self.run_dir),
+        ).send_all(self.spec.artifacts)
 
 
-def pending_artifacts(artifacts: Mapping[str, str], state: ShipState) -> Iterator[tuple[str, Path]]:
-    """Artifacts that exist and have not arrived in their present form."""
-    for place, source in artifacts.items():
-        path = Path(source)
-        if path.exists() and state.artifacts.get(place) != fingerprint(path):
-            yield place, path
+def _changes(
+    params: Mapping[str, str], first: Mapping[str, str], tags: Mapping[str, str]
+) -> dict[str, str]:
+    """Tags of the parameters that have changed: every value so far, oldest first."""
+    found = {}
+    for key, value in params.items():
+        before = tags.get(f"{CHANGED}{key}", first.get(key, value))
+        last = before.rsplit(_ARROW, 1)[-1]
+        if last != value:
+            found[f"{CHANGED}{key}"] = f"{before}{_ARROW}{value}"
+        elif f"{CHANGED}{key}" in tags:
+            found[f"{CHANGED}{key}"] = before
+    return found
+
+
+def _input(data: Mapping[str, str]) -> Any:
+    """A data set as MLflow's list of them has it."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    return DatasetInput(
+        dataset=Dataset(
+            name=data["name"],
+            digest=data["digest"][:_MAX_DIGEST],
+            source_type="local",
+            source=data["source"],
+            profile=data["profile"],
+        ),
+        tags=[InputTag("mlflow.data.context", data["context"])],
+    )
 
 
 def pending_points(run_dir: Path, state: ShipState | None) -> int:
@@ -336,14 +417,8 @@ def pending_points(run_dir: Path, state: ShipState | None) -> int:
     return sum(len(event.values) for event in read_events(log, offset))
 
 
-def fingerprint(path: Path) -> str:
-    """Changes when a file, or any file of a folder, does; looks at sizes and times only."""
-    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-    sha = hashlib.sha256()
-    for file in files:
-        stat = file.stat()
-        sha.update(f"{file.relative_to(path)}\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode())
-    return sha.hexdigest()
+def _is_in(path: str, root: Path) -> bool:
+    return Path(path).is_relative_to(root)
 
 
 def _kept_bytes(run_dir: Path) -> float:

@@ -23,7 +23,7 @@ trials: 24
 search: optuna
 space:
   train.optimizer:
-    choice: [{name: sgd, lr: 0.01}, {name: adamw, lr: 0.001}]
+    choice: [{name: sgd}, {name: adamw}]
   train.optimizer.lr: {loguniform: [1.0e-4, 1.0e-1]}
   train.optimizer.momentum: {uniform: [0.5, 0.95], when: {train.optimizer.name: sgd}}
 """
@@ -84,6 +84,54 @@ def test_the_search_learns(tmp_path: Path) -> None:
         asked.ended(trial, ended)
     # The first ten are random; what follows knows where it is good.
     assert sum(scores[14:]) / 10 > sum(scores[:10]) / 10 + 0.1
+
+
+FINITE = """
+trials: 18
+search: {search}
+seed: {seed}
+space:
+  train.optimizer.momentum: {{choice: [0.0, 0.5, 0.9]}}
+  train.schedule.warmup_epochs: {{uniform: [0, 2], step: 1}}
+  train.batch_size: {{choice: [2, 4]}}
+"""
+
+
+@pytest.mark.parametrize("under_way", [1, 3])
+@pytest.mark.parametrize("seed", range(6))
+def test_a_finite_space_is_tried_to_its_last_combination(
+    tmp_path: Path, seed: int, under_way: int
+) -> None:
+    plan = planner(tmp_path, FINITE.format(search="optuna", seed=seed))
+    plan.check()
+    asked, journal = source(plan)
+    running: list[Trial] = []
+    found = set()
+    while True:
+        while len(running) < under_way and (trial := asked.next()) is not None:
+            running.append(trial)
+            found.add(tuple(trial.values.items()))
+        if not running:
+            break
+        ending = running.pop(0)
+        asked.ended(ending, end(ending) if ending.number % 5 else {"state": "failed", "reason": ""})
+    assert len(found) == 18
+    # A restart asks the same again, the last ones of the queue too.
+    journal.close()
+    again, _ = source(plan)
+    assert [trial.number % 5 for trial in again._unfinished] == [0] * 4
+
+
+@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("search", ["random", "grid"])
+def test_searches_that_do_not_learn_try_all_of_it_too(
+    tmp_path: Path, search: str, seed: int
+) -> None:
+    section = FINITE.format(search=search, seed=seed)
+    if search == "grid":
+        section = section.replace("trials: 18\n", "")
+    plan = planner(tmp_path, section)
+    assert len({trial.digest for trial in plan.planned()}) == 18
 
 
 def test_answers_that_changed_are_noticed(tmp_path: Path) -> None:

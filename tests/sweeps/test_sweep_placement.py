@@ -67,11 +67,14 @@ class StandIn:
 class Numbered:
     """A source of so many trials, which keeps their ends."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, then: Exception | None = None) -> None:
+        self.then = then
         self.waiting = list(range(count))
         self.ends: list[dict[str, Any]] = []
 
     def next(self) -> Any:
+        if not self.waiting and self.then is not None:
+            raise self.then
         if not self.waiting:
             return None
         number = self.waiting.pop(0)
@@ -159,3 +162,12 @@ def test_every_combination_ends_or_is_refused(
 def test_trials_that_never_report_end_all_the_same(nodes: int, tmp_path: Path) -> None:
     ends = run_trials(tmp_path, trials=2, workers=1, at_a_time=1)
     assert [end["state"] for end in ends] == ["done"] * 2
+
+
+def test_a_suggestion_that_fails_leaves_running_trials_alone(nodes: int, tmp_path: Path) -> None:
+    source = Numbered(1, then=ConfigError("nothing left to try"))
+    runner: Any = StandIn(SimpleNamespace(folder=tmp_path), 1)
+    fleet = Fleet(runner, source, None)
+    with pytest.raises(ConfigError, match="nothing left to try"):
+        fleet.run(trials=3, concurrency=2)
+    assert [end["state"] for end in source.ends] == ["done"]

@@ -104,8 +104,10 @@ def test_equal_effective_configurations_are_refused(tmp_path: Path) -> None:
 
 def test_a_space_with_fewer_combinations_than_trials_is_refused(tmp_path: Path) -> None:
     section = "trials: 4\nspace:\n  train.optimizer.momentum: {choice: [0.0, 0.5, 0.9]}"
-    with pytest.raises(ConfigError, match=r"only 3 different combinations"):
-        planner(tmp_path, section).planned()
+    for search in ("random", "optuna"):
+        plan = planner(tmp_path, f"search: {search}\n{section}")
+        with pytest.raises(ConfigError, match=r"only 3 different combinations.*trials to 3"):
+            _ = plan.check(), plan.planned()
 
 
 def test_every_combination_runs_with_every_seed(tmp_path: Path) -> None:
@@ -154,3 +156,129 @@ def test_a_sweep_file_takes_the_place_of_the_section(tmp_path: Path) -> None:
     sweep.write_text("trials: 2\n")
     with pytest.raises(ConfigError, match=r"sweep\.yaml: the keys at the top are trials"):
         read_template(experiment, sweep=sweep)
+
+
+NEVER = "no trial would set it"
+REPLACED = "replaces"
+LR = "train.optimizer.lr: {uniform: [0.1, 0.2], when: %s}"
+MOMENTUM = "train.optimizer.momentum: {choice: [0.0, 0.9]%s}"
+OPTIMIZERS = "train.optimizer: {choice: [{name: sgd%s}, {name: adamw%s}]}"
+
+
+@pytest.mark.parametrize(
+    ("lines", "culprit", "message"),
+    [
+        # A condition on what the sweep does not touch, which is something else.
+        ([LR % "{detector.name: sdd}"], 0, NEVER),
+        ([LR % "{detector.name: retinanet}"], 0, NEVER),
+        ([LR % "{seed: 12}"], 0, NEVER),
+        ([LR % "{detector.width: [0.2, 0.3]}"], 0, NEVER),
+        ([LR % "{cluster.workers: '1'}"], 0, NEVER),
+        # On another key, whose values do not include it.
+        ([MOMENTUM % "", LR % "{train.optimizer.momentum: 0.5}"], 1, NEVER),
+        (["train.batch_size: {integer: [2, 8], step: 2}", LR % "{train.batch_size: 5}"], 1, NEVER),
+        (["train.batch_size: {integer: [2, 8]}", LR % "{train.batch_size: 9}"], 1, NEVER),
+        (["train.batch_size: {logint: [2, 8]}", LR % "{train.batch_size: 2.5}"], 1, NEVER),
+        (["train.clip_norm: {uniform: [1, 9]}", LR % "{train.clip_norm: 3}"], 1, NEVER),
+        (
+            ["train.clip_norm: {uniform: [1, 9], step: 2}", LR % "{train.clip_norm: [2, 4]}"],
+            1,
+            NEVER,
+        ),
+        (["train.clip_norm: {loguniform: [1, 9]}", LR % "{train.clip_norm: 3}"], 1, NEVER),
+        # On a part of a section that no choice gives, or gives otherwise.
+        (
+            [OPTIMIZERS % ("", ""), "train.clip_norm: {uniform: [1, 9], when: "
+             "{train.optimizer.name: lion}}", "train.optimizer.lr: {uniform: [0.1, 0.2]}"],
+            1,
+            NEVER,
+        ),
+        # On a key that is itself not set there.
+        (
+            [
+                "train.batch_size: {choice: [2, 8]}",
+                "train.clip_norm: {choice: [5.0], when: {train.batch_size: 8}}",
+                LR % "{train.clip_norm: 5.0, train.batch_size: 2}",
+            ],
+            2,
+            "never hold together",
+        ),
+        (
+            [
+                "train.batch_size: {choice: [2, 8]}",
+                "train.clip_norm: {choice: [5.0], when: {train.batch_size: 8}}",
+                LR % "{train.clip_norm: 4.0}",
+            ],
+            2,
+            "it is not given or 5.0 in every trial",
+        ),
+        # The section comes after its part.
+        (
+            ["train.optimizer.lr: {uniform: [0.1, 0.2]}",
+             "train.optimizer: {choice: [{name: sgd, lr: 0.1}, {name: adamw, lr: 0.1}]}"],
+            0,
+            REPLACED,
+        ),
+        (
+            ["train.schedule.warmup_epochs: {integer: [1, 2]}",
+             "train.schedule: {choice: [{name: cosine}], when: {detector.name: ssd}}"],
+            0,
+            REPLACED,
+        ),
+        # The part of a choice is set by a later key whenever it is chosen.
+        (
+            [OPTIMIZERS % (", lr: 0.3", ""), "train.optimizer.lr: {uniform: [0.1, 0.2]}"],
+            0,
+            REPLACED,
+        ),
+        (
+            ["train.optimizer: {choice: [{name: sgd, lr: 0.3}, {name: adamw, lr: 0.3}]}",
+             LR % "{train.optimizer.name: adamw}"],
+            0,
+            "choice 2 says lr is 0.3, which train.optimizer.lr replaces",
+        ),
+    ],
+)  # fmt: skip
+def test_what_no_trial_would_do_is_refused_at_its_line(
+    tmp_path: Path, lines: list[str], culprit: int, message: str
+) -> None:
+    plan = planner(tmp_path, "trials: 3\nspace:\n" + "\n".join(f"  {line}" for line in lines))
+    with pytest.raises(ConfigError) as refused:
+        plan.check()
+    number = (tmp_path / "swept.yaml").read_text().splitlines().index(f"    {lines[culprit]}") + 1
+    key = lines[culprit].partition(":")[0]
+    assert f"swept.yaml:{number} sweep.space.{key}: " in str(refused.value)
+    assert message in str(refused.value)
+    assert ": 1 problem\n" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        [LR % "{detector.name: ssd}"],
+        [MOMENTUM % "", LR % "{train.optimizer.momentum: [0.5, 0.9]}"],
+        ["train.batch_size: {integer: [2, 8], step: 2}", LR % "{train.batch_size: 4}"],
+        ["train.clip_norm: {uniform: [1, 9], step: 2}", LR % "{train.clip_norm: 3}"],
+        # The section first, then what is set in all, or in some, of its kinds.
+        [OPTIMIZERS % ("", ""), "train.optimizer.lr: {uniform: [0.1, 0.2]}"],
+        [
+            OPTIMIZERS % ("", ", lr: 0.3"),
+            LR % "{train.optimizer.name: sgd}",
+            MOMENTUM % ", when: {train.optimizer.name: sgd}",
+        ],
+        # A part that is replaced in some trials only still does something in the others.
+        [
+            "train.batch_size: {choice: [2, 8]}",
+            "train.optimizer: {choice: [{name: sgd, lr: 0.3}]}",
+            LR % "{train.batch_size: 8}",
+        ],
+        # Never in the same trial.
+        [
+            "train.batch_size: {choice: [4, 8]}",
+            "train.optimizer.lr: {uniform: [0.1, 0.2], when: {train.batch_size: 4}}",
+            "train.optimizer: {choice: [{name: adamw, lr: 0.1}], when: {train.batch_size: 8}}",
+        ],
+    ],
+)
+def test_conditions_that_hold_somewhere_are_taken(tmp_path: Path, lines: list[str]) -> None:
+    planner(tmp_path, "trials: 3\nspace:\n" + "\n".join(f"  {line}" for line in lines)).check()

@@ -33,8 +33,8 @@ class Store:
 
     def _run(self, run_id: str) -> Any:
         return SimpleNamespace(
-            info=SimpleNamespace(run_id=run_id, lifecycle_stage="active"),
-            data=SimpleNamespace(params={}),
+            info=SimpleNamespace(run_id=run_id, experiment_id="1", lifecycle_stage="active"),
+            data=SimpleNamespace(params={}, tags={}),
         )
 
     def get_experiment_by_name(self, name):

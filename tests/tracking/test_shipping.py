@@ -16,12 +16,12 @@ from failing_store import Crash, Store
 
 from orchestrator.errors import StorageError
 from orchestrator.storage.run_files import EVENTS_KEPT
+from orchestrator.tracking.artifacts import pending_artifacts
 from orchestrator.tracking.events import EventLog, read_events
 from orchestrator.tracking.shipping import (
     RunShipper,
     RunSpec,
     ShipState,
-    pending_artifacts,
     pending_points,
 )
 
@@ -139,7 +139,7 @@ def test_a_run_as_it_appears(run_dir, tracking_uri, connect):
     state = ShipState.load(run_dir)
     assert (state.run_id, state.status) == (run.info.run_id, "FINISHED")
     assert pending_points(run_dir, state) == 0
-    assert list(pending_artifacts(spec.artifacts, state)) == []
+    assert list(pending_artifacts(spec.artifacts, state.artifacts)) == []
 
 
 def test_only_what_is_new_is_sent(run_dir, spec, connect):
@@ -204,6 +204,12 @@ def test_a_parameter_that_changed_keeps_its_first_value(run_dir, tracking_uri, c
     client = connect(tracking_uri)
     run = only_run(client)
     assert run.data.params == {"lr": "0.1", "epochs": "3"}
+    # Back to the first value, and a start without a change: all of it stays to be seen.
+    for _ in range(2):
+        RunShipper(run_dir, first, connect).ship()
+    run = only_run(client)
+    assert run.data.tags["changed/lr"] == "0.1 -> 0.2 -> 0.1"
+    assert "- `lr`: 0.1 -> 0.2 -> 0.1" in run.data.tags["mlflow.note.content"]
     assert history(client, run.info.run_id) == logged(run_dir)
 
 

@@ -1,0 +1,42 @@
+"""``orchestrator ship``: bring MLflow up to date with runs that are over."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from orchestrator.cli._shared.parser import Parser
+from orchestrator.errors import StorageError
+
+
+def main(argv: Sequence[str]) -> int:
+    """Ship what is missing of each run, and of the trials of each sweep."""
+    parser = Parser(
+        prog="orchestrator ship",
+        description="send MLflow what it lacks of runs that are over; what it has stays as it is",
+    )
+    parser.add_argument(
+        "runs", nargs="+", type=Path, metavar="RUN", help="run folder, or folder of a sweep"
+    )
+    arguments = parser.parse_args(argv)
+
+    from orchestrator.storage.run_files import MLFLOW_SPEC
+    from orchestrator.tracking.mlflow_shipper import ship_later
+
+    left = []
+    for run in arguments.runs:
+        if not run.is_dir():
+            raise StorageError(f"{run}: there is no such run folder")
+        trials = sorted(spec.parent for spec in run.glob(f"trial-*/{MLFLOW_SPEC}"))
+        for folder in [run, *trials]:
+            shipped = ship_later(folder, say=lambda text: print(text, file=sys.stderr))
+            print(f"{folder}: {shipped}")
+            if not shipped.complete:
+                left.append(folder)
+    if left:
+        raise StorageError(
+            f"{len(left)} of the runs did not arrive whole: {', '.join(map(str, left))}. Next: see "
+            "that the server of tracking.mlflow answers, then ask again"
+        )
+    return 0
