@@ -48,7 +48,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart install lint test test-slow test-chaos test-extras test-fast parity sanitize bench bench-data bench-native fuzz constraints clean
+.PHONY: help quickstart install lint test test-slow test-chaos test-extras test-portable test-fast parity sanitize bench bench-data bench-native fuzz constraints clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -78,6 +78,9 @@ test-extras: $(DEVELOPMENT)  ## the tests of export and serving, which need pack
 	$(INSTALL) -e '.[dev,export,serve]'
 	$(call usable_cv2)
 	$(PYTEST) tests/export tests/predict tests/serving -m "not chaos"
+
+test-portable: $(DEVELOPMENT)  ## the numerical tests under each set of vector instructions: half an hour
+	$(BIN)/python tests/portable.py $(WORKERS)
 
 test-fast: $(DEVELOPMENT)  ## the tests that start no Ray cluster and take no minute
 	$(PYTEST) -m "not ray and not slow and not chaos"

@@ -277,9 +277,7 @@ class MlflowShipper:
             run_id=state.run_id if state else None,
             points_left=pending_points(self.run_dir, state),
             artifacts_left=tuple(
-                place for place, _ in pending_artifacts(
-                    artifacts, (state or blank).artifacts
-                )
+                place for place, _ in pending_artifacts(artifacts, (state or blank).artifacts)
             ),
             closed=state is not None and state.status is not None,
             reason=None,

@@ -128,7 +128,8 @@ def test_a_kill_at_some_call_to_the_bucket_loses_no_bit_and_no_metric(
 
     assert child("whole", None) == 0
     expected = digests(BucketStorage(tmp_path / "bucket-whole"))
-    assert sorted(expected) == [6, 18, 24]  # The best and the last two of four.
+    # The last two of four, and the best where it is neither; one at least has gone away.
+    assert {18, 24} <= expected.keys() < {6, 12, 18, 24}
     calls = (tmp_path / "calls").read_text().splitlines()
     changing = [
         number
