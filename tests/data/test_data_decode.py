@@ -10,7 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image, features
 
-from orchestrator.data.decode import MAX_PIXELS, BadImageError, decode_image, read_image, read_size
+from orchestrator.data.decode import (
+    MAX_PIXELS,
+    BadImageError,
+    decode_image,
+    read_header,
+    read_image,
+)
 from tests.support.data_cases import textured
 
 PICTURE = textured(64, 96, seed=7)
@@ -179,7 +185,7 @@ def test_avif() -> None:
 
 def test_a_pipe_is_no_image_and_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.jpg")
-    for read in (read_image, read_size):
+    for read in (read_image, read_header):
         with pytest.raises(BadImageError, match=r"a\.jpg: cannot be read \(not a file\)"):
             read(tmp_path / "a.jpg")
 

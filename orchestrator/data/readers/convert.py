@@ -23,6 +23,7 @@ from orchestrator.data.images import image_bytes, image_exists
 from orchestrator.data.label_map import LabelMap
 from orchestrator.data.readers.classes import read_classes
 from orchestrator.data.readers.coco import read_coco
+from orchestrator.data.readers.paths import USUAL, ReadRules
 from orchestrator.data.readers.split import LISTED, classes_of
 from orchestrator.data.readers.writers import WRITERS, usual_place
 from orchestrator.errors import ConfigError, DataError, StorageError
@@ -50,12 +51,14 @@ class Converted:
     lost: tuple[str, ...]
 
 
-def read_place(kind: str, place: Place, classes: LabelMap | None) -> ReadResult:
+def read_place(
+    kind: str, place: Place, classes: LabelMap | None, rules: ReadRules = USUAL
+) -> ReadResult:
     """Read one split of format ``kind``; all but COCO need ``classes``."""
     if kind == "coco":
-        return read_coco(place.images, place.annotations)
+        return read_coco(place.images, place.annotations, rules)
     assert classes is not None, "read with the data set"
-    return LISTED[kind](place.images, place.annotations, classes)
+    return LISTED[kind](place.images, place.annotations, classes, rules)
 
 
 def read_places(
