@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from orchestrator.data.dataset import Dataset
-from orchestrator.errors import DataError
+from orchestrator.errors import DataError, printable
 
 #: Problems that are printed one by one; the rest is counted.
 MAX_PROBLEMS = 100
@@ -35,7 +35,8 @@ class Finding:
     examples: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        where = f" ({', '.join(self.examples)}{', ...' if self.count > len(self.examples) else ''})"
+        examples = [printable(one) for one in self.examples]
+        where = f" ({', '.join(examples)}{', ...' if self.count > len(self.examples) else ''})"
         return f"{self.kind}: {self.count} {self.action}{where if self.examples else ''}"
 
     @classmethod

@@ -80,7 +80,7 @@ def tagged(data: Dataset, facts: Sequence[ImageFacts], *, fractions: bool) -> Fi
             f"do not fit their objects, set data.orientation={other}"
         )
     elif better == now:
-        words.append("which is where they fit the picture")
+        words.append("which is where they fit")
     else:
         words.append(f"but they fit the picture as {other}: set data.orientation={other}")
     places = [f"{data.files[one.index]}: tag {one.tag}" for one in found]
@@ -92,7 +92,7 @@ def _better_fit(data: Dataset, found: Sequence[ImageFacts], *, fractions: bool) 
     chosen = [found[i] for i in np.unique(np.linspace(0, len(found) - 1, _COMPARED).astype(int))]
     as_stored = replace(data, decoding=replace(STORED, levels=data.decoding.levels))
     sums = {"stored": 0.0, "displayed": 0.0}
-    boxes_seen = 0
+    boxes_seen = sized = 0
     for one in chosen:
         rows = data.boxes_of(one.index)
         try:
@@ -103,11 +103,14 @@ def _better_fit(data: Dataset, found: Sequence[ImageFacts], *, fractions: bool) 
         declared = np.array([data.widths[one.index], data.heights[one.index]] * 2, float)
         if swaps_sides(one.tag) and not fractions and stored.shape[0] != stored.shape[1]:
             # The annotated size says which it is, and was compared already.
+            sized += 1
             continue
         for name, image in (("stored", stored), ("displayed", turned(stored, one.tag))):
             size = np.array([image.shape[1], image.shape[0]] * 2, float)
             sums[name] += sum(_contrast(image, box) for box in boxes / declared * size)
         boxes_seen += len(boxes)
+    if sized == len(chosen):
+        return data.decoding.orientation
     if boxes_seen < _ENOUGH_BOXES:
         return None
     worse, best = sorted(sums, key=lambda name: sums[name])

@@ -14,6 +14,7 @@ import json
 import posixpath
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,36 @@ def read_coco(
         rules=rules,
     )
     return ReadResult(result.dataset, (*findings, *result.findings))
+
+
+@dataclass(frozen=True)
+class ImageList:
+    """The images of a COCO file, whether or not it has annotations.
+
+    Attributes:
+        images: in its order.
+        label_map: its classes; None where it names none.
+    """
+
+    images: ImageColumns
+    label_map: LabelMap | None
+
+
+def read_coco_images(annotations_path: str | Path) -> ImageList:
+    """The images and classes of a COCO file, such as those of a test set without annotations.
+
+    Raises:
+        DataError: as :func:`read_coco`, but for what annotations hold.
+    """
+    path = require_file(Path(annotations_path), what="annotation file", key="--annotations")
+    with _no_garbage_collection():
+        problems = Problems(str(path))
+        tree = _parse(path, problems)
+        named = bool(tree.get("categories"))
+        label_map = _categories(tree, unused_root(tree), problems) if named else None
+        images = _images(tree, problems)
+        problems.raise_any()
+    return ImageList(images, label_map)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import os
 from decimal import ROUND_HALF_EVEN, Decimal
 from pathlib import Path, PurePath
 
+from orchestrator.data.decode import SUFFIXES
 from orchestrator.data.findings import Finding, Problems, ReadResult
 from orchestrator.data.label_map import LabelMap
 from orchestrator.data.readers.build import build_dataset, missing_files
@@ -29,7 +30,10 @@ from orchestrator.errors import DataError, SecurityError
 from orchestrator.layouts.data_yaml import labels_beside
 from orchestrator.layouts.files import is_file, is_folder
 
-SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"))
+#: Files beside images that nobody takes for some.
+_NO_IMAGES = frozenset(
+    ("", ".txt", ".cache", ".json", ".xml", ".yaml", ".yml", ".md", ".csv", ".db")
+)
 #: Pixels are rounded to this, far below what a float64 can tell apart at any size of an image. It
 #: undoes the division by a width that no decimal fraction can express.
 PIXEL_QUANTUM = Decimal("1e-30")
@@ -76,7 +80,7 @@ def read_yolo(
             _read_labels(labels, name, position, sizes[position], classes, boxes, problems)
     problems.raise_any()
     if is_folder(source):
-        findings += _orphans(labels, frozenset(label_files))
+        findings += [*_orphans(labels, frozenset(label_files)), *_passed_over(root)]
     result = build_dataset(
         root,
         classes,
@@ -222,6 +226,22 @@ def _box(
 def _pixels(fraction: Decimal, side: int) -> float:
     pixels = EXACT.multiply(fraction, Decimal(side))
     return float(pixels.quantize(PIXEL_QUANTUM, ROUND_HALF_EVEN, EXACT))
+
+
+def _passed_over(root: Path) -> list[Finding]:
+    """Files among the images that are of no kind that is decoded, such as HEIC."""
+    others = [
+        path.relative_to(root).as_posix()
+        for path in sorted(root.rglob("*"))
+        if path.suffix.lower() not in SUFFIXES
+        and path.suffix.lower() not in _NO_IMAGES
+        and not path.name.startswith(".")
+        and path.is_file()
+    ]
+    if not others:
+        return []
+    action = "not used, being of no kind of image that is read"
+    return [Finding.at("passed_over", action, others)]
 
 
 def _orphans(folder: Path, known: frozenset[str]) -> list[Finding]:
