@@ -101,7 +101,7 @@ def test_first_frame_of_an_animation() -> None:
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation_is_ignored(orientation: int) -> None:
+def test_exif_orientation_is_ignored_unless_asked_for(orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     assert np.array_equal(

@@ -106,7 +106,7 @@ def _meant_otherwise(
     if count < _ENOUGH:
         return None
     hundred = (low >= -1) & (right <= 100.01) & (bottom <= 100.01)
-    reach = min(right.max(), bottom.max())
+    reach = max(right.max(), bottom.max())
     if hundred.all() and sizes.min() >= _LARGE_SIDE and broken.mean() > 0.5 and reach > 50:
         return (
             np.arange(count),
