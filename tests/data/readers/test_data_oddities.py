@@ -10,21 +10,27 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from orchestrator.config.schema import DataConfig, SplitConfig
+from orchestrator.data.decode import Decoding
 from orchestrator.data.findings import ReadResult
 from orchestrator.data.label_map import LabelMap
 from orchestrator.data.readers.classes import read_classes
 from orchestrator.data.readers.coco import read_coco
+from orchestrator.data.readers.convert import convert, read_places
 from orchestrator.data.readers.lookalikes import Lookalikes
 from orchestrator.data.readers.paths import ReadRules
 from orchestrator.data.readers.split import read_split
 from orchestrator.data.readers.txt import read_txt
 from orchestrator.data.readers.voc import read_voc
 from orchestrator.data.readers.yolo import read_yolo
+from orchestrator.data.shards.writer import put_shard
 from orchestrator.errors import ConfigError, DataError, SecurityError
 from orchestrator.evaluation.coco import evaluate
 from orchestrator.evaluation.results import Results
+from orchestrator.layouts.layout import Place
+from orchestrator.storage.folders import open_folder
 from tests.support.data_cases import textured, write_image
 
 CLASSES = LabelMap(("cat", "dog"), (0, 1))
@@ -347,3 +353,24 @@ def test_a_list_in_json_is_refused(tmp_path: Path) -> None:
     (tmp_path / "data.yaml").write_text('names: ["\\e[31mred"]\n')
     with pytest.raises(DataError, match="holds a control character"):
         read_classes(tmp_path / "data.yaml")
+
+
+def test_a_set_annotated_as_displayed_is_converted_and_sharded_as_such(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    (tmp_path / "set" / "images").mkdir(parents=True)
+    (tmp_path / "set" / "labels").mkdir()
+    Image.fromarray(textured(20, 40, 0)).save(tmp_path / "set" / "images" / "a.jpg", exif=exif)
+    (tmp_path / "set" / "labels" / "a.txt").write_text("0 0.5 0.25 0.5 0.25\n")
+    (tmp_path / "set" / "classes.txt").write_text("cell\n")
+    places = {"train": Place(tmp_path / "set" / "images", tmp_path / "set" / "labels")}
+    displayed = ReadRules(orientation="displayed"), Decoding("displayed")
+    read = read_places("yolo", places, tmp_path / "set" / "classes.txt", *displayed)
+    # 20 by 40 pixels as displayed.
+    assert read["train"].dataset.boxes_xywh.tolist() == [[5, 5, 10, 10]]
+    converted = convert(read, "coco", tmp_path / "coco")["train"]
+    back = read_coco(converted.place.images, converted.place.annotations).dataset
+    assert (back.widths.tolist(), back.heights.tolist()) == ([20], [40])
+    assert convert(read, "txt", tmp_path / "txt")["train"].lost[0].startswith("orientation")
+    shard = put_shard(read["train"].dataset, open_folder(str(tmp_path / "shards")), 0, 8)
+    assert shard.sound == [True]
