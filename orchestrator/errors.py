@@ -7,7 +7,11 @@ Everything else that escapes is a bug and exits with 70.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
+
+#: What moves the cursor of a terminal, colours it, or turns the order of letters around.
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 class OrchestratorError(Exception):
@@ -44,6 +48,16 @@ class SecurityError(OrchestratorError):
     """An input tried something it must not: a path outside its root, a pickle, an open port."""
 
     exit_code = 77
+
+
+def printable(text: str) -> str:
+    """Foreign text as a terminal may be given it: control characters as escapes, all else as it is.
+
+    A name may come from anyone's file, and a terminal takes escape sequences for commands.
+    """
+    shown = _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
+    # File systems have names that are no text.
+    return shown.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def nearest(word: str, candidates: Iterable[str]) -> str | None:

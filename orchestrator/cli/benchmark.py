@@ -46,6 +46,7 @@ def main(argv: Sequence[str]) -> int:
     batches = _batches(arguments.batches)
 
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from orchestrator.benchmark.measure import benchmark
@@ -65,9 +66,10 @@ def main(argv: Sequence[str]) -> int:
         trace=arguments.trace,
     )
     head = ["", "now", "unit", *([] if against is None else ["then", "now / then"])]
-    table = Table(*head, title=f"{result.detector}, {result.precision}, {result.threads} threads")
+    title = f"{result.detector}, {result.precision}, {result.threads} threads"
+    table = Table(*head, title=escape(title))
     for row in rows(result, against):
-        table.add_row(*row)
+        table.add_row(*map(escape, row))
     Console(soft_wrap=True).print(table)
     print(f"{result.hardware}; {result.code}")
     for line in [] if against is None else differences(result, against):

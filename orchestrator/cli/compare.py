@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from orchestrator.cli._shared.detector import split_overrides
 from orchestrator.cli._shared.parser import Parser
-from orchestrator.errors import ConfigError
+from orchestrator.errors import ConfigError, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -98,17 +98,18 @@ def _show(console: Console, comparison: Comparison) -> None:
 
 def _show_columns(console: Console, comparison: Comparison) -> None:
     """A column for every run."""
+    from rich.markup import escape
     from rich.table import Table
 
     from orchestrator.evaluation.coco import METRICS
 
     runs = comparison.runs
     if comparison.settings:
-        settings = Table("set differently", *(run.name for run in runs))
+        settings = Table("set differently", *(escape(run.name) for run in runs))
         for path, values in comparison.settings.items():
-            settings.add_row(path, *map(str, values))
+            settings.add_row(path, *(escape(str(value)) for value in values))
         console.print(settings)
-    numbers = Table("", *(run.name for run in runs))
+    numbers = Table("", *(escape(run.name) for run in runs))
     numbers.add_row("state", *(run.state for run in runs))
     numbers.add_row("steps", *(str(run.steps) for run in runs))
     for name in METRICS:
@@ -118,6 +119,7 @@ def _show_columns(console: Console, comparison: Comparison) -> None:
 
 def _show_lines(console: Console, comparison: Comparison) -> None:
     """A line for every run, best first."""
+    from rich.markup import escape
     from rich.table import Table
 
     settings = comparison.settings
@@ -129,13 +131,14 @@ def _show_lines(console: Console, comparison: Comparison) -> None:
     )
     for i in order:
         run = comparison.runs[i]
-        values = (str(values[i]) for values in settings.values())
+        values = (escape(str(values[i])) for values in settings.values())
         scores = (_number(run.metrics.get(name)) for name in names)
-        table.add_row(run.name, run.state, str(run.steps), *values, *scores)
+        table.add_row(escape(run.name), run.state, str(run.steps), *values, *scores)
     console.print(table)
 
 
 def _show_seeds(console: Console, comparison: Comparison) -> None:
+    from rich.markup import escape
     from rich.table import Table
 
     from orchestrator.runs.compare.page import spread_words
@@ -145,12 +148,15 @@ def _show_seeds(console: Console, comparison: Comparison) -> None:
     for group in comparison.groups:
         if len(group.by_seed) > 1:
             seeds = ", ".join(str(run.seed) for run in group.by_seed)
-            table.add_row(group.name, seeds, *(spread_words(group.metric(name)) for name in names))
+            table.add_row(
+                escape(group.name), seeds, *(spread_words(group.metric(name)) for name in names)
+            )
     if table.row_count:
         console.print(table)
 
 
 def _show_classes(console: Console, comparison: Comparison) -> None:
+    from rich.markup import escape
     from rich.table import Table
 
     from orchestrator.runs.compare.page import effect_row, method_words
@@ -162,11 +168,11 @@ def _show_classes(console: Console, comparison: Comparison) -> None:
         found = contrast.significance
         if found is not None:
             table = Table(
-                f"{contrast.after} against {contrast.before}",
+                escape(f"{contrast.after} against {contrast.before}"),
                 *("before", "after", "difference", f"{found.level:.0%} interval", "p", ""),
             )
             for name, effect in {**found.numbers, **found.classes}.items():
-                table.add_row(*effect_row(name, effect))
+                table.add_row(*effect_row(escape(printable(name)), effect))
             console.print(table)
             console.print(method_words(found), highlight=False, markup=False)
 

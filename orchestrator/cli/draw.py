@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from orchestrator.cli._shared.parser import Parser
-from orchestrator.errors import DataError
+from orchestrator.errors import DataError, printable
 
 
 def main(argv: Sequence[str]) -> int:
@@ -25,14 +26,30 @@ def main(argv: Sequence[str]) -> int:
         "--threshold", type=float, default=0.3, metavar="SCORE", help="lowest drawn (default: 0.3)"
     )
     parser.add_argument(
-        "--annotations", type=Path, metavar="FILE", help="COCO file, found by file name"
+        "--annotations",
+        type=Path,
+        metavar="FILE",
+        help="COCO file; a picture is the image whose file_name its path ends in",
     )
-    parser.add_argument("--images", type=Path, metavar="FOLDER", help="of those annotations")
+    parser.add_argument(
+        "--images",
+        type=Path,
+        metavar="FOLDER",
+        help="that their file names are relative to (default: any; the end of the path decides)",
+    )
+    parser.add_argument(
+        "--orientation",
+        choices=("stored", "displayed"),
+        default="stored",
+        help="of their boxes, where an image has an orientation tag and its size does not tell "
+        "(default: stored)",
+    )
     parser.add_argument("--sheets", action="store_true", help="contact sheets of 24 as well")
     arguments = parser.parse_args(argv)
 
     from orchestrator.data.readers.coco import read_coco
-    from orchestrator.predict.draw_predictions import draw_predictions, read_seed_json
+    from orchestrator.data.readers.paths import ReadRules
+    from orchestrator.predict.draw_predictions import Truth, draw_predictions, read_seed_json
 
     try:
         tree = json.loads(arguments.predictions.read_bytes())
@@ -41,8 +58,15 @@ def main(argv: Sequence[str]) -> int:
     found, label_map = read_seed_json(tree, arguments.predictions)
     truth = None
     if arguments.annotations is not None:
-        folder = arguments.images or arguments.annotations.parent
-        truth = read_coco(folder, arguments.annotations).dataset
+        file = arguments.annotations
+        dataset = read_coco(file.parent, file, ReadRules(need_images=False)).dataset
+        if arguments.images is not None:
+            below = arguments.images.absolute()
+            dataset = replace(dataset, files=[str(below / name) for name in dataset.files])
+        truth = Truth(dataset, str(file), arguments.orientation)
+        names = set(dataset.label_map.names) ^ set(label_map.names)
+        if names:
+            print(f"classes by name; in one of the files alone: {', '.join(sorted(names))}")
     drawn = draw_predictions(
         found,
         label_map,
@@ -52,6 +76,6 @@ def main(argv: Sequence[str]) -> int:
         sheets=arguments.sheets,
     )
     for problem in drawn.problems:
-        print(f"skipped: {problem}")
+        print(printable(f"skipped: {problem}"))
     print(f"{len(drawn.pictures)} images and {len(drawn.sheets)} sheets in {arguments.output}")
     return 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from orchestrator.cli._shared.detector import (
     add_detect_options,
@@ -15,12 +15,14 @@ from orchestrator.cli._shared.detector import (
     split_overrides,
 )
 from orchestrator.cli._shared.parser import Parser
-from orchestrator.errors import ConfigError
+from orchestrator.errors import ConfigError, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from orchestrator.data.dataset import Dataset
     from orchestrator.evaluation.analysis import Analysis
+    from orchestrator.evaluation.results import Results
 
 
 def main(argv: Sequence[str]) -> int:
@@ -32,9 +34,10 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument(
         "words",
-        nargs="+",
+        nargs="*",
         metavar="RUN|CHECKPOINT|WEIGHTS [key.path=value ...]",
-        help="the detector, and values of the experiment to change",
+        help="the detector, and values of the experiment to change; none is needed with "
+        "--predictions and --annotations",
     )
     parser.add_argument(
         "--split", choices=("val", "train"), default="val", help="of the data set (default: val)"
@@ -43,7 +46,20 @@ def main(argv: Sequence[str]) -> int:
         "--predictions",
         type=Path,
         metavar="FILE",
-        help="score this COCO results file instead of running the detector",
+        help="score this COCO results file instead of running the detector; its category ids are "
+        "the detector's where one is named, else those of --annotations",
+    )
+    parser.add_argument(
+        "--annotations",
+        type=Path,
+        metavar="FILE",
+        help="COCO file that predictions are scored against (default: the split of the experiment)",
+    )
+    parser.add_argument(
+        "--max-detections",
+        type=int,
+        metavar="N",
+        help="AP and AR with up to N detections of a class in an image as well, for crowded images",
     )
     parser.add_argument(
         "--output",
@@ -63,32 +79,67 @@ def main(argv: Sequence[str]) -> int:
     add_detect_options(parser)
     arguments = parser.parse_intermixed_args(argv)
     overrides, sources = split_overrides(arguments.words)
-    if len(sources) != 1:
-        raise ConfigError(f"{parser.prog}: expected one detector, found {sources or 'none'}")
-    for name in ("workers", "threads", "batch"):
+    for name in ("workers", "threads", "batch", "max_detections"):
         value = getattr(arguments, name)
         if value is not None and value < 1:
-            raise ConfigError(f"--{name} {value}: must be at least 1")
+            raise ConfigError(f"--{name.replace('_', '-')} {value}: must be at least 1")
+    if arguments.annotations is not None and arguments.predictions is None:
+        raise ConfigError("--annotations: is what --predictions are scored against; name those")
+    if not sources and not overrides and arguments.annotations is not None:
+        return _score(arguments)
+    if len(sources) != 1:
+        raise ConfigError(f"{parser.prog}: expected one detector, found {sources or 'none'}")
     return _evaluate(sources[0], overrides, arguments)
+
+
+def _score(arguments: Any) -> int:
+    """Score a results file against annotations, without any detector."""
+    from rich.console import Console
+
+    from orchestrator.evaluation.analysis import analyse
+    from orchestrator.evaluation.results import read_results
+    from orchestrator.predict.scoring import read_annotations
+
+    dataset = read_annotations(arguments.annotations, limit=arguments.limit)
+    started = time.perf_counter()
+    results = read_results(arguments.predictions, dataset)
+    analysis = analyse(dataset, results)
+    about = {"predictions": str(arguments.predictions), "annotations": str(arguments.annotations)}
+    folder = arguments.output or Path("evaluation")
+    outcome = _Outcome(dataset, results, analysis, about, time.perf_counter() - started)
+    _finish(Console(soft_wrap=True), str(arguments.predictions), outcome, folder, arguments)
+    return 0
 
 
 def _evaluate(source: str, overrides: list[str], arguments: Any) -> int:
     from rich.console import Console
 
     from orchestrator.evaluation.analysis import analyse
-    from orchestrator.evaluation.results import Results, read_results
-    from orchestrator.predict.scoring import evaluate_detector, read_split, write_evaluation
+    from orchestrator.evaluation.results import Results
+    from orchestrator.predict.scoring import (
+        evaluate_detector,
+        read_annotations,
+        read_detectors_results,
+        read_split,
+    )
 
     console = Console(soft_wrap=True)
     loaded = load(source, overrides, arguments)
     how = detect_options(loaded, arguments)
-    dataset = read_split(loaded.resolved.experiment, arguments.split, limit=arguments.limit)
+    if arguments.annotations is not None:
+        dataset = read_annotations(arguments.annotations, limit=arguments.limit)
+    else:
+        dataset = read_split(loaded.resolved.experiment, arguments.split, limit=arguments.limit)
     started = time.perf_counter()
     about: dict[str, Any] = {"detector": loaded.title, "split": arguments.split}
     if arguments.predictions is not None:
-        results = read_results(arguments.predictions, dataset)
+        results, note = read_detectors_results(arguments.predictions, dataset, loaded)
+        if note is not None:
+            _say(console, note)
         analysis = analyse(dataset, results)
         about |= {"predictions": str(arguments.predictions)}
+        if arguments.annotations is not None:
+            about |= {"annotations": str(arguments.annotations)}
     else:
         done = evaluate_detector(
             loaded,
@@ -108,35 +159,61 @@ def _evaluate(source: str, overrides: list[str], arguments: Any) -> int:
             "flip": how.views.flip,
             "fusion": how.fusion,
         }
-    about |= {
-        "config_digest": loaded.resolved.digest,
-        "data_digest": dataset.digest,
-        "images": len(dataset),
-    }
-    seconds = time.perf_counter() - started
+    about |= {"config_digest": loaded.resolved.digest}
     folder = arguments.output or (loaded.run_dir or Path()) / "evaluation"
+    outcome = _Outcome(dataset, results, analysis, about, time.perf_counter() - started)
+    _finish(console, loaded.title, outcome, folder, arguments)
+    return 0
+
+
+class _Outcome(NamedTuple):
+    """What was scored, and with what result."""
+
+    dataset: Dataset
+    results: Results
+    analysis: Analysis
+    about: dict[str, Any]
+    seconds: float
+
+
+def _finish(console: Console, title: str, outcome: _Outcome, folder: Path, arguments: Any) -> None:
+    """Write the files and print the numbers."""
+    from orchestrator.data.doctor.image_notes import crowded
+    from orchestrator.evaluation.coco import at_limit
+    from orchestrator.predict.scoring import write_evaluation
+
+    dataset, results, analysis, about, seconds = outcome
+    about |= {"data_digest": dataset.digest, "images": len(dataset)}
+    limit = arguments.max_detections
+    beside = {} if limit is None else at_limit(dataset, results, limit)
+    if limit is not None:
+        about |= {"max_detections": limit, "at_max_detections": beside}
     files = write_evaluation(folder, results, analysis, about)
-    _show(console, loaded.title, analysis)
+    _show(console, title, analysis, beside)
+    note = crowded(dataset)
+    if note is not None and limit is None:
+        _say(console, str(note))
     _say(
         console,
         f"{len(dataset)} images, {len(results)} detections in {seconds:.1f} s; matched by "
         f"{analysis.backend}",
     )
     _say(console, f"written: {', '.join(str(path) for path in files.values())}")
-    return 0
 
 
-def _show(console: Console, title: str, analysis: Analysis) -> None:
+def _show(console: Console, title: str, analysis: Analysis, beside: dict[str, float]) -> None:
+    from rich.markup import escape
     from rich.table import Table
 
-    numbers = Table("metric", "value", title=title)
-    for name, value in analysis.metrics.numbers.items():
+    numbers = Table("metric", "value", title=escape(printable(title)))
+    for name, value in {**analysis.metrics.numbers, **beside}.items():
         numbers.add_row(name, _number(value))
     console.print(numbers)
     classes = Table("class", "boxes", "detections", "AP", "AP50", "AP75", "AR100")
     for one in analysis.metrics.classes:
         scores = (one.ap, one.ap50, one.ap75, one.ar100)
-        classes.add_row(one.name, str(one.boxes), str(one.detections), *map(_number, scores))
+        name = escape(printable(one.name))
+        classes.add_row(name, str(one.boxes), str(one.detections), *map(_number, scores))
     console.print(classes)
     errors = Table("error at IoU 0.5", "count", "AP50 it costs")
     for name, count in analysis.errors.counts.items():
@@ -149,4 +226,4 @@ def _number(value: float) -> str:
 
 
 def _say(console: Console, text: str) -> None:
-    console.print(text, highlight=False, markup=False)
+    console.print(printable(text), highlight=False, markup=False)

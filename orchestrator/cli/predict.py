@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,11 +15,15 @@ from orchestrator.cli._shared.detector import (
     split_overrides,
 )
 from orchestrator.cli._shared.parser import Parser
-from orchestrator.errors import ConfigError, DataError
+from orchestrator.errors import ConfigError, printable
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from orchestrator.predict.inputs import Picture
+    from orchestrator.predict.loading import LoadedDetector
     from orchestrator.predict.prediction import Prediction
+    from orchestrator.predict.results_target import ResultsTarget
 
 
 def main(argv: Sequence[str]) -> int:
@@ -53,7 +57,8 @@ def main(argv: Sequence[str]) -> int:
         "--annotations",
         type=Path,
         metavar="FILE",
-        help="COCO file that gives images their ids by file name, for --form coco (default: "
+        help="COCO file that gives images and classes their ids, for --form coco: an input is the "
+        "image whose file_name its path ends in, a class that of its name (default: images are "
         "numbered from 1, listed in OUTPUT.images.json)",
     )
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes (default 1)")
@@ -145,19 +150,27 @@ def _predict(source: str, words: list[str], overrides: list[str], arguments: Any
     from rich.progress import Progress
 
     from orchestrator.predict.draw_predictions import draw_predictions
-    from orchestrator.predict.inputs import list_pictures
+    from orchestrator.predict.inputs import list_pictures, passed_over
     from orchestrator.predict.prediction import PredictJob, finish, predict
 
     console = Console(stderr=True, soft_wrap=True)
     pictures = list_pictures(words)
-    image_ids = _image_ids(pictures, arguments)
+    if others := passed_over(words):
+        listed = ", ".join(f"{count} {suffix}" for suffix, count in others.items())
+        _say(console, f"passed over, being no images that are read: {listed}")
+    if arguments.form != "coco" and arguments.annotations is not None:
+        raise ConfigError("--annotations: gives ids to COCO results; add --form coco")
     loaded = load(source, overrides, arguments)
+    target = _target(pictures, loaded, arguments)
+    if target.note is not None:
+        _say(console, target.note)
     job = PredictJob(
         loaded=loaded,
         how=detect_options(loaded, arguments),
         pictures=tuple(pictures),
         batch_size=arguments.batch,
         threads=arguments.threads,
+        decoding=target.decoding,
     )
     with Progress(console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("predicting", total=len(pictures))
@@ -167,11 +180,11 @@ def _predict(source: str, words: list[str], overrides: list[str], arguments: Any
             workers=arguments.workers,
             on_progress=lambda done: bar.update(task, completed=done),
         )
-    _write(arguments, found, loaded.label_map, image_ids)
+    _write(arguments, found, target.label_map, target.image_ids)
     finish(arguments.output)
     problems = [one.problem for one in found if one.problem is not None]
     for problem in problems:
-        console.print(f"skipped: {problem}", highlight=False, markup=False)
+        _say(console, f"skipped: {problem}")
     boxes = sum(len(one.scores) for one in found)
     print(f"{len(found) - len(problems)} images, {boxes} detections: {arguments.output}")
     if arguments.draw is not None:
@@ -181,38 +194,30 @@ def _predict(source: str, words: list[str], overrides: list[str], arguments: Any
             arguments.draw,
             threshold=arguments.draw_threshold,
             pictures={picture.key: picture for picture in pictures},
+            decoding=target.decoding,
         )
+        for problem in drawn.problems:
+            _say(console, f"not drawn: {problem}")
         print(f"drawn: {len(drawn.pictures)} images in {arguments.draw}")
     return 0
 
 
-def _image_ids(pictures: Sequence[Picture], arguments: Any) -> dict[str, int]:
-    """Ids for COCO results: those of the annotations by file name, or numbers from 1."""
-    if arguments.form != "coco":
-        if arguments.annotations is not None:
-            raise ConfigError("--annotations: gives ids to COCO results; add --form coco")
-        return {}
-    if arguments.annotations is None:
-        return {picture.key: number for number, picture in enumerate(pictures, start=1)}
-    try:
-        entries = json.loads(arguments.annotations.read_bytes())["images"]
-        ids = {Path(entry["file_name"]).name: int(entry["id"]) for entry in entries}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            f"{arguments.annotations}: is no COCO annotation file ({type(error).__name__}: {error})"
-        ) from error
-    names = {picture.key: Path(picture.key).name for picture in pictures}
-    unknown = [key for key, name in names.items() if name not in ids]
-    if unknown:
-        raise DataError(
-            f"{len(unknown)} of {len(pictures)} inputs are not in {arguments.annotations}; the "
-            f"first is {unknown[0]}"
-        )
-    return {key: ids[name] for key, name in names.items()}
+def _target(pictures: Sequence[Picture], loaded: LoadedDetector, arguments: Any) -> ResultsTarget:
+    """The ids that COCO results are written with."""
+    from orchestrator.predict.results_target import ResultsTarget, target_of
+
+    if arguments.form == "coco" and arguments.annotations is not None:
+        return target_of(pictures, loaded, arguments.annotations)
+    ids = {picture.key: number for number, picture in enumerate(pictures, start=1)}
+    return ResultsTarget(ids, loaded.label_map, loaded.pictures)
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(printable(text), highlight=False, markup=False)
 
 
 def _write(
-    arguments: Any, found: Sequence[Prediction], label_map: Any, image_ids: dict[str, int]
+    arguments: Any, found: Sequence[Prediction], label_map: Any, image_ids: Mapping[str, int]
 ) -> None:
     from orchestrator.predict.prediction import to_coco_results, to_seed_json
     from orchestrator.storage.atomic import write_atomic

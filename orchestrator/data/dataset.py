@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from orchestrator.data.decode import STORED, Decoding
 from orchestrator.data.label_map import LabelMap
 from orchestrator.data.sharded_images import ShardedImages
 from orchestrator.data.string_column import Names
@@ -45,6 +46,7 @@ class Dataset:
         crowd: (m,) bool; crowd boxes are ignored by matching and treated as COCO does in
             evaluation.
         shards: holds the images, where they are no files.
+        decoding: how image files become pixels, in whose space the boxes are.
     """
 
     label_map: LabelMap
@@ -59,6 +61,7 @@ class Dataset:
     areas: NDArray[np.float64]
     crowd: NDArray[np.bool_]
     shards: ShardedImages | None = None
+    decoding: Decoding = STORED
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "files", Names.of(self.files))

@@ -1,29 +1,47 @@
 """The one way from an image file to pixels: uint8 RGB of the size the annotations speak of.
 
 Everything is turned to three 8-bit channels: grey is repeated, alpha is dropped without blending,
-16 bits are scaled to 8, CMYK is converted, and of an animation the first frame is taken. EXIF
-orientation is ignored: COCO annotates stored pixels, and that is the space boxes live in. The
-header is looked at before anything is decoded, so that a small file that claims a huge image, or
-one whose size is not the annotated one, costs nothing.
+16 bits are scaled to 8, CMYK is converted, and of an animation the first frame is taken. Which grey
+levels of 16 become black and white, and whether a picture is turned as its orientation tag says, is
+a :class:`Decoding`; the rule is the same for every format of image. The header is looked at before
+anything is decoded, so that a small file that claims a huge image, or one whose size is not the
+annotated one, costs nothing.
 """
 
 from __future__ import annotations
 
 import io
 import os
+from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from orchestrator.data.avif_frames import avif_problem
 from orchestrator.data.files import open_regular, reason
+from orchestrator.data.jpeg_stream import jpeg_problem
+from orchestrator.data.orientation import (
+    UPRIGHT,
+    Orientation,
+    swaps_sides,
+    tag_of,
+    turned,
+    without_tiff_tag,
+)
 from orchestrator.errors import DataError
 
 #: Pillow's plug-ins that may look at a file. EPS and its like, which start other programs, may not.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
+#: Suffixes of files of these kinds, in small letters.
+SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".mpo", ".png", ".apng", ".webp"),
+    *(".bmp", ".dib", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm"),
+    *(".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx", ".avif", ".avifs"),
+)
 #: Largest image that is decoded: what Pillow calls a decompression bomb, 268 MB as RGB.
 MAX_PIXELS = 89_478_485
 #: Largest file that is read: a little more than that many pixels without compression.
@@ -32,11 +50,13 @@ MAX_BYTES = 2**28 + 2**20
 _LOOK_FIRST_BYTES = 2**24
 
 _DECODE_FLAGS = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
-_START_OF_SCAN = b"\xff\xda"
-_END_OF_IMAGE = b"\xff\xd9"
+_BITS_PER_SAMPLE = 258
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 #: Bytes of a chunk beside its content: length, name and checksum.
 _PNG_CHUNK = 12
+
+#: Percentiles of an image's values that become black and white with ``levels: used``.
+_USED = (0.1, 99.9)
 
 # Images are decoded by several processes at once, and threads below each would only fight them.
 cv2.setNumThreads(0)
@@ -50,8 +70,56 @@ class TooManyPixelsError(BadImageError):
     """An image that is sound as far as its header tells, but larger than is decoded."""
 
 
+@dataclass(frozen=True)
+class Decoding:
+    """How image files become pixels.
+
+    Attributes:
+        orientation: pixels as they are ``stored``, or turned by their tag as they are
+            ``displayed``.
+        levels: of images of more than 8 bits, what becomes black and white: ``full``, the range of
+            16 bits; ``used``, for each image the range from its 0.1 % to its 99.9 % percentile; or
+            two values.
+    """
+
+    orientation: Orientation = "stored"
+    levels: Literal["full", "used"] | tuple[float, float] = "full"
+
+
+#: As COCO has it.
+STORED = Decoding()
+
+
+@dataclass(frozen=True)
+class Header:
+    """What an image file says of itself.
+
+    Attributes:
+        kind: of file, as Pillow calls it.
+        height, width: of the pixels as stored.
+        tag: of its orientation, 1 to 8.
+        deep: whether its values have more than 8 bits.
+    """
+
+    kind: str
+    height: int
+    width: int
+    tag: int = UPRIGHT
+    deep: bool = False
+
+    def size(self, orientation: Orientation) -> tuple[int, int]:
+        """(height, width) as ``stored`` or ``displayed``."""
+        if orientation == "displayed" and swaps_sides(self.tag):
+            return self.width, self.height
+        return self.height, self.width
+
+
 def read_image(
-    path: Path, *, size: tuple[int, int] | None = None, max_pixels: int = MAX_PIXELS
+    path: Path,
+    *,
+    size: tuple[int, int] | None = None,
+    max_pixels: int = MAX_PIXELS,
+    decoding: Decoding = STORED,
 ) -> NDArray[np.uint8]:
     """Decode an image file.
 
@@ -59,6 +127,7 @@ def read_image(
         path: of the file.
         size: (height, width) the annotations declare; None takes any size.
         max_pixels: largest height * width that is decoded.
+        decoding: grey levels and orientation.
 
     Returns:
         (H, W, 3) uint8 RGB.
@@ -69,7 +138,7 @@ def read_image(
             were changed in the middle cannot be told from a good one.
     """
     try:
-        return decode_image(file_bytes(path), size=size, max_pixels=max_pixels)
+        return decode_image(file_bytes(path), size=size, max_pixels=max_pixels, decoding=decoding)
     except (OSError, ValueError) as error:
         raise _unreadable(path, error) from error
     except BadImageError as error:
@@ -99,74 +168,150 @@ def _unreadable(path: Path, error: OSError | ValueError) -> BadImageError:
 
 
 def decode_image(
-    data: bytes, *, size: tuple[int, int] | None = None, max_pixels: int = MAX_PIXELS
+    data: bytes,
+    *,
+    size: tuple[int, int] | None = None,
+    max_pixels: int = MAX_PIXELS,
+    decoding: Decoding = STORED,
 ) -> NDArray[np.uint8]:
     """:func:`read_image` for the bytes of a file; messages do not name one."""
-    kind, height, width = require_sound(data, size=size, max_pixels=max_pixels)
+    header = require_sound(data, size=size, max_pixels=max_pixels, decoding=decoding)
+    image = _pixels(data, header, decoding)
+    return image if decoding.orientation == "stored" else turned(image, header.tag)
+
+
+def _pixels(data: bytes, header: Header, decoding: Decoding) -> NDArray[np.uint8]:
+    """Pixels as stored."""
+    # OpenCV turns a TIFF even when it is told not to.
+    content = without_tiff_tag(data) if header.tag != UPRIGHT and header.kind == "TIFF" else data
+    own_levels = header.deep and decoding.levels != "full"
+    flags = _DECODE_FLAGS | (cv2.IMREAD_ANYDEPTH if own_levels else 0)
     try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), _DECODE_FLAGS)
+        image = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
     except cv2.error as error:
-        raise BadImageError(f"{kind} cannot be decoded ({error.err})") from error
+        raise BadImageError(f"{header.kind} cannot be decoded ({error.err})") from error
     if image is None:
-        raise BadImageError(f"{kind} cannot be decoded; the file is truncated or damaged")
-    if image.shape != (height, width, 3):
+        raise BadImageError(f"{header.kind} cannot be decoded; the file is truncated or damaged")
+    if image.shape != (header.height, header.width, 3):
         raise BadImageError(
-            f"header says {width}x{height}, decoded {image.shape[1]}x{image.shape[0]}"
+            f"header says {header.width}x{header.height}, decoded {image.shape[1]}x{image.shape[0]}"
         )
+    if image.dtype != np.uint8 and decoding.levels != "full":
+        low, high = used_levels(image) if decoding.levels == "used" else decoding.levels
+        return _stretched(image, low, high)
     return image.astype(np.uint8, copy=False)
 
 
+def used_levels(values: NDArray[Any]) -> tuple[float, float]:
+    """The 0.1 % and the 99.9 % percentile of an image's values."""
+    low, high = np.percentile(values, _USED)
+    return float(low), float(high)
+
+
+def deep_values(data: bytes) -> NDArray[Any] | None:
+    """(h, w, 3) values of an image of more than 8 bits, as they are; None where it has not more.
+
+    Raises:
+        BadImageError: it cannot be decoded.
+    """
+    if not require_sound(data).deep:
+        return None
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), _DECODE_FLAGS | cv2.IMREAD_ANYDEPTH)
+    return None if image is None or image.dtype == np.uint8 else image
+
+
+def _stretched(image: NDArray[Any], low: float, high: float) -> NDArray[np.uint8]:
+    """``low`` becomes 0 and ``high`` 255; of an image of one value everything becomes 0."""
+    scale = 255.0 / (high - low) if high > low else 0.0
+    return np.clip(np.rint((image.astype(np.float64) - low) * scale), 0, 255).astype(np.uint8)
+
+
 def require_sound(
-    data: bytes, *, size: tuple[int, int] | None = None, max_pixels: int = MAX_PIXELS
-) -> tuple[str, int, int]:
-    """Format, height and width of an image file, after all checks that need no decoding.
+    data: bytes,
+    *,
+    size: tuple[int, int] | None = None,
+    max_pixels: int = MAX_PIXELS,
+    decoding: Decoding = STORED,
+) -> Header:
+    """The header of an image file, after all checks that need no decoding.
 
     Raises:
         BadImageError: as :func:`read_image`, but for what only decoding brings to light.
     """
-    kind, height, width = _open(io.BytesIO(data), data[:16])
-    if height * width > max_pixels:
-        raise TooManyPixelsError(f"{width}x{height} pixels, allowed are {max_pixels}")
-    if size is not None and (height, width) != size:
-        swapped = " (width and height swapped?)" if (width, height) == size else ""
-        raise BadImageError(
-            f"is {width}x{height} pixels, but annotated as {size[1]}x{size[0]}{swapped}"
+    header = header_in(data)
+    pixels = header.height * header.width
+    if pixels > max_pixels:
+        raise TooManyPixelsError(
+            f"{header.width}x{header.height} pixels, allowed are {max_pixels}; cut it into tiles"
         )
-    if kind == "JPEG" and not _jpeg_is_whole(data):
-        raise BadImageError("truncated JPEG: no end-of-image marker")
-    if kind == "PNG" and not _png_is_whole(data):
-        raise BadImageError("truncated PNG: a chunk reaches over its end, or the last is missing")
-    return kind, height, width
+    if size is not None and (problem := other_size(header, size, decoding.orientation)):
+        raise BadImageError(problem)
+    if inside := _inside_problem(data, header):
+        raise BadImageError(inside)
+    return header
 
 
-def read_size(path: Path) -> tuple[int, int]:
-    """(height, width) in pixels of an image file, of which only the header is read.
+def _inside_problem(data: bytes, header: Header) -> str | None:
+    """Why what follows the header is not to be decoded; None where nothing speaks against it."""
+    match header.kind:
+        case "JPEG":
+            return jpeg_problem(data, header.height * header.width)
+        case "AVIF":
+            return avif_problem(data, (header.height, header.width))
+        case "PNG" if not _png_is_whole(data):
+            return "truncated PNG: a chunk reaches over its end, or the last is missing"
+    return None
+
+
+def other_size(header: Header, size: tuple[int, int], orientation: Orientation) -> str:
+    """In which way an image is not of its annotated (height, width); empty where it is."""
+    height, width = header.size(orientation)
+    if (height, width) == size:
+        return ""
+    found = f"is {width}x{height} pixels, but annotated as {size[1]}x{size[0]}"
+    other: Orientation = "displayed" if orientation == "stored" else "stored"
+    if header.size(other) == size:
+        return (
+            f"{found}, which it is {other}: its orientation tag is {header.tag}; "
+            f"data.orientation={other} takes it so"
+        )
+    return f"{found} (width and height swapped?)" if (width, height) == size else found
+
+
+def read_header(path: Path) -> Header:
+    """The header of an image file, of which nothing else is read.
 
     Raises:
         BadImageError: the file is missing, empty or not an image of a known format.
     """
     try:
         with open_regular(path) as file:
-            return _open(file, file.read(16))[1:]
+            return _open(file, file.read(16))
     except (OSError, ValueError) as error:
         raise _unreadable(path, error) from error
     except BadImageError as error:
         raise type(error)(f"{path}: {error}") from error.__cause__
 
 
-def size_in(data: bytes) -> tuple[int, int]:
-    """:func:`read_size` for the bytes of a file; messages do not name one."""
-    return _open(io.BytesIO(data), data[:16])[1:]
+def header_in(data: bytes) -> Header:
+    """:func:`read_header` for the bytes of a file; messages do not name one."""
+    return _open(io.BytesIO(data), data[:16], data)
 
 
-def _open(file: BinaryIO, start: bytes) -> tuple[str, int, int]:
-    """Format, height and width from the header alone (20 microseconds); ``start`` begins it."""
+def _open(file: BinaryIO, start: bytes, data: bytes = b"") -> Header:
+    """The header of a file (20 microseconds) that begins with ``start``; ``data`` is all of it."""
     if not start:
         raise BadImageError("empty file")
     file.seek(0)
     try:
         with Image.open(file, formats=FORMATS) as image:
-            return str(image.format or ""), image.height, image.width
+            kind, tag = str(image.format or ""), tag_of(image, data)
+            sides = image.height, image.width
+            # Pillow gives the size of a TIFF as it is displayed.
+            height, width = sides[::-1] if kind == "TIFF" and swaps_sides(tag) else sides
+            # A phone's file of several pictures begins with one that is like any other.
+            kind = "JPEG" if kind == "MPO" else kind
+            return Header(kind, height, width, tag, _is_deep(image))
     except Image.DecompressionBombError as error:
         raise TooManyPixelsError(f"more than {2 * MAX_PIXELS} pixels") from error
     # A parser of foreign bytes may fail in any way; the verdict is the same.
@@ -175,14 +320,16 @@ def _open(file: BinaryIO, start: bytes) -> tuple[str, int, int]:
         raise BadImageError(f"not an image of a known format; begins with {begins}") from error
 
 
-def _jpeg_is_whole(data: bytes) -> bool:
-    """Whether an end-of-image marker follows the last scan.
-
-    Entropy-coded data escape every 0xFF byte (ITU-T T.81, B.1.1.5), so neither marker can occur in
-    them by chance. Some decoders fill the missing rows of a truncated file with grey and report
-    success; files padded with zeros after a broken download even satisfy the stricter ones.
-    """
-    return data.endswith(_END_OF_IMAGE) or data.rfind(_END_OF_IMAGE) > data.rfind(_START_OF_SCAN)
+def _is_deep(image: Image.Image) -> bool:
+    """Whether the values of an opened file have more than 8 bits."""
+    if image.format == "TIFF":
+        bits = getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, (1,))
+        return bool(max(bits) > 8)
+    # Where Pillow has no mode of 16 bits, what it is to unpack tells.
+    tiles = getattr(image, "tile", [])
+    raw = tiles[0].args if tiles else ""
+    first = raw[0] if isinstance(raw, tuple) and raw else raw
+    return image.mode.startswith(("I", "F")) or "16" in str(first)
 
 
 def _png_is_whole(data: bytes) -> bool:

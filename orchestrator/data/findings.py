@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from orchestrator.data.dataset import Dataset
-from orchestrator.errors import DataError
+from orchestrator.errors import DataError, printable
 
 #: Problems that are printed one by one; the rest is counted.
 MAX_PROBLEMS = 100
-_MAX_EXAMPLES = 5
+#: What a name must not hold: it would move the cursor of a terminal, or turn the text around.
+CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+#: Places that a finding names.
+MAX_EXAMPLES = 5
 
 
 @dataclass(frozen=True)
@@ -31,13 +35,14 @@ class Finding:
     examples: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        where = f" ({', '.join(self.examples)}{', ...' if self.count > len(self.examples) else ''})"
+        examples = [printable(one) for one in self.examples]
+        where = f" ({', '.join(examples)}{', ...' if self.count > len(self.examples) else ''})"
         return f"{self.kind}: {self.count} {self.action}{where if self.examples else ''}"
 
     @classmethod
     def at(cls, kind: str, action: str, places: Sequence[str]) -> Finding:
         """A finding for each of ``places``, the first few of which are kept as examples."""
-        return cls(kind, len(places), action, tuple(places[:_MAX_EXAMPLES]))
+        return cls(kind, len(places), action, tuple(places[:MAX_EXAMPLES]))
 
 
 @dataclass(frozen=True)
@@ -77,13 +82,17 @@ class Problems:
         if self.count <= MAX_PROBLEMS:
             self._lines.append(f"  {place}: {text}")
 
-    def raise_any(self) -> None:
-        """Raise a DataError that lists all problems noted so far, if there are any."""
+    def raise_any(self, step: str = "correct these entries in the file and run again") -> None:
+        """Raise a DataError that lists all problems noted so far, if there are any.
+
+        Args:
+            step: what to do next.
+        """
         if not self.count:
             return
         lines = [f"{self.source}: {self.count} problem{'s' if self.count > 1 else ''}"]
         lines += self._lines
         if self.count > MAX_PROBLEMS:
             lines.append(f"  ... and {self.count - MAX_PROBLEMS} more")
-        lines.append("correct these entries in the file and run again")
+        lines.append(step)
         raise DataError("\n".join(lines))

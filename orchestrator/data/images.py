@@ -8,11 +8,12 @@ from numpy.typing import NDArray
 from orchestrator.data.dataset import Dataset
 from orchestrator.data.decode import (
     BadImageError,
+    Header,
     decode_image,
     file_bytes,
+    header_in,
+    read_header,
     read_image,
-    read_size,
-    size_in,
 )
 from orchestrator.data.files import reason
 from orchestrator.data.sharded_images import DamagedError
@@ -65,25 +66,25 @@ def image_pixels(data: Dataset, index: int, *, declared: bool = True) -> NDArray
     """
     size = (int(data.heights[index]), int(data.widths[index])) if declared else None
     if data.shards is None:
-        return read_image(data.path(index), size=size)
+        return read_image(data.path(index), size=size, decoding=data.decoding)
     content = image_bytes(data, index)
     try:
-        return decode_image(content, size=size)
+        return decode_image(content, size=size, decoding=data.decoding)
     except BadImageError as error:
         raise BadImageError(f"{image_name(data, index)}: {error}") from None
 
 
-def image_size(data: Dataset, index: int) -> tuple[int, int]:
-    """(height, width) by the image's header.
+def image_header(data: Dataset, index: int) -> Header:
+    """The image's header.
 
     Raises:
         BadImageError: it has none that can be understood.
     """
     if data.shards is None:
-        return read_size(data.path(index))
+        return read_header(data.path(index))
     content = image_bytes(data, index)
     try:
-        return size_in(content)
+        return header_in(content)
     except BadImageError as error:
         raise BadImageError(f"{image_name(data, index)}: {error}") from None
 

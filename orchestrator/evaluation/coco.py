@@ -26,6 +26,7 @@ from orchestrator.errors import DataError
 from orchestrator.evaluation.coco_matching import (
     LIMITS,
     Backend,
+    CocoMatcher,
     coco_curves,
     mean_precision,
     mean_recall,
@@ -50,6 +51,8 @@ METRICS: Final = (
     "ARl",
 )
 
+#: With what spreadsheets take a cell for a formula, after OWASP's "CSV Injection".
+_FORMULA: Final = ("=", "+", "-", "@", "\t", "\r")
 #: Positions of IoU 0.50 and 0.75 in COCO's thresholds 0.50, 0.55, ... 0.95.
 _IOU50, _IOU75 = 0, 5
 
@@ -143,6 +146,27 @@ def metrics_of(
     )
 
 
+def at_limit(dataset: Dataset, results: Results, limit: int) -> dict[str, float]:
+    """AP, AP50, AP75 and AR with up to ``limit`` detections of a class in an image.
+
+    COCO's own limit is 100, which images with more boxes than that cannot meet.
+
+    Args:
+        dataset: ground truth.
+        results: sound ones.
+        limit: at least 1.
+    """
+    matcher = CocoMatcher(dataset, limits=(1, min(10, limit), limit))
+    matcher.add(results)
+    curves, label_map = matcher.curves(), dataset.label_map
+    return {
+        f"AP@{limit}": mean_precision(curves, label_map),
+        f"AP50@{limit}": mean_precision(curves, label_map, iou=_IOU50),
+        f"AP75@{limit}": mean_precision(curves, label_map, iou=_IOU75),
+        f"AR@{limit}": mean_recall(curves, label_map),
+    }
+
+
 def write_per_class(path: Path, metrics: CocoMetrics) -> None:
     """Write the scores of every class as CSV; -1 where a class has no boxes, as COCO does."""
     text = io.StringIO()
@@ -150,7 +174,7 @@ def write_per_class(path: Path, metrics: CocoMetrics) -> None:
     writer.writerow(("class", "category_id", "boxes", "detections", "AP", "AP50", "AP75", "AR100"))
     writer.writerows(
         (
-            one.name,
+            _cell(one.name),
             one.category_id,
             one.boxes,
             one.detections,
@@ -162,6 +186,11 @@ def write_per_class(path: Path, metrics: CocoMetrics) -> None:
         for one in metrics.classes
     )
     write_atomic(path, text.getvalue().encode("utf-8"))
+
+
+def _cell(name: str) -> str:
+    """A name that spreadsheets show instead of computing it: the quote says that it is text."""
+    return f"'{name}" if name.startswith(_FORMULA) else name
 
 
 def sound(dataset: Dataset, found: Detections | Results) -> Results:

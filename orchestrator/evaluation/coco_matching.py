@@ -80,10 +80,14 @@ class CocoMatcher:
     Args:
         dataset: ground truth.
         bins: which boxes count together.
+        limits: detections per image and class that count.
     """
 
-    def __init__(self, dataset: Dataset, bins: Bins = SIZES) -> None:
+    def __init__(
+        self, dataset: Dataset, bins: Bins = SIZES, limits: tuple[int, int, int] = LIMITS
+    ) -> None:
         self.bins = bins
+        self._limits = limits
         self.classes = len(dataset.label_map)
         counts = np.diff(dataset.offsets)
         order = np.argsort(dataset.image_ids)
@@ -97,7 +101,7 @@ class CocoMatcher:
             measures=_aspect(boxes) if bins.by_aspect else dataset.areas[rows],
             crowd=dataset.crowd[rows],
         )
-        self._params = native.MatchParams(_THRESHOLDS, np.array(bins.limits), LIMITS[-1])
+        self._params = native.MatchParams(_THRESHOLDS, np.array(bins.limits), limits[-1])
         self._parts: list[native.MatchedDetections] = []
 
     def columns(self, results: Results) -> native.Detections:
@@ -129,7 +133,7 @@ class CocoMatcher:
     def curves(self) -> native.Curves:
         """Precision and recall by label; images that never came are missed.
 
-        T is COCO's 10 IoU thresholds, R its 101 recalls, B the bins, L :data:`LIMITS`.
+        T is COCO's 10 IoU thresholds, R its 101 recalls, B the bins, L the limits.
         """
         if not self._parts:
             self.add(Results.of(Detections.merge([])))
@@ -138,7 +142,7 @@ class CocoMatcher:
         counts &= self.truth.measures[:, None] <= high
         boxes = np.zeros((self.classes, len(self.bins.limits)), np.int64)
         np.add.at(boxes, self.truth.labels, counts)
-        params = native.AccumulateParams(boxes, len(_THRESHOLDS), _RECALLS, np.array(LIMITS))
+        params = native.AccumulateParams(boxes, len(_THRESHOLDS), _RECALLS, np.array(self._limits))
         return native.accumulate(native.MatchedDetections.join(self._parts), params)
 
 

@@ -95,10 +95,16 @@ def _lines(results: Results, label_map: LabelMap) -> Iterator[str]:
         )
 
 
-def read_results(path: Path, dataset: Dataset) -> Results:
+def read_results(path: Path, dataset: Dataset, *, label_map: LabelMap | None = None) -> Results:
     """Read a results file of ``dataset``.
 
     Every image of the data set counts as looked at: the file does not say which ones were.
+
+    Args:
+        path: of the file.
+        dataset: whose images it is about.
+        label_map: whose category ids it has; None for those of the data set. Labels are those of
+            this map.
 
     Raises:
         DataError: no such file, no valid JSON, or entries that are malformed or belong to an
@@ -117,13 +123,14 @@ def read_results(path: Path, dataset: Dataset) -> Results:
         are_ids & ~known, "image_id", lambda row: f"is {image_ids[row]}, no image of the data set"
     )
     category_ids, are_ids = table.ints("category_id")
-    ids = dataset.label_map.ids
+    ids = (label_map or dataset.label_map).ids
+    owner = "the data set's" if label_map is None else "the detector's"
     labels, known = positions_in(category_ids, np.array(ids, np.int64))
     allowed = ", ".join(map(str, ids[:10])) + (", ..." if len(ids) > 10 else "")
     table.report(
         are_ids & ~known,
         "category_id",
-        lambda row: f"is {category_ids[row]}, but the data set's categories are {allowed}",
+        lambda row: f"is {category_ids[row]}, but {owner} categories are {allowed}",
     )
     boxes, _ = table.boxes("bbox")
     negative = np.any(boxes[:, 2:] < 0, axis=1)

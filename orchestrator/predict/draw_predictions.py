@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,15 +13,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.data.dataset import Dataset
-from orchestrator.data.decode import BadImageError
+from orchestrator.data.decode import BadImageError, Decoding, read_header
 from orchestrator.data.label_map import LabelMap
+from orchestrator.data.orientation import UPRIGHT, Orientation, swaps_sides, turned_boxes
 from orchestrator.errors import DataError
 from orchestrator.evaluation.drawing import Mark, contact_sheet, draw, encode_jpeg
-from orchestrator.predict.inputs import Picture, read_pictures
+from orchestrator.predict.identify import identify
+from orchestrator.predict.inputs import UPRIGHT_PICTURES, Picture, read_pictures
 from orchestrator.predict.prediction import Prediction
+from orchestrator.predict.remote import is_remote
 from orchestrator.storage.atomic import write_atomic
 
 _SHEET_PICTURES = 24
+#: Folders that become part of a file's name, at most.
+_MOST_FOLDERS = 6
+#: Bytes of a file's name without digest, number and suffix; file systems take 255.
+_MOST_BYTES = 220
 
 
 @dataclass(frozen=True)
@@ -74,15 +83,31 @@ def read_seed_json(tree: Any, source: Path) -> tuple[list[Prediction], LabelMap]
     return found, LabelMap(tuple(name for name, _ in used), tuple(number for _, number in used))
 
 
+@dataclass(frozen=True)
+class Truth:
+    """Ground truth to draw below predictions.
+
+    Attributes:
+        dataset: boxes and the names of their images.
+        source: of them, for messages.
+        orientation: whose boxes they are, where the size of an image does not tell.
+    """
+
+    dataset: Dataset
+    source: str
+    orientation: Orientation = "stored"
+
+
 def draw_predictions(
     found: Sequence[Prediction],
     label_map: LabelMap,
     folder: Path,
     *,
     threshold: float,
-    truth: Dataset | None = None,
+    truth: Truth | None = None,
     sheets: bool = False,
     pictures: Mapping[str, Picture] | None = None,
+    decoding: Decoding = UPRIGHT_PICTURES,
 ) -> Drawn:
     """Draw predictions on their pictures; a picture without any is drawn as it is.
 
@@ -91,13 +116,18 @@ def draw_predictions(
         label_map: names of the labels.
         folder: for the new files; made when missing.
         threshold: lowest score that is drawn.
-        truth: boxes drawn thin below them, found by file name.
+        truth: boxes drawn thin below them, in the colours of their classes by name. A picture is
+            the image whose file name its key ends in, folders included.
         sheets: also put the pictures side by side, 24 to a sheet.
         pictures: by key; a picture that is not among them is where its key says.
+        decoding: how the pictures were looked at.
+
+    Raises:
+        DataError: it is not certain which image of ``truth`` a picture is.
     """
     folder.mkdir(parents=True, exist_ok=True)
     wanted = [one for one in found if one.problem is None]
-    boxes_of = {} if truth is None else _truth_marks(truth)
+    below = None if truth is None else _TruthMarks(truth, [one.key for one in wanted], label_map)
     files: list[Path] = []
     written: list[Path] = []
     problems: list[str] = []
@@ -112,12 +142,18 @@ def draw_predictions(
 
     names = _file_names([one.key for one in wanted])
     known = pictures or {}
-    read = read_pictures([known.get(one.key) or _picture(one.key) for one in wanted])
-    for one, name, (_, pixels) in zip(wanted, names, read, strict=True):
+    chosen = [known.get(one.key) or _picture(one.key) for one in wanted]
+    read = read_pictures(chosen, decoding)
+    for one, name, (picture, pixels) in zip(wanted, names, read, strict=True):
         if isinstance(pixels, BadImageError):
             problems.append(str(pixels))
             continue
-        marks = [*marks_of(one, label_map, threshold), *boxes_of.get(Path(one.key).name, [])]
+        marks = marks_of(one, label_map, threshold)
+        if below is not None:
+            try:
+                marks += below.of(one.key, picture, pixels.shape[:2])
+            except BadImageError as error:
+                problems.append(str(error))
         drawn = draw(pixels, marks)
         write_atomic(folder / name, encode_jpeg(drawn))
         files.append(folder / name)
@@ -137,22 +173,57 @@ def marks_of(one: Prediction, label_map: LabelMap, threshold: float) -> list[Mar
     ]
 
 
-def _truth_marks(truth: Dataset) -> dict[str, list[Mark]]:
-    """Thin marks by the file name, without its folder."""
-    return {
-        Path(file).name: [
-            Mark(
-                (box[0], box[1], box[0] + box[2], box[1] + box[3]),
-                int(truth.labels[row]),
-                thin=True,
-            )
-            for row, box in (
-                (row, truth.boxes_xywh[row].tolist())
-                for row in range(int(truth.offsets[i]), int(truth.offsets[i + 1]))
-            )
+class _TruthMarks:
+    """Thin marks of the image that a picture is.
+
+    Args:
+        truth: the boxes.
+        keys: of all pictures.
+        label_map: of the predictions, whose labels decide the colours.
+    """
+
+    def __init__(self, truth: Truth, keys: Sequence[str], label_map: LabelMap) -> None:
+        self._truth = truth
+        frames = {key: _picture(key).path for key in keys}
+        images = identify(dict.fromkeys(frames.values()), truth.dataset.files, source=truth.source)
+        self._position = {
+            key: images.position[path] for key, path in frames.items() if path in images.position
+        }
+        labels = {name: label for label, name in enumerate(label_map.names)}
+        self._labels = [
+            labels.setdefault(name, len(labels)) for name in truth.dataset.label_map.names
         ]
-        for i, file in enumerate(truth.files)
-    }
+
+    def of(self, key: str, picture: Picture, size: tuple[int, int]) -> list[Mark]:
+        """Marks of a picture that is drawn on pixels of ``size`` = (height, width).
+
+        Raises:
+            BadImageError: it is of another size than annotated.
+        """
+        data = self._truth.dataset
+        if key not in self._position:
+            return []
+        at = self._position[key]
+        rows = data.boxes_of(at)
+        xywh = data.boxes_xywh[rows]
+        boxes = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1)
+        tag = UPRIGHT
+        if picture.frame is None and not is_remote(picture.path):
+            tag = read_header(Path(picture.path)).tag
+        declared = int(data.heights[at]), int(data.widths[at])
+        ambiguous = not swaps_sides(tag) or declared[0] == declared[1]
+        stored = self._truth.orientation == "stored" if ambiguous else declared != size
+        if (declared[::-1] if stored and swaps_sides(tag) else declared) != size:
+            raise BadImageError(
+                f"{key}: is {size[1]}x{size[0]} pixels, but {self._truth.source} says "
+                f"{declared[1]}x{declared[0]}; drawn without its annotations"
+            )
+        if stored:
+            boxes = turned_boxes(boxes, declared, tag)
+        return [
+            Mark((box[0], box[1], box[2], box[3]), self._labels[label], thin=True)
+            for box, label in zip(boxes.tolist(), data.labels[rows].tolist(), strict=True)
+        ]
 
 
 def _picture(key: str) -> Picture:
@@ -164,13 +235,37 @@ def _picture(key: str) -> Picture:
 
 
 def _file_names(keys: Sequence[str]) -> Iterator[str]:
-    """A JPEG name for each key: its own last part, numbered where two would be the same."""
+    """A JPEG name for each key: as much of its end as tells it from others, or numbered.
+
+    A name too long for a file system is cut, and a digest of the whole makes it unique again.
+    """
+    parts = {key: [part for part in Path(key).parts if part != "/"] or [key] for key in keys}
+    depth = dict.fromkeys(keys, 1)
+    for _ in range(_MOST_FOLDERS):
+        stems = {key: "-".join(parts[key][-depth[key] :]) for key in keys}
+        counts = Counter(stems.values())
+        for key in depth:
+            if counts[stems[key]] > 1 and depth[key] < len(parts[key]):
+                depth[key] += 1
     taken: set[str] = set()
     for key in keys:
-        stem = Path(key).name.replace("#", "-")
+        stem = _cut("-".join(parts[key][-depth[key] :]).replace("#", "-"))
         name, number = f"{stem}.jpg", 1
         while name in taken:
             number += 1
             name = f"{stem}-{number}.jpg"
         taken.add(name)
         yield name
+
+
+def frame_name(key: str) -> str:
+    """The JPEG name of a frame of a video or camera."""
+    return f"{_cut(Path(key).name.replace('#', '-'))}.jpg"
+
+
+def _cut(stem: str) -> str:
+    encoded = stem.encode("utf-8", "surrogateescape")
+    if len(encoded) <= _MOST_BYTES:
+        return stem
+    digest = hashlib.sha256(encoded).hexdigest()[:12]
+    return f"{encoded[:_MOST_BYTES].decode('utf-8', 'ignore')}-{digest}"

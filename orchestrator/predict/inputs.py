@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import hashlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,25 +14,15 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.data.decode import BadImageError, read_image
+from orchestrator.data.decode import SUFFIXES, BadImageError, Decoding, read_image
+from orchestrator.data.readers.text_files import read_lines
 from orchestrator.errors import DataError, nearest
 from orchestrator.predict.remote import Place, is_remote, list_remote, read_remote, stamps
 
-IMAGE_SUFFIXES: Final = (
-    ".jpg",
-    ".jpeg",
-    ".png",
-    ".webp",
-    ".bmp",
-    ".gif",
-    ".tif",
-    ".tiff",
-    ".ppm",
-    ".jp2",
-    ".avif",
-)
 VIDEO_SUFFIXES: Final = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".mpg", ".mpeg")
 LIST_SUFFIX: Final = ".txt"
+#: How pictures that belong to no data set become pixels: as everybody sees them.
+UPRIGHT_PICTURES: Final = Decoding("displayed")
 
 
 @dataclass(frozen=True)
@@ -62,8 +53,9 @@ def list_pictures(words: Sequence[str]) -> list[Picture]:
 
     A word is an image, a video, a folder (its images, not those of folders in it), a pattern such
     as ``data/*.jpg`` or ``data/**/*.png``, the URI of an image, a folder or a pattern in an object
-    store, or a ``.txt`` file with one of these on each line. The pictures of a folder or pattern
-    are sorted by name.
+    store, or a ``.txt`` file with one of these on each line: a path that is relative to the folder
+    of that file or, where there is no such file, to the current folder. The pictures of a folder or
+    pattern are sorted by name.
 
     Raises:
         DataError: a word that names nothing, or no picture in all.
@@ -71,25 +63,24 @@ def list_pictures(words: Sequence[str]) -> list[Picture]:
     """
     pictures = dict.fromkeys(picture for word in words for picture in _of_word(word, lists=True))
     if not pictures:
-        raise DataError(f"{' '.join(words)}: holds no image; known are {', '.join(IMAGE_SUFFIXES)}")
+        raise DataError(f"{' '.join(words)}: holds no image; known are {', '.join(SUFFIXES)}")
     return list(pictures)
 
 
 def _of_word(word: str, *, lists: bool) -> Iterator[Picture]:
     if is_remote(word):
-        yield from (Picture(uri) for uri in list_remote(word, IMAGE_SUFFIXES))
+        yield from (Picture(uri) for uri in list_remote(word, SUFFIXES))
         return
     path = Path(word)
     suffix = path.suffix.lower()
     if path.is_dir():
-        found = sorted(entry for entry in path.iterdir() if entry.suffix.lower() in IMAGE_SUFFIXES)
+        found = sorted(entry for entry in path.iterdir() if entry.suffix.lower() in SUFFIXES)
         yield from (Picture(str(entry)) for entry in found)
     elif path.is_file() and suffix in VIDEO_SUFFIXES:
         yield from (Picture(word, frame) for frame in range(_frame_count(path)))
     elif path.is_file() and suffix == LIST_SUFFIX and lists:
-        for line in path.read_text("utf-8").splitlines():
-            if line.strip():
-                yield from _of_word(line.strip(), lists=False)
+        for _, line in read_lines(path):
+            yield from _of_word(_beside(path, line), lists=False)
     elif path.is_file():
         yield Picture(word)
     else:
@@ -97,6 +88,36 @@ def _of_word(word: str, *, lists: bool) -> Iterator[Picture]:
         if not matches:
             raise DataError(_nothing(path))
         yield from (Picture(match) for match in matches if Path(match).is_file())
+
+
+def _beside(listed_in: Path, line: str) -> str:
+    """A line of a list as a path from the current folder."""
+    beside = listed_in.parent / line
+    if is_remote(line) or str(listed_in.parent) == "." or not _names_something(str(beside)):
+        return line
+    return str(beside)
+
+
+def _names_something(word: str) -> bool:
+    try:
+        there = Path(word).exists()
+    except (OSError, ValueError):
+        return False
+    return there or (glob.has_magic(word) and bool(glob.glob(word, recursive=True)))  # noqa: PTH207
+
+
+def passed_over(words: Sequence[str]) -> dict[str, int]:
+    """Files in the folders among ``words`` that are not taken for images, counted by suffix."""
+    folders = [Path(word) for word in words if not is_remote(word) and Path(word).is_dir()]
+    suffixes = Counter(
+        entry.suffix.lower() or "no suffix"
+        for folder in folders
+        for entry in folder.iterdir()
+        if entry.suffix.lower() not in SUFFIXES
+        and not entry.name.startswith(".")
+        and entry.is_file()
+    )
+    return dict(sorted(suffixes.items()))
 
 
 def _nothing(path: Path) -> str:
@@ -134,7 +155,7 @@ def open_video(path: Path) -> cv2.VideoCapture:
 
 
 def read_pictures(
-    pictures: Sequence[Picture],
+    pictures: Sequence[Picture], decoding: Decoding = UPRIGHT_PICTURES
 ) -> Iterator[tuple[Picture, NDArray[np.uint8] | BadImageError]]:
     """Pixels of pictures, (h, w, 3) RGB, or why one cannot be used.
 
@@ -145,7 +166,7 @@ def read_pictures(
     try:
         for picture in pictures:
             if picture.frame is None:
-                yield picture, _image(picture)
+                yield picture, _image(picture, decoding)
                 continue
             if video is None or opened != picture.path or upcoming > picture.frame:
                 if video is not None:
@@ -165,11 +186,11 @@ def read_pictures(
             video.release()
 
 
-def _image(picture: Picture) -> NDArray[np.uint8] | BadImageError:
+def _image(picture: Picture, decoding: Decoding) -> NDArray[np.uint8] | BadImageError:
     try:
         if is_remote(picture.path):
-            return read_remote(picture.path)
-        return read_image(Path(picture.path))
+            return read_remote(picture.path, decoding)
+        return read_image(Path(picture.path), decoding=decoding)
     except BadImageError as error:
         return error
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from orchestrator.errors import ConfigError, DataError
 from orchestrator.evaluation.drawing import draw, encode_jpeg
-from orchestrator.predict.draw_predictions import marks_of
+from orchestrator.predict.draw_predictions import frame_name, marks_of
 from orchestrator.predict.inputs import open_video
 from orchestrator.predict.loading import LoadedDetector
 from orchestrator.predict.prediction import Prediction, kept, network_of
@@ -135,9 +135,7 @@ def _view(
         return True
     drawn = draw(pixels, marks_of(one, loaded.label_map, viewing.threshold))
     if viewing.folder is not None:
-        write_atomic(
-            viewing.folder / f"{Path(one.key).name.replace('#', '-')}.jpg", encode_jpeg(drawn)
-        )
+        write_atomic(viewing.folder / frame_name(one.key), encode_jpeg(drawn))
     if not viewing.show:
         return True
     cv2.imshow(loaded.title, drawn[..., ::-1])

@@ -30,6 +30,7 @@ from orchestrator.checkpoints.commit import CommitStore
 from orchestrator.checkpoints.manifest import MANIFEST_NAME, Manifest, read_verified
 from orchestrator.config.resolve import ResolvedExperiment, load_experiment
 from orchestrator.data.augment.protocol import Augment, build_augment
+from orchestrator.data.decode import Decoding
 from orchestrator.data.label_map import LabelMap
 from orchestrator.data.readers.split import read_split
 from orchestrator.errors import ConfigError, SecurityError, StorageError, nearest
@@ -71,6 +72,11 @@ class LoadedDetector:
         return build_augment(
             self.resolved.experiment.data.augmentation, self.model.input_size
         ).plain()
+
+    @property
+    def pictures(self) -> Decoding:
+        """How pictures of no data set become pixels: upright, with the levels of training."""
+        return Decoding("displayed", self.resolved.experiment.data.levels)
 
     @property
     def title(self) -> str:

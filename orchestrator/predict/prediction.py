@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -22,10 +22,10 @@ from detectors.structures import ImageDetections
 from orchestrator.accelerators import of_this_process
 from orchestrator.cluster.connection import connected
 from orchestrator.cluster.placement import place
-from orchestrator.data.decode import BadImageError
+from orchestrator.data.decode import BadImageError, Decoding
 from orchestrator.data.label_map import LabelMap
 from orchestrator.errors import ConfigError, DataError
-from orchestrator.predict.inputs import Picture, digest_of, read_pictures
+from orchestrator.predict.inputs import UPRIGHT_PICTURES, Picture, digest_of, read_pictures
 from orchestrator.predict.loading import LoadedDetector
 from orchestrator.predict.predictor import DetectOptions, Network, TorchNetwork, detect
 from orchestrator.storage.atomic import write_atomic
@@ -67,6 +67,7 @@ class PredictJob:
     pictures: tuple[Picture, ...]
     batch_size: int
     threads: int
+    decoding: Decoding = UPRIGHT_PICTURES
 
     @property
     def share(self) -> int:
@@ -88,6 +89,7 @@ class PredictJob:
             "views": [self.how.views.scales, self.how.views.flip],
             "fusion": [self.how.fusion, self.how.fusion_iou],
             "pictures": digest_of(self.pictures),
+            "decoding": [self.decoding.orientation, self.decoding.levels],
             "batch": self.batch_size,
             "threads": self.threads,
         }
@@ -193,7 +195,7 @@ class ShareWorker:
 
     def _predictions(self, pictures: Sequence[Picture]) -> Iterator[Prediction]:
         size = self.job.batch_size
-        read = read_pictures(pictures)
+        read = read_pictures(pictures, self.job.decoding)
         for start in range(0, len(pictures), size):
             batch = [next(read) for _ in pictures[start : start + size]]
             images = [pixels for _, pixels in batch if not isinstance(pixels, BadImageError)]
@@ -303,13 +305,13 @@ def to_seed_json(found: Sequence[Prediction], label_map: LabelMap) -> dict[str, 
 
 
 def to_coco_results(
-    found: Sequence[Prediction], label_map: LabelMap, image_ids: dict[str, int]
+    found: Sequence[Prediction], label_map: LabelMap, image_ids: Mapping[str, int]
 ) -> list[dict[str, Any]]:
     """COCO results entries.
 
     Args:
         found: predictions.
-        label_map: of the detector.
+        label_map: of the detector, with the ids that are written.
         image_ids: id of each picture by its key.
     """
     return [

@@ -18,7 +18,7 @@ import pyarrow
 import pyarrow.fs
 from numpy.typing import NDArray
 
-from orchestrator.data.decode import MAX_BYTES, BadImageError, decode_image
+from orchestrator.data.decode import MAX_BYTES, BadImageError, Decoding, decode_image
 from orchestrator.errors import ConfigError, DataError, StorageError
 
 SCHEMES: Final = ("s3", "gs")
@@ -109,7 +109,7 @@ def list_remote(uri: str, suffixes: Sequence[str]) -> list[str]:
     return [place.at(f"{base}/{name}") for name in found]
 
 
-def read_remote(uri: str) -> NDArray[np.uint8]:
+def read_remote(uri: str, decoding: Decoding) -> NDArray[np.uint8]:
     """Pixels of an image, (h, w, 3) RGB.
 
     Raises:
@@ -125,7 +125,7 @@ def read_remote(uri: str) -> NDArray[np.uint8]:
     except (OSError, StorageError) as error:
         raise BadImageError(f"{place.plain}: cannot be read ({error})") from error
     try:
-        return decode_image(data)
+        return decode_image(data, decoding=decoding)
     except BadImageError as error:
         raise type(error)(f"{place.plain}: {error}") from error.__cause__
 

@@ -23,12 +23,15 @@ from orchestrator.data.dataset import Dataset
 from orchestrator.data.decode import BadImageError
 from orchestrator.data.images import image_pixels
 from orchestrator.data.readers import split as readers
+from orchestrator.data.readers.coco import read_coco
+from orchestrator.data.readers.paths import ReadRules
 from orchestrator.errors import ConfigError
 from orchestrator.evaluation.analysis import Analysis, analyse
 from orchestrator.evaluation.coco import write_per_class
 from orchestrator.evaluation.detections import Detections
-from orchestrator.evaluation.results import Results, write_results
+from orchestrator.evaluation.results import Results, read_results, write_results
 from orchestrator.evaluation.streaming import StreamingEvaluator
+from orchestrator.predict.identify import match_classes
 from orchestrator.predict.loading import LoadedDetector
 from orchestrator.predict.predictor import DetectOptions, TorchNetwork, detect, to_detections
 from orchestrator.storage.atomic import write_atomic
@@ -75,6 +78,35 @@ def read_split(experiment: Experiment, split: Split, *, limit: int | None = None
     """The annotations of a split, or of its first ``limit`` images."""
     dataset = readers.read_split(experiment.data, getattr(experiment.data, split)).dataset
     return dataset if limit is None else first_images(dataset, limit)
+
+
+def read_annotations(path: Path, *, limit: int | None = None) -> Dataset:
+    """A COCO file alone, whose images are not looked for; or its first ``limit`` images."""
+    dataset = read_coco(path.parent, path, ReadRules(need_images=False)).dataset
+    return dataset if limit is None else first_images(dataset, limit)
+
+
+def read_detectors_results(
+    path: Path, dataset: Dataset, loaded: LoadedDetector
+) -> tuple[Results, str | None]:
+    """A results file that has the category ids of a detector, and what is to be said about it.
+
+    Raises:
+        DataError: it is none, or the classes of detector and data set are not the same by name.
+    """
+    mine, theirs = loaded.label_map, dataset.label_map
+    if set(mine.names) != set(theirs.names):
+        mine.require_equal(theirs, here=str(loaded.source), there="the annotations")
+    match = match_classes(mine, theirs, here="the detector", there="the annotations")
+    if match.note is None:
+        return read_results(path, dataset), None
+    results = read_results(path, dataset, label_map=mine)
+    note = (
+        f"{match.note}. Category ids of {path} are taken to be the detector's; if they are those "
+        f"of the annotations, leave the detector out: evaluate --predictions {path} --annotations "
+        "FILE"
+    )
+    return replace(results, labels=match.labels[results.labels]), note
 
 
 def first_images(dataset: Dataset, count: int) -> Dataset:

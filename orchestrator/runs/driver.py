@@ -153,7 +153,11 @@ def train(
     plan = make_plan(resolved, run_dir, bucket=location)
     say_data(plan, console)
     for name, data in (("train", plan.batches.train), ("val", plan.batches.val)):
-        require_usable(data, name, resolved.experiment.data.max_bad_fraction)
+        settings = resolved.experiment.data
+        fractions = settings.format == "yolo"
+        notes = require_usable(data, name, settings.max_bad_fraction, fractions=fractions)
+        for finding in notes:
+            say(console, f"{name}: {finding}")
     say_initial(plan.job, console)
     native.backend()  # Says what is missing; what workers say stays in Ray's logs.
     identity = identity_of(plan.job)

@@ -53,6 +53,7 @@ NOT_IDENTITY = (
     "data.root",  # The data's digest is part of the identity, the place it lies at is not.
     "data.prefetch",
     "data.cache",
+    "data.follow_links",
     "data.max_bad_fraction",
     "train.init_from",  # Likewise: the digest of the weights is, and not where they lie.
     "train.evaluation",
@@ -66,6 +67,9 @@ NOT_IDENTITY = (
     "train.checkpoint.keep_best",
     "train.continue",  # What it did to the rate is recorded when it does.
 )
+
+#: Keys that runs begun before them do not have, and the values that change nothing.
+_LATER_KEYS: Mapping[str, Json] = {"data.orientation": "stored", "data.levels": "full"}
 
 #: Key of the initial weights' digest, in ``run.json`` and in the configuration's digest.
 _INITIAL = "initial_weights"
@@ -92,7 +96,8 @@ def _without(tree: Mapping[str, Json], prefix: str) -> dict[str, Json]:
     kept: dict[str, Json] = {}
     for name, value in tree.items():
         path = prefix + name
-        if path not in NOT_IDENTITY:
+        later = path in _LATER_KEYS and value == _LATER_KEYS[path]
+        if path not in NOT_IDENTITY and not later:
             kept[name] = _without(value, f"{path}.") if isinstance(value, dict) else value
     return kept
 

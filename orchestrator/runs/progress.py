@@ -13,8 +13,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.status import Status
 
+from orchestrator.errors import printable
 from orchestrator.storage.run_files import EVENTS
 from orchestrator.tracking.events import Event, read_events
 from orchestrator.training.job import TrainingJob
@@ -119,12 +121,12 @@ def _follow(
             offset = event.end
             line = narrator.tell(event)
             if line is not None:
-                console.print(line, highlight=False, markup=False)
+                console.print(printable(line), highlight=False, markup=False)
         if status is not None:
-            status.update(narrator.line)
+            status.update(escape(printable(narrator.line)))
         elif narrator.line != shown and time.monotonic() >= due:
             shown, due = narrator.line, time.monotonic() + _PLAIN_SECONDS
-            console.print(shown, highlight=False, markup=False)
+            console.print(printable(shown), highlight=False, markup=False)
         if last_round:
             return
         over.wait(_POLL_SECONDS)

@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 import orchestrator
 from orchestrator.checkpoints.initial_weights import load_initial
 from orchestrator.checkpoints.manifest import checked_commits
 from orchestrator.config.resolve import ResolvedExperiment
+from orchestrator.errors import printable
 from orchestrator.evaluation.coco import METRICS
 from orchestrator.runs.plan import Plan
 from orchestrator.runs.progress import duration
@@ -218,7 +220,7 @@ def say_result(resolved: ResolvedExperiment, result: dict[str, Any], console: Co
             "run the same command again to go on",
         )
         return
-    table = Table("metric", "value", title=f"{result['name']}: COCO numbers on val")
+    table = Table("metric", "value", title=escape(f"{result['name']}: COCO numbers on val"))
     for name, value in result["metrics"].items():
         table.add_row(name, f"{value:.4f}")
     console.print(table)
@@ -280,4 +282,4 @@ def runs_page(server: str, experiment: str | None) -> str:
 
 def say(console: Console, text: str) -> None:
     """Print a plain line: no colours guessed, no brackets taken for markup."""
-    console.print(text, highlight=False, markup=False)
+    console.print(printable(text), highlight=False, markup=False)

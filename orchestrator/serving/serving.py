@@ -105,7 +105,8 @@ class BatchDetector:
 
     def _read(self, query: Query) -> NDArray[np.uint8] | BadImageError:
         try:
-            return decode_image(query.data, max_pixels=self.job.limits.max_pixels)
+            limit = self.job.limits.max_pixels
+            return decode_image(query.data, max_pixels=limit, decoding=self.job.loaded.pictures)
         except BadImageError as error:
             return error
 

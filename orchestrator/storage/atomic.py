@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+#: Bytes of a name that its temporary name begins with; file systems take 255.
+_KEPT_BYTES = 200
+
 
 def write_atomic(path: Path, data: bytes) -> None:
     """Write ``data`` to ``path`` so that a reader sees the old content or the new, never a part.
@@ -16,7 +19,9 @@ def write_atomic(path: Path, data: bytes) -> None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     # The process id keeps two writers apart; the last rename wins.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # A name may be as long as the file system allows, so the temporary one has only its beginning.
+    start = path.name.encode("utf-8", "surrogateescape")[:_KEPT_BYTES].decode("utf-8", "ignore")
+    temporary = path.with_name(f".{start}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
             file.write(data)

@@ -71,7 +71,11 @@ def drive_sweep(template: Template, *, force_resume: bool) -> int:
         plan = make_plan(base, folder)
         say_data(plan, console)
         for name, data in (("train", plan.batches.train), ("val", plan.batches.val)):
-            require_usable(data, name, base.experiment.data.max_bad_fraction)
+            settings = base.experiment.data
+            fractions = settings.format == "yolo"
+            notes = require_usable(data, name, settings.max_bad_fraction, fractions=fractions)
+            for note in notes:
+                say(console, f"{name}: {note}")
         native.backend()
         _open(journal, base, plan.job.data_digest, force=force_resume)
         write_base(planner)

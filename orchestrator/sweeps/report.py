@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from orchestrator.config.schema import PARAMETERS, SweepConfig
@@ -164,7 +165,7 @@ def say_sweep(planner: Planner, rows: Sequence[Row], console: Console) -> None:
             row.state,
             *(_number(row.value(name)) for name in (sweep.metric, *names)),
             str(row.result["steps"]),
-            row.trial.text(),
+            escape(row.trial.text()),
         )
     console.print(table)
     if sweep.seeds > 1:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
 
 from orchestrator.config.schema import SweepConfig
@@ -166,7 +167,7 @@ class View:
         shown += [row for row in ranked if row.trial.name not in running]
         top = max((max(c.scores) for c in self._curves.values() if c.scores), default=0.0)
         table = Table("trial", "state", "epoch", self._sweep.metric, "curve", "values")
-        table.title = self.headline()
+        table.title = escape(self.headline())
         for row in shown[:_ROWS]:
             curve = self._curves.get(row.trial.name, _Curve())
             table.add_row(
@@ -175,7 +176,7 @@ class View:
                 f"{curve.epoch:.1f}/{self._epochs}",
                 f"{curve.scores[-1]:.4f}" if curve.scores else "",
                 sparkline(curve.scores, top),
-                row.trial.text(),
+                escape(row.trial.text()),
             )
         return table
 

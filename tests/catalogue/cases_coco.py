@@ -106,6 +106,13 @@ WRONG = {
 }
 #: Values that stand elsewhere already.
 TWICE = {"/images/1/id": 5, "/annotations/2/id": 1, "/categories/1/id": 7}
+#: What is put right beside the boxes: the pointer, the value, and as what it is listed.
+ODD = {
+    "area of nothing": ("/annotations/0/area", 0, "zero_area"),
+    "area above its box": ("/annotations/0/area", 800, "area_above_box"),
+    "ignored": ("/annotations/0/ignore", 1, "ignored_region"),
+    "turned": ("/annotations/0/attributes", {"rotation": 30}, "rotated_box"),
+}
 
 #: Boxes that are put right, and as what they are listed.
 UNTIDY = {
@@ -213,6 +220,16 @@ def cases() -> Iterator[Case]:
     for name, (box, kind) in UNTIDY.items():
         tree = put("/annotations/2/bbox", box)
         yield case(f"box {name}", tree, "/annotations/2/bbox", kind, Verdict.FINDING)
+    for name, (pointer, value, kind) in ODD.items():
+        yield case(name, put(pointer, value), "/annotations/0", kind, Verdict.FINDING)
+    twin = put("/images/1/file_name", "./a.png")
+    yield case("image listed twice", twin, "/images/1/file_name", "already the image of /images/0")
+    fractions = [{**entry, "bbox": [0.1, 0.2, 0.3, 0.4]} for entry in TREE["annotations"]]
+    yield case(
+        "fractions", put("/annotations", fractions), "/annotations/0/bbox", "as fractions of"
+    )
+    red = put("/categories/0/name", "\x1b[31mred")
+    yield case("name that commands terminals", red, "/categories/0/name", "a control character")
     gone = put("/images/1/file_name", "gone.png")
     yield case("image missing", gone, "gone.png", "missing_image", Verdict.FINDING)
     nothing = {**TREE, "images": [{**TREE["images"][0], "file_name": "gone.png"}]}

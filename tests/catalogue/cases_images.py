@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from catalogue_case import Case, Verdict
-from PIL import Image
+from PIL import Image, features
 
 from orchestrator.data.decode import read_image
 
@@ -228,6 +228,29 @@ BOMBS = {
 }
 
 
+def _scans(count: int) -> bytes:
+    """A progressive JPEG whose last scan stands there again and again."""
+    data = SOUND["progressive jpeg"]
+    start = data.rindex(b"\xff\xda")
+    return data[:start] + data[start:-2] * count + b"\xff\xd9"
+
+
+def _lying_avif() -> bytes:
+    """An AVIF of a kilobyte whose header says 64x64, and whose frame has nine megapixels."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (3000, 3000)).save(buffer, "AVIF")
+    data = buffer.getvalue()
+    at = data.index(b"ispe") + 8
+    return patched(data, at, struct.pack(">II", 64, 64))
+
+
+#: Files that would cost far more than they say: what is said of each.
+COSTLY = {
+    "jpeg of 3,000 scans": (_scans(3000), "more than 64 scans"),
+    **({"avif": (_lying_avif(), "a frame inside")} if features.check("avif") else {}),
+}
+
+
 def build_image(data: bytes, name: str, folder: Path) -> partial[Any]:
     (folder / name).write_bytes(data)
     return partial(read_image, folder / name)
@@ -287,6 +310,8 @@ def cases() -> Iterator[Case]:
         yield case(name, partial(build_image, data, "a.jpg"), says)
     for name, data in BOMBS.items():
         yield case(f"bomb: {name}", partial(build_image, data, "a.jpg"), "")
+    for name, (data, says) in COSTLY.items():
+        yield case(f"bomb: {name}", partial(build_image, data, "a.jpg"), says)
     for name, size, says in (
         ("wider than annotated", (30, 39), "is 40x30 pixels, but annotated as 39x30"),
         ("lower than annotated", (31, 40), "is 40x30 pixels, but annotated as 40x31"),

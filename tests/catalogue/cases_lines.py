@@ -129,6 +129,23 @@ CLASS_LISTS: dict[str, tuple[bytes, int, str]] = {
     "background alone": (b"background\n", 1, "holds no class"),
     "name twice": (b"cat\ndog\n\ncat\n", 4, "already the class of line 1"),
     "background twice": (b"background\ncat\nbackground\n", 3, "already the class of line 1"),
+    "a data.yaml": (b"path: .\nnames:\n  0: cat\n", 1, "looks like a key of a data.yaml"),
+    "a darknet data file": (b"cat\nnames = obj.names\n", 2, "looks like a key of a data.yaml"),
+    "a map in yaml": (b"0: cat\n1: dog\n", 1, "looks like an entry of a map"),
+    "a list in yaml": (b"- cat\n- dog\n", 1, "looks like a list in YAML"),
+    "a list in json": (b'["cat", "dog"]\n', 1, "looks like JSON"),
+    "a list in json, by line": (b'[\n"cat",\n"dog"\n]\n', 2, "looks like JSON"),
+    "a table": (b"id,name\n0,cat\n", 1, "looks like a row of a table"),
+    "names between commas": (b"cat,dog,bird\n", 1, "looks like a row of a table"),
+    "a comment": (b"cat\n# wild ones\nwolf\n", 2, "looks like a comment"),
+    "a count": (b"80\n", 1, "looks like a number"),
+    "a number among names": (b"cat\n17\n", 2, "looks like a number"),
+    "numbers from one": (b"1\n2\n3\n", 1, "looks like a number"),
+    "names with their numbers": (b"0 cat\n1 dog\n", 1, "looks like a name with its number"),
+    "labels of an image": (b"0 0.5 0.5 0.25 0.25\n", 1, "looks like boxes"),
+    "marks of labelme": (b"__ignore__\n_background_\ncat\n", 2, "a labelling tool's mark"),
+    "a web page": (b"<html>\n", 1, "looks like XML or HTML"),
+    "a name that commands terminals": (b"cat\n\x1b[2Jdog\n", 2, "holds a control character"),
 }
 
 

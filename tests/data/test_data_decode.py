@@ -10,7 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image, features
 
-from orchestrator.data.decode import MAX_PIXELS, BadImageError, decode_image, read_image, read_size
+from orchestrator.data.decode import (
+    MAX_PIXELS,
+    BadImageError,
+    decode_image,
+    read_header,
+    read_image,
+)
 from tests.support.data_cases import textured
 
 PICTURE = textured(64, 96, seed=7)
@@ -95,7 +101,7 @@ def test_first_frame_of_an_animation() -> None:
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation_is_ignored(orientation: int) -> None:
+def test_exif_orientation_is_ignored_unless_asked_for(orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     assert np.array_equal(
@@ -179,7 +185,7 @@ def test_avif() -> None:
 
 def test_a_pipe_is_no_image_and_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.jpg")
-    for read in (read_image, read_size):
+    for read in (read_image, read_header):
         with pytest.raises(BadImageError, match=r"a\.jpg: cannot be read \(not a file\)"):
             read(tmp_path / "a.jpg")
 

@@ -6,7 +6,7 @@ import sys
 import traceback
 from collections.abc import Callable
 
-from orchestrator.errors import OrchestratorError
+from orchestrator.errors import OrchestratorError, printable
 
 _BUG = 70
 _INTERRUPTED = 130
@@ -25,7 +25,7 @@ def run_guarded(function: Callable[[], int]) -> int:
     try:
         return function()
     except OrchestratorError as error:
-        print(error, file=sys.stderr)
+        print(printable(str(error)), file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

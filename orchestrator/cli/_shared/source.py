@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from orchestrator.errors import ConfigError
 
 if TYPE_CHECKING:
+    from orchestrator.data.decode import Decoding
     from orchestrator.data.findings import ReadResult
+    from orchestrator.data.readers.paths import ReadRules
     from orchestrator.layouts.layout import Place
 
 FORMATS = ("coco", "voc", "txt", "yolo")
@@ -48,8 +50,26 @@ def is_experiment(path: Path) -> bool:
     return path.suffix in (".yaml", ".yml") and not is_data_yaml(path)
 
 
-def find_source(arguments: argparse.Namespace) -> tuple[str, dict[str, Place], Path | None]:
-    """Format, splits by name, and file of classes; None where the annotations name them.
+class Found(NamedTuple):
+    """A data set, as :func:`~orchestrator.data.readers.convert.read_places` takes it.
+
+    Attributes:
+        kind: its format.
+        places: its splits, by name.
+        classes: file that names the classes; None where the annotations do.
+        rules: what the files are read by.
+        decoding: how image files become pixels.
+    """
+
+    kind: str
+    places: dict[str, Place]
+    classes: Path | None
+    rules: ReadRules
+    decoding: Decoding
+
+
+def find_source(arguments: argparse.Namespace) -> Found:
+    """The data set that the arguments name.
 
     Raises:
         ConfigError: options that contradict each other, or one that is missing.
@@ -87,9 +107,11 @@ def _refuse_options(arguments: argparse.Namespace) -> None:
         raise ConfigError("an experiment file says --from, --split and --classes itself")
 
 
-def _of_experiment(path: Path) -> tuple[str, dict[str, Place], Path | None]:
+def _of_experiment(path: Path) -> Found:
     from orchestrator.config.resolve import load_experiment
+    from orchestrator.data.decode import Decoding
     from orchestrator.data.readers.classes import class_file
+    from orchestrator.data.readers.split import rules_of
     from orchestrator.layouts.layout import Place
 
     data = load_experiment(path).experiment.data
@@ -104,13 +126,22 @@ def _of_experiment(path: Path) -> tuple[str, dict[str, Place], Path | None]:
             )
         images, annotations = split.files
         places[name] = Place(root / images, root / annotations)
-    return data.format, places, class_file(data.format, root, data.classes)
+    return Found(
+        kind=data.format,
+        places=places,
+        classes=class_file(data.format, root, data.classes),
+        rules=rules_of(data),
+        decoding=Decoding(data.orientation, data.levels),
+    )
 
 
-def _of_folder(arguments: argparse.Namespace) -> tuple[str, dict[str, Place], Path | None]:
+def _of_folder(arguments: argparse.Namespace) -> Found:
+    from orchestrator.data.decode import STORED
+    from orchestrator.data.readers.paths import USUAL
     from orchestrator.layouts.recognise import find_layout
 
     layout = find_layout(arguments.source, arguments.kind, arguments.split)
     if layout.kind == "coco" and arguments.classes:
         raise ConfigError("--classes: COCO annotations name the classes themselves")
-    return layout.kind, dict(layout.splits), arguments.classes or layout.classes
+    classes = arguments.classes or layout.classes
+    return Found(layout.kind, dict(layout.splits), classes, USUAL, STORED)

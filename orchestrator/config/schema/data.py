@@ -105,6 +105,14 @@ class DataConfig(Settings):
             times the images that ``mix`` makes a sample of.
         max_bad_fraction: images that cannot be decoded are replaced, always by the same neighbour,
             and counted; above this fraction of the set the run stops.
+        orientation: whether boxes and sizes belong to the pixels as they are ``stored``, which is
+            how COCO is annotated, or to the picture turned by its orientation tag, as it is
+            ``displayed`` by most labelling tools.
+        levels: of images of more than 8 bits, what becomes black and white: ``full``, the whole
+            range of 16 bits; ``used``, for each image the range from its 0.1 % to its 99.9 %
+            percentile; or two values, such as ``[7200, 7400]``.
+        follow_links: symbolic links may lead out of the folder of images or labels, file by file,
+            as those of DVC and git-annex do. Trust whoever made them.
         prefetch: batches in flight per worker.
         window: with shards, images among which the order of an epoch is mixed, so that shards are
             read one after the other; null mixes all, as without shards. See docs/data.md.
@@ -123,6 +131,9 @@ class DataConfig(Settings):
     keep_empty: bool = False
     max_boxes: Count | None = None
     max_bad_fraction: Fraction = 0.01
+    orientation: Literal["stored", "displayed"] = "stored"
+    levels: Literal["full", "used"] | tuple[float, float] = "full"
+    follow_links: bool = False
     prefetch: Count = 4
     window: Count | None = None
     cache: Folder | None = None
@@ -139,6 +150,10 @@ class DataConfig(Settings):
                     )
                 ]
             )
+        if isinstance(self.levels, tuple) and not self.levels[0] < self.levels[1]:
+            low, high = self.levels
+            message = f"data.levels is [{low:g}, {high:g}]; the first must be below the second"
+            refuse([Conflict("levels", message)])
         if self.format == "coco" and self.classes is not None:
             refuse(
                 [

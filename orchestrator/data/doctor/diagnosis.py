@@ -29,6 +29,9 @@ _OF_READER = {
     "missing_image": Verdict.QUARANTINE,
     "unreadable_image": Verdict.QUARANTINE,
     "labels_without_image": Verdict.NOTE,
+    "ignored_region": Verdict.NOTE,
+    "root_category": Verdict.NOTE,
+    "passed_over": Verdict.NOTE,
 }
 
 

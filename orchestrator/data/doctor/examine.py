@@ -16,6 +16,7 @@ from orchestrator.data.counter_rng import SampleKey
 from orchestrator.data.dataset import Dataset
 from orchestrator.data.doctor.boxes import PRIOR_IOU, View, describe, prior_recall
 from orchestrator.data.doctor.diagnosis import Report, Verdict
+from orchestrator.data.doctor.image_notes import crowded, few_levels, tagged
 from orchestrator.data.doctor.images import ImageFacts, alike, equal_files, scan
 from orchestrator.data.findings import Finding
 from orchestrator.data.images import image_name
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
 #: Images of a split whose headers are read before a run; of more, this many at equal distances.
 QUICK_IMAGES = 2000
+#: Images of more than 8 bits that are decoded before a run, to see what is left of them.
+QUICK_DEEP_IMAGES = 8
 #: Below it, a detector's priors leave too many boxes of a size without a good one.
 _LOW_RECALL = 0.8
 #: The commonest class may have this many times the boxes of the rarest before it is said.
@@ -110,34 +113,66 @@ def examine(
         facts = scan(data, range(len(data)), whole=True, progress=progress)
         seen[name] = facts
         _bad_images(report, name, data, facts, config.max_bad_fraction)
+        _image_notes(report, name, data, facts, fractions=config.format == "yolo")
     _duplicates(report, result.splits, seen)
     return result
 
 
-def require_usable(data: Dataset, name: str, max_bad_fraction: float) -> None:
+def require_usable(
+    data: Dataset, name: str, max_bad_fraction: float, *, fractions: bool = False
+) -> list[Finding]:
     """The quick part, before hardware is claimed: headers of up to 2,000 images.
 
     Of shards nothing is read: what could not be used when they were written is known.
 
+    Args:
+        data: the split.
+        name: of it.
+        max_bad_fraction: ``data.max_bad_fraction``.
+        fractions: whether boxes were annotated as fractions of the image.
+
+    Returns:
+        What should be said before it is used.
+
     Raises:
         DataError: more of them are bad than ``data.max_bad_fraction`` allows; of a sample, more
-            than can be chance.
+            than can be chance. Or images of more than 8 bits would become one grey.
     """
     n = len(data)
+    notes = [note for note in [crowded(data) if name == "val" else None] if note is not None]
     if data.shards is not None:
         unsound = np.flatnonzero(~data.shards.sound)
         if len(unsound) > max_bad_fraction * n:
             places = [image_name(data, int(index)) for index in unsound]
             raise DataError(_too_many_bad(name, len(unsound), f"{n}", max_bad_fraction, places))
-        return
+        return notes
     indices = np.unique(np.linspace(0, n - 1, min(n, QUICK_IMAGES)).astype(np.int64)).tolist()
-    bad = [one for one in scan(data, indices, whole=False) if one.kind is not None]
+    facts = scan(data, indices, whole=False)
+    bad = [one for one in facts if one.kind is not None]
     expected = max_bad_fraction * len(indices)
     allowed = expected if len(indices) == n else expected + 3 * sqrt(expected)
     if len(bad) > allowed:
         looked = f"{n}" if len(indices) == n else f"{len(indices)} looked at"
         places = [one.problem for one in bad]
         raise DataError(_too_many_bad(name, len(bad), looked, max_bad_fraction, places))
+    turned = tagged(data, facts, fractions=fractions)
+    deep = [one.index for one in facts if one.deep]
+    few = few_levels(data, scan(data, deep[:QUICK_DEEP_IMAGES], whole=True))
+    if few is not None and few[1]:
+        raise DataError(f"data.{name}: {few[0]}\nchoose one of the three")
+    return [*notes, *([turned] if turned else []), *([few[0]] if few else [])]
+
+
+def _image_notes(
+    report: Report, name: str, data: Dataset, facts: Sequence[ImageFacts], *, fractions: bool
+) -> None:
+    for note in (tagged(data, facts, fractions=fractions), crowded(data)):
+        # What cannot be counted matters where it is scored.
+        if note is not None and (name == "val" or note.kind != "crowded_image"):
+            report.add(Verdict.NOTE, name, note)
+    few = few_levels(data, facts)
+    if few is not None:
+        report.add(Verdict.REFUSE if few[1] else Verdict.NOTE, name, few[0])
 
 
 def _too_many_bad(name: str, count: int, looked: str, allowed: float, places: Sequence[str]) -> str:

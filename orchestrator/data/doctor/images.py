@@ -6,7 +6,7 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations, pairwise
 from typing import Literal
 
@@ -15,8 +15,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.data.dataset import Dataset
-from orchestrator.data.decode import MAX_PIXELS, BadImageError, require_sound
-from orchestrator.data.images import image_bytes, image_exists, image_name, image_size
+from orchestrator.data.decode import (
+    MAX_PIXELS,
+    BadImageError,
+    Header,
+    deep_values,
+    other_size,
+    require_sound,
+    used_levels,
+)
+from orchestrator.data.images import image_bytes, image_exists, image_header, image_name
+from orchestrator.data.orientation import UPRIGHT
 
 #: Called with the number of images seen so far.
 Progress = Callable[[int], None]
@@ -43,6 +52,10 @@ class ImageFacts:
         problem: the same in words.
         content: SHA-256 of the file; empty where only the header was read.
         look: difference hash of 64 bits; None where it would say nothing.
+        tag: of its orientation.
+        deep: whether its values have more than 8 bits.
+        levels: values of such an image between which almost all of it lies; None where it was not
+            decoded.
     """
 
     index: int
@@ -50,6 +63,9 @@ class ImageFacts:
     problem: str = ""
     content: str = ""
     look: int | None = None
+    tag: int = UPRIGHT
+    deep: bool = False
+    levels: tuple[float, float] | None = None
 
 
 def scan(
@@ -82,13 +98,13 @@ def _declared(data: Dataset, index: int) -> tuple[int, int]:
 
 def _header(data: Dataset, index: int) -> ImageFacts:
     try:
-        size = image_size(data, index)
+        header = image_header(data, index)
     except BadImageError as error:
         return _bad(data, index, str(error))
-    if size[0] * size[1] > MAX_PIXELS:
-        pixels = f"{size[1]}x{size[0]} pixels, allowed are {MAX_PIXELS}"
-        return _bad(data, index, f"{image_name(data, index)}: {pixels}")
-    return _sized(data, index, size)
+    if header.height * header.width > MAX_PIXELS:
+        pixels = f"{header.width}x{header.height} pixels, allowed are {MAX_PIXELS}"
+        return _bad(data, index, f"{image_name(data, index)}: {pixels}; cut it into tiles")
+    return _sized(data, index, header)
 
 
 def _bad(data: Dataset, index: int, problem: str) -> ImageFacts:
@@ -96,13 +112,22 @@ def _bad(data: Dataset, index: int, problem: str) -> ImageFacts:
     return ImageFacts(index, kind, problem)
 
 
-def _sized(data: Dataset, index: int, size: tuple[int, int]) -> ImageFacts:
-    height, width = _declared(data, index)
-    if size == (height, width):
-        return ImageFacts(index)
-    swapped = " (width and height swapped?)" if size == (width, height) else ""
-    problem = f"is {size[1]}x{size[0]} pixels, but annotated as {width}x{height}{swapped}"
-    return ImageFacts(index, "wrong_size_image", f"{image_name(data, index)}: {problem}")
+def _sized(data: Dataset, index: int, header: Header) -> ImageFacts:
+    problem = other_size(header, _declared(data, index), data.decoding.orientation)
+    if not problem:
+        return ImageFacts(index, tag=header.tag, deep=header.deep)
+    place = image_name(data, index)
+    return ImageFacts(index, "wrong_size_image", f"{place}: {problem}", tag=header.tag)
+
+
+def levels_of(content: bytes) -> tuple[float, float] | None:
+    """Between which values almost all of an image lies; None for one of 8 bits.
+
+    Raises:
+        BadImageError: it cannot be decoded.
+    """
+    values = deep_values(content)
+    return None if values is None else used_levels(values)
 
 
 def _whole(data: Dataset, index: int) -> ImageFacts:
@@ -111,14 +136,15 @@ def _whole(data: Dataset, index: int) -> ImageFacts:
     except BadImageError as error:
         return _bad(data, index, str(error))
     try:
-        _, height, width = require_sound(content)
-        sized = _sized(data, index, (height, width))
+        sized = _sized(data, index, require_sound(content))
         if sized.kind is not None:
             return sized
         look = look_of(content)
+        levels = levels_of(content) if sized.deep else None
     except BadImageError as error:
         return _bad(data, index, f"{image_name(data, index)}: {error}")
-    return ImageFacts(index, content=hashlib.sha256(content).hexdigest(), look=look)
+    digest = hashlib.sha256(content).hexdigest()
+    return replace(sized, content=digest, look=look, levels=levels)
 
 
 def look_of(content: bytes) -> int | None:

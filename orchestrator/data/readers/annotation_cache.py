@@ -99,7 +99,7 @@ def _kept(
             return None
     except OrchestratorError:
         return None
-    findings += missing_files(root, data.files, source.annotations)
+    findings += missing_files(root, data.files, source.annotations, source.rules)
     return ReadResult(data, tuple(findings), manifest=folder.local / MANIFEST)
 
 

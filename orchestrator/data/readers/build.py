@@ -14,9 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.data.dataset import Dataset
-from orchestrator.data.findings import Finding, ReadResult
+from orchestrator.data.findings import MAX_EXAMPLES, Finding, ReadResult
 from orchestrator.data.label_map import LabelMap
-from orchestrator.data.readers.paths import check_files
+from orchestrator.data.readers.lookalikes import Lookalikes
+from orchestrator.data.readers.paths import USUAL, ReadRules, check_files
+from orchestrator.data.readers.plausibility import examine_boxes
 from orchestrator.errors import DataError
 
 #: Kind of the finding for images that annotations name and the folder lacks.
@@ -67,6 +69,8 @@ def build_dataset(
     *,
     source: Path,
     place: Callable[[int], str],
+    rules: ReadRules = USUAL,
+    stems: Sequence[str] | None = None,
 ) -> ReadResult:
     """Sanitise boxes, sort them by image and look for the image files.
 
@@ -79,9 +83,12 @@ def build_dataset(
         boxes: as annotated.
         source: annotation file, for messages.
         place: where a box, given by its row, is annotated.
+        rules: what the files are read by.
+        stems: of the annotation file of each image, where each has one.
 
     Raises:
-        DataError: not one of the image files exists, or not one size is known.
+        DataError: not one of the image files exists, not one size is known, or the boxes cannot be
+            meant as they stand; see :mod:`orchestrator.data.readers.plausibility`.
         SecurityError: a file name leads out of ``root``.
     """
     known = images.widths > 0
@@ -92,18 +99,31 @@ def build_dataset(
         )
     on_known = np.flatnonzero(known[boxes.image])
     boxes = boxes.take(on_known)
-    keep, findings = _sanitise(
+
+    def place_of(row: int) -> str:
+        return place(int(on_known[row]))
+
+    sizes = np.stack([images.widths[boxes.image], images.heights[boxes.image]], axis=1)
+    examined = examine_boxes(
         boxes.xywh,
-        images.widths[boxes.image],
-        images.heights[boxes.image],
-        lambda row: place(int(on_known[row])),
+        boxes.image,
+        boxes.labels,
+        boxes.crowd,
+        sizes,
+        source=source,
+        place=place_of,
     )
+    keep, findings = _sanitise(boxes.xywh, sizes[:, 0], sizes[:, 1], place_of)
+    findings += examined.findings
+    keep &= ~examined.dropped
     rows = np.flatnonzero(keep)
     boxes = boxes.take(rows[np.argsort(boxes.image[rows], kind="stable")])
     if not known.all():
         images = images.take(np.flatnonzero(known))
         boxes = replace(boxes, image=(np.cumsum(known) - 1)[boxes.image])
-    findings += missing_files(root, images.files, source)
+        if stems is not None:
+            stems = [stems[row] for row in np.flatnonzero(known).tolist()]
+    findings += missing_files(root, images.files, source, rules, stems)
     counts = np.bincount(boxes.image, minlength=len(images.files))
     dataset = Dataset(
         label_map=label_map,
@@ -121,22 +141,40 @@ def build_dataset(
     return ReadResult(dataset, tuple(findings))
 
 
-def missing_files(root: Path, files: Sequence[str], source: Path) -> list[Finding]:
-    """A finding when some of ``files`` are not below ``root``.
+def missing_files(
+    root: Path,
+    files: Sequence[str],
+    source: Path,
+    rules: ReadRules = USUAL,
+    stems: Sequence[str] | None = None,
+) -> list[Finding]:
+    """A finding when some of ``files`` are not below ``root``; the arguments as above.
 
     Raises:
         DataError: none of them is.
         SecurityError: a file name leads out of ``root``.
     """
-    missing = check_files(root, files)
-    if missing and len(missing) == len(files):
-        raise DataError(
-            f"none of the {len(missing)} images of {source} is in {root}; the first is "
-            f"{files[0]}\npoint data.root, or the images of this split, at their folder"
-        )
+    if not rules.need_images:
+        return []
+    missing = check_files(root, files, follow_links=rules.follow_links)
     if not missing:
         return []
-    places = [files[i] for i in missing]
+    others = Lookalikes(root)
+    likely = {
+        i: others.of(files[i], None if stems is None else stems[i]) for i in missing[:MAX_EXAMPLES]
+    }
+    if len(missing) == len(files):
+        first = likely[missing[0]]
+        step = (
+            f"{first}: correct the names in the annotations"
+            if first
+            else "point data.root, or the images of this split, at their folder"
+        )
+        raise DataError(
+            f"none of the {len(missing)} images of {source} is in {root}; the first is "
+            f"{files[0]}\n{step}"
+        )
+    places = [f"{files[i]} ({likely[i]})" if likely.get(i) else files[i] for i in missing]
     return [Finding.at(MISSING_IMAGE, "will be replaced by another image", places)]
 
 

@@ -2,7 +2,8 @@
 
 Whatever would make training or evaluation silently wrong - a duplicate id, an annotation of an
 unknown image, a NaN - is refused, all of it at once and with the JSON pointer of each place. What
-is merely untidy - a box without area, a missing ``iscrowd`` - is put right and counted.
+is merely untidy - a box without area, a missing ``iscrowd`` - is put right and counted; odd values
+beside the boxes are the business of :mod:`orchestrator.data.readers.coco_oddities`.
 """
 
 from __future__ import annotations
@@ -10,24 +11,43 @@ from __future__ import annotations
 import codecs
 import gc
 import json
+import posixpath
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from orchestrator.data.files import read_text_bytes, reason
-from orchestrator.data.findings import Finding, Problems, ReadResult
+from orchestrator.data.findings import CONTROL, Finding, Problems, ReadResult
 from orchestrator.data.label_map import LabelMap
 from orchestrator.data.readers.build import BoxColumns, ImageColumns, build_dataset
+from orchestrator.data.readers.coco_oddities import (
+    mended_areas,
+    root_finding,
+    unused_root,
+    upright,
+)
 from orchestrator.data.readers.coco_tables import Table, describe, positions_in
 from orchestrator.data.readers.numbers import shown
-from orchestrator.data.readers.paths import require_file, require_folder, split_key
+from orchestrator.data.readers.paths import (
+    USUAL,
+    ReadRules,
+    require_file,
+    require_folder,
+    split_key,
+)
 from orchestrator.errors import DataError
 
+#: Kind of the finding for boxes marked ``"ignore": 1``.
+IGNORED_REGION = "ignored_region"
 
-def read_coco(images_dir: str | Path, annotations_path: str | Path) -> ReadResult:
+
+def read_coco(
+    images_dir: str | Path, annotations_path: str | Path, rules: ReadRules = USUAL
+) -> ReadResult:
     """Read one split of a COCO data set.
 
     Images keep the order of the file, boxes of an image theirs. Crowd annotations are kept and
@@ -38,6 +58,7 @@ def read_coco(images_dir: str | Path, annotations_path: str | Path) -> ReadResul
     Args:
         images_dir: folder that ``file_name`` entries are relative to.
         annotations_path: the JSON file.
+        rules: what the files are read by.
 
     Raises:
         DataError: the file or folder does not exist, is no valid JSON, or holds entries that
@@ -51,10 +72,13 @@ def read_coco(images_dir: str | Path, annotations_path: str | Path) -> ReadResul
     with _no_garbage_collection():
         problems = Problems(str(path))
         tree = _parse(path, problems)
-        label_map = _categories(tree, problems)
+        root_row = unused_root(tree)
+        label_map = _categories(tree, root_row, problems)
         images = _images(tree, problems)
         boxes, findings = _annotations(tree, images, label_map, problems)
         problems.raise_any()
+    if root_row is not None:
+        findings.append(root_finding(tree, root_row))
     assert label_map is not None, "broken categories are reported as problems"
     result = build_dataset(
         root,
@@ -63,8 +87,39 @@ def read_coco(images_dir: str | Path, annotations_path: str | Path) -> ReadResul
         boxes,
         source=path,
         place=lambda row: f"/annotations/{row}/bbox",
+        rules=rules,
     )
     return ReadResult(result.dataset, (*findings, *result.findings))
+
+
+@dataclass(frozen=True)
+class ImageList:
+    """The images of a COCO file, whether or not it has annotations.
+
+    Attributes:
+        images: in its order.
+        label_map: its classes; None where it names none.
+    """
+
+    images: ImageColumns
+    label_map: LabelMap | None
+
+
+def read_coco_images(annotations_path: str | Path) -> ImageList:
+    """The images and classes of a COCO file, such as those of a test set without annotations.
+
+    Raises:
+        DataError: as :func:`read_coco`, but for what annotations hold.
+    """
+    path = require_file(Path(annotations_path), what="annotation file", key="--annotations")
+    with _no_garbage_collection():
+        problems = Problems(str(path))
+        tree = _parse(path, problems)
+        named = bool(tree.get("categories"))
+        label_map = _categories(tree, unused_root(tree), problems) if named else None
+        images = _images(tree, problems)
+        problems.raise_any()
+    return ImageList(images, label_map)
 
 
 @contextmanager
@@ -146,12 +201,21 @@ def _report_doubled(
             problems.add(pointer, f"holds the key {shown(key_of[id(found)])} twice")
 
 
-def _categories(tree: dict[str, Any], problems: Problems) -> LabelMap | None:
-    """The label map, or None when the categories could not be understood."""
-    table = Table.of(tree, "categories", problems)
+def _categories(tree: dict[str, Any], root_row: int | None, problems: Problems) -> LabelMap | None:
+    """The label map, or None when the categories could not be understood.
+
+    Args:
+        tree: the file.
+        root_row: of the category that is no class; None for none.
+        problems: where to report.
+    """
+    table = Table.of(tree, "categories", problems).without(root_row)
     before = problems.count
     ids, _ = table.ints("id")
     names = table.strings("name")
+    for row, name in enumerate(names):
+        if CONTROL.search(name):
+            problems.add(table.at(row, "name"), f"{name!r} holds a control character")
     if isinstance(tree.get("categories"), list) and not tree["categories"]:
         problems.add("/categories", "is empty, expected at least one class")
     if problems.count == before:
@@ -178,12 +242,27 @@ def _images(tree: dict[str, Any], problems: Problems) -> ImageColumns:
         problems.add("/images", "is empty, expected at least one image")
     if good.all():
         table.report_duplicates("id", ids)
+    files = table.strings("file_name")
+    _report_twins(table, files)
     return ImageColumns(
-        files=tuple(table.strings("file_name")),
+        files=tuple(files),
         ids=ids,
         widths=table.sizes("width"),
         heights=table.sizes("height"),
     )
+
+
+def _report_twins(table: Table, files: list[str]) -> None:
+    """Report every image that is listed twice: each of the two has only a part of the boxes."""
+    seen: dict[str, int] = {}
+    for row, file in enumerate(files):
+        first = seen.setdefault(posixpath.normpath(file) if file else f"\0{row}", row)
+        if first != row:
+            table.problems.add(
+                table.at(row, "file_name"),
+                f"{shown(file)} is already the image of {table.at(first)}; make one image of both "
+                "and give it the boxes of either",
+            )
 
 
 def _annotations(
@@ -218,6 +297,12 @@ def _annotations(
     without_area = table.lacking("area")
     areas[without_area] = xywh[without_area, 2] * xywh[without_area, 3]
     crowd = table.flags("iscrowd")
+    ignored = table.flags("ignore")
+    odd = [*upright(table, xywh, areas), *mended_areas(table, xywh, areas, crowd)]
+    if ignored.any():
+        places = [table.at(int(row)) for row in np.flatnonzero(ignored)]
+        action = "neither learnt nor scored, like crowds"
+        odd.append(Finding.at(IGNORED_REGION, action, places))
     findings = [
         Finding(kind, int(count), action)
         for kind, count, action in (
@@ -226,4 +311,4 @@ def _annotations(
         )
         if count
     ]
-    return BoxColumns(image, xywh, labels, areas, crowd), findings
+    return BoxColumns(image, xywh, labels, areas, crowd | ignored), [*findings, *odd]

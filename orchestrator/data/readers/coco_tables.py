@@ -84,6 +84,14 @@ class Table:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def without(self, row: int | None) -> Table:
+        """The table without one of its rows; all of it for None."""
+        if row is None:
+            return self
+        keep = [position for position in range(len(self)) if self.positions[position] != row]
+        rows = [self.rows[position] for position in keep]
+        return Table(self.pointer, rows, self.positions[keep], self.problems)
+
     def at(self, row: int, key: str = "") -> str:
         """JSON pointer of a row, or of one of its values."""
         return f"{self.pointer}/{self.positions[row]}" + (f"/{key}" if key else "")

@@ -18,11 +18,13 @@ from pathlib import Path
 import numpy as np
 
 from orchestrator.data.dataset import Dataset
+from orchestrator.data.decode import STORED, Decoding
 from orchestrator.data.findings import Finding, ReadResult
 from orchestrator.data.images import image_bytes, image_exists
 from orchestrator.data.label_map import LabelMap
 from orchestrator.data.readers.classes import read_classes
 from orchestrator.data.readers.coco import read_coco
+from orchestrator.data.readers.paths import USUAL, ReadRules
 from orchestrator.data.readers.split import LISTED, classes_of
 from orchestrator.data.readers.writers import WRITERS, usual_place
 from orchestrator.errors import ConfigError, DataError, StorageError
@@ -50,16 +52,22 @@ class Converted:
     lost: tuple[str, ...]
 
 
-def read_place(kind: str, place: Place, classes: LabelMap | None) -> ReadResult:
+def read_place(
+    kind: str, place: Place, classes: LabelMap | None, rules: ReadRules = USUAL
+) -> ReadResult:
     """Read one split of format ``kind``; all but COCO need ``classes``."""
     if kind == "coco":
-        return read_coco(place.images, place.annotations)
+        return read_coco(place.images, place.annotations, rules)
     assert classes is not None, "read with the data set"
-    return LISTED[kind](place.images, place.annotations, classes)
+    return LISTED[kind](place.images, place.annotations, classes, rules)
 
 
 def read_places(
-    kind: str, places: Mapping[str, Place], classes: Path | None
+    kind: str,
+    places: Mapping[str, Place],
+    classes: Path | None,
+    rules: ReadRules = USUAL,
+    decoding: Decoding = STORED,
 ) -> dict[str, ReadResult]:
     """Read the splits of a data set.
 
@@ -67,13 +75,19 @@ def read_places(
         kind: its format: coco, voc, txt or yolo.
         places: its splits, by name.
         classes: file that names the classes; None where the annotations do.
+        rules: what the files are read by.
+        decoding: how image files become pixels.
 
     Raises:
         DataError: it is malformed.
     """
     annotations = [place.annotations for place in places.values()]
     label_map = None if kind == "coco" else classes_of(classes, annotations)
-    return {name: read_place(kind, place, label_map) for name, place in places.items()}
+    read = {name: read_place(kind, place, label_map, rules) for name, place in places.items()}
+    return {
+        name: replace(one, dataset=replace(one.dataset, decoding=decoding))
+        for name, one in read.items()
+    }
 
 
 def convert(
@@ -213,7 +227,8 @@ def _prove(name: str, data: Dataset, kind: str, place: Place, root: Path) -> Non
     """
     classes = None if kind == "coco" else read_classes(root / CLASSES_FILE)
     try:
-        back = read_place(kind, place, classes).dataset
+        rules = ReadRules(orientation=data.decoding.orientation)
+        back = read_place(kind, place, classes, rules).dataset
     except DataError as error:
         raise DataError(
             f"{name}: {kind} cannot hold this data set; of the result: {error}"
@@ -254,6 +269,8 @@ def difference(one: Dataset, other: Dataset) -> str:
 
 def _lost(data: Dataset, kind: str) -> Iterator[str]:
     """What formats other than COCO have no place for; training and evaluation go without."""
+    if data.decoding.orientation == "displayed":
+        yield "orientation: boxes are of the pictures as displayed (data.orientation: displayed)"
     if kind == "coco":
         return
     if (data.image_ids != np.arange(1, len(data) + 1)).any():

@@ -18,7 +18,13 @@ import numpy as np
 from orchestrator.data.files import MAX_TEXT_BYTES, open_regular
 from orchestrator.data.findings import Problems
 from orchestrator.data.readers.build import missing_files
-from orchestrator.data.readers.paths import require_folder, split_key, stays_below
+from orchestrator.data.readers.paths import (
+    USUAL,
+    ReadRules,
+    require_folder,
+    split_key,
+    stays_below,
+)
 from orchestrator.data.readers.text_files import fields_of, header_sizes, read_lines
 from orchestrator.data.readers.voc import all_voc_files, voc_files
 from orchestrator.data.readers.yolo import all_labels, yolo_files
@@ -38,6 +44,7 @@ class Source:
         annotations: file or folder; see the reader of ``kind``.
         classes: file that names the classes; None where the annotations do.
         splits: annotations of all splits, which name VOC's classes together.
+        rules: what they are read by.
     """
 
     kind: str
@@ -45,6 +52,7 @@ class Source:
     annotations: Path
     classes: Path | None
     splits: tuple[Path, ...] = ()
+    rules: ReadRules = USUAL
 
 
 @dataclass(frozen=True)
@@ -71,9 +79,10 @@ def fingerprint(source: Source) -> str | None:
     sha = hashlib.sha256(_program().encode())
     try:
         root = require_folder(source.images, what="image folder", key=split_key("images"))
-        for place in (source.kind, root, source.annotations.absolute(), source.classes):
+        places = source.kind, root, source.annotations.absolute(), source.classes, source.rules
+        for place in places:
             _feed(sha, str(place).encode(errors="surrogateescape"))
-        inputs = _INPUTS[source.kind](root, source.annotations)
+        inputs = _INPUTS[source.kind](root, source.annotations, source.rules)
         files = [*inputs.texts] if source.classes is None else [source.classes, *inputs.texts]
         if source.kind == "voc" and source.classes is None:
             files += all_voc_files(source.splits)
@@ -85,8 +94,8 @@ def fingerprint(source: Source) -> str | None:
         sized = list(inputs.sized)
         if sized:
             # Before any of them is opened, they must be known to lie below the folder.
-            missing_files(root, sized, source.annotations)
-            sizes, findings = header_sizes(root, sized)
+            missing_files(root, sized, source.annotations, source.rules)
+            sizes, findings = header_sizes(root, sized, source.rules.orientation)
             _feed(sha, np.array(sizes, dtype="<i4").tobytes())
             _feed(sha, repr(findings).encode(errors="surrogateescape"))
     except (OrchestratorError, OSError, ValueError):
@@ -122,33 +131,33 @@ def _content(path: Path) -> bytes:
     return sha.digest()
 
 
-def _coco(root: Path, annotations: Path) -> _Inputs:
+def _coco(root: Path, annotations: Path, rules: ReadRules) -> _Inputs:
     return _Inputs([annotations])
 
 
-def _voc(root: Path, annotations: Path) -> _Inputs:
+def _voc(root: Path, annotations: Path, rules: ReadRules) -> _Inputs:
     problems = Problems(str(annotations))
     folder, stems = voc_files(annotations, problems)
     problems.raise_any()
     texts = [folder / f"{stem}.xml" for stem, _ in stems]
     for path in texts:
-        if not stays_below(folder, path):
+        if not stays_below(folder, path, follow_links=rules.follow_links):
             raise SecurityError(f"{path} leads out of {folder}")
     return _Inputs(texts, names=[stem for stem, _ in stems])
 
 
-def _txt(root: Path, annotations: Path) -> _Inputs:
+def _txt(root: Path, annotations: Path, rules: ReadRules) -> _Inputs:
     lines = read_lines(annotations)
     return _Inputs([annotations], sized=[next(fields_of(text)) for _, text in lines])
 
 
-def _yolo(root: Path, annotations: Path) -> _Inputs:
+def _yolo(root: Path, annotations: Path, rules: ReadRules) -> _Inputs:
     problems = Problems(str(annotations))
     labels, files, label_files = yolo_files(root, annotations, problems)
     problems.raise_any()
     texts = [labels / name for name in label_files]
     for path in texts:
-        if not stays_below(labels, path):
+        if not stays_below(labels, path, follow_links=rules.follow_links):
             raise SecurityError(f"{path} leads out of {labels}")
     if is_folder(annotations):
         return _Inputs(texts, names=[*files, "", *all_labels(labels)], sized=files)

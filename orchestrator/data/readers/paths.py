@@ -5,11 +5,32 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.data.findings import MAX_PROBLEMS
+from orchestrator.data.orientation import Orientation
 from orchestrator.errors import DataError, SecurityError, nearest
 from orchestrator.layouts.files import exists, is_file, is_folder
+
+
+@dataclass(frozen=True)
+class ReadRules:
+    """What the same annotation files are read by.
+
+    Attributes:
+        orientation: in which the sizes of images are taken from their headers.
+        follow_links: symbolic links may lead out of the folder, as DVC's and git-annex's do.
+        need_images: image files are looked for.
+    """
+
+    orientation: Orientation = "stored"
+    follow_links: bool = False
+    need_images: bool = True
+
+
+#: Of who says nothing else.
+USUAL = ReadRules()
 
 
 def require_folder(folder: Path, *, what: str, key: str) -> Path:
@@ -53,7 +74,7 @@ def _missing(path: Path, *, what: str, key: str) -> str:
     )
 
 
-def check_files(root: Path, names: Sequence[str]) -> list[int]:
+def check_files(root: Path, names: Sequence[str], *, follow_links: bool = False) -> list[int]:
     """Look for the files that annotations name.
 
     Each folder is listed once and only symbolic links are resolved one by one, so that a hundred
@@ -62,6 +83,7 @@ def check_files(root: Path, names: Sequence[str]) -> list[int]:
     Args:
         root: absolute real path of the image folder.
         names: paths relative to ``root``.
+        follow_links: a symbolic link may lead out of ``root``; a name may not.
 
     Returns:
         Positions in ``names`` of files that do not exist.
@@ -78,6 +100,8 @@ def check_files(root: Path, names: Sequence[str]) -> list[int]:
             escapes[position] = "is absolute"
         elif "\0" in name or base in ("", ".", ".."):
             escapes[position] = "is no file name"
+        elif follow_links and os.path.normpath(name).startswith("../"):
+            escapes[position] = f"leads to {os.path.normpath(root / name)}"
         else:
             by_folder[folder].append(position)
     for folder, positions in by_folder.items():
@@ -85,7 +109,7 @@ def check_files(root: Path, names: Sequence[str]) -> list[int]:
         if real is None:
             missing += positions
             continue
-        if not real.is_relative_to(root):
+        if not (follow_links or real.is_relative_to(root)):
             escapes.update(dict.fromkeys(positions, f"leads to {real}"))
             continue
         is_link = _entries(real)
@@ -97,7 +121,7 @@ def check_files(root: Path, names: Sequence[str]) -> list[int]:
                 target = _resolve(real / name)
                 if target is None or not target.exists():
                     missing.append(position)
-                elif not target.is_relative_to(root):
+                elif not (follow_links or target.is_relative_to(root)):
                     escapes[position] = f"is a link to {target}"
     if escapes:
         raise SecurityError(_escape_message(root, names, escapes))
@@ -131,11 +155,19 @@ def _escape_message(root: Path, names: Sequence[str], escapes: dict[int, str]) -
     lines += [f"  image {position}: {names[position]!r} {why}" for position, why in listed]
     if len(escapes) > len(listed):
         lines.append(f"  ... and {len(escapes) - len(listed)} more")
-    lines.append("images must lie under the folder; copy them there or choose a higher folder")
+    lines.append(
+        "images must lie under the folder; copy them there, choose a higher folder, or allow links "
+        "that you trust with data.follow_links=true"
+    )
     return "\n".join(lines)
 
 
-def stays_below(folder: Path, path: Path) -> bool:
-    """Whether ``path``, symbolic links followed, lies under ``folder``, an absolute real path."""
+def stays_below(folder: Path, path: Path, *, follow_links: bool = False) -> bool:
+    """Whether ``path``, symbolic links followed, lies under ``folder``, an absolute real path.
+
+    With ``follow_links`` the name alone must not lead out of it.
+    """
+    if follow_links:
+        return Path(os.path.normpath(path)).is_relative_to(folder)
     real = _resolve(path)
     return real is not None and real.is_relative_to(folder)

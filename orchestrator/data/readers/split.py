@@ -7,25 +7,27 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from orchestrator.data.decode import Decoding
 from orchestrator.data.findings import ReadResult
 from orchestrator.data.label_map import LabelMap
 from orchestrator.data.readers.annotation_cache import read_digested
 from orchestrator.data.readers.classes import class_file, read_classes
-from orchestrator.data.readers.coco import read_coco
+from orchestrator.data.readers.coco import IGNORED_REGION, read_coco
 from orchestrator.data.readers.fingerprint import Source
+from orchestrator.data.readers.paths import ReadRules
 from orchestrator.data.readers.text_files import UNREADABLE_IMAGE
 from orchestrator.data.readers.txt import read_txt
 from orchestrator.data.readers.voc import read_voc, voc_classes
 from orchestrator.data.readers.yolo import read_yolo
 from orchestrator.data.shards.split import read_shards, require_same
-from orchestrator.errors import DataError
+from orchestrator.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     # The schema knows every detector and so imports torch, which no data task needs.
     from orchestrator.config.schema import DataConfig, SplitConfig
 
 #: Readers of the formats that keep class names in a file of their own.
-LISTED: dict[str, Callable[[Path, Path, LabelMap], ReadResult]] = {
+LISTED: dict[str, Callable[[Path, Path, LabelMap, ReadRules], ReadResult]] = {
     "voc": read_voc,
     "txt": read_txt,
     "yolo": read_yolo,
@@ -61,19 +63,31 @@ def read_split(config: DataConfig, split: SplitConfig, *, keep: bool = False) ->
                 for one in (config.train, config.val)
                 if one.annotations is not None
             ),
+            rules=rules_of(config),
         )
         annotated = read_digested(source, parse, cache=config.cache, keep=keep)
         _refuse_too_many_left_out(annotated, config.max_bad_fraction, source.annotations)
+        _refuse_learning_from_ignored(annotated, config, source.annotations)
     if split.shards is None:
         assert annotated is not None, "the schema requires one of the two"
-        return annotated
+        return _decoded_so(annotated, config)
     remote = "://" in split.shards
     location = split.shards if remote else str(root / split.shards)
     sharded = read_shards(location, cache=config.cache)
-    if annotated is None:
-        return sharded
-    require_same(sharded.dataset, annotated.dataset)
-    return replace(annotated, dataset=sharded.dataset)
+    if annotated is not None:
+        require_same(sharded.dataset, annotated.dataset)
+        sharded = replace(annotated, dataset=sharded.dataset)
+    return _decoded_so(sharded, config)
+
+
+def rules_of(config: DataConfig) -> ReadRules:
+    """What the annotations of an experiment are read by."""
+    return ReadRules(orientation=config.orientation, follow_links=config.follow_links)
+
+
+def _decoded_so(result: ReadResult, config: DataConfig) -> ReadResult:
+    decoding = Decoding(config.orientation, config.levels)
+    return replace(result, dataset=replace(result.dataset, decoding=decoding))
 
 
 def parse(source: Source) -> ReadResult:
@@ -84,9 +98,19 @@ def parse(source: Source) -> ReadResult:
         SecurityError: a path leads out of the image folder.
     """
     if source.kind == "coco":
-        return read_coco(source.images, source.annotations)
+        return read_coco(source.images, source.annotations, source.rules)
     classes = classes_of(source.classes, source.splits)
-    return LISTED[source.kind](source.images, source.annotations, classes)
+    return LISTED[source.kind](source.images, source.annotations, classes, source.rules)
+
+
+def _refuse_learning_from_ignored(result: ReadResult, config: DataConfig, source: Path) -> None:
+    for finding in result.findings:
+        if finding.kind == IGNORED_REGION and config.crowd == "include":
+            raise ConfigError(
+                f"data.crowd is 'include', but {finding.count} boxes of {source} are marked "
+                f'"ignore": 1 ({finding.examples[0]}, ...), never learnt from. Next: take '
+                "these entries out of the file, or leave data.crowd at exclude"
+            )
 
 
 def classes_of(classes: Path | None, splits: Sequence[Path]) -> LabelMap:

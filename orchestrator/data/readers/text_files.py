@@ -10,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from orchestrator.data.decode import BadImageError, read_size
+from orchestrator.data.decode import BadImageError, read_header
 from orchestrator.data.files import read_text_bytes, reason
 from orchestrator.data.findings import Finding, Problems
+from orchestrator.data.orientation import Orientation
 from orchestrator.data.readers.build import BoxColumns, ImageColumns
 from orchestrator.data.readers.numbers import shown
 from orchestrator.errors import DataError
@@ -127,19 +128,21 @@ def report_duplicates(files: Sequence[str], places: Sequence[str], problems: Pro
             problems.add(places[position], f"{shown(file)} is already the image of {places[first]}")
 
 
-def header_sizes(root: Path, files: Sequence[str]) -> tuple[list[tuple[int, int]], list[Finding]]:
+def header_sizes(
+    root: Path, files: Sequence[str], orientation: Orientation = "stored"
+) -> tuple[list[tuple[int, int]], list[Finding]]:
     """(height, width) of each file from its header; (0, 0), and a finding, where it has none."""
     with ThreadPoolExecutor(_THREADS) as pool:
-        found = list(pool.map(_size, [root / file for file in files]))
+        found = list(pool.map(lambda file: _size(root / file, orientation), files))
     bad = [str(one) for one in found if isinstance(one, BadImageError)]
     sizes = [(0, 0) if isinstance(one, BadImageError) else one for one in found]
     kind, action = UNREADABLE_IMAGE, "left out, the size being unknown"
     return sizes, [Finding.at(kind, action, bad)] if bad else []
 
 
-def _size(path: Path) -> tuple[int, int] | BadImageError:
+def _size(path: Path, orientation: Orientation) -> tuple[int, int] | BadImageError:
     try:
-        return read_size(path)
+        return read_header(path).size(orientation)
     except BadImageError as error:
         return error
 

@@ -13,7 +13,13 @@ from orchestrator.data.findings import Problems, ReadResult
 from orchestrator.data.label_map import LabelMap
 from orchestrator.data.readers.build import build_dataset, missing_files
 from orchestrator.data.readers.numbers import EXACT, integer, number, shown
-from orchestrator.data.readers.paths import require_file, require_folder, split_key
+from orchestrator.data.readers.paths import (
+    USUAL,
+    ReadRules,
+    require_file,
+    require_folder,
+    split_key,
+)
 from orchestrator.data.readers.text_files import (
     BoxList,
     fields_of,
@@ -26,7 +32,9 @@ from orchestrator.data.readers.text_files import (
 _COORDINATES = ("xmin", "ymin", "xmax", "ymax")
 
 
-def read_txt(images_dir: str | Path, annotations: str | Path, classes: LabelMap) -> ReadResult:
+def read_txt(
+    images_dir: str | Path, annotations: str | Path, classes: LabelMap, rules: ReadRules = USUAL
+) -> ReadResult:
     """Read one split of a TXT data set.
 
     The id of an image is the position of its line, from 1. An image whose header cannot be read has
@@ -36,6 +44,7 @@ def read_txt(images_dir: str | Path, annotations: str | Path, classes: LabelMap)
         images_dir: folder that the paths are relative to.
         annotations: the text file.
         classes: by number.
+        rules: what the files are read by.
 
     Raises:
         DataError: something is missing or cannot be understood; the first hundred are listed.
@@ -63,8 +72,8 @@ def read_txt(images_dir: str | Path, annotations: str | Path, classes: LabelMap)
     report_duplicates(files, places, problems)
     problems.raise_any()
     # Before any of them is opened, they must be known to lie below the folder.
-    missing_files(root, files, source)
-    sizes, findings = header_sizes(root, files)
+    missing_files(root, files, source, rules)
+    sizes, findings = header_sizes(root, files, rules.orientation)
     result = build_dataset(
         root,
         classes,
@@ -72,6 +81,7 @@ def read_txt(images_dir: str | Path, annotations: str | Path, classes: LabelMap)
         boxes.columns(),
         source=source,
         place=lambda row: f"{source.name}:{boxes.lines[row]}",
+        rules=rules,
     )
     return ReadResult(result.dataset, (*findings, *result.findings))
 

@@ -10,14 +10,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from decimal import Decimal
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from orchestrator.data.files import read_text_bytes, reason
-from orchestrator.data.findings import Problems, ReadResult
+from orchestrator.data.findings import Finding, Problems, ReadResult
 from orchestrator.data.label_map import LabelMap
 from orchestrator.data.readers.build import build_dataset
+from orchestrator.data.readers.coco_oddities import ROTATED_ACTION, ROTATED_BOX, hull
 from orchestrator.data.readers.numbers import EXACT, integer, number, shown
-from orchestrator.data.readers.paths import require_folder, split_key, stays_below
+from orchestrator.data.readers.paths import (
+    USUAL,
+    ReadRules,
+    require_folder,
+    split_key,
+    stays_below,
+)
 from orchestrator.data.readers.text_files import BoxList, images_of, read_lines, report_duplicates
 from orchestrator.data.readers.xml_tree import MAX_BYTES, Element, XmlError, parse_xml
 from orchestrator.errors import DataError, SecurityError, nearest
@@ -28,7 +35,9 @@ ANNOTATIONS = "Annotations"
 _LARGEST_SIDE = (1 << 31) - 1
 
 
-def read_voc(images_dir: str | Path, annotations: str | Path, classes: LabelMap) -> ReadResult:
+def read_voc(
+    images_dir: str | Path, annotations: str | Path, classes: LabelMap, rules: ReadRules = USUAL
+) -> ReadResult:
     """Read one split of a Pascal VOC data set.
 
     Args:
@@ -37,6 +46,7 @@ def read_voc(images_dir: str | Path, annotations: str | Path, classes: LabelMap)
             ``Annotations``; or a folder of XML files, all of which are read in the order of their
             names.
         classes: by name.
+        rules: what the files are read by.
 
     Raises:
         DataError: something is missing or cannot be understood; the first hundred are listed.
@@ -46,20 +56,23 @@ def read_voc(images_dir: str | Path, annotations: str | Path, classes: LabelMap)
     source = Path(annotations)
     problems = Problems(str(source))
     folder, stems = voc_files(source, problems)
-    reader = _Reader(classes, problems)
+    reader = _Reader(classes, problems, rules)
     for stem, place in stems:
         reader.read(folder, stem, place)
     report_duplicates(reader.files, reader.places, problems)
     problems.raise_any()
     boxes = reader.boxes
-    return build_dataset(
+    result = build_dataset(
         root,
         classes,
         images_of(reader.files, reader.sizes),
         boxes.columns(),
         source=source,
         place=lambda row: f"{reader.names[boxes.image(row)]}:{boxes.lines[row]}",
+        rules=rules,
+        stems=[PurePosixPath(name).stem for name in reader.names],
     )
+    return ReadResult(result.dataset, (*reader.findings(), *result.findings))
 
 
 def voc_files(source: Path, problems: Problems) -> tuple[Path, list[tuple[str, str]]]:
@@ -155,7 +168,7 @@ class _Reader:
         sizes: (height, width) of each.
     """
 
-    def __init__(self, classes: LabelMap, problems: Problems) -> None:
+    def __init__(self, classes: LabelMap, problems: Problems, rules: ReadRules) -> None:
         self.boxes = BoxList()
         self.names: list[str] = []
         self.files: list[str] = []
@@ -163,11 +176,20 @@ class _Reader:
         self.sizes: list[tuple[int, int]] = []
         self._labels = {name: label for label, name in enumerate(classes.names)}
         self._problems = problems
+        self._rules = rules
+        self._rotated: list[str] = []
+
+    def findings(self) -> list[Finding]:
+        """What was put right."""
+        if not self._rotated:
+            return []
+        return [Finding.at(ROTATED_BOX, ROTATED_ACTION, self._rotated)]
 
     def read(self, folder: Path, stem: str, place: str) -> None:
         """Read the file of ``stem``, which is mentioned at ``place``."""
         path = folder / f"{stem}.xml"
-        if "\0" in stem or not stays_below(folder, path):
+        below = stays_below(folder, path, follow_links=self._rules.follow_links)
+        if "\0" in stem or not below:
             raise SecurityError(f"{place}: {shown(stem)} leads out of {folder}")
         name = f"{folder.name}/{stem}.xml"
         try:
@@ -220,13 +242,28 @@ class _Reader:
         left, top = (EXACT.subtract(_number(box.one(tag)), Decimal(1)) for tag in ("xmin", "ymin"))
         right, bottom = (_number(box.one(tag)) for tag in ("xmax", "ymax"))
         width, height = EXACT.subtract(right, left), EXACT.subtract(bottom, top)
+        xywh = (float(left), float(top), float(width), float(height))
+        degrees = _rotation(item)
+        if degrees % 180:
+            xywh = hull(xywh, degrees)
+            self._rotated.append(f"{self.names[position]}:{box.line}")
         self.boxes.add(
             position,
-            (float(left), float(top), float(width), float(height)),
+            xywh,
             label,
             bool(difficult),
             box.line,
         )
+
+
+def _rotation(item: Element) -> float:
+    """Degrees that a box is turned by: an attribute called so, as CVAT writes it."""
+    for attributes in item.all("attributes"):
+        for one in attributes.all("attribute"):
+            names = [name.text for name in one.all("name")]
+            if names == ["rotation"]:
+                return float(_number(one.one("value")))
+    return 0.0
 
 
 def _whole(element: Element, *, low: int = 1, high: int = _LARGEST_SIDE) -> int:

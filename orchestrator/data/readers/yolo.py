@@ -12,11 +12,12 @@ import os
 from decimal import ROUND_HALF_EVEN, Decimal
 from pathlib import Path, PurePath
 
+from orchestrator.data.decode import SUFFIXES
 from orchestrator.data.findings import Finding, Problems, ReadResult
 from orchestrator.data.label_map import LabelMap
 from orchestrator.data.readers.build import build_dataset, missing_files
 from orchestrator.data.readers.numbers import EXACT, number, shown
-from orchestrator.data.readers.paths import require_folder, split_key
+from orchestrator.data.readers.paths import USUAL, ReadRules, require_folder, split_key
 from orchestrator.data.readers.text_files import (
     BoxList,
     header_sizes,
@@ -29,7 +30,10 @@ from orchestrator.errors import DataError, SecurityError
 from orchestrator.layouts.data_yaml import labels_beside
 from orchestrator.layouts.files import is_file, is_folder
 
-SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"))
+#: Files beside images that nobody takes for some.
+_NO_IMAGES = frozenset(
+    ("", ".txt", ".cache", ".json", ".xml", ".yaml", ".yml", ".md", ".csv", ".db")
+)
 #: Pixels are rounded to this, far below what a float64 can tell apart at any size of an image. It
 #: undoes the division by a width that no decimal fraction can express.
 PIXEL_QUANTUM = Decimal("1e-30")
@@ -38,7 +42,9 @@ _VALUES = ("x_centre", "y_centre", "width", "height")
 _HALF = Decimal("0.5")
 
 
-def read_yolo(images_dir: str | Path, annotations: str | Path, classes: LabelMap) -> ReadResult:
+def read_yolo(
+    images_dir: str | Path, annotations: str | Path, classes: LabelMap, rules: ReadRules = USUAL
+) -> ReadResult:
     """Read one split of a YOLO data set.
 
     Ids of images count from 1. An image whose header cannot be read has no size and is left out,
@@ -52,6 +58,7 @@ def read_yolo(images_dir: str | Path, annotations: str | Path, classes: LabelMap
             has in ``images_dir``; where no folder on that path is called ``images``, beside the
             images.
         classes: by number.
+        rules: what the files are read by.
 
     Raises:
         DataError: something is missing or cannot be understood; the first hundred are listed.
@@ -63,15 +70,17 @@ def read_yolo(images_dir: str | Path, annotations: str | Path, classes: LabelMap
     labels, files, label_files = yolo_files(root, source, problems)
     problems.raise_any()
     # Before any of them is opened, they must be known to lie below the folder.
-    missing_files(root, files, source)
-    sizes, findings = header_sizes(root, files)
+    missing_files(root, files, source, rules)
+    sizes, findings = header_sizes(root, files, rules.orientation)
     boxes = BoxList()
     for position, name in enumerate(label_files):
         if sizes[position] != (0, 0):
+            if not rules.follow_links:
+                _refuse_link_out(labels, name)
             _read_labels(labels, name, position, sizes[position], classes, boxes, problems)
     problems.raise_any()
     if is_folder(source):
-        findings += _orphans(labels, frozenset(label_files))
+        findings += [*_orphans(labels, frozenset(label_files)), *_passed_over(root)]
     result = build_dataset(
         root,
         classes,
@@ -79,6 +88,7 @@ def read_yolo(images_dir: str | Path, annotations: str | Path, classes: LabelMap
         boxes.columns(),
         source=source,
         place=lambda row: f"{labels.name}/{label_files[boxes.image(row)]}:{boxes.lines[row]}",
+        rules=rules,
     )
     return ReadResult(result.dataset, (*findings, *result.findings))
 
@@ -151,6 +161,15 @@ def _report_shared(files: list[str], label_files: list[str], problems: Problems)
             problems.add(file, f"shares the label file {label_file} with {other}")
 
 
+def _refuse_link_out(labels: Path, name: str) -> None:
+    real = Path(os.path.realpath(labels / name))
+    if not real.is_relative_to(labels):
+        raise SecurityError(
+            f"{labels.name}/{name}: is a link to {real}, out of {labels}\n"
+            "allow links that you trust with data.follow_links=true"
+        )
+
+
 def _read_labels(
     folder: Path,
     name: str,
@@ -165,9 +184,6 @@ def _read_labels(
     if not os.path.lexists(path):
         return
     shown_name = f"{folder.name}/{name}"
-    real = Path(os.path.realpath(path))
-    if not real.is_relative_to(folder):
-        raise SecurityError(f"{shown_name}: is a link to {real}, out of {folder}")
     try:
         lines = read_lines(path)
     except DataError as error:
@@ -210,6 +226,22 @@ def _box(
 def _pixels(fraction: Decimal, side: int) -> float:
     pixels = EXACT.multiply(fraction, Decimal(side))
     return float(pixels.quantize(PIXEL_QUANTUM, ROUND_HALF_EVEN, EXACT))
+
+
+def _passed_over(root: Path) -> list[Finding]:
+    """Files among the images that are of no kind that is decoded, such as HEIC."""
+    others = [
+        path.relative_to(root).as_posix()
+        for path in sorted(root.rglob("*"))
+        if path.suffix.lower() not in SUFFIXES
+        and path.suffix.lower() not in _NO_IMAGES
+        and not path.name.startswith(".")
+        and path.is_file()
+    ]
+    if not others:
+        return []
+    action = "not used, being of no kind of image that is read"
+    return [Finding.at("passed_over", action, others)]
 
 
 def _orphans(folder: Path, known: frozenset[str]) -> list[Finding]:

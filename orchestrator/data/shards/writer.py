@@ -324,7 +324,11 @@ def _offsets(content: bytes, images: list[bytes]) -> Iterator[int]:
 
 def _is_sound(data: Dataset, index: int, image: bytes) -> bool:
     try:
-        require_sound(image, size=(int(data.heights[index]), int(data.widths[index])))
+        require_sound(
+            image,
+            size=(int(data.heights[index]), int(data.widths[index])),
+            decoding=data.decoding,
+        )
     except BadImageError:
         return False
     return True

@@ -110,6 +110,7 @@ def test_untidy_boxes_are_dropped_or_clipped_and_counted(read_tree: Read) -> Non
         "negative_size_box": 1,
         "outside_box": 2,
         "over_edge_box": 2,
+        "area_above_box": 4,
     }
     by_kind = {finding.kind: finding for finding in result.findings}
     assert by_kind["outside_box"].examples == ("/annotations/5/bbox", "/annotations/6/bbox")

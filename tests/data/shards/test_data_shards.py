@@ -14,7 +14,7 @@ import pytest
 
 from orchestrator.data.dataset import Dataset
 from orchestrator.data.decode import BadImageError, read_image
-from orchestrator.data.images import image_bytes, image_pixels, image_size
+from orchestrator.data.images import image_bytes, image_header, image_pixels
 from orchestrator.data.readers.coco import read_coco
 from orchestrator.data.shards.split import read_shards
 from orchestrator.errors import ConfigError, DataError, StorageError
@@ -65,7 +65,8 @@ def test_what_was_written_is_read_back(source: Dataset, shards: Path) -> None:
     for index in range(len(source)):
         assert image_bytes(back, index) == source.path(index).read_bytes()
         assert np.array_equal(image_pixels(back, index), read_image(source.path(index)))
-        assert image_size(back, index) == (source.heights[index], source.widths[index])
+        header = image_header(back, index)
+        assert (header.height, header.width) == (source.heights[index], source.widths[index])
 
 
 def test_any_parquet_reader_can_read_a_shard(source: Dataset, shards: Path) -> None:

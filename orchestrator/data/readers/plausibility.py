@@ -1,0 +1,163 @@
+"""Boxes that can be read, but hardly are what was meant: other units, corners, boxes twice.
+
+What leaves no doubt is refused, since training on it would end well and mean nothing. Every limit
+here is one that boxes in pixels do not meet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from orchestrator.data.findings import Finding
+from orchestrator.errors import DataError
+
+#: Fewer boxes may look like anything.
+_ENOUGH = 10
+#: Boxes within the first pixel of their images; a large set has one or two by mistake.
+_FEW = 3
+_SHARE = 0.01
+#: Sides from which on nobody annotates the first hundred pixels alone.
+_LARGE_SIDE = 200
+#: Pixels that a box in corners may reach over the edge.
+_EDGE = 2.0
+#: Boxes that would reach over the edge if corners were widths and heights.
+_OVER_EDGE = 0.25
+#: Share of the boxes from which on equal ones are the mistake of an export. COCO has a few.
+_DOUBLED_SHARE = 0.01
+#: Places behind the point that tell two boxes apart.
+_DECIMALS = 3
+
+
+@dataclass(frozen=True)
+class Examined:
+    """What :func:`examine_boxes` found.
+
+    Attributes:
+        dropped: (m,) bool, boxes that are there already.
+        findings: about them.
+    """
+
+    dropped: NDArray[np.bool_]
+    findings: list[Finding] = field(default_factory=list)
+
+
+def examine_boxes(
+    xywh: NDArray[np.float64],
+    image: NDArray[np.int64],
+    labels: NDArray[np.int64],
+    crowd: NDArray[np.bool_],
+    sizes: NDArray[np.int32],
+    *,
+    source: Path,
+    place: Callable[[int], str],
+) -> Examined:
+    """Look at all boxes of a split together.
+
+    Args:
+        xywh: (m, 4) boxes, taken to be pixels.
+        image, labels, crowd: (m,) of each.
+        sizes: (m, 2) width and height of each one's image.
+        source: annotation file, for messages.
+        place: where a box, given by its row, is annotated.
+
+    Raises:
+        DataError: they are no boxes ``x, y, width, height`` in pixels.
+    """
+    meant = _meant_otherwise(xywh, sizes)
+    if meant is not None:
+        rows, what, instead = meant
+        row = int(rows[0])
+        x, y, w, h = xywh[row].tolist()
+        width, height = sizes[row].tolist()
+        raise DataError(
+            f"{source}: {len(rows)} of {len(xywh)} boxes {what}; the first, at {place(row)}, is "
+            f"x {x:g}, y {y:g}, width {w:g}, height {h:g} in an image of {width}x{height}\n"
+            f"{instead}"
+        )
+    return _doubled(xywh, image, labels, crowd, place)
+
+
+def _meant_otherwise(
+    xywh: NDArray[np.float64], sizes: NDArray[np.int32]
+) -> tuple[NDArray[np.int64], str, str] | None:
+    """Rows of the boxes that are not in pixels, in which way, and what to do."""
+    count = len(xywh)
+    if not count:
+        return None
+    x, y, w, h = xywh.T
+    right, bottom = x + w, y + h
+    low = np.minimum(x, y)
+    broken = (xywh != np.rint(xywh)).any(axis=1)
+    # Of a VOC box, which counts from 1, the reader has taken 1 from the left and the top.
+    first_pixel = broken & (low >= -1) & (np.maximum(right, bottom) <= 1.0001)
+    first_pixel &= (w > 0) & (h > 0) & (sizes.min(axis=1) >= 16)
+    if (first_pixel.all() and count >= _FEW) or first_pixel.sum() > max(_FEW, _SHARE * count):
+        return (
+            np.flatnonzero(first_pixel),
+            "lie within the first pixel of their images, as fractions of the image do",
+            "multiply x and width by the width of the image, y and height by its height; boxes are "
+            "in pixels (only YOLO's are fractions: data.format=yolo)",
+        )
+    if count < _ENOUGH:
+        return None
+    hundred = (low >= -1) & (right <= 100.01) & (bottom <= 100.01)
+    reach = max(right.max(), bottom.max())
+    if hundred.all() and sizes.min() >= _LARGE_SIDE and broken.mean() > 0.5 and reach > 50:
+        return (
+            np.arange(count),
+            "lie within the first hundred pixels of larger images, as per cent of the image do",
+            "divide by 100 and multiply x and width by the width of the image, y and height by its "
+            "height; boxes are in pixels",
+        )
+    width, height = sizes.T
+    over = (right > width + _EDGE) | (bottom > height + _EDGE)
+    corners = (w > x) & (h > y) & (w <= width + _EDGE) & (h <= height + _EDGE) & (low >= -_EDGE)
+    if corners.all() and over.mean() >= _OVER_EDGE:
+        return (
+            np.flatnonzero(over),
+            "reach over the edge of their images, and all would fit as x1, y1, x2, y2",
+            "write [x, y, width, height]: width is x2 - x1, height is y2 - y1",
+        )
+    return None
+
+
+def _doubled(
+    xywh: NDArray[np.float64],
+    image: NDArray[np.int64],
+    labels: NDArray[np.int64],
+    crowd: NDArray[np.bool_],
+    place: Callable[[int], str],
+) -> Examined:
+    """Boxes of one class that are in their image already."""
+    again = np.zeros(len(xywh), np.bool_)
+    columns = [image, labels, crowd.astype(np.int64), *(np.round(xywh, _DECIMALS) + 0.0).T]
+    mixed = np.zeros(len(xywh), np.uint64)
+    for column in columns:
+        mixed = mixed * np.uint64(0x9E3779B97F4A7C15) + np.ascontiguousarray(column).view(np.uint64)
+        mixed ^= mixed >> np.uint64(29)
+    order = np.argsort(mixed, kind="stable")
+    # Equal sums are few; of these, all columns decide.
+    same = np.flatnonzero(mixed[order][1:] == mixed[order][:-1]) + 1
+    pairs = order[same], order[same - 1]
+    equal = (np.round(xywh[pairs[0], 2:], _DECIMALS) > 0).all(axis=1)
+    for column in columns:
+        equal &= column[pairs[0]] == column[pairs[1]]
+    again[pairs[0][equal]] = True
+    count = int(again.sum())
+    if not count:
+        return Examined(again)
+    dropped = count >= _DOUBLED_SHARE * len(xywh)
+    action = (
+        "dropped: the same box of the same class stands in its image already; exports of several "
+        "annotators, or of an annotation and its prediction, write both"
+        if dropped
+        else "kept, as COCO's own scorer keeps them: the same box stands in its image already"
+    )
+    places = [place(int(row)) for row in np.flatnonzero(again)[:5]]
+    found = Finding("equal_box", count, action, tuple(places))
+    return Examined(again if dropped else np.zeros_like(again), [found])
