@@ -89,7 +89,7 @@ class ArtifactSender:
         for place, source in pending_artifacts(artifacts, self._arrived):
             try:
                 self._send(place, source)
-            except Exception as error:
+            except Exception as error:  # noqa: PERF203
                 failure = failure or error
         if failure is not None:
             raise failure

@@ -51,8 +51,8 @@ def resolve_tracking_uri(uri: str, base: Path) -> str:
     path = sqlite_path(uri)
     if path is None:
         raise ConfigError(
-            f"tracking.mlflow is {uri!r}, expected sqlite:///FILE or sqlite:////ABSOLUTE/FILE, with "
-            "options behind a question mark; a database in memory would be gone with the run"
+            f"tracking.mlflow is {uri!r}, expected sqlite:///FILE or sqlite:////ABSOLUTE/FILE, "
+            "with options behind a question mark; a database in memory would be gone with the run"
         )
     address, mark, options = uri.partition("?")
     form = "file:" if address.partition(":///")[2].startswith("file:") else ""
