@@ -16,10 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.config.resolve import ResolvedExperiment, load_experiment
+from orchestrator.data.decode import Decoding
 from orchestrator.errors import ConfigError, PreemptedError
 from orchestrator.evaluation.coco import CocoMetrics
 from orchestrator.evaluation.drawing import Mark
 from orchestrator.evaluation.drawing import draw as draw_marks
+from orchestrator.predict.inputs import UPRIGHT_PICTURES
 from orchestrator.predict.loading import LoadedDetector, load_detector
 from orchestrator.predict.predictor import DetectOptions, TorchNetwork, detect
 from orchestrator.storage.run_files import RESULT
@@ -180,7 +182,7 @@ class TrainedDetector:
         """Detections in each image.
 
         Args:
-            images: paths or RGB pixels.
+            images: paths, whose pictures are taken upright, or RGB pixels.
             score: what a detection's score has to exceed.
             limit: most detections of an image.
 
@@ -192,7 +194,8 @@ class TrainedDetector:
         )
         how, made = DetectOptions(options), []
         for start in range(0, len(images), self._batch):
-            pixels = [_pixels(image) for image in images[start : start + self._batch]]
+            some = images[start : start + self._batch]
+            pixels = [_pixels(image, self._loaded.pictures) for image in some]
             made += detect(
                 self._network,
                 pixels,
@@ -227,7 +230,7 @@ def draw(image: ImageLike, prediction: Prediction) -> NDArray[np.uint8]:
     """A copy of an image, (h, w, 3) uint8 RGB, with a prediction's boxes, names and scores."""
     columns = (prediction.boxes.tolist(), prediction.labels.tolist(), prediction.scores.tolist())
     return draw_marks(
-        _pixels(image),
+        _pixels(image, UPRIGHT_PICTURES),
         [
             Mark(tuple(box), label, f"{prediction.names[label]} {score:.2f}")
             for box, label, score in zip(*columns, strict=True)
@@ -235,11 +238,11 @@ def draw(image: ImageLike, prediction: Prediction) -> NDArray[np.uint8]:
     )
 
 
-def _pixels(image: ImageLike) -> NDArray[np.uint8]:
+def _pixels(image: ImageLike, decoding: Decoding) -> NDArray[np.uint8]:
     if not isinstance(image, np.ndarray):
         from orchestrator.data.decode import read_image
 
-        return read_image(Path(image))
+        return read_image(Path(image), decoding=decoding)
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise ConfigError(
             f"an image of shape {image.shape} and type {image.dtype}: allowed is (h, w, 3) uint8, "

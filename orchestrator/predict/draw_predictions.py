@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.data.dataset import Dataset
-from orchestrator.data.decode import BadImageError, Decoding, read_header
+from orchestrator.data.decode import STORED, BadImageError, Decoding, read_header
 from orchestrator.data.label_map import LabelMap
 from orchestrator.data.orientation import UPRIGHT, Orientation, swaps_sides, turned_boxes
 from orchestrator.errors import DataError
@@ -149,9 +149,11 @@ def draw_predictions(
             problems.append(str(pixels))
             continue
         marks = marks_of(one, label_map, threshold)
+        as_stored = _as_predicted(one, picture, pixels)
+        pixels = pixels if as_stored is None else as_stored
         if below is not None:
             try:
-                marks += below.of(one.key, picture, pixels.shape[:2])
+                marks += below.of(one.key, picture, pixels.shape[:2], upright=as_stored is None)
             except BadImageError as error:
                 problems.append(str(error))
         drawn = draw(pixels, marks)
@@ -171,6 +173,17 @@ def marks_of(one: Prediction, label_map: LabelMap, threshold: float) -> list[Mar
         for box, label, score in zip(one.boxes, one.labels, one.scores, strict=True)
         if score >= threshold
     ]
+
+
+def _as_predicted(
+    one: Prediction, picture: Picture, pixels: NDArray[np.uint8]
+) -> NDArray[np.uint8] | None:
+    """The picture as stored, if that alone is of the size it was predicted on; else None."""
+    size = one.height, one.width
+    if pixels.shape[:2] == size or picture.frame is not None:
+        return None
+    ((_, stored),) = read_pictures([picture], STORED)
+    return None if isinstance(stored, BadImageError) or stored.shape[:2] != size else stored
 
 
 class _TruthMarks:
@@ -194,8 +207,14 @@ class _TruthMarks:
             labels.setdefault(name, len(labels)) for name in truth.dataset.label_map.names
         ]
 
-    def of(self, key: str, picture: Picture, size: tuple[int, int]) -> list[Mark]:
-        """Marks of a picture that is drawn on pixels of ``size`` = (height, width).
+    def of(self, key: str, picture: Picture, size: tuple[int, int], *, upright: bool) -> list[Mark]:
+        """Marks of a picture.
+
+        Args:
+            key: of the picture.
+            picture: where it is.
+            size: (height, width) of the pixels it is drawn on.
+            upright: whether these were turned by their tag.
 
         Raises:
             BadImageError: it is of another size than annotated.
@@ -208,7 +227,7 @@ class _TruthMarks:
         xywh = data.boxes_xywh[rows]
         boxes = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1)
         tag = UPRIGHT
-        if picture.frame is None and not is_remote(picture.path):
+        if upright and picture.frame is None and not is_remote(picture.path):
             tag = read_header(Path(picture.path)).tag
         declared = int(data.heights[at]), int(data.widths[at])
         ambiguous = not swaps_sides(tag) or declared[0] == declared[1]

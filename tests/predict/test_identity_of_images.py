@@ -13,13 +13,13 @@ import pytest
 from PIL import Image
 
 from orchestrator.cli.main import main
-from orchestrator.data.decode import read_image
+from orchestrator.data.decode import BadImageError, read_image
 from orchestrator.data.label_map import LabelMap
 from orchestrator.errors import ConfigError, DataError
 from orchestrator.evaluation.drawing import colour_of
 from orchestrator.predict.draw_predictions import Truth, draw_predictions
 from orchestrator.predict.identify import identify, match_classes
-from orchestrator.predict.inputs import list_pictures, passed_over
+from orchestrator.predict.inputs import Picture, list_pictures, passed_over, read_pictures
 from orchestrator.predict.prediction import Prediction
 from orchestrator.predict.scoring import read_annotations
 
@@ -174,6 +174,9 @@ def test_tagged_pictures_are_drawn_upright_with_their_truth(tmp_path: Path) -> N
     path = tmp_path / "cam_a" / "0.png"
     Image.fromarray(pixels).save(path, exif=exif)
     (tmp_path / "t.json").write_text(json.dumps(truth_of(tmp_path, ("cell",))))
+    ((_, shown),) = read_pictures([Picture(str(path))])
+    assert not isinstance(shown, BadImageError)
+    assert shown.shape == (400, 100, 3)
     truth = Truth(read_annotations(tmp_path / "t.json"), "t.json")
     found = [Prediction(str(path), 400, 100, [], [], [])]
     labels = LabelMap(("cell",), (1,))
@@ -185,6 +188,11 @@ def test_tagged_pictures_are_drawn_upright_with_their_truth(tmp_path: Path) -> N
     rows, columns = np.nonzero(upright.sum(axis=2) > 150)
     assert (abs(columns.min() - 70) <= 1, abs(columns.max() - 80) <= 1) == (True, True)
     assert rows.max() <= 12
+    # What an earlier version predicted on the pixels as stored is drawn on these.
+    found = [Prediction(str(path), 100, 400, [], [], [])]
+    drawn = draw_predictions(found, labels, tmp_path / "old", threshold=0.5, truth=truth)
+    assert read_image(drawn.pictures[0]).shape == (100, 400, 3)
+    assert drawn.problems == ()
 
 
 def test_names_as_long_as_a_file_system_takes_are_drawn(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -147,11 +148,12 @@ def few_levels(data: Dataset, facts: Sequence[ImageFacts]) -> tuple[Finding, boo
     if not flat:
         return None
     left = float(np.median([(high - low) / 256 for _, low, high in flat]))
-    low, high = min(low for _, low, _ in flat), max(high for _, _, high in flat)
+    low = math.floor(min(low for _, low, _ in flat))
+    high = math.ceil(max(high for _, _, high in flat))
     action = (
         f"of {len(deep)} images of more than 8 bits use little of their range: about "
         f"{max(1, round(left))} of 256 grey levels are left of them. "
-        f"data.levels=[{low:g},{high:g}] makes the range of all of them black to white, "
+        f"data.levels=[{low},{high}] makes the range of all of them black to white, "
         "data.levels=used that of each, and "
         "data.levels=[0,65535] keeps it as it is"
     )
