@@ -158,14 +158,13 @@ def ray_folder() -> Path:
     Raises:
         StorageError: there is none.
     """
-    wanted = [os.environ.get("RAY_TMPDIR"), os.environ.get("TMPDIR")]
-    others = ["/tmp", os.environ.get("XDG_RUNTIME_DIR"), "/var/tmp"]
+    wanted = [os.environ.get(name) for name in ("RAY_TMPDIR", "TMPDIR")]
     refused: list[str] = []
-    for base in filter(None, [*wanted, *others]):
+    for base in filter(None, [*wanted, "/tmp", os.environ.get("XDG_RUNTIME_DIR"), "/var/tmp"]):
         folder = Path(base).absolute() / f"ray-{os.geteuid()}" / "ray"
         trouble = _trouble(folder)
         if trouble is None:
-            if refused and any(wanted):
+            if refused:
                 log.warning("Ray's files go to %s (%s)", folder, "; ".join(refused))
             return folder
         refused.append(f"{base}: {trouble}")
@@ -176,12 +175,12 @@ def ray_folder() -> Path:
 
 
 def _trouble(folder: Path) -> str | None:
-    """Why Ray cannot use a folder, whose parent is made where it can; None where it can."""
+    """Why Ray cannot use a folder, whose parent is made where that helps; None where it can."""
     if len(os.fsencode(folder)) + _BELOW > _SOCKET_BYTES:
         return "its path is too long for a socket"
     private = folder.parent
     try:
-        private.mkdir(mode=0o700, parents=True, exist_ok=True)
+        private.mkdir(mode=0o700, exist_ok=True)
         found = private.lstat()
         if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
             return f"{private.name} is somebody else's"

@@ -167,6 +167,9 @@ class Server:
 def test_a_job_is_told_the_commit_that_its_folder_has_lost(
     project: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
+    if shutil.which("git") is None:
+        pytest.skip("git is not installed")
+
     def git(*arguments: str) -> str:
         command = ["git", "-c", "user.name=a", "-c", "user.email=a@b", *arguments]
         return subprocess.run(

@@ -5,7 +5,9 @@ from __future__ import annotations
 import ast
 import configparser
 import importlib.metadata
+import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -36,8 +38,8 @@ def requirements(setup_cfg: configparser.ConfigParser, *extras: str) -> dict[str
     return {canonicalize_name(each.name): each for each in every}
 
 
-def pins() -> dict[str, Version]:
-    lines = (ROOT / "constraints.txt").read_text().splitlines()
+def pins(file: Path = ROOT / "constraints.txt") -> dict[str, Version]:
+    lines = file.read_text().splitlines()
     pairs = [line.split("==") for line in lines if not line.startswith("#")]
     return {canonicalize_name(name): Version(version) for name, version in pairs}
 
@@ -52,16 +54,33 @@ def test_every_requirement_is_pinned_within_its_bounds(
         assert pinned[name] in requirement.specifier, requirement
 
 
-def test_the_environment_has_the_pinned_versions(setup_cfg: configparser.ConfigParser) -> None:
-    if sys.version_info < (3, 11):
+def test_the_environment_has_the_versions_it_was_made_for(
+    setup_cfg: configparser.ConfigParser,
+) -> None:
+    floors = Path(sys.prefix, "floors.txt")  # left there by VERSIONS=floor
+    if not floors.exists() and sys.version_info < (3, 11):
         pytest.skip("the pinned versions serve Python 3.11 and newer")
-    pinned = pins()
+    expected = pins(floors if floors.exists() else ROOT / "constraints.txt")
     wrong = {
         name: found
         for name in requirements(setup_cfg)
-        if Version(found := importlib.metadata.version(name)) != pinned[name]
+        if Version(found := importlib.metadata.version(name)) != expected[name]
     }
     assert wrong == {}
+
+
+def test_the_floors_are_those_of_setup_cfg(setup_cfg: configparser.ConfigParser) -> None:
+    written = runpy.run_path(str(ROOT / ".ci" / "floors.py"))["floors"]()
+    every = requirements(setup_cfg, "dev", "export", "tune", "s3", "serve")
+    stated = {
+        name: {each.version for each in requirement.specifier if each.operator == ">="}
+        for name, requirement in every.items()
+    }
+    assert {canonicalize_name(name): {floor} for name, floor in written.items()} == {
+        name: floors for name, floors in stated.items() if floors
+    }
+    # Anything but a floor, or a marker, would not be understood there.
+    assert all(len(each.specifier) <= 1 and each.marker is None for each in every.values())
 
 
 def test_the_constraints_name_neither_paths_nor_hosts() -> None:
@@ -71,8 +90,9 @@ def test_the_constraints_name_neither_paths_nor_hosts() -> None:
 
 def test_security_floors_hold(setup_cfg: configparser.ConfigParser) -> None:
     # Ray below 2.52 has no token authentication; torch below 2.6 runs code that is hidden in a
-    # checkpoint even with weights_only (GHSA-53q9-r3pm-6pq6).
-    floors = {"ray": "2.51.2", "torch": "2.5.1", "mlflow": "3.12.0"}
+    # checkpoint even with weights_only (GHSA-53q9-r3pm-6pq6); Pillow below 10.3 overruns a buffer
+    # (CVE-2024-28219); mlflow below 3.17.2 has several.
+    floors = {"ray": "2.51.2", "torch": "2.5.1", "mlflow": "3.17.1", "pillow": "10.2.0"}
     for name, too_old in floors.items():
         assert too_old not in requirements(setup_cfg)[name].specifier
 
@@ -140,16 +160,46 @@ def test_make_runs_nothing_where_the_environment_is_up_to_date(tmp_path: Path) -
     (venv / "bin").mkdir(parents=True)
     for name in ("bin/python", ".installed", ".installed-dev"):
         (venv / name).touch()
-    command = ["make", "--dry-run", f"VENV={venv}"]
-    planned = subprocess.run(
-        [*command, "quickstart", "test"], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout
-    assert "pip install" not in planned
-    assert "-m orchestrator.run experiments/quickstart.yaml" in planned
+    done = planned("quickstart", "test", f"VENV={venv}")
+    assert "pip install" not in done
+    assert "-m orchestrator.run experiments/quickstart.yaml" in done
     (venv / ".installed-dev").unlink()
-    assert (
-        "-e '.[dev]'"
-        in subprocess.run(
-            [*command, "test"], cwd=ROOT, capture_output=True, text=True, check=True
-        ).stdout
+    assert "-e '.[dev]'" in planned("test", f"VENV={venv}")
+
+
+def planned(*words: str, code: int = 0) -> str:
+    """What `make --dry-run WORDS` says it would do, or why it refuses."""
+    environment = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+    done = subprocess.run(
+        ["make", "--dry-run", *words], cwd=ROOT, capture_output=True, text=True, env=environment
     )
+    assert done.returncode == code, done.stderr
+    return done.stdout if code == 0 else done.stderr
+
+
+def test_each_python_and_choice_of_versions_has_its_environment(tmp_path: Path) -> None:
+    this = "{}.{}".format(*sys.version_info)
+    own = f"PYTHON={sys.executable}"
+    assert f"{sys.executable} -m venv {tmp_path}/venv" in planned(
+        "install", own, f"VENV={tmp_path}/venv"
+    )
+    # Environments of the developer's own may be there already: what is not is asked for.
+    assert "pip install" not in planned("clean")
+    for words, venv in (((own,), this), ((own, "VERSIONS=floor"), f"{this}-floor")):
+        assert f".venv-{venv}/bin/python -m pytest" in planned("test", *words)
+    assert "mypy" not in planned("test", own, "VERSIONS=floor")
+
+
+def test_make_refuses_in_one_line_what_cannot_work(tmp_path: Path) -> None:
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python").write_text("#!/bin/sh\necho 2.7\n")
+    (tmp_path / "bin" / "python").chmod(0o755)
+    this = "{}.{}".format(*sys.version_info)
+    for words, reason in (
+        (("VERSIONS=oldest",), 'VERSIONS is "oldest", allowed are pinned and floor'),
+        (("VENV=a b",), 'VENV is "a b"'),
+        (("PYTHON=false",), 'PYTHON is "false", which does not run'),
+        ((f"PYTHON={sys.executable}", f"VENV={tmp_path}"), f"has Python 2.7, and PYTHON is {this}"),
+    ):
+        (line,) = [each for each in planned("test", *words, code=2).splitlines() if "***" in each]
+        assert reason in line
