@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,9 +13,12 @@ import pytest
 from orchestrator.storage.local import Storage
 from tests.support.faulty_storage import BucketStorage, QuickStorage
 
+#: Bytes; a session of Ray's takes 63 more.
+LONGEST_TMPDIR = 40
+
 
 def pytest_configure() -> None:
-    """One token for every Ray that the tests start, set before anything imports Ray.
+    """One token for every Ray that the tests start, set before anything imports Ray; short paths.
 
     Left alone, the first ``ray.init`` of a process keeps a token under the ``HOME`` of its test
     and demands one from then on; the servers of the next test, which has another ``HOME``, start
@@ -22,6 +26,9 @@ def pytest_configure() -> None:
     """
     os.environ["RAY_AUTH_MODE"] = "token"
     os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    # Ray's sockets and those of multiprocessing lie below it; Linux takes 107 bytes in all.
+    if len(os.fsencode(tempfile.gettempdir())) > LONGEST_TMPDIR:
+        os.environ["TMPDIR"], tempfile.tempdir = "/tmp", None
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import os
+import shlex
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,7 +24,9 @@ from orchestrator.cluster.placement import place
 from orchestrator.config.schema import ClusterConfig
 from orchestrator.errors import ConfigError, DataError, OrchestratorError
 from orchestrator.runs.progress import Narrator, duration, shown_progress
+from orchestrator.runs.report import say_where
 from orchestrator.tracking.events import Event, EventLog
+from orchestrator.tracking.shipping import ShipState
 from orchestrator.training.interrupt import in_thread, stopping_politely
 
 # Placement
@@ -223,3 +227,40 @@ def test_progress_is_plain_lines_where_nobody_watches(job: Any) -> None:
     assert "from [commit] 2" in text
     assert "long ago" not in text
     assert "\x1b" not in text
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize(
+    ("uri", "server"),
+    [
+        ("sqlite:///my runs/ü.db", "http://127.0.0.1:5000"),
+        ("postgresql://db/mlflow", "http://127.0.0.1:5000"),
+        ("https://mlflow.example/", "https://mlflow.example"),
+        ("databricks", None),
+    ],
+)
+def test_where_the_runs_are_to_be_seen(
+    uri: str,
+    server: str | None,
+    known: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    absolute = f"sqlite:///{tmp_path}/my runs/ü.db" if uri.startswith("sqlite") else uri
+    ShipState(absolute, run_id="r", experiment_id="7" if known else None).save(tmp_path)
+    said = io.StringIO()
+    tracking = SimpleNamespace(mlflow=uri)
+    resolved: Any = SimpleNamespace(experiment=SimpleNamespace(tracking=tracking))
+    say_where(resolved, str(tmp_path), Console(file=said, soft_wrap=True))
+    first, _, *command, page = said.getvalue().splitlines()
+    assert first == f"run folder: {tmp_path}"
+    if server == "http://127.0.0.1:5000":
+        words = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", absolute]
+        assert [shlex.split(line) for line in command] == [words]
+    else:
+        assert command == []
+    if server is not None and known:
+        assert page == f"# {server}/#/experiments/7/runs?workflowType=machine_learning"
+    else:
+        assert page == f"# {'http://127.0.0.1:5000' if command else uri}"
