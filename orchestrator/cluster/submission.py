@@ -193,6 +193,11 @@ def _check_locations(experiment: Experiment, sent: set[str]) -> None:
             f"the job; allowed: an absolute path that all nodes share. "
             f"Next: add storage=/shared/runs"
         )
+    if experiment.in_bucket and not _is_absolute(experiment.scratch):
+        problems.append(
+            f"scratch: {experiment.scratch!r} is relative, so every node has one of its own; "
+            "allowed: an absolute path that all nodes share. Next: add scratch=/shared/scratch"
+        )
     mlflow = experiment.tracking.mlflow
     if mlflow and urlsplit(mlflow).scheme == "sqlite" and not mlflow.startswith("sqlite:////"):
         problems.append(
@@ -204,16 +209,27 @@ def _check_locations(experiment: Experiment, sent: set[str]) -> None:
         key = "annotations" if split.shards is None else "shards"
         given = getattr(split, key)
         path = given if "://" in given else os.path.normpath(Path(data.root) / given)
-        # A folder of annotations goes along when anything in it does.
-        goes = path in sent or any(name.startswith(path + os.sep) for name in sent)
-        if not _is_absolute(data.root) and not _is_absolute(path) and not goes:
+        on_site = _is_absolute(data.root) or _is_absolute(path)
+        if not on_site and not _goes_along(path, sent):
             problems.append(
                 f"data.{name}.{key}: {path!r} is not uploaded (see .gitignore and "
                 f".rayignore). Next: put the data where every node can read it and add "
                 f"data.root=/shared/data"
             )
+    initial = experiment.train.init_from
+    if initial and not _is_absolute(initial) and not _goes_along(os.path.normpath(initial), sent):
+        problems.append(
+            f"train.init_from: {initial!r} is not uploaded (see .gitignore and .rayignore). Next: "
+            "put the weights where every node can read them and add "
+            "train.init_from=/shared/weights.safetensors"
+        )
     if problems:
         raise ConfigError("\n".join(problems))
+
+
+def _goes_along(path: str, sent: set[str]) -> bool:
+    """Whether a file is uploaded, or anything in a folder."""
+    return path in sent or any(name.startswith(path + os.sep) for name in sent)
 
 
 def _is_absolute(location: str) -> bool:

@@ -161,7 +161,8 @@ def _hint(value: Json, shape: Shape) -> str | None:
     if "integer" in types and isinstance(value, float) and value.is_integer():
         return f"write {int(value)}"
     if types == {"string"} and isinstance(value, bool | int | float):
-        return f'write quotes around it: "{scalar_text(value)}"'
+        # Not the value: 1234e5 and 0x10 read as other texts than they are.
+        return "write quotes around it, which make it text"
     if types == {"array"} and not isinstance(value, list | dict):
         return f"write [{scalar_text(value)}]"
     return None

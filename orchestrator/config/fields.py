@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 from collections.abc import Iterable
 from typing import Annotated, NamedTuple, TypeAlias
 
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
+
+from orchestrator.config.scalars import shorten
 
 Count: TypeAlias = Annotated[int, Field(ge=1)]
 NonNegativeInt: TypeAlias = Annotated[int, Field(ge=0)]
@@ -16,6 +19,8 @@ NonNegative: TypeAlias = Annotated[float, Field(ge=0.0)]
 Fraction: TypeAlias = Annotated[float, Field(ge=0.0, le=1.0)]
 #: A decay or momentum: at 1 nothing new would ever count.
 Decay: TypeAlias = Annotated[float, Field(ge=0.0, lt=1.0)]
+#: What a shell would expand, where a name of a path begins; elsewhere a ``$`` is part of a name.
+_VARIABLE = re.compile(r"(?<![^/])\$[A-Za-z_][A-Za-z0-9_]*")
 #: A shell-style pattern of names.
 Pattern: TypeAlias = Annotated[str, Field(min_length=1)]
 
@@ -26,6 +31,23 @@ def _no_home(path: str) -> str:
             "home_folder",
             "a path that starts with '~' is not expanded, because a worker's home folder may be "
             "another one; write it in full",
+        )
+    return path
+
+
+def no_variable(path: str) -> str:
+    """The path or address itself.
+
+    Raises:
+        PydanticCustomError: a name in it begins like a variable of a shell.
+    """
+    found = _VARIABLE.search(path)
+    if found is not None:
+        raise PydanticCustomError(
+            "variable",
+            "found {path}, and nothing expands {name}; write the path itself, or give it as an "
+            "override, where the shell expands it",
+            {"path": repr(shorten(path)), "name": found[0]},
         )
     return path
 
@@ -69,7 +91,9 @@ def _folder_or_bucket(path: str) -> str:
 BUCKETS = ("s3", "gs")
 
 #: A path or URI, taken as it stands.
-Location: TypeAlias = Annotated[str, Field(min_length=1), AfterValidator(_no_home)]
+Location: TypeAlias = Annotated[
+    str, Field(min_length=1), AfterValidator(_no_home), AfterValidator(no_variable)
+]
 #: A path of a file system, never a bucket.
 Folder: TypeAlias = Annotated[Location, AfterValidator(_no_scheme)]
 #: A path of a file system, or ``s3://`` and ``gs://``.

@@ -82,6 +82,21 @@ def test_everything_that_would_go_with_the_job_is_named_at_once(project: Path) -
     assert "data.val.annotations: 'data/val.json' is not uploaded" in text
 
 
+def test_weights_and_working_folders_must_be_where_the_job_is(project: Path) -> None:
+    (project / ".gitignore").write_text("/runs/\n")
+    for folder in ("runs/first", "weights"):
+        (project / folder).mkdir(parents=True)
+        (project / folder / "w.safetensors").touch()
+    for weights in ("weights", "weights/w.safetensors", "./weights/", "/shared/w", "s3://b/w"):
+        assert prepared(project, *SHARED, f"train.init_from={weights}").bytes > 0
+    with pytest.raises(ConfigError, match=r"^train\.init_from: 'runs/first' is not uploaded"):
+        prepared(project, *SHARED, "train.init_from=runs/first")
+    bucket = ["storage=s3://bucket/runs", *SHARED[1:]]
+    with pytest.raises(ConfigError, match=r"^scratch: 'runs' is relative"):
+        prepared(project, *bucket)
+    assert prepared(project, *bucket, "scratch=/shared/scratch").bytes > 0
+
+
 def test_data_that_is_uploaded_may_stay_where_it_is(project: Path) -> None:
     (project / "data").mkdir()
     for name in ("train.json", "val.json"):

@@ -35,7 +35,25 @@ SCHEMA: dict[str, tuple[str, str, str]] = {
         "name: run",
         "name: 300",
         "e.yaml:1 name: found 300, allowed is text that matches ^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$; "
-        'write quotes around it: "300"',
+        "write quotes around it, which make it text",
+    ),
+    "power of ten as a name": (
+        "name: run",
+        "name: 1234e5",
+        "e.yaml:1 name: found 123400000.0, allowed is text that matches "
+        "^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$; write quotes around it, which make it text",
+    ),
+    "variable": (
+        "images: a,",
+        "images: $DATA/a,",
+        "e.yaml:4 data.train.images: found '$DATA/a', and nothing expands $DATA; write the path "
+        "itself, or give it as an override, where the shell expands it",
+    ),
+    "variable in an address": (
+        "name: run",
+        "name: run\ntracking: {mlflow: sqlite:///$HOME/runs.db}",
+        "e.yaml:2 tracking.mlflow: found 'sqlite:///$HOME/runs.db', and nothing expands $HOME; "
+        "write the path itself, or give it as an override, where the shell expands it",
     ),
     "empty text": (
         "images: a,",

@@ -19,6 +19,7 @@ from orchestrator.config.fields import (
     FolderOrBucket,
     Positive,
     Seed,
+    no_variable,
     refuse,
 )
 from orchestrator.config.schema.data import DataConfig
@@ -42,7 +43,9 @@ def _no_password(uri: str) -> str:
     return uri
 
 
-TrackingURI: TypeAlias = Annotated[str, Field(min_length=1), AfterValidator(_no_password)]
+TrackingURI: TypeAlias = Annotated[
+    str, Field(min_length=1), AfterValidator(_no_password), AfterValidator(no_variable)
+]
 
 
 class ClusterConfig(Settings):
