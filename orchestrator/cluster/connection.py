@@ -10,9 +10,11 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import shlex
 import shutil
 import socket
 import stat
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -95,6 +97,8 @@ def _start(cpus: int) -> None:
     """Start a Ray of this process's own."""
     folder = ray_folder()
     _require_token()
+    # Ray hands its workers' command to a shell, with every word quoted but the first.
+    python = shlex.quote(sys.executable)
     try:
         ray.init(
             address="local",
@@ -103,6 +107,7 @@ def _start(cpus: int) -> None:
             log_to_driver=False,
             logging_level=logging.ERROR,
             _temp_dir=str(folder),
+            runtime_env=None if python == sys.executable else {"py_executable": python},
         )
     except Exception as error:
         raise ConfigError(

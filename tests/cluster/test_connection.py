@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import socket
+import subprocess
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -109,6 +111,25 @@ def test_what_ray_says_in_vain_is_one_line(monkeypatch: pytest.MonkeyPatch) -> N
         pass
     assert "\n" not in str(refused.value)
     assert "Ray cannot start on this machine: No space left on device. Next: " in str(refused.value)
+
+
+def test_a_python_whose_path_has_blanks_starts_workers(
+    short: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr(ray, "init", lambda **words: asked.update(words))
+    with connected(ClusterConfig()):
+        assert asked["runtime_env"] is None
+    python = short / "mit Lücke" / "python"
+    python.parent.mkdir()
+    python.write_text("#!/bin/sh\necho started\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    with connected(ClusterConfig()):
+        word = asked["runtime_env"]["py_executable"]
+    # What Ray does with it (RuntimeEnvContext.exec_worker).
+    done = subprocess.run(["bash", "-c", f"exec {word}"], capture_output=True, text=True)
+    assert done.stdout == "started\n"
 
 
 def fits(folder: Path) -> bool:
