@@ -15,6 +15,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from detectors.weights.mindspore import looks_like_mindspore, read_mindspore
+
 #: Value of the metadata key ``format`` of files that :func:`write_weights` makes.
 FORMAT = "detection-orchestrator weights 1"
 
@@ -52,9 +54,9 @@ def read_weights(path: str | Path) -> WeightsFile:
     """Read a file of tensors without running anything from it.
 
     Args:
-        path: a safetensors file, or what ``torch.save`` made of a mapping of tensors, in either of
-            its formats, also one level down under ``state_dict``, ``model``,
-            ``model_state_dict`` or ``net``.
+        path: a safetensors file, a checkpoint of MindSpore, or what ``torch.save`` made of a
+            mapping of tensors, in either of its formats, also one level down under
+            ``state_dict``, ``model``, ``model_state_dict`` or ``net``.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -66,6 +68,11 @@ def read_weights(path: str | Path) -> WeightsFile:
         raise FileNotFoundError(f"{path}: no such file of weights")
     if _looks_like_safetensors(path):
         return _read_safetensors(path)
+    if looks_like_mindspore(path):
+        try:
+            return WeightsFile(read_mindspore(path), {})
+        except ValueError as error:
+            raise WeightsError(str(error)) from error
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
