@@ -59,6 +59,26 @@ def test_the_first_bytes_are_those_of_the_schema() -> None:
     assert value("w", [2, 1], "Float32", bytes(4)) == bytes.fromhex(expected)
 
 
+def test_a_file_that_mindspore_wrote(tmp_path: Path) -> None:
+    # mindspore 2.10.0: save_checkpoint([{"name": "network.w", "data": Tensor([[1.5], [-2.0]])},
+    # {"name": "n", "data": Tensor(7)}, {"name": "moments.network.w", ...}], crc_check=True)
+    file = tmp_path / "tiny.ckpt"
+    file.write_bytes(
+        bytes.fromhex(
+            "0a240a096e6574776f726b2e771217080208011207466c6f617433321a080000c03f000000c0"
+            "0a120a016e120d1205496e7433321a0407000000"
+            "0a2c0a116d6f6d656e74732e6e6574776f726b2e771217080208011207466c6f617433321a08"
+            "0000000000000000"
+            "6372635f6e756d000000000000a8955906"
+        )
+    )
+    found = read_weights(file).tensors
+    assert {name: tensor.tolist() for name, tensor in found.items()} == {
+        "network.w": [[1.5], [-2.0]],
+        "n": 7,
+    }
+
+
 def test_every_tensor_of_the_network_is_read(tmp_path: Path) -> None:
     file = tmp_path / "ssd.ckpt"
     file.write_bytes(checkpoint())
