@@ -147,8 +147,8 @@ def make(
     choice = choose(train, kind, weights=available)
     images = _path((Path(val.root) / val.files[0]).parent)
     commands = [
-        f"orchestrator run {source.output}",
-        f"orchestrator predict runs/{source.name} {shlex.quote(images)} --draw drawn/",
+        shlex.join(["orchestrator", "run", str(source.output)]),
+        shlex.join(["orchestrator", "predict", f"runs/{source.name}", images, "--draw", "drawn/"]),
     ]
     text = experiment_text(
         source.name,
