@@ -19,7 +19,7 @@ from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.execution.callback import ControllerCallback
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
-from orchestrator.cluster.heartbeat import Heartbeat
+from orchestrator.cluster.heartbeat import CONTROLLER, Heartbeat
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ class _SignOfLife(ControllerCallback):  # type: ignore[misc]  # Ray is not typed
     def after_controller_start(self, train_run_context: Any) -> None:
         beats, timeout = self._arguments
         node = ray.get_runtime_context().get_node_id()
-        self._alive = Heartbeat(beats, None, timeout, node=node)
+        self._alive = Heartbeat(beats, CONTROLLER, timeout, node=node)
         self._alive.__enter__()
 
     async def before_controller_shutdown(self) -> None:

@@ -6,12 +6,14 @@ It belongs to the process of rank 0 and ends with it, however that ends.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import ray
 from ray.exceptions import RayError, RayTaskError
 
 from orchestrator.accelerators import Accelerator
+from orchestrator.cluster.heartbeat import EVALUATOR, Heartbeat
 from orchestrator.data.stream.assemble import BatchPlan
 from orchestrator.training.commit_evaluator import CommitEvaluator
 from orchestrator.training.job import TrainingJob
@@ -22,6 +24,17 @@ from orchestrator.training.validation import EvaluatorLostError, Scored
 _START_SECONDS = 120.0
 
 
+class _WatchedEvaluator(CommitEvaluator):
+    """An evaluator that gives signs of life, so that one that is stopped is not waited for."""
+
+    def __init__(self, beats: Path, timeout: float | None, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        if timeout is not None:
+            node = ray.get_runtime_context().get_node_id()
+            self._alive = Heartbeat(beats, EVALUATOR, timeout, node=node)
+            self._alive.__enter__()
+
+
 class RayEvaluator:
     """Scores commits on the cluster; the actor is started for the first of them.
 
@@ -30,6 +43,7 @@ class RayEvaluator:
         batches: its plan, in the object store.
         accelerator: the kind of device it trains on.
         resources: that the actor reserves, those of a worker.
+        beats: folder of the signs of life of this attempt.
     """
 
     def __init__(
@@ -38,8 +52,10 @@ class RayEvaluator:
         batches: ray.ObjectRef[BatchPlan],
         accelerator: Accelerator,
         resources: Mapping[str, float],
+        beats: Path,
     ) -> None:
-        self._arguments = (job, batches, accelerator)
+        timeout = job.experiment.cluster.hang_timeout
+        self._arguments = (beats, timeout, job, batches, accelerator)
         self._resources = dict(resources)
         self._actor: Any = None
         self._started: Any = None
@@ -90,7 +106,7 @@ class RayEvaluator:
             resources=amounts,
             # Not among the places of the workers, which are all taken.
             scheduling_strategy="DEFAULT",
-        )(CommitEvaluator)
+        )(_WatchedEvaluator)
         return actor.remote(*self._arguments)
 
 

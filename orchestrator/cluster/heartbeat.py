@@ -7,7 +7,7 @@ thread that raises a counter in a small file of the run folder a few times withi
 costs the step nothing: one write of a few bytes every few seconds. The driver looks at the files
 and kills a rank whose counter stands still; that is then a failure like any other. A rank that
 would run if the machine let it, because too many others want its processors, gets more time. Ray
-Train's controller has such a thread as well.
+Train's controller and the evaluator beside training have such a thread as well.
 
 The files also say how far the ranks have come: :mod:`orchestrator.training.pulse`. Ranks that are
 alive but get no further, because a link between them is cut, or nobody makes their next batch, all
@@ -41,8 +41,8 @@ from orchestrator.training.pulse import pulse
 log = logging.getLogger(__name__)
 
 
-#: File of Ray Train's controller; ranks have ``rank0.json`` and so on.
-CONTROLLER = "controller.json"
+#: Names of those who are watched for life alone; ranks have ``rank0.json`` and so on.
+CONTROLLER, EVALUATOR = "controller", "evaluator"
 
 #: Parts of the timeout: between two signs of life, between two looks at them, and without a sign
 #: until a rank counts as hung. Together they stay below one.
@@ -94,15 +94,15 @@ class Heartbeat:
 
     Args:
         folder: where; made if need be.
-        rank: of this process; None for one that is no rank, and is watched for life alone.
+        rank: of this process; a name for one that is no rank, and is watched for life alone.
         timeout: ``cluster.hang_timeout``, in seconds.
         node: Ray's id of this node.
     """
 
     def __init__(
-        self, folder: Path, rank: int | None, timeout: float, *, node: str | None = None
+        self, folder: Path, rank: int | str, timeout: float, *, node: str | None = None
     ) -> None:
-        self._path = folder / (CONTROLLER if rank is None else f"rank{rank}.json")
+        self._path = folder / f"{f'rank{rank}' if isinstance(rank, int) else rank}.json"
         self._interval = timeout * _BEAT
         self._node = node
         self._over = threading.Event()
@@ -209,7 +209,7 @@ class HangWatch:
                     self._end(path, beat, now - since)
                     # That may have taken a while, in which this thread was not held up.
                     looked = time.monotonic()
-            ranks = {path: beat for path, (beat, _) in seen.items() if path.name != CONTROLLER}
+            ranks = {p: beat for p, (beat, _) in seen.items() if p.stem.startswith("rank")}
             still = self._progress.look(ranks.values(), now)
             if still is not None:
                 self._end_all(ranks, still)
@@ -241,7 +241,9 @@ class HangWatch:
         with suppress(OSError):
             path.unlink(missing_ok=True)
         log.warning("%s and was killed", text)
-        self.hung.append(f"{text} and was killed")
+        if path.stem != EVALUATOR:
+            # The ranks go on without it.
+            self.hung.append(f"{text} and was killed")
 
 
 class _Progress:

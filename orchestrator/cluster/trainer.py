@@ -71,7 +71,9 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
     accelerator = Accelerator(config["kind"])
     evaluator = None
     if job.evaluates_beside and context.get_world_rank() == 0:
-        evaluator = RayEvaluator(job, stream.plan_ref, accelerator, config["resources"])
+        evaluator = RayEvaluator(
+            job, stream.plan_ref, accelerator, config["resources"], Path(config["beats"])
+        )
     with alive:
         outcome = run_rank(
             job,

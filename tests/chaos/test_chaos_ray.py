@@ -323,7 +323,7 @@ def controller(run: Run) -> psutil.Process:
     """Ray Train's, of the attempt that trains now."""
 
     def there() -> Beat | None:
-        beats = [Beat.read(path) for path in run.path.glob(f"beats/*/{CONTROLLER}")]
+        beats = [Beat.read(path) for path in run.path.glob(f"beats/*/{CONTROLLER}.json")]
         return next((beat for beat in beats if beat is not None and beat.process.is_here()), None)
 
     beat: Beat = run.wait(there)

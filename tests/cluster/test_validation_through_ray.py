@@ -98,9 +98,11 @@ def wait_for(evaluator: RayEvaluator) -> Scored | str:
         return str(error)
 
 
-def test_the_actor_scores_commits_until_it_is_killed(trained: Plan, cluster: None) -> None:
+def test_the_actor_scores_commits_until_it_is_killed(
+    trained: Plan, cluster: None, tmp_path: Path
+) -> None:
     resources = {"CPU": 1.0}
-    evaluator = RayEvaluator(trained.job, ray.put(trained.batches), CPU, resources)
+    evaluator = RayEvaluator(trained.job, ray.put(trained.batches), CPU, resources, tmp_path)
     expected = CommitEvaluator(trained.job, trained.batches, CPU)
     for step in (6, 12):
         evaluator.submit(step)
@@ -125,11 +127,11 @@ def test_the_actor_scores_commits_until_it_is_killed(trained: Plan, cluster: Non
 
 
 def test_an_actor_without_a_place_is_given_up(
-    trained: Plan, cluster: None, monkeypatch: pytest.MonkeyPatch
+    trained: Plan, cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("orchestrator.cluster.evaluator._START_SECONDS", 1.0)
     job = replace(trained.job, evaluates_beside=True)
-    evaluator = RayEvaluator(job, ray.put(trained.batches), CPU, {"CPU": 2.0})
+    evaluator = RayEvaluator(job, ray.put(trained.batches), CPU, {"CPU": 2.0}, tmp_path)
     outcome = run_rank(
         replace(job, run_dir=str(trained.job.path.with_name("placeless"))),
         LocalStream(trained.batches),
