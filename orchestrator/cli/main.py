@@ -53,11 +53,26 @@ VERBS: dict[str, Verb] = {
     "convert": Verb(convert.main, "turn foreign files into this program's"),
 }
 
+#: What other programs call them.
+ALIASES = {"train": "run", "val": "evaluate", "test": "evaluate", "infer": "predict"}
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; ``argv`` without the program's name."""
     arguments = sys.argv[1:] if argv is None else list(argv)
-    return run_guarded(lambda: dispatch("orchestrator", VERBS, arguments))
+    if arguments in (["--version"], ["-V"], ["version"]):
+        print(f"orchestrator {_version()}")
+        return 0
+    return run_guarded(lambda: dispatch("orchestrator", VERBS, arguments, aliases=ALIASES))
+
+
+def _version() -> str:
+    from importlib import metadata
+
+    try:
+        return metadata.version("detection-orchestrator")
+    except metadata.PackageNotFoundError:  # Uploaded to a cluster as files.
+        return "unknown: not installed as a package"
 
 
 if __name__ == "__main__":
