@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -87,7 +88,7 @@ def test_an_experiment_file_that_is_not_there(words, capsys):
     [
         ["evaluate", "RUN"], ["predict", "RUN", "IMAGE"], ["export", "RUN", "--format", "pt2"],
         ["compare", "RUN", "RUN2"], ["report", "RUN"], ["rerun", "RUN"], ["replay", "RUN"],
-        ["ship", "RUN"],
+        ["ship", "RUN"], ["status", "RUN"], ["list", "RUN"],
     ],
     ids=lambda words: words[0],
 )  # fmt: skip
@@ -95,3 +96,37 @@ def test_a_run_that_is_not_there(words, image, tmp_path, capsys):
     named = {"RUN": str(tmp_path / "none"), "RUN2": str(tmp_path / "none2"), "IMAGE": image}
     assert main([named.get(word, word) for word in words]) == 71
     assert str(tmp_path / "none") in capsys.readouterr().err
+
+
+def test_runs_are_listed_as_they_stand(tmp_path, capsys):
+    from orchestrator.tracking.events import EventLog
+
+    for name in ("done", "going"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "run.json").write_text("{}")
+        log = EventLog(tmp_path / name / "events.jsonl")
+        log.metrics({"train/loss": 2.0, "val/AP": 0.25}, step=40)
+        log.note("resume", "from commit 40", step=40)
+        log.metrics({"train/loss": 1.0}, step=50)
+        log.close()
+    (tmp_path / "done" / "result.json").write_text('{"state": "done"}')
+    sweep = tmp_path / "swept"
+    sweep.mkdir()
+    (sweep / "sweep.jsonl").write_text("")
+    trials = [
+        {"name": "trial-000", "state": "done", "score": 0.5},
+        {"name": "trial-001", "state": "waiting", "score": None},
+    ]
+    (sweep / "sweep.json").write_text(
+        json.dumps({"state": "running", "best": "trial-000", "trials": trials})
+    )
+    (tmp_path / "other").mkdir()
+    assert main(["list", str(tmp_path)]) == 0
+    done, going, swept = capsys.readouterr().out.splitlines()
+    assert done.startswith("done: run done, step 50, AP 0.2500, last written ")
+    assert going.endswith("ago; resume: from commit 40")
+    assert going.startswith("going: run unfinished, step 50, AP 0.2500, last written ")
+    assert swept.startswith("swept: sweep running, 1 trials ended, AP 0.5000, last written ")
+    assert swept.endswith("ago; best trial-000")
+    assert main(["status", str(tmp_path / "going")]) == 0
+    assert capsys.readouterr().out.startswith("going: run unfinished")
