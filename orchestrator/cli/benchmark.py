@@ -39,7 +39,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--trace", type=Path, metavar="FILE.json", help="trace of three steps for a profiler's UI"
     )
-    arguments = parser.parse_intermixed_args(argv)
+    arguments = parser.parse_args(argv)
     for name, least in (("steps", 1), ("skip", 0), ("repeats", 1)):
         if getattr(arguments, name) < least:
             raise ConfigError(f"--{name} {getattr(arguments, name)}: must be at least {least}")

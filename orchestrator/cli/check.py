@@ -36,7 +36,7 @@ def main(argv: Sequence[str]) -> int:
         metavar="FILE.jpg",
         help="write a sheet of training images as the network gets them",
     )
-    arguments = parser.parse_intermixed_args(argv)
+    arguments = parser.parse_args(argv)
 
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn

@@ -22,7 +22,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--steps", type=int, default=20, help="to train (default: 20)")
     parser.add_argument("--kills", type=int, default=5, help="to survive (default: 5)")
     parser.add_argument("--seed", type=int, default=1, help="of the instants (default: 1)")
-    arguments = parser.parse_intermixed_args(argv)
+    arguments = parser.parse_args(argv)
     if arguments.steps < 2 or arguments.kills < 1:
         parser.error(f"--steps {arguments.steps} --kills {arguments.kills}: at least 2 and 1")
 

@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--resamples", type=int, default=2000, metavar="N", help="draws (default: 2000)"
     )
-    arguments = parser.parse_intermixed_args(argv)
+    arguments = parser.parse_args(argv)
     overrides, folders = split_overrides(arguments.words)
     if not folders:
         raise ConfigError(f"{parser.prog}: expected run folders, found none")

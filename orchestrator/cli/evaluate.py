@@ -77,7 +77,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--limit", type=int, metavar="N", help="the first N images alone")
     add_source_options(parser)
     add_detect_options(parser)
-    arguments = parser.parse_intermixed_args(argv)
+    arguments = parser.parse_args(argv)
     overrides, sources = split_overrides(arguments.words)
     for name in ("workers", "threads", "batch", "max_detections"):
         value = getattr(arguments, name)

@@ -48,7 +48,7 @@ def main(argv: Sequence[str]) -> int:
         "--alias", default="latest-export", help="of the new version (default: latest-export)"
     )
     add_source_options(parser)
-    arguments = parser.parse_intermixed_args(argv)
+    arguments = parser.parse_args(argv)
     overrides, sources = split_overrides(arguments.words)
     if len(sources) != 1:
         raise ConfigError(f"{parser.prog}: expected one detector, found {sources or 'none'}")

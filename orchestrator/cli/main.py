@@ -16,6 +16,7 @@ from orchestrator.cli import (
     evaluate,
     export,
     init,
+    list_runs,
     models,
     predict,
     replay,
@@ -25,6 +26,7 @@ from orchestrator.cli import (
     serve,
     shard,
     ship,
+    status,
     submit,
 )
 from orchestrator.cli._shared.exit import run_guarded
@@ -44,6 +46,8 @@ VERBS: dict[str, Verb] = {
     "export": Verb(export.main, "a detector as one ONNX or pt2 file, compared with PyTorch"),
     "benchmark": Verb(benchmark.main, "speed of training, evaluation and detection, by part"),
     "report": Verb(report.main, "one HTML page about a run"),
+    "list": Verb(list_runs.main, "runs and sweeps below a folder, and how they stand"),
+    "status": Verb(status.main, "how one run or sweep stands, and what MLflow has of it"),
     "ship": Verb(ship.main, "send MLflow what it lacks of a run"),
     "check-resume": Verb(check_resume.main, "prove that killing an experiment changes nothing"),
     "replay": Verb(replay.main, "repeat a training step that was not finite, and say what broke"),
@@ -53,11 +57,26 @@ VERBS: dict[str, Verb] = {
     "convert": Verb(convert.main, "turn foreign files into this program's"),
 }
 
+#: What other programs call them.
+ALIASES = {"train": "run", "val": "evaluate", "test": "evaluate", "infer": "predict"}
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; ``argv`` without the program's name."""
     arguments = sys.argv[1:] if argv is None else list(argv)
-    return run_guarded(lambda: dispatch("orchestrator", VERBS, arguments))
+    if arguments in (["--version"], ["-V"], ["version"]):
+        print(f"orchestrator {_version()}")
+        return 0
+    return run_guarded(lambda: dispatch("orchestrator", VERBS, arguments, aliases=ALIASES))
+
+
+def _version() -> str:
+    from importlib import metadata
+
+    try:
+        return metadata.version("detection-orchestrator")
+    except metadata.PackageNotFoundError:  # Uploaded to a cluster as files.
+        return "unknown: not installed as a package"
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ def main(argv: Sequence[str]) -> int:
         "--classes", type=int, default=80, metavar="K", help="foreground classes (default: 80)"
     )
     parser.add_argument("--json", action="store_true", help="for programs")
-    arguments = parser.parse_intermixed_args(argv)
+    arguments = parser.parse_args(argv)
     if arguments.classes < 1:
         raise ConfigError(f"--classes: found {arguments.classes}, allowed is 1 or more")
     chosen = _chosen(arguments.variants)

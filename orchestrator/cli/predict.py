@@ -79,7 +79,7 @@ def main(argv: Sequence[str]) -> int:
     _add_live_options(parser)
     add_source_options(parser)
     add_detect_options(parser)
-    arguments = parser.parse_intermixed_args(argv)
+    arguments = parser.parse_args(argv)
     overrides, words = split_overrides(arguments.words)
     for name in ("workers", "threads", "batch", "frames"):
         value = getattr(arguments, name)

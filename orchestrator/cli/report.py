@@ -23,7 +23,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--output", type=Path, metavar="FILE", help="default: report.html in the run folder"
     )
-    arguments = parser.parse_intermixed_args(argv)
+    arguments = parser.parse_args(argv)
 
     from orchestrator.config.resolve import load_experiment
     from orchestrator.evaluation.report import render_report

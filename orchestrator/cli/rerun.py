@@ -34,7 +34,7 @@ def main(argv: Sequence[str]) -> int:
         metavar="FOLDER",
         help="where the new run folder is made (default: beside the old one, or beside its sweep)",
     )
-    arguments = parser.parse_intermixed_args(argv)
+    arguments = parser.parse_args(argv)
     overrides, folders = split_overrides(arguments.words)
     if len(folders) != 1:
         raise ConfigError(f"{parser.prog}: expected one folder, found {folders or 'none'}")

@@ -74,7 +74,7 @@ def main(argv: Sequence[str]) -> int:
         )
     add_source_options(parser)
     add_detect_options(parser)
-    arguments = parser.parse_intermixed_args(argv)
+    arguments = parser.parse_args(argv)
     overrides, words = split_overrides(arguments.words)
     if len(words) != 1:
         raise ConfigError(f"{parser.prog}: expected one detector, found {len(words)}")

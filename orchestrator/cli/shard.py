@@ -37,7 +37,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--images-per-shard", type=int, metavar="N", help="(default: 512, 80 MB of COCO's images)"
     )
-    arguments = parser.parse_intermixed_args(argv)
+    arguments = parser.parse_args(argv)
     if arguments.images_per_shard is not None and arguments.images_per_shard < 1:
         raise ConfigError(f"--images-per-shard is {arguments.images_per_shard}, allowed is >= 1")
 

@@ -32,7 +32,7 @@ def main(argv: Sequence[str]) -> int:
         for folder in [run, *trials]:
             shipped = ship_later(folder, say=lambda text: print(text, file=sys.stderr))
             print(f"{folder}: {shipped}")
-            if not shipped.complete:
+            if shipped is not None and not shipped.complete:
                 left.append(folder)
     if left:
         raise StorageError(

@@ -29,7 +29,7 @@ def main(argv: Sequence[str]) -> int:
         help="leave out of the upload what this .gitignore pattern matches; may be repeated",
     )
     parser.add_argument("--no-wait", action="store_true", help="return once the job has started")
-    arguments = parser.parse_intermixed_args(argv)
+    arguments = parser.parse_args(argv)
 
     from orchestrator.cluster.submission import connect, follow, prepare, submit
 

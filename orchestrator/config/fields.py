@@ -10,6 +10,7 @@ from typing import Annotated, NamedTuple, TypeAlias
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
+from orchestrator.config.credentials import holds_secret
 from orchestrator.config.scalars import shorten
 
 Count: TypeAlias = Annotated[int, Field(ge=1)]
@@ -31,6 +32,17 @@ def _no_home(path: str) -> str:
             "home_folder",
             "a path that starts with '~' is not expanded, because a worker's home folder may be "
             "another one; write it in full",
+        )
+    return path
+
+
+def _no_key(path: str) -> str:
+    if holds_secret(path):
+        raise PydanticCustomError(
+            "key_in_uri",
+            "the address holds a key, which would be stored with the run; take it out and set the "
+            "environment variables of the store, such as AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY, instead",
         )
     return path
 
@@ -77,13 +89,6 @@ def _folder_or_bucket(path: str) -> str:
                 "uris": " or ".join(f"{name}://bucket/prefix" for name in BUCKETS),
             },
         )
-    if "@" in bucket:
-        raise PydanticCustomError(
-            "key_in_uri",
-            "the address holds a key, which would be stored with the run; take it out and set the "
-            "environment variables of the store, such as AWS_ACCESS_KEY_ID and "
-            "AWS_SECRET_ACCESS_KEY, instead",
-        )
     return path
 
 
@@ -92,7 +97,11 @@ BUCKETS = ("s3", "gs")
 
 #: A path or URI, taken as it stands.
 Location: TypeAlias = Annotated[
-    str, Field(min_length=1), AfterValidator(_no_home), AfterValidator(no_variable)
+    str,
+    Field(min_length=1),
+    AfterValidator(_no_home),
+    AfterValidator(_no_key),
+    AfterValidator(no_variable),
 ]
 #: A path of a file system, never a bucket.
 Folder: TypeAlias = Annotated[Location, AfterValidator(_no_scheme)]

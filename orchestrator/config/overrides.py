@@ -11,6 +11,7 @@ import copy
 import json
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 from orchestrator.config.explain import unknown_key
 from orchestrator.config.problems import KeyPath, Place, Problem, dotted
@@ -78,6 +79,19 @@ def apply_values(values: Mapping[str, Json], document: Document) -> None:
                 problem if place.is_override else Problem(place, path, problem.message)
                 for problem in error.problems
             ]
+
+
+def put_default(key: str, value: Json, place: Place, document: Document) -> None:
+    """Set the value of a key that is not given; what cannot be set is left to validation.
+
+    Args:
+        key: dotted.
+        value: of it.
+        place: where the value comes from.
+        document: of an experiment; changed in place.
+    """
+    with suppress(_RefusedError):
+        _put_value(key.split("."), value, place, document)
 
 
 def _put_value(parts: list[str], value: Json, place: Place, document: Document) -> None:

@@ -13,6 +13,7 @@ from typing import Final, Literal, NamedTuple, TypeAlias
 
 from pydantic import ValidationError
 
+from orchestrator.config import environment
 from orchestrator.config import overrides as command_line
 from orchestrator.config.data_layout import fill_in
 from orchestrator.config.explain import explain
@@ -35,8 +36,8 @@ class ResolvedExperiment:
         experiment: typed and frozen.
         tree: the same as plain values; lists for tuples.
         origins: of every value, by the dotted path :func:`flatten` gives it: ``file:line``,
-            ``override`` or ``default``; a seed that was drawn says so before the place that asks
-            for it.
+            ``override``, ``environment VARIABLE`` or ``default``; a seed that was drawn says so
+            before the place that asks for it.
         digest: SHA-256 of the values, in hex: equal for equal experiments however they are
             written down.
         source: the file, as it was named.
@@ -129,6 +130,7 @@ def read_template(
     if sweep is not None:
         _put_sweep(load_file(Path(sweep)), document, sweep)
     command_line.apply(overrides, document)
+    environment.apply(document)
     return Template(document, path, files)
 
 
@@ -191,7 +193,8 @@ def _origins(tree: Json, places: Mapping[KeyPath, Place]) -> dict[str, str]:
         if place is None:
             origins[dotted(path)] = "default"
         else:
-            origins[dotted(path)] = "override" if place.is_override else str(place)
+            chosen = place.is_override and not place.source.startswith(environment.PREFIX)
+            origins[dotted(path)] = "override" if chosen else str(place)
     return origins
 
 

@@ -15,6 +15,8 @@ from typing import Any, TypeAlias
 
 import yaml
 
+from orchestrator.config.credentials import mask
+
 Scalar: TypeAlias = bool | int | float | str | None
 Json: TypeAlias = "Scalar | list[Json] | dict[str, Json]"
 
@@ -32,7 +34,6 @@ _PLAIN = re.compile(r"[A-Za-z0-9_/][A-Za-z0-9_./+@-]*")
 #: What JSON leaves as it is and YAML does not allow, or takes for a line break.
 _ESCAPED = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
-_CREDENTIALS = re.compile(r"://[^/@\s]+@")
 _YAML_1_1: Any = yaml.resolver.Resolver()
 
 
@@ -102,7 +103,7 @@ def check_text(text: str) -> str:
 
 def shorten(text: str, width: int = 60) -> str:
     """``text`` for a message: one line, at most ``width`` long, addresses without credentials."""
-    text = _CREDENTIALS.sub("://***@", text)
+    text = mask(text)
     text = _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
     return text if len(text) <= width else text[: width - 1] + "…"
 

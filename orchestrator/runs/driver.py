@@ -184,7 +184,7 @@ def train(
         warning = short_grace()
         if warning is not None:
             say(console, warning)
-        tracking = Tracking(resolved, plan.job, trial)
+        tracking = Tracking(resolved, plan, trial, tell=lambda text: say(console, text))
         experiment = resolved.experiment
         with connected(experiment.cluster, beside=experiment.train.evaluation == "beside"):
             sharded = experiment.train.virtual_shards is not None

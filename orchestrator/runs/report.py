@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from rich.console import Console
 from rich.markup import escape
@@ -243,7 +244,9 @@ def say_finished(result: dict[str, Any], console: Console) -> None:
     )
 
 
-def say_where(resolved: ResolvedExperiment, run_dir: str, console: Console) -> None:
+def say_where(
+    resolved: ResolvedExperiment, run_dir: str, console: Console, *, sweep: str | None = None
+) -> None:
     """The run folder; how MLflow is started, and the address of the page with the runs.
 
     The lines can be pasted into any shell of this machine, whichever folder it is in.
@@ -263,10 +266,10 @@ def say_where(resolved: ResolvedExperiment, run_dir: str, console: Console) -> N
         say(console, shlex.join(command))
     state = ShipState.load(Path(run_dir))
     experiment = state.experiment_id if state and state.tracking_uri == uri else None
-    say(console, f"# {runs_page(server, experiment)}")
+    say(console, f"# {runs_page(server, experiment, sweep=sweep)}")
 
 
-def runs_page(server: str, experiment: str | None) -> str:
+def runs_page(server: str, experiment: str | None, *, sweep: str | None = None) -> str:
     """Address of the page with the runs of an experiment.
 
     MLflow's plain address opens on traces of language models, where a trained detector has nothing.
@@ -274,10 +277,15 @@ def runs_page(server: str, experiment: str | None) -> str:
     Args:
         server: address of MLflow.
         experiment: its id there; None while MLflow does not know it.
+        sweep: whose runs are shown alone, side by side in charts; None for all runs.
     """
     if experiment is None or not server.startswith("http"):
         return server
-    return f"{server.rstrip('/')}/#/experiments/{experiment}/runs?workflowType=machine_learning"
+    page = f"{server.rstrip('/')}/#/experiments/{experiment}/runs?workflowType=machine_learning"
+    if sweep is None:
+        return page
+    chosen = quote(f"tags.sweep = '{sweep}'", safe="")
+    return f"{page}&searchFilter={chosen}&compareRunsMode=CHART"
 
 
 def say(console: Console, text: str) -> None:

@@ -245,6 +245,8 @@ class _Sweep:
             shipped = self.tracking.close(status, self.record.ordered())
             if shipped is not None and not shipped.complete:
                 say(self.console, str(shipped))
+        if not stopped:
+            self.tracking.settle(self.record.ordered(), lambda text: say(self.console, text))
         self.report()
         if stopped:
             say(self.console, "stopped; run the same command again to go on")
@@ -323,7 +325,12 @@ class _Sweep:
     def report(self) -> None:
         """Say how the trials rank, and where everything is."""
         say_sweep(self.planner, self.record.ordered(), self.console)
-        say_where(self.planner.base, str(self.planner.folder), self.console)
+        say_where(
+            self.planner.base,
+            str(self.planner.folder),
+            self.console,
+            sweep=self.planner.base.experiment.name,
+        )
 
     def _refuse_empty(self) -> None:
         """A sweep without a single result has failed."""

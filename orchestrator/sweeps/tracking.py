@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from orchestrator.config.resolve import flatten
-from orchestrator.storage.run_files import EVENTS, RESOLVED, SWEEP_BASE, SWEEP_RESULT
+from orchestrator.errors import StorageError
+from orchestrator.runs.tracking import (
+    checkpoint_artifacts,
+    labels_of,
+    parameters_of,
+    source_tags,
+)
+from orchestrator.storage.run_files import (
+    EVENTS,
+    MLFLOW_SPEC,
+    RESOLVED,
+    SWEEP_BASE,
+    SWEEP_RESULT,
+)
 from orchestrator.sweeps.plan import Planner
 from orchestrator.sweeps.report import Row, ranking
 from orchestrator.tracking.events import EventLog
-from orchestrator.tracking.git_info import git_info
 from orchestrator.tracking.mlflow_names import resolve_tracking_uri
-from orchestrator.tracking.mlflow_shipper import MlflowShipper, RunStatus, Shipped
+from orchestrator.tracking.mlflow_shipper import (
+    MlflowShipper,
+    RunStatus,
+    Shipped,
+    ship_later,
+)
 from orchestrator.tracking.shipping import RunSpec, ShipState
 
 
@@ -34,7 +50,6 @@ class SweepTracking:
         self._log = EventLog(planner.folder / EVENTS)
         if experiment.tracking.mlflow is None:
             return
-        git = git_info()
         spec = RunSpec(
             tracking_uri=resolve_tracking_uri(experiment.tracking.mlflow, Path.cwd()),
             experiment=experiment.tracking.experiment,
@@ -44,11 +59,11 @@ class SweepTracking:
                 "search": planner.sweep.search,
                 "scheduler": planner.sweep.scheduler,
                 "data_digest": data_digest,
-                "git_commit": "none" if git is None else git.commit,
-                "git_dirty": "none" if git is None else str(git.dirty).lower(),
                 "run_folder": str(planner.folder),
+                **source_tags(planner.base),
+                **labels_of(planner.base),
             },
-            params={**flatten(planner.base.tree)},
+            params=parameters_of(planner.base),
             artifacts={SWEEP_BASE: str(planner.folder / SWEEP_BASE)},
         )
         self._shipper = MlflowShipper(planner.folder, spec)
@@ -65,7 +80,9 @@ class SweepTracking:
         ranked = ranking(rows, sweep)
         best = ranked[0].value(sweep.metric) if ranked else None
         if best is not None:
-            self._log.metrics({f"sweep/best_{sweep.metric.removeprefix('val/')}": best}, step=ended)
+            # Under the trials' own name as well, so that the list of runs has it in their column.
+            name = f"sweep/best_{sweep.metric.removeprefix('val/')}"
+            self._log.metrics({name: best, sweep.metric: best}, step=ended)
 
     def close(self, status: RunStatus, rows: Sequence[Row]) -> Shipped | None:
         """Ship the rest, and link the best trial; None when nothing is tracked."""
@@ -82,8 +99,23 @@ class SweepTracking:
             artifacts["best/resolved.yaml"] = str(folder / best.trial.name / RESOLVED)
             checkpoint = (best.result or {}).get("best_checkpoint")
             if checkpoint:
-                artifacts["best/checkpoint"] = str(checkpoint)
+                artifacts |= checkpoint_artifacts("best/checkpoint", Path(checkpoint))
         return self._shipper.close(status, artifacts=artifacts, tags=tags)
+
+    def settle(self, rows: Sequence[Row], say: Callable[[str], None]) -> None:
+        """See the files of the trials arrive, which no trial waits for at its own end."""
+        if self._shipper is None:
+            return
+        for row in rows:
+            folder = self._planner.folder / row.trial.name
+            if row.state in ("done", "stopped") and (folder / MLFLOW_SPEC).exists():
+                try:
+                    shipped = ship_later(folder, say=say, only_pending=True)
+                except StorageError as error:
+                    say(str(error))
+                    continue
+                if shipped is not None and not shipped.complete:
+                    say(f"{row.trial.name}: {shipped}")
 
     def _best_tags(self, result: Mapping[str, Any], name: str) -> dict[str, str]:
         tags = {"best_trial": name, "mlflow.note.content": f"Best trial: **{name}**"}

@@ -85,14 +85,18 @@ class ArtifactSender:
         Raises:
             Exception: of the first file that failed, whatever MLflow raises.
         """
-        failure: Exception | None = None
-        for place, source in pending_artifacts(artifacts, self._arrived):
-            try:
-                self._send(place, source)
-            except Exception as error:  # noqa: PERF203
-                failure = failure or error
-        if failure is not None:
-            raise failure
+        pending = pending_artifacts(artifacts, self._arrived)
+        failures = [self._failure(place, source) for place, source in pending]
+        first = next((failure for failure in failures if failure is not None), None)
+        if first is not None:
+            raise first
+
+    def _failure(self, place: str, source: Path) -> Exception | None:
+        try:
+            self._send(place, source)
+        except Exception as error:
+            return error
+        return None
 
     def _send(self, place: str, source: Path) -> None:
         before = fingerprint(source)

@@ -221,7 +221,7 @@ class MlflowShipper:
             self._send({"status": status, "tags": more, "artifacts": last})
             self._await(self._process, timeout=timeout, wait=wait)
             self._process = None
-        return self._shipped({**self.spec.artifacts, **last})
+        return self.shipped(last)
 
     def _await(self, process: subprocess.Popen[bytes], *, timeout: float, wait: bool) -> None:
         """Wait for the process as long as something arrives."""
@@ -268,7 +268,9 @@ class MlflowShipper:
                 read = Path(f"/proc/{process.pid}/io").read_text().partition("\n")[0]
         return _Signs(told, record, read)
 
-    def _shipped(self, artifacts: Mapping[str, str]) -> Shipped:
+    def shipped(self, more: Mapping[str, str] | None = None) -> Shipped:
+        """How far MLflow is, by what is recorded; ``more`` are artifacts beside the run's own."""
+        artifacts = {**self.spec.artifacts, **(more or {})}
         state = ShipState.load(self.run_dir)
         if state is not None and state.tracking_uri != self.spec.tracking_uri:
             state = None
@@ -307,12 +309,18 @@ class _Signs(NamedTuple):
     read: str
 
 
-def ship_later(run_dir: Path, *, say: Callable[[str], None]) -> Shipped:
+def ship_later(
+    run_dir: Path, *, say: Callable[[str], None], only_pending: bool = False
+) -> Shipped | None:
     """Ship what MLflow lacks of a run that is over.
 
     Args:
         run_dir: the run folder.
         say: told what goes on.
+        only_pending: start nothing where MLflow has everything as far as is recorded.
+
+    Returns:
+        How far MLflow is then; None where nothing was started.
 
     Raises:
         StorageError: the run was never tracked, or is shipped by its own program.
@@ -330,5 +338,7 @@ def ship_later(run_dir: Path, *, say: Callable[[str], None]) -> Shipped:
         raise StorageError(f"{run_dir}: cannot be written ({error.strerror})") from error
     ended: dict[str, RunStatus] = {"FINISHED": "FINISHED", "FAILED": "FAILED"}
     shipper = MlflowShipper(run_dir, spec, say=say)
+    if only_pending and shipper.shipped().complete:
+        return None
     shipper.start()
     return shipper.close(ended.get(status or "", "KILLED"))

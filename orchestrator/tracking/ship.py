@@ -20,6 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from orchestrator.tracking.machine import Machine
 from orchestrator.tracking.shipping import Connect, RunShipper, RunSpec
 
 LOCK_FILE = "mlflow.lock"
@@ -30,6 +31,8 @@ RECOVERED = "shipped again"
 #: Seconds between looks at the log, and between tries while MLflow fails.
 INTERVAL = 2.0
 LONGEST_WAIT = 60.0
+#: Seconds between samples of the machine.
+SAMPLE_INTERVAL = 30.0
 #: Tries to bring the run to its end without anything arriving; the rest is left to the next start
 #: of the run.
 LAST_TRIES = 4
@@ -93,6 +96,7 @@ def ship_until_told(run_dir: Path, spec: RunSpec, commands: Commands, connect: C
     """
     shipper = RunShipper(run_dir, spec, connect)
     wait, failing = 0.0, False
+    machine, due = Machine(run_dir), 0.0
     while True:
         last = commands.next(wait)
         if last is not None or commands.ended:
@@ -101,6 +105,9 @@ def ship_until_told(run_dir: Path, spec: RunSpec, commands: Commands, connect: C
         if works and failing:
             print(RECOVERED, file=sys.stderr, flush=True)
         failing = not works
+        if works and time.monotonic() >= due:
+            due = time.monotonic() + SAMPLE_INTERVAL
+            _try(lambda: shipper.sample(machine.sample()))
         wait = INTERVAL if works else min(max(2 * wait, INTERVAL), LONGEST_WAIT)
     # A driver that ended without a word was killed.
     status = "KILLED"

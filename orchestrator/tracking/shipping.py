@@ -129,6 +129,7 @@ class ShipState:
         offset: byte offset in the event log; everything before it has arrived.
         artifacts: fingerprint of each file that has arrived, by its path.
         parts: bytes of a part of those files that go in parts, by their paths.
+        samples: of the machine that have been sent.
         last_time_ms: time of the last event that has arrived.
         status: set once the run has been closed with it; None while it is open.
     """
@@ -140,6 +141,7 @@ class ShipState:
     offset: int = 0
     artifacts: dict[str, str] = field(default_factory=dict)
     parts: dict[str, int] = field(default_factory=dict)
+    samples: int = 0
     last_time_ms: int | None = None
     status: str | None = None
 
@@ -198,6 +200,18 @@ class RunShipper:
             self._state.status = status
             self._state.save(self.run_dir)
         self._ship_artifacts()
+
+    def sample(self, values: Mapping[str, float]) -> None:
+        """Send a sample of the machine, once the run exists; see :mod:`.machine`."""
+        from mlflow.entities import Metric
+
+        if not self._run_id or not values:
+            return
+        now, step = int(time.time() * 1000), self._state.samples
+        points = [Metric(key, value, now, step) for key, value in values.items()]
+        self._client.log_batch(self._run_id, metrics=points, synchronous=True)
+        self._state.samples = step + 1
+        self._state.save(self.run_dir)
 
     def _measurements(self, *, ended: bool) -> None:
         if not self._run_id:

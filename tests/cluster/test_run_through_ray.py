@@ -100,6 +100,19 @@ def test_mlflow_holds_the_run(whole: tuple[str, dict[str, Any]], folder: Path) -
     paths = {item.path for item in client.list_artifacts(run.info.run_id)}
     files = {"label_map.json", "run_card.md", "report.html"}
     assert {"config", "eval", "checkpoints"} | files <= paths
+    # What a colleague looks for: data, person, file; and nothing that only this machine needs.
+    assert {(one.dataset.name, one.tags[0].value) for one in run.inputs.dataset_inputs} == {
+        ("digits-train", "training"),
+        ("digits-val", "evaluation"),
+    }
+    assert run.data.tags["mlflow.source.name"] == "tiny.yaml"
+    assert run.data.tags["mlflow.user"]
+    assert "24 training" in run.data.tags["mlflow.note.content"]
+    assert run.data.tags["storage"] == "runs"
+    assert {"name", "storage", "tracking.mlflow"}.isdisjoint(run.data.params)
+    kept = {item.path for item in client.list_artifacts(run.info.run_id, "checkpoints/best")}
+    assert "checkpoints/best/weights.safetensors" in kept
+    assert "checkpoints/best/optimizer.safetensors" not in kept
 
 
 def test_ctrl_c_commits_and_the_same_command_goes_on(

@@ -11,6 +11,7 @@ import yaml
 
 from orchestrator.config.resolve import read_template
 from orchestrator.config.schema import Experiment
+from orchestrator.config.schema.data import DataConfig
 from orchestrator.sweeps.plan import check_sweep
 
 ROOT = Path(__file__).parents[2]
@@ -44,8 +45,10 @@ def laid_over(base: Any, part: Any) -> Any:
 @pytest.mark.parametrize("block", BLOCKS)
 def test_a_block_is_what_the_program_takes(block: str, tmp_path: Path) -> None:
     part = yaml.safe_load(block)
-    if not set(part) & set(Experiment.model_fields):
-        part = {"train": part}
+    if "extends" in part:
+        part["extends"] = str(ROOT / "experiments" / part["extends"])
+    elif not set(part) <= set(Experiment.model_fields):
+        part = {"data" if set(part) <= set(DataConfig.model_fields) else "train": part}
     whole = part if "name" in part else laid_over(yaml.safe_load(AROUND), part)
     file = tmp_path / "documented.yaml"
     file.write_text(yaml.safe_dump(whole, sort_keys=False))

@@ -99,3 +99,34 @@ def test_servers_and_databases_stay(uri):
 def test_what_mlflow_does_not_serve_is_refused(uri, message):
     with pytest.raises(ConfigError, match=message):
         resolve_tracking_uri(uri, Path("/"))
+
+
+@pytest.mark.parametrize(
+    ("uri", "expected"),
+    [
+        ("sqlite:///x.db?timeout=60", "sqlite:////base/x.db?timeout=60"),
+        ("sqlite:////a/x.db?timeout=60&cache=shared", "sqlite:////a/x.db?timeout=60&cache=shared"),
+        ("sqlite+pysqlite:///r/x.db?a=b", "sqlite+pysqlite:////base/r/x.db?a=b"),
+        (
+            "sqlite:///file:r/x.db?mode=rwc&uri=true",
+            "sqlite:///file:/base/r/x.db?mode=rwc&uri=true",
+        ),
+    ],
+)
+def test_options_of_a_database_stay_with_its_file(uri, expected):
+    assert resolve_tracking_uri(uri, Path("/base")) == expected
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "sqlite://",
+        "sqlite:///:memory:",
+        "sqlite:///:memory:?timeout=3",
+        "sqlite:///?timeout=3",
+        "sqlite:///file:x?mode=memory&uri=true",
+    ],
+)
+def test_a_database_in_memory_is_refused_with_options_too(uri):
+    with pytest.raises(ConfigError, match="in memory"):
+        resolve_tracking_uri(uri, Path("/base"))

@@ -235,7 +235,7 @@ def test_killed_between_sending_and_recording(run_dir, spec, connect, monkeypatc
     client = connect(spec.tracking_uri)
     for crash_at in range(4):
         shipper = RunShipper(run_dir, spec, connect)
-        shipper._open()
+        shipper._open(ended=False)
 
         def crash(state, folder):
             raise Crash

@@ -6,6 +6,7 @@ import sys
 import traceback
 from collections.abc import Callable
 
+from orchestrator.config.credentials import mask
 from orchestrator.errors import OrchestratorError, printable
 
 _BUG = 70
@@ -25,7 +26,7 @@ def run_guarded(function: Callable[[], int]) -> int:
     try:
         return function()
     except OrchestratorError as error:
-        print(printable(str(error)), file=sys.stderr)
+        print(printable(mask(str(error))), file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

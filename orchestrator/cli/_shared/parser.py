@@ -3,19 +3,71 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from orchestrator.errors import ConfigError
+from orchestrator.errors import ConfigError, nearest
+
+_UNKNOWN = "unrecognized arguments: "
+_MISSING = "the following arguments are required: "
 
 
 class Parser(argparse.ArgumentParser):
-    """Argparse without abbreviations, whose usage errors are ConfigErrors."""
+    """Argparse without abbreviations, whose usage errors are ConfigErrors.
+
+    Options and ``key.path=value`` may stand in any order.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"allow_abbrev": False, **kwargs})
+        self._mixing = False
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse does, except that what has no dashes may stand between options."""
+        plain = self._subparsers is not None or not self._get_positional_actions()
+        if plain or self._mixing or _exclusive_positionals(self):
+            return super().parse_known_args(args, namespace)
+        self._mixing = True
+        try:
+            return self.parse_known_intermixed_args(args, namespace)
+        finally:
+            self._mixing = False
 
     def error(self, message: str) -> NoReturn:
         """Raise a ConfigError; argparse would exit with 2."""
-        dashed = "unrecognized arguments: -" in message and "=" in message
-        hint = "; overrides have no dashes, write key.path=value" if dashed else ""
+        hint = ""
+        if message.startswith(_UNKNOWN):
+            hint = self._hint(message.removeprefix(_UNKNOWN).split())
+        if message.startswith(_MISSING):
+            optional = [a.metavar for a in self._get_positional_actions() if a.nargs in ("*", "?")]
+            names = message.removeprefix(_MISSING).split(", ")
+            message = _MISSING + ", ".join(name for name in names if name not in optional)
         raise ConfigError(f"{self.prog}: {message}{hint}\n{self.prog} --help shows the usage")
+
+    def _hint(self, words: Sequence[str]) -> str:
+        """What the first unknown option was most likely meant to be."""
+        place, word = next(
+            ((place, word) for place, word in enumerate(words) if word.startswith("-")), (0, "")
+        )
+        if not word:
+            return ""
+        key, equals, value = word.lstrip("-").partition("=")
+        # A slip seldom begins wrongly: --seed=3 is no --sweep.
+        alike = [option for option in self._option_string_actions if option[2:4] == key[:2]]
+        guess = nearest(f"--{key}", alike)
+        if guess is not None:
+            return f"; did you mean {guess}?"
+        if "." not in key and not equals:
+            return ""
+        after = words[place + 1 : place + 2]
+        value = value or (after[0] if after and not after[0].startswith("-") else "VALUE")
+        return f"; overrides have no dashes, write {key}={value}"
+
+
+def _exclusive_positionals(parser: argparse.ArgumentParser) -> bool:
+    """Whether options exclude positional arguments, which argparse cannot mix."""
+    return any(
+        not action.option_strings
+        for group in parser._mutually_exclusive_groups
+        for action in group._group_actions
+    )

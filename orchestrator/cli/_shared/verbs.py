@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 from orchestrator.errors import ConfigError, nearest
@@ -21,13 +22,20 @@ class Verb(NamedTuple):
     summary: str
 
 
-def dispatch(prog: str, verbs: Mapping[str, Verb], arguments: Sequence[str]) -> int:
+def dispatch(
+    prog: str,
+    verbs: Mapping[str, Verb],
+    arguments: Sequence[str],
+    *,
+    aliases: Mapping[str, str] = MappingProxyType({}),
+) -> int:
     """Call the verb that ``arguments`` begins with and return its exit code.
 
     Args:
         prog: what was typed so far, such as ``orchestrator convert``.
         verbs: by name.
-        arguments: the verb and what belongs to it.
+        arguments: the verb and what belongs to it; ``help VERB`` is its ``--help``.
+        aliases: other names of verbs, not listed in the usage.
 
     Raises:
         ConfigError: no verb, or one that is not in the table.
@@ -39,9 +47,11 @@ def dispatch(prog: str, verbs: Mapping[str, Verb], arguments: Sequence[str]) -> 
     if name in ("-h", "--help"):
         print(usage)
         return 0
-    verb = verbs.get(name)
+    if name == "help" and name not in verbs:
+        return dispatch(prog, verbs, [*rest[:1], "--help"], aliases=aliases)
+    verb = verbs.get(aliases.get(name, name))
     if verb is None:
-        guess = nearest(name, verbs)
+        guess = nearest(name, [*verbs, *aliases])
         hint = f"; did you mean '{guess}'?" if guess else ""
         raise ConfigError(f"{prog}: unknown command '{name}'{hint}\n\n{usage}")
     return verb.main(rest)

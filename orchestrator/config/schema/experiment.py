@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Annotated, Literal, TypeAlias
-from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -12,6 +11,7 @@ from typing_extensions import Self
 
 from detectors.config import Settings
 from detectors.registry import AnyDetectorConfig
+from orchestrator.config.credentials import holds_secret
 from orchestrator.config.fields import (
     Conflict,
     Count,
@@ -30,11 +30,7 @@ from orchestrator.config.schema.train import TrainConfig
 def _no_password(uri: str) -> str:
     # The resolved configuration is printed, stored and sent to MLflow: a password would travel
     # along. MLflow takes it from the environment, and so do the database drivers.
-    try:
-        secret = urlsplit(uri).password
-    except ValueError:
-        secret = None
-    if secret:
+    if holds_secret(uri):
         raise PydanticCustomError(
             "password_in_uri",
             "the address holds a password, which would be stored with the run; take it out and set "

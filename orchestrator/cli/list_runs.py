@@ -1,0 +1,24 @@
+"""``orchestrator list``: the runs and sweeps below a folder, and how they stand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from orchestrator.cli._shared.parser import Parser
+from orchestrator.errors import printable
+
+
+def main(argv: Sequence[str]) -> int:
+    """Print one line a run or sweep."""
+    parser = Parser(prog="orchestrator list", description="runs and sweeps, one line each")
+    parser.add_argument(
+        "folder", nargs="?", type=Path, default=Path("runs"), help="storage of the experiments"
+    )
+    arguments = parser.parse_args(argv)
+
+    from orchestrator.runs.overview import standings
+
+    for found in standings(arguments.folder):
+        print(printable(found.text()))
+    return 0

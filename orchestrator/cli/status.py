@@ -1,0 +1,30 @@
+"""``orchestrator status``: how one run or sweep stands, and what MLflow has of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from orchestrator.cli._shared.parser import Parser
+from orchestrator.errors import printable
+
+
+def main(argv: Sequence[str]) -> int:
+    """Print how each run or sweep stands."""
+    parser = Parser(
+        prog="orchestrator status", description="how a run or sweep stands; nothing is started"
+    )
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
+    arguments = parser.parse_args(argv)
+
+    from orchestrator.runs.overview import standing
+    from orchestrator.storage.run_files import MLFLOW_SPEC
+    from orchestrator.tracking.mlflow_shipper import MlflowShipper
+    from orchestrator.tracking.shipping import RunSpec
+
+    for folder in arguments.runs:
+        print(printable(standing(folder).text()))
+        if (folder / MLFLOW_SPEC).is_file():
+            spec, _ = RunSpec.load(folder)
+            print(printable(f"  {MlflowShipper(folder, spec).shipped()}"))
+    return 0

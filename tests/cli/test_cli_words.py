@@ -1,0 +1,132 @@
+"""What people type: other names, other orders, slips; and one exit code for one mistake."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from orchestrator.cli.main import main
+
+RECIPE = str(Path(__file__).parents[2] / "experiments" / "quickstart.yaml")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["trian", "x.yaml"], "did you mean 'train'?"),
+        (["evalute"], "did you mean 'evaluate'?"),
+        (["run", "x.yaml", "--train.epochs", "3"], "write train.epochs=3"),
+        (["run", "x.yaml", "--train.epochs=3"], "write train.epochs=3"),
+        (["run", "x.yaml", "--seed=3"], "write seed=3"),
+        (["run", "x.yaml", "--force-resum"], "did you mean --force-resume?"),
+        (["evaluate", "runs/x", "--limits", "3"], "did you mean --limit?"),
+        (["run"], "required: EXPERIMENT.yaml\n"),
+        (["train"], "required: EXPERIMENT.yaml\n"),
+    ],
+)
+def test_slips_are_told_what_was_meant(words, said, capsys):
+    assert main(words) == 64
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--print-config", RECIPE, "train.epochs=7", "name=other"],
+        [RECIPE, "--print-config", "train.epochs=7", "name=other"],
+        [RECIPE, "train.epochs=7", "--print-config", "name=other"],
+        ["--force-resume", RECIPE, "train.epochs=7", "--print-config", "name=other"],
+    ],
+)
+def test_options_and_overrides_stand_in_any_order(words, capsys):
+    assert main(["run", *words]) == 0
+    printed = capsys.readouterr().out
+    assert "epochs: 7 " in printed
+    assert "name: other " in printed
+
+
+def test_actions_below_a_verb_take_any_order_too(capsys):
+    assert main(["config", "show-schedule", RECIPE, "--images", "64", "train.epochs=2"]) == 0
+
+
+def test_version_and_help(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("orchestrator ")
+    with pytest.raises(SystemExit) as ended:
+        main(["help", "train"])
+    assert ended.value.code == 0
+    assert "usage: orchestrator run" in capsys.readouterr().out
+
+
+@pytest.fixture
+def image(tmp_path):
+    import cv2
+    import numpy as np
+
+    path = tmp_path / "x.jpg"
+    cv2.imwrite(str(path), np.zeros((8, 8, 3), np.uint8))
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["run"], ["config", "show"], ["check"], ["submit"], ["check-resume"], ["benchmark"],
+        ["config", "show-schedule"],
+    ],
+    ids=" ".join,
+)  # fmt: skip
+def test_an_experiment_file_that_is_not_there(words, capsys):
+    assert main([*words, "none.yaml"]) == 64
+    assert "none.yaml" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["evaluate", "RUN"], ["predict", "RUN", "IMAGE"], ["export", "RUN", "--format", "pt2"],
+        ["compare", "RUN", "RUN2"], ["report", "RUN"], ["rerun", "RUN"], ["replay", "RUN"],
+        ["ship", "RUN"], ["status", "RUN"], ["list", "RUN"],
+    ],
+    ids=lambda words: words[0],
+)  # fmt: skip
+def test_a_run_that_is_not_there(words, image, tmp_path, capsys):
+    named = {"RUN": str(tmp_path / "none"), "RUN2": str(tmp_path / "none2"), "IMAGE": image}
+    assert main([named.get(word, word) for word in words]) == 71
+    assert str(tmp_path / "none") in capsys.readouterr().err
+
+
+def test_runs_are_listed_as_they_stand(tmp_path, capsys):
+    from orchestrator.tracking.events import EventLog
+
+    for name in ("done", "going"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "run.json").write_text("{}")
+        log = EventLog(tmp_path / name / "events.jsonl")
+        log.metrics({"train/loss": 2.0, "val/AP": 0.25}, step=40)
+        log.note("resume", "from commit 40", step=40)
+        log.metrics({"train/loss": 1.0}, step=50)
+        log.close()
+    (tmp_path / "done" / "result.json").write_text('{"state": "done"}')
+    sweep = tmp_path / "swept"
+    sweep.mkdir()
+    (sweep / "sweep.jsonl").write_text("")
+    trials = [
+        {"name": "trial-000", "state": "done", "score": 0.5},
+        {"name": "trial-001", "state": "waiting", "score": None},
+    ]
+    (sweep / "sweep.json").write_text(
+        json.dumps({"state": "running", "best": "trial-000", "trials": trials})
+    )
+    (tmp_path / "other").mkdir()
+    assert main(["list", str(tmp_path)]) == 0
+    done, going, swept = capsys.readouterr().out.splitlines()
+    assert done.startswith("done: run done, step 50, AP 0.2500, last written ")
+    assert going.endswith("ago; resume: from commit 40")
+    assert going.startswith("going: run unfinished, step 50, AP 0.2500, last written ")
+    assert swept.startswith("swept: sweep running, 1 trials ended, AP 0.5000, last written ")
+    assert swept.endswith("ago; best trial-000")
+    assert main(["status", str(tmp_path / "going")]) == 0
+    assert capsys.readouterr().out.startswith("going: run unfinished")

@@ -1,0 +1,159 @@
+"""Files over bad lines: refused as too large, broken off, or slower than any limit on the whole."""
+
+from __future__ import annotations
+
+import random
+import time
+from dataclasses import replace
+
+import pytest
+from line_server import LineServer
+
+from orchestrator.cli.main import main
+from orchestrator.storage.run_files import MLFLOW_SPEC
+from orchestrator.tracking import artifacts
+from orchestrator.tracking.mlflow_shipper import MlflowShipper, ship_later
+from orchestrator.tracking.ship import ENVIRONMENT
+from orchestrator.tracking.shipping import RunShipper, RunSpec, ShipState
+
+KIB = 1 << 10
+
+
+@pytest.fixture(autouse=True)
+def limits(monkeypatch):
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.fixture
+def run_dir(tmp_path):
+    folder = tmp_path / "runs" / "r"
+    (folder / "best").mkdir(parents=True)
+    (folder / "best" / "weights").write_bytes(random.Random(5).randbytes(900 * KIB))
+    (folder / "card.md").write_text("# r")
+    return folder
+
+
+def spec_of(run_dir, uri) -> RunSpec:
+    places = {"checkpoints/best": str(run_dir / "best"), "card.md": str(run_dir / "card.md")}
+    return RunSpec(uri, "d", "r", artifacts=places)
+
+
+@pytest.mark.parametrize("trouble", [{"largest": 300 * KIB}, {"breaks_after": 300 * KIB}])
+def test_a_file_that_does_not_pass_whole_arrives_in_parts(run_dir, connect, monkeypatch, trouble):
+    monkeypatch.setattr(artifacts, "SMALLEST_PART", 64 * KIB)
+    with LineServer(**trouble) as server:
+        RunShipper(run_dir, spec_of(run_dir, server.uri), connect).finish("FINISHED")
+        sent = (run_dir / "best" / "weights").read_bytes()
+        parts = [name for name in server.files if ".parts/" in name]
+        # 900 KiB: halved to 450, then to 225, which passes.
+        assert sorted(parts) == [
+            f"checkpoints/best/weights.parts/0000{n}-of-00004" for n in (1, 2, 3, 4)
+        ]
+        assert b"".join(server.files[name] for name in sorted(parts)) == sent
+        assert server.files["card.md"] == b"# r"
+        assert server.statuses == ["FINISHED"]
+        assert server.files_at_status == [0]
+        # Nothing is sent a second time.
+        before = list(server.arrivals)
+        assert len(before) == len(set(before)) == 5
+        RunShipper(run_dir, spec_of(run_dir, server.uri), connect).finish("FINISHED")
+        assert server.arrivals == before
+
+
+def test_an_upload_in_parts_goes_on_where_it_was(run_dir, connect, monkeypatch):
+    monkeypatch.setattr(artifacts, "SMALLEST_PART", 64 * KIB)
+    spec = spec_of(run_dir, "")
+    with LineServer(largest=300 * KIB) as server:
+        spec = spec_of(run_dir, server.uri)
+        client = connect(server.uri)
+        log, calls = client.log_artifact, []
+
+        def dying(run_id, path, folder):
+            calls.append(path)
+            if path.endswith("00003-of-00004"):
+                raise KeyboardInterrupt
+            log(run_id, path, folder)
+
+        client.log_artifact = dying
+        with pytest.raises(KeyboardInterrupt):
+            RunShipper(run_dir, spec, lambda uri: client).finish("FINISHED")
+        calls.clear()
+        RunShipper(run_dir, spec, lambda uri: connect(uri)).finish("FINISHED")
+        assert len(server.arrivals) == len(set(server.arrivals)) == 5
+
+
+def test_a_server_that_is_away_asks_for_no_parts(run_dir, connect):
+    with LineServer() as server:
+        spec = spec_of(run_dir, server.uri)
+        shipper = RunShipper(run_dir, spec, connect)
+        shipper._measurements(ended=False)
+    with pytest.raises(Exception, match=r"refused|Max retries|aborted"):
+        shipper.finish("FINISHED")
+    state = ShipState.load(run_dir)
+    assert state is not None
+    assert state.parts == {}
+
+
+def test_a_refusal_that_is_not_about_size_asks_for_no_parts(run_dir, connect, monkeypatch):
+    with LineServer(largest=300 * KIB) as server:
+        monkeypatch.setattr(artifacts, "_TOO_LARGE", 507)
+        with pytest.raises(Exception, match="413"):
+            RunShipper(run_dir, spec_of(run_dir, server.uri), connect).finish("FINISHED")
+        # The others have arrived, and the run has its status.
+        assert server.arrivals == ["card.md"]
+        assert server.statuses == ["FINISHED"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("waits", [False, True])
+def test_a_line_of_any_speed_gets_the_time_it_takes(run_dir, waits):
+    """13 s for a file where nothing may stand still for 6 s; a trial does not wait for it."""
+    (run_dir / "best" / "weights").write_bytes(bytes(20 << 20))
+    with LineServer(bytes_per_s=int(1.5 * (1 << 20))) as server:
+        spec = spec_of(run_dir, server.uri)
+        shipper = MlflowShipper(run_dir, replace(spec, artifacts={}))
+        shipper.start()
+        while (ShipState.load(run_dir) or ShipState("")).run_id is None:
+            time.sleep(0.05)
+        shipped = shipper.close("FINISHED", artifacts=spec.artifacts, timeout=6, wait=waits)
+        assert shipped.closed
+        if waits:
+            assert shipped.complete, shipped
+            assert server.arrivals == ["card.md", "checkpoints/best/weights"]
+        else:
+            assert "checkpoints/best/weights" in shipped.artifacts_left
+            assert "in the background" in str(shipped)
+            assert server.statuses[-1] == "FINISHED"
+            assert "checkpoints/best/weights" not in server.files
+
+
+def test_what_is_left_is_shipped_later_from_a_folder_that_has_moved(run_dir, tmp_path, capsys):
+    with LineServer() as server:
+        spec_of(run_dir, server.uri).save(run_dir, "FINISHED")
+        moved = run_dir.rename(tmp_path / "elsewhere")
+        assert main(["ship", str(moved)]) == 0
+        assert "is complete" in capsys.readouterr().out
+        assert sorted(server.files) == ["card.md", "checkpoints/best/weights"]
+        assert server.statuses[-1] == "FINISHED"
+        assert ship_later(moved, say=print, only_pending=True) is None
+    (moved / MLFLOW_SPEC).unlink()
+    assert main(["ship", str(moved)]) == 71
+    assert "start the same run again" in capsys.readouterr().err
+
+
+def test_a_process_that_is_killed_is_started_again_and_said(run_dir, monkeypatch):
+    monkeypatch.setattr("orchestrator.tracking.mlflow_shipper._LOOK_SECONDS", 0.1)
+    said: list[str] = []
+    with LineServer() as server:
+        shipper = MlflowShipper(run_dir, spec_of(run_dir, server.uri), say=said.append)
+        shipper.start()
+        first = shipper._process
+        assert first is not None
+        first.kill()
+        first.wait()
+        while shipper._process is first:
+            pass
+        shipped = shipper.close("FINISHED", timeout=180)
+        assert shipped.complete, shipped
+    assert said[0] == "the process that ships to MLflow has ended with -9; it is started again"
