@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from detectors.config import DetectorConfig
 from detectors.measure import skeleton
+from detectors.weights.archives import WeightsError
 from detectors.weights.classes import published_names
-from detectors.weights.files import WeightsError
 from detectors.weights.layouts import LAYOUTS, Classes, Layout, Piece, recognise, unwrap
 from detectors.weights.report import Entry, Report
 

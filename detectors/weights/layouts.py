@@ -17,7 +17,7 @@ from typing import Literal, NamedTuple, TypeAlias
 
 from torch import Tensor
 
-from detectors.weights.files import WeightsError
+from detectors.weights.archives import WeightsError
 
 Tensors: TypeAlias = Mapping[str, Tensor]
 

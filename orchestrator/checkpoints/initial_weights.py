@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -19,41 +18,20 @@ from typing import Any, Literal
 from torch import nn
 
 from detectors.config import DetectorConfig
-from detectors.weights.files import (
-    UnsafeWeightsError,
-    WeightsError,
-    WeightsFile,
-    read_weights,
-    write_weights,
-)
+from detectors.weights.archives import WeightsError
+from detectors.weights.files import WeightsFile, read_weights, write_weights
 from detectors.weights.fit import Fitted, convert, fit_native, without_classes
 from detectors.weights.report import Report
 from orchestrator.checkpoints.codec import TENSOR_FILES
-from orchestrator.checkpoints.manifest import MANIFEST_NAME, checked_commits, verify
+from orchestrator.checkpoints.manifest import MANIFEST_NAME, verify
 from orchestrator.checkpoints.published import local_path
+from orchestrator.checkpoints.source import checkpoint_of, weights_errors
 from orchestrator.config.schema import Experiment
 from orchestrator.data.label_map import LabelMap
-from orchestrator.errors import DataError, SecurityError
+from orchestrator.errors import DataError, StorageError
 from orchestrator.storage.local import LocalStorage
-from orchestrator.storage.run_files import LABEL_MAP, RESULT
+from orchestrator.storage.run_files import LABEL_MAP
 from orchestrator.storage.sealed import UnusableError
-
-
-@contextmanager
-def _said_to_people(path: str | Path, *, setting: str) -> Iterator[None]:
-    """Errors about a file of weights as those of this program, with their exit codes."""
-    try:
-        yield
-    except UnsafeWeightsError as error:
-        raise SecurityError(f"{setting}: {error}") from error
-    except WeightsError as error:
-        name = "" if str(path) in str(error) else f"{path}: "
-        raise DataError(f"{setting}: {name}{error}") from error
-    except OSError as error:
-        reason = error.strerror or "no such file"
-        raise DataError(
-            f"{setting}: {path} cannot be read ({reason}). Next: see that the path is right"
-        ) from error
 
 
 def convert_file(
@@ -85,7 +63,7 @@ def convert_file(
     if not target.absolute().parent.is_dir():
         raise DataError(f"{target.absolute().parent}: no such folder to write {target.name} to")
     names = None if label_map is None else label_map.names
-    with _said_to_people(source, setting="SRC"):
+    with weights_errors(source, setting="SRC"):
         file = read_weights(source)
         fitted = convert(file.tensors, config, layout=layout, class_names=names)
     metadata: dict[str, Any] = {
@@ -95,7 +73,7 @@ def convert_file(
         "num_classes": fitted.num_classes,
         "class_names": fitted.class_names,
     }
-    with _said_to_people(target, setting="DST"):
+    with weights_errors(target, setting="DST"):
         write_weights(target, fitted.tensors, metadata)
     return fitted
 
@@ -142,42 +120,25 @@ def find_initial(location: str) -> InitialWeights:
     Args:
         location: a file of weights, published ones by name (see
             :mod:`orchestrator.checkpoints.published`), a checkpoint folder of a run, or a run
-            folder, which stands for its best checkpoint as ``result.json`` has it, or else for
-            its newest. Of a checkpoint the moving average is taken where there is one, as in
-            evaluation.
+            folder; see :func:`~orchestrator.checkpoints.source.checkpoint_of`. Of a checkpoint the
+            moving average is taken where there is one, as in evaluation.
 
     Raises:
         DataError: there is nothing, or no checkpoint that can be used.
     """
     path = local_path(location).absolute()
-    with _said_to_people(path, setting="train.init_from"):
+    with weights_errors(path, setting="train.init_from"):
         if not path.is_dir():
             beside = path.with_name(MANIFEST_NAME).is_file() and path.name in TENSOR_FILES.values()
             return InitialWeights(str(path), _sha256(path), "commit" if beside else "file")
-        commit = path if (path / MANIFEST_NAME).is_file() else _checkpoint_of(path)
         try:
+            commit = checkpoint_of(path)
             manifest = verify(LocalStorage(commit.parent), commit.name)
-        except UnusableError as error:
-            raise WeightsError(f"checkpoint {commit}: {error}") from error
+        except (UnusableError, StorageError) as error:
+            raise WeightsError(f"{path}: {error}") from error
         files = manifest.files
         name = TENSOR_FILES["ema"] if TENSOR_FILES["ema"] in files else TENSOR_FILES["model"]
         return InitialWeights(str(commit / name), files[name].sha256, "commit")
-
-
-def _checkpoint_of(run_dir: Path) -> Path:
-    """A run's best checkpoint, or its newest."""
-    result = run_dir / RESULT
-    if result.is_file():
-        best = json.loads(result.read_text()).get("best_checkpoint")
-        if best and (Path(best) / MANIFEST_NAME).is_file():
-            return Path(best)
-    commits = checked_commits(LocalStorage(run_dir))
-    if not commits:
-        raise WeightsError(
-            f"{run_dir}: a folder without checkpoints; allowed are a file of weights, a run folder "
-            "and one of its ckpt/ folders"
-        )
-    return Path(commits[0].path)
 
 
 @dataclass(frozen=True)
@@ -225,7 +186,7 @@ def load_initial(source: InitialWeights, experiment: Experiment, label_map: Labe
         SecurityError: the file holds more than tensors.
     """
     path, config = Path(source.path), experiment.detector
-    with _said_to_people(path, setting="train.init_from"):
+    with weights_errors(path, setting="train.init_from"):
         found = _sha256(path)
         if found != source.sha256:
             raise WeightsError(
@@ -241,7 +202,7 @@ def load_initial(source: InitialWeights, experiment: Experiment, label_map: Labe
                 num_classes=len(label_map),
                 keep_classes=names == label_map.names,
             )
-            has_classes = names is not None or json.loads(file.metadata.get("num_classes", "null"))
+            has_classes = names is not None or file.value("num_classes")
         else:
             fitted = convert(file.tensors, config, num_classes=len(label_map))
             names, has_classes = fitted.class_names, fitted.num_classes is not None
@@ -255,7 +216,11 @@ def _class_names(file: WeightsFile, source: InitialWeights) -> tuple[str, ...] |
     """Classes of a checkpoint or of a converted file, if they are known."""
     if source.kind == "commit":
         return read_label_map(Path(source.path).with_name(LABEL_MAP)).names
-    names = json.loads(file.metadata.get("class_names", "null"))
+    names = file.value("class_names")
+    if names is not None and not (
+        isinstance(names, list) and all(isinstance(name, str) for name in names)
+    ):
+        raise WeightsError(f"its class_names are {names!r}, no list of names")
     return None if names is None else tuple(names)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from orchestrator.cli._shared.detector import (
     split_overrides,
 )
 from orchestrator.cli._shared.parser import Parser
-from orchestrator.errors import ConfigError
+from orchestrator.errors import ConfigError, SecurityError
 
 _TOKEN_VARIABLE = "ORCHESTRATOR_SERVE_TOKEN"
 _MIB = 2**20
@@ -130,10 +131,22 @@ def _serve(source: str, overrides: list[str], arguments: Any) -> int:
 
 
 def _token(file: Path | None) -> str | None:
-    """What the file or the variable holds; None where there is neither."""
+    """What the file or the variable holds; None where there is neither.
+
+    Raises:
+        ConfigError: the file cannot be read.
+        SecurityError: others may read it.
+    """
     if file is None:
         return os.environ.get(_TOKEN_VARIABLE) or None
     try:
-        return file.read_text("utf-8").strip()
+        with file.open("rb") as opened:
+            mode = os.fstat(opened.fileno()).st_mode
+            if mode & (stat.S_IRWXG | stat.S_IRWXO):
+                raise SecurityError(
+                    f"--token-file {file}: other users of this machine may read or change it (mode "
+                    f"{stat.S_IMODE(mode):04o}). Next: chmod 600 {file}"
+                )
+            return opened.read().decode("utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"--token-file {file}: cannot be read ({error})") from error

@@ -13,6 +13,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from orchestrator.accelerators import Accelerator
+from orchestrator.cluster.actor_pool import actor_options
 from orchestrator.cluster.heartbeat import EVALUATOR, Heartbeat
 from orchestrator.data.stream.assemble import BatchPlan
 from orchestrator.training.commit_evaluator import CommitEvaluator
@@ -99,11 +100,8 @@ class RayEvaluator:
             self._actor = None
 
     def _start(self) -> Any:
-        amounts = dict(self._resources)
         actor = ray.remote(
-            num_cpus=amounts.pop("CPU"),
-            num_gpus=amounts.pop("GPU", 0),
-            resources=amounts,
+            **actor_options(self._resources),
             # Not among the places of the workers, which are all taken.
             scheduling_strategy="DEFAULT",
         )(_WatchedEvaluator)

@@ -8,7 +8,7 @@ is met by the parity gate as a user would meet it.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
@@ -21,9 +21,13 @@ from numpy.typing import NDArray
 # They define operators that pt2 archives name.
 import detectors.roi_align
 import detectors.suppression  # noqa: F401
+from detectors.config import PostprocessConfig
 from detectors.structures import Candidates
+from detectors.weights.archives import ZIP, look_through
+from orchestrator.checkpoints.source import weights_errors
 from orchestrator.data.label_map import LabelMap
-from orchestrator.errors import ConfigError, StorageError
+from orchestrator.errors import ConfigError, DataError, SecurityError
+from orchestrator.export.pt2 import checked_archive
 
 Format: TypeAlias = Literal["onnx", "pt2"]
 
@@ -84,17 +88,19 @@ class Metadata:
         """Inverse of :meth:`to_json`.
 
         Raises:
-            StorageError: another layout.
+            DataError: another layout.
         """
         try:
             tree = json.loads(text)
-            tree["input_size"] = tuple(tree["input_size"])
+            tree["input_size"] = tuple(int(side) for side in tree["input_size"])
             tree["mean"], tree["std"] = tuple(tree["mean"]), tuple(tree["std"])
             found = cls(**tree)
-        except (ValueError, TypeError, KeyError) as error:
-            raise StorageError(f"{source}: its metadata cannot be read ({error})") from error
+            LabelMap.from_json(found.label_map)
+            PostprocessConfig.model_validate(found.postprocess)
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            raise DataError(f"{source}: its metadata cannot be read ({error})") from error
         if found.version != _VERSION:
-            raise StorageError(
+            raise DataError(
                 f"{source}: its metadata has version {found.version}; this program reads {_VERSION}"
             )
         return found
@@ -112,20 +118,26 @@ class ExportedDetector:
         """Open a file.
 
         Raises:
-            StorageError: no such file, or none of ours.
+            DataError: no such file, or none of ours.
+            SecurityError: a file that would run code, or read files elsewhere.
             ConfigError: onnxruntime is not installed.
         """
         if not path.is_file():
-            raise StorageError(f"{path}: does not exist; name a file of `orchestrator export`")
-        opened = _open_pt2(path) if path.suffix == ".pt2" else _open_onnx(path)
-        self._run, text = opened
+            raise DataError(f"{path}: does not exist; name a file of `orchestrator export`")
+        with weights_errors(path):
+            look_through(path)
+            with path.open("rb") as file:
+                is_archive = file.read(len(ZIP)) == ZIP
+        # A name proves nothing; what is no archive is looked at as a model of ONNX.
+        is_archive = is_archive or path.suffix == ".pt2"
+        self._run, text = _open_pt2(path) if is_archive else _open_onnx(path)
         self.metadata = Metadata.from_json(text, path)
         self.label_map = LabelMap.from_json(self.metadata.label_map)
         rule, pad = self.metadata.resize, self.metadata.pad
         if rule not in ("stretch", "pad") or (rule == "pad") != (pad is not None):
-            raise StorageError(f"{path}: unknown resize rule {rule!r} with {pad}")
+            raise DataError(f"{path}: unknown resize rule {rule!r} with {pad}")
         if self.metadata.interpolation not in _INTERPOLATIONS:
-            raise StorageError(f"{path}: unknown interpolation {self.metadata.interpolation!r}")
+            raise DataError(f"{path}: unknown interpolation {self.metadata.interpolation!r}")
 
     def prepare(
         self, image: NDArray[np.uint8]
@@ -170,34 +182,75 @@ _Run: TypeAlias = Callable[[NDArray[np.uint8]], list[NDArray[Any]]]
 
 
 def _open_onnx(path: Path) -> tuple[_Run, str]:
-    runtime = require_export_packages().onnxruntime
-    options = runtime.SessionOptions()
+    packages = require_export_packages()
+    content = path.read_bytes()
+    _require_whole(packages.onnx, content, path)
+    options = packages.onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     # Warnings about nodes that could be folded help nobody here.
     options.log_severity_level = 3
     try:
-        session = runtime.InferenceSession(
-            str(path), sess_options=options, providers=["CPUExecutionProvider"]
+        # From memory, the bytes that were looked at: there is no folder to find other files in.
+        session = packages.onnxruntime.InferenceSession(
+            content, sess_options=options, providers=["CPUExecutionProvider"]
         )
     # The runtime raises half a dozen classes of its own for files it cannot load.
     except Exception as error:
-        raise StorageError(f"{path}: onnxruntime cannot load it ({error})") from error
+        raise DataError(f"{path}: onnxruntime cannot load it ({error})") from error
     text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
     if text is None:
-        raise StorageError(f"{path}: has no metadata of this program; export it again")
+        raise DataError(f"{path}: has no metadata of this program; export it again")
     return (lambda images: list(session.run(None, {"images": images}))), str(text)
+
+
+def _require_whole(onnx: Any, content: bytes, path: Path) -> None:
+    """Raise unless an ONNX model has all that it consists of in itself.
+
+    Raises:
+        SecurityError: it reads a file outside of its folder.
+        DataError: it reads another file, or is no ONNX model.
+    """
+    try:
+        model = onnx.load_model_from_string(content)
+    # The parser of protocol buffers raises classes of its own.
+    except Exception as error:
+        raise DataError(f"{path}: is no ONNX model ({error}). Next: export again") from error
+    if not model.graph.node:
+        raise DataError(f"{path}: is no ONNX model: its graph is empty. Next: export again")
+    for message in _messages(model):
+        if message.DESCRIPTOR.name != "TensorProto" or not message.external_data:
+            continue
+        place = {entry.key: entry.value for entry in message.external_data}.get("location", "")
+        parts = place.replace("\\", "/").split("/")
+        outside = place.startswith(("/", "\\")) or ":" in place or ".." in parts
+        raise (SecurityError if outside else DataError)(
+            f"{path}: tensor {message.name!r} lies in another file, {place!r}, and none but the "
+            "model itself is read here. Next: export again, which writes one file"
+        )
+
+
+def _messages(message: Any) -> Iterator[Any]:
+    """A protocol buffer and all messages in it: subgraphs, functions and attributes as well."""
+    waiting = [message]
+    while waiting:
+        inner = waiting.pop()
+        yield inner
+        for field, value in inner.ListFields():
+            if field.message_type is not None:
+                waiting += value if hasattr(value, "__len__") else [value]
 
 
 def _open_pt2(path: Path) -> tuple[_Run, str]:
     extra = {_EXTRA_FILE: ""}
+    archive = checked_archive(path)
     try:
-        program = torch.export.load(path, extra_files=extra)
+        program = torch.export.load(archive, extra_files=extra)
+        module = program.module()
     except Exception as error:
-        raise StorageError(f"{path}: torch cannot load it ({error})") from error
-    module = program.module()
+        raise DataError(f"{path}: torch cannot load it ({error})") from error
     text = extra[_EXTRA_FILE]
     if not text:
-        raise StorageError(f"{path}: has no metadata of this program; export it again")
+        raise DataError(f"{path}: has no metadata of this program; export it again")
 
     def run(images: NDArray[np.uint8]) -> list[NDArray[Any]]:
         with torch.no_grad():
@@ -207,7 +260,12 @@ def _open_pt2(path: Path) -> tuple[_Run, str]:
 
 
 def save_pt2(program: torch.export.ExportedProgram, path: Path, metadata: Metadata) -> None:
-    """Write a pt2 archive with its metadata."""
+    """Write a pt2 archive with its metadata, and without the inputs it was traced with."""
+    # They would be pickled, and whoever opens the archive would have to unpickle them.
+    program.example_inputs = None
+    for node in program.graph.nodes:
+        # Lines of source, with the folders of this machine.
+        node.meta.pop("stack_trace", None)
     torch.export.save(program, path, extra_files={_EXTRA_FILE: metadata.to_json()})
 
 

@@ -10,15 +10,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import safetensors.torch
-import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from detectors.base import Detector
 from detectors.registry import build_detector
+from detectors.weights.files import read_weights
 from orchestrator.checkpoints.codec import (
     STATE_NAME,
     TENSOR_FILES,
@@ -26,19 +23,19 @@ from orchestrator.checkpoints.codec import (
     decode_weights,
     weights_digest,
 )
-from orchestrator.checkpoints.commit import CommitStore
+from orchestrator.checkpoints.initial_weights import read_label_map
 from orchestrator.checkpoints.manifest import MANIFEST_NAME, Manifest, read_verified
+from orchestrator.checkpoints.source import checkpoint_of, require_there, weights_errors
 from orchestrator.config.resolve import ResolvedExperiment, load_experiment
 from orchestrator.data.augment.protocol import Augment, build_augment
 from orchestrator.data.decode import Decoding
 from orchestrator.data.label_map import LabelMap
 from orchestrator.data.readers.split import read_split
-from orchestrator.errors import ConfigError, SecurityError, StorageError, nearest
+from orchestrator.errors import ConfigError, DataError, StorageError, nearest
 from orchestrator.storage.local import LocalStorage
 from orchestrator.storage.run_files import CHECKPOINTS, LABEL_MAP, RESOLVED
 from orchestrator.storage.sealed import UnusableError
 
-_WEIGHT_FILES = (".safetensors", ".pth", ".pt")
 _MAX_MANIFEST_BYTES = 16 * 2**20
 
 
@@ -107,35 +104,28 @@ def load_detector(
 
     Args:
         source: a run folder (its best checkpoint, or its newest if none was scored), a checkpoint
-            folder, or a file of weights: safetensors, or a state dict that
-            ``torch.load(weights_only=True)`` accepts.
+            folder, or a file that :func:`~detectors.weights.files.read_weights` reads.
         experiment: the experiment file; None takes the one in the run folder.
         overrides: ``key.path=value`` each, applied to the experiment.
         step: which checkpoint of a run folder; None for the best.
         averaged: whether to take the averaged weights; None takes them where there are any.
 
     Raises:
-        StorageError: nothing there, damaged, or made for another detector.
+        StorageError: a checkpoint that is damaged, or was made for another detector.
         ConfigError: no experiment given where one is needed, or options that do not fit.
-        DataError: no label map can be found.
-        SecurityError: a weights file that holds more than tensors.
+        DataError: nothing there, a file that cannot be read or does not fit, or no label map.
+        SecurityError: a file of weights that would run code.
     """
     path = Path(source)
-    if not path.exists():
-        siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-        guess = nearest(path.name, siblings)
-        hint = f"; did you mean {path.parent / guess}?" if guess else ""
-        raise StorageError(
-            f"{path}: does not exist{hint}\nname a run folder, a checkpoint folder or a file of "
-            "weights"
-        )
+    require_there(path)
     if step is not None and not (path / CHECKPOINTS).is_dir():
         raise ConfigError(
             f"--step {step}: chooses among the checkpoints of a run, but {path} is "
             "none. Next: leave --step out"
         )
-    folder = path if path.is_file() else _checkpoint_folder(path, step)
-    weights = _of_file(folder, averaged) if path.is_file() else _of_commit(folder, averaged)
+    with weights_errors(path):
+        folder = path if path.is_file() else checkpoint_of(path, step=step)
+        weights = _of_file(folder, averaged) if path.is_file() else _of_commit(folder, averaged)
     resolved = _experiment(experiment, overrides, weights.run_dir, folder)
     label_map = weights.label_map or _label_map_of(resolved, folder)
     model = build_detector(resolved.experiment.detector, num_classes=len(label_map))
@@ -153,40 +143,6 @@ def load_detector(
             TrainState(0, dict(model.state_dict()), optimizer={}, ema=None, scalars={})
         ),
     )
-
-
-def _checkpoint_folder(path: Path, step: int | None) -> Path:
-    """The checkpoint a folder stands for."""
-    if (path / MANIFEST_NAME).is_file():
-        return path
-    if not (path / CHECKPOINTS).is_dir():
-        raise StorageError(
-            f"{path}: neither a run folder (it has no {CHECKPOINTS}/) nor a checkpoint (it has no "
-            f"{MANIFEST_NAME}). Next: name the folder that training printed as `run folder`"
-        )
-    store = CommitStore(LocalStorage(path), metric=_metric_of(path))
-    if step is not None:
-        commits = {commit.step: commit for commit in store.commits()}
-        if step not in commits:
-            raise StorageError(
-                f"{path / CHECKPOINTS}: no checkpoint of step {step}; there are "
-                f"{', '.join(map(str, commits)) or 'none'}"
-            )
-        return Path(commits[step].path)
-    commit = store.best() or store.latest().commit
-    if commit is None:
-        raise StorageError(
-            f"{path}: this run has no checkpoint yet. Next: let it train until its first one"
-        )
-    return Path(commit.path)
-
-
-def _metric_of(run_dir: Path) -> str:
-    """What ranks the checkpoints of a run."""
-    config = run_dir / RESOLVED
-    if not config.is_file():
-        return "val/AP"
-    return load_experiment(config).experiment.train.checkpoint.metric
 
 
 def _of_commit(folder: Path, averaged: bool | None) -> _Weights:
@@ -234,36 +190,10 @@ def _of_file(path: Path, averaged: bool | None) -> _Weights:
             "a checkpoint. Next: leave the option out"
         )
     beside = path.parent / LABEL_MAP
-    label_map = LabelMap.from_json(beside.read_text("utf-8")) if beside.is_file() else None
-    return _Weights(_tensors_of(path), label_map, None, None, False)
-
-
-def _tensors_of(path: Path) -> dict[str, Tensor]:
-    if path.suffix == ".safetensors":
-        try:
-            return dict(safetensors.torch.load_file(path))
-        except (SafetensorError, OSError) as error:
-            raise StorageError(f"{path}: is not a safetensors file ({error})") from error
-    if path.suffix not in _WEIGHT_FILES:
-        raise StorageError(
-            f"{path}: weights end in {', '.join(_WEIGHT_FILES)}; name one of those, or a folder"
-        )
-    try:
-        tree: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise StorageError(f"{path}: cannot be read ({error.strerror})") from error
-    # What torch raises for a pickle that wants to run code is not more precise.
-    except Exception as error:
-        raise SecurityError(
-            f"{path}: cannot be read as tensors alone ({str(error).splitlines()[0]}), and nothing "
-            "else is unpickled here. Next: save its state dict with safetensors"
-        ) from error
-    for wrapper in ("state_dict", "model"):
-        if isinstance(tree, dict) and isinstance(tree.get(wrapper), dict):
-            tree = tree[wrapper]
-    if not isinstance(tree, dict) or not all(isinstance(v, Tensor) for v in tree.values()):
-        raise StorageError(f"{path}: holds no state dict, a mapping of names to tensors")
-    return {str(name).removeprefix("module."): tensor for name, tensor in tree.items()}
+    label_map = read_label_map(beside) if beside.is_file() else None
+    # What DistributedDataParallel puts before every name.
+    tensors = {n.removeprefix("module."): t for n, t in read_weights(path).tensors.items()}
+    return _Weights(tensors, label_map, None, None, False)
 
 
 def _experiment(
@@ -308,5 +238,6 @@ def _load_state(model: Detector, tensors: Mapping[str, Tensor], source: Path) ->
         more = [f"  ... and {len(lines) - 10} more"] if len(lines) > 10 else []
         head = f"{source}: {len(lines)} tensors do not fit the detector of the experiment"
         tail = "name the experiment these weights were trained with: --experiment EXPERIMENT.yaml"
-        raise StorageError("\n".join([head, *lines[:10], *more, tail]))
+        kind = DataError if source.is_file() else StorageError
+        raise kind("\n".join([head, *lines[:10], *more, tail]))
     model.load_state_dict(dict(tensors), strict=True)

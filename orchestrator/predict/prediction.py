@@ -19,9 +19,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 
 from detectors.structures import ImageDetections
-from orchestrator.accelerators import of_this_process
-from orchestrator.cluster.connection import connected
-from orchestrator.cluster.placement import place
+from orchestrator.accelerators import Accelerator, of_this_process
 from orchestrator.data.decode import BadImageError, Decoding
 from orchestrator.data.label_map import LabelMap
 from orchestrator.errors import ConfigError, DataError
@@ -177,21 +175,19 @@ def _share_of(job: PredictJob, number: int) -> Sequence[Picture]:
 class ShareWorker:
     """Predicts shares and puts them into the folder; made once in each process."""
 
-    def __init__(self, job: PredictJob, folder: str, kind: str | None = None) -> None:
+    def __init__(
+        self, job: PredictJob, folder: str, accelerator: Accelerator | None = None
+    ) -> None:
         torch.set_num_threads(job.threads)
         self.job = job
         self.folder = Path(folder)
-        self.network = network_of(job.loaded, kind)
+        self.network = network_of(job.loaded, None if accelerator is None else accelerator.kind)
 
     def run(self, number: int) -> int:
         """Do a share and return its number."""
         found = [one.__dict__ for one in self._predictions(_share_of(self.job, number))]
         write_atomic(_part(self.folder, number), json.dumps(found, allow_nan=False).encode())
         return number
-
-    def __call__(self, rows: dict[str, Any]) -> dict[str, Any]:
-        """A batch of Ray Data: a column of share numbers."""
-        return {"id": [self.run(int(number)) for number in rows["id"]]}
 
     def _predictions(self, pictures: Sequence[Picture]) -> Iterator[Prediction]:
         size = self.job.batch_size
@@ -248,27 +244,15 @@ def _in_process(
 
 
 def _on_ray(job: PredictJob, folder: Path, numbers: Sequence[int], workers: int) -> Iterator[int]:
-    """Share numbers as Ray Data's workers finish them."""
+    """Share numbers as workers on the cluster finish them."""
     if not numbers:
         return
-    import ray.data
+    # Here, so that one process alone starts without Ray.
+    from orchestrator.cluster.actor_pool import on_workers
 
-    cluster = job.loaded.resolved.experiment.cluster.model_copy(update={"workers": workers})
-    with connected(cluster):
-        placement = place(cluster)
-        amounts = dict(placement.resources_per_worker)
-        rows = ray.data.from_items([{"id": number} for number in numbers]).repartition(len(numbers))
-        done = rows.map_batches(
-            ShareWorker,
-            batch_size=1,
-            compute=ray.data.ActorPoolStrategy(size=workers),
-            fn_constructor_args=(job, str(folder.resolve()), placement.accelerator.kind),
-            num_cpus=amounts.get("CPU"),
-            num_gpus=amounts.get("GPU"),
-        )
-        done.context.enable_progress_bars = False
-        for row in done.iter_rows():
-            yield int(row["id"])
+    cluster = job.loaded.resolved.experiment.cluster
+    arguments = (job, str(folder.resolve()))
+    yield from on_workers(cluster, ShareWorker, arguments, numbers, workers=workers)
 
 
 def to_seed_json(found: Sequence[Prediction], label_map: LabelMap) -> dict[str, Any]:

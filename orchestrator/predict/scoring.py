@@ -16,9 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from orchestrator.accelerators import Accelerator, of_this_process
-from orchestrator.cluster.connection import connected
-from orchestrator.cluster.placement import place
-from orchestrator.config.schema import ClusterConfig, Experiment
+from orchestrator.config.schema import Experiment
 from orchestrator.data.dataset import Dataset
 from orchestrator.data.decode import BadImageError
 from orchestrator.data.images import image_pixels
@@ -193,6 +191,10 @@ class _Worker:
                 ahead += [pool.submit(self._read, n) for n in numbers[place + 1 : place + 2]]
                 yield self._detect(images, ids), bad
 
+    def run(self, numbers: Sequence[int]) -> list[tuple[Detections, list[str]]]:
+        """All parts of a share."""
+        return list(self.batches(numbers))
+
     def _read(self, number: int) -> tuple[list[NDArray[np.uint8]], list[int], list[str]]:
         data, size = self.task.dataset, self.task.batch_size
         images, ids, bad = [], [], []
@@ -240,37 +242,15 @@ def _own_threads() -> Iterator[None]:
 
 def _on_ray(task: _Task, workers: int) -> Iterator[tuple[Detections, list[str]]]:
     """Parts as the workers finish them, in any order."""
-    import ray
-    from ray.util import ActorPool
+    # Here, so that one process alone starts without Ray.
+    from orchestrator.cluster.actor_pool import on_workers
 
-    config: ClusterConfig = task.loaded.resolved.experiment.cluster.model_copy(
-        update={"workers": workers}
-    )
-    with connected(config):
-        placement = place(config)
-        shared = ray.put(task)
-        amounts = dict(placement.resources_per_worker)
-        worker = ray.remote(
-            num_cpus=amounts.pop("CPU"), num_gpus=amounts.pop("GPU", 0), resources=amounts
-        )(_RayWorker)
-        actors = [worker.remote(shared, placement.accelerator) for _ in range(workers)]
-        numbers = list(range(_batch_count(task)))
-        share = max(1, min(_TASK_BATCHES, len(numbers) // workers))
-        shares = [numbers[i : i + share] for i in range(0, len(numbers), share)]
-        pool = ActorPool(actors)
-        for parts in pool.map_unordered(lambda actor, share: actor.run.remote(share), shares):
-            yield from parts
-
-
-class _RayWorker:
-    """A :class:`_Worker` in a process of its own."""
-
-    def __init__(self, task: _Task, accelerator: Accelerator) -> None:
-        self._worker = _Worker(task, accelerator)
-
-    def run(self, numbers: Sequence[int]) -> list[tuple[Detections, list[str]]]:
-        """All parts of a share."""
-        return list(self._worker.batches(numbers))
+    numbers = list(range(_batch_count(task)))
+    share = max(1, min(_TASK_BATCHES, len(numbers) // workers))
+    shares = [numbers[i : i + share] for i in range(0, len(numbers), share)]
+    cluster = task.loaded.resolved.experiment.cluster
+    for parts in on_workers(cluster, _Worker, (task,), shares, workers=workers):
+        yield from parts
 
 
 def write_evaluation(

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from orchestrator.cluster.actor_pool import actor_options
 from orchestrator.cluster.connection import connected
 from orchestrator.cluster.placement import place
 from orchestrator.data.decode import BadImageError, decode_image
@@ -29,6 +30,7 @@ from orchestrator.errors import ConfigError
 from orchestrator.predict.loading import LoadedDetector
 from orchestrator.predict.prediction import Prediction, kept, network_of, to_seed_json
 from orchestrator.predict.predictor import DetectOptions, detect
+from orchestrator.serving.front import FrontDoor
 from orchestrator.serving.service import (
     Answer,
     Gate,
@@ -231,24 +233,20 @@ def serve_detector(
     from ray import serve
     from ray.serve.schema import LoggingConfig
 
-    port = _free_port(host, port)
     cluster = job.loaded.resolved.experiment.cluster.model_copy(update={"workers": workers})
     stopped = threading.Event()
     # Ray sets handlers of its own when it connects; these come after.
-    with connected(cluster), stopping_politely(stopped.set):
+    behind = ("127.0.0.1", _free_port("127.0.0.1"))
+    door = FrontDoor(host, port, behind)
+    with door, connected(cluster), stopping_politely(stopped.set):
         _require_no_serve()
         placement = place(cluster)
-        amounts = dict(placement.resources_per_worker)
         room = job.limits.max_pending + _SPARE_REQUESTS
         quiet = LoggingConfig(enable_access_log=False, log_level="WARNING")
         detectors = serve.deployment(
             num_replicas=workers,
             max_ongoing_requests=room,
-            ray_actor_options={
-                "num_cpus": amounts.pop("CPU"),
-                "num_gpus": amounts.pop("GPU", 0),
-                "resources": amounts,
-            },
+            ray_actor_options=actor_options(placement.resources_per_worker),
             logging_config=quiet,
         )(_DetectorDeployment).bind([ray.put(job)], placement.accelerator.kind)
         gate = serve.deployment(
@@ -258,14 +256,15 @@ def serve_detector(
             logging_config=quiet,
         )(_GateDeployment).bind(detectors, job.limits, job.token_sha256, job.about)
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
+        _require_head()
         serve.start(
             proxy_location="HeadOnly",
-            http_options={"host": host, "port": port},
+            http_options={"host": behind[0], "port": behind[1]},
             logging_config=quiet,
         )
         try:
             serve.run(gate, name=_APPLICATION, route_prefix="/")
-            on_ready(f"http://{f'[{host}]' if ':' in host else host}:{port}")
+            on_ready(f"http://{f'[{host}]' if ':' in host else host}:{door.port}")
             stopped.wait()
         finally:
             serve.shutdown()
@@ -299,16 +298,26 @@ def _require_no_serve() -> None:
         )
 
 
-def _free_port(host: str, port: int) -> int:
-    """The port, found free; ``0`` chooses one."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise ConfigError(
-                f"--host {host} --port {port}: cannot be listened at ({error.strerror}). Next: "
-                "choose another --port; 0 takes any that is free"
-            ) from error
+def _require_head() -> None:
+    """See that Ray's proxy, which runs on the head of a cluster, is on this machine.
+
+    Raises:
+        ConfigError: the head is another one.
+    """
+    import ray
+
+    context = ray.get_runtime_context()
+    head = context.gcs_address.rpartition(":")[0]
+    here = {"127.0.0.1", "localhost", ray.util.get_node_ip_address()}
+    if head not in here:
+        raise ConfigError(
+            f"serving listens on the head of the cluster, {head}, and this machine is another one. "
+            "Next: run the command there"
+        )
+
+
+def _free_port(host: str) -> int:
+    """A port that nobody listens at."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.bind((host, 0))
         return int(probe.getsockname()[1])

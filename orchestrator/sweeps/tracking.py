@@ -97,9 +97,8 @@ class SweepTracking:
             best = ranked[0]
             tags = self._best_tags(best.result or {}, best.trial.name)
             artifacts["best/resolved.yaml"] = str(folder / best.trial.name / RESOLVED)
-            checkpoint = (best.result or {}).get("best_checkpoint")
-            if checkpoint:
-                artifacts |= checkpoint_artifacts("best/checkpoint", Path(checkpoint))
+            if best.best_checkpoint is not None:
+                artifacts |= checkpoint_artifacts("best/checkpoint", folder / best.best_checkpoint)
         return self._shipper.close(status, artifacts=artifacts, tags=tags)
 
     def settle(self, rows: Sequence[Row], say: Callable[[str], None]) -> None:

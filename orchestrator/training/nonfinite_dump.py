@@ -9,6 +9,8 @@ needed to repeat the step, on this machine or another.
 from __future__ import annotations
 
 import json
+import zipfile
+import zlib
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -16,13 +18,15 @@ from typing import Any
 import cv2
 import numpy as np
 
+from detectors.weights.archives import look_through
 from orchestrator.accelerators import Precision
 from orchestrator.checkpoints.codec import STATE_NAME, TENSOR_FILES, TrainState, decode, encode
+from orchestrator.checkpoints.source import weights_errors
 from orchestrator.config.schema import Experiment
 from orchestrator.data.batch import Batch
 from orchestrator.data.decode import read_image
 from orchestrator.data.label_map import LabelMap
-from orchestrator.errors import StorageError
+from orchestrator.errors import DataError, StorageError
 from orchestrator.storage.atomic import write_atomic
 from orchestrator.storage.run_files import NONFINITE
 from orchestrator.training.job import TrainingJob
@@ -154,6 +158,7 @@ def read(run_dir: Path, step: int | None = None) -> Evidence:
 
     Raises:
         StorageError: there is no such evidence, or it is incomplete.
+        SecurityError: a file of it holds pickled code.
     """
     steps = kept_steps(run_dir)
     if not steps:
@@ -179,7 +184,17 @@ def read(run_dir: Path, step: int | None = None) -> Evidence:
             state=decode({name: (states / name).read_bytes() for name in names}),
             batches=[_read_batch(folder, report["step"], r) for r in range(report["world"])],
         )
-    except (OSError, KeyError, TypeError, ValueError) as error:
+    except (
+        OSError,
+        KeyError,
+        TypeError,
+        ValueError,
+        EOFError,
+        RuntimeError,
+        zipfile.BadZipFile,
+        zlib.error,
+        DataError,
+    ) as error:
         raise StorageError(
             f"{folder}: the evidence cannot be read back ({error}). Next: replay another step of "
             f"{', '.join(map(str, steps))}"
@@ -187,7 +202,10 @@ def read(run_dir: Path, step: int | None = None) -> Evidence:
 
 
 def _read_batch(folder: Path, step: int, rank: int) -> Batch:
-    with np.load(folder / f"rank{rank}.npz", allow_pickle=False) as file:
+    path = folder / f"rank{rank}.npz"
+    with weights_errors(path):
+        look_through(path)
+    with np.load(path, allow_pickle=False) as file:
         arrays = {name: file[name] for name in _ARRAYS}
     slots = range(len(arrays["sample_ids"]))
     images = np.stack([read_image(_image_file(folder, rank, slot)) for slot in slots])

@@ -11,7 +11,8 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from detectors.weights.files import UnsafeWeightsError, WeightsError, read_weights, write_weights
+from detectors.weights.archives import UnsafeWeightsError, WeightsError
+from detectors.weights.files import read_weights, write_weights
 
 TENSORS = {"a.weight": torch.arange(6.0).view(2, 3), "a.bias": torch.tensor([1.5, -2.0])}
 

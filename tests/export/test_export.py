@@ -13,7 +13,7 @@ import torch
 
 from orchestrator.cli.main import main
 from orchestrator.data.label_map import LabelMap
-from orchestrator.errors import ConfigError, DataError, StorageError
+from orchestrator.errors import ConfigError, DataError
 from orchestrator.export import export as exporting
 from orchestrator.export.artifact import ExportedDetector
 from orchestrator.export.export import ParityError, export
@@ -126,7 +126,7 @@ def test_an_export_with_a_wrong_resize_rule_leaves_no_file(loaded, dataset, tmp_
     ],
 )
 def test_metadata_that_cannot_be_followed_are_refused(onnx_file, tmp_path, change):
-    with pytest.raises(StorageError):
+    with pytest.raises(DataError):
         ExportedDetector(altered(onnx_file, tmp_path, change))
 
 
@@ -178,10 +178,10 @@ def test_files_of_others_are_refused(tmp_path, onnx_file):
     model = onnx.load(onnx_file)
     del model.metadata_props[:]
     onnx.save(model, tmp_path / "bare.onnx")
-    with pytest.raises(StorageError, match="no metadata of this program"):
+    with pytest.raises(DataError, match="no metadata of this program"):
         ExportedDetector(tmp_path / "bare.onnx")
     (tmp_path / "noise.onnx").write_bytes(b"noise")
-    with pytest.raises(StorageError, match="cannot load it"):
+    with pytest.raises(DataError, match="is no ONNX model"):
         ExportedDetector(tmp_path / "noise.onnx")
 
 

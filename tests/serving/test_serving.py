@@ -99,7 +99,10 @@ def test_other_machines_need_a_token(capsys, monkeypatch, tmp_path):
     assert "it has no token" in capsys.readouterr().err
     (tmp_path / "token").write_text("short\n")
     words = ["serve", "no-such-run", "--token-file", str(tmp_path / "token")]
-    assert main(words) == SecurityError.exit_code
+    for mode, said in ((0o640, "chmod 600"), (0o604, "chmod 600"), (0o600, "has 5 characters")):
+        (tmp_path / "token").chmod(mode)
+        assert main(words) == SecurityError.exit_code
+        assert said in capsys.readouterr().err
     assert main([*words[:3], str(tmp_path / "nothing")]) == ConfigError.exit_code
 
 

@@ -1,0 +1,187 @@
+"""Looking through foreign files before anything opens them: which member would run code.
+
+Nothing is unpickled here. The operations of a pickle are listed with :mod:`pickletools`, and the
+names that it would call are compared with those that rebuild tensors and plain values. What decides
+whether something runs is torch's own restricted unpickler, which reads the file afterwards; this
+module tells a file with code in it from one that is only broken, and looks at the members that
+torch would not look at.
+"""
+
+from __future__ import annotations
+
+import pickletools
+import re
+import tarfile
+import warnings
+import zipfile
+from pathlib import Path
+from typing import IO, Final
+
+ZIP: Final = b"PK\x03\x04"
+_NUMPY: Final = b"\x93NUMPY"
+#: Archives within archives are opened so deep.
+_DEPTH: Final = 3
+#: A pickle of tensors holds their names and sizes. More than this is no such pickle.
+_PICKLE_BYTES: Final = 64 * 2**20
+#: Pickles that stand one behind the other in the older format of ``torch.save``.
+_PICKLES: Final = 8
+#: An archive may not unpack to so many times its size.
+_RATIO: Final = 100
+
+#: What rebuilds tensors and plain values; torch's restricted unpickler allows the same or less.
+_HARMLESS: Final = re.compile(
+    r"""collections\.OrderedDict
+    | torch(\.storage)?\.([A-Z]\w*)?Storage
+    | torch(\._tensor|\._utils)\._rebuild_\w+
+    | torch\.(Size|Tensor|device|nn\.parameter\.Parameter|nn\.Parameter|serialization\._get_layout)
+    | torch\.q?[a-z]+\d+(_\w+)?                           # number types: torch.float32
+    | torch\.(bool|double|float|half|int|long|short|per_\w+|strided|sparse_\w+)
+    | _codecs\.encode
+    | (builtins|__builtin__)\.(set|bytearray|complex)
+    """,
+    re.VERBOSE,
+)
+#: Values that torch does not read, but that run nothing either.
+_NUMPY_VALUES: Final = re.compile(
+    r"numpy\.(_?core\.)?(multiarray\.\w+|dtype|ndarray)|numpy\.dtypes\..*"
+)
+_TEXT_OPERATIONS: Final = ("STRING", "UNICODE")
+
+
+class WeightsError(ValueError):
+    """The file cannot be read as weights, or its weights are not those of the network."""
+
+
+class UnsafeWeightsError(WeightsError):
+    """The file asks for more than tensors: reading it would run code from it."""
+
+
+def look_through(path: Path) -> None:
+    """Raise if a file, or a file inside it, would run code once it was unpickled.
+
+    Args:
+        path: anything; archives (zip, tar) are looked through member by member.
+
+    Raises:
+        UnsafeWeightsError: it would; the message names the member and what it calls.
+        WeightsError: an archive that is cut off, or that unpacks to far more than it is.
+    """
+    with path.open("rb") as file, warnings.catch_warnings():
+        # Bytes that are no pickle have escape sequences that are none.
+        warnings.simplefilter("ignore")
+        _look(file, str(path), _DEPTH)
+
+
+def _look(file: IO[bytes], where: str, depth: int) -> None:
+    head = file.read(len(_NUMPY))
+    file.seek(0)
+    if head.startswith(ZIP):
+        if depth:
+            _look_in_zip(file, where, depth)
+    elif head == _NUMPY:
+        file.seek(8)
+        length = int.from_bytes(file.read(2), "little")
+        file.read(length)
+        _look_at_pickles(file, where)
+    elif not _look_in_tar(file, where, depth):
+        file.seek(0)
+        _look_at_pickles(file, where)
+
+
+def _look_in_zip(file: IO[bytes], where: str, depth: int) -> None:
+    try:
+        with zipfile.ZipFile(file) as archive:
+            members = archive.infolist()
+            packed = sum(member.compress_size for member in members)
+            if sum(member.file_size for member in members) > _RATIO * packed + 2**20:
+                raise WeightsError(f"{where}: unpacks to more than {_RATIO} times its size")
+            names = [member.filename for member in members]
+            if any("/code/" in name and name.endswith(".py") for name in names):
+                raise UnsafeWeightsError(_refusal(where, "it holds a TorchScript program"))
+            for member in members:
+                if not member.is_dir():
+                    with archive.open(member) as inner:
+                        _look(inner, f"{where}: {member.filename}", depth - 1)
+    except (zipfile.BadZipFile, NotImplementedError, EOFError, OSError, RuntimeError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise WeightsError(
+            f"{where}: damaged archive ({error}). Next: see that the download is complete"
+        ) from error
+
+
+def _look_in_tar(file: IO[bytes], where: str, depth: int) -> bool:
+    """Look through a tar archive; false if it is none."""
+    file.seek(257)
+    if not (depth and file.read(5) == b"ustar"):
+        return False
+    file.seek(0)
+    try:
+        with tarfile.open(fileobj=file, mode="r:") as archive:
+            for member in archive:
+                inner = archive.extractfile(member) if member.isfile() else None
+                if inner is not None:
+                    _look(inner, f"{where}: {member.name}", depth - 1)
+    except tarfile.TarError as error:
+        raise WeightsError(f"{where}: damaged archive ({error})") from error
+    return True
+
+
+def _look_at_pickles(file: IO[bytes], where: str) -> None:
+    content = file.read(_PICKLE_BYTES)
+    start = 0
+    for _ in range(_PICKLES):
+        names, end = _called(content, start)
+        # Text can begin like the oldest kind of pickle, but does not go on as one to its end.
+        if end is not None or content[start : start + 1] == b"\x80":
+            for name in names:
+                if not (_HARMLESS.fullmatch(name) or _NUMPY_VALUES.fullmatch(name)):
+                    raise UnsafeWeightsError(_refusal(where, f"it names {name}"))
+        if end is None:
+            return
+        start = end
+
+
+def _called(content: bytes, start: int) -> tuple[list[str], int | None]:
+    """Names that a pickle calls, and where the next one begins; None if this is no whole one.
+
+    What a name is made of is followed through the operations that push and remember text, which
+    is how pickles are written. A name that is put together in another way is called ``?.?``.
+    """
+    names: list[str] = []
+    texts: list[str] = []
+    memo: dict[int, str] = {}
+    last = ""
+    position = 0
+    try:
+        for operation, argument, found in pickletools.genops(content[start:]):
+            kind, position = operation.name, found or 0
+            if isinstance(argument, str) and any(part in kind for part in _TEXT_OPERATIONS):
+                last = argument
+                texts.append(argument)
+            elif kind == "MEMOIZE":
+                memo[len(memo)] = last
+            elif kind in ("PUT", "BINPUT", "LONG_BINPUT"):
+                memo[int(argument or 0)] = last
+            elif kind in ("GET", "BINGET", "LONG_BINGET"):
+                last = memo.get(int(argument or 0), "")
+                texts.append(last or "?")
+            else:
+                last = ""
+            if kind in ("GLOBAL", "INST"):
+                names.append(str(argument).replace(" ", "."))
+            elif kind == "STACK_GLOBAL":
+                names.append(".".join(texts[-2:] if len(texts) > 1 else "??"))
+            elif kind.startswith("EXT"):
+                names.append(f"copyreg.extension_{argument}")
+    except Exception:
+        # pickletools raises whatever it stumbles over: this is no pickle, or a part of one.
+        return names, None
+    return names, start + position + 1
+
+
+def _refusal(where: str, why: str) -> str:
+    return (
+        f"{where}: holds more than tensors and plain values: {why}. Reading it would run code from "
+        "it, which is not done. Next: ask its author for a safetensors file or a plain state dict"
+    )
