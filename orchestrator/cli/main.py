@@ -10,6 +10,7 @@ from orchestrator.cli import (
     check,
     check_resume,
     compare,
+    completion,
     config,
     convert,
     draw,
@@ -54,6 +55,9 @@ VERBS: dict[str, Verb] = {
     "rerun": Verb(rerun.main, "do a run again from its folder and compare the weights"),
     "config": Verb(config.main, "show a resolved experiment, or the schema of experiment files"),
     "models": Verb(models.main, "list the detectors, or compare them with published figures"),
+    "completion": Verb(
+        lambda argv: completion.main(argv, VERBS), "a script that lets a shell complete all of this"
+    ),
     "convert": Verb(convert.main, "turn foreign files into this program's"),
 }
 

@@ -247,6 +247,8 @@ class MlflowShipper:
                     return
                 if latest.told and not said and now - begun > _SAY_AFTER:
                     said = True
+                    if not self.shipped().artifacts_left:
+                        continue
                     self._say(
                         "MLflow has all numbers, and files are still on their way; Ctrl-C leaves "
                         "them to the background"

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from orchestrator.cli.main import main
+from orchestrator.cli.main import VERBS, main
 
 RECIPE = str(Path(__file__).parents[2] / "experiments" / "quickstart.yaml")
 
@@ -130,3 +131,31 @@ def test_runs_are_listed_as_they_stand(tmp_path, capsys):
     assert swept.endswith("ago; best trial-000")
     assert main(["status", str(tmp_path / "going")]) == 0
     assert capsys.readouterr().out.startswith("going: run unfinished")
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["orchestrator", "eva"], ["evaluate"]),
+        (["orchestrator", "run", "--pr"], ["--print-config"]),
+        (["orchestrator", "run", "x.yaml", "--f"], ["--force-resume"]),
+        (["orchestrator", "run", "x"], []),
+    ],
+)
+def test_bash_completes_commands_and_options(words, expected, capsys):
+    assert main(["completion", "bash"]) == 0
+    script = capsys.readouterr().out
+    typed = " ".join(words)
+    ask = f"COMP_WORDS=({typed}); COMP_CWORD={len(words) - 1}; _orchestrator"
+    ask += '; echo "${COMPREPLY[@]}"'
+    done = subprocess.run(
+        ["bash", "-c", f"{script}\n{ask}"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == expected
+
+
+def test_fish_is_told_every_command(capsys):
+    assert main(["completion", "fish"]) == 0
+    told = capsys.readouterr().out
+    assert all(f"-a {name} -d " in told for name in VERBS)
+    assert "-n '__fish_seen_subcommand_from run' -l print-config\n" in told

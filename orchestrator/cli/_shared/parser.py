@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from orchestrator.errors import ConfigError, nearest
@@ -12,11 +12,35 @@ _UNKNOWN = "unrecognized arguments: "
 _MISSING = "the following arguments are required: "
 
 
+class _CapturedError(Exception):
+    """Carries a parser out of its verb, instead of arguments into it."""
+
+    def __init__(self, parser: Parser) -> None:
+        self.parser = parser
+
+
+def options_of(main: Callable[[Sequence[str]], int]) -> list[str]:
+    """Options of a verb, which is not run; none of one that chooses among verbs of its own."""
+    Parser.capturing = True
+    try:
+        main([])
+    except _CapturedError as captured:
+        return list(captured.parser._option_string_actions)
+    except ConfigError:
+        return ["-h", "--help"]
+    finally:
+        Parser.capturing = False
+    return []
+
+
 class Parser(argparse.ArgumentParser):
     """Argparse without abbreviations, whose usage errors are ConfigErrors.
 
     Options and ``key.path=value`` may stand in any order.
     """
+
+    #: Whether parsers leave their verbs before anything is done; see :func:`options_of`.
+    capturing = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"allow_abbrev": False, **kwargs})
@@ -24,6 +48,8 @@ class Parser(argparse.ArgumentParser):
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As argparse does, except that what has no dashes may stand between options."""
+        if Parser.capturing:
+            raise _CapturedError(self)
         plain = self._subparsers is not None or not self._get_positional_actions()
         if plain or self._mixing or _exclusive_positionals(self):
             return super().parse_known_args(args, namespace)
