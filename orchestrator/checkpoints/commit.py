@@ -56,6 +56,7 @@ from orchestrator.errors import StorageError
 from orchestrator.storage.local import Storage, temporary
 from orchestrator.storage.run_files import CHECKPOINTS, LABEL_MAP
 from orchestrator.storage.sealed import UnusableError, seal
+from orchestrator.tracking.events import LogMark
 
 log = logging.getLogger(__name__)
 
@@ -90,10 +91,12 @@ class CommitStore:
         metric: name of the metric that ranks commits.
         mode: whether a larger or a smaller value is better.
         fence: called before anything is published or deleted; raises when this process has lost
-            the right to do so, see :class:`~orchestrator.storage.folder_lock.Fence`.
+            the right to do so, see :class:`~orchestrator.storage.lease.Fence`.
         beside: called before a commit or its scores are published; brings to safety what belongs
             to them and lies elsewhere. None where nothing does.
         awaited: whether the commit of a step is going to be scored; until then it is not deleted.
+        interim: whether the scores of a step are those of a shortened run alone; see
+            :class:`~orchestrator.checkpoints.retention.Policy`.
     """
 
     def __init__(
@@ -107,12 +110,14 @@ class CommitStore:
         fence: Callable[[], None] | None = None,
         beside: Callable[[], None] | None = None,
         awaited: Callable[[int], bool] = lambda step: False,
+        interim: Callable[[int], bool] = lambda step: False,
     ) -> None:
         self.storage = storage
         sign = 1.0 if mode == "max" else -1.0
         self.policy = Policy(keep_last, keep_best, metric, sign, awaited)
         self._fence = fence or (lambda: None)
         self._beside = beside
+        self._interim = interim
         self._refreshed = time.monotonic()
         self._parent: int | None = None
         self._proven: set[str] = set()
@@ -123,7 +128,13 @@ class CommitStore:
     # Writing
 
     def save(
-        self, state: TrainState, *, config_digest: str, data_digest: str, label_map: str
+        self,
+        state: TrainState,
+        *,
+        config_digest: str,
+        data_digest: str,
+        label_map: str,
+        log: LogMark | None = None,
     ) -> None:
         """Commit ``state`` and return when it is safe.
 
@@ -134,16 +145,23 @@ class CommitStore:
             config_digest: of the configuration it comes from.
             data_digest: of the data it comes from.
             label_map: the classes, as JSON.
+            log: how far the event log is; what it says up to there belongs to the commit.
 
         Raises:
             StorageError: it could not be written, in which case earlier commits are as they were;
                 or the same step is committed already with other content.
         """
         self.wait()
-        self._save(state, config_digest, data_digest, label_map)
+        self._save(state, config_digest, data_digest, label_map, log)
 
     def save_async(
-        self, state: TrainState, *, config_digest: str, data_digest: str, label_map: str
+        self,
+        state: TrainState,
+        *,
+        config_digest: str,
+        data_digest: str,
+        label_map: str,
+        log: LogMark | None = None,
     ) -> None:
         """Like :meth:`save`, but returns once the tensors are copied.
 
@@ -151,7 +169,7 @@ class CommitStore:
         """
         self.wait()
         copy = self._host_copy.take(state)
-        self._submit(partial(self._save, copy, config_digest, data_digest, label_map))
+        self._submit(partial(self._save, copy, config_digest, data_digest, label_map, log))
 
     def attach_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
         """Record the scores of the commit of ``step``; those of a repeated evaluation replace them.
@@ -331,7 +349,12 @@ class CommitStore:
         self._pending.append(self._executor.submit(job))
 
     def _save(
-        self, state: TrainState, config_digest: str, data_digest: str, label_map: str
+        self,
+        state: TrainState,
+        config_digest: str,
+        data_digest: str,
+        label_map: str,
+        log: LogMark | None,
     ) -> None:
         files = {**encode(state), LABEL_MAP: [label_map.encode()]}
         name = folder_name(state.step, None if self.storage.renames else uuid.uuid4().hex)
@@ -356,6 +379,7 @@ class CommitStore:
                     parent=self._parent,
                     created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
                     files=records,
+                    log=log,
                 )
                 existing = same_commit(self.storage, manifest, self._fence, besides=staging)
                 if existing is None:
@@ -398,7 +422,7 @@ class CommitStore:
                     if self._beside is not None:
                         self._beside()
                     self._fence()
-                    content = seal_metrics(step, metrics)
+                    content = seal_metrics(step, metrics, interim=self._interim(step))
                     self.storage.replace_file(f"{key}/{METRICS_NAME}", content)
                     return
         raise StorageError(

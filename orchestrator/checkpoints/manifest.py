@@ -10,11 +10,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from orchestrator.errors import StorageError
 from orchestrator.storage.local import Chunk, LocalStorage, Storage, temporary
 from orchestrator.storage.run_files import CHECKPOINTS
 from orchestrator.storage.sealed import UnusableError, seal, unseal
+from orchestrator.tracking.events import LogMark
 
 #: Layout of a commit folder; a reader refuses any other.
 FORMAT = 1
@@ -65,6 +67,8 @@ class Manifest:
         parent: step of the commit it grew from; None for the first.
         created: wall clock, for people; nothing is ordered by it.
         files: by name.
+        log: how far the event log was on the disk, before this commit; None in those of older
+            programs and of runs without one.
     """
 
     step: int
@@ -73,10 +77,14 @@ class Manifest:
     parent: int | None
     created: str
     files: dict[str, FileRecord]
+    log: LogMark | None = None
 
     def to_bytes(self) -> bytes:
         """Content of ``MANIFEST.json``."""
-        return seal("manifest", {"format": FORMAT, **asdict(self)})
+        tree = {"format": FORMAT, **asdict(self)}
+        if self.log is None:
+            del tree["log"]
+        return seal("manifest", tree)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Manifest:
@@ -95,8 +103,10 @@ class Manifest:
             )
         try:
             files = {name: FileRecord(**record) for name, record in tree.pop("files").items()}
-            manifest = cls(files=files, **tree)
-        except (TypeError, KeyError, AttributeError) as error:
+            log = tree.pop("log", None)
+            mark = None if log is None else LogMark(*map(int, log))
+            manifest = cls(files=files, log=mark, **tree)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise UnusableError("has other fields than a manifest") from error
         for name in files:
             if not _FILE_NAME.fullmatch(name):
@@ -113,6 +123,7 @@ class Commit:
         path: the same in full, absolute or a URI.
         manifest: what it consists of.
         metrics: attached to it so far; None before its evaluation.
+        interim: whether only a run that was shortened has these metrics.
         damage: why metrics that are there are not used; None when nothing is wrong.
     """
 
@@ -121,6 +132,7 @@ class Commit:
     manifest: Manifest
     metrics: dict[str, float] | None
     damage: str | None = None
+    interim: bool = False
 
     @property
     def step(self) -> int:
@@ -244,7 +256,10 @@ def with_metrics(storage: Storage, key: str, manifest: Manifest) -> Commit:
     """The commit whose manifest this is, with the metrics that can be trusted."""
     path = storage.describe(key)
     try:
-        return Commit(key, path, manifest, read_metrics(storage, key))
+        tree = _metrics_tree(storage, key)
+        metrics = None if tree is None else _numbers(tree)
+        interim = tree is not None and tree.get("interim") is True
+        return Commit(key, path, manifest, metrics, interim=interim)
     except (UnusableError, OSError) as error:
         return Commit(key, path, manifest, None, str(error))
 
@@ -274,13 +289,20 @@ def read_verified(storage: Storage, key: str, name: str, record: FileRecord) -> 
     return data
 
 
-def seal_metrics(step: int, metrics: Mapping[str, float]) -> bytes:
-    """Content of ``METRICS.json``. JSON has no NaN and no infinities; they are kept as text."""
+def seal_metrics(step: int, metrics: Mapping[str, float], *, interim: bool = False) -> bytes:
+    """Content of ``METRICS.json``. JSON has no NaN and no infinities; they are kept as text.
+
+    Args:
+        step: of the commit.
+        metrics: by name.
+        interim: whether only a run that was shortened has them.
+    """
     values = {
         name: float(value) if math.isfinite(value) else str(float(value))
         for name, value in metrics.items()
     }
-    return seal("metrics", {"format": FORMAT, "step": step, "metrics": values})
+    tree = {"format": FORMAT, "step": step, "metrics": values}
+    return seal("metrics", {**tree, "interim": True} if interim else tree)
 
 
 def read_metrics(storage: Storage, key: str) -> dict[str, float] | None:
@@ -290,6 +312,15 @@ def read_metrics(storage: Storage, key: str) -> dict[str, float] | None:
         UnusableError: the file is damaged or of another commit.
         OSError: it cannot be read.
     """
+    tree = _metrics_tree(storage, key)
+    return None if tree is None else _numbers(tree)
+
+
+def _numbers(tree: Mapping[str, Any]) -> dict[str, float]:
+    return {name: float(value) for name, value in tree["metrics"].items()}
+
+
+def _metrics_tree(storage: Storage, key: str) -> dict[str, Any] | None:
     try:
         tree = unseal("metrics", _read_sealed(storage, f"{key}/{METRICS_NAME}"))
     except FileNotFoundError:
@@ -298,7 +329,7 @@ def read_metrics(storage: Storage, key: str) -> dict[str, float] | None:
         raise UnusableError(f"{METRICS_NAME} {error}") from error
     if tree.get("format") != FORMAT or tree.get("step") != step_of(key):
         raise UnusableError(f"{METRICS_NAME} is not that of this commit")
-    return {name: float(value) for name, value in tree["metrics"].items()}
+    return tree
 
 
 def _read_sealed(storage: Storage, key: str) -> bytes:

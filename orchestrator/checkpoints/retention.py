@@ -26,7 +26,8 @@ from orchestrator.checkpoints.manifest import (
     verify,
 )
 from orchestrator.errors import StorageError
-from orchestrator.storage.local import TEMPORARY, Storage, temporary
+from orchestrator.storage.address import TEMPORARY
+from orchestrator.storage.local import Storage, temporary
 from orchestrator.storage.run_files import CHECKPOINTS
 from orchestrator.storage.sealed import UnusableError
 
@@ -48,6 +49,10 @@ class Policy:
         metric: name of the metric that ranks commits.
         sign: 1 when a larger value is better, -1 when a smaller one is.
         awaited: whether the commit of a step is going to be scored; until then it stays.
+
+    A score that only a shortened run has (``train.max_steps``) ranks its commit as long as that is
+    the newest one, and keeps it no longer: once the run goes on, its best checkpoint is that of a
+    run that was never shortened.
     """
 
     keep_last: int
@@ -58,13 +63,15 @@ class Policy:
 
     def ranked(self, commits: Collection[Commit]) -> list[Commit]:
         """Commits that have a finite score, best first, the earliest of equals first."""
-        scores = {c.key: (c.metrics or {}).get(self.metric, math.nan) for c in commits}
-        finite = [c for c in commits if math.isfinite(scores[c.key])]
+        newest = max((c.step for c in commits), default=0)
+        counted = [c for c in commits if not c.interim or c.step == newest]
+        scores = {c.key: (c.metrics or {}).get(self.metric, math.nan) for c in counted}
+        finite = [c for c in counted if math.isfinite(scores[c.key])]
         return sorted(finite, key=lambda c: (-self.sign * scores[c.key], c.step, c.key))
 
     def keeps(self, newest_first: Sequence[Commit]) -> set[str]:
         """Keys of the commits that stay."""
-        best = self.ranked(newest_first)[: self.keep_best]
+        best = self.ranked([c for c in newest_first if not c.interim])[: self.keep_best]
         unscored = [c for c in newest_first if c.metrics is None and self.awaited(c.step)]
         return {commit.key for commit in (*newest_first[: self.keep_last], *best, *unscored)}
 

@@ -49,7 +49,7 @@ def main(argv: Sequence[str]) -> int:
     from orchestrator.data.readers.convert import read_places
     from orchestrator.data.shards.ray_writer import shards_by_ray
     from orchestrator.data.shards.writer import IMAGES_PER_SHARD, write_shards
-    from orchestrator.storage.folders import below
+    from orchestrator.storage.address import below
 
     splits = read_places(*find_source(arguments))
     written = {}
@@ -88,7 +88,7 @@ def _cluster(arguments: argparse.Namespace) -> ClusterConfig:
 
 def _lines(written: dict[str, Written], target: str) -> list[str]:
     """What is there now, and how to train on it."""
-    from orchestrator.storage.folders import below
+    from orchestrator.storage.address import below
 
     lines = []
     for name, one in written.items():

@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from orchestrator.config.scalars import shorten
+from orchestrator.storage.address import SCHEMES
 
 Count: TypeAlias = Annotated[int, Field(ge=1)]
 NonNegativeInt: TypeAlias = Annotated[int, Field(ge=0)]
@@ -68,13 +69,13 @@ def _folder_or_bucket(path: str) -> str:
     if not mark:
         return path
     bucket = rest.partition("?")[0].partition("/")[0]
-    if scheme not in BUCKETS or not bucket:
+    if scheme not in SCHEMES or not bucket:
         raise PydanticCustomError(
             "not_a_place",
             "found {path}, allowed is a path that all nodes share, such as /shared/runs, or {uris}",
             {
                 "path": repr(path),
-                "uris": " or ".join(f"{name}://bucket/prefix" for name in BUCKETS),
+                "uris": " or ".join(f"{name}://bucket/prefix" for name in SCHEMES),
             },
         )
     if "@" in bucket:
@@ -86,9 +87,6 @@ def _folder_or_bucket(path: str) -> str:
         )
     return path
 
-
-#: Schemes of object stores that runs can be kept in.
-BUCKETS = ("s3", "gs")
 
 #: A path or URI, taken as it stands.
 Location: TypeAlias = Annotated[

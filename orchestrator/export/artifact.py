@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 # They define operators that pt2 archives name.
 import detectors.roi_align
 import detectors.suppression  # noqa: F401
-from detectors.postprocess import PostprocessConfig
+from detectors.config import PostprocessConfig
 from detectors.structures import Candidates
 from detectors.weights.archives import ZIP, look_through
 from orchestrator.checkpoints.source import weights_errors

@@ -21,7 +21,7 @@ from orchestrator.evaluation.drawing import Mark, contact_sheet, draw, encode_jp
 from orchestrator.predict.identify import identify
 from orchestrator.predict.inputs import UPRIGHT_PICTURES, Picture, read_pictures
 from orchestrator.predict.prediction import Prediction
-from orchestrator.predict.remote import is_remote
+from orchestrator.storage.address import is_remote
 from orchestrator.storage.atomic import write_atomic
 
 _SHEET_PICTURES = 24

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from orchestrator.data.label_map import LabelMap
 from orchestrator.errors import DataError, nearest
-from orchestrator.predict.remote import is_remote
+from orchestrator.storage.address import is_remote
 
 _SHOWN = 5
 

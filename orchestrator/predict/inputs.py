@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from orchestrator.data.decode import SUFFIXES, BadImageError, Decoding, read_image
 from orchestrator.data.readers.text_files import read_lines
 from orchestrator.errors import DataError, nearest
-from orchestrator.predict.remote import Place, is_remote, list_remote, read_remote, stamps
+from orchestrator.predict.remote import list_remote, read_remote, stamps
+from orchestrator.storage.address import Place, is_remote
 
 VIDEO_SUFFIXES: Final = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".mpg", ".mpeg")
 LIST_SUFFIX: Final = ".txt"

@@ -14,7 +14,7 @@ from orchestrator.errors import DataError, printable
 from orchestrator.predict.identify import identify, match_classes, require_all
 from orchestrator.predict.inputs import Picture
 from orchestrator.predict.loading import LoadedDetector
-from orchestrator.predict.remote import is_remote
+from orchestrator.storage.address import is_remote
 
 _THREADS = 16
 

@@ -22,7 +22,7 @@ from orchestrator.config.resolve import ResolvedExperiment
 from orchestrator.config.schema import Experiment
 from orchestrator.data.doctor.examine import require_usable
 from orchestrator.data.stream.ray_stream import ScheduledDataConfig
-from orchestrator.errors import PreemptedError
+from orchestrator.errors import PreemptedError, StorageError
 from orchestrator.runs.identity import (
     Identity,
     RunState,
@@ -44,12 +44,14 @@ from orchestrator.runs.report import (
     say_where,
     write_page,
 )
-from orchestrator.runs.tracking import Tracking, ending_tags
+from orchestrator.runs.tracking import Tracking, ending_tags, log_tags
 from orchestrator.runs.trial_context import TrialContext
+from orchestrator.storage.address import below
 from orchestrator.storage.atomic import write_atomic
-from orchestrator.storage.bucket import below, commit_storage
+from orchestrator.storage.bucket import commit_storage
 from orchestrator.storage.bucket_lock import BucketLock
 from orchestrator.storage.bucket_mirror import BucketMirror
+from orchestrator.storage.disk_errors import run_folder_errors
 from orchestrator.storage.folder_lock import RunLock
 from orchestrator.storage.local import LocalStorage
 from orchestrator.storage.run_files import (
@@ -61,7 +63,7 @@ from orchestrator.storage.run_files import (
     RESULT,
     STOP,
 )
-from orchestrator.tracking.events import EventLog
+from orchestrator.tracking.events import EventLog, lost_since
 from orchestrator.tracking.mlflow_shipper import RunStatus, Shipped
 from orchestrator.training.interrupt import in_thread, stopping_at_once, stopping_politely
 from orchestrator.training.job import Outcome, TrainingJob
@@ -144,6 +146,18 @@ def train(
     Raises:
         OrchestratorError: with the exit code of its class.
     """
+    with run_folder_errors(run_dir):
+        return _train_in(run_dir, resolved, force_resume, console, trial, mirror)
+
+
+def _train_in(
+    run_dir: Path,
+    resolved: ResolvedExperiment,
+    force_resume: bool,
+    console: Console,
+    trial: TrialContext | None,
+    mirror: BucketMirror | None,
+) -> dict[str, Any]:
     started = time.monotonic()
     if resolved.seed_is_drawn:
         recorded = recorded_seed(run_dir)
@@ -172,7 +186,12 @@ def train(
             force=force_resume,
             commits=commits,
         )
-        done = next((commit.step for commit in checked_commits(commits)), 0)
+        newest = next(iter(checked_commits(commits)), None)
+        done = 0 if newest is None else newest.step
+        mark = None if newest is None else newest.manifest.log
+        lost = None if mark is None else lost_since(run_dir / EVENTS, mark)
+        if lost is not None:
+            say(console, f"warning: {EVENTS}: {lost} when step {done} was committed")
         plan.job.require_ahead(done)
         finished = finished_result(plan.job, done)
         if finished is not None:
@@ -216,6 +235,8 @@ def train(
                 extensions=claim.extensions,
             )
             outcome, shipped = _tracked(plan, job, placement, console, lock, tracking, mirror)
+        # Nothing is written in the place of a folder that is gone.
+        lock.fence()()
     result = result_of(job, outcome, shipped, time.monotonic() - started)
     _write(run_dir / RESULT, json.dumps(result, indent=2))
     say_result(resolved, result, console)
@@ -269,21 +290,34 @@ def _tracked(
         status = "KILLED"
         raise
     finally:
-        card = run_card_of(job, outcome, status=status, accelerator=placement.accelerator.kind)
-        card.write(job.path)
+        still_there = _is_held(lock)
+        if still_there:
+            card = run_card_of(job, outcome, status=status, accelerator=placement.accelerator.kind)
+            card.write(job.path)
+        elif status == "FINISHED":
+            status, best = "FAILED", None
         if status == "FINISHED":
             _report(job.path, console)
-        if mirror is not None:
+        if mirror is not None and still_there:
             mirror.settle()
         shipped = tracking.close(
             status,
             run_dir=job.path,
             best=None if best is None else Path(best),
-            tags={} if outcome is None else ending_tags(outcome),
+            tags={**log_tags(job.path), **({} if outcome is None else ending_tags(outcome))},
         )
         if shipped is not None and not shipped.complete:
             say(console, str(shipped))
     return outcome, shipped
+
+
+def _is_held(lock: RunLock) -> bool:
+    """Whether the run folder is there, and still that of this process."""
+    try:
+        lock.fence()()
+    except (StorageError, OSError):
+        return False
+    return True
 
 
 def _report(run_dir: Path, console: Console) -> None:

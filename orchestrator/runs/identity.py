@@ -24,7 +24,8 @@ from orchestrator.data.label_map import LabelMap
 from orchestrator.errors import ConfigError, DataError, StorageError
 from orchestrator.runs.extension import EXTENSIONS, extended_run
 from orchestrator.runs.numerics import NUMERICS_VERSION, changes_since
-from orchestrator.storage.local import TEMPORARY, LocalStorage, Storage, make_private
+from orchestrator.storage.address import TEMPORARY
+from orchestrator.storage.local import LocalStorage, Storage, make_private
 from orchestrator.storage.run_files import EVENTS, IDENTITY, LABEL_MAP
 from orchestrator.storage.sealed import UnusableError, seal, unseal
 from orchestrator.tracking.events import read_events

@@ -23,7 +23,7 @@ from orchestrator.evaluation.coco import METRICS
 from orchestrator.runs.plan import Plan
 from orchestrator.runs.progress import duration
 from orchestrator.storage.bucket import commit_storage
-from orchestrator.storage.run_files import EVENTS, REPORT, RESOLVED, RESULT
+from orchestrator.storage.run_files import CHECKPOINTS, EVENTS, REPORT, RESOLVED, RESULT
 from orchestrator.tracking.git_info import git_info
 from orchestrator.tracking.mlflow_names import resolve_tracking_uri
 from orchestrator.tracking.mlflow_shipper import Shipped
@@ -51,7 +51,7 @@ def result_of(
         "state": outcome.state,
         "metrics": {name: outcome.metrics.get(name) for name in METRICS},
         "best_metrics": outcome.best_metrics,
-        "best_checkpoint": outcome.best_checkpoint,
+        "best_checkpoint": best_checkpoint_of(outcome),
         "weights_sha256": outcome.weights_sha256,
         "steps": outcome.steps,
         "early_stopping": outcome.early_stopping,
@@ -98,6 +98,13 @@ def finished_result(job: TrainingJob, done: int) -> dict[str, Any] | None:
     return result
 
 
+def best_checkpoint_of(outcome: Outcome) -> str | None:
+    """The best checkpoint as a path in the run, which holds wherever the run is moved to."""
+    if outcome.best_checkpoint is None:
+        return None
+    return f"{CHECKPOINTS}/{outcome.best_checkpoint.rpartition('/')[2]}"
+
+
 def run_card_of(
     job: TrainingJob, outcome: Outcome | None, *, status: str, accelerator: str
 ) -> RunCard:
@@ -122,7 +129,7 @@ def run_card_of(
             facts["early stopping"] = outcome.early_stopping["reason"]
         files["weights sha256"] = outcome.weights_sha256
         if outcome.best_checkpoint is not None:
-            files["best checkpoint"] = outcome.best_checkpoint.removeprefix(f"{job.path}/")
+            files["best checkpoint"] = str(best_checkpoint_of(outcome))
     return RunCard(
         name=job.experiment.name,
         status=status,

@@ -9,12 +9,14 @@ from orchestrator.config.resolve import ResolvedExperiment, flatten
 from orchestrator.runs.trial_context import TrialContext
 from orchestrator.storage.run_files import (
     DETECTIONS,
+    EVENTS,
     LABEL_MAP,
     PER_CLASS,
     REPORT,
     RESOLVED,
     RUN_CARD,
 )
+from orchestrator.tracking.events import LOG_LOST, read_events
 from orchestrator.tracking.git_info import git_info
 from orchestrator.tracking.mlflow_names import resolve_tracking_uri
 from orchestrator.tracking.mlflow_shipper import MlflowShipper, RunStatus, Shipped
@@ -87,6 +89,12 @@ class Tracking:
         if best is not None:
             artifacts["checkpoints/best"] = str(best)
         return self._shipper.close(status, artifacts=artifacts, tags=tags)
+
+
+def log_tags(run_dir: Path) -> dict[str, str]:
+    """A tag that says so, where lines of the event log were lost between two starts."""
+    lost = [event.text for event in read_events(run_dir / EVENTS) if event.kind == LOG_LOST]
+    return {"event_log": f"incomplete: {lost[-1]}"} if lost else {}
 
 
 def ending_tags(outcome: Outcome) -> dict[str, str]:

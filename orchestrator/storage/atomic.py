@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import uuid
 from pathlib import Path
+
+from orchestrator.storage.address import TEMPORARY
 
 #: Bytes of a name that its temporary name begins with; file systems take 255.
 _KEPT_BYTES = 200
 
 
-def write_atomic(path: Path, data: bytes) -> None:
+def write_atomic(path: Path, data: bytes | memoryview) -> None:
     """Write ``data`` to ``path`` so that a reader sees the old content or the new, never a part.
 
     Missing parent folders are made. The data is on the disk when the name is.
@@ -18,16 +21,16 @@ def write_atomic(path: Path, data: bytes) -> None:
         OSError: nothing was replaced.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The process id keeps two writers apart; the last rename wins.
+    # Names of their own keep two writers apart; the last rename wins.
     # A name may be as long as the file system allows, so the temporary one has only its beginning.
     start = path.name.encode("utf-8", "surrogateescape")[:_KEPT_BYTES].decode("utf-8", "ignore")
-    temporary = path.with_name(f".{start}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{start}{TEMPORARY}{uuid.uuid4().hex}")
     try:
         with temporary.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except OSError:
+    except BaseException:
         temporary.unlink(missing_ok=True)
         raise

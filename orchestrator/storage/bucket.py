@@ -11,12 +11,10 @@ from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
-import pyarrow
 import pyarrow.fs
 
-from orchestrator.errors import ConfigError, StorageError
+from orchestrator.storage.address import file_system_path, open_store
 from orchestrator.storage.local import (
     CHUNK_BYTES,
     Chunk,
@@ -26,8 +24,6 @@ from orchestrator.storage.local import (
     Storage,
     split_key,
 )
-
-_SCHEMES = ("s3", "gs")
 
 
 class ObjectStorage(Storage):
@@ -105,12 +101,6 @@ class ObjectStorage(Storage):
                 yield chunk
 
 
-def below(location: str, name: str) -> str:
-    """The place called ``name`` below a location, whose options stay."""
-    base, mark, options = location.partition("?")
-    return f"{base.rstrip('/')}/{name}{mark}{options}"
-
-
 def open_storage(location: str) -> Storage:
     """The storage a path or URI names: a folder, ``s3://bucket/prefix`` or ``gs://bucket/prefix``.
 
@@ -125,26 +115,11 @@ def open_storage(location: str) -> Storage:
 
 @lru_cache(maxsize=8)
 def _opened(location: str) -> Storage:
-    parts = urlsplit(location)
-    if not parts.scheme:
-        return LocalStorage(location)
-    if parts.scheme == "file":
-        return LocalStorage(parts.path)
-    if parts.scheme not in _SCHEMES or not parts.netloc:
-        raise ConfigError(
-            f"storage: {location!r} names no place to write to; allowed: a path, "
-            + ", ".join(f"{name}://bucket/prefix" for name in _SCHEMES)
-        )
-    try:
-        filesystem, path = pyarrow.fs.FileSystem.from_uri(location)
-    except pyarrow.ArrowInvalid as error:
-        raise ConfigError(f"storage: {location!r} is not a valid URI: {error}") from error
-    except OSError as error:
-        raise StorageError(
-            f"storage: {location!r} cannot be opened: {error}. Next: see that the bucket exists "
-            "and that its region and credentials are set"
-        ) from error
-    return ObjectStorage(filesystem, path, location.partition("?")[0])
+    path = file_system_path(location)
+    if path is not None:
+        return LocalStorage(path)
+    filesystem, base = open_store(location)
+    return ObjectStorage(filesystem, base, location.partition("?")[0])
 
 
 def commit_storage(run_dir: str | Path, bucket: str | None) -> Storage:

@@ -15,23 +15,21 @@ import random
 import re
 import time
 import uuid
-from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
-from orchestrator.errors import StorageError
 from orchestrator.storage.bucket import open_storage
 from orchestrator.storage.lease import (
     MAX_BYTES,
     RELEASED,
-    UNKNOWN,
-    HeldError,
-    Holder,
     LivingLock,
+    described,
+    holder_of,
     shut_out,
+    sweep_older,
+    write_lease,
 )
 from orchestrator.storage.local import Storage
 from orchestrator.storage.run_files import LOCK
-from orchestrator.storage.sealed import UnusableError, seal, unseal
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +75,7 @@ class BucketFence:
         storage = open_storage(self.location)
         newest = max(_claims(storage), default=None)
         if newest is not None and newest.token > self.token:
-            who = _describe(storage, newest)
+            who = described(storage, newest.lease)
             raise shut_out(storage.describe(""), self.token, newest.token, who)
 
 
@@ -91,6 +89,8 @@ class BucketLock(LivingLock):
     """
 
     LOOK_SECONDS = 1.0
+    THING = "run"
+    ADVICE = "the bucket exists and can be written, and that its region and credentials are set"
 
     def __init__(self, location: str, *, heartbeat: float = 5.0, patience: float = 30.0) -> None:
         super().__init__(heartbeat=heartbeat, patience=patience)
@@ -98,50 +98,30 @@ class BucketLock(LivingLock):
         self.storage = open_storage(location)
         self._claim: _Claim | None = None
 
-    def acquire(self) -> None:
-        """Take the run.
-
-        Raises:
-            StorageError: a living process holds it, which is named; or the bucket does not answer.
-        """
-        try:
-            self._claim = self._acquire()
-        except OSError as error:
-            raise StorageError(
-                f"{self.storage.describe('')}: cannot lock the run: {error}. Next: see that the "
-                "bucket exists and can be written, and that its region and credentials are set"
-            ) from error
-        self._start_beating()
-
-    def release(self) -> None:
-        """Give the run back; nothing happens if it is not held."""
-        if self._claim is None:
-            return
-        self._stop_beating()
-        # What cannot be written is found out by the next one, by watching.
-        with suppress(OSError):
-            self.storage.write_file(self._claim.beat, [RELEASED])
-        self._claim = None
-
     def fence(self) -> BucketFence:
         """What a worker of this run checks before it changes anything."""
         assert self._claim is not None
         return BucketFence(self.location, self._claim.token)
 
-    def advance(self) -> BucketFence:
-        """Shut out every process that got an earlier fence, and return a new one.
+    def _take(self) -> None:
+        self._claim = self._acquire()
 
-        Raises:
-            StorageError: the run was taken over.
-        """
-        with self._advancing:
-            self.fence()()
-            assert self._claim is not None
-            claim = self._try(self._claim.token + 1)
-            if claim is None:
-                raise self._refusal(max(_claims(self.storage)))
-            self._claim = claim
-        return self.fence()
+    def _take_next(self) -> None:
+        assert self._claim is not None
+        claim = self._try(self._claim.token + 1)
+        if claim is None:
+            raise self._refusal(max(_claims(self.storage)).lease)
+        self._claim = claim
+
+    def _is_held(self) -> bool:
+        return self._claim is not None
+
+    def _forget(self) -> None:
+        self._claim = None
+
+    def _write_sign(self, content: bytes) -> None:
+        assert self._claim is not None
+        self.storage.write_file(self._claim.beat, [content])
 
     def _acquire(self) -> _Claim:
         for attempt in range(_TRIES):
@@ -152,54 +132,40 @@ class BucketLock(LivingLock):
             newest = max((claim.token for claim in claims), default=0)
             for holder in (claim for claim in claims if claim.token == newest):
                 if not self._is_dead(holder):
-                    raise self._refusal(holder)
+                    raise self._refusal(holder.lease)
             claim = self._try(newest + 1)
             if claim is not None:
                 return claim
-        raise self._refusal(max(_claims(self.storage), default=None))
+        last = max(_claims(self.storage), default=None)
+        raise self._refusal(None if last is None else last.lease)
 
     def _try(self, token: int) -> _Claim | None:
         """Become the holder with number ``token``, unless somebody else may become it too."""
         claim = _Claim(token, uuid.uuid4().hex)
         self.storage.make_dir(LOCK)
         self.storage.write_file(claim.beat, [b"0"])
-        self.storage.write_file(claim.lease, [seal("lease", asdict(Holder.this_process()))])
+        write_lease(self.storage, claim.lease)
         others = [one for one in _claims(self.storage) if one.token >= token and one != claim]
         if others:
             for key in (claim.lease, claim.beat):
                 self.storage.unlink(key)
             return None
-        for entry in self.storage.list(LOCK):
-            number = _NUMBERED.fullmatch(entry.name)
-            if number and int(number[1]) < token:
-                with suppress(OSError):
-                    self.storage.unlink(f"{LOCK}/{entry.name}")
+        sweep_older(self.storage, _NUMBERED, token)
         return claim
 
     def _is_dead(self, claim: _Claim) -> bool:
         """Whether the holder of a lease gave it back or died."""
         if self._read_beat(claim) == RELEASED:
             return True
-        holder = _holder(self.storage, claim)
+        holder = holder_of(self.storage, claim.lease)
         if holder is not None and holder.ended_here():
             return True
         return self._stands_still(
             self.storage.describe(""),
-            _describe(self.storage, claim),
+            described(self.storage, claim.lease),
             read=lambda: self._read_beat(claim),
             is_newest=lambda: max(_claims(self.storage), default=claim).token == claim.token,
         )
-
-    def _beat(self) -> None:
-        count = 0
-        while not self._stop.wait(self.heartbeat):
-            count += 1
-            with self._advancing:
-                assert self._claim is not None
-                try:
-                    self.storage.write_file(self._claim.beat, [b"%d" % count])
-                except OSError as error:
-                    log.warning("%s: no sign of life written: %s", self.storage.describe(""), error)
 
     def _read_beat(self, claim: _Claim) -> bytes:
         try:
@@ -207,26 +173,7 @@ class BucketLock(LivingLock):
         except FileNotFoundError:
             return b""
 
-    def _refusal(self, claim: _Claim | None) -> HeldError:
-        who = "another process" if claim is None else _describe(self.storage, claim)
-        return HeldError(
-            f"{self.storage.describe('')}: in use by {who}. Two processes must not write one run. "
-            "Next: wait for that process or stop it, or give this run another name"
-        )
-
 
 def _claims(storage: Storage) -> list[_Claim]:
     found = (_LEASE.fullmatch(entry.name) for entry in storage.list(LOCK))
     return [_Claim(int(match[1]), match[2]) for match in found if match]
-
-
-def _holder(storage: Storage, claim: _Claim) -> Holder | None:
-    """Who a lease belongs to; None when it is damaged or gone."""
-    try:
-        return Holder(**unseal("lease", storage.read_file(claim.lease, limit=MAX_BYTES)))
-    except (UnusableError, OSError, TypeError):
-        return None
-
-
-def _describe(storage: Storage, claim: _Claim) -> str:
-    return str(_holder(storage, claim) or UNKNOWN)

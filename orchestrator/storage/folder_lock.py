@@ -16,29 +16,26 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import logging
 import os
 import re
 import weakref
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator.errors import StorageError
 from orchestrator.storage.lease import (
     MAX_BYTES,
     RELEASED,
-    UNKNOWN,
-    HeldError,
-    Holder,
     LivingLock,
+    described,
+    holder_of,
     shut_out,
+    sweep_older,
+    vanished,
+    write_lease,
 )
 from orchestrator.storage.local import LocalStorage, make_private
 from orchestrator.storage.run_files import LOCK
-from orchestrator.storage.sealed import UnusableError, seal, unseal
-
-log = logging.getLogger(__name__)
 
 _LEASE = re.compile(r"lease-(\d{9,})\.json")
 _NUMBERED = re.compile(r"(?:lease|beat)-(\d{9,})(?:\.json)?")
@@ -48,7 +45,7 @@ _NO_FLOCK = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
 
 
 @dataclass(frozen=True)
-class Fence:
+class FolderFence:
     """Raises, when called, if the run folder has been taken over; can be sent to workers.
 
     Attributes:
@@ -63,12 +60,16 @@ class Fence:
         """Return if nobody took the folder since ``token``.
 
         Raises:
-            StorageError: somebody did.
+            StorageError: somebody did; or the folder is not the one that was taken: it has no
+                lease at all.
         """
         storage = LocalStorage(self.run_dir)
         newest = _newest(storage)
         if newest > self.token:
-            raise shut_out(self.run_dir, self.token, newest, _describe(storage, newest))
+            raise shut_out(self.run_dir, self.token, newest, described(storage, _lease_key(newest)))
+        # A listing that is cached elsewhere may lack the newest lease, but not all of them.
+        if newest == 0:
+            raise vanished(self.run_dir)
 
 
 class RunLock(LivingLock):
@@ -81,6 +82,10 @@ class RunLock(LivingLock):
     """
 
     LOOK_SECONDS = 0.5
+    THING = "run folder"
+    ADVICE = "`storage` names a folder that can be written"
+
+    storage: LocalStorage
 
     def __init__(
         self, run_dir: str | Path, *, heartbeat: float = 2.0, patience: float = 30.0
@@ -90,51 +95,21 @@ class RunLock(LivingLock):
         self.token = 0
         self._descriptor: int | None = None
 
-    def acquire(self) -> None:
-        """Take the folder.
+    def fence(self) -> FolderFence:
+        """What a worker of this run checks before it changes anything."""
+        return FolderFence(str(self.storage.root), self.token)
 
-        Raises:
-            StorageError: a living process holds it, which is named; or it cannot be written.
-        """
-        try:
-            make_private(self.storage.root)
-            self.storage.make_dir(LOCK)
-            self._descriptor = self._acquire()
-        except OSError as error:
-            raise StorageError(
-                f"{self.storage.root}: cannot lock the run folder: {error}. Next: see that "
-                "`storage` names a folder that can be written"
-            ) from error
-        self._start_beating()
+    def _take(self) -> None:
+        make_private(self.storage.root)
+        self.storage.make_dir(LOCK)
+        self._descriptor = self._acquire()
         _held.add(self)
 
-    def release(self) -> None:
-        """Give the folder back; nothing happens if it is not held."""
-        if self._descriptor is None:
-            return
-        self._stop_beating()
-        # What cannot be written is found out by the next one, through flock or by watching.
-        with suppress(OSError):
-            self._write_beat(self.token, RELEASED)
-        self._forget()
+    def _take_next(self) -> None:
+        self._claim(self.token + 1)
 
-    def fence(self) -> Fence:
-        """What a worker of this run checks before it changes anything."""
-        return Fence(str(self.storage.root), self.token)
-
-    def advance(self) -> Fence:
-        """Shut out every process that got an earlier fence, and return a new one.
-
-        Call it before each new attempt: a worker of the last one that was only slow to die cannot
-        commit any more.
-
-        Raises:
-            StorageError: the folder was taken over.
-        """
-        with self._advancing:
-            self.fence()()
-            self._claim(self.token + 1)
-        return self.fence()
+    def _is_held(self) -> bool:
+        return self._descriptor is not None
 
     def _acquire(self) -> int:
         path = self.storage.describe(f"{LOCK}/flock")
@@ -143,7 +118,7 @@ class RunLock(LivingLock):
             flocked = self._flock(descriptor)
             newest = _newest(self.storage)
             if newest and not self._is_dead(newest, flocked):
-                raise self._refusal(newest)
+                raise self._refusal(_lease_key(newest))
             self._claim(newest + 1)
         except BaseException:
             os.close(descriptor)
@@ -155,7 +130,7 @@ class RunLock(LivingLock):
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise self._refusal(_newest(self.storage)) from error
+            raise self._refusal(_lease_key(_newest(self.storage))) from error
         except OSError as error:
             if error.errno not in _NO_FLOCK:
                 raise
@@ -166,7 +141,7 @@ class RunLock(LivingLock):
         """Whether the holder of a lease gave it back or died."""
         if self._read_beat(token) == RELEASED:
             return True
-        holder = _holder(self.storage, token)
+        holder = holder_of(self.storage, _lease_key(token))
         if holder is not None and holder.runs_on_this_kernel():
             # On one kernel flock tells, whoever is in which container.
             if flocked:
@@ -177,7 +152,7 @@ class RunLock(LivingLock):
                 return True
         return self._stands_still(
             str(self.storage.root),
-            _describe(self.storage, token),
+            described(self.storage, _lease_key(token)),
             read=lambda: self._read_beat(token),
             is_newest=lambda: _newest(self.storage) == token,
         )
@@ -188,32 +163,19 @@ class RunLock(LivingLock):
         with suppress(FileExistsError):
             self._write_beat(token, b"0", create=True)
         try:
-            self.storage.write_file(lease, [seal("lease", asdict(Holder.this_process()))])
+            write_lease(self.storage, lease)
         except FileExistsError as error:
-            raise self._refusal(_newest(self.storage)) from error
+            raise self._refusal(_lease_key(_newest(self.storage))) from error
         # The lease may be one that its holder had given up for a higher one meanwhile.
         newest = _newest(self.storage)
         if newest != token:
             self.storage.unlink(lease)
-            raise self._refusal(newest)
+            raise self._refusal(_lease_key(newest))
         self.token = token
-        for entry in self.storage.list(LOCK):
-            number = _NUMBERED.fullmatch(entry.name)
-            if number and int(number[1]) < token:
-                with suppress(OSError):
-                    self.storage.unlink(f"{LOCK}/{entry.name}")
+        sweep_older(self.storage, _NUMBERED, token)
 
-    def _beat(self) -> None:
-        count = 0
-        while not self._stop.wait(self.heartbeat):
-            count += 1
-            with self._advancing:
-                try:
-                    self._write_beat(self.token, b"%d" % count)
-                except FileNotFoundError:
-                    return  # Taken over; the fence stops whatever else this process tries.
-                except OSError as error:
-                    log.warning("%s: no sign of life written: %s", self.storage.root, error)
+    def _write_sign(self, content: bytes) -> None:
+        self._write_beat(self.token, content)
 
     def _write_beat(self, token: int, content: bytes, *, create: bool = False) -> None:
         path = self.storage.describe(_beat_key(token))
@@ -233,13 +195,6 @@ class RunLock(LivingLock):
             return self.storage.read_file(_beat_key(token), limit=MAX_BYTES)
         except FileNotFoundError:
             return b""
-
-    def _refusal(self, token: int) -> HeldError:
-        return HeldError(
-            f"{self.storage.root}: in use by {_describe(self.storage, token)}. Two processes must "
-            "not write one run folder. Next: wait for that process or stop it, or give this run "
-            "another name"
-        )
 
     def _forget(self) -> None:
         """Drop the lock without touching the folder."""
@@ -261,18 +216,6 @@ def _newest(storage: LocalStorage) -> int:
     """Highest token there is a lease for; 0 without any."""
     found = (_LEASE.fullmatch(entry.name) for entry in storage.list(LOCK))
     return max((int(match[1]) for match in found if match), default=0)
-
-
-def _holder(storage: LocalStorage, token: int) -> Holder | None:
-    """Who a lease belongs to; None when it is half written or gone."""
-    try:
-        return Holder(**unseal("lease", storage.read_file(_lease_key(token), limit=MAX_BYTES)))
-    except (UnusableError, OSError, TypeError):
-        return None
-
-
-def _describe(storage: LocalStorage, token: int) -> str:
-    return str(_holder(storage, token) or UNKNOWN)
 
 
 _held: weakref.WeakSet[RunLock] = weakref.WeakSet()

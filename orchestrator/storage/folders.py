@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import os
-import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from urllib.parse import urlsplit
 
-import pyarrow
 import pyarrow.fs
 
-from orchestrator.errors import ConfigError, StorageError
+from orchestrator.errors import StorageError
+from orchestrator.storage.address import file_system_path, open_store
+from orchestrator.storage.atomic import write_atomic
 
-SCHEMES = ("s3", "gs")
-#: Part of the name of a file that is still being written.
-TEMPORARY = ".tmp-"
 _CHUNK_BYTES = 4 << 20
 
 
@@ -86,17 +82,8 @@ class LocalFolder(Folder):
 
     def write(self, name: str, data: bytes | memoryview) -> None:
         """Write beside, make durable, rename."""
-        fresh = self.local / f"{name}{TEMPORARY}{uuid.uuid4().hex}"
         with storage_errors(self.path(name)):
-            self.local.mkdir(parents=True, exist_ok=True)
-            try:
-                with fresh.open("xb") as file:
-                    file.write(data)
-                    file.flush()
-                    os.fsync(file.fileno())
-                fresh.replace(self.local / name)
-            finally:
-                fresh.unlink(missing_ok=True)
+            write_atomic(self.local / name, data)
 
     def remove(self, name: str) -> None:
         """Delete a file."""
@@ -109,15 +96,7 @@ class BucketFolder(Folder):
 
     def __init__(self, location: str) -> None:
         self.location = location
-        try:
-            self._files, self._base = pyarrow.fs.FileSystem.from_uri(location)
-        except pyarrow.ArrowInvalid as error:
-            raise ConfigError(f"{location!r} is not a valid URI: {error}") from error
-        except OSError as error:
-            raise StorageError(
-                f"{location!r} cannot be opened: {error}. Next: see that the bucket exists and "
-                "that its region and credentials are set"
-            ) from error
+        self._files, self._base = open_store(location)
         self._base = self._base.rstrip("/")
 
     def sizes(self) -> dict[str, int]:
@@ -160,21 +139,8 @@ def open_folder(location: str) -> Folder:
         ConfigError: the URI is of no kind that can be used.
         StorageError: the bucket cannot be reached.
     """
-    parts = urlsplit(location)
-    if "://" not in location:
-        return LocalFolder(Path(location))
-    if parts.scheme == "file":
-        return LocalFolder(Path(parts.path))
-    if parts.scheme not in SCHEMES or not parts.netloc:
-        allowed = ", ".join(f"{name}://bucket/prefix" for name in SCHEMES)
-        raise ConfigError(f"{location!r} names no folder; allowed: a path, {allowed}")
-    return BucketFolder(location)
-
-
-def below(location: str, name: str) -> str:
-    """The folder ``name`` in the one that ``location`` names."""
-    place, mark, options = location.partition("?")
-    return f"{place.rstrip('/')}/{name}{mark}{options}"
+    path = file_system_path(location)
+    return BucketFolder(location) if path is None else LocalFolder(Path(path))
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What the locks of :mod:`run_lock` and :mod:`bucket_lock` share: holders, and their signs of life.
+"""The lease under both locks, of folders and of buckets: holders, tokens and signs of life.
 
 A holder writes a counter every few seconds. Who finds a lease that was not given back, by a process
 whose end cannot be seen from here, watches the counter: a live holder is never robbed.
@@ -8,19 +8,24 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import socket
 import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 from typing_extensions import Self
 
 from orchestrator.errors import StorageError
+from orchestrator.storage.local import Storage
+from orchestrator.storage.run_files import LOCK
+from orchestrator.storage.sealed import UnusableError, seal, unseal
 
 log = logging.getLogger(__name__)
 
@@ -126,6 +131,64 @@ def shut_out(where: str, token: int, newest: int, who: str) -> StorageError:
     )
 
 
+def vanished(run_dir: str | Path) -> StorageError:
+    """What a process gets to hear whose run folder was removed, renamed or replaced."""
+    return StorageError(
+        f"{run_dir}: the run folder is gone, or another one is in its place: it was removed, "
+        "renamed or mounted anew while the run went on. Nothing more was written. Next: bring it "
+        "back to this place and run the same command again, which goes on from its newest whole "
+        "checkpoint"
+    )
+
+
+def holder_of(storage: Storage, lease: str) -> Holder | None:
+    """Who a lease belongs to; None when it is half written, damaged or gone."""
+    try:
+        return Holder(**unseal("lease", storage.read_file(lease, limit=MAX_BYTES)))
+    except (UnusableError, OSError, TypeError):
+        return None
+
+
+def described(storage: Storage, lease: str) -> str:
+    """Who a lease belongs to, in words."""
+    return str(holder_of(storage, lease) or UNKNOWN)
+
+
+def write_lease(storage: Storage, lease: str) -> None:
+    """Write a lease that says that this process is the holder."""
+    storage.write_file(lease, [seal("lease", asdict(Holder.this_process()))])
+
+
+def sweep_older(storage: Storage, numbered: re.Pattern[str], token: int) -> None:
+    """Delete leases and counters of earlier tokens.
+
+    Args:
+        storage: of the run.
+        numbered: their names; the token is the first group.
+        token: of the holder.
+    """
+    for entry in storage.list(LOCK):
+        number = numbered.fullmatch(entry.name)
+        if number and int(number[1]) < token:
+            with suppress(OSError):
+                storage.unlink(f"{LOCK}/{entry.name}")
+
+
+class Fence(Protocol):
+    """Raises, when called, if a run has been taken over; can be sent to workers."""
+
+    @property
+    def token(self) -> int:
+        """Token of the holder on whose behalf the caller works."""
+
+    def __call__(self) -> None:
+        """Return if nobody took the run since.
+
+        Raises:
+            StorageError: somebody did.
+        """
+
+
 class LivingLock(ABC):
     """A lock whose holder gives signs of life; a context manager.
 
@@ -136,6 +199,13 @@ class LivingLock(ABC):
 
     #: Seconds between two looks at another's counter, at most.
     LOOK_SECONDS: ClassVar[float]
+    #: What is held, in messages.
+    THING: ClassVar[str]
+    #: What to do where it cannot be locked.
+    ADVICE: ClassVar[str]
+
+    #: Storage of the run.
+    storage: Storage
 
     def __init__(self, *, heartbeat: float, patience: float) -> None:
         self.heartbeat = heartbeat
@@ -151,21 +221,100 @@ class LivingLock(ABC):
     def __exit__(self, *_: object) -> None:
         self.release()
 
-    @abstractmethod
     def acquire(self) -> None:
         """Take the run.
 
         Raises:
             StorageError: a living process holds it, which is named; or it cannot be written.
         """
+        try:
+            self._take()
+        except OSError as error:
+            raise StorageError(
+                f"{self.storage.describe('')}: cannot lock the {self.THING}: {error}. Next: see "
+                f"that {self.ADVICE}"
+            ) from error
+        self._start_beating()
 
-    @abstractmethod
     def release(self) -> None:
         """Give the run back; nothing happens if it is not held."""
+        if not self._is_held():
+            return
+        self._stop_beating()
+        # What cannot be written is found out by the next one, by watching.
+        with suppress(OSError):
+            self._write_sign(RELEASED)
+        self._forget()
+
+    def advance(self) -> Fence:
+        """Shut out every process that got an earlier fence, and return a new one.
+
+        Call it before each new attempt: a worker of the last one that was only slow to die cannot
+        commit any more.
+
+        Raises:
+            StorageError: the run was taken over.
+        """
+        with self._advancing:
+            self.fence()()
+            self._take_next()
+        return self.fence()
 
     @abstractmethod
+    def fence(self) -> Fence:
+        """What a worker of this run checks before it changes anything; can be sent to workers."""
+
+    @abstractmethod
+    def _take(self) -> None:
+        """Become the holder."""
+
+    @abstractmethod
+    def _take_next(self) -> None:
+        """Become the holder with the next token, in place of oneself."""
+
+    @abstractmethod
+    def _is_held(self) -> bool:
+        """Whether this process holds the run."""
+
+    @abstractmethod
+    def _forget(self) -> None:
+        """Hold the run no longer, without a word to anybody."""
+
+    @abstractmethod
+    def _write_sign(self, content: bytes) -> None:
+        """Write the counter, or that the run is given back.
+
+        Raises:
+            FileNotFoundError: the lease is gone for good.
+            OSError: it cannot be written now.
+        """
+
     def _beat(self) -> None:
-        """Write the counter until ``self._stop`` is set."""
+        """Write the counter until told to stop."""
+        count = 0
+        while not self._stop.wait(self.heartbeat):
+            count += 1
+            with self._advancing:
+                try:
+                    self._write_sign(b"%d" % count)
+                except FileNotFoundError:
+                    # Taken over or gone; the fence stops whatever else this process tries.
+                    return
+                except OSError as error:
+                    where = self.storage.describe("")
+                    log.warning("%s: no sign of life written: %s", where, error)
+
+    def _refusal(self, lease: str | None) -> HeldError:
+        """What a process gets to hear that wants a run which is held.
+
+        Args:
+            lease: key of the holder's lease; None where it is not known.
+        """
+        who = "another process" if lease is None else described(self.storage, lease)
+        return HeldError(
+            f"{self.storage.describe('')}: in use by {who}. Two processes must not write one "
+            f"{self.THING}. Next: wait for that process or stop it, or give this run another name"
+        )
 
     def _start_beating(self) -> None:
         self._stop.clear()

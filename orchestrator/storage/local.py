@@ -10,6 +10,7 @@ A *key* is a relative path with forward slashes, ``ckpt/000000010/state.json``. 
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import uuid
@@ -21,14 +22,12 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 from orchestrator.errors import SecurityError, StorageError
+from orchestrator.storage.address import TEMPORARY
 
 Chunk: TypeAlias = bytes | memoryview
 
 #: Bytes read or written by one call.
 CHUNK_BYTES = 4 * 2**20
-
-#: Part of the name of whatever is still being written or deleted, followed by 32 hex digits.
-TEMPORARY = ".tmp-"
 
 
 class Entry(NamedTuple):
@@ -190,13 +189,16 @@ class LocalStorage(Storage):
     No component of a key may be a symbolic link: each is opened relative to the one before it.
 
     Args:
-        root: the run folder; made with mode 0700 when the first folder in it is.
+        root: the run folder; made with mode 0700 when the first folder in it is. Once it was met,
+            it is made no more, and another folder in its place is refused.
     """
 
     renames = True
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root).absolute()
+        #: Device and number of the root, once it was met.
+        self._met: tuple[int, int] | None = None
 
     def describe(self, key: str) -> str:
         """Absolute path of ``key``."""
@@ -209,6 +211,7 @@ class LocalStorage(Storage):
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
         descriptor = os.open(self.root, flags)
         try:
+            self._meet(descriptor)
             for folder in folders:
                 inner = os.open(folder, flags | os.O_NOFOLLOW, dir_fd=descriptor)
                 os.close(descriptor)
@@ -217,9 +220,20 @@ class LocalStorage(Storage):
         finally:
             os.close(descriptor)
 
+    def _meet(self, descriptor: int) -> None:
+        """Raise if the root is not the folder that it was before."""
+        found = os.fstat(descriptor)
+        met = (found.st_dev, found.st_ino)
+        if self._met not in (None, met):
+            raise OSError(
+                errno.ESTALE, "another folder is in the place of this one", str(self.root)
+            )
+        self._met = met
+
     def make_dir(self, key: str) -> bool:
         """Create a folder."""
-        make_private(self.root)
+        if self._met is None:
+            make_private(self.root)
         with self._parent(key) as (folder, name):
             try:
                 os.mkdir(name, dir_fd=folder)

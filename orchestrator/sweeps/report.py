@@ -46,6 +46,12 @@ class Row:
         value = self.result["metrics"].get(objective.removeprefix("val/"))
         return None if value is None else float(value)
 
+    @property
+    def best_checkpoint(self) -> str | None:
+        """Folder of the trial's best checkpoint, as a path in the folder of the sweep."""
+        inner = (self.result or {}).get("best_checkpoint")
+        return None if inner is None else str(Path(self.trial.name) / inner)
+
     def to_json(self, sweep: SweepConfig) -> dict[str, Any]:
         """Entry of ``sweep.json``."""
         result = self.result or {}
@@ -65,7 +71,7 @@ class Row:
             "steps": result.get("steps"),
             "seconds": result.get("seconds"),
             "weights_sha256": result.get("weights_sha256"),
-            "best_checkpoint": result.get("best_checkpoint"),
+            "best_checkpoint": self.best_checkpoint,
             "mlflow_run_id": result.get("mlflow_run_id"),
             "config_digest": result.get("config_digest"),
             "data_digest": result.get("data_digest"),

@@ -80,9 +80,8 @@ class SweepTracking:
             best = ranked[0]
             tags = self._best_tags(best.result or {}, best.trial.name)
             artifacts["best/resolved.yaml"] = str(folder / best.trial.name / RESOLVED)
-            checkpoint = (best.result or {}).get("best_checkpoint")
-            if checkpoint:
-                artifacts["best/checkpoint"] = str(checkpoint)
+            if best.best_checkpoint is not None:
+                artifacts["best/checkpoint"] = str(folder / best.best_checkpoint)
         return self._shipper.close(status, artifacts=artifacts, tags=tags)
 
     def _best_tags(self, result: Mapping[str, Any], name: str) -> dict[str, str]:

@@ -28,6 +28,9 @@ logger = logging.getLogger(__name__)
 
 #: Kind of the events that carry values; every other kind is a note.
 METRICS = "metrics"
+#: Kind of the note that says that lines of the log were lost.
+LOG_LOST = "log_lost"
+_LONGEST_LINE = 2**20
 
 
 class Event(NamedTuple):
@@ -50,6 +53,18 @@ class Event(NamedTuple):
     values: dict[str, float]
     text: str
     end: int
+
+
+class LogMark(NamedTuple):
+    """How far a log was at some moment.
+
+    Attributes:
+        size: in bytes, all of them on the disk.
+        lines: written since its beginning.
+    """
+
+    size: int
+    lines: int
 
 
 class Point(NamedTuple):
@@ -93,7 +108,9 @@ class EventLog:
         self._failure: OSError | None = None
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("ab", buffering=0)
+            # A link in its place would have what was measured written elsewhere.
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+            self._file = os.fdopen(os.open(path, flags, 0o666), "ab", buffering=0)
             self._file.truncate(self._replay())
         except OSError as error:
             raise StorageError(
@@ -161,7 +178,8 @@ class EventLog:
         """Write what an earlier failure has held back; with ``sync`` force all of it to the disk.
 
         Raises:
-            StorageError: the disk still refuses. Nothing is lost, the next call tries again.
+            StorageError: the disk still refuses, in which case nothing is lost and the next call
+                tries again; or, with ``sync``, the file has no name any more.
         """
         self._drain()
         try:
@@ -169,12 +187,36 @@ class EventLog:
                 raise self._failure
             if sync:
                 os.fsync(self._file.fileno())
+                self._require_name()
         except OSError as error:
             raise StorageError(
                 f"{self.path}: {len(self._pending)} bytes of events could not be written "
                 f"({error.strerror}), after {self._failures} failed tries; make room on this disk "
                 "and run again"
             ) from error
+
+    def mark(self) -> LogMark:
+        """Bring everything to the disk and say how far the log is.
+
+        Raises:
+            StorageError: the disk refuses, or the file has no name any more.
+        """
+        self.flush(sync=True)
+        return LogMark(os.fstat(self._file.fileno()).st_size, self._seq)
+
+    def _require_name(self) -> None:
+        """Raise if the file is written to no purpose, since nobody will find it again."""
+        own = os.fstat(self._file.fileno())
+        try:
+            named = self.path.stat()
+        except FileNotFoundError:
+            named = None
+        if named is None or (named.st_dev, named.st_ino) != (own.st_dev, own.st_ino):
+            raise StorageError(
+                f"{self.path}: the event log was removed or renamed, or its folder was, while the "
+                "run went on; what is measured from here on would be lost. Next: bring the run "
+                "folder back to this place and run the same command again"
+            )
 
     def close(self) -> None:
         """Write what is pending, if possible, and close the file; never raises."""
@@ -202,6 +244,30 @@ def read_events(path: Path, offset: int = 0) -> Iterator[Event]:
             event = _parse(line, offset)
             if event is not None:
                 yield event
+
+
+def lost_since(path: Path, mark: LogMark) -> str | None:
+    """What a log lacks that it had at a mark; None where it goes on from there.
+
+    Args:
+        path: of the log.
+        mark: of an earlier moment.
+    """
+    try:
+        with path.open("rb") as file:
+            end = file.seek(0, os.SEEK_END)
+            if end < mark.size:
+                return f"the log ends at byte {end}, and had {mark.size} bytes"
+            start = file.seek(max(0, mark.size - _LONGEST_LINE))
+            before = file.read(mark.size - start)
+    except FileNotFoundError:
+        return f"the log is gone, and had {mark.size} bytes"
+    if not mark.size:
+        return None
+    event = _parse(before[before[:-1].rfind(b"\n") + 1 :], mark.size)
+    if not before.endswith(b"\n") or event is None or event.seq != mark.lines - 1:
+        return f"line {mark.lines} of the log does not end at byte {mark.size} any more"
+    return None
 
 
 def metric_history(path: Path, key: str) -> list[Point]:

@@ -20,8 +20,8 @@ from orchestrator.checkpoints.commit import CommitStore
 from orchestrator.checkpoints.initial_weights import load_initial
 from orchestrator.data.batch import Batch, BatchStream
 from orchestrator.errors import OrchestratorError
-from orchestrator.storage.run_files import NONFINITE
-from orchestrator.tracking.events import EventLog
+from orchestrator.storage.run_files import EVENTS, NONFINITE
+from orchestrator.tracking.events import LOG_LOST, EventLog, lost_since
 from orchestrator.training import nonfinite_dump
 from orchestrator.training.collective import Collective
 from orchestrator.training.early_stopping import EarlyStopping
@@ -222,6 +222,14 @@ class Engine:
                 self._note("checkpoint_rejected", rejected.describe())
             if found.commit is not None:
                 step = found.commit.step
+                mark = found.commit.manifest.log
+                lost = None if mark is None else lost_since(self.job.path / EVENTS, mark)
+                if lost is not None:
+                    self._note(
+                        LOG_LOST,
+                        f"{lost} when step {step} was committed; what was measured until then is "
+                        "not all here. A copy of the log, if there is one, has it",
+                    )
                 scores = found.commit.metrics or {}
                 known = {key.removeprefix("val/"): value for key, value in scores.items()}
                 self.validation.metrics = known
@@ -360,8 +368,7 @@ class Engine:
         """Write the state after ``self.step`` steps; blocks only for the copy off the device."""
         if not self.collective.is_main:
             return
-        if self.events is not None:
-            self.events.flush(sync=True)
+        log = None if self.events is None else self.events.mark()
         if self.stepper.damaged():
             if self.bad_steps:
                 return  # The guard is at it.
@@ -375,6 +382,7 @@ class Engine:
             config_digest=self.job.config_digest,
             data_digest=self.job.data_digest,
             label_map=self.job.label_map.to_json(),
+            log=log,
         )
         self._committed = self.step
 

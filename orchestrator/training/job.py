@@ -102,6 +102,11 @@ class TrainingJob:
         """Whether validation follows once ``step`` steps are done."""
         return step == self.total_steps or self.judged_after(step) or self._evaluation_due(step)
 
+    def interim_after(self, step: int) -> bool:
+        """Whether only ``train.max_steps`` has the run evaluated once ``step`` steps are done."""
+        whole = step == self.schedule.total_steps or self._evaluation_due(step)
+        return not whole and step == self.total_steps and not self.judged_after(step)
+
     def counts_after(self, step: int) -> bool:
         """Whether early stopping looks at the evaluation after ``step`` steps.
 

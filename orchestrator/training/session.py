@@ -17,6 +17,7 @@ from orchestrator.config.schema import Experiment
 from orchestrator.data.batch import BatchStream
 from orchestrator.storage.bucket import open_storage
 from orchestrator.storage.bucket_mirror import Records
+from orchestrator.storage.disk_errors import run_folder_errors
 from orchestrator.storage.local import LocalStorage
 from orchestrator.storage.run_files import EVENTS, MEASURED, STOP
 from orchestrator.tracking.events import EventLog
@@ -67,6 +68,7 @@ def open_store(job: TrainingJob) -> CommitStore:
         fence=job.fence,
         beside=beside,
         awaited=job.evaluates_after,
+        interim=job.interim_after,
     )
 
 
@@ -98,7 +100,21 @@ def run_rank(
         accelerator: kind of device.
         local_rank: among the ranks of this machine.
         evaluator: of rank 0 in a run that evaluates beside its steps; closed in the end.
+
+    Raises:
+        OrchestratorError: what went wrong, if it was no bug.
     """
+    with run_folder_errors(job.path):
+        return _run_rank(job, stream, accelerator, local_rank, evaluator)
+
+
+def _run_rank(
+    job: TrainingJob,
+    stream: BatchStream,
+    accelerator: Accelerator,
+    local_rank: int,
+    evaluator: Evaluator | None,
+) -> Outcome:
     experiment = job.experiment
     accelerator.set_determinism(experiment.train.deterministic, job.threads)
     device = accelerator.device(local_rank)
@@ -127,6 +143,8 @@ def run_rank(
         outcome = engine.run()
         with pulse.waiting("end"):
             store.close()
+        if events is not None:
+            events.flush(sync=True)
         return outcome
     finally:
         if evaluator is not None:

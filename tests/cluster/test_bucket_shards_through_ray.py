@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.data.demo.digits import Recipe, build_digits
-from orchestrator.storage.folders import below
+from orchestrator.storage.address import below
 from tests.support.buckets import fresh_location, needs_bucket
 from tests.support.user_command import finish, kill_after, result, start
 

@@ -58,7 +58,8 @@ def test_a_run_says_what_it_did(whole: tuple[str, dict[str, Any]], folder: Path)
     assert list(found["metrics"]) == [
         "AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl",
     ]  # fmt: skip
-    assert Path(found["best_checkpoint"], "weights.safetensors").is_file()
+    checkpoint = folder / "runs" / "tiny" / found["best_checkpoint"]
+    assert (checkpoint / "weights.safetensors").is_file()
     assert len(found["weights_sha256"]) == 64
     assert "24 images" in output
     assert str(folder / "runs" / "tiny") in output

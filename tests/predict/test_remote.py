@@ -16,7 +16,8 @@ from orchestrator.errors import ConfigError, DataError, StorageError
 from orchestrator.predict import remote
 from orchestrator.predict.draw_predictions import draw_predictions
 from orchestrator.predict.inputs import Picture, digest_of, list_pictures, read_pictures
-from orchestrator.predict.remote import Place, is_remote, list_remote
+from orchestrator.predict.remote import list_remote
+from orchestrator.storage.address import Place, is_remote
 
 ENDPOINT = os.environ.get("S3_ENDPOINT")
 
@@ -32,7 +33,7 @@ def bucket(small_run, tmp_path, monkeypatch) -> Path:
     (folder / "images" / "deeper" / "x.png").write_bytes(b"")
     (folder / "images" / "odd%20name #1.png").write_bytes((folder / "images/100.png").read_bytes())
     local = pyarrow.fs.SubTreeFileSystem(str(tmp_path), pyarrow.fs.LocalFileSystem())
-    monkeypatch.setattr(remote, "_filesystem", lambda uri, plain: local)
+    monkeypatch.setattr(remote, "_filesystem", lambda uri: local)
     return folder
 
 
@@ -120,7 +121,7 @@ def test_a_store_that_does_not_answer_is_named(monkeypatch):
         def get_file_info(self, path):
             raise OSError("no connection")
 
-    monkeypatch.setattr(remote, "_filesystem", lambda uri, plain: Silent())
+    monkeypatch.setattr(remote, "_filesystem", lambda uri: Silent())
     with pytest.raises(StorageError, match=r"s3://bucket/x: the store cannot be asked .*Next:"):
         list_remote("s3://bucket/x", (".png",))
 

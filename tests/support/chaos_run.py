@@ -61,7 +61,11 @@ class SmallDetector(Detector):
 
     def __init__(self) -> None:
         super().__init__(
-            input_size=(16, 16), num_classes=10, pixel_mean=(0, 0, 0), pixel_std=(255, 255, 255)
+            title="small",
+            input_size=(16, 16),
+            num_classes=10,
+            pixel_mean=(0, 0, 0),
+            pixel_std=(255, 255, 255),
         )
         self.conv = nn.Conv2d(3, 8, 3)
         self.norm = nn.BatchNorm2d(8)

@@ -21,7 +21,8 @@ from orchestrator.errors import DataError, SecurityError
 from orchestrator.layouts.recognise import find_layout
 from orchestrator.runs.identity import Identity, open_run
 from orchestrator.runs.plan import Plan, make_plan
-from orchestrator.storage.folders import below, open_folder
+from orchestrator.storage.address import below
+from orchestrator.storage.folders import open_folder
 from orchestrator.storage.run_files import STOP
 from orchestrator.training import session
 from tests.support.buckets import fresh_location, needs_bucket

@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Callable
 
 from orchestrator.errors import OrchestratorError, printable
+from orchestrator.storage.disk_errors import disk_refusal
 
 _BUG = 70
 _INTERRUPTED = 130
@@ -20,7 +21,8 @@ def run_guarded(function: Callable[[], int]) -> int:
 
     Returns:
         That code; the code of an :class:`OrchestratorError`, whose message is printed without a
-        traceback; 130 after Ctrl-C; 70 for any other exception, with its traceback.
+        traceback; 71 where a disk was full; 130 after Ctrl-C; 70 for any other exception, with its
+        traceback.
     """
     try:
         return function()
@@ -30,7 +32,11 @@ def run_guarded(function: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return _INTERRUPTED
-    except Exception:
+    except Exception as error:
+        refusal = disk_refusal(error)
+        if refusal is not None:
+            print(refusal, file=sys.stderr)
+            return refusal.exit_code
         traceback.print_exc()
         print(
             "This is a bug in the program, not a mistake of yours; please report the lines above.",

@@ -34,7 +34,8 @@ from orchestrator.data.shards.split import (
     stale,
 )
 from orchestrator.errors import ConfigError, DataError, OrchestratorError, StorageError
-from orchestrator.storage.folders import TEMPORARY, Folder, open_folder
+from orchestrator.storage.address import TEMPORARY
+from orchestrator.storage.folders import Folder, open_folder
 
 #: Images of a shard: some 80 MB of photographs as in COCO, a few seconds of reading.
 IMAGES_PER_SHARD = 512

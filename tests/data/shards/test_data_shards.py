@@ -18,7 +18,8 @@ from orchestrator.data.images import image_bytes, image_header, image_pixels
 from orchestrator.data.readers.coco import read_coco
 from orchestrator.data.shards.split import read_shards
 from orchestrator.errors import ConfigError, DataError, StorageError
-from orchestrator.storage.folders import below, open_folder
+from orchestrator.storage.address import below
+from orchestrator.storage.folders import open_folder
 from tests.support.data_cases import write_coco
 from tests.support.shard_cases import shard_here
 from tests.support.user_command import finish, kill_tree, start

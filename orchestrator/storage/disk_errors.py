@@ -1,0 +1,69 @@
+"""What a disk refuses, as errors that say what to do: everywhere, and with one exit code."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from orchestrator.errors import StorageError
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+#: What libraries make of them that raise classes of their own.
+_TEXTS = ("No space left on device", "Disk quota exceeded", "Read-only file system")
+
+
+def disk_refusal(error: BaseException) -> StorageError | None:
+    """The error to raise in place of one that says that a disk is full or cannot be written.
+
+    Args:
+        error: any; what caused it is looked at, too.
+
+    Returns:
+        None where no disk is to blame.
+    """
+    seen: BaseException | None = error
+    while seen is not None:
+        full = isinstance(seen, OSError) and seen.errno in _FULL
+        if full or any(text in str(seen) for text in _TEXTS):
+            where = getattr(seen, "filename", None)
+            place = f"{where}: " if where else ""
+            reason = getattr(seen, "strerror", None) or next(iter(str(seen).splitlines()))
+            return StorageError(
+                f"{place}{reason}. Next: make room there, then run the same command again; a run "
+                "goes on from its newest whole checkpoint"
+            )
+        seen = seen.__cause__ or seen.__context__
+    return None
+
+
+@contextmanager
+def run_folder_errors(run_dir: str | Path) -> Iterator[None]:
+    """Turn what the operating system says of files of a run into advice.
+
+    A file of a run that was replaced by a folder, or a folder by a file, is no bug in the program,
+    and a disk that is full is not better at the next try.
+
+    Raises:
+        StorageError: in place of an OSError about a file in ``run_dir``, and of any error about a
+            full disk.
+    """
+    root = Path(run_dir).absolute()
+    try:
+        yield
+    except StorageError:
+        raise
+    except Exception as error:
+        refusal = disk_refusal(error)
+        if refusal is not None:
+            raise refusal from error
+        name = getattr(error, "filename", None)
+        if not isinstance(error, OSError) or not isinstance(name, (str, Path)):
+            raise
+        if root not in (Path(name).absolute(), *Path(name).absolute().parents):
+            raise
+        raise StorageError(
+            f"{name}: {error.strerror}. Next: see that the run folder is there, and that nothing "
+            "else was put in place of what it holds, then run the same command again"
+        ) from error

@@ -1,0 +1,201 @@
+"""A run whose folder, log or disk is not what it was says so, and stops with 71 where it must."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from orchestrator.checkpoints.commit import CommitStore
+from orchestrator.cli._shared.exit import run_guarded
+from orchestrator.data.batch import Batch
+from orchestrator.data.stream.local import LocalStream
+from orchestrator.errors import StorageError
+from orchestrator.runs.plan import Plan
+from orchestrator.runs.tracking import log_tags
+from orchestrator.storage.folder_lock import RunLock
+from orchestrator.storage.run_files import EVALUATION, EVENTS, STOP
+from orchestrator.tracking.events import LogMark, lost_since, read_events
+from orchestrator.training import session, validation
+from orchestrator.training.job import Outcome
+from orchestrator.training.session import open_store
+from tests.support.chaos_run import small_detector, small_plan
+from tests.support.evaluators import fickle_detector
+from tests.support.local_runs import StoppingStream, train
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "build_detector", small_detector)
+    monkeypatch.setattr(session, "_STOP_POLL_SECONDS", 0.0)
+
+
+class DisturbedStream(LocalStream):
+    """Does something while it hands out the batch of one step."""
+
+    def __init__(self, plan: Plan, at: int, disturb: Callable[[Path], object]) -> None:
+        super().__init__(plan.batches)
+        self._folder, self._at, self._disturb = plan.job.path, at, disturb
+
+    def train_batches(self, start_step: int, stop_step: int) -> Iterator[Batch]:
+        for batch in super().train_batches(start_step, stop_step):
+            if batch.step == self._at:
+                self._disturb(self._folder)
+            yield batch
+
+
+def _remove(folder: Path) -> None:
+    while folder.exists():  # A commit may be under way.
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _mount_another(folder: Path) -> None:
+    folder.rename(folder.with_name("away"))
+    shutil.copytree(folder.with_name("away"), folder, ignore=shutil.ignore_patterns("events.*"))
+
+
+@pytest.mark.parametrize("every", [1, 6], ids=["commits-at-once", "commits-later"])
+@pytest.mark.parametrize(
+    "disturb",
+    [
+        _remove,
+        lambda folder: folder.rename(folder.with_name("away")),
+        _mount_another,
+        lambda folder: (folder / EVENTS).unlink(),
+        lambda folder: (folder / EVENTS).rename(folder / "old.jsonl"),
+    ],
+    ids=["removed", "renamed", "replaced", "log-removed", "log-renamed"],
+)
+def test_a_folder_that_vanishes_stops_the_run(
+    disturb: Callable[[Path], object], every: int, tmp_path: Path, digits: Path
+) -> None:
+    plan = small_plan(tmp_path / "run", digits, f"train.checkpoint.every_steps={every}")
+    with pytest.raises(StorageError, match=r"gone|removed|another folder|No such file"):
+        train(plan, DisturbedStream(plan, 3, disturb))
+    # Where there is nothing, or another folder, nothing was put.
+    assert not (tmp_path / "run" / EVENTS).exists()
+
+
+def test_a_fence_knows_a_folder_that_is_not_its_own(tmp_path: Path) -> None:
+    with RunLock(tmp_path / "run") as lock:
+        lock.fence()()
+        (tmp_path / "run").rename(tmp_path / "away")
+        for put_back in (None, (tmp_path / "run").mkdir):
+            if put_back is not None:
+                put_back()
+            with pytest.raises(StorageError, match="the run folder is gone, or another one"):
+                lock.fence()()
+        (tmp_path / "run").rmdir()
+        (tmp_path / "away").rename(tmp_path / "run")
+        lock.fence()()
+
+
+def stopped(folder: Path, digits: Path, at: int = 5) -> Plan:
+    """A run that was asked to stop in the middle."""
+    plan = small_plan(folder, digits)
+    assert train(plan, StoppingStream(plan, at)).state == "preempted"
+    (folder / STOP).unlink()
+    return plan
+
+
+@pytest.mark.parametrize("damage", ["removed", "cut", "emptied", "other"])
+def test_a_log_that_lost_lines_is_noticed(damage: str, tmp_path: Path, digits: Path) -> None:
+    plan = stopped(tmp_path / "run", digits)
+    log = plan.job.path / EVENTS
+    content = log.read_bytes()
+    if damage == "removed":
+        log.unlink()
+    else:
+        other = content[len(content.splitlines(keepends=True)[0]) :] + content
+        log.write_bytes({"cut": content[:-200], "emptied": b"", "other": other}[damage])
+    ended = train(plan)
+    assert ended.state == "done"
+    (note,) = [event.text for event in read_events(log) if event.kind == "log_lost"]
+    assert "when step 6 was committed" in note
+    assert log_tags(plan.job.path)["event_log"].startswith("incomplete: ")
+
+
+def test_a_whole_log_is_nothing_to_talk_about(tmp_path: Path, digits: Path) -> None:
+    plan = stopped(tmp_path / "run", digits)
+    commit = open_store(plan.job).latest().commit
+    assert commit is not None
+    mark = commit.manifest.log
+    assert mark is not None
+    lines = (plan.job.path / EVENTS).read_bytes().splitlines(keepends=True)
+    assert mark == LogMark(sum(map(len, lines[: mark.lines])), mark.lines)
+    # What a crash left unfinished was never part of a commit.
+    with (plan.job.path / EVENTS).open("ab") as file:
+        file.write(b'{"seq": 99')
+    train(plan)
+    assert log_tags(plan.job.path) == {}
+    assert lost_since(plan.job.path / EVENTS, mark) is None
+
+
+def test_a_log_that_is_a_link_is_refused(tmp_path: Path, digits: Path) -> None:
+    plan = stopped(tmp_path / "run", digits)
+    log = plan.job.path / EVENTS
+    log.rename(tmp_path / "elsewhere")
+    log.symlink_to(tmp_path / "elsewhere")
+    before = (tmp_path / "elsewhere").read_bytes()
+    with pytest.raises(StorageError, match="the event log cannot be opened"):
+        train(plan)
+    assert (tmp_path / "elsewhere").read_bytes() == before
+
+
+def test_a_full_disk_is_no_bug(
+    tmp_path: Path,
+    digits: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def full(path: Path, *_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    plan = small_plan(tmp_path / "run", digits)
+    with monkeypatch.context() as patch:
+        patch.setattr(validation, "write_results", full)
+        with pytest.raises(StorageError, match=r"coco_results\.json: No space left .*make room"):
+            train(plan)
+    shutil.rmtree(plan.job.path / EVALUATION, ignore_errors=True)
+    (plan.job.path / EVALUATION).write_text("a file in place of a folder")
+    with pytest.raises(StorageError, match=r"/eval: File exists"):
+        train(plan)
+
+    def command() -> int:
+        try:
+            full(tmp_path)
+        except OSError as error:
+            # As safetensors and others tell it.
+            raise RuntimeError("cannot write") from error
+        return 0
+
+    assert run_guarded(command) == 71
+    assert "No space left on device. Next: make room" in capsys.readouterr().err
+
+
+def test_a_shortened_run_has_the_best_checkpoint_of_the_whole_one(
+    tmp_path: Path, digits: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps 6 and 12 are evaluated as a whole, and step 9, with the best score, cut short."""
+    monkeypatch.setattr(session, "build_detector", fickle_detector)
+    scores = {6: 0.4, 9: 0.9, 12: 0.3}
+
+    def attach(store, step, metrics):  # type: ignore[no-untyped-def]
+        original(store, step, {**metrics, "val/AP": scores[step]})
+
+    original = CommitStore.attach_metrics
+    monkeypatch.setattr(CommitStore, "attach_metrics", attach)
+    keep = "train.checkpoint={every_steps: 3, keep_last: 2, keep_best: 1}"
+
+    def run(*overrides: str) -> Outcome:
+        return train(small_plan(tmp_path / "run", digits, keep, *overrides))
+
+    short = run("train.max_steps=9")
+    assert Path(str(short.best_checkpoint)).name == "000000009"
+    ended = run()
+    assert ended.resumed_from == 9
+    assert Path(str(ended.best_checkpoint)).name == "000000006"
