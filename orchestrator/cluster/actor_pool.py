@@ -12,9 +12,6 @@ from orchestrator.cluster.connection import connected
 from orchestrator.cluster.placement import place
 from orchestrator.config.schema import ClusterConfig
 
-#: A process that dies, for want of memory perhaps, is started again so often, with its share.
-_RESTARTS = 2
-
 
 def actor_options(resources: Mapping[str, float]) -> dict[str, Any]:
     """What ``ray.remote`` is told for an actor that reserves the resources of a worker.
@@ -55,7 +52,7 @@ def on_workers(
     with connected(config):
         placement = place(config)
         options = actor_options(placement.resources_per_worker)
-        actor = ray.remote(max_restarts=_RESTARTS, max_task_retries=_RESTARTS, **options)(worker)
+        actor = ray.remote(**options)(worker)
         sent = [ray.put(argument) for argument in arguments]
         pool = ActorPool([actor.remote(*sent, placement.accelerator) for _ in range(workers)])
         yield from pool.map_unordered(lambda process, share: process.run.remote(share), shares)
