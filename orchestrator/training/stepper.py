@@ -194,7 +194,10 @@ class Stepper:
 
     def damaged(self) -> list[str]:
         """Names of the tensors of the state that hold a NaN or an infinity."""
-        named = dict(self.model.named_parameters()) | dict(self.model.named_buffers())
+        # Constants are not saved, and may be infinite: the reach of an outermost level, say.
+        saved = self.model.state_dict().keys()
+        buffers = {name: b for name, b in self.model.named_buffers() if name in saved}
+        named = {**dict(self.model.named_parameters()), **buffers}
         for name, parameter in self.model.named_parameters():
             for kind, value in self.optimizer.state.get(parameter, {}).items():
                 if isinstance(value, Tensor):
