@@ -14,7 +14,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from detectors.structures import Candidates, Targets
+from detectors.structures import Candidates, LossTerm, Targets
 
 #: ImageNet statistics on the 0..255 scale, RGB.
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
@@ -29,7 +29,7 @@ class Detector(nn.Module, ABC):
     """A detector: uint8 images in, raw outputs, named losses and decoded candidates out.
 
     Args:
-        title: what the network calls itself.
+        title: what the network calls itself; None for the name of the class.
         input_size: (H, W) of the images it takes.
         num_classes: K, foreground classes only.
         pixel_mean, pixel_std: on the 0..255 scale, in RGB order.
@@ -46,14 +46,14 @@ class Detector(nn.Module, ABC):
     def __init__(
         self,
         *,
-        title: str,
+        title: str | None = None,
         input_size: tuple[int, int],
         num_classes: int,
         pixel_mean: tuple[float, float, float] = IMAGENET_MEAN,
         pixel_std: tuple[float, float, float] = IMAGENET_STD,
     ) -> None:
         super().__init__()
-        self.title = title
+        self.title = type(self).__name__ if title is None else title
         self.input_size = input_size
         self.num_classes = num_classes
         shape = (1, 3, 1, 1)
@@ -89,11 +89,27 @@ class Detector(nn.Module, ABC):
         """Raw outputs of (N, 3, H, W) RGB images on the 0..255 scale, uint8 or float."""
 
     @abstractmethod
-    def loss(self, images: Tensor, targets: Targets) -> dict[str, Tensor]:
-        """Named scalar losses; their sum is minimised. Finite for images without boxes.
+    def loss_terms(self, images: Tensor, targets: Targets) -> dict[str, LossTerm]:
+        """Named losses, each a sum and the count that divides it.
 
-        What is random in them comes from torch's global generator, which the caller seeds.
+        Finite for images without boxes. What is random in them is drawn by
+        :func:`detectors.draws.rand` from torch's global generator, which the caller seeds.
         """
+
+    def loss(self, images: Tensor, targets: Targets) -> dict[str, Tensor]:
+        """Named scalar losses of a whole batch; their sum is minimised."""
+        terms = self.loss_terms(images, targets)
+        return {name: term.over(term.divisor) for name, term in terms.items()}
+
+    @torch.no_grad()
+    def loss_divisors(self, images: Tensor, targets: Targets) -> dict[str, Tensor]:
+        """The divisors of :meth:`loss_terms` alone.
+
+        Where a batch is learnt from piece by piece they are needed before the first backward pass.
+        As it stands here that is a forward pass more; a detector whose divisors follow from the
+        boxes overrides it.
+        """
+        return {name: term.divisor for name, term in self.loss_terms(images, targets).items()}
 
     @abstractmethod
     def decode(self, raw: dict[str, Tensor]) -> Candidates:

@@ -15,7 +15,7 @@ from detectors.coding import decode, encode
 from detectors.losses import positive_smooth_l1
 from detectors.matching import match_boxes, take_boxes, with_a_slot
 from detectors.objectives import Objective
-from detectors.structures import Candidates, Targets
+from detectors.structures import Candidates, LossTerm, Targets
 
 
 class SingleShot(Detector):
@@ -95,18 +95,25 @@ class SingleShot(Detector):
         loc, cls = self.predict(self.normalize(images))
         return {"loc": loc.float(), "cls": cls.float()}
 
-    def loss(self, images: Tensor, targets: Targets) -> dict[str, Tensor]:
-        """``cls`` and ``loc``, each summed over the batch and divided by its positive priors."""
-        return self.losses_of(self(images), targets)
-
-    def losses_of(self, raw: dict[str, Tensor], targets: Targets) -> dict[str, Tensor]:
-        """The losses of :meth:`loss` for raw outputs already computed."""
+    def loss_terms(self, images: Tensor, targets: Targets) -> dict[str, LossTerm]:
+        """``cls`` and ``loc``, each to be divided by the positive priors."""
+        raw = self(images)
         wanted, labels = self.assign(targets)
         positive = labels > 0
-        count = positive.sum().clamp(min=1)
+        count = positive.sum()
         loc = positive_smooth_l1(raw["loc"], wanted, positive).sum()
         cls = self.objective.classification(raw["cls"], labels)
-        return {"cls": cls / count, "loc": loc * self.objective.loc_weight / count}
+        return {
+            "cls": LossTerm(cls, count),
+            "loc": LossTerm(loc * self.objective.loc_weight, count),
+        }
+
+    @torch.no_grad()
+    def loss_divisors(self, images: Tensor, targets: Targets) -> dict[str, Tensor]:
+        """Positive priors, which follow from the boxes."""
+        _, labels = self.assign(targets)
+        count = (labels > 0).sum()
+        return {"cls": count, "loc": count}
 
     def assign(self, targets: Targets) -> tuple[Tensor, Tensor]:
         """What each prior should predict.

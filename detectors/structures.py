@@ -41,6 +41,25 @@ class Candidates(NamedTuple):
     scores: Tensor
 
 
+class LossTerm(NamedTuple):
+    """One of a detector's losses, not yet divided.
+
+    Sums and divisors of all pieces of a batch are added up before anything is divided, so that a
+    loss does not depend on how the batch is cut.
+
+    Attributes:
+        sum: scalar over the images given; gradients flow through it.
+        divisor: scalar count that it is divided by, such as the number of positives.
+    """
+
+    sum: Tensor
+    divisor: Tensor
+
+    def over(self, divisor: Tensor) -> Tensor:
+        """What these images add to the loss of a batch of this divisor; below 1 it counts as 1."""
+        return self.sum / divisor.clamp(min=1)
+
+
 class ImageDetections(NamedTuple):
     """Detections of one image on the CPU, best first; equal scores by prior, then by class.
 

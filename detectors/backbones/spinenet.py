@@ -14,10 +14,10 @@ from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from detectors import draws
 from detectors.backbones.config import Activation, Arch, SpineNetConfig
 from detectors.backbones.layers import Backbone, ConvNormAct, NormFactory
 
@@ -183,7 +183,7 @@ class Unit(nn.Module):
             if index < self.count:
                 out = self.act(out)
         if self.training and self.drop > 0.0:
-            kept = torch.rand(len(out), 1, 1, 1, device=out.device) >= self.drop
+            kept = draws.rand((len(out), 1, 1, 1), device=out.device) >= self.drop
             out = out * (kept.to(out.dtype) / (1.0 - self.drop))
         shortcut = x if self.downsample is None else self.downsample(x)
         activated: Tensor = self.act(out + shortcut)

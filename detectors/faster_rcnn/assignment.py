@@ -1,7 +1,7 @@
 """Examples for both stages: matching with two thresholds, then a random draw of fixed size.
 
-Draws come from torch's global generator, which a training step seeds with its number; on the
-device the tensors are on, so that nothing waits for the host.
+Draws come from torch's global generator, which a training step seeds with its number (see
+:mod:`detectors.draws`); on the device the tensors are on, so that nothing waits for the host.
 """
 
 from __future__ import annotations

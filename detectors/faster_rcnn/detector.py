@@ -18,24 +18,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from detectors import draws
 from detectors.backbones import build_backbone
 from detectors.backbones.layers import make_divisible
 from detectors.base import Detector
 from detectors.boxes import pairwise_iou, to_centers, to_corners
 from detectors.coding import decode, encode
 from detectors.faster_rcnn.anchors import RATIOS, level_sizes, pyramid_anchors
-from detectors.faster_rcnn.assignment import assign, draw
+from detectors.faster_rcnn.assignment import Samples, assign, draw
 from detectors.faster_rcnn.config import FasterRCNNConfig
 from detectors.faster_rcnn.heads import RPN, RoIHeads, init_mindspore
 from detectors.losses import positive_smooth_l1
-from detectors.matching import with_a_slot
+from detectors.matching import Assignment, with_a_slot
 from detectors.pyramid import PyramidBackbone
-from detectors.structures import Candidates, Targets
+from detectors.structures import Candidates, LossTerm, Targets
 from detectors.suppression import suppress_sorted
 
 #: Channels of the pyramid and of the fully connected layers, at width 1.
@@ -51,6 +53,20 @@ _HEAD_VARIANCES = (0.1, 0.2)
 
 #: Largest factor on a side of an anchor or proposal, as a logarithm: 16 pixels become 1,000.
 _LARGEST_LOG = math.log(1000 / 16)
+
+
+class _Examples(NamedTuple):
+    """What the second stage learns from.
+
+    Attributes:
+        boxes: (N, P + G, 4) proposals, then the boxes themselves.
+        found: which box each is an example of.
+        drawn: those that are learnt from.
+    """
+
+    boxes: Tensor
+    found: Assignment
+    drawn: Samples
 
 
 class FasterRCNN(Detector):
@@ -134,20 +150,23 @@ class FasterRCNN(Detector):
             "loc": loc,
         }
 
-    def loss(self, images: Tensor, targets: Targets) -> dict[str, Tensor]:
-        """``rpn_cls``, ``rpn_loc``, ``cls`` and ``loc``.
-
-        Examples are drawn from torch's global generator.
-        """
+    def loss_terms(self, images: Tensor, targets: Targets) -> dict[str, LossTerm]:
+        """``rpn_cls``, ``rpn_loc``, ``cls`` and ``loc``, to be divided by the examples drawn."""
         targets = with_a_slot(targets)
         maps = self._features(images)
         objectness, offsets = self.rpn.head(maps)
-        losses = self._first_stage(objectness, offsets, targets)
-        rule = self.config.rpn
-        proposals, scores = self.propose(
-            objectness, offsets, before=rule.before_train, after=rule.after_train
-        )
-        return losses | self._second_stage(maps, proposals, scores >= 0, targets)
+        terms = self._first_stage(objectness, offsets, targets)
+        examples = self._second_examples(objectness, offsets, targets)
+        return terms | self._second_stage(maps, examples, targets)
+
+    @torch.no_grad()
+    def loss_divisors(self, images: Tensor, targets: Targets) -> dict[str, Tensor]:
+        """Examples drawn; how many proposals there are to draw from the first stage has to say."""
+        targets = with_a_slot(targets)
+        objectness, offsets = self.rpn.head(self._features(images))
+        first = self._first_stage(objectness, offsets, targets)
+        count = self._second_examples(objectness, offsets, targets).drawn.valid.sum()
+        return {name: term.divisor for name, term in first.items()} | {"cls": count, "loc": count}
 
     def decode(self, raw: dict[str, Tensor]) -> Candidates:
         """Boxes (N, P, K, 4), cut to the canvas, and scores (N, P, K)."""
@@ -201,49 +220,57 @@ class FasterRCNN(Detector):
 
     def _first_stage(
         self, objectness: Tensor, offsets: Tensor, targets: Targets
-    ) -> dict[str, Tensor]:
+    ) -> dict[str, LossTerm]:
         """Losses of anchors, over those drawn."""
         rule = self.config.rpn
         legacy = self.config.legacy_boxes
         iou = pairwise_iou(targets.boxes, self.anchors, plus_one=legacy)
         found = assign(iou, targets.valid, self.anchor_usable, rule.assignment)
-        keys = torch.rand(objectness.shape, device=objectness.device)
+        keys = draws.rand(objectness.shape, device=objectness.device)
         drawn = draw(found, keys, rule.assignment)
         rows = drawn.rows.unsqueeze(-1).expand(-1, -1, 4)
         anchors = self.anchors.expand(objectness.shape[0], -1, -1).gather(1, rows)
         slot = found.box.gather(1, drawn.rows)
         wanted = self._offsets(_rows(targets.boxes, slot), anchors, _RPN_VARIANCES)
         cls = F.binary_cross_entropy_with_logits(
-            objectness.gather(1, drawn.rows), drawn.positive.float(), reduction="none"
+            objectness.gather(1, drawn.rows),
+            drawn.positive.to(objectness.dtype),
+            reduction="none",
         )
         loc = positive_smooth_l1(offsets.gather(1, rows), wanted, drawn.positive, beta=rule.beta)
-        count: Tensor | int = drawn.valid.sum().clamp(min=1)
+        count = drawn.valid.sum()
         if rule.fixed_count:
-            count = rule.assignment.samples * len(objectness)
+            count = torch.full_like(count, rule.assignment.samples * len(objectness))
         return {
-            "rpn_cls": torch.where(drawn.valid, cls, 0.0).sum() / count,
-            "rpn_loc": loc.sum() / count,
+            "rpn_cls": LossTerm(torch.where(drawn.valid, cls, 0.0).sum(), count),
+            "rpn_loc": LossTerm(loc.sum(), count),
         }
 
-    def _second_stage(
-        self, maps: Sequence[Tensor], proposals: Tensor, present: Tensor, targets: Targets
-    ) -> dict[str, Tensor]:
-        """Losses of proposals and of the boxes themselves, over those drawn."""
-        rule = self.config.head
-        legacy = self.config.legacy_boxes
+    def _second_examples(self, objectness: Tensor, offsets: Tensor, targets: Targets) -> _Examples:
+        """Proposals and the boxes themselves, and which of them the second stage learns from."""
+        rpn, rule = self.config.rpn, self.config.head
+        proposals, scores = self.propose(
+            objectness, offsets, before=rpn.before_train, after=rpn.after_train
+        )
         boxes = torch.cat([proposals, targets.boxes], dim=1)
-        usable = torch.cat([present, targets.valid], dim=1)
-        iou = pairwise_iou(targets.boxes, boxes, plus_one=legacy)
+        usable = torch.cat([scores >= 0, targets.valid], dim=1)
+        iou = pairwise_iou(targets.boxes, boxes, plus_one=self.config.legacy_boxes)
         found = assign(iou, targets.valid, usable, rule.assignment)
         # Drawn so that padding leaves the numbers of what is there as they are.
         keys = torch.cat(
             [
-                torch.rand(proposals.shape[:2], device=boxes.device),
-                torch.rand(targets.valid.mT.shape, device=boxes.device).mT,
+                draws.rand(proposals.shape[:2], device=boxes.device),
+                draws.rand(targets.valid.mT.shape, image_axis=1, device=boxes.device).mT,
             ],
             dim=1,
         )
-        drawn = draw(found, keys, rule.assignment)
+        return _Examples(boxes, found, draw(found, keys, rule.assignment))
+
+    def _second_stage(
+        self, maps: Sequence[Tensor], examples: _Examples, targets: Targets
+    ) -> dict[str, LossTerm]:
+        """Losses of the examples drawn."""
+        boxes, found, drawn = examples
         chosen = torch.where(
             drawn.valid.unsqueeze(-1),
             _rows(boxes, drawn.rows),
@@ -256,12 +283,15 @@ class FasterRCNN(Detector):
         own = channel.view(*channel.shape, 1, 1).expand(-1, -1, 1, 4)
         cls = F.cross_entropy(logits.flatten(0, 1), channel.flatten(), reduction="none")
         loc = positive_smooth_l1(
-            offsets.gather(2, own).squeeze(2), wanted, drawn.positive, beta=rule.beta
+            offsets.gather(2, own).squeeze(2),
+            wanted,
+            drawn.positive,
+            beta=self.config.head.beta,
         )
-        count = drawn.valid.sum().clamp(min=1)
+        count = drawn.valid.sum()
         return {
-            "cls": torch.where(drawn.valid.flatten(), cls, 0.0).sum() / count,
-            "loc": loc.sum() / count,
+            "cls": LossTerm(torch.where(drawn.valid.flatten(), cls, 0.0).sum(), count),
+            "loc": LossTerm(loc.sum(), count),
         }
 
     def _features(self, images: Tensor) -> list[Tensor]:

@@ -30,7 +30,7 @@ from detectors.priors import Level, grid_boxes
 from detectors.pyramid import PyramidBackbone
 from detectors.retinanet.config import AnchorConfig, RetinaNetConfig
 from detectors.retinanet.head import RetinaHead
-from detectors.structures import Candidates, Targets
+from detectors.structures import Candidates, LossTerm, Targets
 
 #: Offsets are not divided by anything.
 _VARIANCES = (1.0, 1.0)
@@ -136,20 +136,27 @@ class RetinaNet(Detector):
         loc, cls = self.bbox_head(self.backbone(self.normalize(images)))
         return {"loc": loc.float(), "cls": cls.float()}
 
-    def loss(self, images: Tensor, targets: Targets) -> dict[str, Tensor]:
-        """``cls`` and ``loc``, each summed over the batch and divided by its positive anchors."""
-        return self.losses_of(self(images), targets)
-
-    def losses_of(self, raw: dict[str, Tensor], targets: Targets) -> dict[str, Tensor]:
-        """The losses of :meth:`loss` for raw outputs already computed."""
+    def loss_terms(self, images: Tensor, targets: Targets) -> dict[str, LossTerm]:
+        """``cls`` and ``loc``, each to be divided by the positive anchors."""
+        raw = self(images)
         rule = self.config.loss
         wanted, labels, learnt = self.assign(targets)
         positive = labels >= 0
-        count = positive.sum().clamp(min=1)
+        count = positive.sum()
         each = sigmoid_focal(raw["cls"], labels, alpha=rule.alpha, gamma=rule.gamma)
         cls = torch.where(learnt.unsqueeze(-1), each, 0.0).sum()
         loc = positive_smooth_l1(raw["loc"], wanted, positive, beta=rule.beta).sum()
-        return {"cls": cls * rule.cls_weight / count, "loc": loc * rule.loc_weight / count}
+        return {
+            "cls": LossTerm(cls * rule.cls_weight, count),
+            "loc": LossTerm(loc * rule.loc_weight, count),
+        }
+
+    @torch.no_grad()
+    def loss_divisors(self, images: Tensor, targets: Targets) -> dict[str, Tensor]:
+        """Positive anchors, which follow from the boxes."""
+        _, labels, _ = self.assign(targets)
+        count = (labels >= 0).sum()
+        return {"cls": count, "loc": count}
 
     def assign(self, targets: Targets) -> tuple[Tensor, Tensor, Tensor]:
         """What each anchor should predict.

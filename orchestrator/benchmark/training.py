@@ -178,7 +178,8 @@ class Trainer:
 
     def _watch(self, stack: ExitStack, clock: Clock) -> None:
         watched: list[tuple[Any, str, str]] = [
-            (self.model, "loss", "forward"),
+            (self.model, "loss_terms", "forward"),
+            (self.model, "loss_divisors", "forward"),
             (self.stepper, "backward", "backward"),
             (self.stepper.scaler, "step", "optimizer"),
         ]

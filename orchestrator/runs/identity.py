@@ -41,9 +41,11 @@ _NAMED = 8
 #: Keys, with everything below them, that may change between two starts of a run: they decide where
 #: and how it computes and when it gives up, not what the result is.
 #:
-#: ``cluster`` is one of them although sums over another number of workers round differently: with
-#: a fixed global batch every step sees the same samples, and a run that could not go on with the
-#: machines that are left would not survive the loss of one. The change is noted in the log.
+#: ``cluster`` is one of them: the objective of a step is that of its whole batch, whatever the
+#: number of workers, and a run that could not go on with the machines that are left would not
+#: survive the loss of one. Two things do depend on it, so the change is noted in the log: batch
+#: normalisation takes a worker's own images unless ``train.sync_batch_norm`` or
+#: ``train.virtual_shards`` says otherwise, and without the latter sums round in another order.
 NOT_IDENTITY = (
     "name",
     "storage",

@@ -31,8 +31,24 @@ class NumericsChange:
     affects: Callable[[Mapping[str, Json]], bool]
 
 
+def _cuts_batches(tree: Mapping[str, Json]) -> bool:
+    """Whether a batch of the experiment is computed in more than one piece."""
+    train, cluster = tree.get("train"), tree.get("cluster")
+    pieces = train.get("accumulate", 1) if isinstance(train, dict) else 1
+    shards = train.get("virtual_shards") if isinstance(train, dict) else None
+    workers = cluster.get("workers", 1) if isinstance(cluster, dict) else 1
+    return pieces != 1 or workers != 1 or shards is not None
+
+
 #: Every change, oldest first. Version 1 is that of all runs recorded before there were versions.
-CHANGES: Final[Sequence[NumericsChange]] = ()
+CHANGES: Final[Sequence[NumericsChange]] = (
+    NumericsChange(
+        2,
+        "losses of a batch in several pieces are divided by the counts of the whole batch, and "
+        "random numbers go by an image's place in it",
+        _cuts_batches,
+    ),
+)
 
 NUMERICS_VERSION: Final = CHANGES[-1].version if CHANGES else 1
 

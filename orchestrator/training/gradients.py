@@ -108,7 +108,7 @@ class Gradients:
         self._armed = self.collective.world > 1
 
     def finish(self) -> None:
-        """Wait until every bucket holds the mean over ranks."""
+        """Wait until every bucket holds the sum over ranks."""
         if self.collective.world == 1:
             return
         self._armed = False
@@ -117,7 +117,6 @@ class Gradients:
         self._send_full_buckets()
         for bucket in self.buckets:
             bucket.work.wait()
-        torch._foreach_mul_(self.flats, 1.0 / self.collective.world)
 
     @torch.no_grad()
     def norm(self) -> Tensor:

@@ -32,7 +32,7 @@ class Replayed:
         folder: of the evidence.
         step: its number, from 0.
         weights: tensors of the state that were not finite before the step.
-        losses: by rank, the named losses.
+        losses: by rank, what it adds to the named losses of the batch.
         modules: by rank, the first module that made something not finite out of something finite,
             or None.
         images: data-set ids of images whose boxes are not finite.
@@ -97,10 +97,10 @@ def replay(run_dir: Path, step: int | None, *, accelerator: Accelerator) -> Repl
     losses, modules = [], []
     weights: list[str] = []
     gradients: dict[str, None] = {}
-    for rank, batch in enumerate(found.batches):
-        model = initial_model(experiment, len(found.classes), accelerator, device)
+
+    def stepper_of(rank: int) -> Stepper:
         stepper = Stepper(
-            model,
+            initial_model(experiment, len(found.classes), accelerator, device),
             experiment.train,
             seed=experiment.seed,
             accelerator=accelerator,
@@ -109,9 +109,17 @@ def replay(run_dir: Path, step: int | None, *, accelerator: Accelerator) -> Repl
             rank=rank,
         )
         restore(found.state, stepper)
+        return stepper
+
+    shares: list[dict[str, Tensor]] = []
+    for rank, batch in enumerate(found.batches):
+        shares += stepper_of(rank).divisors(batch)
+    for rank, batch in enumerate(found.batches):
+        stepper = stepper_of(rank)
+        model = stepper.model
         weights = stepper.damaged()
         with _first_broken(model) as broken:
-            pieces = stepper.backward(batch)
+            pieces = stepper.backward(batch, divisors=stepper.add_up(shares))
         stepper.reduce()
         losses.append({n: sum(piece[n].item() for piece in pieces) for n in sorted(pieces[0])})
         modules.append(broken[0] if broken else None)

@@ -8,14 +8,17 @@ statistics are what they were before it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from detectors.base import Detector
-from detectors.structures import Targets
+from detectors.draws import piece_of_batch
+from detectors.structures import LossTerm, Targets
 from orchestrator.accelerators import Accelerator, Precision
 from orchestrator.config.schema import TrainConfig
 from orchestrator.data.batch import Batch
@@ -32,7 +35,7 @@ class StepReport:
     """What one step did, equal on every rank.
 
     Attributes:
-        losses: named losses and their sum ``loss``, mean over micro-batches and ranks.
+        losses: named losses of the whole batch and their sum ``loss``.
         gradient_norm: global 2-norm before clipping.
         applied: whether the optimizer moved; false when anything was not finite.
         sound: whether weights and average were finite when the step began.
@@ -83,6 +86,20 @@ class _SavedBuffers:
             torch.add(saved, change, alpha=factor, out=live)
 
 
+class _Piece(NamedTuple):
+    """Images that run forward and backward together.
+
+    Attributes:
+        first: place of the first of them in the rank's share of the batch.
+        images: (n, 3, H, W).
+        targets: of these images.
+    """
+
+    first: int
+    images: Tensor
+    targets: Targets
+
+
 class Stepper:
     """Owns what a step changes: model, optimizer, loss scaler and weight average."""
 
@@ -123,20 +140,13 @@ class Stepper:
         """Do step ``batch.step`` with this rank's share of its images."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate * group["lr_factor"]
-        self._buffers.save()
         pieces = self.backward(batch)
         self.reduce()
         self.scaler.unscale_(self.optimizer)
         norm = self.gradients.norm()
         names = sorted(pieces[0])
         rows = torch.stack([torch.stack([p[name].float() for name in names]) for p in pieces])
-        if self._shards is None:
-            table = rows.sum(0, keepdim=True) / self.collective.world
-        else:
-            # A row for each shard: adding zeros is exact, so the log has the same bits too.
-            table = rows.new_zeros(self._shards, len(names))
-            first = self.collective.rank * len(pieces)
-            table[first : first + len(pieces)] = rows
+        table = self._by_shard(rows)
         peak = largest([*self.model.parameters(), *self._averaged()])
         stopping = rows.new_tensor([float(stop)])
         shared = torch.cat([table.flatten(), stopping, peak.reshape(1)])
@@ -184,7 +194,10 @@ class Stepper:
 
     def damaged(self) -> list[str]:
         """Names of the tensors of the state that hold a NaN or an infinity."""
-        named = dict(self.model.named_parameters()) | dict(self.model.named_buffers())
+        # Constants are not saved, and may be infinite: the reach of an outermost level, say.
+        saved = self.model.state_dict().keys()
+        buffers = {name: b for name, b in self.model.named_buffers() if name in saved}
+        named = {**dict(self.model.named_parameters()), **buffers}
         for name, parameter in self.model.named_parameters():
             for kind, value in self.optimizer.state.get(parameter, {}).items():
                 if isinstance(value, Tensor):
@@ -197,13 +210,84 @@ class Stepper:
             return []
         return [name for name, t in tensors.items() if not math.isfinite(largest([t]).item())]
 
-    def backward(self, batch: Batch) -> list[dict[str, Tensor]]:
+    def backward(
+        self, batch: Batch, *, divisors: Mapping[str, Tensor] | None = None
+    ) -> list[dict[str, Tensor]]:
         """Run this rank's micro-batches forward and backward.
 
+        A loss of the batch is the sum of what its pieces add up, over the sum of their divisors.
+        The divisors are therefore added up over all pieces and ranks before the first backward
+        pass. A rank with one piece runs it forward and then asks; one with several asks for their
+        divisors alone first.
+
+        Args:
+            batch: this rank's share of the step's images.
+            divisors: of the named losses over the whole batch; None adds them up here.
+
         Returns:
-            Named losses of each, as they add up to their mean over the rank's share of the batch,
-            or over the whole batch where it is cut into virtual shards.
+            Named losses of each piece, as they add up to those of the whole batch.
         """
+        pieces = self._pieces(batch)
+        found: list[dict[str, Tensor]] = []
+        self._buffers.save()
+        self.gradients.zero()
+        if divisors is None and len(pieces) > 1:
+            divisors = self.add_up(self.divisors(batch))
+        for number, piece in enumerate(pieces):
+            if self._shards is not None and number > 0:
+                # Every shard starts from what the step found, as it does alone on its rank.
+                self.gradients.zero()
+                self._buffers.restore()
+            if self._shards is None and number == len(pieces) - 1:
+                self.gradients.expect_last()
+            with self._drawing(batch, piece), self.accelerator.autocast(self.precision):
+                terms = self.model.loss_terms(piece.images, piece.targets)
+            if divisors is None:
+                divisors = self.add_up([_divisors_of(terms)])
+            losses = {name: term.over(divisors[name]) for name, term in terms.items()}
+            total = torch.stack(list(losses.values())).sum()
+            self.scaler.scale(total).backward()  # type: ignore[no-untyped-call]
+            found.append({name: value.detach() for name, value in losses.items()})
+            if self._shards is not None:
+                self._gradient_sum.add(self.gradients.flats)
+                self._buffer_sum.add(self._buffers.changes())
+        return found
+
+    def divisors(self, batch: Batch) -> list[dict[str, Tensor]]:
+        """Divisors of the named losses of each of this rank's pieces; nothing else changes."""
+        found = []
+        self._buffers.save()
+        for piece in self._pieces(batch):
+            with self._drawing(batch, piece), self.accelerator.autocast(self.precision):
+                found.append(self.model.loss_divisors(piece.images, piece.targets))
+            # Some detectors have to run forward for it, through layers that keep statistics.
+            self._buffers.restore()
+        return found
+
+    def add_up(self, pieces: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """Divisors over all pieces of all ranks, the same bits on each.
+
+        Counts are exact in float32 up to 16 million, in whatever order they are added; with virtual
+        shards other divisors have one order, too.
+        """
+        names = sorted(pieces[0])
+        table = torch.stack([torch.stack([p[name].float() for name in names]) for p in pieces])
+        table = self._by_shard(table)
+        self.collective.sum_(table)
+        return dict(zip(names, table.sum(0).unbind(), strict=True))
+
+    def _by_shard(self, rows: Tensor) -> Tensor:
+        """A row for each shard of the batch, zeros but for this rank's; one row without shards."""
+        if self._shards is None:
+            return rows.sum(0, keepdim=True)
+        # Adding zeros is exact, so that a sum over ranks has the same bits for any number of them.
+        table = rows.new_zeros(self._shards, rows.shape[1])
+        first = self.collective.rank * len(rows)
+        table[first : first + len(rows)] = rows
+        return table
+
+    def _pieces(self, batch: Batch) -> list[_Piece]:
+        """This rank's share of a batch as it is learnt from: micro-batches or virtual shards."""
         device = self.collective.device
         images = images_to_device(batch, device)
         targets = Targets(
@@ -211,36 +295,22 @@ class Stepper:
             labels=torch.from_numpy(batch.labels).to(device, non_blocking=True),
             valid=torch.from_numpy(batch.valid).to(device, non_blocking=True),
         )
-        if self._shards is None:
-            pieces = parts = self.config.accumulate
-        else:
-            parts = self._shards
-            pieces = len(batch) // (self.config.batch_size // parts)
-        size = len(batch) // pieces
-        found: list[dict[str, Tensor]] = []
-        self.gradients.zero()
-        for piece in range(pieces):
-            rows = slice(piece * size, (piece + 1) * size)
-            if self._shards is None:
-                place = (self._rank, piece)
-                if piece == pieces - 1:
-                    self.gradients.expect_last()
-            else:
-                place = (self._rank * pieces + piece, 0)
-                if piece > 0:
-                    # Every shard starts from what the step found, as it does alone on its rank.
-                    self.gradients.zero()
-                    self._buffers.restore()
-            torch.manual_seed(_device_seed(self.seed, batch.step, *place))
-            with self.accelerator.autocast(self.precision):
-                losses = self.model.loss(images[rows], Targets(*(t[rows] for t in targets)))
-            total = torch.stack(list(losses.values())).sum() / parts
-            self.scaler.scale(total).backward()  # type: ignore[no-untyped-call]
-            found.append({name: value.detach() / parts for name, value in losses.items()})
-            if self._shards is not None:
-                self._gradient_sum.add(self.gradients.flats)
-                self._buffer_sum.add(self._buffers.changes())
-        return found
+        count = self.config.accumulate
+        if self._shards is not None:
+            count = len(batch) // (self.config.batch_size // self._shards)
+        size = len(batch) // count
+        return [
+            _Piece(rows.start, images[rows], Targets(*(column[rows] for column in targets)))
+            for rows in (slice(piece * size, (piece + 1) * size) for piece in range(count))
+        ]
+
+    @contextmanager
+    def _drawing(self, batch: Batch, piece: _Piece) -> Iterator[None]:
+        """Random numbers are those of the step and of the image's place in the whole batch."""
+        torch.manual_seed(_device_seed(self.seed, batch.step))
+        first = self._rank * len(batch) + piece.first
+        with piece_of_batch(first, self.config.batch_size):
+            yield
 
     def reduce(self) -> None:
         """Make gradients those of the whole batch, on every rank.
@@ -266,10 +336,15 @@ def largest(tensors: Iterable[Tensor]) -> Tensor:
     return torch.stack([norm.float().to(norms[0].device) for norm in norms]).max()
 
 
-def _device_seed(seed: int, step: int, rank: int, piece: int) -> int:
-    """Seed of the device generator for one forward pass: a pure function, nothing to save."""
+def _divisors_of(terms: Mapping[str, LossTerm]) -> dict[str, Tensor]:
+    return {name: term.divisor.detach() for name, term in terms.items()}
+
+
+def _device_seed(seed: int, step: int) -> int:
+    """Seed of the device generator for the forward passes of a step: a pure function."""
     mixed = seed
-    for part in (step, rank, piece):
+    # The zeros are of the first worker and its first piece, which once had seeds of their own.
+    for part in (step, 0, 0):
         # SplitMix64 finaliser (Steele et al. 2014): neighbouring inputs give unrelated seeds.
         mixed = (mixed ^ part) + 0x9E3779B97F4A7C15 & 0xFFFFFFFFFFFFFFFF
         mixed = (mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9 & 0xFFFFFFFFFFFFFFFF

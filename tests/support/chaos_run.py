@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from detectors.base import Detector
-from detectors.structures import Candidates, Targets
+from detectors.structures import Candidates, LossTerm, Targets
 from orchestrator.accelerators import Accelerator
 from orchestrator.checkpoints.commit import CommitStore
 from orchestrator.config.resolve import load_experiment
@@ -76,10 +76,14 @@ class SmallDetector(Detector):
         features = self.drop(self.norm(self.conv(self.normalize(images))).relu())
         return {"boxes": self.head(features.mean((2, 3)))}
 
-    def loss(self, images: Tensor, targets: Targets) -> dict[str, Tensor]:
+    def loss_terms(self, images: Tensor, targets: Targets) -> dict[str, LossTerm]:
         wanted = (targets.boxes * targets.valid.unsqueeze(-1)).sum(1) / 64
         error = (self(images)["boxes"] - wanted).square()
-        return {"near": error[:, :2].mean(), "far": error[:, 2:].mean()}
+        count = torch.tensor(2 * len(images))
+        return {
+            "near": LossTerm(error[:, :2].sum(), count),
+            "far": LossTerm(error[:, 2:].sum(), count),
+        }
 
     def decode(self, raw: dict[str, Tensor]) -> Candidates:
         boxes = raw["boxes"][:, None] + torch.tensor([0.0, 0.0, 8.0, 8.0])

@@ -44,15 +44,22 @@ tracking: {mlflow: null}
 """
 
 
-def make_run(folder: Path) -> Path:
-    """Train in ``folder``/tiny and return that run folder."""
-    data = folder / "squares"
-    make_data(data)
+def make_run(folder: Path, *overrides: str, data: Path | None = None) -> Path:
+    """Train in ``folder``/tiny, or go on there, and return that run folder.
+
+    Args:
+        folder: of the run, and of its data where ``data`` names none.
+        overrides: of the experiment, as on the command line.
+        data: made by :func:`make_data` before.
+    """
+    if data is None:
+        data = folder / "squares"
+        make_data(data)
     file = folder / "tiny.yaml"
     file.write_text(EXPERIMENT % json.dumps(str(data)))
-    resolved = load_experiment(file)
+    resolved = load_experiment(file, overrides)
     run = folder / "tiny"
-    (run / "config").mkdir(parents=True)
+    (run / "config").mkdir(parents=True, exist_ok=True)
     (run / "config" / "resolved.yaml").write_text(dump_yaml(resolved))
     plan = make_plan(resolved, run, threads=1)
     (run / "label_map.json").write_text(plan.job.label_map.to_json())

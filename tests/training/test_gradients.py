@@ -1,4 +1,4 @@
-"""Gradient buckets: fixed layout, mean over ranks, clipping, unused parameters."""
+"""Gradient buckets: fixed layout, sum over ranks, clipping, unused parameters."""
 
 from __future__ import annotations
 
@@ -33,20 +33,20 @@ def _rank(rank: int, world: int, folder: str) -> None:
     inputs = torch.randn(2 * world, 7)[2 * rank : 2 * rank + 2]
     for _ in range(2):  # A second step must not see the first one's sums.
         gradients.zero()
-        (model(inputs[:1]).pow(2).sum() / 2).backward()
+        model(inputs[:1]).pow(2).sum().backward()
         gradients.expect_last()
-        (model(inputs[1:]).pow(2).sum() / 2).backward()
+        model(inputs[1:]).pow(2).sum().backward()
         gradients.finish()
     torch.save([p.grad.clone() for p in model.parameters()], f"{folder}/grads-{rank}.pt")
     dist.destroy_process_group()
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
-def test_mean_over_ranks_equals_one_big_batch(world: int, tmp_path: Path) -> None:
+def test_sum_over_ranks_equals_one_big_batch(world: int, tmp_path: Path) -> None:
     mp.spawn(_rank, args=(world, str(tmp_path)), nprocs=world)
     model = _model()
     torch.manual_seed(100)
-    (model(torch.randn(2 * world, 7)).pow(2).sum() / (2 * world)).backward()
+    model(torch.randn(2 * world, 7)).pow(2).sum().backward()
     expected = [p.grad for p in model.parameters()]
     for rank in range(world):
         for ours, theirs in zip(torch.load(tmp_path / f"grads-{rank}.pt"), expected, strict=True):

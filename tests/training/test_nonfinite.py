@@ -16,6 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from detectors.structures import LossTerm
 from orchestrator.checkpoints.codec import weights_digest
 from orchestrator.cli.main import main
 from orchestrator.config.schema import AdamWOptimizer, EmaConfig, SGDOptimizer, TrainConfig
@@ -95,13 +96,13 @@ def test_a_bad_step_changes_no_bit(number: int) -> None:
         batch.boxes.reshape(-1)[rng.randrange(batch.boxes.size)] = value
     elif where == "loss":
         term = rng.choice(["near", "far"])
-        real = model.loss
+        real = model.loss_terms
 
-        def loss(*arguments: Any) -> dict[str, Tensor]:
-            losses = real(*arguments)
-            return {**losses, term: losses[term] * value}
+        def loss_terms(*arguments: Any) -> dict[str, LossTerm]:
+            terms = real(*arguments)
+            return {**terms, term: terms[term]._replace(sum=terms[term].sum * value)}
 
-        model.loss = loss  # type: ignore[method-assign]
+        model.loss_terms = loss_terms  # type: ignore[method-assign]
     elif where == "gradient":
         parameter = rng.choice(list(model.parameters()))
 
@@ -215,8 +216,9 @@ def test_a_replay_names_the_module_and_the_gradients(tmp_path: Path, digits: Pat
 
 def test_what_is_finite_when_repeated_blames_the_machine(tmp_path: Path, digits: Path) -> None:
     class Flaky(SmallDetector):
-        def loss(self, *arguments: Any) -> dict[str, Tensor]:
-            return {name: value * math.nan for name, value in super().loss(*arguments).items()}
+        def loss_terms(self, *arguments: Any) -> dict[str, LossTerm]:
+            terms = super().loss_terms(*arguments)
+            return {name: term._replace(sum=term.sum * math.nan) for name, term in terms.items()}
 
     plan = small_plan(tmp_path / "run", digits)
     with (
@@ -238,11 +240,11 @@ def test_weights_that_went_bad_in_memory_are_never_committed(tmp_path: Path, dig
             self.spare = torch.nn.Parameter(torch.zeros(3))
             self.calls = 0
 
-        def loss(self, *arguments: Any) -> dict[str, Tensor]:
+        def loss_terms(self, *arguments: Any) -> dict[str, LossTerm]:
             self.calls += 1
             if self.calls == 5:
                 self.spare.data[1] = math.nan
-            return super().loss(*arguments)
+            return super().loss_terms(*arguments)
 
     plan = small_plan(tmp_path / "run", digits)
     with (

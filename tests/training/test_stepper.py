@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from detectors.base import Detector
-from detectors.structures import Candidates, Targets
+from detectors.structures import Candidates, LossTerm, Targets
 from orchestrator.accelerators import Accelerator
 from orchestrator.config.schema import (
     AdamWOptimizer,
@@ -41,10 +41,14 @@ class TinyDetector(Detector):
         features = self.drop(self.norm(self.conv(self.normalize(images))).relu())
         return {"boxes": self.head(features.mean((2, 3)))}
 
-    def loss(self, images: Tensor, targets: Targets) -> dict[str, Tensor]:
+    def loss_terms(self, images: Tensor, targets: Targets) -> dict[str, LossTerm]:
         wanted = (targets.boxes * targets.valid.unsqueeze(-1)).sum(1) / 8
         error = (self(images)["boxes"] - wanted).square()
-        return {"near": error[:, :2].mean(), "far": error[:, 2:].mean()}
+        count = torch.tensor(2 * len(images))
+        return {
+            "near": LossTerm(error[:, :2].sum(), count),
+            "far": LossTerm(error[:, 2:].sum(), count),
+        }
 
     def decode(self, raw: dict[str, Tensor]) -> Candidates:
         return Candidates(raw["boxes"][:, None], torch.ones(len(raw["boxes"]), 1, 1))

@@ -307,7 +307,8 @@ class TrainConfig(Settings):
             fp16 on an NPU.
         loss_scale: with fp16: ``dynamic``, or a fixed factor on the loss.
         clip_norm: largest L2 norm of the whole gradient; null for no clipping.
-        accumulate: pieces a worker's share of a batch is computed in, to save memory.
+        accumulate: pieces a worker's share of a batch is computed in, to save memory. Losses and
+            gradients are those of the whole batch; batch norm sees a piece at a time.
         virtual_shards: number of equal parts that every batch is computed in and whose gradients
             are added in one fixed order, so that any number of workers that divides it ends in the
             same bits; batch norm then sees a part at a time. Costs a copy of the gradients for each

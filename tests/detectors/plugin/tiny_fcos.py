@@ -23,7 +23,7 @@ from detectors.config import DetectorConfig, InputSize
 from detectors.losses import sigmoid_focal
 from detectors.matching import with_a_slot
 from detectors.pyramid import PyramidBackbone
-from detectors.structures import Candidates, Targets
+from detectors.structures import Candidates, LossTerm, Targets
 
 
 class TinyConvsConfig(BackboneConfig):
@@ -134,11 +134,11 @@ class TinyFCOS(Detector):
             "center": rows(self.center).squeeze(-1),
         }
 
-    def loss(self, images: Tensor, targets: Targets) -> dict[str, Tensor]:
+    def loss_terms(self, images: Tensor, targets: Targets) -> dict[str, LossTerm]:
         raw = self(images)
         labels, wanted = self._targets(with_a_slot(targets))
         positive = labels >= 0
-        count = positive.sum().clamp(min=1)
+        count = positive.sum()
         cls = sigmoid_focal(raw["cls"], labels, alpha=0.25, gamma=2.0).sum()
         left, top, right, bottom = wanted.clamp(min=1e-6).unbind(-1)
         horizontal = torch.minimum(left, right) / torch.maximum(left, right)
@@ -148,9 +148,9 @@ class TinyFCOS(Detector):
         loc = torch.where(positive, central * (1.0 - overlap), 0.0).sum()
         center = F.binary_cross_entropy_with_logits(raw["center"], central, reduction="none")
         return {
-            "cls": cls / count,
-            "loc": loc / central.sum().clamp(min=1e-6),
-            "center": torch.where(positive, center, 0.0).sum() / count,
+            "cls": LossTerm(cls, count),
+            "loc": LossTerm(loc, central.detach().sum()),
+            "center": LossTerm(torch.where(positive, center, 0.0).sum(), count),
         }
 
     def _distances(self, loc: Tensor) -> Tensor:
