@@ -219,12 +219,6 @@ def log_tags(run_dir: Path) -> dict[str, str]:
     return {"event_log": f"incomplete: {lost[-1]}"} if lost else {}
 
 
-def log_tags(run_dir: Path) -> dict[str, str]:
-    """A tag that says so, where lines of the event log were lost between two starts."""
-    lost = [event.text for event in read_events(run_dir / EVENTS) if event.kind == LOG_LOST]
-    return {"event_log": f"incomplete: {lost[-1]}"} if lost else {}
-
-
 def ending_tags(outcome: Outcome) -> dict[str, str]:
     """Tags that say how a run ended, and why, if it did so by itself."""
     tags = {"ended": outcome.state}
