@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from orchestrator.storage.local import Storage
 from tests.support.faulty_storage import BucketStorage, QuickStorage
@@ -24,6 +25,9 @@ def pytest_configure() -> None:
     and demands one from then on; the servers of the next test, which has another ``HOME``, start
     without it, and refuse their own client.
     """
+    # A machine with other work to do is slow now and then, and nothing is wrong with that.
+    settings.register_profile("any machine", deadline=None)
+    settings.load_profile("any machine")
     os.environ["RAY_AUTH_MODE"] = "token"
     os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     # Ray's sockets and those of multiprocessing lie below it; Linux takes 107 bytes in all.

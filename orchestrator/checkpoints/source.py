@@ -94,14 +94,14 @@ def require_there(path: Path) -> None:
     """Raise unless a path exists, with the nearest one that does.
 
     Raises:
-        DataError: it does not.
+        StorageError: it does not.
     """
     if path.exists():
         return
     siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
     guess = nearest(path.name, siblings)
     hint = f"; did you mean {path.parent / guess}?" if guess else ""
-    raise DataError(
+    raise StorageError(
         f"{path}: does not exist{hint}\nname a run folder, a checkpoint folder or a file of weights"
     )
 
