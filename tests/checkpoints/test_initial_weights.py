@@ -24,8 +24,8 @@ from orchestrator.errors import ConfigError, DataError, SecurityError
 from orchestrator.runs.identity import Identity, open_run
 from orchestrator.runs.plan import Plan, make_plan
 from orchestrator.runs.report import say_initial
-from orchestrator.storage.run_files import STOP
-from orchestrator.tracking.events import read_events
+from orchestrator.storage.run_files import EVENTS, STOP
+from orchestrator.tracking.events import EventLog, read_events
 from orchestrator.training.job import Outcome
 from orchestrator.training.session import open_store, run_rank
 
@@ -168,6 +168,9 @@ def test_other_bytes_are_another_run_and_another_place_is_not(
         )
     run = tmp_path / "run"
     open_run(run, identities[0], trees[0])
+    log = EventLog(run / EVENTS)
+    log.note("resume", "a run in which something was done", step=0)
+    log.close()
     assert open_run(run, identities[1], trees[1]).kind == "resume"
     with pytest.raises(ConfigError, match=r"train\.init_from: sha256 \w+ there, \w+ now"):
         open_run(run, identities[2], trees[2])
