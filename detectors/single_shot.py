@@ -97,7 +97,14 @@ class SingleShot(Detector):
 
     def loss_terms(self, images: Tensor, targets: Targets) -> dict[str, LossTerm]:
         """``cls`` and ``loc``, each to be divided by the positive priors."""
-        raw = self(images)
+        return self.terms_of(self(images), targets)
+
+    def losses_of(self, raw: dict[str, Tensor], targets: Targets) -> dict[str, Tensor]:
+        """The losses of raw outputs of a whole batch, divided."""
+        return {name: term.over(term.divisor) for name, term in self.terms_of(raw, targets).items()}
+
+    def terms_of(self, raw: dict[str, Tensor], targets: Targets) -> dict[str, LossTerm]:
+        """What :meth:`loss_terms` makes of raw outputs."""
         wanted, labels = self.assign(targets)
         positive = labels > 0
         count = positive.sum()

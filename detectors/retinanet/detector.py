@@ -138,7 +138,14 @@ class RetinaNet(Detector):
 
     def loss_terms(self, images: Tensor, targets: Targets) -> dict[str, LossTerm]:
         """``cls`` and ``loc``, each to be divided by the positive anchors."""
-        raw = self(images)
+        return self.terms_of(self(images), targets)
+
+    def losses_of(self, raw: dict[str, Tensor], targets: Targets) -> dict[str, Tensor]:
+        """The losses of raw outputs of a whole batch, divided."""
+        return {name: term.over(term.divisor) for name, term in self.terms_of(raw, targets).items()}
+
+    def terms_of(self, raw: dict[str, Tensor], targets: Targets) -> dict[str, LossTerm]:
+        """What :meth:`loss_terms` makes of raw outputs."""
         rule = self.config.loss
         wanted, labels, learnt = self.assign(targets)
         positive = labels >= 0

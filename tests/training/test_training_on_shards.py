@@ -23,7 +23,8 @@ from orchestrator.runs.identity import Identity, open_run
 from orchestrator.runs.plan import Plan, make_plan
 from orchestrator.storage.address import below
 from orchestrator.storage.folders import open_folder
-from orchestrator.storage.run_files import STOP
+from orchestrator.storage.run_files import EVENTS, STOP
+from orchestrator.tracking.events import EventLog
 from orchestrator.training import session
 from tests.support.buckets import fresh_location, needs_bucket
 from tests.support.local_runs import StoppingStream, train
@@ -172,6 +173,9 @@ def test_a_run_does_not_go_on_with_shards_of_other_data(
         open_run(tmp_path / "run", identity, {})
 
     claim(plan_in(tmp_path / "run", section))
+    log = EventLog(tmp_path / "run" / EVENTS)
+    log.note("resume", "a run in which something was done", step=0)
+    log.close()
     shutil.rmtree(copy)
     other.rename(copy)
     with pytest.raises(Exception, match="holds another experiment:\n  data: sha256"):

@@ -236,7 +236,7 @@ def test_no_shards_at_all(tmp_path: Path) -> None:
 def test_places_and_what_lies_below_them() -> None:
     assert below("data/shards/", "train") == "data/shards/train"
     assert below("s3://b/p?region=x", "train") == "s3://b/p/train?region=x"
-    with pytest.raises(ConfigError, match="'ftp://h/p' names no folder; allowed: a path, s3://"):
+    with pytest.raises(ConfigError, match=r"'ftp://h/p' names no place .*; allowed: a path, s3://"):
         open_folder("ftp://h/p")
 
 
