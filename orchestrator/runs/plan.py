@@ -15,7 +15,7 @@ from orchestrator.config.resolve import ResolvedExperiment
 from orchestrator.config.schema import Experiment
 from orchestrator.data.dataset import Dataset
 from orchestrator.data.findings import Finding
-from orchestrator.data.readers.split import read_split
+from orchestrator.data.readers.split import read_split, read_splits
 from orchestrator.data.stream.assemble import BatchPlan, training_samples
 from orchestrator.errors import ConfigError, DataError
 from orchestrator.evaluation.coco import evaluate
@@ -68,9 +68,7 @@ def make_plan(
         ConfigError: values that do not fit the data set.
     """
     experiment = resolved.experiment
-    train, val = (
-        read_split(experiment.data, split) for split in (experiment.data.train, experiment.data.val)
-    )
+    train, val = read_splits(experiment.data)
     # Without memory for its tensors: only to see that all that is said about it is true.
     model = skeleton(experiment.detector, num_classes=len(train.dataset.label_map))
     adapt(model, experiment.train)

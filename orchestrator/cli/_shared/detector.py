@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from orchestrator.errors import ConfigError
 
 if TYPE_CHECKING:
-    from orchestrator.predict.loading import LoadedDetector
+    from orchestrator.predict.loading import LoadedDetector, NamedDetector
     from orchestrator.predict.predictor import DetectOptions
 
 
@@ -71,6 +71,19 @@ def load(source: str, overrides: list[str], arguments: argparse.Namespace) -> Lo
     from orchestrator.predict.loading import load_detector
 
     return load_detector(
+        source,
+        experiment=arguments.experiment,
+        overrides=overrides,
+        step=arguments.step,
+        averaged=arguments.averaged,
+    )
+
+
+def name(source: str, overrides: list[str], arguments: argparse.Namespace) -> NamedDetector:
+    """The detector that the arguments name, without its weights."""
+    from orchestrator.predict.loading import name_detector
+
+    return name_detector(
         source,
         experiment=arguments.experiment,
         overrides=overrides,

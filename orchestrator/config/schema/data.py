@@ -90,9 +90,9 @@ class DataConfig(Settings):
         root: folder that the paths of ``train`` and ``val`` are relative to, so that one override
             moves the whole set. Where neither of them is given, its layout is recognised and names
             both; a ``data.yaml`` may stand for the folder.
-        classes: file with the name of one class a line, or a ``data.yaml``, for voc, txt and yolo;
-            null takes ``classes.txt``, or what yolo has instead, or the names in voc's XML. COCO
-            names its classes itself.
+        classes: file with the name of one class a line, a ``data.yaml`` or JSON, for voc, txt and
+            yolo; null takes ``classes.txt``, or what yolo has instead, or the names in voc's XML.
+            COCO names its classes itself.
         train: images that are learnt from.
         val: images that are evaluated.
         augmentation: applied to training images, or a list of several, applied in turn; how the

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from orchestrator.data.decode import Decoding
 from orchestrator.data.findings import ReadResult
@@ -14,17 +14,21 @@ from orchestrator.data.readers.annotation_cache import read_digested
 from orchestrator.data.readers.classes import class_file, read_classes
 from orchestrator.data.readers.coco import IGNORED_REGION, read_coco
 from orchestrator.data.readers.fingerprint import Source
-from orchestrator.data.readers.paths import ReadRules
+from orchestrator.data.readers.paths import ReadRules, missing
 from orchestrator.data.readers.text_files import UNREADABLE_IMAGE
 from orchestrator.data.readers.txt import read_txt
 from orchestrator.data.readers.voc import read_voc, voc_classes
 from orchestrator.data.readers.yolo import read_yolo
 from orchestrator.data.shards.split import read_shards, require_same
 from orchestrator.errors import ConfigError, DataError
+from orchestrator.layouts.files import is_file, is_folder
 
 if TYPE_CHECKING:
     # The schema knows every detector and so imports torch, which no data task needs.
     from orchestrator.config.schema import DataConfig, SplitConfig
+
+#: Whether something of a kind is at a path.
+Kind: TypeAlias = Callable[[Path], bool]
 
 #: Readers of the formats that keep class names in a file of their own.
 LISTED: dict[str, Callable[[Path, Path, LabelMap, ReadRules], ReadResult]] = {
@@ -78,6 +82,52 @@ def read_split(config: DataConfig, split: SplitConfig, *, keep: bool = False) ->
         require_same(sharded.dataset, annotated.dataset)
         sharded = replace(annotated, dataset=sharded.dataset)
     return _decoded_so(sharded, config)
+
+
+def read_splits(config: DataConfig) -> tuple[ReadResult, ReadResult]:
+    """Both splits, as :func:`read_split` reads each.
+
+    Raises:
+        DataError: files that the experiment names are missing, all of which are listed; or as for
+            one split.
+        SecurityError: a path leads out of the image folder.
+    """
+    require_places(config)
+    return read_split(config, config.train), read_split(config, config.val)
+
+
+def require_places(config: DataConfig) -> None:
+    """Refuse an experiment that names files and folders which are not there, with all of them.
+
+    Raises:
+        DataError: something is missing.
+    """
+    root = Path(config.root).resolve()
+    problems: list[str] = []
+
+    def look(place: Path | None, what: str, key: str, kinds: Sequence[Kind]) -> None:
+        if place is not None and not any(kind(place) for kind in kinds):
+            problems.append(missing(place, what=what, key=key))
+
+    look(class_file(config.format, root, config.classes), "list of classes", "classes", [is_file])
+    for name, split in (("train", config.train), ("val", config.val)):
+        if split.files is not None:
+            images, annotations = split.files
+            look(root / images, "image folder", f"{name}.images", [is_folder])
+            kinds = [is_file] if config.format in ("coco", "txt") else [is_file, is_folder]
+            look(root / annotations, "annotations", f"{name}.annotations", kinds)
+        if split.shards is not None and "://" not in split.shards:
+            look(root / split.shards, "folder of shards", f"{name}.shards", [is_folder])
+    if len(problems) == 1:
+        # The reader says it with a hint of its own.
+        return
+    if problems:
+        raise DataError(
+            f"{len(problems)} files and folders of the data set are missing\n"
+            + "\n".join(f"  {problem}" for problem in problems)
+            + "\ncorrect these keys, or point data.root at the folder that holds the data set: "
+            "data.root=FOLDER"
+        )
 
 
 def rules_of(config: DataConfig) -> ReadRules:
