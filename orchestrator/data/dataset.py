@@ -47,6 +47,7 @@ class Dataset:
             evaluation.
         shards: holds the images, where they are no files.
         decoding: how image files become pixels, in whose space the boxes are.
+        parts: first image and absolute folder of each part whose files lie elsewhere, in order.
     """
 
     label_map: LabelMap
@@ -62,6 +63,7 @@ class Dataset:
     crowd: NDArray[np.bool_]
     shards: ShardedImages | None = None
     decoding: Decoding = STORED
+    parts: tuple[tuple[int, str], ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "files", Names.of(self.files))
@@ -71,7 +73,8 @@ class Dataset:
 
     def path(self, index: int) -> Path:
         """Absolute path of image ``index``."""
-        return Path(self.root) / self.files[index]
+        root = next((root for first, root in reversed(self.parts) if index >= first), self.root)
+        return Path(root) / self.files[index]
 
     def boxes_of(self, index: int) -> slice:
         """Rows of the box arrays that belong to image ``index``."""

@@ -72,7 +72,13 @@ NOT_IDENTITY = (
 )
 
 #: Keys that runs begun before them do not have, and the values that change nothing.
-_LATER_KEYS: Mapping[str, Json] = {"data.orientation": "stored", "data.levels": "full"}
+_LATER_KEYS: Mapping[str, Json] = {
+    "data.orientation": "stored",
+    "data.levels": "full",
+    "data.sources": [],
+    "data.weight": 1.0,
+    "data.repeat_threshold": None,
+}
 
 #: Key of the initial weights' digest, in ``run.json`` and in the configuration's digest.
 _INITIAL = "initial_weights"

@@ -15,8 +15,10 @@ from orchestrator.config.resolve import ResolvedExperiment
 from orchestrator.config.schema import Experiment
 from orchestrator.data.dataset import Dataset
 from orchestrator.data.findings import Finding
-from orchestrator.data.readers.split import read_split, read_splits
+from orchestrator.data.readers.split import read_splits, read_training
 from orchestrator.data.stream.assemble import BatchPlan, training_samples
+from orchestrator.data.stream.sampling import visit_factors
+from orchestrator.data.stream.schedule import Schedule
 from orchestrator.errors import ConfigError, DataError
 from orchestrator.evaluation.coco import evaluate
 from orchestrator.evaluation.detections import Detections
@@ -157,13 +159,17 @@ def _require_defined(metric: str, val: Dataset) -> None:
 
 
 def count_training_images(experiment: Experiment) -> int:
-    """Images of the data set that take part in training.
+    """Images that are visited in an epoch.
 
     Raises:
         DataError: the data set is missing or malformed.
     """
-    train = read_split(experiment.data, experiment.data.train).dataset
-    return len(training_samples(experiment.data, train))
+    data = experiment.data
+    train = read_training(data).dataset
+    samples = training_samples(data, train)
+    factors = visit_factors(data, train, samples)
+    batch = experiment.train.batch_size
+    return Schedule(experiment.seed, samples, batch, 1, factors=factors).visits_per_epoch
 
 
 def _initial(location: str | None, run_dir: Path, commits: Storage) -> InitialWeights | None:

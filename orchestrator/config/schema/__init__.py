@@ -11,7 +11,7 @@ from orchestrator.config.augmentations import (
     ScaleJitterAugmentation,
     SSDAugmentation,
 )
-from orchestrator.config.schema.data import DataConfig, MixConfig, SplitConfig
+from orchestrator.config.schema.data import DataConfig, MixConfig, SourceConfig, SplitConfig
 from orchestrator.config.schema.experiment import ClusterConfig, Experiment, TrackingConfig
 from orchestrator.config.schema.sweep import (
     PARAMETERS,
@@ -67,6 +67,7 @@ __all__ = [
     "SSDAugmentation",
     "ScaleJitterAugmentation",
     "Schedule",
+    "SourceConfig",
     "SplitConfig",
     "SweepConfig",
     "TrackingConfig",

@@ -10,7 +10,7 @@ from typing_extensions import Self
 
 from detectors.config import Settings
 from orchestrator.config.augmentations import Augmentation, SSDAugmentation
-from orchestrator.config.fields import Conflict, Count, Folder, Fraction, Location, refuse
+from orchestrator.config.fields import Conflict, Count, Folder, Fraction, Location, Positive, refuse
 
 #: A place that may be left out where shards are named; then it is null.
 _Unless: TypeAlias = Annotated[
@@ -65,6 +65,31 @@ class SplitConfig(Settings):
         return self
 
 
+class SourceConfig(Settings):
+    """Training images beside those of ``data.train``.
+
+    Attributes:
+        images: as of ``data.train``.
+        annotations: as of ``data.train``.
+        root: folder that the paths are relative to; null for ``data.root``.
+        format: of the annotations; null for ``data.format``.
+        classes: as ``data.classes``; null for that of ``data``, or of a ``root`` or ``format`` of
+            its own for what lies there.
+        weight: visits of each of its images in an epoch, on average; 0.5 takes half of them,
+            another half each epoch.
+        class_map: its classes by name to those of ``data.train``, where their names differ; null
+            drops the boxes of a class.
+    """
+
+    images: Location
+    annotations: Location
+    root: Location | None = None
+    format: Literal["coco", "voc", "txt", "yolo"] | None = None
+    classes: Location | None = None
+    weight: Positive = 1.0
+    class_map: dict[str, str | None] = Field(default_factory=dict)
+
+
 class MixConfig(Settings):
     """Training samples made of several images, before ``augmentation`` is applied to them.
 
@@ -95,6 +120,11 @@ class DataConfig(Settings):
             COCO names its classes itself.
         train: images that are learnt from.
         val: images that are evaluated.
+        sources: further images that are learnt from, of several data sets; not with shards.
+        weight: visits of each image of ``train`` in an epoch, on average.
+        repeat_threshold: images with a class that less than this fraction of all training images
+            show are visited more often, by the repeat factors of LVIS, such as 0.001; null for
+            none.
         augmentation: applied to training images, or a list of several, applied in turn; how the
             last one resizes holds for evaluation as well.
         mix: makes training samples of several images; null for none.
@@ -125,6 +155,9 @@ class DataConfig(Settings):
     classes: Location | None = None
     train: SplitConfig
     val: SplitConfig
+    sources: tuple[SourceConfig, ...] = ()
+    weight: Positive = 1.0
+    repeat_threshold: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
     augmentation: Augmentation = SSDAugmentation()
     mix: MixConfig | None = None
     crowd: Literal["exclude", "include"] = "exclude"
@@ -150,6 +183,19 @@ class DataConfig(Settings):
                     )
                 ]
             )
+        if self.sources and self.train.shards is not None:
+            message = (
+                "data.sources names files, but data.train.shards is given; name the images and "
+                "annotations of data.train instead"
+            )
+            refuse([Conflict("sources", message)])
+        for number, source in enumerate(self.sources):
+            if (source.format or self.format) == "coco" and source.classes is not None:
+                message = (
+                    f"data.sources.{number}.classes is {source.classes!r}, but with format coco "
+                    "the annotations name the classes; remove it"
+                )
+                refuse([Conflict("sources", message)])
         if isinstance(self.levels, tuple) and not self.levels[0] < self.levels[1]:
             low, high = self.levels
             message = f"data.levels is [{low:g}, {high:g}]; the first must be below the second"

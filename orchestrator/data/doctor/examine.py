@@ -21,7 +21,7 @@ from orchestrator.data.doctor.images import ImageFacts, alike, equal_files, scan
 from orchestrator.data.findings import Finding
 from orchestrator.data.images import image_name
 from orchestrator.data.label_map import LabelMap
-from orchestrator.data.readers.split import read_split, require_places
+from orchestrator.data.readers.split import read_split, read_training, require_places
 from orchestrator.data.stream.assemble import usable_boxes
 from orchestrator.errors import DataError, OrchestratorError
 
@@ -91,7 +91,11 @@ def examine(
         return result
     for name, split in (("train", config.train), ("val", config.val)):
         try:
-            read = read_split(config, split, keep=keep)
+            read = (
+                read_training(config, keep=keep)
+                if name == "train"
+                else read_split(config, split, keep=keep)
+            )
         except OrchestratorError as error:
             report.add_error(name, error)
             continue

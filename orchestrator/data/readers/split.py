@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from orchestrator.data.decode import Decoding
 from orchestrator.data.findings import ReadResult
 from orchestrator.data.label_map import LabelMap
+from orchestrator.data.mixture import MixedSource, mix_sources
 from orchestrator.data.readers.annotation_cache import read_digested
 from orchestrator.data.readers.classes import class_file, read_classes
 from orchestrator.data.readers.coco import IGNORED_REGION, read_coco
@@ -25,7 +26,7 @@ from orchestrator.layouts.files import is_file, is_folder
 
 if TYPE_CHECKING:
     # The schema knows every detector and so imports torch, which no data task needs.
-    from orchestrator.config.schema import DataConfig, SplitConfig
+    from orchestrator.config.schema import DataConfig, SourceConfig, SplitConfig
 
 #: Whether something of a kind is at a path.
 Kind: TypeAlias = Callable[[Path], bool]
@@ -93,7 +94,50 @@ def read_splits(config: DataConfig) -> tuple[ReadResult, ReadResult]:
         SecurityError: a path leads out of the image folder.
     """
     require_places(config)
-    return read_split(config, config.train), read_split(config, config.val)
+    return read_training(config), read_split(config, config.val)
+
+
+def read_training(config: DataConfig, *, keep: bool = False) -> ReadResult:
+    """All images that are learnt from: those of ``train``, and behind them those of ``sources``.
+
+    Args:
+        config: the ``data`` section.
+        keep: as of :func:`read_split`.
+
+    Raises:
+        DataError: as :func:`read_split`, or a class of a source that ``train`` does not have.
+        SecurityError: a path leads out of an image folder.
+    """
+    main = read_split(config, config.train, keep=keep)
+    if not config.sources:
+        return main
+    sources, findings = [], list(main.findings)
+    for number, source in enumerate(config.sources):
+        own = _section_of(config, source)
+        read = read_split(own, own.train, keep=keep)
+        findings += read.findings
+        name = f"data.sources.{number}"
+        sources.append(MixedSource(read.dataset, source.class_map, name))
+    mixed = mix_sources(main.dataset, sources)
+    return ReadResult(mixed, tuple(findings), main.manifest, main.unkept)
+
+
+def _section_of(config: DataConfig, source: SourceConfig) -> DataConfig:
+    """The section as it would be for the data set of a source."""
+    split = config.train.model_copy(
+        update={"images": source.images, "annotations": source.annotations, "shards": None}
+    )
+    return config.model_copy(
+        update={
+            "root": config.root if source.root is None else source.root,
+            "format": source.format or config.format,
+            "classes": config.classes if source.root is None and source.format is None else None,
+            **({} if source.classes is None else {"classes": source.classes}),
+            "train": split,
+            "val": split,
+            "sources": (),
+        }
+    )
 
 
 def require_places(config: DataConfig) -> None:
@@ -118,6 +162,13 @@ def require_places(config: DataConfig) -> None:
             look(root / annotations, "annotations", f"{name}.annotations", kinds)
         if split.shards is not None and "://" not in split.shards:
             look(root / split.shards, "folder of shards", f"{name}.shards", [is_folder])
+    for number, source in enumerate(config.sources):
+        own, key = _section_of(config, source), f"sources.{number}"
+        root = Path(own.root).resolve()
+        look(class_file(own.format, root, own.classes), "classes", f"{key}.classes", [is_file])
+        look(root / source.images, "image folder", f"{key}.images", [is_folder])
+        kinds = [is_file] if own.format in ("coco", "txt") else [is_file, is_folder]
+        look(root / source.annotations, "annotations", f"{key}.annotations", kinds)
     if len(problems) == 1:
         # The reader says it with a hint of its own.
         return

@@ -22,6 +22,7 @@ from orchestrator.data.dataset import Dataset
 from orchestrator.data.decode import BadImageError
 from orchestrator.data.images import image_pixels
 from orchestrator.data.shards.split import keep_shards
+from orchestrator.data.stream.sampling import visit_factors
 from orchestrator.data.stream.schedule import Schedule, eval_slots
 from orchestrator.errors import DataError
 
@@ -90,13 +91,15 @@ class BatchPlan:
         train.label_map.require_equal(val.label_map, here="data.train", there="data.val")
         with_crowd = config.crowd == "include"
         counts = usable_boxes(train, with_crowd=with_crowd)
+        samples = training_samples(config, train)
         schedule = Schedule(
             seed=seed,
-            sample_ids=training_samples(config, train),
+            sample_ids=samples,
             batch_size=batch_size,
             epochs=epochs,
             window=config.window,
             bounds=None if train.shards is None else train.shards.bounds,
+            factors=visit_factors(config, train, samples),
         )
         reach = schedule.shards_in_reach
         mix = None if config.mix is None else Mix(size=input_size, **config.mix.model_dump())
@@ -126,11 +129,12 @@ class BatchPlan:
         """
         epoch = self.schedule.epoch_of(step)
         samples = self.schedule.rank_samples(step, rank, world)
+        visits = self.schedule.rank_visits(step, rank, world).tolist()
         _fetch(self.train, samples)
         builder = _BatchBuilder(self.train, step, self._memory(len(samples), into))
         for position, sample in enumerate(samples.tolist()):
             used, picture = self._picture(position, sample, builder.replaced)
-            key = SampleKey(self.schedule.seed, epoch, used)
+            key = SampleKey(self.schedule.seed, epoch, used, visit=visits[position])
             if self.mix is not None:
                 pool = self.schedule.partners(step)
                 picture = self.mix(picture, key, len(pool), partial(self._partner, pool))
