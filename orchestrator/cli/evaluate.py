@@ -181,6 +181,7 @@ def _evaluate(source: str, overrides: list[str], arguments: Any) -> int:
         "scales": list(how.views.scales),
         "flip": how.views.flip,
         "fusion": how.fusion,
+        "tiles": None if how.tiles is None else [*how.tiles.size, how.tiles.overlap],
         "config_digest": loaded.resolved.digest,
     }
     folder = arguments.output or (loaded.run_dir or Path()) / "evaluation"

@@ -31,6 +31,7 @@ from orchestrator.data.augment.protocol import Augment, build_augment
 from orchestrator.data.decode import Decoding
 from orchestrator.data.label_map import LabelMap
 from orchestrator.data.readers.split import read_split
+from orchestrator.data.tiling import Tiles, tiles_of
 from orchestrator.errors import ConfigError, DataError, StorageError, nearest
 from orchestrator.storage.local import LocalStorage
 from orchestrator.storage.run_files import CHECKPOINTS, LABEL_MAP, RESOLVED
@@ -58,6 +59,12 @@ class NamedDetector:
     run_dir: Path | None
     step: int | None
     averaged: bool
+
+    @property
+    def tiles(self) -> Tiles | None:
+        """How images are cut into tiles, as in training; None where they are not."""
+        tiles = self.resolved.experiment.data.tiles
+        return None if tiles is None else tiles_of(tiles)
 
     @property
     def title(self) -> str:

@@ -39,12 +39,14 @@ class Plan:
     Attributes:
         job: what every worker gets.
         batches: what is in which batch; goes to the object store, not to the workers.
+        splits: the data sets by name, as they were read.
         findings: what the readers noticed and dealt with, by split.
         manifests: what was read instead of annotations, by split.
     """
 
     job: TrainingJob
     batches: BatchPlan
+    splits: dict[str, Dataset]
     findings: dict[str, tuple[Finding, ...]]
     manifests: dict[str, Path]
 
@@ -104,6 +106,7 @@ def make_plan(
         label_map=train.dataset.label_map,
         schedule=batches.schedule,
         val=val.dataset,
+        val_tiling=batches.val.tiling,
         config_digest=config_digest(
             resolved.tree, initial=None if initial is None else initial.sha256
         ),
@@ -116,6 +119,7 @@ def make_plan(
     return Plan(
         job=job,
         batches=batches,
+        splits={split: one.dataset for split, one in read.items()},
         findings={split: one.findings for split, one in read.items()},
         manifests={split: one.manifest for split, one in read.items() if one.manifest is not None},
     )

@@ -11,7 +11,13 @@ from orchestrator.config.augmentations import (
     ScaleJitterAugmentation,
     SSDAugmentation,
 )
-from orchestrator.config.schema.data import DataConfig, MixConfig, SourceConfig, SplitConfig
+from orchestrator.config.schema.data import (
+    DataConfig,
+    MixConfig,
+    SourceConfig,
+    SplitConfig,
+    TilesConfig,
+)
 from orchestrator.config.schema.experiment import ClusterConfig, Experiment, TrackingConfig
 from orchestrator.config.schema.sweep import (
     PARAMETERS,
@@ -70,6 +76,7 @@ __all__ = [
     "SourceConfig",
     "SplitConfig",
     "SweepConfig",
+    "TilesConfig",
     "TrackingConfig",
     "TrainConfig",
 ]

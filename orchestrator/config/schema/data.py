@@ -8,7 +8,7 @@ from pydantic import Field, ValidationInfo, WithJsonSchema, field_validator, mod
 from pydantic_core import PydanticKnownError
 from typing_extensions import Self
 
-from detectors.config import Settings
+from detectors.config import InputSize, Settings
 from orchestrator.config.augmentations import Augmentation, SSDAugmentation
 from orchestrator.config.fields import Conflict, Count, Folder, Fraction, Location, Positive, refuse
 
@@ -90,6 +90,32 @@ class SourceConfig(Settings):
     class_map: dict[str, str | None] = Field(default_factory=dict)
 
 
+class TilesConfig(Settings):
+    """How large images are cut into tiles, each of which is an image to the network.
+
+    Attributes:
+        size: height and width of a tile in pixels; a smaller side of an image is not cut.
+        overlap: pixels that neighbouring tiles share at least, below the size: an object no larger
+            is whole in one of them.
+        inside: share of a box that must lie in a tile to be learnt there; one that lies in it with
+            less is not.
+    """
+
+    size: InputSize
+    overlap: Annotated[int, Field(ge=0)] = 64
+    inside: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
+
+    @model_validator(mode="after")
+    def _tiles_move_on(self) -> Self:
+        if self.overlap >= min(self.size):
+            message = (
+                f"data.tiles.overlap is {self.overlap}, but a tile has {self.size[0]} x "
+                f"{self.size[1]} pixels; it must be smaller than both"
+            )
+            refuse([Conflict("overlap", message)])
+        return self
+
+
 class MixConfig(Settings):
     """Training samples made of several images, before ``augmentation`` is applied to them.
 
@@ -127,6 +153,7 @@ class DataConfig(Settings):
             none.
         augmentation: applied to training images, or a list of several, applied in turn; how the
             last one resizes holds for evaluation as well.
+        tiles: cuts images into tiles, for training, evaluation and prediction; null for none.
         mix: makes training samples of several images; null for none.
         crowd: whether crowd regions are training targets (evaluation always ignores them, as COCO
             defines).
@@ -148,6 +175,8 @@ class DataConfig(Settings):
             read one after the other; null mixes all, as without shards. See docs/data.md.
         cache: folder of each node, this user's alone, that manifests are kept in and shards of a
             bucket fetched to; null for one below the temporary folder.
+        keep_decoded: GiB of each node's ``cache`` for decoded images, so that each is decoded once;
+            null keeps none. Worth it for sets that fit, above all in tiles.
     """
 
     format: Literal["coco", "voc", "txt", "yolo"] = "coco"
@@ -159,6 +188,7 @@ class DataConfig(Settings):
     weight: Positive = 1.0
     repeat_threshold: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
     augmentation: Augmentation = SSDAugmentation()
+    tiles: TilesConfig | None = None
     mix: MixConfig | None = None
     crowd: Literal["exclude", "include"] = "exclude"
     keep_empty: bool = False
@@ -170,6 +200,7 @@ class DataConfig(Settings):
     prefetch: Count = 4
     window: Count | None = None
     cache: Folder | None = None
+    keep_decoded: Positive | None = None
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from orchestrator.data.decode import Decoding
+from orchestrator.data.decoded_cache import DecodedCache
 from orchestrator.data.findings import ReadResult
 from orchestrator.data.label_map import LabelMap
 from orchestrator.data.mixture import MixedSource, mix_sources
@@ -188,7 +189,10 @@ def rules_of(config: DataConfig) -> ReadRules:
 
 def _decoded_so(result: ReadResult, config: DataConfig) -> ReadResult:
     decoding = Decoding(config.orientation, config.levels)
-    return replace(result, dataset=replace(result.dataset, decoding=decoding))
+    keep = config.keep_decoded
+    decoded = None if keep is None else DecodedCache(config.cache, int(keep * 2**30))
+    dataset = replace(result.dataset, decoding=decoding, decoded=decoded)
+    return replace(result, dataset=dataset)
 
 
 def parse(source: Source) -> ReadResult:
