@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.cli._shared.parser import Parser
+from orchestrator.errors import ConfigError, printable
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
     from orchestrator.config.schema import Experiment
+    from orchestrator.data.dataset import Dataset
     from orchestrator.data.label_map import LabelMap
 
 _AUGMENTED_IMAGES = 24
+_SUSPECTS_SAID = 10
 
 
 def main(argv: Sequence[str]) -> int:
@@ -36,7 +40,21 @@ def main(argv: Sequence[str]) -> int:
         metavar="FILE.jpg",
         help="write a sheet of training images as the network gets them",
     )
+    parser.add_argument(
+        "--with",
+        dest="detector",
+        metavar="RUN|CHECKPOINT",
+        help="list the boxes that this trained detector contradicts, most suspicious first",
+    )
+    parser.add_argument(
+        "--suspects",
+        type=Path,
+        metavar="FOLDER",
+        help="where --with leaves suspects.json, .csv and .html (default: ./suspects)",
+    )
     arguments = parser.parse_args(argv)
+    if arguments.suspects is not None and arguments.detector is None:
+        raise ConfigError("--suspects: is where --with RUN leaves its lists; name a run")
 
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -76,7 +94,26 @@ def main(argv: Sequence[str]) -> int:
         write_atomic(
             arguments.show_augmented, _augmented(arguments.experiment, arguments.overrides)
         )
+    if arguments.detector is not None and not report.exit_code:
+        _contradicted(experiment, examination.splits, arguments)
     return report.exit_code
+
+
+def _contradicted(
+    experiment: Experiment, splits: Mapping[str, Dataset], arguments: argparse.Namespace
+) -> None:
+    from orchestrator.predict.label_check import check_labels, summary, write_suspects
+    from orchestrator.predict.loading import load_detector
+
+    loaded = load_detector(arguments.detector)
+    listed = check_labels(
+        loaded, splits, experiment.data, watch=lambda line: print(printable(line))
+    )
+    files = write_suspects(arguments.suspects or Path("suspects"), loaded.title, listed)
+    print(f"boxes that {printable(loaded.title)} contradicts: {summary(listed)}")
+    for one in listed[:_SUSPECTS_SAID]:
+        print(f"  {printable(str(one))}")
+    print(f"written: {', '.join(str(path) for path in files.values())}")
 
 
 def _priors(
