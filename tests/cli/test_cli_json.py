@@ -60,7 +60,11 @@ def test_list_and_status_name_what_is_there(tmp_path, capsys):
 
 
 def test_a_failure_prints_no_object(capsys):
-    with pytest.raises(ValueError, match="broken"), json_output(wanted=True) as emit:
-        emit({"half": True})
-        raise ValueError("broken")
+    def fail():
+        with json_output(wanted=True) as emit:
+            emit({"half": True})
+            raise ValueError("broken")
+
+    with pytest.raises(ValueError, match="broken"):
+        fail()
     assert capsys.readouterr().out == ""
