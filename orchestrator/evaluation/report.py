@@ -15,11 +15,11 @@ from orchestrator.data.dataset import Dataset
 from orchestrator.data.decode import BadImageError
 from orchestrator.data.images import image_pixels
 from orchestrator.errors import DataError
-from orchestrator.evaluation import charts
 from orchestrator.evaluation.analysis import BACKGROUND, Analysis, analyse
-from orchestrator.evaluation.drawing import Mark, draw, encode_jpeg
 from orchestrator.evaluation.page import document, figure, number, table
 from orchestrator.evaluation.results import Results, read_results
+from orchestrator.pages import charts
+from orchestrator.pages.drawing import Kind, Mark, draw, encode_jpeg
 from orchestrator.storage.run_files import DETECTIONS, EVENTS, RESOLVED
 from orchestrator.tracking.events import read_events
 from orchestrator.tracking.run_card import read_tables
@@ -250,31 +250,40 @@ def _worst(dataset: Dataset, results: Results, analysis: Analysis) -> Iterator[s
             yield f'<p class="note">{html.escape(str(error))}</p>'
             continue
         marks = [
-            *_found_marks(results, one.image_id, analysis),
-            *_truth_marks(dataset, index),
+            *_detection_marks(results, one.image_id, analysis),
+            *_annotation_marks(dataset, index, analysis),
         ]
         height, width = pixels.shape[:2]
         shown = min(_PICTURE_SIDE, width)
         uri = charts.image_uri(encode_jpeg(draw(pixels, marks), quality=80), "jpeg")
         caption = (
             f"{one.file} (id {one.image_id}, {width} x {height}): {one.missed} missed, "
-            f"{one.false_alarms} false alarms"
+            f"{one.false_positives} false positives"
         )
         yield figure(uri, caption, width=shown)
     yield "</div>"
 
 
-def _found_marks(results: Results, image: int, analysis: Analysis) -> Iterator[Mark]:
+def _detection_marks(results: Results, image: int, analysis: Analysis) -> Iterator[Mark]:
+    matches = analysis.matches
+    wrong = set(matches.row[matches.false_positive].tolist())
     rows = (results.image_ids == image) & (results.scores >= analysis.working_score)
     for row in np.flatnonzero(rows).tolist():
         x, y, w, h = results.boxes_xywh[row].tolist()
         label = int(results.labels[row])
         text = f"{analysis.label_map.names[label]} {results.scores[row]:.2f}"
-        yield Mark((x, y, x + w, y + h), label, text)
+        kind: Kind = "false positive" if row in wrong else "detection"
+        yield Mark((x, y, x + w, y + h), label, text, kind)
 
 
-def _truth_marks(dataset: Dataset, index: int) -> Iterator[Mark]:
+def _annotation_marks(dataset: Dataset, index: int, analysis: Analysis) -> Iterator[Mark]:
+    matches = analysis.matches
+    matched = matches.annotation[matches.score >= analysis.working_score]
     rows = dataset.boxes_of(index)
     for row in range(rows.start, rows.stop):
         x, y, w, h = dataset.boxes_xywh[row].tolist()
-        yield Mark((x, y, x + w, y + h), int(dataset.labels[row]), thin=True)
+        label = int(dataset.labels[row])
+        missed = not dataset.crowd[row] and not (matched == row).any()
+        kind: Kind = "missed" if missed else "annotation"
+        text = dataset.label_map.names[label] if missed else ""
+        yield Mark((x, y, x + w, y + h), label, text, kind)

@@ -150,7 +150,7 @@ def test_working_score_and_worst_images():
     analysis = analyse(dataset, detections_of(ONE_OF_EACH, [4]))
     # F1 is 2 * 1 / (1 + 4) at the first detection and falls with every other.
     assert analysis.working_score == pytest.approx(0.9)
-    assert [(one.missed, one.false_alarms) for one in analysis.worst] == [(3, 0)]
+    assert [(one.missed, one.false_positives) for one in analysis.worst] == [(3, 0)]
 
 
 @pytest.mark.parametrize("rows", [[], ONE_OF_EACH], ids=["nothing", "something"])

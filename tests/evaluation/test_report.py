@@ -16,10 +16,10 @@ from coco_cases import dataset_of, random_case
 
 from orchestrator.cli.main import main
 from orchestrator.errors import DataError, StorageError
-from orchestrator.evaluation import charts
 from orchestrator.evaluation.analysis import analyse
 from orchestrator.evaluation.report import render_report
 from orchestrator.evaluation.results import Results, read_results, write_results
+from orchestrator.pages import charts
 from orchestrator.predict.loading import load_detector
 from orchestrator.predict.scoring import read_split
 from orchestrator.runs.report import write_page
@@ -99,7 +99,7 @@ def test_the_page_has_the_numbers_of_the_evaluation(page, small_run, dataset):
         assert [name, *map(str, counts)] in page.rows
     for kind, count in tree["errors"]["counts"].items():
         assert any(row[:2] == [kind, str(count)] for row in page.rows)
-    worst = [caption for caption in page.pictures if "false alarms" in caption]
+    worst = [caption for caption in page.pictures if "false positives" in caption]
     assert len(worst) == len(tree["worst_images"])
 
 
@@ -185,9 +185,9 @@ def test_images_with_errors_are_shown_and_if_they_cannot_be_read_named(copy, tmp
     out = tmp_path / "page.html"
     words = ["report", str(copy), f"data.root={tmp_path / 'data'}", "--output", str(out)]
     assert main(words) == 0
-    captions = [text for text in Page(out.read_text("utf-8")).pictures if "alarms" in text]
+    captions = [text for text in Page(out.read_text("utf-8")).pictures if "false positives" in text]
     assert [text[:7] for text in captions] == [f"{number}.png" for number in range(200, 207)]
-    assert all(text.endswith(": 1 missed, 0 false alarms") for text in captions)
+    assert all(text.endswith(": 1 missed, 0 false positives") for text in captions)
     for path in (tmp_path / "data" / "images").iterdir():
         path.write_bytes(path.read_bytes()[:100])
     assert main(words) == 0

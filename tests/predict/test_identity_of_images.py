@@ -16,7 +16,7 @@ from orchestrator.cli.main import main
 from orchestrator.data.decode import BadImageError, read_image
 from orchestrator.data.label_map import LabelMap
 from orchestrator.errors import ConfigError, DataError
-from orchestrator.evaluation.drawing import colour_of
+from orchestrator.pages.drawing import colour_of
 from orchestrator.predict.draw_predictions import Truth, draw_predictions
 from orchestrator.predict.identify import identify, match_classes
 from orchestrator.predict.inputs import Picture, list_pictures, passed_over, read_pictures
@@ -154,7 +154,7 @@ def test_drawn_truth_is_that_of_the_picture_in_the_colour_of_its_class(tmp_path:
         threshold=0.5,
         truth=truth,
     )
-    assert [file.name for file in drawn.pictures] == ["cam_a-0.png.jpg", "cam_b-0.png.jpg"]
+    assert [file.name for file in drawn.pictures] == ["cam_a-0.jpg", "cam_b-0.jpg"]
     for file, top in zip(drawn.pictures, (20, 70), strict=True):
         pixels = read_image(file).astype(int)
         rows = np.flatnonzero(pixels.sum(axis=(1, 2)) > 200)

@@ -11,7 +11,8 @@ import numpy as np
 
 from orchestrator.data.dataset import Dataset
 from orchestrator.data.doctor.diagnosis import Report
-from orchestrator.data.doctor.pictures import Image, contact_sheet, heat, heat_picture, jpeg
+from orchestrator.data.doctor.pictures import contact_sheet, heat, heat_picture
+from orchestrator.pages.drawing import Image, encode_jpeg
 
 #: Images on a contact sheet, taken at equal distances.
 SHEET_IMAGES = 24
@@ -90,7 +91,7 @@ def _figure(caption: str, content: str) -> str:
 
 
 def _picture(image: Image) -> str:
-    data = base64.b64encode(jpeg(image)).decode("ascii")
+    data = base64.b64encode(encode_jpeg(image, quality=85)).decode("ascii")
     return f"<img alt='' src='data:image/jpeg;base64,{data}'>"
 
 

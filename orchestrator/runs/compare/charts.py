@@ -8,8 +8,8 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.colors import Normalize
 
-from orchestrator.evaluation import charts
 from orchestrator.evaluation.significance import Effect
+from orchestrator.pages import charts
 from orchestrator.runs.compare.comparison import Spread
 
 #: A scale is logarithmic from this ratio of its ends.

@@ -6,10 +6,10 @@ import html
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from orchestrator.evaluation import charts
 from orchestrator.evaluation.coco import METRICS
 from orchestrator.evaluation.page import document, figure, number, table
 from orchestrator.evaluation.significance import Effect, Significance
+from orchestrator.pages import charts
 from orchestrator.runs.compare.charts import grouped_bars, intervals, parallel_coordinates
 from orchestrator.runs.compare.comparison import Comparison, Contrast, Spread
 from orchestrator.runs.compare.run_folder import RunFolder
