@@ -180,12 +180,11 @@ def contact_sheet(
         columns: in a row.
         cell: pixels of a square's side, which the longer side of an image fills.
         enlarge: whether smaller images are enlarged to do so.
-        gap: white pixels between two squares.
+        gap: white pixels after each square, to the right and below.
     """
     rows = -(-len(images) // columns)
     step = cell + gap
-    shape = (rows * step - gap, min(columns, len(images)) * step - gap, 3)
-    sheet = np.full(shape, 255, np.uint8)
+    sheet = np.full((rows * step, min(columns, len(images)) * step, 3), 255, np.uint8)
     for number, image in enumerate(images):
         height, width = image.shape[:2]
         scale = cell / max(height, width)

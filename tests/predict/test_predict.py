@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
+from detectors.config import PostprocessConfig
 from orchestrator.cli.main import main
 from orchestrator.data.decode import BadImageError, read_image
 from orchestrator.data.label_map import LabelMap
@@ -383,30 +385,38 @@ def test_drawings_are_named_as_their_pictures(tmp_path):
         draw_predictions.draw_predictions(found, labels, tmp_path / "a", threshold=0.5)
 
 
-def test_what_people_get_is_worth_a_look_and_what_is_scored_is_all(small_run, images, tmp_path):
-    counts, sizes = {}, {}
-    everything = "detector.postprocess.score_threshold=0.0"
+def test_what_is_worth_a_look():
+    kept = PostprocessConfig(score_threshold=0.01, max_per_image=300)
+    shown = prediction.for_display(kept)
+    assert (shown.score_threshold, shown.max_per_image) == (0.25, 100)
+    assert prediction.for_display(kept, {"max_per_image"}).max_per_image == 300
+    assert prediction.for_display(kept, {"score_threshold"}).score_threshold == 0.01
+    # What the experiment leaves out does not come back.
+    less = PostprocessConfig(score_threshold=0.4, max_per_image=20)
+    assert prediction.for_display(less) == less
+    assert prediction.for_display(PostprocessConfig(max_per_image=None)).max_per_image == 100
+
+
+def test_what_people_get_is_worth_a_look_and_what_is_scored_is_all(
+    small_run, images, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(prediction, "DISPLAY_LIMIT", 3)
+    most = {}
     for name, words in {
         "shown": [],
         "all": ["--all"],
         "coco": ["--form", "coco"],
-        "by hand": [everything],
+        "by hand": ["detector.postprocess.max_per_image=7"],
     }.items():
-        tree = predict(small_run, tmp_path / f"{name}.json", str(images), *words)
+        tree = predict(small_run, tmp_path / f"{name}.json", str(images / "20*.png"), *words)
         text = (tmp_path / f"{name}.json").read_text()
         assert ": " not in text
         assert "\n" not in text
         if isinstance(tree, list):
-            counts[name], sizes[name] = len(tree), min(one["score"] for one in tree)
+            most[name] = max(Counter(one["image_id"] for one in tree).values())
         else:
-            found = [one for entry in tree.values() for one in entry["predictions"]]
-            counts[name] = len(found)
-            sizes[name] = min((one["score"] for one in found), default=1.0)
-            assert max(len(entry["predictions"]) for entry in tree.values()) <= 100
-    assert sizes["shown"] > 0.25
-    assert counts["coco"] == counts["all"] > counts["shown"]
-    assert sizes["all"] < 0.25
-    assert counts["by hand"] >= counts["all"]
+            most[name] = max(len(entry["predictions"]) for entry in tree.values())
+    assert most == {"shown": 3, "all": 100, "coco": 100, "by hand": 7}
 
 
 def test_a_contact_sheet_holds_every_image():
