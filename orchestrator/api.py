@@ -19,11 +19,10 @@ from orchestrator.config.resolve import ResolvedExperiment, load_experiment
 from orchestrator.data.decode import Decoding
 from orchestrator.errors import ConfigError, PreemptedError
 from orchestrator.evaluation.coco import CocoMetrics
-from orchestrator.pages.drawing import Mark
+from orchestrator.pages.drawing import DISPLAY_LIMIT, DISPLAY_SCORE, Mark
 from orchestrator.pages.drawing import draw as draw_marks
 from orchestrator.predict.inputs import UPRIGHT_PICTURES
 from orchestrator.predict.loading import LoadedDetector, load_detector
-from orchestrator.predict.prediction import DISPLAY_LIMIT, DISPLAY_SCORE
 from orchestrator.predict.predictor import DetectOptions, TorchNetwork, detect
 from orchestrator.storage.run_files import RESULT
 

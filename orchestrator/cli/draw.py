@@ -54,8 +54,8 @@ def main(argv: Sequence[str]) -> int:
 
     from orchestrator.data.readers.coco import read_coco
     from orchestrator.data.readers.paths import ReadRules
+    from orchestrator.pages.drawing import DISPLAY_LIMIT, DISPLAY_SCORE
     from orchestrator.predict.draw_predictions import Truth, draw_predictions, read_seed_json
-    from orchestrator.predict.prediction import DISPLAY_LIMIT, DISPLAY_SCORE
 
     try:
         tree = json.loads(arguments.predictions.read_bytes())

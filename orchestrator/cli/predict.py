@@ -149,9 +149,10 @@ def _predict(source: str, words: list[str], overrides: list[str], arguments: Any
     from rich.console import Console
     from rich.progress import Progress
 
+    from orchestrator.pages.drawing import DISPLAY_LIMIT
     from orchestrator.predict.draw_predictions import draw_predictions, require_apart
     from orchestrator.predict.inputs import list_pictures, passed_over
-    from orchestrator.predict.prediction import DISPLAY_LIMIT, PredictJob, finish, predict
+    from orchestrator.predict.prediction import PredictJob, finish, predict
 
     console = Console(stderr=True, soft_wrap=True)
     pictures = list_pictures(words)

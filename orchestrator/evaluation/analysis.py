@@ -136,7 +136,6 @@ class Analysis:
         errors: kinds of error at IoU 0.5 and their cost.
         calibration: at IoU 0.5.
         worst: images with most errors at the working score, worst first.
-        matches: at IoU 0.5.
         backend: what matched.
     """
 
@@ -150,7 +149,6 @@ class Analysis:
     errors: Breakdown
     calibration: Calibration
     worst: tuple[ImageErrors, ...]
-    matches: Matches
     backend: Backend
 
     def to_json(self) -> dict[str, Any]:
@@ -242,7 +240,6 @@ def analyse(
         errors=break_down(dataset, matches),
         calibration=calibrate(matches),
         worst=_worst(dataset, matches, working),
-        matches=matches,
         backend=chosen,
     )
 

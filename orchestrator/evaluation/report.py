@@ -16,6 +16,7 @@ from orchestrator.data.decode import BadImageError
 from orchestrator.data.images import image_pixels
 from orchestrator.errors import DataError
 from orchestrator.evaluation.analysis import BACKGROUND, Analysis, analyse
+from orchestrator.evaluation.marks import marks_in
 from orchestrator.evaluation.results import Results, read_results
 from orchestrator.pages import charts
 from orchestrator.pages.document import (
@@ -32,7 +33,7 @@ from orchestrator.pages.document import (
     number,
     render,
 )
-from orchestrator.pages.drawing import Image, Kind, Mark, colour_of, draw, encode_jpeg, shrunk
+from orchestrator.pages.drawing import Image, Mark, colour_of, draw, encode_jpeg, shrunk
 from orchestrator.storage.run_files import DETECTIONS, EVENTS, RESOLVED
 from orchestrator.tracking.events import read_events
 from orchestrator.tracking.run_card import read_tables
@@ -289,8 +290,8 @@ def _worst(
         except BadImageError as error:
             unreadable.append(Text(str(error)))
             continue
-        detections = list(_detection_marks(results, one.image_id, analysis))
-        annotations = list(_annotation_marks(dataset, index, analysis))
+        working = analysis.working_score
+        detections, annotations = marks_in(dataset, index, results, score=working)
         labels.update(mark.label for mark in (*detections, *annotations))
         height, width = pixels.shape[:2]
         caption = (
@@ -323,28 +324,3 @@ def _worst(
 def _picture(pixels: Image, marks: list[Mark]) -> str:
     picture = draw(*shrunk(pixels, marks, _PICTURE_SIDE))
     return charts.image_uri(encode_jpeg(picture, quality=80), "jpeg")
-
-
-def _detection_marks(results: Results, image: int, analysis: Analysis) -> Iterator[Mark]:
-    matches = analysis.matches
-    wrong = set(matches.row[matches.false_positive].tolist())
-    rows = (results.image_ids == image) & (results.scores >= analysis.working_score)
-    for row in np.flatnonzero(rows).tolist():
-        x, y, w, h = results.boxes_xywh[row].tolist()
-        label = int(results.labels[row])
-        text = f"{analysis.label_map.names[label]} {results.scores[row]:.2f}"
-        kind: Kind = "false positive" if row in wrong else "detection"
-        yield Mark((x, y, x + w, y + h), label, text, kind)
-
-
-def _annotation_marks(dataset: Dataset, index: int, analysis: Analysis) -> Iterator[Mark]:
-    matches = analysis.matches
-    matched = matches.annotation[matches.score >= analysis.working_score]
-    rows = dataset.boxes_of(index)
-    for row in range(rows.start, rows.stop):
-        x, y, w, h = dataset.boxes_xywh[row].tolist()
-        label = int(dataset.labels[row])
-        missed = not dataset.crowd[row] and not (matched == row).any()
-        kind: Kind = "missed" if missed else "annotation"
-        text = dataset.label_map.names[label] if missed else ""
-        yield Mark((x, y, x + w, y + h), label, text, kind)

@@ -27,6 +27,10 @@ Image: TypeAlias = NDArray[np.uint8]
 Colour: TypeAlias = tuple[int, int, int]
 Kind: TypeAlias = Literal["detection", "false positive", "annotation", "missed"]
 
+#: What people are shown where nothing else is asked for; scoring needs everything that is kept.
+DISPLAY_SCORE: Final = 0.25
+DISPLAY_LIMIT: Final = 100
+
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 #: The golden ratio: neighbouring classes get hues far apart, and no number of them runs out.
 _GOLDEN = 0.618033988749895

@@ -17,8 +17,8 @@ from orchestrator.data.decode import STORED, SUFFIXES, BadImageError, Decoding, 
 from orchestrator.data.label_map import LabelMap
 from orchestrator.data.orientation import UPRIGHT, Orientation, swaps_sides, turned_boxes
 from orchestrator.errors import ConfigError, DataError
-from orchestrator.evaluation.matching import match_image
-from orchestrator.pages.drawing import Kind, Mark, contact_sheet, draw, encode_jpeg
+from orchestrator.evaluation.marks import Boxes, marks_of
+from orchestrator.pages.drawing import Mark, contact_sheet, draw, encode_jpeg
 from orchestrator.predict.identify import identify
 from orchestrator.predict.inputs import UPRIGHT_PICTURES, Picture, read_pictures
 from orchestrator.predict.prediction import Prediction
@@ -155,12 +155,13 @@ def draw_predictions(
             problems.append(str(pixels))
             continue
         shown = shown_of(one, threshold, limit)
-        marks = marks_of(shown, label_map)
+        marks = plain_marks(shown, label_map)
         as_stored = _as_predicted(one, picture, pixels)
         pixels = pixels if as_stored is None else as_stored
         if below is not None:
             try:
-                marks = below.marks(shown, marks, picture, pixels, upright=as_stored is None)
+                told = below.marks(shown, picture, pixels, upright=as_stored is None)
+                marks = marks if told is None else told
             except BadImageError as error:
                 problems.append(str(error))
         drawn = draw(pixels, marks)
@@ -188,7 +189,7 @@ def require_apart(folder: Path, pictures: Sequence[Picture]) -> None:
         )
 
 
-def marks_of(shown: Prediction, label_map: LabelMap) -> list[Mark]:
+def plain_marks(shown: Prediction, label_map: LabelMap) -> list[Mark]:
     """A mark for each detection."""
     return [
         Mark((box[0], box[1], box[2], box[3]), label, f"{label_map.names[label]} {score:.2f}")
@@ -245,17 +246,15 @@ class _TruthMarks:
     def marks(
         self,
         shown: Prediction,
-        detections: list[Mark],
         picture: Picture,
         pixels: NDArray[np.uint8],
         *,
         upright: bool,
-    ) -> list[Mark]:
-        """Marks of a picture, annotations below detections; those as they are where it has none.
+    ) -> list[Mark] | None:
+        """Marks of a picture, annotations below detections; None where nothing is known of it.
 
         Args:
             shown: its detections.
-            detections: a mark for each of them.
             picture: where it is.
             pixels: that are drawn on.
             upright: whether these were turned by their tag.
@@ -264,32 +263,22 @@ class _TruthMarks:
             BadImageError: it is of another size than annotated.
         """
         if shown.key not in self._position:
-            return detections
-        boxes, labels, crowd = self._annotations(shown.key, picture, pixels.shape, upright=upright)
-        match = match_image(
-            (
+            return None
+        drawn, annotations = marks_of(
+            Boxes.detected(
                 _xywh(np.array(shown.boxes, np.float64)),
                 np.array(shown.labels, np.int64),
                 np.array(shown.scores, np.float64),
             ),
-            (_xywh(boxes), labels, crowd),
+            self._annotations(shown.key, picture, pixels.shape, upright=upright),
+            self._names,
         )
-        marks = [
-            mark if right else replace(mark, kind="false positive")
-            for mark, right in zip(detections, match.true_positive | match.ignored, strict=True)
-        ]
-        for box, label, is_crowd, matched in zip(
-            boxes.tolist(), labels.tolist(), crowd.tolist(), match.matched.tolist(), strict=True
-        ):
-            kind: Kind = "annotation" if matched or is_crowd else "missed"
-            text = self._names[label] if kind == "missed" else ""
-            marks.append(Mark((box[0], box[1], box[2], box[3]), label, text, kind))
-        return marks
+        return [*drawn, *annotations]
 
     def _annotations(
         self, key: str, picture: Picture, shape: tuple[int, ...], *, upright: bool
-    ) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.bool_]]:
-        """xyxy boxes on pixels of a shape, labels among those of the predictions, and crowds."""
+    ) -> Boxes:
+        """Boxes on pixels of a shape, with labels among those of the predictions."""
         size = shape[0], shape[1]
         data = self._truth.dataset
         at = self._position[key]
@@ -310,7 +299,7 @@ class _TruthMarks:
         if stored:
             boxes = turned_boxes(boxes, declared, tag)
         labels = self._labels[data.labels[rows]]
-        return np.asarray(boxes, np.float64), labels, data.crowd[rows]
+        return Boxes.annotated(_xywh(np.asarray(boxes, np.float64)), labels, data.crowd[rows])
 
 
 def _xywh(boxes: NDArray[np.float64]) -> NDArray[np.float64]:

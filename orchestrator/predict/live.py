@@ -20,17 +20,11 @@ import torch
 from numpy.typing import NDArray
 
 from orchestrator.errors import ConfigError, DataError
-from orchestrator.pages.drawing import draw, encode_jpeg
-from orchestrator.predict.draw_predictions import frame_name, marks_of, shown_of
+from orchestrator.pages.drawing import DISPLAY_LIMIT, DISPLAY_SCORE, draw, encode_jpeg
+from orchestrator.predict.draw_predictions import frame_name, plain_marks, shown_of
 from orchestrator.predict.inputs import open_video
 from orchestrator.predict.loading import LoadedDetector
-from orchestrator.predict.prediction import (
-    DISPLAY_LIMIT,
-    DISPLAY_SCORE,
-    Prediction,
-    kept,
-    network_of,
-)
+from orchestrator.predict.prediction import Prediction, kept, network_of
 from orchestrator.predict.predictor import DetectOptions, detect
 from orchestrator.storage.atomic import write_atomic
 
@@ -140,7 +134,7 @@ def _view(
     if not viewing.show and viewing.folder is None:
         return True
     shown = shown_of(one, viewing.threshold, DISPLAY_LIMIT)
-    drawn = draw(pixels, marks_of(shown, loaded.label_map))
+    drawn = draw(pixels, plain_marks(shown, loaded.label_map))
     if viewing.folder is not None:
         write_atomic(viewing.folder / frame_name(one.key), encode_jpeg(drawn))
     if not viewing.show:

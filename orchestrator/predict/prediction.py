@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 
@@ -24,16 +24,13 @@ from orchestrator.accelerators import Accelerator, of_this_process
 from orchestrator.data.decode import BadImageError, Decoding
 from orchestrator.data.label_map import LabelMap
 from orchestrator.errors import ConfigError, DataError
+from orchestrator.pages.drawing import DISPLAY_LIMIT, DISPLAY_SCORE
 from orchestrator.predict.inputs import UPRIGHT_PICTURES, Picture, digest_of, read_pictures
 from orchestrator.predict.loading import LoadedDetector
 from orchestrator.predict.predictor import DetectOptions, Network, TorchNetwork, detect
 from orchestrator.storage.atomic import write_atomic
 
 Form: TypeAlias = Literal["seed", "coco"]
-
-#: What people are shown where nothing else is asked for; scoring needs everything that is kept.
-DISPLAY_SCORE: Final = 0.25
-DISPLAY_LIMIT: Final = 100
 
 #: Batches of one share: what a kill costs at most, in each worker.
 _SHARE_BATCHES = 8

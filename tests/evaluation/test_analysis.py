@@ -169,7 +169,7 @@ def test_counts_at_the_working_score_add_up():
         false = sum(one.false_positives for one in analysis.at_working_score)
         f1 = 2 * true / (true + false + sum(boxes.values()))
         # No other threshold does better.
-        matches = analysis.matches
+        matches = match(dataset, Results.of(found))
         for score in np.unique(matches.score).tolist():
             counted = (matches.score >= score) & ~matches.ignored
             other = 2 * matches.true_positive[counted].sum()

@@ -164,7 +164,7 @@ def test_a_cliff_gets_a_logarithmic_scale():
         return {"".join(node.itertext()).strip() for node in tree.iter() if node.tag[-4:] == "text"}
 
     assert {"1", "2", "5", "10", "20"} <= ticks(cliff)
-    assert {"1.25", "1.50", "1.75", "2.00"} <= ticks(gentle)
+    assert {"1.3", "1.5", "1.7"} <= ticks(gentle)
     # What is not positive has no logarithm.
     negative = [(0, 40.0), *((step, -0.1) for step in range(1, 30))]
     assert {"0", "10", "20", "30", "40"} <= ticks(negative)
