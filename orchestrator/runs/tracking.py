@@ -205,7 +205,8 @@ def checkpoint_artifacts(place: str, commit: Path) -> dict[str, str]:
     return {f"{place}/{file.name}": str(file) for file in files}
 
 
-def _description(plan: Plan) -> str:
+def description(plan: Plan) -> str:
+    """One sentence about a run, for people."""
     experiment = plan.job.experiment
     train, val = plan.batches.train, plan.batches.val
     return (

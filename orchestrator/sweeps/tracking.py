@@ -133,7 +133,7 @@ class SweepTracking:
 
 
 def _description(planner: Planner, plan: Plan) -> str:
-    swept = ", ".join(f"`{path}`" for path in planner.sweep.space)
+    swept = ", ".join(f"`{path}`" for path in planner.sweep.space) or "the seed"
     return (
         f"A sweep over {swept} ({planner.sweep.search}, {planner.sweep.scheduler}): "
         f"{description(plan)}"
