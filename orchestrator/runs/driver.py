@@ -40,6 +40,7 @@ from orchestrator.runs.report import (
     say_data,
     say_finished,
     say_initial,
+    say_next,
     say_result,
     say_where,
     write_page,
@@ -244,6 +245,8 @@ def _train_in(
     if mirror is not None:
         say(console, f"kept in: {mirror.uri}")
     say_where(resolved, str(run_dir), console)
+    if trial is None and result["state"] == "done":
+        say_next(str(run_dir), console)
     return result
 
 

@@ -87,7 +87,7 @@ def drive_sweep(template: Template, *, force_resume: bool) -> int:
         classes = len(plan.job.label_map)
         record = Record(planner, journal, parameters=_counter(planner, classes))
         stages = _stages(planner, journal, record, trials, plan.job)
-        tracking = SweepTracking(planner, plan.job.data_digest)
+        tracking = SweepTracking(planner, plan)
         state = _Sweep(planner, journal, record, tracking, console, force_resume)
         return state.run(stages)
 
