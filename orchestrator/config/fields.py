@@ -10,7 +10,7 @@ from typing import Annotated, NamedTuple, TypeAlias
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
-from orchestrator.config.credentials import holds_secret
+from orchestrator.credentials import holds_secret
 from orchestrator.config.scalars import shorten
 from orchestrator.storage.address import SCHEMES
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.cli.main import main
-from orchestrator.config.credentials import holds_secret, mask
+from orchestrator.credentials import holds_secret, mask
 from orchestrator.config.resolve import load_experiment
 from orchestrator.errors import ConfigError
 

@@ -11,7 +11,7 @@ from typing_extensions import Self
 
 from detectors.config import Settings
 from detectors.registry import AnyDetectorConfig
-from orchestrator.config.credentials import holds_secret
+from orchestrator.credentials import holds_secret
 from orchestrator.config.fields import (
     Conflict,
     Count,
