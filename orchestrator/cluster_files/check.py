@@ -32,10 +32,7 @@ from orchestrator.config.scalars import Json
 from orchestrator.config.shape import Shape
 from orchestrator.config.yaml_loader import Document, UnreadableError, load_documents
 from orchestrator.credentials import holds_secret
-from orchestrator.errors import ConfigError, DataError, nearest
-
-#: Removing what a model does not know may bring other unknown keys to light, this often.
-_ROUNDS = 5
+from orchestrator.errors import DataError, nearest
 
 
 @dataclass(frozen=True)
@@ -62,7 +59,12 @@ class FileReport:
             "file": self.source,
             "kinds": list(self.kinds),
             "nodes": [
-                {"name": each.name, "count": each.count, "resources": each.resources}
+                {
+                    "name": each.name,
+                    "count": each.count,
+                    "most": each.most,
+                    "resources": each.resources,
+                }
                 for each in self.nodes
             ],
             "experiments": dict(self.fits),
@@ -177,17 +179,23 @@ def _validated(sheet: Sheet, document: Document, kinds: list[str]) -> BaseModel 
         # The specification's own place for what a file repeats.
         tree = {key: value for key, value in tree.items() if not key.startswith("x-")}
     shape = Shape.of(model)
-    for _ in range(_ROUNDS):
-        try:
-            return model.model_validate_json(json.dumps(tree))
-        except ValidationError as error:
-            sheet.problems += explain(error, tree, document.places, document.refused, shape)
-            unknown = [each for each in error.errors() if each["type"] == "extra_forbidden"]
-            if len(unknown) < error.error_count():
-                return None
-            for each in unknown:
+    for _ in range(2):
+        found = _model_or_error(model, tree)
+        if isinstance(found, BaseModel):
+            return found
+        sheet.problems += explain(found, tree, document.places, document.refused, shape)
+        # What is unknown hides nothing of the rest.
+        for each in found.errors():
+            if each["type"] == "extra_forbidden":
                 _remove(tree, shape.key_path(each["loc"]))
     return None
+
+
+def _model_or_error(model: type[BaseModel], tree: Json) -> BaseModel | ValidationError:
+    try:
+        return model.model_validate_json(json.dumps(tree))
+    except ValidationError as error:
+        return error
 
 
 def _remove(tree: Json, path: KeyPath) -> None:
@@ -303,12 +311,8 @@ def _report(file: _Read, wanted: Sequence[tuple[str, ResolvedExperiment | None]]
 def _fit_run(
     sheet: Sheet, name: str, overrides: Sequence[str], path: KeyPath, nodes: Sequence[Nodes]
 ) -> None:
-    file = sheet.project.file(name)
-    if file is None or any(each.resources is None for each in nodes):
-        return
-    try:
-        experiment = load_experiment(file, overrides).experiment
-    except (ConfigError, DataError):
+    experiment = sheet.project.experiment(name, overrides)
+    if experiment is None or any(each.resources is None for each in nodes):
         return
     message = misfit(experiment, nodes)
     if message is not None:

@@ -6,6 +6,7 @@ A worker cannot be spread over two nodes: two nodes of 2 CPUs do not run a worke
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from orchestrator.cluster_files.sheet import Nodes
 from orchestrator.config.schema import Experiment
@@ -19,10 +20,23 @@ _READING = 1.0
 def misfit(experiment: Experiment, nodes: Sequence[Nodes]) -> str | None:
     """Why an experiment does not fit, with the arithmetic; None where it does.
 
+    A run takes the nodes that are there when it starts, so those that an autoscaler may add do not
+    count.
+
     Args:
         experiment: to be run.
         nodes: kinds of node, each with its resources.
     """
+    message = _misfit(experiment, nodes)
+    grown = [replace(kinds, count=max(kinds.count, kinds.most or 0)) for kinds in nodes]
+    if message is not None and _misfit(experiment, grown) is None:
+        message += (
+            "; it would fit all nodes that may be added, but a run takes those that are there"
+        )
+    return message
+
+
+def _misfit(experiment: Experiment, nodes: Sequence[Nodes]) -> str | None:
     cluster = experiment.cluster
     kind = cluster.accelerator
     if kind == "auto":

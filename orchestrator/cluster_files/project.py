@@ -1,15 +1,18 @@
-"""What a cluster file has to agree with: versions, experiments, targets and verbs of the project."""
+"""What a cluster file has to agree with: versions, experiments, targets and verbs."""
 
 from __future__ import annotations
 
 import configparser
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
 
-from orchestrator.errors import nearest
+from orchestrator.config.resolve import load_experiment
+from orchestrator.config.schema import Experiment
+from orchestrator.errors import ConfigError, DataError, nearest
 
 #: Of the image that the Dockerfiles in ``clusters/docker`` make.
 IMAGE = "detection-orchestrator"
@@ -28,6 +31,9 @@ class Project:
 
     root: Path | None
     verbs: frozenset[str] = field(default_factory=frozenset)
+    _read: dict[tuple[str, ...], Experiment | ConfigError | None] = field(
+        default_factory=dict, compare=False, repr=False
+    )
 
     @classmethod
     def around(cls, file: Path, verbs: frozenset[str]) -> Project:
@@ -77,6 +83,29 @@ class Project:
     def file(self, name: str) -> Path | None:
         """A file of the project that a command names from its folder; None outside a project."""
         return None if self.root is None else self.root / name.removeprefix(f"{FOLDER}/")
+
+    def experiment(self, name: str, overrides: Sequence[str]) -> Experiment | None:
+        """An experiment that a command names; None where its data, which lies elsewhere, is needed.
+
+        Raises:
+            ConfigError: it is not valid.
+        """
+        key = (name, *overrides)
+        if key not in self._read:
+            self._read[key] = self._experiment(name, overrides)
+        found = self._read[key]
+        if isinstance(found, ConfigError):
+            raise found
+        return found
+
+    def _experiment(self, name: str, overrides: Sequence[str]) -> Experiment | ConfigError | None:
+        file = self.file(name)
+        try:
+            return None if file is None else load_experiment(file, overrides).experiment
+        except DataError:
+            return None
+        except ConfigError as error:
+            return error
 
     def image_problem(self, image: str) -> str | None:
         """What is wrong with an image's name; None for nothing."""

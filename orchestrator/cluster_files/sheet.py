@@ -17,13 +17,15 @@ class Nodes:
 
     Attributes:
         name: of the kind.
-        count: how many there may be.
+        count: how many are always there.
         resources: of each, by the names that Ray gives them; None where the file does not say.
+        most: how many an autoscaler may make of them; None for no more.
     """
 
     name: str
     count: int
     resources: dict[str, float] | None
+    most: int | None = None
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ class Build(Snake):
 
     context: Text
     dockerfile: Text = "Dockerfile"
-    args: dict[str, str] = {}
+    args: dict[str, str] = Field(default_factory=dict)
     target: Text | None = None
 
 
@@ -42,7 +42,7 @@ class Device(Snake):
 
     driver: Text | None = None
     count: int | Literal["all"] | None = None
-    device_ids: list[Text] = []
+    device_ids: list[Text] = Field(default_factory=list)
     capabilities: list[Text]
 
 
@@ -59,7 +59,7 @@ class Reservations(Snake):
 
     cpus: Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?$")] | None = None
     memory: Text | None = None
-    devices: list[Device] = []
+    devices: list[Device] = Field(default_factory=list)
 
 
 class DeployResources(Snake):
@@ -90,34 +90,34 @@ class ServiceFile(Snake):
     build: Build | None = None
     command: list[str] | str | None = None
     entrypoint: list[str] | str | None = None
-    environment: dict[str, str] = {}
-    ports: list[Text] = []
-    expose: list[Text] = []
-    volumes: list[Text] = []
-    networks: list[Text] = []
-    secrets: list[Text] = []
-    configs: list[Text] = []
-    depends_on: dict[str, Depends] = {}
+    environment: dict[str, str] = Field(default_factory=dict)
+    ports: list[Text] = Field(default_factory=list)
+    expose: list[Text] = Field(default_factory=list)
+    volumes: list[Text] = Field(default_factory=list)
+    networks: list[Text] = Field(default_factory=list)
+    secrets: list[Text] = Field(default_factory=list)
+    configs: list[Text] = Field(default_factory=list)
+    depends_on: dict[str, Depends] = Field(default_factory=dict)
     healthcheck: Healthcheck | None = None
     deploy: Deploy = Deploy()
     shm_size: Text | None = None
-    ulimits: dict[str, Ulimit] = {}
+    ulimits: dict[str, Ulimit] = Field(default_factory=dict)
     restart: Literal["no", "always", "on-failure", "unless-stopped"] = "no"
     user: Text | None = None
     hostname: Text | None = None
     working_dir: Text | None = None
     init: bool = False
     read_only: bool = False
-    tmpfs: list[Text] = []
-    cap_drop: list[Text] = []
-    cap_add: list[Text] = []
-    security_opt: list[Text] = []
+    tmpfs: list[Text] = Field(default_factory=list)
+    cap_drop: list[Text] = Field(default_factory=list)
+    cap_add: list[Text] = Field(default_factory=list)
+    security_opt: list[Text] = Field(default_factory=list)
     privileged: bool = False
     network_mode: Text | None = None
     stop_grace_period: Text | None = None
-    profiles: list[Text] = []
-    extra_hosts: list[Text] = []
-    devices: list[Text] = []
+    profiles: list[Text] = Field(default_factory=list)
+    extra_hosts: list[Text] = Field(default_factory=list)
+    devices: list[Text] = Field(default_factory=list)
     pull_policy: Literal["always", "never", "missing", "build"] | None = None
 
 
@@ -125,7 +125,7 @@ class ComposeVolume(Snake):
     """A volume by name."""
 
     driver: Text | None = None
-    driver_opts: dict[str, str] = {}
+    driver_opts: dict[str, str] = Field(default_factory=dict)
     external: bool = False
     name: Text | None = None
 
@@ -160,7 +160,7 @@ class Compose(Snake):
 
     name: Text | None = None
     services: dict[str, ServiceFile]
-    volumes: dict[str, ComposeVolume | None] = {}
-    networks: dict[str, ComposeNetwork | None] = {}
-    secrets: dict[str, ComposeSecret] = {}
-    configs: dict[str, ComposeConfig] = {}
+    volumes: dict[str, ComposeVolume | None] = Field(default_factory=dict)
+    networks: dict[str, ComposeNetwork | None] = Field(default_factory=dict)
+    secrets: dict[str, ComposeSecret] = Field(default_factory=dict)
+    configs: dict[str, ComposeConfig] = Field(default_factory=dict)

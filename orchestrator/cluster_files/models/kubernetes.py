@@ -14,15 +14,15 @@ class ObjectMeta(Camel):
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$")]
     namespace: Text | None = None
-    labels: dict[str, str] = {}
-    annotations: dict[str, str] = {}
+    labels: dict[str, str] = Field(default_factory=dict)
+    annotations: dict[str, str] = Field(default_factory=dict)
 
 
 class PodMeta(Camel):
     """Labels of a pod."""
 
-    labels: dict[str, str] = {}
-    annotations: dict[str, str] = {}
+    labels: dict[str, str] = Field(default_factory=dict)
+    annotations: dict[str, str] = Field(default_factory=dict)
 
 
 class KeyRef(Camel):
@@ -93,8 +93,8 @@ class ContainerPort(Camel):
 class Resources(Camel):
     """What a container asks for and may take."""
 
-    requests: dict[str, Quantity] = {}
-    limits: dict[str, Quantity] = {}
+    requests: dict[str, Quantity] = Field(default_factory=dict)
+    limits: dict[str, Quantity] = Field(default_factory=dict)
 
 
 class VolumeMount(Camel):
@@ -109,8 +109,8 @@ class VolumeMount(Camel):
 class Capabilities(Camel):
     """Of the kernel."""
 
-    add: list[Text] = []
-    drop: list[Text] = []
+    add: list[Text] = Field(default_factory=list)
+    drop: list[Text] = Field(default_factory=list)
 
 
 class SeccompProfile(Camel):
@@ -141,7 +141,7 @@ class PodSecurityContext(Camel):
     run_as_group: Count | None = None
     fs_group: Count | None = None
     fs_group_change_policy: Literal["OnRootMismatch", "Always"] | None = None
-    supplemental_groups: list[Count] = []
+    supplemental_groups: list[Count] = Field(default_factory=list)
     seccomp_profile: SeccompProfile | None = None
 
 
@@ -198,14 +198,14 @@ class Container(Camel):
     name: Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
     image: Text
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] | None = None
-    command: list[str] = []
-    args: list[str] = []
+    command: list[str] = Field(default_factory=list)
+    args: list[str] = Field(default_factory=list)
     working_dir: Text | None = None
-    env: list[EnvVar] = []
-    env_from: list[EnvFrom] = []
-    ports: list[ContainerPort] = []
+    env: list[EnvVar] = Field(default_factory=list)
+    env_from: list[EnvFrom] = Field(default_factory=list)
+    ports: list[ContainerPort] = Field(default_factory=list)
     resources: Resources = Resources()
-    volume_mounts: list[VolumeMount] = []
+    volume_mounts: list[VolumeMount] = Field(default_factory=list)
     security_context: SecurityContext | None = None
     liveness_probe: Probe | None = None
     readiness_probe: Probe | None = None
@@ -239,7 +239,7 @@ class SecretVolume(Camel):
     """A secret as files."""
 
     secret_name: Text
-    items: list[KeyToPath] = []
+    items: list[KeyToPath] = Field(default_factory=list)
     default_mode: Count | None = None
     optional: bool = False
 
@@ -248,7 +248,7 @@ class ConfigMapVolume(Camel):
     """A config map as files."""
 
     name: Text
-    items: list[KeyToPath] = []
+    items: list[KeyToPath] = Field(default_factory=list)
     default_mode: Count | None = None
 
 
@@ -294,14 +294,14 @@ class Expression(Camel):
 
     key: Text
     operator: Literal["In", "NotIn", "Exists", "DoesNotExist", "Gt", "Lt"]
-    values: list[str] = []
+    values: list[str] = Field(default_factory=list)
 
 
 class LabelSelector(Camel):
     """Objects by their labels."""
 
-    match_labels: dict[str, str] = {}
-    match_expressions: list[Expression] = []
+    match_labels: dict[str, str] = Field(default_factory=dict)
+    match_expressions: list[Expression] = Field(default_factory=list)
 
 
 class NodeTerm(Camel):
@@ -327,7 +327,9 @@ class NodeAffinity(Camel):
     """Which nodes."""
 
     required_during_scheduling_ignored_during_execution: NodeSelector | None = None
-    preferred_during_scheduling_ignored_during_execution: list[PreferredNode] = []
+    preferred_during_scheduling_ignored_during_execution: list[PreferredNode] = Field(
+        default_factory=list
+    )
 
 
 class PodTerm(Camel):
@@ -347,8 +349,10 @@ class PreferredPod(Camel):
 class PodAffinity(Camel):
     """Beside or apart from other pods."""
 
-    required_during_scheduling_ignored_during_execution: list[PodTerm] = []
-    preferred_during_scheduling_ignored_during_execution: list[PreferredPod] = []
+    required_during_scheduling_ignored_during_execution: list[PodTerm] = Field(default_factory=list)
+    preferred_during_scheduling_ignored_during_execution: list[PreferredPod] = Field(
+        default_factory=list
+    )
 
 
 class Affinity(Camel):
@@ -363,14 +367,14 @@ class PodSpec(Camel):
     """A pod."""
 
     containers: Annotated[list[Container], Field(min_length=1)]
-    init_containers: list[Container] = []
-    volumes: list[Volume] = []
-    node_selector: dict[str, str] = {}
-    tolerations: list[Toleration] = []
+    init_containers: list[Container] = Field(default_factory=list)
+    volumes: list[Volume] = Field(default_factory=list)
+    node_selector: dict[str, str] = Field(default_factory=dict)
+    tolerations: list[Toleration] = Field(default_factory=list)
     affinity: Affinity | None = None
     service_account_name: Text | None = None
     automount_service_account_token: bool = True
-    image_pull_secrets: list[NameRef] = []
+    image_pull_secrets: list[NameRef] = Field(default_factory=list)
     security_context: PodSecurityContext | None = None
     termination_grace_period_seconds: Count | None = None
     restart_policy: Literal["Always", "OnFailure", "Never"] | None = None
@@ -420,7 +424,7 @@ class VolumeSpec(Camel):
         Field(min_length=1),
     ]
     nfs: Nfs
-    mount_options: list[Text] = []
+    mount_options: list[Text] = Field(default_factory=list)
     persistent_volume_reclaim_policy: Literal["Retain", "Delete", "Recycle"] = "Retain"
     storage_class_name: str | None = None
 
@@ -438,7 +442,7 @@ class IpBlock(Camel):
     """A network."""
 
     cidr: Text
-    except_: Annotated[list[Text], Field(alias="except")] = []
+    except_: Annotated[list[Text], Field(alias="except")] = Field(default_factory=list)
 
 
 class Peer(Camel):
@@ -460,15 +464,15 @@ class PolicyPort(Camel):
 class Ingress(Camel):
     """What comes in."""
 
-    from_: Annotated[list[Peer], Field(alias="from")] = []
-    ports: list[PolicyPort] = []
+    from_: Annotated[list[Peer], Field(alias="from")] = Field(default_factory=list)
+    ports: list[PolicyPort] = Field(default_factory=list)
 
 
 class Egress(Camel):
     """What goes out."""
 
-    to: list[Peer] = []
-    ports: list[PolicyPort] = []
+    to: list[Peer] = Field(default_factory=list)
+    ports: list[PolicyPort] = Field(default_factory=list)
 
 
 class PolicySpec(Camel):
@@ -476,8 +480,8 @@ class PolicySpec(Camel):
 
     pod_selector: LabelSelector
     policy_types: Annotated[list[Literal["Ingress", "Egress"]], Field(min_length=1)]
-    ingress: list[Ingress] = []
-    egress: list[Egress] = []
+    ingress: list[Ingress] = Field(default_factory=list)
+    egress: list[Egress] = Field(default_factory=list)
 
 
 class NetworkPolicy(Camel):
@@ -505,8 +509,8 @@ class ServiceSpec(Camel):
     type: Literal["ClusterIP", "NodePort", "LoadBalancer"] = "ClusterIP"
     cluster_ip: Annotated[str | None, Field(alias="clusterIP")] = None
     selector: dict[str, str]
-    ports: list[ServicePort] = []
-    load_balancer_source_ranges: list[Text] = []
+    ports: list[ServicePort] = Field(default_factory=list)
+    load_balancer_source_ranges: list[Text] = Field(default_factory=list)
 
 
 class Service(Camel):
@@ -524,7 +528,7 @@ class ConfigMap(Camel):
     api_version: Literal["v1"]
     kind: Literal["ConfigMap"]
     metadata: ObjectMeta
-    data: dict[str, str] = {}
+    data: dict[str, str] = Field(default_factory=dict)
 
 
 class Secret(Camel):
@@ -534,8 +538,8 @@ class Secret(Camel):
     kind: Literal["Secret"]
     metadata: ObjectMeta
     type: Text | None = None
-    data: dict[str, str] = {}
-    string_data: dict[str, str] = {}
+    data: dict[str, str] = Field(default_factory=dict)
+    string_data: dict[str, str] = Field(default_factory=dict)
 
 
 class Namespace(Camel):

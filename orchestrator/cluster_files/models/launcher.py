@@ -28,9 +28,9 @@ class Docker(Snake):
     worker_image: Text | None = None
     container_name: Text | None = None
     pull_before_run: bool = True
-    run_options: list[Text] = []
-    head_run_options: list[Text] = []
-    worker_run_options: list[Text] = []
+    run_options: list[Text] = Field(default_factory=list)
+    head_run_options: list[Text] = Field(default_factory=list)
+    worker_run_options: list[Text] = Field(default_factory=list)
     disable_automatic_runtime_detection: bool = False
     disable_shm_size_detection: bool = False
     use_podman: bool = False
@@ -41,7 +41,7 @@ class NodeDocker(Snake):
 
     pull_before_run: bool = True
     worker_image: Text | None = None
-    worker_run_options: list[Text] = []
+    worker_run_options: list[Text] = Field(default_factory=list)
 
 
 class LocalProvider(Snake):
@@ -49,7 +49,7 @@ class LocalProvider(Snake):
 
     type: Literal["local"]
     head_ip: Text
-    worker_ips: list[Text] = []
+    worker_ips: list[Text] = Field(default_factory=list)
     external_head_ip: Text | None = None
     coordinator_address: Text | None = None
     cache_stopped_nodes: bool = True
@@ -68,14 +68,14 @@ class IpPermission(Pascal):
     from_port: int
     to_port: int
     ip_protocol: Literal["tcp", "udp", "icmp", "-1"]
-    ip_ranges: list[IpRange] = []
+    ip_ranges: list[IpRange] = Field(default_factory=list)
 
 
 class SecurityGroup(Pascal):
     """Who may reach the nodes."""
 
     group_name: Text | None = None
-    ip_permissions: list[IpPermission] = []
+    ip_permissions: list[IpPermission] = Field(default_factory=list)
 
 
 class AwsProvider(Snake):
@@ -167,14 +167,14 @@ class AwsNode(Pascal):
 
     instance_type: Text
     image_id: Text
-    block_device_mappings: list[BlockDevice] = []
+    block_device_mappings: list[BlockDevice] = Field(default_factory=list)
     instance_market_options: MarketOptions | None = None
     iam_instance_profile: InstanceProfile | None = None
     metadata_options: MetadataOptions | None = None
     key_name: Text | None = None
-    subnet_ids: list[Text] = []
-    security_group_ids: list[Text] = []
-    tag_specifications: list[TagSpecification] = []
+    subnet_ids: list[Text] = Field(default_factory=list)
+    security_group_ids: list[Text] = Field(default_factory=list)
+    tag_specifications: list[TagSpecification] = Field(default_factory=list)
 
 
 class DiskParameters(Camel):
@@ -221,7 +221,7 @@ class MetadataItem(Camel):
 class Metadata(Camel):
     """Values a machine can read about itself."""
 
-    items: list[MetadataItem] = []
+    items: list[MetadataItem] = Field(default_factory=list)
 
 
 class ServiceAccount(Camel):
@@ -236,11 +236,11 @@ class GcpNode(Camel):
 
     machine_type: Text
     disks: list[Disk]
-    guest_accelerators: list[GuestAccelerator] = []
-    scheduling: list[Scheduling] = []
+    guest_accelerators: list[GuestAccelerator] = Field(default_factory=list)
+    scheduling: list[Scheduling] = Field(default_factory=list)
     metadata: Metadata | None = None
-    service_accounts: list[ServiceAccount] = []
-    labels: dict[str, str] = {}
+    service_accounts: list[ServiceAccount] = Field(default_factory=list)
+    labels: dict[str, str] = Field(default_factory=dict)
 
 
 class NodeType(Snake):
@@ -248,10 +248,10 @@ class NodeType(Snake):
 
     min_workers: Count = 0
     max_workers: Count = 0
-    resources: dict[str, float] = {}
-    labels: dict[str, str] = {}
-    worker_setup_commands: Commands = []
-    initialization_commands: Commands = []
+    resources: dict[str, float] = Field(default_factory=dict)
+    labels: dict[str, str] = Field(default_factory=dict)
+    worker_setup_commands: Commands = Field(default_factory=list)
+    initialization_commands: Commands = Field(default_factory=list)
     docker: NodeDocker | None = None
 
 
@@ -276,17 +276,17 @@ class Launcher(Snake):
     idle_timeout_minutes: Annotated[float, Field(gt=0)] = 5
     docker: Docker | None = None
     auth: Auth
-    file_mounts: dict[str, Text] = {}
-    cluster_synced_files: list[Text] = []
+    file_mounts: dict[str, Text] = Field(default_factory=dict)
+    cluster_synced_files: list[Text] = Field(default_factory=list)
     file_mounts_sync_continuously: bool = False
-    rsync_exclude: list[Text] = []
-    rsync_filter: list[Text] = []
-    initialization_commands: Commands = []
-    setup_commands: Commands = []
-    head_setup_commands: Commands = []
-    worker_setup_commands: Commands = []
+    rsync_exclude: list[Text] = Field(default_factory=list)
+    rsync_filter: list[Text] = Field(default_factory=list)
+    initialization_commands: Commands = Field(default_factory=list)
+    setup_commands: Commands = Field(default_factory=list)
+    head_setup_commands: Commands = Field(default_factory=list)
+    worker_setup_commands: Commands = Field(default_factory=list)
     head_start_ray_commands: Commands
-    worker_start_ray_commands: Commands = []
+    worker_start_ray_commands: Commands = Field(default_factory=list)
 
 
 class LocalLauncher(Launcher):

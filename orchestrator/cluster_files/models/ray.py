@@ -42,16 +42,16 @@ class AutoscalerOptions(Camel):
     image: Text | None = None
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] | None = None
     resources: Resources | None = None
-    env: list[EnvVar] = []
-    env_from: list[EnvFrom] = []
+    env: list[EnvVar] = Field(default_factory=list)
+    env_from: list[EnvFrom] = Field(default_factory=list)
     security_context: SecurityContext | None = None
-    volume_mounts: list[VolumeMount] = []
+    volume_mounts: list[VolumeMount] = Field(default_factory=list)
 
 
 class HeadGroup(Camel):
     """The head."""
 
-    ray_start_params: dict[str, str] = {}
+    ray_start_params: dict[str, str] = Field(default_factory=dict)
     service_type: Literal["ClusterIP", "NodePort", "LoadBalancer"] = "ClusterIP"
     enable_ingress: bool = False
     template: PodTemplate
@@ -60,7 +60,7 @@ class HeadGroup(Camel):
 class ScaleStrategy(Camel):
     """Workers that are to go."""
 
-    workers_to_delete: list[Text] = []
+    workers_to_delete: list[Text] = Field(default_factory=list)
 
 
 class WorkerGroup(Camel):
@@ -73,7 +73,7 @@ class WorkerGroup(Camel):
     num_of_hosts: Annotated[int, Field(ge=1)] = 1
     idle_timeout_seconds: Count | None = None
     suspend: bool = False
-    ray_start_params: dict[str, str] = {}
+    ray_start_params: dict[str, str] = Field(default_factory=dict)
     scale_strategy: ScaleStrategy | None = None
     template: PodTemplate
 
@@ -85,9 +85,9 @@ class ClusterSpec(Camel):
     auth_options: AuthOptions | None = None
     enable_in_tree_autoscaling: bool = False
     autoscaler_options: AutoscalerOptions | None = None
-    head_service_annotations: dict[str, str] = {}
+    head_service_annotations: dict[str, str] = Field(default_factory=dict)
     head_group_spec: HeadGroup
-    worker_group_specs: list[WorkerGroup] = []
+    worker_group_specs: list[WorkerGroup] = Field(default_factory=list)
     suspend: bool = False
 
 
@@ -126,7 +126,7 @@ class RayJobSpec(Camel):
     submitter_config: SubmitterConfig | None = None
     suspend: bool = False
     job_id: Text | None = None
-    metadata: dict[str, str] = {}
+    metadata: dict[str, str] = Field(default_factory=dict)
 
 
 class RayJob(Camel):
@@ -150,9 +150,9 @@ class Trainer(Camel):
     """The command on every node."""
 
     image: Text
-    command: list[str] = []
-    args: list[str] = []
-    env: list[EnvVar] = []
+    command: list[str] = Field(default_factory=list)
+    args: list[str] = Field(default_factory=list)
+    env: list[EnvVar] = Field(default_factory=list)
     num_nodes: Annotated[int, Field(ge=1)]
     num_proc_per_node: int | str | None = None
     resources_per_node: Resources
@@ -178,8 +178,8 @@ class TrainJob(Camel):
 class RuntimeTemplateMeta(Camel):
     """Labels of a job's template."""
 
-    labels: dict[str, str] = {}
-    annotations: dict[str, str] = {}
+    labels: dict[str, str] = Field(default_factory=dict)
+    annotations: dict[str, str] = Field(default_factory=dict)
 
 
 class RuntimeJobSpec(Camel):

@@ -22,7 +22,7 @@ class SkyResources(Snake):
     image_id: Text | None = None
     ports: int | str | None = None
     job_recovery: Text | None = None
-    labels: dict[str, str] = {}
+    labels: dict[str, str] = Field(default_factory=dict)
 
 
 class SkyTask(Snake):
@@ -32,8 +32,8 @@ class SkyTask(Snake):
     workdir: Text | None = None
     num_nodes: Annotated[int, Field(ge=1)] = 1
     resources: SkyResources
-    envs: dict[str, str | None] = {}
-    secrets: dict[str, str | None] = {}
-    file_mounts: dict[str, str] = {}
+    envs: dict[str, str | None] = Field(default_factory=dict)
+    secrets: dict[str, str | None] = Field(default_factory=dict)
+    file_mounts: dict[str, str] = Field(default_factory=dict)
     setup: Text | None = None
     run: Text

@@ -14,7 +14,12 @@ from orchestrator.cluster_files.models.kubernetes import (
     PersistentVolumeClaim,
     PodTemplate,
 )
-from orchestrator.cluster_files.models.ray import RayCluster, RayJob, TrainingRuntime
+from orchestrator.cluster_files.models.ray import (
+    ClusterSpec,
+    RayCluster,
+    RayJob,
+    TrainingRuntime,
+)
 
 
 @dataclass
@@ -55,10 +60,11 @@ class Bundle:
             self._add_pods(document.metadata.name, document.spec)
         elif isinstance(document, RayJob):
             self._add_pods("", document.spec.ray_cluster_spec)
+            if document.spec.submitter_pod_template is not None:
+                self.pods.append(dict(document.spec.submitter_pod_template.metadata.labels))
 
-    def _add_pods(self, name: str, spec: object) -> None:
-        head = getattr(spec, "head_group_spec")  # noqa: B009
-        groups = getattr(spec, "worker_group_specs")  # noqa: B009
+    def _add_pods(self, name: str, spec: ClusterSpec) -> None:
+        head, groups = spec.head_group_spec, spec.worker_group_specs
         made = {"ray.io/cluster": name} if name else {}
         self.pods.append(_labels(head.template, {**made, "ray.io/node-type": "head"}))
         self.pods += [

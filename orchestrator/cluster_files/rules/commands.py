@@ -13,7 +13,7 @@ from orchestrator.cluster_files.sheet import Sheet
 from orchestrator.cluster_files.shell import Command, ShellError, commands
 from orchestrator.config.problems import KeyPath
 from orchestrator.credentials import holds_secret, names_secret
-from orchestrator.errors import nearest
+from orchestrator.errors import ConfigError, nearest
 
 MODE = "RAY_AUTH_MODE"
 GRACE, GRACE_SECONDS = "RAY_JOB_STOP_WAIT_TIME_S", 120
@@ -21,12 +21,17 @@ GRACE, GRACE_SECONDS = "RAY_JOB_STOP_WAIT_TIME_S", 120
 _KNOWN = ("ray", "orchestrator", "python", "mlflow", "make", "pip")
 #: Other commands that cluster files use.
 _OTHERS = frozenset(
-    "apt apt-get awk bash break cat cd chmod chown cp curl cut date dirname docker done echo else "
-    "esac exit export false fi find for git grep head hostname id if in install kill ln ls mkdir "
-    "mount mv nvidia-smi printf pwd python3 read rm rsync scontrol sed seq set sh shopt shift "
-    "sleep sort source sudo sync tail tar tee test then touch tr trap true ulimit umask uniq "
-    "unset useradd groupadd usermod wait wc wget while xargs . [ [[ : { } psql pg_isready apk "
-    "nproc getent kubectl sky sbatch srun module conda mamba uv npu-smi case do ip".split()
+    re.findall(
+        r"\S+",
+        """
+    apt apt-get awk bash break cat cd chmod chown cp curl cut date dirname docker done echo
+    else esac exit export false fi find for git grep head hostname id if in install kill ln ls
+    mkdir mount mv nvidia-smi printf pwd python3 read rm rsync scontrol sed seq set sh shopt
+    shift sleep sort source sudo sync tail tar tee test then touch tr trap true ulimit umask
+    uniq unset useradd groupadd usermod wait wc wget while xargs . [ [[ : { } psql pg_isready
+    apk nproc getent kubectl sky sbatch srun module conda mamba uv npu-smi case do ip
+    """,
+    )
 )
 _FLAGS_OF_PYTHON = frozenset({"-u", "-O", "-B", "-I", "-E", "-s", "-q"})
 _PIN = re.compile(r"([A-Za-z][\w.-]*)(?:\[[\w,-]*\])?==([\w.]+)")
@@ -340,9 +345,6 @@ def _orchestrator(
 
 def _run(sheet: Sheet, path: KeyPath, words: tuple[str, ...], found: Found) -> None:
     """Check an experiment and its overrides as the command will take them."""
-    from orchestrator.config.resolve import load_experiment
-    from orchestrator.errors import ConfigError, DataError
-
     plain = [word for word in words if not word.startswith("-")]
     if not plain or "$" in plain[0]:
         return
@@ -363,9 +365,7 @@ def _run(sheet: Sheet, path: KeyPath, words: tuple[str, ...], found: Found) -> N
             sheet.report(path, "an override holds a key or a password; set it outside", name)
             return
     try:
-        load_experiment(file, kept)
-    except DataError:
-        pass
+        sheet.project.experiment(name, kept)
     except ConfigError as error:
         for line in str(error).splitlines()[1:-1]:
             key = re.match(r"override '([^=']+)=", line)
@@ -415,5 +415,5 @@ def _mlflow(sheet: Sheet, path: KeyPath, command: Command) -> None:
         sheet.report(
             path,
             "MLflow answers anyone who reaches it; write --app-name basic-auth",
-            "--app-name" if "--app-name" in options else "mlflow",
+            "--app-name" if "--app-name" in options else "mlflow server",
         )

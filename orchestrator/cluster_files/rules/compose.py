@@ -194,7 +194,7 @@ def _ports(sheet: Sheet, path: KeyPath, service: ServiceFile) -> None:
     for index, text in enumerate(service.ports):
         at = (*path, "ports", index)
         found = re.fullmatch(
-            r"(?:(\[[0-9a-fA-F:]+\]|[0-9.]+):)?(?:(\d+)(?:-\d+)?:)?(\d+)(?:-\d+)?(?:/(?:tcp|udp))?",
+            r"(?:(\[[0-9a-fA-F:]+\]|\d+(?:\.\d+){3}):)?(?:(\d+)(?:-\d+)?:)?(\d+)(?:-\d+)?(?:/(?:tcp|udp))?",
             text,
         )
         if found is None:

@@ -94,7 +94,14 @@ def check_job(sheet: Sheet, document: RayJob, bundle: Bundle) -> None:
             f"the entry point wants {spec.entrypoint_num_cpus:g} CPUs, the head has {cpus:g}",
         )
     if spec.submitter_pod_template is not None:
-        check_pod(sheet, ("spec", "submitterPodTemplate"), spec.submitter_pod_template, bundle)
+        at = ("spec", "submitterPodTemplate")
+        check_pod(sheet, at, spec.submitter_pod_template, bundle)
+        image = spec.submitter_pod_template.spec.containers[0].image
+        if image != head.image:
+            sheet.report(
+                (*at, "spec", "containers", 0, "image"),
+                f"image is {image!r}, of the head {head.image!r}; write the same",
+            )
 
 
 def _groups(spec: ClusterSpec) -> list[tuple[str, PodTemplate]]:
@@ -254,10 +261,13 @@ def _ray_pod(
             "which a step and its commit may not fit in; write terminationGracePeriodSeconds: "
             f"{GRACE_SECONDS} or more",
         )
-    count, name = 1, "head"
     if isinstance(group, WorkerGroup):
-        count, name = group.max_replicas * group.num_of_hosts, group.group_name
-    sheet.nodes.append(Nodes(name, count, resources))
+        hosts = group.num_of_hosts
+        count = group.min_replicas if spec.enable_in_tree_autoscaling else group.replicas
+        nodes = Nodes(group.group_name, count * hosts, resources, group.max_replicas * hosts)
+        sheet.nodes.append(nodes)
+    else:
+        sheet.nodes.append(Nodes("head", 1, resources))
 
 
 def _start_params(

@@ -336,9 +336,9 @@ def _node_type(sheet: Sheet, path: KeyPath, head: bool, kind: NodeType) -> None:
             f"memory and object_store_memory are {gib(store + most)} together, and {name} has "
             f"{gib(machine.memory)}",
         )
-    count = 1 if head else kind.max_workers
+    count = 1 if head else kind.min_workers
     resources = {**{name: value for name, value in known.items() if value}, **kind.resources}
-    sheet.nodes.append(Nodes(path[-1] if isinstance(path[-1], str) else "", count, resources))
+    sheet.nodes.append(Nodes(str(path[-1]), count, resources, None if head else kind.max_workers))
 
 
 def _aws(sheet: Sheet, file: AwsLauncher) -> None:

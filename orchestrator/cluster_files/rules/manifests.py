@@ -121,7 +121,7 @@ def _policy(sheet: Sheet, document: NetworkPolicy, bundle: Bundle) -> None:
         hint = f"; did you mean {guess!r}?" if guess else ""
         sheet.report(
             ("spec", "podSelector"),
-            f"the policy guards no pod of these files, none has the labels {text or '(none)'}{hint}",
+            f"the policy guards no pod of these files, none has {text or 'no labels'}{hint}",
         )
     if "Ingress" not in spec.policy_types:
         sheet.report(("spec", "policyTypes"), "what comes in is not guarded; write Ingress")

@@ -10,9 +10,7 @@ from orchestrator.cluster_files.models.kubernetes import PodTemplate
 from orchestrator.cluster_files.project import FOLDER
 from orchestrator.cluster_files.sheet import Sheet
 from orchestrator.config.problems import KeyPath
-from orchestrator.config.resolve import load_experiment
 from orchestrator.config.schema import Experiment
-from orchestrator.errors import ConfigError, DataError
 
 _KEYS = frozenset({"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"})
 
@@ -58,12 +56,8 @@ def check_places(
         overrides: of it.
         groups: pods that have to see the places, with what they are called.
     """
-    file = sheet.project.file(experiment)
-    if file is None:
-        return
-    try:
-        resolved = load_experiment(file, overrides).experiment
-    except (ConfigError, DataError):
+    resolved = sheet.project.experiment(experiment, overrides)
+    if resolved is None:
         return
     for key, place in places_of(resolved):
         needle = next((word for word in overrides if word.startswith(f"{key}=")), experiment)

@@ -251,13 +251,16 @@ def quantity(sheet: Sheet, path: KeyPath, text: int | float | str) -> float | No
 
 def limits_of(resources: Resources) -> dict[str, float]:
     """What a container may take, in CPUs, bytes and devices; what is no quantity is left out."""
-    found = {}
-    for name, text in {**resources.requests, **resources.limits}.items():
-        try:
-            found[name] = amount(text)
-        except QuantityError:
-            continue
-    return found
+    given = {**resources.requests, **resources.limits}.items()
+    numbers = ((name, _amount_or_none(text)) for name, text in given)
+    return {name: number for name, number in numbers if number is not None}
+
+
+def _amount_or_none(text: int | float | str) -> float | None:
+    try:
+        return amount(text)
+    except QuantityError:
+        return None
 
 
 def shm_of(container: Container, spec: PodSpec) -> float | None:
@@ -290,11 +293,8 @@ def check_resources(sheet: Sheet, path: KeyPath, resources: Resources) -> None:
         limit = resources.limits.get(name)
         if limit is None:
             continue
-        try:
-            over = amount(text) > amount(limit)
-        except QuantityError:
-            continue
-        if over:
+        asked, most = _amount_or_none(text), _amount_or_none(limit)
+        if asked is not None and most is not None and asked > most:
             sheet.report(
                 (*path, "requests", name), f"{name} of {text} is asked for, the limit is {limit}"
             )

@@ -12,17 +12,23 @@ from orchestrator.config.problems import KeyPath
 from orchestrator.credentials import names_secret
 from orchestrator.errors import nearest
 
-_SBATCH = (
-    "--account --array --chdir --constraint --cpus-per-gpu --cpus-per-task --error --exclusive "
-    "--export --gpus --gpus-per-node --gpus-per-task --gres --hint --job-name --kill-on-bad-exit "
-    "--mail-type --mail-user --mem --mem-per-cpu --mem-per-gpu --no-requeue --nodes --ntasks "
-    "--ntasks-per-node --open-mode --output --partition --qos --requeue --reservation --signal "
-    "--time --tmp --wait-all-nodes"
-).split()
-_INSTRUCTIONS = (
-    "FROM ARG ENV RUN COPY ADD WORKDIR USER ENTRYPOINT CMD EXPOSE LABEL HEALTHCHECK STOPSIGNAL "
-    "SHELL VOLUME ONBUILD"
-).split()
+_SBATCH = re.findall(
+    r"\S+",
+    """
+    --account --array --chdir --constraint --cpus-per-gpu --cpus-per-task --error --exclusive
+    --export --gpus --gpus-per-node --gpus-per-task --gres --hint --job-name --kill-on-bad-
+    exit --mail-type --mail-user --mem --mem-per-cpu --mem-per-gpu --no-requeue --nodes
+    --ntasks --ntasks-per-node --open-mode --output --partition --qos --requeue --reservation
+    --signal --time --tmp --wait-all-nodes
+    """,
+)
+_INSTRUCTIONS = re.findall(
+    r"\S+",
+    """
+    FROM ARG ENV RUN COPY ADD WORKDIR USER ENTRYPOINT CMD EXPOSE LABEL HEALTHCHECK STOPSIGNAL
+    SHELL VOLUME ONBUILD
+    """,
+)
 
 
 def check_sky(sheet: Sheet, task: SkyTask) -> None:
