@@ -13,6 +13,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from pydantic import BaseModel
+
 from orchestrator.config.problems import KeyPath
 from orchestrator.config.scalars import Json, shorten
 from orchestrator.config.schema import Experiment
@@ -130,6 +132,12 @@ class Shape:
         """The whole file."""
         schema = json_schema()
         return cls(schema, schema["$defs"])
+
+    @classmethod
+    def of(cls, model: type[BaseModel]) -> Shape:
+        """What a model takes."""
+        schema = model.model_json_schema()
+        return cls(schema, schema.get("$defs", {}))
 
     def _resolved(self, node: Node) -> Node:
         while "$ref" in node:
