@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -135,6 +136,25 @@ def _tiles(text: str) -> Tiles | None:
         f"--tiles {text}: expected height x width + overlap in pixels, the overlap below both, "
         "such as 640x640+64, or none"
     )
+
+
+def shown_options(
+    loaded: LoadedDetector, arguments: argparse.Namespace, overrides: list[str]
+) -> DetectOptions:
+    """Like :func:`detect_options`, for people rather than for scoring.
+
+    Unless ``--all`` or COCO results are asked for, what is not worth a look is left out; a
+    threshold or limit among the overrides is taken as it is.
+    """
+    from orchestrator.predict.prediction import for_display
+
+    how = detect_options(loaded, arguments)
+    if arguments.all or arguments.form == "coco":
+        return how
+    chosen = [word.partition("=")[0].strip() for word in overrides]
+    prefix = "detector.postprocess."
+    overridden = {key.removeprefix(prefix) for key in chosen if key.startswith(prefix)}
+    return replace(how, postprocess=for_display(how.postprocess, overridden))
 
 
 def _scales(text: str) -> tuple[float, ...]:

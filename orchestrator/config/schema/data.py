@@ -11,6 +11,7 @@ from typing_extensions import Self
 from detectors.config import InputSize, Settings
 from orchestrator.config.augmentations import Augmentation, SSDAugmentation
 from orchestrator.config.fields import Conflict, Count, Folder, Fraction, Location, Positive, refuse
+from orchestrator.config.formats import Format
 
 #: A place that may be left out where shards are named; then it is null.
 _Unless: TypeAlias = Annotated[
@@ -84,7 +85,7 @@ class SourceConfig(Settings):
     images: Location
     annotations: Location
     root: Location | None = None
-    format: Literal["coco", "voc", "txt", "yolo"] | None = None
+    format: Format | None = None
     classes: Location | None = None
     weight: Positive = 1.0
     class_map: dict[str, str | None] = Field(default_factory=dict)
@@ -182,7 +183,7 @@ class DataConfig(Settings):
             null keeps none. Worth it for sets that fit, above all in tiles.
     """
 
-    format: Literal["coco", "voc", "txt", "yolo"] = "coco"
+    format: Format = "coco"
     root: Location = "."
     classes: Location | None = None
     train: SplitConfig
