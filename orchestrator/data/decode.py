@@ -242,7 +242,7 @@ def require_sound(
     pixels = header.height * header.width
     if pixels > max_pixels:
         raise TooManyPixelsError(
-            f"{header.width}x{header.height} pixels, allowed are {max_pixels}; cut it into tiles"
+            f"{header.width}x{header.height} pixels, allowed are {max_pixels}; cut it up before"
         )
     if size is not None and (problem := other_size(header, size, decoding.orientation)):
         raise BadImageError(problem)

@@ -103,7 +103,7 @@ def _header(data: Dataset, index: int) -> ImageFacts:
         return _bad(data, index, str(error))
     if header.height * header.width > MAX_PIXELS:
         pixels = f"{header.width}x{header.height} pixels, allowed are {MAX_PIXELS}"
-        return _bad(data, index, f"{image_name(data, index)}: {pixels}; cut it into tiles")
+        return _bad(data, index, f"{image_name(data, index)}: {pixels}; cut it up before")
     return _sized(data, index, header)
 
 
