@@ -81,6 +81,7 @@ _LATER_KEYS: Mapping[str, Json] = {
     "data.weight": 1.0,
     "data.repeat_threshold": None,
     "data.tiles": None,
+    "data.order": "sorted",
 }
 
 #: Key of the initial weights' digest, in ``run.json`` and in the configuration's digest.

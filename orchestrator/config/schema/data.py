@@ -177,6 +177,9 @@ class DataConfig(Settings):
             two at least.
         window: with shards, images among which the order of an epoch is mixed, so that shards are
             read one after the other; null mixes all, as without shards. See docs/data.md.
+        order: of an epoch: ``sorted`` sorts a random word of each image, which takes 8 bytes an
+            image in every process that reads; ``computed`` computes it place by place from the
+            seed, for tens of millions of images. They are different orders.
         cache: folder of each node, this user's alone, that manifests are kept in and shards of a
             bucket fetched to; null for one below the temporary folder.
         keep_decoded: GiB of each node's ``cache`` for decoded images, so that each is decoded once;
@@ -204,6 +207,7 @@ class DataConfig(Settings):
     prefetch: Count = 4
     tasks: Count | Literal["auto"] = "auto"
     window: Count | None = None
+    order: Literal["sorted", "computed"] = "sorted"
     cache: Folder | None = None
     keep_decoded: Positive | None = None
 
@@ -219,6 +223,13 @@ class DataConfig(Settings):
                     )
                 ]
             )
+        visits = self.sources or self.weight != 1.0 or self.repeat_threshold is not None
+        if self.order == "computed" and (visits or self.window is not None):
+            message = (
+                "data.order: computed visits every image once and mixes all; leave it out, or "
+                "data.window, data.sources, data.weight and data.repeat_threshold"
+            )
+            refuse([Conflict("order", message)])
         if self.sources and self.train.shards is not None:
             message = (
                 "data.sources names files, but data.train.shards is given; name the images and "
