@@ -33,6 +33,12 @@ class Placement:
     resources_per_worker: dict[str, float]
     threads: int | None
 
+    @property
+    def busy_cpus(self) -> float:
+        """Cores that a worker keeps busy: its threads on a CPU, or what it reserves."""
+        on_cpu = self.accelerator.kind == "cpu"
+        return max(self.resources_per_worker["CPU"], (self.threads or 1) if on_cpu else 1)
+
 
 def place(config: ClusterConfig, *, one_thread: bool = False) -> Placement:
     """Decide on devices and threads, and refuse what can never be scheduled.

@@ -158,11 +158,9 @@ def evaluate_detector(
     loaded.label_map.require_equal(
         dataset.label_map, here=str(loaded.source), there="the annotations"
     )
-    experiment = loaded.resolved.experiment
     evaluator = StreamingEvaluator(dataset)
     unreadable: list[str] = []
-    size = batch_size or default_batch(experiment)
-    task = _Task(loaded, dataset, how, size, threads, experiment.cluster.accelerator)
+    task = _task(loaded, dataset, how, threads=threads, batch_size=batch_size)
     parts = _in_process(task) if workers == 1 else _on_ray(task, workers)
     for part, bad in parts:
         evaluator.add(part)
@@ -170,6 +168,32 @@ def evaluate_detector(
     found = evaluator.detections()
     analysis = analyse(dataset, found, backend=evaluator.backend, curves=evaluator.curves())
     return Evaluated(found, analysis, tuple(sorted(unreadable)))
+
+
+def detections_of(
+    loaded: LoadedDetector, dataset: Dataset, how: DetectOptions
+) -> tuple[Detections, list[str]]:
+    """Detections in every image of a data set, in this process, and what cannot be read of it.
+
+    Labels are the detector's, whatever the classes of the data set are.
+    """
+    task = _task(loaded, dataset, how, threads=1, batch_size=None)
+    parts = list(_in_process(task))
+    found = Detections.merge([part for part, _ in parts])
+    return found, [line for _, bad in parts for line in bad]
+
+
+def _task(
+    loaded: LoadedDetector,
+    dataset: Dataset,
+    how: DetectOptions,
+    *,
+    threads: int,
+    batch_size: int | None,
+) -> _Task:
+    experiment = loaded.resolved.experiment
+    size = batch_size or default_batch(experiment)
+    return _Task(loaded, dataset, how, size, threads, experiment.cluster.accelerator)
 
 
 class _Worker:

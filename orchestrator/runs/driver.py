@@ -21,7 +21,7 @@ from orchestrator.config.printing import dump_yaml
 from orchestrator.config.resolve import ResolvedExperiment
 from orchestrator.config.schema import Experiment
 from orchestrator.data.doctor.examine import require_usable
-from orchestrator.data.stream.ray_stream import ScheduledDataConfig
+from orchestrator.data.stream.ray_stream import MIN_TASKS, ScheduledDataConfig
 from orchestrator.errors import PreemptedError, StorageError
 from orchestrator.runs.identity import (
     Identity,
@@ -357,7 +357,18 @@ def _train(
     log = job.path / EVENTS
     offset = log.stat().st_size if log.exists() else 0
     store = open_store(job)
-    data = ScheduledDataConfig(plan.batches, prefetch=experiment.data.prefetch)
+    tasks: int | None = None
+    if experiment.data.tasks != "auto":
+        tasks = experiment.data.tasks
+    elif job.sampled:
+        # Trials beside each other would each take the cores that all leave free.
+        tasks = MIN_TASKS
+    data = ScheduledDataConfig(
+        plan.batches,
+        prefetch=experiment.data.prefetch,
+        tasks=tasks,
+        worker_cpus=placement.busy_cpus,
+    )
 
     def ask_to_stop() -> None:
         say(console, "stopping: the step under way is finished and committed first")
