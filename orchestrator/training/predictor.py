@@ -12,7 +12,7 @@ from detectors.boxes import map_to_original
 from detectors.config import PostprocessConfig
 from detectors.postprocess import postprocess
 from detectors.structures import Candidates
-from orchestrator.accelerators import Accelerator, Precision
+from orchestrator.accelerators import Accelerator, Precision, as_network_input
 from orchestrator.data.batch import Batch
 from orchestrator.evaluation.detections import Detections
 from orchestrator.training.collective import Collective
@@ -21,9 +21,9 @@ from orchestrator.training.collective import Collective
 def images_to_device(batch: Batch, device: torch.device) -> torch.Tensor:
     """(N, H, W, 3) uint8 NumPy images as a (N, 3, H, W) uint8 tensor on ``device``.
 
-    The copy is of bytes; the permuted view is what channels_last kernels like.
+    The copy is of bytes, and turned on the device.
     """
-    return torch.from_numpy(batch.images).to(device, non_blocking=True).permute(0, 3, 1, 2)
+    return as_network_input(torch.from_numpy(batch.images).to(device, non_blocking=True))
 
 
 @torch.inference_mode()
