@@ -337,6 +337,11 @@ class Accelerator:
             ) from error
 
 
+def kind_of(device: torch.device) -> Kind:
+    """The kind a device is of."""
+    return next(kind for kind, name in _DEVICE_TYPE.items() if name == device.type)
+
+
 def as_network_input(images: Tensor) -> Tensor:
     """(N, H, W, 3) images to (N, 3, H, W), laid out as convolutions on their device are fastest.
 
