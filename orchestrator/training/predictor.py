@@ -13,7 +13,9 @@ from detectors.config import PostprocessConfig
 from detectors.postprocess import Frames, View, detections_of
 from orchestrator.accelerators import Accelerator, Precision, as_network_input
 from orchestrator.data.batch import Batch
+from orchestrator.data.tiling import Tiling
 from orchestrator.evaluation.detections import Detections
+from orchestrator.evaluation.tile_merging import merge_tiles
 from orchestrator.training.collective import Collective
 
 
@@ -74,6 +76,23 @@ def begin_batch(
     frames = Frames(torch.from_numpy(batch.transforms), torch.from_numpy(batch.sizes))
     view = View(candidates, config, frames=frames, to_host=accelerator.to_host)
     return Begun(batch, view, config)
+
+
+def in_whole_images(
+    found: Detections, tiling: Tiling | None, config: PostprocessConfig
+) -> Detections:
+    """Detections of the images themselves, where those evaluated were tiles of them.
+
+    Args:
+        found: in the images that were evaluated.
+        tiling: what part of which image each of those is; None where they are the images.
+        config: by which boxes of one object were told in each tile.
+    """
+    if tiling is None:
+        return found
+    return merge_tiles(
+        found, tiling, iou=config.iou_threshold, class_agnostic=config.class_agnostic
+    )
 
 
 def predict_share(

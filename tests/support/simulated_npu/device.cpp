@@ -203,7 +203,13 @@ at::Tensor as_npu(const at::Tensor& result, const std::vector<Shared>& shared) {
   void* data = result.storage().mutable_data();
   for (const Shared& one : shared) {
     if (data != nullptr && one.npu.storage().mutable_data() == data) {
-      return made(c10::Storage(one.npu.storage()), c10::DispatchKey::PrivateUse1, result);
+      // A view is under inference mode what its base is.
+      auto view = at::detail::make_tensor<c10::TensorImpl>(
+          c10::TensorImpl::VIEW, c10::Storage(one.npu.storage()), one.npu.key_set(),
+          result.dtype());
+      view.unsafeGetTensorImpl()->set_sizes_and_strides(result.sizes(), result.strides(),
+                                                        result.storage_offset());
+      return view;
     }
   }
   const auto bytes = static_cast<std::int64_t>(result.storage().nbytes());
@@ -263,7 +269,6 @@ class Arguments {
   }
 
   const std::vector<Shared>& shared() const { return shared_; }
-  bool has_mask() const { return has_mask_; }
 
  private:
   at::Tensor translated(const at::Tensor& tensor) {
@@ -277,14 +282,12 @@ class Arguments {
     for (const Shared& one : shared_) {
       if (one.npu.is_same(tensor)) return one.cpu;
     }
-    has_mask_ = has_mask_ || tensor.scalar_type() == c10::ScalarType::Bool;
     shared_.push_back({tensor, as_cpu(tensor)});
     return shared_.back().cpu;
   }
 
   std::string name_;
   std::vector<Shared> shared_;
-  bool has_mask_ = false;
 };
 
 c10::OperatorHandle find(const char* name) {
@@ -292,7 +295,6 @@ c10::OperatorHandle find(const char* name) {
 }
 
 void on_cpu(const c10::OperatorHandle& asked, torch::jit::Stack* stack) {
-  c10::InferenceMode::is_enabled();
   at::AutoDispatchBelowADInplaceOrView below_autograd;
   std::string name = asked.schema().name();
   if (!asked.schema().overload_name().empty()) name += "." + asked.schema().overload_name();
@@ -309,11 +311,8 @@ void on_cpu(const c10::OperatorHandle& asked, torch::jit::Stack* stack) {
     const std::int64_t channels = inner[0].toTensor().size(1);
     inner.insert(inner.begin() + 3, c10::IValue(c10::List<std::int64_t>({channels})));
   }
-  if (kShapeFromValues.count(name) > 0 ||
-      (name.rfind("aten::index", 0) == 0 && name.find("_add") == std::string::npos &&
-       arguments.size() > 1 && arguments[1].isOptionalTensorList() && translate.has_mask())) {
-    count(events, "host_read");
-  }
+  // A mask as an index comes by way of nonzero.
+  if (kShapeFromValues.count(name) > 0) count(events, "host_read");
   op.redispatchBoxed(c10::DispatchKeySet(c10::DispatchKey::CPU), &inner);
 
   for (const Shared& one : translate.shared()) take_over(one);
