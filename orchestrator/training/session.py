@@ -119,6 +119,7 @@ def _run_rank(
     accelerator.set_determinism(experiment.train.deterministic, job.threads)
     device = accelerator.device(local_rank)
     model = initial_model(experiment, len(job.label_map), accelerator, device)
+    precision = accelerator.resolve_precision(experiment.train.precision)
     collective = Collective(device)
     store = open_store(job)
     events = EventLog(job.path / EVENTS) if collective.is_main else None
@@ -126,13 +127,15 @@ def _run_rank(
         if events is not None:
             for rejected in store.sweep():
                 events.note("checkpoint_rejected", rejected.describe(), step=0)
+            text = accelerator.numerics_text(experiment.train.deterministic, precision)
+            events.note("device", text, step=0)
             # The last start may have been killed between a commit and the deletions it allows.
             store.collect()
         engine = Engine(
             job,
             model,
             accelerator=accelerator,
-            precision=accelerator.resolve_precision(experiment.train.precision),
+            precision=precision,
             collective=collective,
             stream=stream,
             store=store,
@@ -140,7 +143,8 @@ def _run_rank(
             stop_requested=watch_for_stop(job.path),
             evaluator=evaluator,
         )
-        outcome = engine.run()
+        with accelerator.naming_operators():
+            outcome = engine.run()
         with pulse.waiting("end"):
             store.close()
         if events is not None:

@@ -70,7 +70,6 @@ def test_precision_is_what_the_device_does_well() -> None:
     cpu = from_resources("auto", {"CPU": 1.0})
     assert cpu.resolve_precision("auto") == "fp32"
     assert cpu.resolve_precision("bf16") == "bf16"
-    assert Accelerator("npu").resolve_precision("auto") == "fp16"
     with pytest.raises(ConfigError, match="fp16 on cpu"):
         cpu.resolve_precision("fp16")
 
