@@ -41,6 +41,7 @@ from orchestrator.runs.report import (
     say_finished,
     say_initial,
     say_result,
+    say_shards,
     say_where,
     write_page,
 )
@@ -206,8 +207,13 @@ def _train_in(
         tracking = Tracking(resolved, plan, trial, tell=lambda text: say(console, text))
         experiment = resolved.experiment
         with connected(experiment.cluster, beside=experiment.train.evaluation == "beside"):
-            sharded = experiment.train.virtual_shards is not None
-            placement = place(experiment.cluster, one_thread=sharded)
+            shards = plan.job.shards
+            placement = place(
+                experiment.cluster,
+                one_thread=isinstance(experiment.train.virtual_shards, int),
+                threads_before=shards.threads,
+            )
+            say_shards(shards, placement.threads, console)
             in_loop = place_evaluation(
                 experiment,
                 placement,

@@ -103,6 +103,7 @@ class Engine:
             accelerator=accelerator,
             precision=precision,
             collective=collective,
+            shards=job.shards,
         )
         self.rate = LearningRate(
             schedule=train.schedule,
@@ -334,6 +335,7 @@ class Engine:
                 world=self.collective.world,
                 state=self._state() if self._first_bad == batch.step else None,
                 state_of=self._first_bad,
+                shards=self.stepper.shards,
             )
             troubles = [trouble]
         for text in filter(None, troubles or []):
@@ -395,6 +397,7 @@ class Engine:
                 "overflows": self.overflows,
                 "replaced": self._replaced,
                 "world": self.collective.world,
+                "virtual_shards": self.stepper.shards.to_json(self.job.threads),
                 "batch_size": self.job.schedule.batch_size,
                 "early_stopping": None if self.early is None else self.early.to_json(),
             },

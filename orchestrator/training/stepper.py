@@ -10,11 +10,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from detectors.base import Detector
 from detectors.draws import piece_of_batch
@@ -28,6 +28,7 @@ from orchestrator.training.gradients import Gradients
 from orchestrator.training.optim import build_optimizer
 from orchestrator.training.ordered_sum import OrderedSum
 from orchestrator.training.predictor import images_to_device
+from orchestrator.training.shards import Shards, shards_of
 
 
 @dataclass(frozen=True)
@@ -52,38 +53,45 @@ class StepReport:
     stop: bool
 
 
-@dataclass
 class _SavedBuffers:
     """Copies of a model's buffers, taken before a forward pass that may turn out bad."""
 
-    live: list[Tensor]
-    saved: list[Tensor] = field(init=False)
-
-    def __post_init__(self) -> None:
+    def __init__(self, model: nn.Module) -> None:
+        self.live = list(model.buffers())
         self.saved = [tensor.clone() for tensor in self.live]
+        # What is not saved is constant, and has no change to add up.
+        kept = {id(tensor) for tensor in model.state_dict(keep_vars=True).values()}
+        floating = [
+            (live, saved)
+            for live, saved in zip(self.live, self.saved, strict=True)
+            if live.is_floating_point() and id(live) in kept
+        ]
+        self._floating = [live for live, _ in floating]
+        self._floating_saved = [saved for _, saved in floating]
 
     @torch.no_grad()
     def save(self) -> None:
-        torch._foreach_copy_(self.saved, self.live)
+        if self.live:
+            torch._foreach_copy_(self.saved, self.live)
 
     @torch.no_grad()
     def restore(self) -> None:
-        torch._foreach_copy_(self.live, self.saved)
-
-    def _floating(self) -> tuple[list[Tensor], list[Tensor]]:
-        pairs = [p for p in zip(self.live, self.saved, strict=True) if p[0].is_floating_point()]
-        return [live for live, _ in pairs], [saved for _, saved in pairs]
+        if self.live:
+            torch._foreach_copy_(self.live, self.saved)
 
     @torch.no_grad()
     def changes(self) -> list[Tensor]:
         """How far floating-point buffers have moved; exactly zero for those that have not."""
-        return [live - saved for live, saved in zip(*self._floating(), strict=True)]
+        if not self._floating:
+            return []
+        return list(torch._foreach_sub(self._floating, self._floating_saved))
 
     @torch.no_grad()
     def apply(self, changes: list[Tensor], factor: float) -> None:
         """Let floating-point buffers be the saved ones plus ``factor`` times ``changes``."""
-        for live, saved, change in zip(*self._floating(), changes, strict=True):
-            torch.add(saved, change, alpha=factor, out=live)
+        if changes:
+            moved = torch._foreach_add(self._floating_saved, changes, alpha=factor)
+            torch._foreach_copy_(self._floating, moved)
 
 
 class _Piece(NamedTuple):
@@ -113,8 +121,20 @@ class Stepper:
         precision: Precision,
         collective: Collective,
         rank: int | None = None,
+        shards: Shards | None = None,
     ) -> None:
-        """Args: ``rank`` is the one whose random numbers are drawn; None for this process's own."""
+        """Make optimizer, scaler, average and gradient buckets.
+
+        Args:
+            model: on its device, in training mode.
+            config: of the training.
+            seed: of the run.
+            accelerator: kind of device.
+            precision: of forward and backward.
+            collective: the ranks.
+            rank: whose random numbers are drawn; None for this process's own.
+            shards: how batches are cut; None for a run that begins with these ranks.
+        """
         self.model = model
         self.config = config
         self.seed = seed
@@ -128,12 +148,13 @@ class Stepper:
             if config.ema is not None
             else None
         )
-        self.gradients = Gradients(list(model.parameters()), collective)
+        self.shards = shards_of(config, collective.world) if shards is None else shards
+        self.gradients = Gradients(
+            list(model.parameters()), collective, ordered=self.shards.count is not None
+        )
         self._rank = collective.rank if rank is None else rank
-        self._buffers = _SavedBuffers(list(model.buffers()))
-        self._shards = config.virtual_shards
-        if self._shards is not None:
-            self._gradient_sum = OrderedSum(self.gradients.flats, collective)
+        self._buffers = _SavedBuffers(model)
+        if self.shards.count is not None:
             self._buffer_sum = OrderedSum(self._buffers.changes(), collective)
 
     def run(self, batch: Batch, *, learning_rate: float, stop: bool) -> StepReport:
@@ -230,27 +251,31 @@ class Stepper:
         pieces = self._pieces(batch)
         found: list[dict[str, Tensor]] = []
         self._buffers.save()
-        self.gradients.zero()
         if divisors is None and len(pieces) > 1:
             divisors = self.add_up(self.divisors(batch))
+        # Without virtual shards a rank's share is one.
+        length = self.config.accumulate
         for number, piece in enumerate(pieces):
-            if self._shards is not None and number > 0:
+            if number % length == 0 and number > 0:
                 # Every shard starts from what the step found, as it does alone on its rank.
-                self.gradients.zero()
                 self._buffers.restore()
-            if self._shards is None and number == len(pieces) - 1:
-                self.gradients.expect_last()
             with self._drawing(batch, piece), self.accelerator.autocast(self.precision):
                 terms = self.model.loss_terms(piece.images, piece.targets)
             if divisors is None:
                 divisors = self.add_up([_divisors_of(terms)])
             losses = {name: term.over(divisors[name]) for name, term in terms.items()}
             total = torch.stack(list(losses.values())).sum()
+            if number % length == 0:
+                self.gradients.zero()
+            ends = number % length == length - 1
+            if ends:
+                self.gradients.expect_last(last_shard=number == len(pieces) - 1)
             self.scaler.scale(total).backward()  # type: ignore[no-untyped-call]
             found.append({name: value.detach() for name, value in losses.items()})
-            if self._shards is not None:
-                self._gradient_sum.add(self.gradients.flats)
-                self._buffer_sum.add(self._buffers.changes())
+            if ends:
+                self.gradients.end_shard()
+                if self.shards.count is not None:
+                    self._buffer_sum.add(self._buffers.changes())
         return found
 
     def divisors(self, batch: Batch) -> list[dict[str, Tensor]]:
@@ -277,17 +302,17 @@ class Stepper:
         return dict(zip(names, table.sum(0).unbind(), strict=True))
 
     def _by_shard(self, rows: Tensor) -> Tensor:
-        """A row for each shard of the batch, zeros but for this rank's; one row without shards."""
-        if self._shards is None:
+        """A row for each piece of the batch, zeros but for this rank's; one row without shards."""
+        if self.shards.count is None:
             return rows.sum(0, keepdim=True)
         # Adding zeros is exact, so that a sum over ranks has the same bits for any number of them.
-        table = rows.new_zeros(self._shards, rows.shape[1])
+        table = rows.new_zeros(self.shards.count * self.config.accumulate, rows.shape[1])
         first = self.collective.rank * len(rows)
         table[first : first + len(rows)] = rows
         return table
 
     def _pieces(self, batch: Batch) -> list[_Piece]:
-        """This rank's share of a batch as it is learnt from: micro-batches or virtual shards."""
+        """This rank's share of a batch as it is learnt from: micro-batches, shard after shard."""
         device = self.collective.device
         images = images_to_device(batch, device)
         targets = Targets(
@@ -296,8 +321,8 @@ class Stepper:
             valid=torch.from_numpy(batch.valid).to(device, non_blocking=True),
         )
         count = self.config.accumulate
-        if self._shards is not None:
-            count = len(batch) // (self.config.batch_size // self._shards)
+        if self.shards.count is not None:
+            count *= len(batch) // (self.config.batch_size // self.shards.count)
         size = len(batch) // count
         return [
             _Piece(rows.start, images[rows], Targets(*(column[rows] for column in targets)))
@@ -318,13 +343,11 @@ class Stepper:
         With virtual shards batch-norm statistics, too, become the mean of what the shards make of
         those before the step; each rank keeps its own without.
         """
-        if self._shards is None:
-            self.gradients.finish()
-            return
-        self._gradient_sum.finish(self.gradients.flats)
-        changes = self._buffers.changes()
-        self._buffer_sum.finish(changes)
-        self._buffers.apply(changes, 1.0 / self._shards)
+        self.gradients.finish()
+        if self.shards.count is not None:
+            changes = self._buffers.changes()
+            self._buffer_sum.finish(changes)
+            self._buffers.apply(changes, 1.0 / self.shards.count)
 
 
 @torch.no_grad()

@@ -311,9 +311,10 @@ class TrainConfig(Settings):
             gradients are those of the whole batch; batch norm sees a piece at a time.
         virtual_shards: number of equal parts that every batch is computed in and whose gradients
             are added in one fixed order, so that any number of workers that divides it ends in the
-            same bits; batch norm then sees a part at a time. Costs a copy of the gradients for each
-            part of a worker, and that their exchange does not overlap the backward pass. Null to
-            let each worker compute its share at once.
+            same bits; batch norm then sees a part at a time. ``auto`` is the number of workers that
+            the run begins with. With several workers, each holds a copy of the gradients for each
+            of its parts. Null to let each worker compute its share at once, and sums be added in
+            whatever order the backend has.
         freeze: what does not train.
         sync_batch_norm: take the statistics of batch normalisation over all workers' images, not
             each worker's over its own.
@@ -342,7 +343,7 @@ class TrainConfig(Settings):
     loss_scale: Literal["dynamic"] | Positive = "dynamic"
     clip_norm: Positive | None = None
     accumulate: Count = 1
-    virtual_shards: Count | None = None
+    virtual_shards: Literal["auto"] | Count | None = "auto"
     freeze: FreezeConfig = FreezeConfig()
     sync_batch_norm: bool = False
     ema: EmaConfig | None = None
@@ -381,14 +382,14 @@ class TrainConfig(Settings):
             yield from self._early_stopping_conflicts(self.early_stopping.patience)
         if self.evaluation == "beside":
             yield from self._beside_conflicts()
-        if self.virtual_shards is not None and self.accumulate != 1:
+        if isinstance(self.virtual_shards, int) and self.accumulate != 1:
             yield Conflict(
                 "accumulate",
                 f"train.accumulate is {self.accumulate} and train.virtual_shards is "
                 f"{self.virtual_shards}, which computes a batch in parts already; remove "
                 "train.accumulate",
             )
-        if self.virtual_shards is not None and self.sync_batch_norm:
+        if isinstance(self.virtual_shards, int) and self.sync_batch_norm:
             yield Conflict(
                 "sync_batch_norm",
                 "train.sync_batch_norm takes statistics over all workers at once, and "
