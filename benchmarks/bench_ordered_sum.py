@@ -3,9 +3,10 @@
     python benchmarks/bench_ordered_sum.py [--ranks 2 4] [--rounds 5] [EXPERIMENT.yaml]
 
 Every rank does the same steps of the program's own stepper on random images with 16 boxes each, one
-thread. *all-reduce* is ``train.virtual_shards: null``, where the backend adds; *ordered* is ``auto``,
-as many shards as ranks, with batch-norm statistics added up, too. The arms take turns step by step. CPU time of the process, gloo's threads and system time included: median over
-the steps of all rounds and ranks.
+thread. *all-reduce* is ``train.virtual_shards: null``, where the backend adds; *ordered* is
+``auto``, as many shards as ranks, with batch-norm statistics added up, too. The arms take turns
+step by step. CPU time of the process, gloo's threads and system time included: median over the
+steps of all rounds and ranks.
 """
 
 from __future__ import annotations

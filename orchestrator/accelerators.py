@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from orchestrator.errors import ConfigError
 from orchestrator.memory import keep_freed_memory
@@ -36,6 +36,25 @@ _DTYPE: dict[Precision, torch.dtype] = {
 }
 
 _Module = TypeVar("_Module", bound=nn.Module)
+
+
+class HostCopy:
+    """Tensors on their way to the host.
+
+    Args:
+        tensors: on the host; complete once ``event`` has happened.
+        event: of the device; None where nothing is awaited.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor], event: Any = None) -> None:
+        self._tensors = tuple(tensors)
+        self._event = event
+
+    def wait(self) -> tuple[Tensor, ...]:
+        """The tensors, once they are there."""
+        if self._event is not None:
+            self._event.synchronize()
+        return self._tensors
 
 
 @dataclass(frozen=True)
@@ -127,6 +146,22 @@ class Accelerator:
             backoff_factor=1.0 - 1e-12,
             growth_interval=2**31 - 1,
         )
+
+    def to_host(self, tensors: Sequence[Tensor]) -> HostCopy:
+        """Begin to copy tensors from the device, behind what it was given before.
+
+        The host goes on; what it gives the device next does not wait for the copy to be read.
+        """
+        if self.kind == "cpu":
+            return HostCopy(tensors)
+        copies = []
+        for tensor in tensors:
+            # From memory that the system may move, a copy would be awaited by the host.
+            copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+            copies.append(copy.copy_(tensor, non_blocking=True))
+        event = self._module().Event()
+        event.record()
+        return HostCopy(copies, event)
 
     def synchronize(self) -> None:
         """Wait until the device has done all it was given; for clocks only."""

@@ -2,7 +2,7 @@
 
 A step either happens whole or not at all: when its loss or gradient, or the weights or the average
 that it would change, are not finite, then weights, optimizer, average, loss scaler and batch-norm
-statistics are what they were before it.
+statistics are what they were before it. :mod:`orchestrator.training.update` says who decides.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from detectors.base import Detector
 from detectors.draws import piece_of_batch
 from detectors.structures import LossTerm, Targets
-from orchestrator.accelerators import Accelerator, Precision
+from orchestrator.accelerators import Accelerator, HostCopy, Precision
 from orchestrator.config.schema import TrainConfig
 from orchestrator.data.batch import Batch
 from orchestrator.training.collective import Collective
@@ -28,7 +28,9 @@ from orchestrator.training.gradients import Gradients
 from orchestrator.training.optim import build_optimizer
 from orchestrator.training.ordered_sum import OrderedSum
 from orchestrator.training.predictor import images_to_device
+from orchestrator.training.saved_tensors import SavedTensors
 from orchestrator.training.shards import Shards, shards_of
+from orchestrator.training.update import DeviceUpdate, HostUpdate, Numbers, Update, Updated
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ class StepReport:
         overflow: the step was skipped because scaled fp16 gradients overflowed, which is the
             loss scaler's ordinary business.
         stop: some rank was asked to stop.
+        learning_rate: that the optimizer was given, without the factors of its groups.
     """
 
     losses: dict[str, float]
@@ -51,14 +54,31 @@ class StepReport:
     sound: bool
     overflow: bool
     stop: bool
+    learning_rate: float
 
 
-class _SavedBuffers:
-    """Copies of a model's buffers, taken before a forward pass that may turn out bad."""
+class StepUnderWay(NamedTuple):
+    """A step that was begun, and whose numbers may not be there yet.
+
+    Attributes:
+        serial: steps that were begun before it.
+        names: of the losses.
+        learning_rate: that the optimizer was given.
+        numbers: of all losses by piece, then the wish to stop, the largest magnitude of the state,
+            the norm of the gradient, and whether the step was held.
+    """
+
+    serial: int
+    names: list[str]
+    learning_rate: float
+    numbers: HostCopy
+
+
+class _Buffers(SavedTensors):
+    """The buffers of a model, and copies taken before a forward pass that may turn out bad."""
 
     def __init__(self, model: nn.Module) -> None:
-        self.live = list(model.buffers())
-        self.saved = [tensor.clone() for tensor in self.live]
+        super().__init__(list(model.buffers()))
         # What is not saved is constant, and has no change to add up.
         kept = {id(tensor) for tensor in model.state_dict(keep_vars=True).values()}
         floating = [
@@ -68,16 +88,6 @@ class _SavedBuffers:
         ]
         self._floating = [live for live, _ in floating]
         self._floating_saved = [saved for _, saved in floating]
-
-    @torch.no_grad()
-    def save(self) -> None:
-        if self.live:
-            torch._foreach_copy_(self.saved, self.live)
-
-    @torch.no_grad()
-    def restore(self) -> None:
-        if self.live:
-            torch._foreach_copy_(self.live, self.saved)
 
     @torch.no_grad()
     def changes(self) -> list[Tensor]:
@@ -141,7 +151,9 @@ class Stepper:
         self.accelerator = accelerator
         self.precision = precision
         self.collective = collective
-        self.optimizer = build_optimizer(model, config.optimizer)
+        ahead = accelerator.kind != "cpu"
+        fused = accelerator.kind == "gpu"
+        self.optimizer = build_optimizer(model, config.optimizer, fused=fused)
         self.scaler = accelerator.scaler(precision, config.loss_scale)
         self.average = (
             WeightAverage(model, decay=config.ema.decay, warmup_steps=config.ema.warmup_steps)
@@ -153,12 +165,39 @@ class Stepper:
             list(model.parameters()), collective, ordered=self.shards.count is not None
         )
         self._rank = collective.rank if rank is None else rank
-        self._buffers = _SavedBuffers(model)
+        self._buffers = _Buffers(model)
         if self.shards.count is not None:
             self._buffer_sum = OrderedSum(self._buffers.changes(), collective)
+        #: What a step may only change if it is finite.
+        self._finite_before = [*model.parameters(), *self._averaged()]
+        #: No and yes, on the device before anybody is asked.
+        self._wishes = torch.tensor([[0.0], [1.0]], device=collective.device).unbind()
+        self._begun = 0
+        updated = Updated(
+            optimizer=self.optimizer,
+            scaler=self.scaler,
+            gradients=self.gradients,
+            clip_norm=config.clip_norm,
+            average=self.average,
+            buffers=self._buffers,
+        )
+        self._update: Update = DeviceUpdate(updated, fused=fused) if ahead else HostUpdate(updated)
 
     def run(self, batch: Batch, *, learning_rate: float, stop: bool) -> StepReport:
-        """Do step ``batch.step`` with this rank's share of its images."""
+        """Do step ``batch.step`` with this rank's share of its images, and wait for its numbers."""
+        return self.read(self.begin(batch, learning_rate=learning_rate, stop=stop))
+
+    @property
+    def ahead(self) -> int:
+        """Steps that are begun before the numbers of an earlier one are read."""
+        return self._update.ahead
+
+    def begin(self, batch: Batch, *, learning_rate: float, stop: bool) -> StepUnderWay:
+        """Have step ``batch.step`` done with this rank's share of its images.
+
+        The host waits for the device nowhere in it. The step changes nothing, whatever its numbers,
+        while an earlier one that was not applied has not been read.
+        """
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate * group["lr_factor"]
         pieces = self.backward(batch)
@@ -167,40 +206,42 @@ class Stepper:
         norm = self.gradients.norm()
         names = sorted(pieces[0])
         rows = torch.stack([torch.stack([p[name].float() for name in names]) for p in pieces])
-        table = self._by_shard(rows)
-        peak = largest([*self.model.parameters(), *self._averaged()])
-        stopping = rows.new_tensor([float(stop)])
-        shared = torch.cat([table.flatten(), stopping, peak.reshape(1)])
+        peak = largest(self._finite_before)
+        shared = torch.cat([self._by_shard(rows).flatten(), self._wishes[stop], peak.reshape(1)])
         self.collective.sum_(shared)
-        # The one place where the host waits for the device.
-        *values, stops, peak_value, norm_value = torch.cat(
-            [shared, norm.float().reshape(1)]
-        ).tolist()
-        sound = math.isfinite(peak_value)
+        numbers = self._update.apply(Numbers(shared, norm), batch.step + 1)
+        self._begun += 1
+        return StepUnderWay(
+            self._begun - 1,
+            names,
+            self.learning_rate,
+            self.accelerator.to_host([numbers]),
+        )
+
+    def read(self, step: StepUnderWay) -> StepReport:
+        """What a step did, waiting for it; steps are read in the order they were begun in.
+
+        Where it was not applied, those begun after it changed nothing and have to be begun anew.
+        """
+        (numbers,) = step.numbers.wait()
+        *values, stops, peak, norm, held = numbers.tolist()
+        assert not held, "begun after a step that was not applied, and not begun anew"
+        sound = math.isfinite(peak)
         finite_loss = sound and all(math.isfinite(value) for value in values)
-        finite = finite_loss and math.isfinite(norm_value)
-        overflow = finite_loss and not finite and self.scaler.is_enabled()
+        finite = finite_loss and math.isfinite(norm)
         if finite:
-            if self.config.clip_norm is not None:
-                self.gradients.clip_(norm, self.config.clip_norm)
-            self.scaler.step(self.optimizer)
-            if self.average is not None:
-                self.average.update(self.model, batch.step + 1)
+            self._update.seen()
         else:
-            self._buffers.restore()
-        if self.scaler.is_enabled():
-            before = None if finite or overflow else self.scaler.state_dict()
-            self.scaler.update()
-            if before is not None:
-                self.scaler.load_state_dict(before)
-        named = {name: sum(values[i :: len(names)]) for i, name in enumerate(names)}
+            self._update.take_back(self._begun - step.serial)
+        named = {name: sum(values[i :: len(step.names)]) for i, name in enumerate(step.names)}
         return StepReport(
             losses={"loss": sum(values), **named},
-            gradient_norm=norm_value,
+            gradient_norm=norm,
             applied=finite,
             sound=sound,
-            overflow=overflow,
+            overflow=finite_loss and not finite and self.scaler.is_enabled(),
             stop=stops > 0,
+            learning_rate=step.learning_rate,
         )
 
     @property
