@@ -17,7 +17,9 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from orchestrator.errors import ConfigError
@@ -146,6 +148,15 @@ class Accelerator:
             backoff_factor=1.0 - 1e-12,
             growth_interval=2**31 - 1,
         )
+
+    def host_array(self, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
+        """An unfilled array that the device can copy from while the host goes on."""
+        array = np.empty(shape, dtype)
+        if self.kind == "cpu" or not array.size:
+            return array
+        kind = torch.from_numpy(array[:0]).dtype
+        pinned: NDArray[Any] = torch.empty(shape, dtype=kind, pin_memory=True).numpy()
+        return pinned
 
     def to_host(self, tensors: Sequence[Tensor]) -> HostCopy:
         """Begin to copy tensors from the device, behind what it was given before.

@@ -130,10 +130,10 @@ def _with_shards_of(tree: Mapping[str, Json], before: Mapping[str, Json]) -> Map
     train, now = before.get("train"), tree.get("train")
     if not isinstance(train, dict) or not isinstance(now, dict):
         return before
-    shards = now.get("virtual_shards")
-    if train.get("virtual_shards") is not None or isinstance(shards, int):
+    there, here = train.get("virtual_shards"), now.get("virtual_shards", 0)
+    if there is not None or isinstance(here, int):
         return before
-    return {**before, "train": {**train, "virtual_shards": shards}}
+    return {**before, "train": {**train, "virtual_shards": here}}
 
 
 def config_digest(tree: Mapping[str, Json], *, initial: str | None = None) -> str:

@@ -154,7 +154,8 @@ def _require_variance(model: Detector, experiment: Experiment, shards: Shards) -
     cut = f"cluster.workers {workers} x train.accumulate {train.accumulate}"
     fixed = isinstance(train.virtual_shards, int)
     if fixed or shards.count not in (None, workers):
-        cut = f"train.virtual_shards {shards.count} x train.accumulate {train.accumulate}"
+        cut = f"train.virtual_shards {shards.count}"
+        cut += f" x train.accumulate {train.accumulate}" if train.accumulate > 1 else ""
     remedies = [f"set train.batch_size to {2 * pieces} or more"]
     if pieces > 1:
         remedies.append("cut it into fewer pieces")

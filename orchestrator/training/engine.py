@@ -26,6 +26,7 @@ from orchestrator.tracking.events import LOG_LOST, EventLog, lost_since
 from orchestrator.training import nonfinite_dump
 from orchestrator.training.collective import Collective
 from orchestrator.training.early_stopping import EarlyStopping
+from orchestrator.training.feeding import Inputs, fed
 from orchestrator.training.job import Outcome, TrainingJob
 from orchestrator.training.pulse import pulse
 from orchestrator.training.schedules import LearningRate
@@ -162,7 +163,8 @@ class Engine:
             return self._outcome("stopped", start)
         stopped, ended, given_up = False, False, False
         self._clock = time.perf_counter()
-        for batch in self.stream.train_batches(self.step, self.job.total_steps):
+        batches = self.stream.train_batches(self.step, self.job.total_steps)
+        for batch, inputs in fed(batches, self.collective.device):
             pulse.mark("step", batch.step)
             expected = self.step + len(self._begun)
             if batch.step != expected:
@@ -170,7 +172,7 @@ class Engine:
                     f"data stream: got the batch of step {batch.step}, expected {expected}"
                 )
             self._count_replaced(batch)
-            self._begin_step(batch)
+            self._begin_step(batch, inputs)
             if batch.step == start:
                 check_sampled(self.job, self.stepper.optimizer, self.rate, batch.step)
             # The numbers of a step are read while the device does the next one, so a wish to stop
@@ -197,10 +199,10 @@ class Engine:
         state = "preempted" if stopped else "stopped" if given_up else "done"
         return self._outcome(state, start)
 
-    def _begin_step(self, batch: Batch) -> None:
+    def _begin_step(self, batch: Batch, inputs: Inputs) -> None:
         """Have a step done; its numbers are read later."""
         rate, stop = self.rate(batch.step), self.stop_requested()
-        under_way = self.stepper.begin(batch, learning_rate=rate, stop=stop)
+        under_way = self.stepper.begin(batch, learning_rate=rate, stop=stop, inputs=inputs)
         self._begun.append(_Begun(batch, rate, stop, under_way))
 
     def _read(self, *, keep: int) -> bool:

@@ -24,10 +24,10 @@ from orchestrator.config.schema import TrainConfig
 from orchestrator.data.batch import Batch
 from orchestrator.training.collective import Collective
 from orchestrator.training.ema import WeightAverage
+from orchestrator.training.feeding import Inputs, inputs_of
 from orchestrator.training.gradients import Gradients
 from orchestrator.training.optim import build_optimizer
 from orchestrator.training.ordered_sum import OrderedSum
-from orchestrator.training.predictor import images_to_device
 from orchestrator.training.saved_tensors import SavedTensors
 from orchestrator.training.shards import Shards, shards_of
 from orchestrator.training.update import DeviceUpdate, HostUpdate, Numbers, Update, Updated
@@ -192,15 +192,23 @@ class Stepper:
         """Steps that are begun before the numbers of an earlier one are read."""
         return self._update.ahead
 
-    def begin(self, batch: Batch, *, learning_rate: float, stop: bool) -> StepUnderWay:
+    def begin(
+        self, batch: Batch, *, learning_rate: float, stop: bool, inputs: Inputs | None = None
+    ) -> StepUnderWay:
         """Have step ``batch.step`` done with this rank's share of its images.
 
         The host waits for the device nowhere in it. The step changes nothing, whatever its numbers,
         while an earlier one that was not applied has not been read.
+
+        Args:
+            batch: this rank's share of the step's images.
+            learning_rate: of the step.
+            stop: whether this rank was asked to stop.
+            inputs: the batch on the device; None copies it now.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate * group["lr_factor"]
-        pieces = self.backward(batch)
+        pieces = self.backward(batch, inputs=inputs)
         self.reduce()
         self.scaler.unscale_(self.optimizer)
         norm = self.gradients.norm()
@@ -273,7 +281,11 @@ class Stepper:
         return [name for name, t in tensors.items() if not math.isfinite(largest([t]).item())]
 
     def backward(
-        self, batch: Batch, *, divisors: Mapping[str, Tensor] | None = None
+        self,
+        batch: Batch,
+        *,
+        divisors: Mapping[str, Tensor] | None = None,
+        inputs: Inputs | None = None,
     ) -> list[dict[str, Tensor]]:
         """Run this rank's micro-batches forward and backward.
 
@@ -285,15 +297,16 @@ class Stepper:
         Args:
             batch: this rank's share of the step's images.
             divisors: of the named losses over the whole batch; None adds them up here.
+            inputs: the batch on the device; None copies it now.
 
         Returns:
             Named losses of each piece, as they add up to those of the whole batch.
         """
-        pieces = self._pieces(batch)
+        pieces = self._pieces(batch, inputs)
         found: list[dict[str, Tensor]] = []
         self._buffers.save()
         if divisors is None and len(pieces) > 1:
-            divisors = self.add_up(self.divisors(batch))
+            divisors = self.add_up(self._divisors(batch, pieces))
         # Without virtual shards a rank's share is one.
         length = self.config.accumulate
         for number, piece in enumerate(pieces):
@@ -321,9 +334,12 @@ class Stepper:
 
     def divisors(self, batch: Batch) -> list[dict[str, Tensor]]:
         """Divisors of the named losses of each of this rank's pieces; nothing else changes."""
+        return self._divisors(batch, self._pieces(batch, None))
+
+    def _divisors(self, batch: Batch, pieces: Sequence[_Piece]) -> list[dict[str, Tensor]]:
         found = []
         self._buffers.save()
-        for piece in self._pieces(batch):
+        for piece in pieces:
             with self._drawing(batch, piece), self.accelerator.autocast(self.precision):
                 found.append(self.model.loss_divisors(piece.images, piece.targets))
             # Some detectors have to run forward for it, through layers that keep statistics.
@@ -352,15 +368,9 @@ class Stepper:
         table[first : first + len(rows)] = rows
         return table
 
-    def _pieces(self, batch: Batch) -> list[_Piece]:
+    def _pieces(self, batch: Batch, inputs: Inputs | None) -> list[_Piece]:
         """This rank's share of a batch as it is learnt from: micro-batches, shard after shard."""
-        device = self.collective.device
-        images = images_to_device(batch, device)
-        targets = Targets(
-            boxes=torch.from_numpy(batch.boxes).to(device, non_blocking=True),
-            labels=torch.from_numpy(batch.labels).to(device, non_blocking=True),
-            valid=torch.from_numpy(batch.valid).to(device, non_blocking=True),
-        )
+        images, targets = inputs or inputs_of(batch, self.collective.device)
         count = self.config.accumulate
         if self.shards.count is not None:
             count *= len(batch) // (self.config.batch_size // self.shards.count)

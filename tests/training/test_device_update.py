@@ -52,6 +52,9 @@ class Behind(Accelerator):
     def resolve_precision(self, wanted: str) -> Precision:
         return "fp32"
 
+    def host_array(self, shape: tuple[int, ...], dtype: Any) -> Any:
+        return np.empty(shape, dtype)
+
     def to_host(self, tensors: Sequence[Tensor]) -> HostCopy:
         return HostCopy([tensor.clone() for tensor in tensors])
 
@@ -313,3 +316,25 @@ def test_a_wish_to_stop_is_heard_one_step_later(tmp_path: Path, digits: Path, at
     logs = [p.job.path / "events.jsonl" for p in (plan, whole)]
     mine, theirs = ([(p.step, p.value) for p in metric_history(log, "train/loss")] for log in logs)
     assert mine == theirs
+
+
+def test_arrays_are_made_where_the_device_fetches_them(digits: Path, tmp_path: Path) -> None:
+    """Batches of a device other than a CPU fill what its accelerator hands out, and no others."""
+    plan = small_plan(tmp_path / "run", digits)
+    made: set[int] = set()
+
+    class Counting(Behind):
+        def host_array(self, shape: tuple[int, ...], dtype: Any) -> Any:
+            array = np.empty(shape, dtype)
+            made.add(array.ctypes.data)
+            return array
+
+    class Watching(LocalStream):
+        def train_batches(self, start_step: int, stop_step: int) -> Iterator[Batch]:
+            for batch in super().train_batches(start_step, stop_step):
+                assert {batch.images.ctypes.data, batch.boxes.ctypes.data} <= made
+                yield batch
+
+    outcome = run(plan, Watching(plan.batches), Counting("npu"))
+    whole = small_plan(tmp_path / "whole", digits)
+    assert outcome.weights_sha256 == run(whole, None, CPU).weights_sha256
