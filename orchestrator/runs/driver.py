@@ -41,6 +41,7 @@ from orchestrator.runs.report import (
     say_finished,
     say_initial,
     say_result,
+    say_scaling,
     say_shards,
     say_where,
     write_page,
@@ -173,6 +174,7 @@ def _train_in(
         notes = require_usable(data, name, settings.max_bad_fraction, fractions=fractions)
         for finding in notes:
             say(console, f"{name}: {finding}")
+    say_scaling(resolved.experiment.train, console)
     say_initial(plan.job, console)
     native.backend()  # Says what is missing; what workers say stays in Ray's logs.
     identity = identity_of(plan.job)

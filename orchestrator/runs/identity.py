@@ -71,7 +71,13 @@ NOT_IDENTITY = (
 )
 
 #: Keys that runs begun before them do not have, and the values that change nothing.
-_LATER_KEYS: Mapping[str, Json] = {"data.orientation": "stored", "data.levels": "full"}
+_LATER_KEYS: Mapping[str, Json] = {
+    "data.orientation": "stored",
+    "data.levels": "full",
+    "train.lr_reference_batch": None,
+    "train.lr_rule": "linear",
+    "train.compile": "auto",
+}
 
 #: What values are in a digest, by key. A default became another one: both have one digest, so that
 #: the same file stays the same run where :mod:`orchestrator.runs.numerics` does not object, and the

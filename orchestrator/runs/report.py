@@ -19,6 +19,7 @@ import orchestrator
 from orchestrator.checkpoints.initial_weights import load_initial
 from orchestrator.checkpoints.manifest import checked_commits
 from orchestrator.config.resolve import ResolvedExperiment
+from orchestrator.config.schema import TrainConfig
 from orchestrator.errors import printable
 from orchestrator.evaluation.coco import METRICS
 from orchestrator.runs.plan import Plan
@@ -198,6 +199,12 @@ def say_data(plan: Plan, console: Console) -> None:
             say(console, f"  manifest {plan.manifests[split]}")
         for finding in plan.findings[split]:
             say(console, f"  {finding}")
+
+
+def say_scaling(train: TrainConfig, console: Console) -> None:
+    """What became of the learning rate, where it was scaled."""
+    if train.scaling is not None:
+        say(console, f"learning rate: {train.scaling}")
 
 
 def say_initial(job: TrainingJob, console: Console) -> None:

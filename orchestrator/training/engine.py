@@ -28,6 +28,7 @@ from orchestrator.training.collective import Collective
 from orchestrator.training.early_stopping import EarlyStopping
 from orchestrator.training.feeding import Inputs, fed
 from orchestrator.training.job import Outcome, TrainingJob
+from orchestrator.training.out_of_memory import explained
 from orchestrator.training.pulse import pulse
 from orchestrator.training.schedules import LearningRate
 from orchestrator.training.state import capture, restore
@@ -119,7 +120,7 @@ class Engine:
         )
         self.rate = LearningRate(
             schedule=train.schedule,
-            base=train.optimizer.lr,
+            base=train.base_rate,
             steps_per_epoch=job.schedule.steps_per_epoch,
             total_steps=job.schedule.total_steps,
             extensions=job.extensions,
@@ -174,6 +175,8 @@ class Engine:
             self._count_replaced(batch)
             self._begin_step(batch, inputs)
             if batch.step == start:
+                if self.stepper.graph is not None:
+                    self._note("compile", self.stepper.graph.text(), step=start)
                 check_sampled(self.job, self.stepper.optimizer, self.rate, batch.step)
             # The numbers of a step are read while the device does the next one, so a wish to stop
             # is heard of then. Before anything is done with the state, all are read.
@@ -202,7 +205,8 @@ class Engine:
     def _begin_step(self, batch: Batch, inputs: Inputs) -> None:
         """Have a step done; its numbers are read later."""
         rate, stop = self.rate(batch.step), self.stop_requested()
-        under_way = self.stepper.begin(batch, learning_rate=rate, stop=stop, inputs=inputs)
+        with explained(self.job, batch.step, accelerator=self.accelerator):
+            under_way = self.stepper.begin(batch, learning_rate=rate, stop=stop, inputs=inputs)
         self._begun.append(_Begun(batch, rate, stop, under_way))
 
     def _read(self, *, keep: int) -> bool:

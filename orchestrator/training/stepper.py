@@ -26,6 +26,7 @@ from orchestrator.training.collective import Collective
 from orchestrator.training.ema import WeightAverage
 from orchestrator.training.feeding import Inputs, inputs_of
 from orchestrator.training.gradients import Gradients
+from orchestrator.training.graph import LossGraph
 from orchestrator.training.optim import build_optimizer
 from orchestrator.training.ordered_sum import OrderedSum
 from orchestrator.training.saved_tensors import SavedTensors
@@ -173,6 +174,8 @@ class Stepper:
         #: No and yes, on the device before anybody is asked.
         self._wishes = torch.tensor([[0.0], [1.0]], device=collective.device).unbind()
         self._begun = 0
+        #: What forward pass and losses were compiled to; None where they are not.
+        self.graph = LossGraph(model, accelerator) if config.compile == "graph" else None
         updated = Updated(
             optimizer=self.optimizer,
             scaler=self.scaler,
@@ -252,6 +255,9 @@ class Stepper:
             learning_rate=step.learning_rate,
         )
 
+    def _loss_terms(self, images: Tensor, targets: Targets) -> dict[str, LossTerm]:
+        return (self.graph or self.model.loss_terms)(images, targets)
+
     @property
     def learning_rate(self) -> float:
         """What the optimizer holds, taken from it, without the factors of its groups."""
@@ -314,7 +320,7 @@ class Stepper:
                 # Every shard starts from what the step found, as it does alone on its rank.
                 self._buffers.restore()
             with self._drawing(batch, piece), self.accelerator.autocast(self.precision):
-                terms = self.model.loss_terms(piece.images, piece.targets)
+                terms = self._loss_terms(piece.images, piece.targets)
             if divisors is None:
                 divisors = self.add_up([_divisors_of(terms)])
             losses = {name: term.over(divisors[name]) for name, term in terms.items()}
