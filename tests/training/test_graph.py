@@ -55,9 +55,7 @@ def batch_of(stepper: Stepper, step: int) -> Batch:
 @pytest.mark.parametrize(
     ("variant", "steps"),
     [
-        pytest.param(
-            name, 3 if name == QUICK else 10, marks=[] if name == QUICK else [pytest.mark.slow]
-        )
+        (name, 50) if name == QUICK else pytest.param(name, 10, marks=[pytest.mark.slow])
         for name in CASES
     ],
 )

@@ -1,10 +1,12 @@
-"""Scaling of the learning rate by the batch: the rule's arithmetic, and that it reaches the step."""
+"""Scaling of the learning rate by the batch: the rules' arithmetic, and that steps have it."""
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
+import torch
 
 from orchestrator.config.schema import CosineSchedule, SGDOptimizer, TrainConfig
 from orchestrator.data.stream.local import LocalStream
@@ -59,10 +61,6 @@ def test_the_scaled_rate_is_what_the_schedule_and_the_optimizer_have(
 
 
 def test_a_sampled_rate_is_compared_as_it_is_scaled(tmp_path: Path, digits: Path) -> None:
-    import dataclasses
-
-    import torch
-
     plan = small_plan(tmp_path / "run", digits, "train.lr_reference_batch=2")
     train = plan.job.experiment.train
     job = dataclasses.replace(plan.job, sampled={"train.optimizer.lr": train.optimizer.lr})

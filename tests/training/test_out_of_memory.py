@@ -70,9 +70,8 @@ def test_the_lines_to_change_are_printed(
     found = [yaml.safe_load(part)["train"] for part in lines.split("\n  or\n")]
     assert found == ([{key: value} for key, value in proposed] or [{"precision": "bf16"}])
     for key, value in proposed:
-        small_plan(
-            tmp_path / key, digits, *[w for w in words if key not in w], f"train.{key}={value}"
-        )
+        others = [word for word in words if key not in word]
+        small_plan(tmp_path / key, digits, *others, f"train.{key}={value}")
 
 
 def test_other_errors_stay_what_they_are(
@@ -83,4 +82,3 @@ def test_other_errors_stay_what_they_are(
     plan = small_plan(tmp_path / "run", digits)
     with pytest.raises(RuntimeError, match="shape mismatch"):
         run_rank(plan.job, LocalStream(plan.batches), accelerator=CPU)
-    assert CPU.kind == "cpu"
