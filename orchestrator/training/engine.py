@@ -156,6 +156,8 @@ class Engine:
         """Train from the newest commit to the end, or until asked to stop."""
         with pulse.waiting("start"):
             start = self._resume()
+            if self.stepper.shards.text:
+                self._note("virtual_shards", self.stepper.shards.text, step=start)
         pulse.mark("waiting for a batch", start)
         if self._ends_early():
             return self._outcome("done", start)

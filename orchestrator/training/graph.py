@@ -53,7 +53,7 @@ class LossGraph:
             return self._model.loss_terms(images, targets)
         if self._captured:
             # What the last replay put out may be overwritten from here on.
-            torch.compiler.cudagraph_mark_step_begin()
+            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         try:
             terms: dict[str, LossTerm] = self._terms(images, targets)
         except TorchDynamoException as error:

@@ -100,7 +100,7 @@ class OrderedSum:
             device = like[places[0]].device
             flat = FlatSum(sum(sizes), dtype=dtype, device=device, collective=collective)
             self._sums.append(flat)
-            for i, part in zip(places, flat.flat.split(sizes), strict=True):
+            for i, part in zip(places, torch.split(flat.flat, sizes), strict=True):
                 self._views[i] = part.view(like[i].shape)
 
     @torch.no_grad()
