@@ -19,8 +19,8 @@ from orchestrator.config.resolve import ResolvedExperiment, load_experiment
 from orchestrator.data.decode import Decoding
 from orchestrator.errors import ConfigError, PreemptedError
 from orchestrator.evaluation.coco import CocoMetrics
-from orchestrator.evaluation.drawing import Mark
-from orchestrator.evaluation.drawing import draw as draw_marks
+from orchestrator.pages.drawing import DISPLAY_LIMIT, DISPLAY_SCORE, Mark
+from orchestrator.pages.drawing import draw as draw_marks
 from orchestrator.predict.inputs import UPRIGHT_PICTURES
 from orchestrator.predict.loading import LoadedDetector, load_detector
 from orchestrator.predict.predictor import DetectOptions, TorchNetwork, detect
@@ -28,9 +28,6 @@ from orchestrator.storage.run_files import RESULT
 
 #: A path, or (h, w, 3) uint8 RGB pixels.
 ImageLike: TypeAlias = str | Path | NDArray[np.uint8]
-#: What is shown where nothing else is asked for; training keeps far more, for the curves.
-DISPLAY_SCORE = 0.25
-DISPLAY_LIMIT = 100
 
 
 def load(experiment: str | Path, *overrides: str) -> ResolvedExperiment:
@@ -192,7 +189,7 @@ class TrainedDetector:
         options = self._loaded.resolved.experiment.detector.postprocess.model_copy(
             update={"score_threshold": score, "max_per_image": limit}
         )
-        how, made = DetectOptions(options), []
+        how, made = DetectOptions(options, tiles=self._loaded.tiles), []
         for start in range(0, len(images), self._batch):
             some = images[start : start + self._batch]
             pixels = [_pixels(image, self._loaded.pictures) for image in some]
@@ -222,7 +219,7 @@ class TrainedDetector:
         from orchestrator.predict.scoring import evaluate_detector, read_split
 
         experiment = self._loaded.resolved.experiment
-        how = DetectOptions(experiment.detector.postprocess)
+        how = DetectOptions(experiment.detector.postprocess, tiles=self._loaded.tiles)
         return evaluate_detector(self._loaded, read_split(experiment, split), how).analysis.metrics
 
 

@@ -237,6 +237,14 @@ def _check_locations(experiment: Experiment, sent: set[str]) -> None:
                 f".rayignore). Next: put the data where every node can read it and add "
                 f"data.root=/shared/data"
             )
+    for number, source in enumerate(data.sources):
+        root = data.root if source.root is None else source.root
+        path = os.path.normpath(Path(root) / source.annotations)
+        if not _is_absolute(root) and not _is_absolute(path) and not _goes_along(path, sent):
+            problems.append(
+                f"data.sources.{number}: {path!r} is not uploaded (see .gitignore and .rayignore). "
+                "Next: put the data where every node can read it, and name that folder in root"
+            )
     initial = experiment.train.init_from
     if initial and not _is_absolute(initial) and not _goes_along(os.path.normpath(initial), sent):
         problems.append(

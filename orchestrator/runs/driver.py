@@ -40,6 +40,7 @@ from orchestrator.runs.report import (
     say_data,
     say_finished,
     say_initial,
+    say_next,
     say_result,
     say_scaling,
     say_shards,
@@ -160,7 +161,7 @@ def _train_in(
     trial: TrialContext | None,
     mirror: BucketMirror | None,
 ) -> dict[str, Any]:
-    started = time.monotonic()
+    started, began = time.monotonic(), time.time()
     if resolved.seed_is_drawn:
         recorded = recorded_seed(run_dir)
         resolved = resolved if recorded is None else resolved.with_seed(recorded)
@@ -168,7 +169,7 @@ def _train_in(
     location = None if mirror is None else mirror.location
     plan = make_plan(resolved, run_dir, bucket=location)
     say_data(plan, console)
-    for name, data in (("train", plan.batches.train), ("val", plan.batches.val)):
+    for name, data in plan.splits.items():
         settings = resolved.experiment.data
         fractions = settings.format == "yolo"
         notes = require_usable(data, name, settings.max_bad_fraction, fractions=fractions)
@@ -241,6 +242,7 @@ def _train_in(
                 sampled={} if trial is None else trial.sampled,
                 evaluates_beside=in_loop is None,
                 extensions=claim.extensions,
+                driver_began=began,
             )
             outcome, shipped = _tracked(plan, job, placement, console, lock, tracking, mirror)
         # Nothing is written in the place of a folder that is gone.
@@ -251,6 +253,8 @@ def _train_in(
     if mirror is not None:
         say(console, f"kept in: {mirror.uri}")
     say_where(resolved, str(run_dir), console)
+    if trial is None and result["state"] == "done":
+        say_next(str(run_dir), console)
     return result
 
 

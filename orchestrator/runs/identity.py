@@ -55,6 +55,7 @@ NOT_IDENTITY = (
     "data.root",  # The data's digest is part of the identity, the place it lies at is not.
     "data.prefetch",
     "data.cache",
+    "data.keep_decoded",
     "data.follow_links",
     "data.max_bad_fraction",
     "train.init_from",  # Likewise: the digest of the weights is, and not where they lie.
@@ -74,6 +75,10 @@ NOT_IDENTITY = (
 _LATER_KEYS: Mapping[str, Json] = {
     "data.orientation": "stored",
     "data.levels": "full",
+    "data.sources": [],
+    "data.weight": 1.0,
+    "data.repeat_threshold": None,
+    "data.tiles": None,
     "train.lr_reference_batch": None,
     "train.lr_rule": "linear",
     "train.compile": "auto",

@@ -13,6 +13,7 @@ from orchestrator.config.schema import Experiment
 from orchestrator.data.dataset import Dataset
 from orchestrator.data.label_map import LabelMap
 from orchestrator.data.stream.schedule import Schedule
+from orchestrator.data.tiling import Tiling
 from orchestrator.errors import ConfigError
 from orchestrator.training.schedules import Extension
 from orchestrator.training.shards import Shards
@@ -28,6 +29,8 @@ class TrainingJob:
         label_map: classes, equal in training and validation data.
         schedule: which samples form which step.
         val: validation annotations, what evaluation scores against.
+        val_tiling: what part of which validation image each image that is evaluated is; None where
+            images are not cut into tiles.
         config_digest, data_digest: identity of what is trained and on what.
         threads: CPU threads of one worker; None leaves torch's default.
         initial: weights that the run begins with; None for freshly drawn ones.
@@ -42,6 +45,7 @@ class TrainingJob:
         shards: how batches are cut.
         evaluates_beside: whether commits are scored by one more worker while training goes on; see
             :mod:`orchestrator.training.validation`.
+        driver_began: when this start's driver did, seconds since 1970; for the account of time.
     """
 
     experiment: Experiment
@@ -60,6 +64,8 @@ class TrainingJob:
     sampled: Mapping[str, Json] = field(default_factory=dict)
     extensions: tuple[Extension, ...] = ()
     evaluates_beside: bool = False
+    driver_began: float | None = None
+    val_tiling: Tiling | None = None
 
     @property
     def path(self) -> Path:

@@ -26,13 +26,14 @@ from orchestrator.data.batch import Batch, BatchStream
 from orchestrator.errors import StorageError
 from orchestrator.evaluation.coco import CocoMetrics, evaluate, write_per_class
 from orchestrator.evaluation.detections import Detections
+from orchestrator.evaluation.marks import write_samples
 from orchestrator.evaluation.results import Results, write_results
-from orchestrator.storage.run_files import EVALUATION
+from orchestrator.storage.run_files import EVALUATION, SAMPLES
 from orchestrator.tracking.events import EventLog
 from orchestrator.training.early_stopping import EarlyStopping
 from orchestrator.training.ema import holding
 from orchestrator.training.job import TrainingJob
-from orchestrator.training.predictor import predict_all
+from orchestrator.training.predictor import in_whole_images, predict_all
 from orchestrator.training.pulse import pulse
 from orchestrator.training.stepper import Stepper
 
@@ -231,21 +232,23 @@ class Validation:
         stepper = self._stepper
         # Each rank has statistics of its own, and averages of those; a commit has rank 0's.
         self._collective.copy_from_main_(list(stepper.model.buffers()))
-        return predict_all(
+        config = self._job.experiment.detector.postprocess
+        found = predict_all(
             stepper.model,
             _marked(self._stream.eval_batches()),
-            self._job.experiment.detector.postprocess,
+            config,
             accelerator=stepper.accelerator,
             precision=stepper.precision,
             collective=self._collective,
         )
+        return None if found is None else in_whole_images(found, self._job.val_tiling, config)
 
     def _record(self, step: int, scored: Scored | None, *, committed: bool) -> None:
         """Log scores, then attach them to their commit; does nothing on every rank but 0."""
         if scored is None:
             return
         numbers = scored.scores.numbers
-        self._keep_results(scored)
+        self._keep_results(step, scored)
         self.metrics = dict(numbers)
         if self._early is not None and self._job.counts_after(step):
             self._early.count(self.metrics, step=step)
@@ -260,13 +263,14 @@ class Validation:
         if committed:
             self._store.attach_metrics(step, values)
 
-    def _keep_results(self, scored: Scored) -> None:
-        """Leave detections and per-class scores of the newest evaluation in the run folder."""
+    def _keep_results(self, step: int, scored: Scored) -> None:
+        """Leave the newest evaluation in the run folder, and samples of every one."""
         folder = self._job.path / EVALUATION
         folder.mkdir(exist_ok=True)
         results = Results.of(scored.found)
         write_results(folder / "coco_results.json", results, self._job.label_map)
         write_per_class(folder / "per_class.csv", scored.scores)
+        write_samples(self._job.path / SAMPLES / f"step-{step:08d}.jpg", self._job.val, results)
 
     def _note(self, step: int, text: str) -> None:
         if self._events is not None:
