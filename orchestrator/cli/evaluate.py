@@ -160,7 +160,9 @@ def _evaluate(source: str, overrides: list[str], arguments: Any) -> int:
             "fusion": how.fusion,
         }
     about |= {"config_digest": loaded.resolved.digest}
-    folder = arguments.output or (loaded.run_dir or Path()) / "evaluation"
+    # Numbers of some images do not take the place of those of all.
+    name = "evaluation" if arguments.limit is None else f"evaluation-first-{arguments.limit}"
+    folder = arguments.output or (loaded.run_dir or Path()) / name
     outcome = _Outcome(dataset, results, analysis, about, time.perf_counter() - started)
     _finish(console, loaded.title, outcome, folder, arguments)
     return 0
