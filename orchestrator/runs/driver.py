@@ -159,7 +159,7 @@ def _train_in(
     trial: TrialContext | None,
     mirror: BucketMirror | None,
 ) -> dict[str, Any]:
-    started = time.monotonic()
+    started, began = time.monotonic(), time.time()
     if resolved.seed_is_drawn:
         recorded = recorded_seed(run_dir)
         resolved = resolved if recorded is None else resolved.with_seed(recorded)
@@ -234,6 +234,7 @@ def _train_in(
                 sampled={} if trial is None else trial.sampled,
                 evaluates_beside=in_loop is None,
                 extensions=claim.extensions,
+                driver_began=began,
             )
             outcome, shipped = _tracked(plan, job, placement, console, lock, tracking, mirror)
         # Nothing is written in the place of a folder that is gone.

@@ -27,7 +27,9 @@ from orchestrator.runs.plan import Plan
 from orchestrator.runs.progress import duration
 from orchestrator.storage.bucket import commit_storage
 from orchestrator.storage.run_files import CHECKPOINTS, EVENTS, REPORT, RESOLVED, RESULT, SAMPLES
+from orchestrator.tracking.events import read_events
 from orchestrator.tracking.git_info import git_info
+from orchestrator.tracking.goodput import goodput
 from orchestrator.tracking.mlflow_names import resolve_tracking_uri
 from orchestrator.tracking.mlflow_shipper import Shipped
 from orchestrator.tracking.run_card import Hardware, RunCard, package_versions
@@ -49,6 +51,7 @@ def result_of(
         shipped: state of its tracking; None when it is not tracked.
         seconds: wall time of this start of the driver.
     """
+    account = goodput(read_events(job.path / EVENTS))
     return {
         "name": job.experiment.name,
         "state": outcome.state,
@@ -62,6 +65,7 @@ def result_of(
         "images_per_s": outcome.images_per_s,
         "resumed_from": outcome.resumed_from,
         "seconds": seconds,
+        "goodput": None if account is None else account.to_json(),
         "mlflow_run_id": None if shipped is None else shipped.run_id,
         "config_digest": job.config_digest,
         "data_digest": job.data_digest,
@@ -129,6 +133,9 @@ def run_card_of(
     files = {"experiment": RESOLVED, "events": EVENTS}
     if outcome is not None:
         facts |= {"steps": outcome.steps, "images/s": f"{outcome.images_per_s:.1f}"}
+        account = goodput(read_events(job.path / EVENTS))
+        if account is not None:
+            facts["goodput"] = str(account)
         if outcome.early_stopping is not None:
             facts["early stopping"] = outcome.early_stopping["reason"]
         files["weights sha256"] = outcome.weights_sha256
