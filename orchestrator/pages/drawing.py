@@ -102,10 +102,14 @@ def draw(image: Image, marks: Sequence[Mark], *, line: int | None = None) -> Ima
         else:
             width = thick if mark.kind == "detection" else max(1, thick // 2)
             cv2.rectangle(canvas, (left, top), (right, bottom), colour, width)
+    # Lines first, for a label that is crossed out cannot be read.
+    for mark in reversed(marks):
         if mark.text:
+            text = f"{_PREFIXES.get(mark.kind, '')}{mark.text}"
+            left, top, _, bottom = (round(value) for value in mark.box)
             # What was missed is named below its box, where no detection has its label.
             at = (left, bottom) if mark.kind == "missed" else (left, top)
-            text = f"{_PREFIXES.get(mark.kind, '')}{mark.text}"
+            colour = colour_of(mark.label)
             _write(canvas, text, at, colour, scale, below=mark.kind == "missed")
     return canvas
 
