@@ -19,7 +19,7 @@ def test_a_run_leaves_samples_of_each_evaluation(small_run: Path) -> None:
     # Twelve images, four a step, evaluated after two and after four epochs.
     names = sorted(path.name for path in (small_run / SAMPLES).iterdir())
     assert names == ["step-00000006.jpg", "step-00000012.jpg"]
-    assert read_image(small_run / SAMPLES / names[0]).shape == (2 * 484, 3 * 484, 3)
+    assert read_image(small_run / SAMPLES / names[0]).shape == (2 * 404, 3 * 404, 3)
 
 
 def no_results(dataset) -> Results:
@@ -39,7 +39,7 @@ def test_images_that_cannot_be_read_are_left_out(tmp_path: Path) -> None:
     target.unlink()
     assert not write_samples(target, dataset, no_results(dataset))
     assert not target.exists()
-    assert whole[1] == 3 * 484
+    assert whole[1] == 3 * 404
 
 
 def test_marks_keep_to_score_and_limit(tmp_path: Path) -> None:
