@@ -223,7 +223,7 @@ def _train_in(
                 epochs=plan.job.total_steps / plan.job.schedule.steps_per_epoch,
                 in_sweep=trial is not None,
             )
-            where = "beside training" if in_loop is None else f"in the loop, {in_loop}"
+            where = "beside training" if in_loop is None else f"in the loop, {in_loop}; training pauses for it"
             say(console, f"evaluation: {where}")
             if trial is None:
                 wait_for_room(

@@ -26,7 +26,7 @@ from orchestrator.cluster.placement import place, wait_for_room
 from orchestrator.config.schema import ClusterConfig
 from orchestrator.errors import ConfigError, DataError, OrchestratorError, PreemptedError
 from orchestrator.runs.progress import Narrator, duration, shown_progress
-from orchestrator.runs.report import say_where
+from orchestrator.runs.report import say_next, say_where
 from orchestrator.tracking.events import Event, EventLog
 from orchestrator.tracking.shipping import ShipState
 from orchestrator.training.interrupt import in_thread, stopping_at_once, stopping_politely
@@ -321,3 +321,17 @@ def test_where_the_runs_are_to_be_seen(
         assert page == f"# {server}/#/experiments/7/runs?workflowType=machine_learning"
     else:
         assert page == f"# {'http://127.0.0.1:5000' if command else uri}"
+
+
+def test_what_to_do_next_can_be_pasted(tmp_path: Path) -> None:
+    run = tmp_path / "my run"
+    (run / "samples").mkdir(parents=True)
+    for step in (4, 8):
+        (run / "samples" / f"step-{step:08d}.jpg").touch()
+    said = io.StringIO()
+    say_next(str(run), Console(file=said, soft_wrap=True))
+    pictures, _, command = said.getvalue().splitlines()
+    assert pictures.endswith("my run/samples/step-00000008.jpg")
+    words = shlex.split(command)
+    assert words[-5:] == ["predict", str(run), "FOLDER", "--draw", "drawn"]
+    assert Path(words[0]).exists()
