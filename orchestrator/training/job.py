@@ -14,6 +14,7 @@ from orchestrator.data.dataset import Dataset
 from orchestrator.data.label_map import LabelMap
 from orchestrator.data.stream.schedule import Schedule
 from orchestrator.errors import ConfigError
+from orchestrator.storage.local import Storage
 from orchestrator.training.schedules import Extension
 
 
@@ -23,7 +24,7 @@ class TrainingJob:
 
     Attributes:
         experiment: the validated experiment.
-        run_dir: absolute run folder, reachable from every worker.
+        run_dir: absolute run folder; of a worker that does not see it, a folder of its own.
         label_map: classes, equal in training and validation data.
         schedule: which samples form which step.
         val: validation annotations, what evaluation scores against.
@@ -36,6 +37,7 @@ class TrainingJob:
             on; see :mod:`orchestrator.training.trial_decision`.
         bucket: URI of the run in a bucket, where its commits are; None where they are in the run
             folder.
+        storage: where the commits are, if neither in the run folder nor in a bucket; picklable.
         sampled: what a sweep set, by dotted key; seen to have arrived in the live objects.
         extensions: how the run was made longer since it began.
         evaluates_beside: whether commits are scored by one more worker while training goes on; see
@@ -54,6 +56,7 @@ class TrainingJob:
     fence: Callable[[], None] | None = None
     judged_epochs: tuple[int, ...] = ()
     bucket: str | None = None
+    storage: Storage | None = None
     sampled: Mapping[str, Json] = field(default_factory=dict)
     extensions: tuple[Extension, ...] = ()
     evaluates_beside: bool = False
