@@ -78,12 +78,14 @@ def test_types_and_labels(monkeypatch: pytest.MonkeyPatch) -> None:
     assert placed(monkeypatch, nodes, workers=6).takes(slow)
     found = placed(monkeypatch, nodes, workers=2, accelerator_type="H100")
     assert [found.takes(one) for one in nodes] == [True, False]
-    with pytest.raises(ConfigError, match="fast .*8 CPU and 2 GPU for 2; so .* room for 2"):
+    with pytest.raises(ConfigError, match=r"fast .*8 CPU and 2 GPU for 2; so .* room for 2"):
         placed(monkeypatch, nodes, workers=3, accelerator_type="H100")
-    with pytest.raises(ConfigError, match="accelerator_type: no node has a H200; .*: H100, T4"):
+    with pytest.raises(ConfigError, match=r"accelerator_type: no node has a H200; .*: H100, T4"):
         placed(monkeypatch, nodes, workers=1, accelerator_type="H200")
     assert placed(monkeypatch, nodes, workers=2, labels={"market-type": "spot"}).takes(fast)
-    with pytest.raises(ConfigError, match="no node has market-type: on-demand; .* market-type: sp"):
+    with pytest.raises(
+        ConfigError, match=r"no node has market-type: on-demand; .* market-type: sp"
+    ):
         placed(monkeypatch, nodes, workers=1, labels={"market-type": "on-demand"})
     with pytest.raises(ConfigError, match="market-type: spot and a T4"):
         placed(monkeypatch, nodes, workers=1, accelerator_type="T4", labels={"market-type": "spot"})

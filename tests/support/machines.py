@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -54,8 +55,7 @@ class Machine:
     @property
     def _pid(self) -> int:
         # The child of unshare is the first process in the namespace.
-        children = Path(f"/proc/{self.init.pid}/task/{self.init.pid}/children").read_text()
-        return int(children.split()[0])
+        return entered(self.init)
 
     def start(
         self, *words: str, surroundings: Mapping[str, str] | None = None
@@ -181,6 +181,12 @@ def _machine(folder: Path, data: Path, number: int, mark: str, hub: str, hosts: 
         assert init.poll() is None, "the machine did not start"
         assert time.monotonic() < deadline, "the machine does not start"
         time.sleep(0.05)
+
+
+def entered(process: subprocess.Popen[Any]) -> int:
+    """Process number, here, of the command that :meth:`Machine.start` has started."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
+    return int(children.split()[0])
 
 
 def _ip(*words: str, check: bool = True) -> None:
