@@ -7,7 +7,11 @@ from dataclasses import dataclass, field
 
 import ray
 from ray._private import state
+from ray.experimental import internal_kv
 
+#: What the head of a cluster is told of runs, as long as it lives.
+_NOTES = b"orchestrator"
+_HEAD = "node:__internal_head__"
 #: Prefix of the resource by which Ray marks a node with a type of accelerator.
 ACCELERATOR_TYPE = "accelerator_type:"
 
@@ -41,7 +45,12 @@ class Node:
     @property
     def is_head(self) -> bool:
         """Whether the cluster ends with it."""
-        return "node:__internal_head__" in self.resources
+        return _HEAD in self.resources
+
+    @property
+    def own_resource(self) -> str:
+        """Name of a resource that it has a little of, and no other machine any."""
+        return next(name for name in self.resources if name.startswith("node:") and name != _HEAD)
 
 
 def alive_nodes() -> list[Node]:
@@ -69,6 +78,17 @@ def free_resources() -> dict[str, dict[str, float]]:
 def this_node() -> str:
     """Id of the node that this process runs on."""
     return str(ray.get_runtime_context().get_node_id())
+
+
+def leave_note(key: str, text: str) -> None:
+    """Leave a text with the head of the cluster, in place of what was there."""
+    internal_kv._internal_kv_put(key.encode(), text.encode(), namespace=_NOTES)
+
+
+def read_note(key: str) -> str | None:
+    """A text that was left there; None for none."""
+    found = internal_kv._internal_kv_get(key.encode(), namespace=_NOTES)
+    return None if found is None else str(found.decode())
 
 
 def names_of(nodes: Iterable[Node], limit: int = 4) -> str:

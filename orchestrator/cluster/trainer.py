@@ -30,6 +30,7 @@ from orchestrator.cluster.network import bind_collectives
 from orchestrator.cluster.nodes import alive_nodes, this_node
 from orchestrator.cluster.placement import Placement, share_of_node
 from orchestrator.cluster.relay import Way
+from orchestrator.cluster.survey import unreached
 from orchestrator.data.stream.ray_stream import RayStream, ScheduledDataConfig
 from orchestrator.errors import OrchestratorError
 from orchestrator.storage.bucket_lock import BucketLock
@@ -167,6 +168,9 @@ def fit(
                 continue
             advanced = last_commit() != before
             fruitless = 0 if advanced else fruitless + 1
+            if marker is not None and isinstance(failure, HungError):
+                for line in unreached(alive_nodes()):
+                    log.warning("%s", line)
             # What took too long may have been slow, and would be again.
             patience = 2.0**fruitless if isinstance(failure, HungError) else 1.0
             if fruitless >= experiment.train.max_failures:

@@ -7,14 +7,22 @@ through the driver (:mod:`orchestrator.cluster.relay`). What they read they have
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from orchestrator.cluster.connection import is_own_ray
-from orchestrator.cluster.nodes import alive_nodes, names_of, this_node
+from orchestrator.cluster.nodes import (
+    Node,
+    alive_nodes,
+    leave_note,
+    names_of,
+    read_note,
+    this_node,
+)
 from orchestrator.cluster.survey import Needed, survey
 from orchestrator.data.dataset import Dataset
+from orchestrator.errors import StorageError
 from orchestrator.runs.plan import Plan
 from orchestrator.storage.address import is_remote
 
@@ -36,17 +44,22 @@ def marked_folder(
 
     Raises:
         ConfigError: a node does not see what it needs, or two cannot talk to each other.
+        StorageError: the run has its folder on another node's disk.
     """
     if is_own_ray():
         yield None
         return
+    nodes = {node.id: node for node in alive_nodes()}
+    _require_home(run_dir, nodes, done)
     # Its name was never looked up before, so no node has cached that it is not there.
     marker = run_dir / f".here-{uuid.uuid4().hex}"
     marker.touch()
     try:
-        nodes = [node for node in alive_nodes() if node.cpus > 0]
-        if any(node.id != this_node() for node in nodes):
-            private = survey(nodes, needed_by(plan, done), marker)
+        at_work = [node for node in nodes.values() if node.cpus > 0]
+        if any(node.id != this_node() for node in at_work):
+            private = survey(at_work, needed_by(plan, done), marker)
+            if private and plan.job.bucket is None:
+                leave_note(_note_of(run_dir), this_node())
             if private:
                 say(
                     f"run folder: {run_dir} is on the driver's node alone; workers on "
@@ -55,6 +68,26 @@ def marked_folder(
         yield marker.name
     finally:
         marker.unlink(missing_ok=True)
+
+
+def _note_of(run_dir: Path) -> str:
+    return f"home of {run_dir}"
+
+
+def _require_home(run_dir: Path, nodes: Mapping[str, Node], done: int) -> None:
+    """Refuse to begin anew what has its folder on another node's disk.
+
+    Raises:
+        StorageError: it has.
+    """
+    home = nodes.get(read_note(_note_of(run_dir)) or "")
+    if home is None or done or home.id == this_node():
+        return
+    raise StorageError(
+        f"{run_dir}: this run lives in the folder of that name on {home}, and here it has no "
+        f"checkpoint. Next: start it on {home.host} to go on; or give this run another name; with "
+        "a bucket as storage, any node goes on"
+    )
 
 
 def needed_by(plan: Plan, done: int) -> list[Needed]:

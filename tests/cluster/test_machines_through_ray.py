@@ -74,13 +74,15 @@ def cluster(folder: Path) -> Iterator[list[Machine]]:
         yield made
 
 
-def begin(machine: Machine, head: Machine, *words: str) -> subprocess.Popen[str]:
+def begin(
+    machine: Machine, head: Machine, *words: str, **surroundings: str
+) -> subprocess.Popen[str]:
     text = EXPERIMENT.replace("ROOT", "/mnt/data")
     (machine.root / "mnt/home/tiny.yaml").write_text(text)
     address = f"cluster.address={head.ray}"
     strategy = "cluster.placement=strict_spread"
     command = (sys.executable, "-m", "orchestrator.run", "tiny.yaml", address, strategy, *words)
-    return machine.start(*command)
+    return machine.start(*command, surroundings=surroundings)
 
 
 def run_folder(machine: Machine) -> Path:
@@ -104,7 +106,6 @@ def require_whole(folder: Path, whole: dict[str, Any]) -> None:
     losses = [event.step for event in events if "train/loss" in event.values]
     assert losses == list(range(1, STEPS + 1))
     assert [event.step for event in events if "val/AP" in event.values] == [18, 36]
-    assert (folder / found["best_checkpoint"] / "weights.safetensors").is_file()
     assert (folder / "eval" / "coco_results.json").is_file()
     assert (folder / "report.html").is_file()
 
@@ -131,6 +132,8 @@ def test_a_stop_and_a_lost_machine_change_nothing(
     spare.join(driver, cpus=2)
     finish(second, timeout=300.0)
     require_whole(run_folder(driver), whole)
+    best = result(driver.root / "mnt/home", "tiny")["best_checkpoint"]
+    assert (run_folder(driver) / best / "weights.safetensors").is_file()
     # What the workers had for themselves is gone.
     for machine in (workers[1], spare):
         left = {path.name for path in (machine.root / "tmp").iterdir()}
@@ -156,3 +159,37 @@ def test_what_cannot_work_is_refused_before_the_first_step(cluster: list[Machine
     assert "m2 (10.77.0.2): 2 CPU for 0" in output
     # Nothing was begun that would refuse the next start.
     assert not (run_folder(driver) / "run.json").exists()
+
+
+def test_a_run_in_a_bucket_goes_on_from_another_machine(
+    folder: Path, whole: dict[str, Any]
+) -> None:
+    keys = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing"}
+    with machines(folder, folder / "digits", 4, hosts=HOSTS) as made:
+        driver, _, other, store = made
+        options = f"region=us-east-1&scheme=http&endpoint_override={store.address}:9000"
+        module = ("-m", "tests.support.s3_server", store.address, "9000")
+        store.start(sys.executable, *module)
+        for machine, cpus in zip(made[:3], (0, 2, 2), strict=True):
+            machine.join(driver, cpus=cpus, surroundings=keys)
+        driver.run(
+            sys.executable,
+            "-c",
+            "import sys, pyarrow.fs; f, _ = pyarrow.fs.FileSystem.from_uri(sys.argv[1]); "
+            "f.create_dir('runs')",
+            f"s3://runs?{options}&allow_bucket_creation=true",
+            surroundings=keys,
+        )
+        storage = f"storage=s3://runs/all?{options}"
+        first = begin(driver, driver, storage, **keys)
+        wait_for_step(first, run_folder(driver) / "events.jsonl", 3)
+        os.kill(entered(first), signal.SIGTERM)
+        finish(first, code=75)
+
+        # The folder that this driver works in, and its event log, have never been there.
+        output = finish(begin(other, driver, storage, **keys), timeout=300.0)
+        assert "report: /mnt/home/runs/tiny/report.html" in output
+        require_whole(run_folder(other), whole)
+        # What the bucket has is what yet another start finds.
+        assert "val AP" not in finish(begin(driver, driver, storage, **keys))
+        require_whole(run_folder(driver), whole)

@@ -83,14 +83,18 @@ class Machine:
             start_new_session=True,
         )
 
-    def run(self, *words: str, timeout: float = 120.0) -> str:
+    def run(
+        self, *words: str, timeout: float = 120.0, surroundings: Mapping[str, str] | None = None
+    ) -> str:
         """Run a command there; its output."""
-        process = self.start(*words)
+        process = self.start(*words, surroundings=surroundings)
         output, _ = process.communicate(timeout=timeout)
         assert process.returncode == 0, output
         return output
 
-    def join(self, head: Machine, *, cpus: int) -> None:
+    def join(
+        self, head: Machine, *, cpus: int, surroundings: Mapping[str, str] | None = None
+    ) -> None:
         """Start Ray on it: as the head, or as a node of another machine's cluster."""
         place = [f"--address={head.ray}"]
         if head is self:
@@ -102,6 +106,7 @@ class Machine:
             f"--node-ip-address={self.address}",
             f"--num-cpus={cpus}",
             "--object-store-memory=200000000",
+            surroundings=surroundings,
         )
 
     @property
