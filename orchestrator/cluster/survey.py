@@ -62,13 +62,16 @@ class _Scout:
         return knock(doors)
 
 
-def survey(nodes: Sequence[Node], needed: Sequence[Needed], marker: Path) -> list[Node]:
+def survey(
+    nodes: Sequence[Node], needed: Sequence[Needed], marker: Path | None = None
+) -> list[Node]:
     """Look at a cluster from each of its nodes.
 
     Args:
         nodes: that may train or read.
         needed: what each of them has to see.
-        marker: a file that only the driver's own disk, and what is mounted from it, has.
+        marker: a file that only the driver's own disk, and what is mounted from it, has; None
+            where no folder is looked for.
 
     Returns:
         The nodes that do not see ``marker``: their disks are their own.
@@ -79,9 +82,11 @@ def survey(nodes: Sequence[Node], needed: Sequence[Needed], marker: Path) -> lis
     """
     scouts = _scouts(nodes)
     try:
-        paths = [str(marker), *(need.path for need in needed)]
+        paths = [need.path for need in needed]
+        if marker is not None:
+            paths.append(str(marker))
         seen = _ask(scouts, "look", dict.fromkeys(scouts, (paths,)))
-        _require_seen(needed, {node: found[1:] for node, found in seen.items()})
+        _require_seen(needed, seen)
         unreached = _unreached(scouts)
         if unreached:
             more = f"; and {len(unreached) - _NAMED} more" if len(unreached) > _NAMED else ""
@@ -91,7 +96,7 @@ def survey(nodes: Sequence[Node], needed: Sequence[Needed], marker: Path) -> lis
                 "other on all ports (firewall, security group, network policy), or take one of "
                 "them out of the cluster"
             )
-        return [node for node, found in seen.items() if not found[0]]
+        return [] if marker is None else [node for node, found in seen.items() if not found[-1]]
     finally:
         for actor in scouts.values():
             ray.kill(actor)
@@ -157,7 +162,7 @@ def _require_seen(needed: Sequence[Needed], seen: Mapping[Node, Sequence[bool]])
             continue
         raise ConfigError(
             f"{need.key}: {need.path} is there on the driver's node and cannot be read on "
-            f"{names_of(blind)}, which may train or read. Next: mount that folder at the same path "
+            f"{names_of(blind)}, which may get work. Next: mount that folder at the same path "
             "on every node, put it there, or name a place in a bucket: shards as "
             "data.train.shards and data.val.shards"
         )

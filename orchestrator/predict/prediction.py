@@ -26,6 +26,7 @@ from orchestrator.errors import ConfigError, DataError
 from orchestrator.predict.inputs import UPRIGHT_PICTURES, Picture, digest_of, read_pictures
 from orchestrator.predict.loading import LoadedDetector
 from orchestrator.predict.predictor import DetectOptions, Network, TorchNetwork, detect
+from orchestrator.storage.address import is_remote
 from orchestrator.storage.atomic import write_atomic
 
 Form: TypeAlias = Literal["seed", "coco"]
@@ -249,10 +250,23 @@ def _on_ray(job: PredictJob, folder: Path, numbers: Sequence[int], workers: int)
         return
     # Here, so that one process alone starts without Ray.
     from orchestrator.cluster.actor_pool import on_workers
+    from orchestrator.cluster.survey import Needed
 
     cluster = job.loaded.resolved.experiment.cluster
     arguments = (job, str(folder.resolve()))
-    yield from on_workers(cluster, ShareWorker, arguments, numbers, workers=workers)
+    ends = {job.pictures[0].path, job.pictures[-1].path}
+    needed = [
+        Needed("images", str(Path(path).absolute())) for path in sorted(ends) if not is_remote(path)
+    ]
+    yield from on_workers(
+        cluster,
+        ShareWorker,
+        arguments,
+        numbers,
+        workers=workers,
+        needed=needed,
+        shared=folder.resolve(),
+    )
 
 
 def to_seed_json(found: Sequence[Prediction], label_map: LabelMap) -> dict[str, Any]:

@@ -99,19 +99,24 @@ def needed_by(plan: Plan, done: int) -> list[Needed]:
     """
     needed: list[Needed] = []
     for split, dataset in (("train", plan.batches.train), ("val", plan.batches.val)):
-        what = "images" if dataset.shards is None else "shards"
-        needed += [Needed(f"data.{split}.{what}", path) for path in _paths(dataset)]
+        needed += images_of(dataset, f"data.{split}")
     initial = plan.job.initial
     if initial is not None and not done:
         needed.append(Needed("train.init_from", initial.path))
     return needed
 
 
-def _paths(dataset: Dataset) -> list[str]:
-    """The folder, and the first and the last image of a set that has them as files."""
+def images_of(dataset: Dataset, section: str) -> list[Needed]:
+    """Where the pixels of a split are: its folder, and its first and last image if they are files.
+
+    Args:
+        dataset: the split.
+        section: of the experiment that names it.
+    """
     if is_remote(dataset.root):
         return []
-    if dataset.shards is not None or not len(dataset):
-        return [dataset.root]
-    ends = {0, len(dataset) - 1}
-    return [dataset.root, *(str(dataset.path(index)) for index in sorted(ends))]
+    if dataset.shards is not None:
+        return [Needed(f"{section}.shards", dataset.root)]
+    ends = sorted({0, len(dataset) - 1}) if len(dataset) else []
+    paths = [dataset.root, *(str(dataset.path(index)) for index in ends)]
+    return [Needed(f"{section}.images", path) for path in paths]

@@ -155,7 +155,9 @@ def test_what_cannot_work_is_refused_before_the_first_step(cluster: list[Machine
     assert "data.train.images: /mnt/data/images" in output
     assert "cannot be read on m3 (10.77.0.3)" in output
 
-    output = finish(begin(driver, driver, "cluster.cpus_per_worker=3"), code=64)
+    output = finish(
+        begin(driver, driver, "cluster.workers=1", "cluster.cpus_per_worker=3"), code=64
+    )
     assert "m2 (10.77.0.2): 2 CPU for 0" in output
     # Nothing was begun that would refuse the next start.
     assert not (run_folder(driver) / "run.json").exists()
