@@ -10,14 +10,22 @@ import difflib
 import re
 from collections.abc import Iterable
 
+from orchestrator.credentials import mask
+
 #: What moves the cursor of a terminal, colours it, or turns the order of letters around.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 class OrchestratorError(Exception):
-    """Base of every error raised on purpose; exits with 70 unless a subclass says otherwise."""
+    """Base of every error raised on purpose; exits with 70 unless a subclass says otherwise.
+
+    Keys and passwords in a message are masked when it is made, so they reach no log either.
+    """
 
     exit_code = 70
+
+    def __init__(self, *arguments: object) -> None:
+        super().__init__(*(mask(each) if isinstance(each, str) else each for each in arguments))
 
 
 class ConfigError(OrchestratorError):

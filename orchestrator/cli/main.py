@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from orchestrator.cli import (
     benchmark,
     check,
+    check_cluster,
     check_resume,
     compare,
     completion,
@@ -39,6 +40,9 @@ VERBS: dict[str, Verb] = {
     "check": Verb(check.main, "examine the data set of an experiment"),
     "shard": Verb(shard.main, "write a data set as Parquet files that stream"),
     "submit": Verb(submit.main, "run an experiment on a Ray cluster that is already there"),
+    "check-cluster": Verb(
+        lambda argv: check_cluster.main(argv, list(VERBS)), "examine files that describe a cluster"
+    ),
     "evaluate": Verb(evaluate.main, "COCO numbers of a trained detector, and where they come from"),
     "compare": Verb(compare.main, "runs side by side, and whether one is better than another"),
     "predict": Verb(predict.main, "detections in images, folders, lists and videos"),

@@ -25,9 +25,9 @@ from orchestrator.storage.atomic import write_atomic
 from orchestrator.storage.local import CHUNK_BYTES, Storage, temporary
 from orchestrator.storage.run_files import (
     DECISIONS,
-    EVALUATION,
     EVENTS,
     EVENTS_KEPT,
+    MEASURED,
     NONFINITE,
     STOP,
 )
@@ -194,13 +194,13 @@ class Courier:
 
     def _files(self) -> list[Path]:
         """What is brought beside the log; what is being written is left out."""
-        names = (EVALUATION, NONFINITE, EVENTS_KEPT) if self._main else (NONFINITE,)
+        names = (*MEASURED, NONFINITE, EVENTS_KEPT) if self._main else (NONFINITE,)
         found: list[Path] = []
         for name in names:
             path = self._folder / name
             inside = sorted(path.rglob("*")) if path.is_dir() else [path]
             found += [file for file in inside if file.is_file() and not file.name.startswith(".")]
-        return found
+        return [file for file in found if file.name != EVENTS]
 
     def _changed(self) -> list[Path]:
         return [file for file in self._files() if self._brought.get(str(file)) != _state(file)]

@@ -31,19 +31,22 @@ def explain(
     tree: Json,
     places: Mapping[KeyPath, Place],
     refused: Iterable[KeyPath],
+    shape: Shape | None = None,
 ) -> list[Problem]:
     """Everything pydantic found wrong with ``tree``, one problem for each path.
 
     Args:
-        error: raised by ``Experiment`` for ``tree``.
+        error: raised for ``tree`` by the model that ``shape`` describes.
         tree: the values as given, overrides applied.
         places: of everything in the tree; a missing key has that of its section.
         refused: paths that have been reported already.
+        shape: of the whole file; by default that of an experiment.
     """
+    root = shape or Shape.root()
     skipped = set(refused)
     problems: dict[tuple[KeyPath, str], Problem] = {}
     for item in error.errors(include_url=False, include_input=False):
-        for path, message in _findings(item, tree):
+        for path, message in _findings(item, tree, root):
             prefixes = {path[:length] for length in range(len(path) + 1)}
             if not prefixes & skipped:
                 problems[path, message] = Problem(place_of(path, places), path, message)
@@ -64,8 +67,7 @@ def place_of(path: KeyPath, places: Mapping[KeyPath, Place]) -> Place:
     return places[path]
 
 
-def _findings(item: Mapping[str, Any], tree: Json) -> Iterator[tuple[KeyPath, str]]:
-    root = Shape.root()
+def _findings(item: Mapping[str, Any], tree: Json, root: Shape) -> Iterator[tuple[KeyPath, str]]:
     kind = item["type"]
     context = item.get("ctx", {})
     path = root.key_path(item["loc"])
@@ -77,7 +79,7 @@ def _findings(item: Mapping[str, Any], tree: Json) -> Iterator[tuple[KeyPath, st
         for key, message in context["conflicts"]:
             yield (*path, *key.split(".")), message
     elif kind == "extra_forbidden":
-        yield path, unknown_key(path, tree)
+        yield path, unknown_key(path, tree, root)
     elif shape is not None and shape.tag is not None and kind.startswith("union_tag"):
         path = (*path, shape.tag)
         allowed = one_of(shape.tags)
@@ -99,27 +101,28 @@ def _value_at(tree: Json, path: KeyPath) -> Json:
     return tree
 
 
-def unknown_key(path: KeyPath, tree: Json) -> str:
+def unknown_key(path: KeyPath, tree: Json, root: Shape | None = None) -> str:
     """What to say about the last key of ``path``, which the schema does not know."""
+    root = root or Shape.root()
     *parents, key = path
     section = tuple(parents)
     value = _value_at(tree, section)
-    shape = Shape.root().at(section, tree)
+    shape = root.at(section, tree)
     allowed = shape.key_names(value) if shape is not None else []
     tag = value.get(shape.tag or "") if shape is not None and isinstance(value, dict) else None
     of = f" of {tag}" if isinstance(tag, str) else ""
     if not allowed:
         return f"unknown key{of}; {dotted(section)} has no keys"
-    misplaced = _elsewhere(path)
+    misplaced = _elsewhere(path, root)
     guess = misplaced if "." in str(key) else suggestion(str(key), allowed) or misplaced
     hint = f"; did you mean '{guess}'?" if guess else ""
     return f"unknown key{of}; allowed are {one_of(allowed)}{hint}"
 
 
-def _elsewhere(path: KeyPath) -> str | None:
+def _elsewhere(path: KeyPath, root: Shape) -> str | None:
     """A field with this very name in another section, the nearest one first."""
     wanted = str(path[-1]).split(".")[-1]
-    found = [field for field in Shape.root().fields() if field[-1] == wanted]
+    found = [field for field in root.fields() if field[-1] == wanted]
     return dotted(max(found, key=lambda field: _shared(field, path))) if found else None
 
 

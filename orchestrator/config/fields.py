@@ -10,8 +10,8 @@ from typing import Annotated, NamedTuple, TypeAlias
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
-from orchestrator.config.credentials import holds_secret
 from orchestrator.config.scalars import shorten
+from orchestrator.credentials import holds_secret
 from orchestrator.storage.address import SCHEMES
 
 Count: TypeAlias = Annotated[int, Field(ge=1)]

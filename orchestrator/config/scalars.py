@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 
 import yaml
 
-from orchestrator.config.credentials import mask
+from orchestrator.credentials import mask
 
 Scalar: TypeAlias = bool | int | float | str | None
 Json: TypeAlias = "Scalar | list[Json] | dict[str, Json]"
@@ -41,8 +41,12 @@ class ScalarError(ValueError):
     """A scalar that is refused; the message says why and what to write instead."""
 
 
-def resolve_plain(text: str) -> Scalar:
+def resolve_plain(text: str, *, expanded: bool = False) -> Scalar:
     """The value of an unquoted scalar.
+
+    Args:
+        text: of it.
+        expanded: whether something expands a ``${…}`` in it.
 
     Raises:
         ScalarError: readers disagree about it, or no field could hold it.
@@ -71,7 +75,7 @@ def resolve_plain(text: str) -> Scalar:
                 "about 1.8e308"
             )
         return number
-    return check_text(text)
+    return check_text(text, expanded=expanded)
 
 
 def _bounded(digits: str, base: int) -> int:
@@ -85,15 +89,19 @@ def _bounded(digits: str, base: int) -> int:
     return number
 
 
-def check_text(text: str) -> str:
+def check_text(text: str, *, expanded: bool = False) -> str:
     """``text`` itself, if a field can hold it.
+
+    Args:
+        text: of a scalar.
+        expanded: whether something expands a ``${…}`` in it.
 
     Raises:
         ScalarError: it holds NUL, half of a surrogate pair, or a ``${…}`` that nothing expands.
     """
     if "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
         raise ScalarError("found a character that is no text (NUL or a lone surrogate)")
-    if "${" in text:
+    if "${" in text and not expanded:
         raise ScalarError(
             f"found {quoted(shorten(text))}, and nothing expands ${{…}}; write the value itself, "
             "or give it as an override"

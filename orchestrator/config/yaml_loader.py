@@ -15,7 +15,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import yaml
 
@@ -177,6 +177,36 @@ def compose(text: str, place: Callable[[int, int], Place]) -> Document:
     Raises:
         UnreadableError: broken syntax, or a limit is exceeded.
     """
+    return _composed(text, place, lambda composer: composer.document())
+
+
+def load_documents(path: Path) -> list[Document]:
+    """Read a YAML file of one or more documents, whose values may hold a ``${…}``.
+
+    Raises:
+        ConfigError: it does not exist.
+        UnreadableError: it is no readable YAML, or exceeds a limit.
+    """
+    source = str(path)
+    text = _decode(_read(path), source)
+    return _composed(
+        text,
+        lambda *at: Place(source, *at),
+        lambda composer: list(composer.documents()),
+        expanded=True,
+    )
+
+
+_T = TypeVar("_T")
+
+
+def _composed(
+    text: str,
+    place: Callable[[int, int], Place],
+    read: Callable[[_Composer], _T],
+    *,
+    expanded: bool = False,
+) -> _T:
     odd = _REFUSED_CHARACTER.search(text)
     if odd is not None:
         what = (
@@ -187,7 +217,7 @@ def compose(text: str, place: Callable[[int, int], Place]) -> Document:
         )
         raise UnreadableError(_place_of(text[: odd.start()], place), f"found {what}")
     try:
-        return _Composer(text, place).document()
+        return read(_Composer(text, place, expanded=expanded))
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = place(mark.line + 1, mark.column + 1) if mark else place(1, 1)
@@ -201,9 +231,12 @@ def compose(text: str, place: Callable[[int, int], Place]) -> Document:
 class _Composer:
     """Turns the parser's events into nodes, and the nodes into a document."""
 
-    def __init__(self, text: str, place: Callable[[int, int], Place]) -> None:
+    def __init__(
+        self, text: str, place: Callable[[int, int], Place], *, expanded: bool = False
+    ) -> None:
         self._events: Iterator[Any] = yaml.parse(text, Loader=_PARSER)
         self._place = place
+        self._expanded = expanded
         self._anchors: dict[str, tuple[Place, _Node | None]] = {}
         self._nodes = 0
         self._aliases = 0
@@ -211,26 +244,36 @@ class _Composer:
 
     def document(self) -> Document:
         """Read the one document there may be."""
-        next(self._events)
-        start = next(self._events)
-        where = self._at(start)
-        if isinstance(start, yaml.StreamEndEvent):
-            self._out.places[()] = self._place(1, 1)
-            return self._out
-        if start.version or start.tags:
-            raise UnreadableError(
-                where, "found a % directive; remove it, files are read as YAML 1.2"
-            )
-        event = next(self._events)
-        root = self._node(event, (), depth=1)
-        next(self._events)
+        found = next(self.documents())
+        if self._out is not found:
+            return found
         after = next(self._events)
         if not isinstance(after, yaml.StreamEndEvent):
             raise UnreadableError(
                 self._at(after), "found a second document; a file holds one, remove the '---'"
             )
-        self._out.tree = self._unfold(root, (), self._at(event))
-        return self._out
+        return found
+
+    def documents(self) -> Iterator[Document]:
+        """Read all documents, at least one."""
+        next(self._events)
+        start = next(self._events)
+        if isinstance(start, yaml.StreamEndEvent):
+            yield Document(places={(): self._place(1, 1)})
+            return
+        while not isinstance(start, yaml.StreamEndEvent):
+            if start.version or start.tags:
+                raise UnreadableError(
+                    self._at(start), "found a % directive; remove it, files are read as YAML 1.2"
+                )
+            # Anchors end with their document.
+            self._anchors, self._out = {}, Document()
+            event = next(self._events)
+            root = self._node(event, (), depth=1)
+            next(self._events)
+            self._out.tree = self._unfold(root, (), self._at(event))
+            yield self._out
+            start = next(self._events)
 
     def _at(self, event: Any) -> Place:
         return self._place(event.start_mark.line + 1, event.start_mark.column + 1)
@@ -299,8 +342,8 @@ class _Composer:
 
     def _scalar(self, event: Any, where: Place, path: KeyPath) -> _Node:
         try:
-            plain = not event.style
-            return _Node(resolve_plain(event.value) if plain else check_text(event.value))
+            read = check_text if event.style else resolve_plain
+            return _Node(read(event.value, expanded=self._expanded))
         except ScalarError as error:
             self._out.problems.append(Problem(where, path, str(error)))
             return _Node(None, refused=True)
@@ -338,7 +381,7 @@ class _Composer:
             )
         self._count(1, where, path)
         try:
-            key = check_text(event.value) if event.style else resolve_plain(event.value)
+            key = (check_text if event.style else resolve_plain)(event.value)
         except ScalarError as error:
             self._out.problems.append(Problem(where, path, f"in a key: {error}"))
             return None

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from orchestrator.cli.main import main
-from orchestrator.config.credentials import holds_secret, mask
 from orchestrator.config.resolve import load_experiment
+from orchestrator.credentials import holds_secret, mask
 from orchestrator.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]

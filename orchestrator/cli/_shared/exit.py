@@ -6,7 +6,7 @@ import sys
 import traceback
 from collections.abc import Callable
 
-from orchestrator.config.credentials import mask
+from orchestrator.credentials import mask
 from orchestrator.errors import OrchestratorError, printable
 from orchestrator.storage.disk_errors import disk_refusal
 

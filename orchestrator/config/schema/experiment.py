@@ -11,7 +11,6 @@ from typing_extensions import Self
 
 from detectors.config import Settings
 from detectors.registry import AnyDetectorConfig
-from orchestrator.config.credentials import holds_secret
 from orchestrator.config.fields import (
     Conflict,
     Count,
@@ -25,6 +24,7 @@ from orchestrator.config.fields import (
 from orchestrator.config.schema.data import DataConfig
 from orchestrator.config.schema.sweep import SweepConfig
 from orchestrator.config.schema.train import TrainConfig
+from orchestrator.credentials import holds_secret
 
 
 def _no_password(uri: str) -> str:

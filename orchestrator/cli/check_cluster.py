@@ -1,0 +1,55 @@
+"""``orchestrator check-cluster``: examine the files that describe a cluster."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from orchestrator.cli._shared.parser import Parser
+from orchestrator.errors import ConfigError
+
+
+def main(argv: Sequence[str], verbs: Sequence[str] = ()) -> int:
+    """Print what is wrong with cluster files, line by line, and return 64 where anything is."""
+    parser = Parser(
+        prog="orchestrator check-cluster",
+        description="examine files of Ray's launcher, KubeRay, Docker Compose, SkyPilot, Kubeflow "
+        "Trainer and Slurm, and Dockerfiles: keys, versions, arithmetic, tokens, secrets, ports, "
+        "commands, mounts. Files that belong together are given together.",
+    )
+    parser.add_argument("files", metavar="FILE", nargs="+", type=Path)
+    parser.add_argument(
+        "--experiment",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="YAML",
+        help="whether this experiment fits the nodes that the files describe; may be repeated",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the report for programs")
+    arguments = parser.parse_args(argv)
+
+    from orchestrator.cluster_files.check import check_files
+    from orchestrator.errors import printable
+    from orchestrator.storage.atomic import write_atomic
+
+    for file in arguments.files:
+        if not file.is_file():
+            raise ConfigError(f"{file} is no file; give the path of a cluster file")
+    reports = check_files(arguments.files, experiments=arguments.experiment, verbs=frozenset(verbs))
+    for report in reports:
+        for problem in report.problems:
+            print(printable(str(problem)))
+    count = sum(len(report.problems) for report in reports)
+    for report in reports:
+        kinds = ", ".join(dict.fromkeys(report.kinds)) or "unreadable"
+        number = len(report.problems)
+        print(f"{report.source}: {kinds}: {number or 'no'} problem{'s' * (number != 1)}")
+        for name, message in report.fits.items():
+            print(f"  {name}: {'fits' if message is None else message}")
+    code = ConfigError.exit_code if count else 0
+    if arguments.json:
+        document = {"problems": count, "files": [report.to_json() for report in reports]}
+        write_atomic(arguments.json, json.dumps(document, indent=2).encode())
+    return code

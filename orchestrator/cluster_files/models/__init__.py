@@ -1,0 +1,1 @@
+"""Strict models of the files that describe clusters: every key that may stand in one is named."""

@@ -1,0 +1,419 @@
+"""Commands: that they exist, start Ray with a token, and name what the project has."""
+
+from __future__ import annotations
+
+import functools
+import ipaddress
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from orchestrator.cluster_files.sheet import Sheet
+from orchestrator.cluster_files.shell import Command, ShellError, commands
+from orchestrator.config.problems import KeyPath
+from orchestrator.credentials import holds_secret, names_secret
+from orchestrator.errors import ConfigError, nearest
+
+MODE = "RAY_AUTH_MODE"
+GRACE, GRACE_SECONDS = "RAY_JOB_STOP_WAIT_TIME_S", 120
+#: What is likely to be meant by a word that is none of these.
+_KNOWN = ("ray", "orchestrator", "python", "mlflow", "make", "pip")
+#: Other commands that cluster files use.
+_OTHERS = frozenset(
+    re.findall(
+        r"\S+",
+        """
+    apt apt-get awk bash break cat cd chmod chown cp curl cut date dirname docker done echo
+    else esac exit export false fi find for git grep head hostname id if in install kill ln ls
+    mkdir mount mv nvidia-smi printf pwd python3 read rm rsync scontrol sed seq set sh shopt
+    shift sleep sort source sudo sync tail tar tee test then touch tr trap true ulimit umask
+    uniq unset useradd groupadd usermod wait wc wget while xargs . [ [[ : { } psql pg_isready
+    apk nproc getent kubectl sky sbatch srun module conda mamba uv npu-smi case do ip
+    """,
+    )
+)
+_FLAGS_OF_PYTHON = frozenset({"-u", "-O", "-B", "-I", "-E", "-s", "-q"})
+_PIN = re.compile(r"([A-Za-z][\w.-]*)(?:\[[\w,-]*\])?==([\w.]+)")
+
+
+@dataclass
+class Started:
+    """A ``ray start`` or ``ray symmetric-run``.
+
+    Attributes:
+        path: of the command.
+        text: that it stands in.
+        options: of it.
+        env: variables that it sees.
+        head: whether it starts a head.
+    """
+
+    path: KeyPath
+    text: str
+    options: dict[str, str]
+    env: Mapping[str, str]
+    head: bool
+
+
+@dataclass
+class Found:
+    """What commands do.
+
+    Attributes:
+        starts: of Ray.
+        runs: experiments with their overrides, and the path of the command.
+        servers: of MLflow, as option by name.
+        all: every command.
+    """
+
+    starts: list[Started] = field(default_factory=list)
+    runs: list[tuple[KeyPath, str, tuple[str, ...]]] = field(default_factory=list)
+    servers: list[dict[str, str]] = field(default_factory=list)
+    all: list[Command] = field(default_factory=list)
+
+
+def examine(
+    sheet: Sheet,
+    path: KeyPath,
+    text: str,
+    *,
+    env: Mapping[str, str] | None = None,
+    inside: bool = False,
+) -> Found:
+    """Check a shell text and say what it does.
+
+    Args:
+        sheet: takes the problems.
+        path: of the text.
+        text: of any number of lines.
+        env: variables set before it.
+        inside: whether it runs in a container, whose ports are looked at elsewhere.
+    """
+    found = Found()
+    try:
+        found.all = list(commands(text, env))
+    except ShellError as error:
+        sheet.report(path, f"no shell reads this: {error}; close the quotes")
+        return found
+    for command in found.all:
+        _command(sheet, path, text, command, found, inside=inside)
+    return found
+
+
+def _command(
+    sheet: Sheet, path: KeyPath, text: str, command: Command, found: Found, *, inside: bool
+) -> None:
+    name, words = command.name, command.words
+    _secrets(sheet, path, command)
+    if name == "ray":
+        _ray(sheet, path, text, command, found, inside=inside)
+    elif name in ("python", "python3"):
+        _python(sheet, path, text, words[1:], found)
+    elif name == "orchestrator":
+        _orchestrator(sheet, path, text, words[1:], found)
+    elif name == "make":
+        _make(sheet, path, words[1:])
+    elif name in ("pip", "pip3", "uv"):
+        _pip(sheet, path, words[1:])
+    elif name == "mlflow":
+        found.servers.append(command.options())
+        _mlflow(sheet, path, command)
+    elif name not in _OTHERS and "$" not in name:
+        guess = nearest(name, _KNOWN)
+        if guess is not None:
+            sheet.report(path, f"{name!r} is no command here; did you mean {guess!r}?", name)
+
+
+def _secrets(sheet: Sheet, path: KeyPath, command: Command) -> None:
+    pairs = [*command.env.items()]
+    pairs += [(name.lstrip("-"), value) for name, value in command.options().items()]
+    for name, value in pairs:
+        if value and "$" not in value and not value.startswith("/") and names_secret(name):
+            sheet.report(
+                path,
+                f"{name} is given in the file, which others read; take it from a file or a "
+                "variable that is set outside",
+                name,
+            )
+
+
+@functools.cache
+def _ray_start() -> tuple[dict[str, bool], frozenset[str]]:
+    """Options of ``ray start``, each with whether it takes no value, and Ray's subcommands."""
+    from ray.scripts.scripts import cli, start
+
+    options = {
+        name: bool(getattr(each, "is_flag", False))
+        for each in start.params
+        for name in (*each.opts, *each.secondary_opts)
+    }
+    return options, frozenset(cli.commands)
+
+
+def start_options() -> dict[str, bool]:
+    """Options of ``ray start``, each with whether it takes no value."""
+    return _ray_start()[0]
+
+
+def _ray(
+    sheet: Sheet, path: KeyPath, text: str, command: Command, found: Found, *, inside: bool
+) -> None:
+    options, verbs = _ray_start()
+    verb = next((word for word in command.words[1:] if not word.startswith("-")), "")
+    if verb not in verbs:
+        if verb and "$" not in verb:
+            guess = nearest(verb, verbs)
+            hint = f"; did you mean 'ray {guess}'?" if guess else ""
+            sheet.report(path, f"Ray has no command {verb!r}{hint}", f"ray {verb}")
+        return
+    if verb not in ("start", "symmetric-run"):
+        return
+    known = {**options, **({"--min-nodes": False} if verb == "symmetric-run" else {})}
+    given = command.options(frozenset(name for name, flag in known.items() if flag))
+    for name, value in given.items():
+        _start_option(sheet, path, verb, name, value, known)
+    if command.env.get(MODE, "").lower() != "token":
+        sheet.report(
+            path,
+            f"`ray {verb}` without a token lets anyone who reaches it run commands; write "
+            f"{MODE}=token before it",
+            command.env.get(MODE) or f"ray {verb}",
+        )
+    if verb == "symmetric-run":
+        _symmetric(sheet, path, text, command, found, given)
+        return
+    head = "--head" in given
+    if not head and "--address" not in given:
+        sheet.report(path, "a worker needs the head's address; write --address=HOST:6379")
+    if head and command.env.get(GRACE, "") and "$" not in command.env[GRACE]:
+        grace(sheet, path, command.env[GRACE])
+    elif head and GRACE not in command.env:
+        grace(sheet, path, None)
+    host = given.get("--dashboard-host", "127.0.0.1")
+    if not inside and _everywhere(host):
+        sheet.report(
+            path,
+            f"--dashboard-host={host} listens on every network of the machine; write the address "
+            "that the nodes use, or 127.0.0.1",
+            "--dashboard-host",
+        )
+    found.starts.append(Started(path, text, given, command.env, head))
+
+
+def grace(sheet: Sheet, path: KeyPath, value: str | None) -> None:
+    """Whether a head gives a job time to finish its step when it is to stop."""
+    if value is None:
+        sheet.report(
+            path,
+            "`ray job stop` kills a job after 3 s, in which few steps and commits fit; set "
+            f"{GRACE}={GRACE_SECONDS} for the head",
+        )
+    elif not value.isdigit() or int(value) < GRACE_SECONDS:
+        sheet.report(
+            path,
+            f"{GRACE} is {value}; allowed are {GRACE_SECONDS} seconds and more, for a step and "
+            "its commit",
+            GRACE,
+        )
+
+
+def _everywhere(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_unspecified
+    except ValueError:
+        return host in ("*", "")
+
+
+def _start_option(
+    sheet: Sheet, path: KeyPath, verb: str, name: str, value: str, known: Mapping[str, bool]
+) -> None:
+    if name not in known:
+        guess = nearest(name, known)
+        hint = f"; did you mean {guess}?" if guess else ""
+        sheet.report(path, f"`ray {verb}` has no option {name}{hint}", name)
+        return
+    message = option_problem(name, value)
+    if message is not None:
+        sheet.report(path, message, name)
+
+
+_WHOLE = re.compile(r"--(?:num-[cg]pus|memory|object-store-memory|min-nodes|.*port)")
+
+
+def option_problem(name: str, value: str) -> str | None:
+    """What is wrong with the value of an option of ``ray start``; None for nothing."""
+    if "$" in value:
+        return None
+    if name == "--resources":
+        return resources_of(value)[1]
+    if name == "--redis-password":
+        return "--redis-password is of Ray's past; leave it out, a token guards the cluster"
+    if _WHOLE.fullmatch(name):
+        if not value.isdigit():
+            return f"{name} is {value!r}, allowed is a whole number"
+        if name.endswith("port") and int(value) > 65535:
+            return f"{name} is {value}, ports end at 65535"
+    if name == "--address" and not re.fullmatch(r"\S+:\d{1,5}|auto", value):
+        return f"--address is {value!r}, allowed is HOST:PORT"
+    return None
+
+
+def resources_of(text: str) -> tuple[dict[str, float], str | None]:
+    """The resources that ``--resources`` declares, and what is wrong with its text."""
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        return {}, f"--resources is no JSON ({error}); write '{{\"NPU\": 8}}'"
+    if not isinstance(found, dict):
+        return {}, f"--resources is {text}, allowed is a mapping such as '{{\"NPU\": 8}}'"
+    for name, number in found.items():
+        if isinstance(number, bool) or not isinstance(number, int | float) or number < 0:
+            return {}, f"--resources gives {name} the value {number!r}, allowed is a number"
+        if name in ("CPU", "GPU"):
+            return {}, f"--resources names {name}; write --num-{name.lower()}s instead"
+        guess = nearest(name, ["NPU"])
+        if name != "NPU" and (guess or name.upper() == "NPU"):
+            return {}, f"--resources names {name!r}; did you mean 'NPU'?"
+    return {name: float(number) for name, number in found.items()}, None
+
+
+def _symmetric(
+    sheet: Sheet,
+    path: KeyPath,
+    text: str,
+    command: Command,
+    found: Found,
+    given: dict[str, str],
+) -> None:
+    if "--address" not in given:
+        sheet.report(path, "`ray symmetric-run` needs --address=HOST:PORT of the head")
+    if "--" not in command.words:
+        sheet.report(path, "`ray symmetric-run` needs ' -- ' before the command of the head")
+        return
+    found.starts.append(Started(path, text, given, command.env, head=True))
+    rest = command.words[command.words.index("--") + 1 :]
+    if rest:
+        inner = Command(rest, command.env)
+        _command(sheet, path, text, inner, found, inside=True)
+
+
+def _python(sheet: Sheet, path: KeyPath, text: str, words: tuple[str, ...], found: Found) -> None:
+    while words and words[0] in _FLAGS_OF_PYTHON:
+        words = words[1:]
+    if len(words) < 2 or words[0] != "-m":
+        return
+    module, rest = words[1], words[2:]
+    top = module.partition(".")[0]
+    if top in ("pip", "venv", "mlflow", "ray", "http"):
+        if top == "pip":
+            _pip(sheet, path, rest)
+        return
+    ours = ("orchestrator", "detectors", "native")
+    if top not in ours:
+        guess = nearest(top, ours)
+        if guess:
+            sheet.report(path, f"there is no module {module!r}; did you mean {guess}?", module)
+        return
+    root = sheet.project.root
+    if root is not None:
+        base = root.joinpath(*module.split("."))
+        if not base.with_suffix(".py").is_file() and not (base / "__main__.py").is_file():
+            siblings = [each.stem for each in base.parent.glob("*.py")]
+            guess = nearest(base.name, siblings)
+            hint = f"; did you mean {module.rpartition('.')[0]}.{guess}?" if guess else ""
+            sheet.report(path, f"there is no module {module!r}{hint}", module)
+            return
+    if module == "orchestrator.run":
+        _run(sheet, path, rest, found)
+
+
+def _orchestrator(
+    sheet: Sheet, path: KeyPath, text: str, words: tuple[str, ...], found: Found
+) -> None:
+    if not words:
+        return
+    verbs = sheet.project.verbs
+    if verbs and words[0] not in verbs and not words[0].startswith("-"):
+        guess = nearest(words[0], verbs)
+        hint = f"; did you mean 'orchestrator {guess}'?" if guess else ""
+        sheet.report(path, f"orchestrator has no command {words[0]!r}{hint}", words[0])
+        return
+    if words[0] in ("run", "submit"):
+        _run(sheet, path, words[1:], found)
+
+
+def _run(sheet: Sheet, path: KeyPath, words: tuple[str, ...], found: Found) -> None:
+    """Check an experiment and its overrides as the command will take them."""
+    plain = [word for word in words if not word.startswith("-")]
+    if not plain or "$" in plain[0]:
+        return
+    name, *overrides = plain
+    file = sheet.project.file(name)
+    if file is None:
+        return
+    if not file.is_file():
+        root = sheet.project.root
+        known = [] if root is None else (root / "experiments").glob("*.yaml")
+        guess = nearest(name, [f"experiments/{each.name}" for each in known])
+        hint = f"; did you mean {guess}?" if guess else ""
+        sheet.report(path, f"there is no experiment {name}{hint}", name)
+        return
+    kept = tuple(word for word in overrides if "$" not in word)
+    for word in kept:
+        if holds_secret(word):
+            sheet.report(path, "an override holds a key or a password; set it outside", name)
+            return
+    try:
+        sheet.project.experiment(name, kept)
+    except ConfigError as error:
+        for line in str(error).splitlines()[1:-1]:
+            key = re.match(r"override '([^=']+)=", line)
+            sheet.report(path, f"{name} refuses this: {line}", key[1] if key else name)
+        return
+    found.runs.append((path, name, kept))
+
+
+def _make(sheet: Sheet, path: KeyPath, words: tuple[str, ...]) -> None:
+    targets = sheet.project.targets
+    for word in words:
+        if not targets or word.startswith("-") or "=" in word or "$" in word or word in targets:
+            continue
+        guess = nearest(word, targets)
+        hint = f"; did you mean 'make {guess}'?" if guess else ""
+        sheet.report(path, f"the Makefile has no target {word!r}{hint}", word)
+
+
+def _pip(sheet: Sheet, path: KeyPath, words: tuple[str, ...]) -> None:
+    if "install" not in words:
+        return
+    pins = sheet.project.pins
+    constrained = "-c" in words or "--constraint" in words
+    for word in words[words.index("install") + 1 :]:
+        found = _PIN.fullmatch(word)
+        name = (found[1] if found else re.split(r"[\[<>=~!]", word)[0]).lower().replace("_", "-")
+        if name not in pins or word.startswith("-") or "$" in word:
+            continue
+        if found and found[2] != pins[name]:
+            sheet.report(
+                path, f"{name} {found[2]} is named, constraints.txt pins {pins[name]}", word
+            )
+        elif not found and not constrained and name in ("ray", "torch", "torchvision", "mlflow"):
+            sheet.report(
+                path,
+                f"{name} is installed in whatever version is newest, and nodes have to agree; "
+                f"write {name}=={pins[name]}, or add -c constraints.txt",
+                word,
+            )
+
+
+def _mlflow(sheet: Sheet, path: KeyPath, command: Command) -> None:
+    if len(command.words) < 2 or command.words[1] != "server":
+        return
+    options = command.options()
+    if options.get("--app-name") != "basic-auth":
+        sheet.report(
+            path,
+            "MLflow answers anyone who reaches it; write --app-name basic-auth",
+            "--app-name" if "--app-name" in options else "mlflow server",
+        )

@@ -1,0 +1,469 @@
+"""What must hold in a file of Docker Compose."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import shlex
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from orchestrator.cluster_files.models.compose import Compose, ServiceFile
+from orchestrator.cluster_files.quantities import QuantityError, compose_bytes, gib
+from orchestrator.cluster_files.rules.commands import GRACE_SECONDS, Found, Started, examine
+from orchestrator.cluster_files.sheet import Nodes, Sheet
+from orchestrator.config.problems import KeyPath
+from orchestrator.config.scalars import Json
+from orchestrator.credentials import names_secret
+from orchestrator.errors import nearest
+
+_SECRET_FILE = re.compile(r"/run/secrets/([\w.-]+)")
+#: Of the memory of a container, what Ray takes for its object store.
+_STORE_SHARE = 0.3
+_DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")
+
+
+def check(sheet: Sheet, file: Compose) -> None:
+    """Report everything that is wrong with a compose file."""
+    found: dict[str, Found] = {}
+    for name, service in file.services.items():
+        path: KeyPath = ("services", name)
+        found[name] = _commands(sheet, path, service)
+        _image(sheet, path, service)
+        _references(sheet, path, service, file)
+        _environment(sheet, path, service)
+        _ports(sheet, path, service)
+        _permissions(sheet, path, service)
+        _sizes(sheet, path, service, found[name])
+    _secrets(sheet, file)
+    _ray(sheet, file, found)
+    _hosts(sheet, file, found)
+    _database(sheet, file)
+
+
+def _commands(sheet: Sheet, path: KeyPath, service: ServiceFile) -> Found:
+    entry, command = service.entrypoint or [], service.command or []
+    key = "command" if command else "entrypoint"
+    if isinstance(command, str):
+        return _examined(sheet, (*path, key), command, service)
+    words = ([entry] if isinstance(entry, str) else list(entry)) + list(command)
+    if not words:
+        return Found()
+    for index, word in enumerate(words[:2]):
+        if re.fullmatch(r"-[a-z]*c", word) and len(words) > index + 1:
+            offset = index + 1 - (len(words) - len(command))
+            at = (*path, "command", offset) if offset >= 0 and command else (*path, key)
+            return _examined(sheet, at, words[index + 1], service)
+    return _examined(sheet, (*path, key), shlex.join(words), service)
+
+
+def _examined(sheet: Sheet, path: KeyPath, text: str, service: ServiceFile) -> Found:
+    plain = text.replace("$$", "$")
+    for name in re.findall(r"(?<!\$)\$\{?([A-Za-z_]\w*)", text):
+        if name in service.environment:
+            sheet.report(
+                path,
+                f"${name} is expanded by Compose, before the container has it; write $${name}",
+                f"${name}",
+            )
+    return examine(sheet, path, plain, env=service.environment, inside=True)
+
+
+def _image(sheet: Sheet, path: KeyPath, service: ServiceFile) -> None:
+    if service.image is None and service.build is None:
+        sheet.report(path, "required key is missing; allowed is image or build")
+    if service.image is not None:
+        message = sheet.project.image_problem(service.image)
+        if message:
+            sheet.report((*path, "image"), message)
+    build = service.build
+    if build is None:
+        return
+    context = Path(sheet.source).parent / build.context
+    if not context.is_dir():
+        sheet.report((*path, "build", "context"), f"there is no folder {context}")
+        return
+    dockerfile = context / build.dockerfile
+    if not dockerfile.is_file():
+        near = dockerfile.parent.glob("*") if dockerfile.parent.is_dir() else ()
+        guess = nearest(dockerfile.name, [each.name for each in near])
+        hint = f"; did you mean {guess}?" if guess else ""
+        sheet.report(
+            (*path, "build", "dockerfile"),
+            f"there is no file {build.dockerfile} in {context}{hint}",
+        )
+        return
+    arguments = re.findall(r"(?m)^ARG\s+(\w+)", dockerfile.read_text(encoding="utf-8"))
+    for name in build.args:
+        if name not in arguments:
+            guess = nearest(name, arguments)
+            hint = f"; did you mean {guess}?" if guess else ""
+            sheet.report(
+                (*path, "build", "args", name), f"{build.dockerfile} has no ARG {name}{hint}"
+            )
+
+
+def _known(sheet: Sheet, path: KeyPath, name: str, known: Mapping[str, Any], what: str) -> bool:
+    if name in known:
+        return True
+    guess = nearest(name, known)
+    hint = f"; did you mean {guess!r}?" if guess else ""
+    sheet.report(path, f"no {what} {name!r} in this file{hint}")
+    return False
+
+
+def _references(sheet: Sheet, path: KeyPath, service: ServiceFile, file: Compose) -> None:
+    for key, known in (
+        ("secrets", file.secrets),
+        ("configs", file.configs),
+        ("networks", file.networks),
+    ):
+        for index, name in enumerate(getattr(service, key)):
+            _known(sheet, (*path, key, index), name, known, key.removesuffix("s"))
+    for name, depends in service.depends_on.items():
+        at = (*path, "depends_on", name)
+        if not _known(sheet, at, name, file.services, "service"):
+            continue
+        if depends.condition == "service_healthy" and file.services[name].healthcheck is None:
+            sheet.report(at, f"service {name!r} has no healthcheck, so it is never healthy")
+    targets: set[str] = set()
+    for index, text in enumerate(service.volumes):
+        at = (*path, "volumes", index)
+        source, _, rest = text.partition(":")
+        target, _, mode = rest.partition(":")
+        if not target:
+            sheet.report(at, f"{text!r} is lost with the container; write NAME:/PATH")
+            continue
+        if not target.startswith("/"):
+            sheet.report(at, f"{target!r} is no path of the container")
+        if target in targets:
+            sheet.report(at, f"{target} is mounted twice")
+        targets.add(target)
+        if mode not in ("", "ro", "rw", "z", "Z"):
+            sheet.report(at, f"found {mode!r} behind the path, allowed are ro and rw")
+        if source.startswith("/var/run/docker.sock"):
+            sheet.report(at, "who reaches the socket of Docker is root on the machine")
+        if not source.startswith((".", "/", "~", "$")):
+            _known(sheet, at, source, file.volumes, "volume")
+    if service.healthcheck is not None and service.healthcheck.test[0] not in (
+        "CMD",
+        "CMD-SHELL",
+        "NONE",
+    ):
+        sheet.report((*path, "healthcheck", "test"), "the first word is CMD, CMD-SHELL or NONE")
+
+
+def _texts(tree: Json, path: KeyPath) -> Iterator[tuple[KeyPath, str]]:
+    if isinstance(tree, dict):
+        for key, value in tree.items():
+            yield from _texts(value, (*path, key))
+    elif isinstance(tree, list):
+        for index, value in enumerate(tree):
+            yield from _texts(value, (*path, index))
+    elif isinstance(tree, str):
+        yield path, tree
+
+
+def _environment(sheet: Sheet, path: KeyPath, service: ServiceFile) -> None:
+    for name, value in service.environment.items():
+        at = (*path, "environment", name)
+        if names_secret(name) and value and not value.startswith(("${", "/")):
+            sheet.report(
+                at, f"{name} is a secret in plain text; give it as a file by `secrets`", name
+            )
+        if re.search(r"\$\{[^}]*:?-[^}]+\}", value) and names_secret(name):
+            sheet.report(at, f"{name} has a default, which everybody knows; write ${{{name}:?}}")
+        if name == "POSTGRES_HOST_AUTH_METHOD" and value == "trust":
+            sheet.report(at, "the database asks nobody for a password; remove this")
+    services = sheet.tree.get("services") if isinstance(sheet.tree, dict) else None
+    own = services.get(str(path[-1])) if isinstance(services, dict) else None
+    for at, text in _texts(own, path):
+        for name in _SECRET_FILE.findall(text):
+            if name not in service.secrets:
+                guess = nearest(name, service.secrets)
+                hint = f"; did you mean {guess!r}?" if guess else ""
+                sheet.report(
+                    at, f"the service is given no secret {name!r}{hint}", f"/run/secrets/{name}"
+                )
+
+
+def _ports(sheet: Sheet, path: KeyPath, service: ServiceFile) -> None:
+    seen: dict[str, int] = {}
+    for index, text in enumerate(service.ports):
+        at = (*path, "ports", index)
+        found = re.fullmatch(
+            r"(?:(\[[0-9a-fA-F:]+\]|\d+(?:\.\d+){3}):)?(?:(\d+)(?:-\d+)?:)?(\d+)(?:-\d+)?(?:/(?:tcp|udp))?",
+            text,
+        )
+        if found is None:
+            sheet.report(at, f"{text!r} is no port; write 127.0.0.1:HOST:CONTAINER")
+            continue
+        address = (found[1] or "0.0.0.0").strip("[]")
+        try:
+            loopback = ipaddress.ip_address(address).is_loopback
+        except ValueError:
+            sheet.report(at, f"{address!r} is no address; write 127.0.0.1")
+            continue
+        if not loopback:
+            sheet.report(
+                at,
+                f"port {found[3]} is open to every network of the machine, without encryption; "
+                f"write 127.0.0.1:{found[2] or found[3]}:{found[3]} and use a tunnel",
+            )
+        if any(number and int(number) > 65535 for number in (found[2], found[3])):
+            sheet.report(at, "ports end at 65535")
+        if found[2] and found[2] in seen:
+            sheet.report(at, f"port {found[2]} is published twice")
+        seen[found[2] or ""] = index
+
+
+def _permissions(sheet: Sheet, path: KeyPath, service: ServiceFile) -> None:
+    if service.privileged:
+        sheet.report((*path, "privileged"), "a privileged container is root on the machine")
+    if service.network_mode == "host":
+        sheet.report(
+            (*path, "network_mode"),
+            "every port of the container is one of the machine; use a network of this file",
+        )
+    if service.user in ("root", "0", "0:0"):
+        sheet.report((*path, "user"), "the container runs as root; leave the image's own user")
+
+
+def _size(sheet: Sheet, path: KeyPath, text: str | None) -> float | None:
+    if text is None or text.startswith("$"):
+        return None
+    try:
+        return compose_bytes(text)
+    except QuantityError as error:
+        sheet.report(path, str(error))
+        return None
+
+
+def _sizes(sheet: Sheet, path: KeyPath, service: ServiceFile, found: Found) -> None:
+    resources = service.deploy.resources
+    base: KeyPath = (*path, "deploy", "resources")
+    memory = _size(sheet, (*base, "limits", "memory"), resources.limits.memory)
+    reserved = _size(sheet, (*base, "reservations", "memory"), resources.reservations.memory)
+    if memory is not None and reserved is not None and reserved > memory:
+        sheet.report(
+            (*base, "reservations", "memory"),
+            f"{gib(reserved)} are reserved, the limit is {gib(memory)}",
+        )
+    cpus, least = resources.limits.cpus, resources.reservations.cpus
+    if cpus is not None and least is not None and float(least) > float(cpus):
+        sheet.report(
+            (*base, "reservations", "cpus"), f"{least} CPUs are reserved, the limit is {cpus}"
+        )
+    shm = _size(sheet, (*path, "shm_size"), service.shm_size)
+    if memory is not None and shm is not None and shm >= memory:
+        sheet.report(
+            (*path, "shm_size"), f"shm_size is {gib(shm)}, the limit of memory {gib(memory)}"
+        )
+    for start in found.starts:
+        _start_sizes(sheet, path, service, start, shm, memory)
+
+
+def _start_sizes(
+    sheet: Sheet,
+    path: KeyPath,
+    service: ServiceFile,
+    start: Started,
+    shm: float | None,
+    memory: float | None,
+) -> None:
+    given = start.options.get("--object-store-memory", "")
+    store = float(given) if given.isdigit() else (memory or 0.0) * _STORE_SHARE
+    if service.shm_size is None:
+        sheet.report(
+            path,
+            "containers have 64 MiB of shared memory, and Ray's object store needs more; "
+            "write shm_size",
+        )
+    elif shm is not None and shm < store:
+        sheet.report(
+            (*path, "shm_size"),
+            f"shm_size is {gib(shm)}, Ray's object store takes {gib(store)}"
+            + ("" if given else f", {_STORE_SHARE:.0%} of the memory"),
+        )
+    if memory is None:
+        sheet.report(path, "no limit of memory: Ray would take the machine's for its own")
+    most = start.options.get("--memory", "")
+    if memory is not None and most.isdigit() and float(most) > memory:
+        sheet.report(
+            start.path, f"--memory is {gib(float(most))}, the limit {gib(memory)}", "--memory"
+        )
+    limit = service.deploy.resources.limits.cpus
+    number = start.options.get("--num-cpus", "")
+    if limit is not None and number.isdigit() and float(number) > float(limit):
+        sheet.report(start.path, f"--num-cpus is {number}, the limit {limit}", "--num-cpus")
+    if limit is not None and not number:
+        sheet.report(
+            start.path,
+            f"Ray counts the machine's CPUs, not the {limit} of the container; write --num-cpus",
+            "ray start",
+        )
+    devices = _gpus(service)
+    gpus = start.options.get("--num-gpus", "")
+    if gpus.isdigit() and devices is not None and float(gpus) != devices:
+        sheet.report(start.path, f"--num-gpus is {gpus}, {devices} are reserved", "--num-gpus")
+    seconds = _seconds(service.stop_grace_period)
+    if seconds is None or seconds < GRACE_SECONDS:
+        sheet.report(
+            (*path, "stop_grace_period") if service.stop_grace_period else path,
+            f"the container is killed {10 if seconds is None else seconds} s after it was asked to "
+            f"end; write stop_grace_period: {GRACE_SECONDS}s or more, for a step and its commit",
+        )
+
+
+def _gpus(service: ServiceFile) -> int | None:
+    """Devices that are reserved; None where that is all there are."""
+    total = 0
+    for device in service.deploy.resources.reservations.devices:
+        if "gpu" not in device.capabilities:
+            continue
+        if not isinstance(device.count, int) and not device.device_ids:
+            return None
+        total += len(device.device_ids) or int(device.count or 0)
+    return total
+
+
+def _seconds(text: str | None) -> int | None:
+    found = _DURATION.fullmatch(text or "")
+    if found is None or not text:
+        return None
+    hours, minutes, seconds = (int(part or 0) for part in found.groups())
+    return hours * 3600 + minutes * 60 + seconds
+
+
+def _secrets(sheet: Sheet, file: Compose) -> None:
+    used = {name for service in file.services.values() for name in service.secrets}
+    for name, secret in file.secrets.items():
+        at = ("secrets", name)
+        if not (secret.file or secret.environment or secret.external):
+            sheet.report(at, "nothing says where it comes from; write file or environment")
+        if name not in used:
+            sheet.report(at, f"secret {name!r} is given to no service")
+    mounted = {text.partition(":")[0] for each in file.services.values() for text in each.volumes}
+    for name in file.volumes:
+        if name not in mounted:
+            sheet.report(("volumes", name), f"volume {name!r} is mounted nowhere")
+
+
+def _ray(sheet: Sheet, file: Compose, found: dict[str, Found]) -> None:
+    heads = [(name, start) for name, each in found.items() for start in each.starts if start.head]
+    if len(heads) > 1:
+        sheet.report(heads[1][1].path, f"a second head, beside {heads[0][0]!r}", "--head")
+    for name, each in found.items():
+        service = file.services[name]
+        for start in each.starts:
+            resources = {
+                key: float(start.options[option])
+                for key, option in (("CPU", "--num-cpus"), ("GPU", "--num-gpus"))
+                if start.options.get(option, "").isdigit()
+            }
+            sheet.nodes.append(Nodes(name, service.deploy.replicas, resources or None))
+            if not heads or name == heads[0][0]:
+                continue
+            _joins(sheet, heads[0], start)
+            head = file.services[heads[0][0]]
+            variant = service.build.dockerfile if service.build else ""
+            theirs = head.build.dockerfile if head.build else ""
+            if service.image != head.image or (not service.image and variant != theirs):
+                sheet.report(
+                    ("services", name, "image"),
+                    f"image is {service.image!r}, of {heads[0][0]!r} {head.image!r}; Ray, Python "
+                    "and the project have to be the same on all nodes",
+                )
+            _same_storage(sheet, name, service, head)
+
+
+def _same_storage(sheet: Sheet, name: str, service: ServiceFile, head: ServiceFile) -> None:
+    theirs = dict(text.split(":")[:2] for text in head.volumes if ":" in text)
+    for index, text in enumerate(service.volumes):
+        source, _, target = text.partition(":")
+        target = target.partition(":")[0]
+        if source in theirs and theirs[source] != target:
+            sheet.report(
+                ("services", name, "volumes", index),
+                f"{source} is at {target}, on the head at {theirs[source]}; runs name one path",
+            )
+    missing = [source for source in theirs if source not in "".join(service.volumes)]
+    for source in missing:
+        sheet.report(
+            ("services", name, "volumes") if service.volumes else ("services", name),
+            f"the head has {source} at {theirs[source]}, and this node lacks it",
+        )
+    for key, value in service.environment.items():
+        if head.environment.get(key, value) != value:
+            sheet.report(
+                ("services", name, "environment", key),
+                f"{key} is {value!r}, on the head {head.environment[key]!r}",
+            )
+
+
+def _joins(sheet: Sheet, head: tuple[str, Started], start: Started) -> None:
+    host, _, port = start.options.get("--address", "").rpartition(":")
+    wanted = head[1].options.get("--port", "6379")
+    if start.head or "$" in host or not host:
+        return
+    if host != head[0] or port != wanted:
+        sheet.report(
+            start.path,
+            f"--address is {host}:{port}, the head is {head[0]}:{wanted}",
+            f"{host}:{port}",
+        )
+
+
+def _hosts(sheet: Sheet, file: Compose, found: dict[str, Found]) -> None:
+    """Addresses in variables name services of the file, at ports that these listen at."""
+    ports = {
+        name: server.get("--port", "5000")
+        for name, each in found.items()
+        for server in each.servers
+    }
+    for name, service in file.services.items():
+        for key, value in service.environment.items():
+            try:
+                parts = urlsplit(value)
+                host, port = parts.hostname, parts.port
+            except ValueError as error:
+                sheet.report(("services", name, "environment", key), f"no address: {error}")
+                continue
+            if parts.scheme == "" or not host or "$" in host:
+                continue
+            at = ("services", name, "environment", key)
+            if host not in file.services and "." not in host:
+                guess = nearest(host, file.services)
+                hint = f"; did you mean {guess!r}?" if guess else ""
+                sheet.report(at, f"{key} names {host!r}, which is no service of this file{hint}")
+            elif host in ports and str(port or 80) != ports[host]:
+                sheet.report(at, f"{key} names port {port}, {host} listens at {ports[host]}")
+
+
+def _database(sheet: Sheet, file: Compose) -> None:
+    """The database of MLflow is asked as it was made."""
+    for name, service in file.services.items():
+        if "POSTGRES_USER" not in service.environment:
+            continue
+        wanted = service.environment
+        for other, client in file.services.items():
+            for key, value in client.environment.items():
+                parts = urlsplit(value)
+                if not parts.scheme.startswith("postgresql") or parts.hostname != name:
+                    continue
+                at = ("services", other, "environment", key)
+                if parts.username != wanted["POSTGRES_USER"]:
+                    sheet.report(
+                        at,
+                        f"user {parts.username} is asked for, POSTGRES_USER is "
+                        f"{wanted['POSTGRES_USER']}",
+                    )
+                database = parts.path.strip("/")
+                if database != wanted.get("POSTGRES_DB", wanted["POSTGRES_USER"]):
+                    sheet.report(
+                        at,
+                        f"database {database} is asked for, POSTGRES_DB is "
+                        f"{wanted.get('POSTGRES_DB')}",
+                    )

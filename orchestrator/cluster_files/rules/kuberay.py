@@ -1,0 +1,488 @@
+"""What must hold in a RayCluster and a RayJob."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import yaml
+
+from orchestrator.cluster_files.models.kubernetes import Container, PodTemplate
+from orchestrator.cluster_files.models.ray import (
+    ClusterSpec,
+    HeadGroup,
+    RayCluster,
+    RayJob,
+    WorkerGroup,
+)
+from orchestrator.cluster_files.quantities import gib
+from orchestrator.cluster_files.rules.bundle import Bundle
+from orchestrator.cluster_files.rules.commands import (
+    GRACE,
+    GRACE_SECONDS,
+    MODE,
+    examine,
+    grace,
+    option_problem,
+    resources_of,
+    start_options,
+)
+from orchestrator.cluster_files.rules.places import check_places
+from orchestrator.cluster_files.rules.pods import (
+    GPU,
+    NPUS,
+    SPOT_LABELS,
+    check_pod,
+    container_commands,
+    env_of,
+    limits_of,
+    shm_of,
+)
+from orchestrator.cluster_files.sheet import Nodes, Run, Sheet
+from orchestrator.config.problems import KeyPath
+from orchestrator.credentials import names_secret
+from orchestrator.errors import nearest
+
+#: Of its memory, what Ray takes for its object store.
+_STORE_SHARE = 0.3
+_RUNTIME_ENV = (
+    "working_dir",
+    "py_modules",
+    "py_executable",
+    "excludes",
+    "pip",
+    "uv",
+    "conda",
+    "env_vars",
+    "image_uri",
+    "config",
+)
+#: What KubeRay writes into the command itself.
+_OF_KUBERAY = ("block", "head", "address", "port")
+
+
+def check_cluster(sheet: Sheet, document: RayCluster, bundle: Bundle) -> None:
+    """Report everything that is wrong with a RayCluster."""
+    _spec(sheet, ("spec",), document.spec, bundle)
+
+
+def check_job(sheet: Sheet, document: RayJob, bundle: Bundle) -> None:
+    """Report everything that is wrong with a RayJob."""
+    spec, path = document.spec, ("spec", "entrypoint")
+    before = len(sheet.nodes)
+    _spec(sheet, ("spec", "rayClusterSpec"), spec.ray_cluster_spec, bundle)
+    nodes = tuple(sheet.nodes[before:])
+    head = spec.ray_cluster_spec.head_group_spec.template.spec.containers[0]
+    env = {**env_of(head), **_runtime_env(sheet, spec.runtime_env_yaml)}
+    found = examine(sheet, path, spec.entrypoint, env=env, inside=True)
+    if not found.all or not any(each.name in ("python", "orchestrator") for each in found.all):
+        sheet.report(
+            path, "the entrypoint runs no experiment; write python -m orchestrator.run FILE"
+        )
+    for at, experiment, overrides in found.runs:
+        sheet.runs.append(Run(at, experiment, overrides, nodes))
+        check_places(sheet, at, experiment, overrides, _groups(spec.ray_cluster_spec))
+    if spec.ttl_seconds_after_finished and not spec.shutdown_after_job_finishes:
+        sheet.report(
+            ("spec", "ttlSecondsAfterFinished"),
+            "it counts only with shutdownAfterJobFinishes: true",
+        )
+    cpus = limits_of(head.resources).get("cpu", 0.0)
+    if spec.entrypoint_num_cpus > cpus:
+        sheet.report(
+            ("spec", "entrypointNumCpus"),
+            f"the entry point wants {spec.entrypoint_num_cpus:g} CPUs, the head has {cpus:g}",
+        )
+    if spec.submitter_pod_template is not None:
+        at = ("spec", "submitterPodTemplate")
+        check_pod(sheet, at, spec.submitter_pod_template, bundle)
+        image = spec.submitter_pod_template.spec.containers[0].image
+        if image != head.image:
+            sheet.report(
+                (*at, "spec", "containers", 0, "image"),
+                f"image is {image!r}, of the head {head.image!r}; write the same",
+            )
+
+
+def _groups(spec: ClusterSpec) -> list[tuple[str, PodTemplate]]:
+    groups = [(f"group {each.group_name}", each.template) for each in spec.worker_group_specs]
+    return [("the head", spec.head_group_spec.template), *groups]
+
+
+def _runtime_env(sheet: Sheet, text: str | None) -> dict[str, str]:
+    path: KeyPath = ("spec", "runtimeEnvYAML")
+    if text is None:
+        return {}
+    try:
+        found: Any = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        sheet.report(path, f"this is not YAML: {str(error).splitlines()[0]}")
+        return {}
+    if not isinstance(found, dict):
+        sheet.report(path, "allowed is a mapping such as 'env_vars: {…}'")
+        return {}
+    for key in found:
+        if key not in _RUNTIME_ENV:
+            guess = nearest(str(key), _RUNTIME_ENV)
+            hint = f"; did you mean {guess!r}?" if guess else ""
+            sheet.report(path, f"a runtime environment has no key {key!r}{hint}", str(key))
+    variables = found.get("env_vars") or {}
+    for name, value in variables.items() if isinstance(variables, dict) else ():
+        if not isinstance(value, str):
+            sheet.report(path, f"env_vars.{name} is {value!r}, allowed is text", str(name))
+        elif names_secret(str(name)) and value:
+            sheet.report(
+                path,
+                f"{name} is a secret in plain text; give it to the pods by a secretKeyRef",
+                name,
+            )
+    if GRACE in variables:
+        value = str(variables[GRACE])
+        if not value.isdigit() or int(value) < GRACE_SECONDS:
+            sheet.report(path, f"{GRACE} is {value}, allowed is {GRACE_SECONDS} and more", GRACE)
+    return {str(name): str(value) for name, value in variables.items()}
+
+
+def _spec(sheet: Sheet, path: KeyPath, spec: ClusterSpec, bundle: Bundle) -> None:
+    pinned = sheet.project.pins["ray"]
+    if spec.ray_version != pinned:
+        sheet.report(
+            (*path, "rayVersion"), f"Ray {spec.ray_version} is named, constraints.txt pins {pinned}"
+        )
+    _token(sheet, path, spec)
+    head_path: KeyPath = (*path, "headGroupSpec")
+    _head(sheet, head_path, spec, bundle)
+    names = [group.group_name for group in spec.worker_group_specs]
+    for index, group in enumerate(spec.worker_group_specs):
+        here = (*path, "workerGroupSpecs", index)
+        if group.group_name in names[:index]:
+            sheet.report((*here, "groupName"), f"group {group.group_name!r} is there twice")
+        _group(sheet, here, spec, group, bundle)
+    _agreement(sheet, path, spec)
+    _shared_claims(sheet, path, spec, bundle)
+    options = spec.autoscaler_options
+    if options is not None and not spec.enable_in_tree_autoscaling:
+        sheet.report(
+            (*path, "autoscalerOptions"),
+            "nothing scales by them without enableInTreeAutoscaling: true",
+        )
+
+
+def _head(sheet: Sheet, path: KeyPath, spec: ClusterSpec, bundle: Bundle) -> None:
+    head = spec.head_group_spec
+    check_pod(sheet, (*path, "template"), head.template, bundle)
+    _ray_pod(sheet, path, spec, head)
+    container = head.template.spec.containers[0]
+    at = (*path, "template", "spec", "containers", 0)
+    variables = env_of(container)
+    if GRACE not in variables:
+        grace(sheet, (*at, "env") if container.env else at, None)
+    else:
+        index = next(n for n, each in enumerate(container.env) if each.name == GRACE)
+        if not variables[GRACE].startswith("$"):
+            grace(sheet, (*at, "env", index, "value"), variables[GRACE])
+    if head.service_type != "ClusterIP" and not _guarded(bundle):
+        sheet.report(
+            (*path, "serviceType"),
+            f"{head.service_type} opens the dashboard, the client and the control store beyond the "
+            "cluster and no NetworkPolicy of these files guards the head; write ClusterIP and use "
+            "`kubectl port-forward`",
+        )
+    if head.enable_ingress and not _guarded(bundle):
+        sheet.report(
+            (*path, "enableIngress"),
+            "an ingress opens the dashboard beyond the cluster; use `kubectl port-forward`",
+        )
+    for key, value in SPOT_LABELS.items():
+        if head.template.spec.node_selector.get(key) == value:
+            sheet.report(
+                (*path, "template", "spec", "nodeSelector", key),
+                "a head that is taken away ends every run; let workers alone be on spot nodes",
+            )
+
+
+def _guarded(bundle: Bundle) -> bool:
+    heads = [pod for pod in bundle.pods if pod.get("ray.io/node-type") == "head"]
+    return all(
+        any(
+            policy.spec.pod_selector.match_labels.items() <= head.items()
+            and "Ingress" in policy.spec.policy_types
+            for policy in bundle.policies
+        )
+        for head in heads
+    )
+
+
+def _group(
+    sheet: Sheet, path: KeyPath, spec: ClusterSpec, group: WorkerGroup, bundle: Bundle
+) -> None:
+    check_pod(sheet, (*path, "template"), group.template, bundle)
+    least, count, most = group.min_replicas, group.replicas, group.max_replicas
+    if least > most:
+        sheet.report((*path, "minReplicas"), f"minReplicas is {least}, maxReplicas {most}")
+    elif not least <= count <= most:
+        sheet.report(
+            (*path, "replicas"), f"replicas is {count}, allowed are {least} to {most} of this group"
+        )
+    if not spec.enable_in_tree_autoscaling and least != most:
+        sheet.report(
+            (*path, "maxReplicas"),
+            f"without enableInTreeAutoscaling there are always {count}, never {most}; write it, "
+            "or the same number for all three",
+        )
+    _ray_pod(sheet, path, spec, group)
+
+
+def _ray_pod(
+    sheet: Sheet, path: KeyPath, spec: ClusterSpec, group: HeadGroup | WorkerGroup
+) -> None:
+    container, pod = group.template.spec.containers[0], group.template.spec
+    at: KeyPath = (*path, "template", "spec", "containers", 0)
+    resources = _start_params(sheet, path, group, container)
+    limits = limits_of(container.resources)
+    if "memory" not in container.resources.limits:
+        sheet.report(
+            (*at, "resources"), "no limit of memory: Ray would take the whole node's for its own"
+        )
+    _memory(sheet, path, group, container, limits)
+    container_commands(sheet, at, container.command, container.args, env_of(container))
+    if spec.enable_in_tree_autoscaling and pod.restart_policy not in ("Never",):
+        sheet.report(
+            (*path, "template", "spec", *(("restartPolicy",) if pod.restart_policy else ())),
+            "a container that starts again in its pod is a node that Ray's autoscaler does not "
+            "know; write restartPolicy: Never",
+        )
+    seconds = pod.termination_grace_period_seconds
+    if seconds is None or seconds < GRACE_SECONDS:
+        last = () if seconds is None else ("terminationGracePeriodSeconds",)
+        sheet.report(
+            (*path, "template", "spec", *last),
+            f"the pod is killed {30 if seconds is None else seconds} s after it was asked to end, "
+            "which a step and its commit may not fit in; write terminationGracePeriodSeconds: "
+            f"{GRACE_SECONDS} or more",
+        )
+    if isinstance(group, WorkerGroup):
+        hosts = group.num_of_hosts
+        count = group.min_replicas if spec.enable_in_tree_autoscaling else group.replicas
+        nodes = Nodes(group.group_name, count * hosts, resources, group.max_replicas * hosts)
+        sheet.nodes.append(nodes)
+    else:
+        sheet.nodes.append(Nodes("head", 1, resources))
+
+
+def _start_params(
+    sheet: Sheet, path: KeyPath, group: HeadGroup | WorkerGroup, container: Container
+) -> dict[str, float]:
+    """Check ``rayStartParams`` and say what Ray will take the pod for."""
+    known = [name.removeprefix("--") for name in start_options() if name.startswith("--")]
+    limits = limits_of(container.resources)
+    at: KeyPath = (*path, "rayStartParams")
+    cpus = limits.get("cpu", 0.0)
+    have = {"CPU": float(int(cpus)) if cpus >= 1 else cpus, "GPU": limits.get(GPU, 0.0)}
+    for name, value in group.ray_start_params.items():
+        here = (*at, name)
+        if name not in known:
+            guess = nearest(name, known)
+            hint = f"; did you mean {guess!r}?" if guess else ""
+            sheet.report(here, f"`ray start` has no option --{name}{hint}")
+            continue
+        if name == "resources":
+            have |= _declared(sheet, here, value)
+            continue
+        message = option_problem(f"--{name}", value)
+        if message is not None:
+            sheet.report(here, message)
+        elif name == "num-cpus":
+            if float(value) > cpus:
+                sheet.report(here, f"num-cpus is {value}, the container's limit {cpus:g} CPUs")
+            have["CPU"] = float(value)
+        elif name == "num-gpus":
+            if float(value) != limits.get(GPU, 0.0):
+                sheet.report(
+                    here, f"num-gpus is {value}, the container's limit {limits.get(GPU, 0.0):g}"
+                )
+            have["GPU"] = float(value)
+    npus = sum(limits.get(name, 0.0) for name in NPUS)
+    if npus != have.get("NPU", 0.0):
+        declared = f"{have['NPU']:g}" if "NPU" in have else "none"
+        sheet.report(
+            (*at, "resources") if "resources" in group.ray_start_params else at,
+            f"the container gets {npus:g} NPUs and Ray is told of {declared}; write resources: "
+            f'\'"{{\\"NPU\\": {npus:g}}}"\'',
+        )
+    return {name: value for name, value in have.items() if value}
+
+
+def _declared(sheet: Sheet, path: KeyPath, value: str) -> dict[str, float]:
+    text = value.strip()
+    if text[:1] == text[-1:] == "'" and len(text) > 1:
+        text = text[1:-1]
+    elif text[:1] == '"':
+        try:
+            text = json.loads(text)
+        except ValueError:
+            sheet.report(path, f'found {value}, which no shell reads; write \'"{{\\"NPU\\": 8}}"\'')
+            return {}
+    else:
+        sheet.report(
+            path,
+            f"found {value}, whose quotes the shell of the pod takes away; write "
+            '\'"{\\"NPU\\": 8}"\'',
+        )
+        return {}
+    found, message = resources_of(str(text))
+    if message is not None:
+        sheet.report(path, message)
+    return found
+
+
+def _memory(
+    sheet: Sheet,
+    path: KeyPath,
+    group: HeadGroup | WorkerGroup,
+    container: Container,
+    limits: dict[str, float],
+) -> None:
+    memory = limits.get("memory", 0.0)
+    shm = shm_of(container, group.template.spec)
+    given = group.ray_start_params.get("object-store-memory", "")
+    store = float(given) if given.isdigit() else memory * _STORE_SHARE
+    at: KeyPath = (*path, "template", "spec")
+    key = ("rayStartParams", "object-store-memory") if given else ("template", "spec", "volumes")
+    if shm is None:
+        sheet.report(
+            at,
+            "containers have 64 MiB of shared memory, and the object store needs "
+            f"{gib(store)}; mount an emptyDir with medium: Memory at /dev/shm",
+        )
+    elif shm < store:
+        index = _shm_index(group.template)
+        here = (*path, *key) if index is None else (*at, "volumes", index, "emptyDir", "sizeLimit")
+        sheet.report(
+            here,
+            f"/dev/shm holds {gib(shm)}, Ray's object store takes {gib(store)}"
+            + ("" if given else f", {_STORE_SHARE:.0%} of the memory")
+            + "; it would be moved to a disk",
+        )
+    elif memory and shm != float("inf") and shm >= memory:
+        index = _shm_index(group.template)
+        sheet.report(
+            (*at, "volumes", index or 0, "emptyDir", "sizeLimit"),
+            f"/dev/shm may take {gib(shm)}, all of the container's {gib(memory)}",
+        )
+    most = group.ray_start_params.get("memory", "")
+    if memory and most.isdigit() and float(most) > memory:
+        sheet.report(
+            (*path, "rayStartParams", "memory"),
+            f"memory is {gib(float(most))}, the container's limit {gib(memory)}",
+        )
+    elif memory and most.isdigit() and float(most) + store > memory and given:
+        sheet.report(
+            (*path, "rayStartParams", "memory"),
+            f"memory and object-store-memory are {gib(float(most) + store)} together, the "
+            f"container's limit {gib(memory)}",
+        )
+    if memory and given.isdigit() and store >= memory:
+        sheet.report(
+            (*path, "rayStartParams", "object-store-memory"),
+            f"object-store-memory is {gib(store)}, the container's limit {gib(memory)}",
+        )
+
+
+def _shm_index(template: PodTemplate) -> int | None:
+    container = template.spec.containers[0]
+    name = next(
+        (each.name for each in container.volume_mounts if each.mount_path == "/dev/shm"), ""
+    )
+    return next((n for n, each in enumerate(template.spec.volumes) if each.name == name), None)
+
+
+def _token(sheet: Sheet, path: KeyPath, spec: ClusterSpec) -> None:
+    options = spec.auth_options
+    if options is not None:
+        if options.mode != "token":
+            sheet.report(
+                (*path, "authOptions", "mode"),
+                "anyone who reaches the cluster runs commands there; write token",
+            )
+        return
+    for where, template in _groups(spec):
+        container = template.spec.containers[0]
+        variables = env_of(container)
+        if variables.get(MODE) != "token" or not (
+            {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & set(variables)
+        ):
+            sheet.report(
+                path,
+                f"{where} starts without a token, so anyone who reaches the cluster runs commands "
+                "there; write authOptions: {mode: token}",
+            )
+            return
+
+
+def _agreement(sheet: Sheet, path: KeyPath, spec: ClusterSpec) -> None:
+    """The same image and the same variables on all nodes."""
+    head = spec.head_group_spec.template.spec.containers[0]
+    variables = {each.name: each for each in head.env}
+    for index, group in enumerate(spec.worker_group_specs):
+        worker = group.template.spec.containers[0]
+        at = (*path, "workerGroupSpecs", index, "template", "spec", "containers", 0)
+        if worker.image != head.image:
+            sheet.report(
+                (*at, "image"),
+                f"image is {worker.image!r}, of the head {head.image!r}; Ray, Python and the "
+                "project have to be the same on all nodes",
+            )
+        for position, each in enumerate(worker.env):
+            other = variables.get(each.name)
+            if other is not None and (other.value, other.value_from) != (
+                each.value,
+                each.value_from,
+            ):
+                sheet.report(
+                    (*at, "env", position),
+                    f"{each.name} is another one on the head; write the same on both",
+                )
+        if worker.env_from != head.env_from:
+            sheet.report(
+                (*at, "envFrom") if worker.env_from else at,
+                "the head takes its variables from other secrets; write the same envFrom on both",
+            )
+        mounts = {each.name: each.mount_path for each in head.volume_mounts}
+        for position, mount in enumerate(worker.volume_mounts):
+            if mounts.get(mount.name, mount.mount_path) != mount.mount_path:
+                sheet.report(
+                    (*at, "volumeMounts", position, "mountPath"),
+                    f"{mount.name} is at {mount.mount_path}, on the head at {mounts[mount.name]}; "
+                    "runs name one path",
+                )
+        kinds = {each.name: each for each in spec.head_group_spec.template.spec.volumes}
+        for position, volume in enumerate(group.template.spec.volumes):
+            claim = volume.persistent_volume_claim
+            theirs = kinds.get(volume.name)
+            other_claim = theirs.persistent_volume_claim if theirs else None
+            if claim and other_claim and claim.claim_name != other_claim.claim_name:
+                sheet.report(
+                    (*path, "workerGroupSpecs", index, "template", "spec", "volumes", position),
+                    f"claims {claim.claim_name!r}, the head {other_claim.claim_name!r}",
+                )
+
+
+def _shared_claims(sheet: Sheet, path: KeyPath, spec: ClusterSpec, bundle: Bundle) -> None:
+    """What pods on several nodes mount has to be mountable there."""
+    pods = 1 + sum(group.max_replicas for group in spec.worker_group_specs)
+    if pods < 2:
+        return
+    for name, claim in bundle.claims.items():
+        modes = claim.spec.access_modes
+        used = any(
+            volume.persistent_volume_claim and volume.persistent_volume_claim.claim_name == name
+            for _, template in _groups(spec)
+            for volume in template.spec.volumes
+        )
+        if used and not {"ReadWriteMany", "ReadOnlyMany"} & set(modes):
+            sheet.report(
+                path,
+                f"claim {name!r} is {', '.join(modes)}, and {pods} pods on several nodes mount it; "
+                "write ReadWriteMany",
+            )

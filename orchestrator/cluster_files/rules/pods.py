@@ -1,0 +1,387 @@
+"""What must hold in a pod: storage, secrets, devices, memory, and what it may do."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+
+from orchestrator.cluster_files import instances
+from orchestrator.cluster_files.models.kubernetes import (
+    Container,
+    EnvVar,
+    PodSpec,
+    PodTemplate,
+    Resources,
+    Volume,
+)
+from orchestrator.cluster_files.quantities import QuantityError, amount, gib
+from orchestrator.cluster_files.rules.bundle import Bundle
+from orchestrator.cluster_files.rules.commands import Found, examine
+from orchestrator.cluster_files.sheet import Sheet
+from orchestrator.config.problems import KeyPath
+from orchestrator.credentials import names_secret
+from orchestrator.errors import nearest
+
+GPU = "nvidia.com/gpu"
+NPUS = ("huawei.com/Ascend910", "huawei.com/Ascend310P", "huawei.com/Ascend310")
+_DEVICES = (GPU, "amd.com/gpu", *NPUS)
+_PLAIN = ("cpu", "memory", "ephemeral-storage")
+#: What the driver of Ascend devices brings to a pod.
+_HOST_PATHS = ("/usr/local/Ascend", "/usr/local/dcmi", "/usr/local/bin/npu-smi", "/etc/ascend")
+_INSTANCE_TYPE = "node.kubernetes.io/instance-type"
+SPOT_LABELS = {
+    "karpenter.sh/capacity-type": "spot",
+    "eks.amazonaws.com/capacityType": "SPOT",
+    "cloud.google.com/gke-spot": "true",
+}
+
+
+def check_pod(sheet: Sheet, path: KeyPath, template: PodTemplate, bundle: Bundle) -> None:
+    """Report what is wrong with a pod template.
+
+    Args:
+        sheet: takes the problems.
+        path: of the template.
+        template: of the pod.
+        bundle: other documents.
+    """
+    spec, at = template.spec, (*path, "spec")
+    _permissions(sheet, at, spec)
+    _volumes(sheet, at, spec, bundle)
+    for key, containers in (
+        ("containers", spec.containers),
+        ("initContainers", spec.init_containers),
+    ):
+        names = [each.name for each in containers]
+        for index, container in enumerate(containers):
+            here = (*at, key, index)
+            if container.name in names[:index]:
+                sheet.report((*here, "name"), f"container {container.name!r} is there twice")
+            _container(sheet, here, container, spec, bundle)
+    _selector(sheet, at, spec)
+
+
+def env_of(container: Container) -> dict[str, str]:
+    """Variables of a container; those that come from elsewhere as ``$NAME``."""
+    return {
+        each.name: f"${each.name}" if each.value is None else each.value for each in container.env
+    }
+
+
+def container_commands(
+    sheet: Sheet, path: KeyPath, command: list[str], args: list[str], env: dict[str, str]
+) -> Found:
+    """Check what a container runs.
+
+    Args:
+        sheet: takes the problems.
+        path: of the container.
+        command: its entry point.
+        args: what follows it.
+        env: variables it is given.
+    """
+    words = [("command", n, word) for n, word in enumerate(command)]
+    words += [("args", n, word) for n, word in enumerate(args)]
+    if not words:
+        return Found()
+    for position, (_, _, word) in enumerate(words[:-1]):
+        if re.fullmatch(r"-[a-z]*c", word) and position <= 2:
+            key, index, text = words[position + 1]
+            return examine(sheet, (*path, key, index), text, env=env, inside=True)
+    text = shlex.join(word for _, _, word in words)
+    return examine(sheet, (*path, words[0][0]), text, env=env, inside=True)
+
+
+def check_env(sheet: Sheet, path: KeyPath, env: list[EnvVar], bundle: Bundle) -> None:
+    """Report plain secrets, and references to what is not there."""
+    names = [each.name for each in env]
+    for index, each in enumerate(env):
+        here = (*path, "env", index)
+        if each.name in names[:index]:
+            sheet.report((*here, "name"), f"variable {each.name} is set twice")
+        if each.value is not None and each.value_from is not None:
+            sheet.report(here, f"{each.name} has a value and a valueFrom; keep one")
+        if each.value is None and each.value_from is None:
+            sheet.report(here, f"{each.name} has no value; write value or valueFrom")
+        if each.value and names_secret(each.name) and "$" not in each.value:
+            sheet.report(
+                (*here, "value"),
+                f"{each.name} is a secret in plain text; write valueFrom with a secretKeyRef",
+            )
+        source = each.value_from
+        if source is None:
+            continue
+        given = [
+            key
+            for key in ("secret_key_ref", "config_map_key_ref", "field_ref", "resource_field_ref")
+            if getattr(source, key)
+        ]
+        if len(given) != 1:
+            sheet.report((*here, "valueFrom"), "one source is needed, such as secretKeyRef")
+        if source.secret_key_ref is not None:
+            reference = source.secret_key_ref
+            check_secret(
+                sheet, (*here, "valueFrom", "secretKeyRef"), reference.name, reference.key, bundle
+            )
+        if source.config_map_key_ref is not None:
+            name, key = source.config_map_key_ref.name, source.config_map_key_ref.key
+            _known(sheet, (*here, "valueFrom", "configMapKeyRef"), name, key, bundle)
+
+
+def check_secret(
+    sheet: Sheet, path: KeyPath, name: str, key: str | None, bundle: Bundle, at: str = "name"
+) -> None:
+    """Report a secret that nothing says how to make, or a key that it does not get."""
+    if name not in bundle.secrets:
+        guess = nearest(name, bundle.secrets)
+        hint = f"; did you mean {guess!r}?" if guess else ""
+        sheet.report(
+            (*path, at),
+            f"no comment of these files says how secret {name!r} is made (`kubectl create secret "
+            f"generic {name} …`){hint}",
+        )
+    elif key is not None and key not in bundle.secrets[name]:
+        guess = nearest(key, bundle.secrets[name])
+        hint = f"; did you mean {guess!r}?" if guess else ""
+        sheet.report((*path, "key"), f"secret {name!r} is made without a key {key!r}{hint}")
+
+
+def _known(sheet: Sheet, path: KeyPath, name: str, key: str | None, bundle: Bundle) -> None:
+    if name not in bundle.configs:
+        guess = nearest(name, bundle.configs)
+        hint = f"; did you mean {guess!r}?" if guess else ""
+        sheet.report((*path, "name"), f"there is no ConfigMap {name!r} in these files{hint}")
+    elif key is not None and key not in bundle.configs[name]:
+        guess = nearest(key, bundle.configs[name])
+        hint = f"; did you mean {guess!r}?" if guess else ""
+        sheet.report((*path, "key"), f"ConfigMap {name!r} has no key {key!r}{hint}")
+
+
+def _permissions(sheet: Sheet, path: KeyPath, spec: PodSpec) -> None:
+    for key, field in (
+        ("hostNetwork", "host_network"),
+        ("hostIPC", "host_ipc"),
+        ("hostPID", "host_pid"),
+    ):
+        if getattr(spec, field):
+            sheet.report((*path, key), f"{key} opens the node to the pod; remove it")
+    context = spec.security_context
+    for index, container in enumerate(spec.containers):
+        own = container.security_context
+        here = (*path, "containers", index)
+        if own is not None and own.privileged:
+            sheet.report(
+                (*here, "securityContext", "privileged"),
+                "a privileged container is root on its node; remove it",
+            )
+        elif own is not None and own.allow_privilege_escalation:
+            sheet.report((*here, "securityContext"), "write allowPrivilegeEscalation: false")
+        users = [each.run_as_user for each in (own, context) if each is not None]
+        if 0 in users:
+            sheet.report((*path, "securityContext"), "the pod runs as root; write runAsUser: 1000")
+
+
+def _volumes(sheet: Sheet, path: KeyPath, spec: PodSpec, bundle: Bundle) -> None:
+    names = [each.name for each in spec.volumes]
+    mounted = {
+        mount.name
+        for container in (*spec.containers, *spec.init_containers)
+        for mount in container.volume_mounts
+    }
+    for index, volume in enumerate(spec.volumes):
+        here = (*path, "volumes", index)
+        if volume.name in names[:index]:
+            sheet.report((*here, "name"), f"volume {volume.name!r} is there twice")
+        if volume.name not in mounted:
+            sheet.report((*here, "name"), f"volume {volume.name!r} is mounted nowhere")
+        sources = [key for key, value in _sources(volume) if value]
+        if len(sources) != 1:
+            sheet.report(here, f"volume {volume.name!r} has {len(sources)} sources, one is needed")
+        _source(sheet, here, volume, bundle)
+
+
+def _sources(volume: Volume) -> Iterator[tuple[str, bool]]:
+    for key in ("empty_dir", "persistent_volume_claim", "secret", "config_map", "host_path", "nfs"):
+        yield key, getattr(volume, key) is not None
+
+
+def _source(sheet: Sheet, path: KeyPath, volume: Volume, bundle: Bundle) -> None:
+    claim = volume.persistent_volume_claim
+    if claim is not None and claim.claim_name not in bundle.claims:
+        guess = nearest(claim.claim_name, bundle.claims)
+        hint = f"; did you mean {guess!r}?" if guess else ""
+        sheet.report(
+            (*path, "persistentVolumeClaim", "claimName"),
+            f"no PersistentVolumeClaim {claim.claim_name!r} in these files{hint}",
+        )
+    if volume.secret is not None:
+        check_secret(
+            sheet, (*path, "secret"), volume.secret.secret_name, None, bundle, "secretName"
+        )
+        for index, item in enumerate(volume.secret.items):
+            if volume.secret.secret_name in bundle.secrets:
+                check_secret(
+                    sheet,
+                    (*path, "secret", "items", index),
+                    volume.secret.secret_name,
+                    item.key,
+                    bundle,
+                )
+    if volume.config_map is not None:
+        _known(sheet, (*path, "configMap"), volume.config_map.name, None, bundle)
+    if volume.host_path is not None and not volume.host_path.path.startswith(_HOST_PATHS):
+        sheet.report(
+            (*path, "hostPath", "path"),
+            "a path of the node is another one on each node, and opens it to the pod; use a "
+            "PersistentVolumeClaim",
+        )
+    if volume.empty_dir is not None and volume.empty_dir.size_limit is not None:
+        quantity(sheet, (*path, "emptyDir", "sizeLimit"), volume.empty_dir.size_limit)
+
+
+def quantity(sheet: Sheet, path: KeyPath, text: int | float | str) -> float | None:
+    """A quantity as a number; None where it is none, which is reported."""
+    try:
+        return amount(text)
+    except QuantityError as error:
+        sheet.report(path, str(error))
+        return None
+
+
+def limits_of(resources: Resources) -> dict[str, float]:
+    """What a container may take, in CPUs, bytes and devices; what is no quantity is left out."""
+    given = {**resources.requests, **resources.limits}.items()
+    numbers = ((name, _amount_or_none(text)) for name, text in given)
+    return {name: number for name, number in numbers if number is not None}
+
+
+def _amount_or_none(text: int | float | str) -> float | None:
+    try:
+        return amount(text)
+    except QuantityError:
+        return None
+
+
+def shm_of(container: Container, spec: PodSpec) -> float | None:
+    """Bytes of shared memory that a container has; None for the 64 MiB of the runtime."""
+    for mount in container.volume_mounts:
+        if mount.mount_path == "/dev/shm":
+            volume = next((each for each in spec.volumes if each.name == mount.name), None)
+            if volume is None or volume.empty_dir is None or volume.empty_dir.medium != "Memory":
+                return None
+            if volume.empty_dir.size_limit is None:
+                return float("inf")
+            try:
+                return amount(volume.empty_dir.size_limit)
+            except QuantityError:
+                return None
+    return None
+
+
+def check_resources(sheet: Sheet, path: KeyPath, resources: Resources) -> None:
+    """Report quantities that are none, requests above limits, devices without limits."""
+    for part in ("requests", "limits"):
+        for name, text in getattr(resources, part).items():
+            here = (*path, part, name)
+            number = quantity(sheet, here, text)
+            if name not in _PLAIN and not name.startswith("hugepages-"):
+                _device(sheet, here, part, name, number, resources)
+            elif number is not None and name == "memory" and number < (64 << 20):
+                sheet.report(here, f"{text} is {number:g} bytes; is a unit such as Gi missing?")
+    for name, text in resources.requests.items():
+        limit = resources.limits.get(name)
+        if limit is None:
+            continue
+        asked, most = _amount_or_none(text), _amount_or_none(limit)
+        if asked is not None and most is not None and asked > most:
+            sheet.report(
+                (*path, "requests", name), f"{name} of {text} is asked for, the limit is {limit}"
+            )
+
+
+def _device(
+    sheet: Sheet,
+    path: KeyPath,
+    part: str,
+    name: str,
+    number: float | None,
+    resources: Resources,
+) -> None:
+    if name not in _DEVICES:
+        guess = nearest(name, (*_DEVICES, *_PLAIN))
+        if guess is not None or "/" not in name:
+            hint = f"; did you mean {guess!r}?" if guess else ""
+            sheet.report(path, f"unknown resource {name!r}{hint}")
+        return
+    if number is not None and number != int(number):
+        sheet.report(path, f"devices are not divided: {name} of {number:g}")
+    if part == "requests" and name not in resources.limits:
+        sheet.report(
+            path, f"{name} is asked for without a limit, which Kubernetes refuses; write limits"
+        )
+    elif part == "requests" and limits_of(Resources(limits=resources.limits)).get(name) != number:
+        sheet.report(path, f"{name} has to be the same in requests and limits")
+
+
+def _container(
+    sheet: Sheet, path: KeyPath, container: Container, spec: PodSpec, bundle: Bundle
+) -> None:
+    message = sheet.project.image_problem(container.image)
+    if message:
+        sheet.report((*path, "image"), message)
+    check_env(sheet, path, container.env, bundle)
+    for index, each in enumerate(container.env_from):
+        here = (*path, "envFrom", index)
+        if each.secret_ref is not None:
+            check_secret(sheet, (*here, "secretRef"), each.secret_ref.name, None, bundle)
+        if each.config_map_ref is not None:
+            _known(sheet, (*here, "configMapRef"), each.config_map_ref.name, None, bundle)
+    names = [each.name for each in spec.volumes]
+    paths = [mount.mount_path for mount in container.volume_mounts]
+    for index, mount in enumerate(container.volume_mounts):
+        here = (*path, "volumeMounts", index)
+        if mount.name not in names:
+            guess = nearest(mount.name, names)
+            hint = f"; did you mean {guess!r}?" if guess else ""
+            sheet.report((*here, "name"), f"the pod has no volume {mount.name!r}{hint}")
+        if mount.mount_path in paths[:index]:
+            sheet.report((*here, "mountPath"), f"{mount.mount_path} is mounted twice")
+        if mount.mount_path.startswith("/dev/") and mount.mount_path != "/dev/shm":
+            sheet.report((*here, "mountPath"), f"{mount.mount_path}; did you mean /dev/shm?")
+    seen: dict[int, int] = {}
+    labels: set[str] = set()
+    for index, port in enumerate(container.ports):
+        here = (*path, "ports", index)
+        if port.container_port in seen:
+            sheet.report((*here, "containerPort"), f"port {port.container_port} is there twice")
+        if port.name is not None and port.name in labels:
+            sheet.report((*here, "name"), f"port name {port.name!r} is there twice")
+        seen[port.container_port] = index
+        labels |= {port.name} if port.name else set()
+        if port.host_port is not None:
+            sheet.report(
+                (*here, "hostPort"), "the port is open on the node's own address; remove hostPort"
+            )
+    check_resources(sheet, (*path, "resources"), container.resources)
+
+
+def _selector(sheet: Sheet, path: KeyPath, spec: PodSpec) -> None:
+    name = spec.node_selector.get(_INSTANCE_TYPE)
+    machine = None if name is None else instances.ec2(name) or instances.gce(name)
+    if machine is None:
+        return
+    total: dict[str, float] = {}
+    for container in spec.containers:
+        for resource, number in limits_of(container.resources).items():
+            total[resource] = total.get(resource, 0.0) + number
+    checks = (("cpu", machine.cpus, ""), ("memory", machine.memory, "b"), (GPU, machine.gpus, ""))
+    for resource, most, unit in checks:
+        if total.get(resource, 0.0) > most:
+            shown = (
+                (gib(total[resource]), gib(most)) if unit else (f"{total[resource]:g}", f"{most}")
+            )
+            sheet.report(
+                (*path, "containers", 0, "resources", "limits", resource),
+                f"the pod takes {shown[0]} of {resource}, and a {name} has {shown[1]}",
+            )

@@ -1,0 +1,73 @@
+"""Keys and passwords in addresses: found, so that they are refused, and masked in what is said.
+
+A resolved experiment is printed, stored in the run folder and sent to MLflow, and a key in it would
+go everywhere. Stores, databases and servers all take theirs from the environment. Everything that
+finds or hides a secret in the program is in this file; :class:`~orchestrator.errors.\
+OrchestratorError` masks its message, and so does whatever writes text that it did not make.
+"""
+
+from __future__ import annotations
+
+import re
+
+_MASK = "***"
+_SECRET = (
+    r"(?:[\w.-]*(?:password|passwd|pwd|secret|token|credential|signature|apikey)[\w.-]*"
+    r"|[\w.-]*(?:api|access|private|account|secret|shared)[_-]?key(?:[_-]?id)?"
+    r"|sslkey|pass|sas|sig|key|auth|jwt|bearer)"
+)
+#: Options of an address: behind ``?``, ``&``, ``;`` or ``#``.
+_OPTION = re.compile(rf"(?i)([?&;#]{_SECRET}=)([^&;#\s'\"]+)")
+#: The same of what is no address: ``--password=…``, ``password: …`` of a message.
+_SETTING = re.compile(
+    r"(?i)((?<![\w.])(?:[\w-]*(?:password|passwd|secret(?:[_-]?(?:access[_-]?)?key)?)"
+    r"|(?:[\w-]*[_-])?(?:auth|access|api|session|security|bearer)[_-]?token"
+    r"|[\w-]*api[_-]?key)=)"
+    r"([^\s&;,'\")}]+)"
+)
+_USER = re.compile(r"(?i)\b([a-z][a-z0-9+.-]*)://([^/@\s'\"?#]+)@")
+#: A key that has a slash in it, so that the address seems to have its host before the ``@``.
+_SLASHED = re.compile(
+    r"(?i)\b([a-z][a-z0-9+.-]*)://([^/@\s'\"?#:]+:(?!\d+/)[^/@\s'\"?#]*/[^@\s'\"?#]*)@"
+)
+#: What is a secret wherever it stands.
+_SHAPES = re.compile(
+    r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b"
+    r"|\bgh[oprsu]_[A-Za-z0-9]{30,}|\bgithub_pat_\w{30,}|\bglpat-[\w-]{20,}|\bhf_[A-Za-z0-9]{30,}"
+    r"|\bxox[abp]-[\w-]{10,}|\bsk-[A-Za-z0-9_-]{20,}"
+    r"|\beyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]+"
+    r"|-----BEGIN [A-Z ]*PRIVATE KEY-----"
+)
+_HEADER = re.compile(r"(?i)\b((?:bearer|basic)\s+)([A-Za-z0-9._~+/=-]{8,})")
+#: What is before the @ of these addresses is a name as long as it has no colon.
+_NAMED = ("postgresql", "mysql", "mssql", "oracle", "mariadb", "ssh", "sftp")
+_NAME = re.compile(rf"(?i)^{_SECRET}$")
+#: A name that says where a secret lies, not what it is.
+_PLACE_OF = re.compile(r"(?i)(?:[_-](?:file|path|dir|name|mode|ttl|url|uri)|\.file)$")
+
+
+def mask(text: str) -> str:
+    """``text`` with what may be a key, token or password in it hidden."""
+    text = _SLASHED.sub(rf"\1://{_MASK}@", _USER.sub(_without_user, text))
+    text = _SETTING.sub(rf"\1{_MASK}", _OPTION.sub(rf"\1{_MASK}", text))
+    return _HEADER.sub(rf"\1{_MASK}", _SHAPES.sub(_MASK, text))
+
+
+def _without_user(found: re.Match[str]) -> str:
+    return f"{found[1]}://{_MASK}@"
+
+
+def holds_secret(address: str) -> bool:
+    """Whether an address carries a key: before its host, or in its options."""
+    user = _USER.search(address)
+    if user is not None:
+        name, colon, password = user[2].partition(":")
+        named = user[1].lower().partition("+")[0] in _NAMED
+        if bool(name or password) and (not named or bool(colon and password)):
+            return True
+    return any(found.search(address) for found in (_SLASHED, _OPTION, _SHAPES))
+
+
+def names_secret(name: str) -> bool:
+    """Whether what has this name is a secret, and not where one lies: ``POSTGRES_PASSWORD``."""
+    return _NAME.search(name) is not None and _PLACE_OF.search(name) is None
