@@ -22,7 +22,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedErr
 from ray.train.torch import TorchConfig
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from orchestrator.cluster.control import DriverLostError, start_control
+from orchestrator.cluster.control import DriverLostError, ask, start_control
 from orchestrator.cluster.controller import WatchedTrainer, free_orphans
 from orchestrator.cluster.evaluator import RayEvaluator
 from orchestrator.cluster.heartbeat import Beat, HangWatch, Heartbeat, end_if_still
@@ -32,7 +32,7 @@ from orchestrator.cluster.placement import Placement, share_of_node
 from orchestrator.cluster.relay import Way
 from orchestrator.cluster.survey import unreached
 from orchestrator.data.stream.ray_stream import RayStream, ScheduledDataConfig
-from orchestrator.errors import OrchestratorError
+from orchestrator.errors import OrchestratorError, StorageError
 from orchestrator.storage.bucket_lock import BucketLock
 from orchestrator.storage.folder_lock import RunLock
 from orchestrator.storage.run_files import HEARTBEATS
@@ -193,6 +193,13 @@ def _way(job: TrainingJob, marker: str | None, fence: Callable[[], None]) -> Ite
         return
     control = start_control(job.path, fence)
     try:
+        if marker not in {entry.name for entry in ask(control.list.remote(""))}:
+            # As with a Ray client, whose cluster is somewhere else.
+            raise StorageError(
+                f"{job.run_dir}: Ray says that the driver runs on node {this_node()}, and there is "
+                "no such folder. Next: run the driver on a node of the cluster, by "
+                "`orchestrator submit`"
+            )
         yield Way(job.run_dir, marker, control)
     finally:
         ray.kill(control)
