@@ -31,6 +31,11 @@ class S3Server(ThreadingHTTPServer):
         self.uploads: dict[str, dict[int, bytes]] = {}
         self.lock = threading.Lock()
 
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Clients that are killed leave without a word."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
+
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
