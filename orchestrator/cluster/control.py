@@ -33,6 +33,8 @@ from orchestrator.storage.local import (
 )
 from orchestrator.storage.run_files import DECISIONS, STOP
 
+#: Groups of calls that wait for no others than their own.
+_READS, _SIGNS = "reads", "signs"
 #: Pieces of a file that are on their way at a time.
 _IN_FLIGHT = 4
 _START_SECONDS = 120.0
@@ -67,12 +69,10 @@ class Control:
         self._number = 0
         self._changing = threading.Lock()
 
-    @ray.method(concurrency_group="write")
     def check_fence(self) -> None:
         """See :class:`~orchestrator.storage.folder_lock.FolderFence`."""
         self._fence()
 
-    @ray.method(concurrency_group="write")
     def create(self, key: str) -> int:
         """Open a new file; returns its number for the calls that follow."""
         file = self._storage.create(key)
@@ -80,33 +80,28 @@ class Control:
         self._arriving[self._number] = _Arriving(file)
         return self._number
 
-    @ray.method(concurrency_group="write")
     def write(self, number: int, data: bytes) -> None:
         """Append."""
         arriving = self._arriving[number]
         arriving.digest.update(data)
         self._storage.write(arriving.file, data)
 
-    @ray.method(concurrency_group="write")
     def sync(self, number: int) -> None:
         """Flush to the disk."""
         self._storage.sync(self._arriving[number].file)
 
-    @ray.method(concurrency_group="write")
     def close(self, number: int) -> str:
         """Finish a file; returns the SHA-256, in hex, of what has arrived."""
         arriving = self._arriving.pop(number)
         self._storage.close(arriving.file)
         return arriving.digest.hexdigest()
 
-    @ray.method(concurrency_group="write")
     def change(self, what: str, *keys: str) -> Any:
         """``make_dir``, ``sync_dir``, ``rename``, ``unlink`` or ``remove_dir``."""
         if what != "sync_dir":
             self._fence()
         return getattr(self._storage, what)(*keys)
 
-    @ray.method(concurrency_group="write")
     def append(self, key: str, offset: int, data: bytes) -> None:
         """Append whole lines to a log, and flush them to the disk.
 
@@ -132,17 +127,14 @@ class Control:
             file.flush()
             os.fsync(file.fileno())
 
-    @ray.method(concurrency_group="read")
     def list(self, key: str) -> list[Entry]:
         """What a folder holds."""
         return self._storage.list(key)
 
-    @ray.method(concurrency_group="read")
     def read_at(self, key: str, offset: int) -> bytes:
         """A piece of a file; empty behind its end."""
         return self._storage.read_at(key, offset, CHUNK_BYTES)
 
-    @ray.method(concurrency_group="signs")
     def sign(self, folder: str, name: str, text: str | None) -> None:
         """Write a sign of life where the driver looks for it, or remove it."""
         path = Path(folder) / name
@@ -153,7 +145,6 @@ class Control:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text(text)
 
-    @ray.method(concurrency_group="signs")
     def wishes(self, known: frozenset[str]) -> tuple[bool, dict[str, bytes]]:
         """Whether the run is to stop, and verdicts by file name without those that are known."""
         root = self._storage.root
@@ -174,7 +165,8 @@ def start_control(run_dir: Path, fence: Callable[[], None]) -> Any:
     actor = ray.remote(
         num_cpus=0,
         max_restarts=0,
-        concurrency_groups={"write": 1, "read": 8, "signs": 2},
+        # What writes is done one after the other, in the order in which it was asked for.
+        concurrency_groups={_READS: 8, _SIGNS: 2},
         scheduling_strategy=NodeAffinitySchedulingStrategy(this_node(), soft=False),
     )(Control).remote(str(run_dir), fence)
     if not ray.wait([actor.__ray_ready__.remote()], timeout=_START_SECONDS)[0]:
@@ -205,6 +197,15 @@ def ask(reference: Any) -> Any:
         ) from error
 
 
+def _reading(method: Any) -> Any:
+    return method.options(concurrency_group=_READS)
+
+
+def signing(method: Any) -> Any:
+    """A method of the actor that is not to wait for what is written or read."""
+    return method.options(concurrency_group=_SIGNS)
+
+
 @dataclass(frozen=True)
 class RelayedFence:
     """The fence of the run folder, asked through the actor."""
@@ -231,6 +232,8 @@ class _Sending:
 
 class RelayedStorage(Storage):
     """The run folder of a driver on another node; picklable.
+
+    Reads wait for no writes: several ranks read a commit at a time.
 
     Args:
         control: the actor.
@@ -311,14 +314,15 @@ class RelayedStorage(Storage):
 
     def list(self, key: str) -> list[Entry]:
         """What a folder holds, by name."""
-        entries: list[Entry] = ask(self.control.list.remote(key))
+        entries: list[Entry] = ask(_reading(self.control.list).remote(key))
         return entries
 
     def read(self, key: str) -> Iterator[bytes]:
         """A file's bytes; the next piece is under way while one is used."""
         offset = 0
-        coming = self.control.read_at.remote(key, 0)
+        read_at = _reading(self.control.read_at)
+        coming = read_at.remote(key, 0)
         while piece := ask(coming):
             offset += len(piece)
-            coming = self.control.read_at.remote(key, offset)
+            coming = read_at.remote(key, offset)
             yield piece

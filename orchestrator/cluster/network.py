@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
-import psutil
 import ray
 
 #: Seconds in which one node has to accept another one's connection.
@@ -24,6 +23,9 @@ _AT_ONCE = 32
 
 def interface_of(address: str) -> str | None:
     """Name of the network interface of this machine that has an address; None if none has."""
+    # Ray brings it along, in a folder that it adds to the path.
+    import psutil
+
     for name, entries in psutil.net_if_addrs().items():
         # IPv6 addresses of a link carry the interface behind a percent sign.
         if any(entry.address.partition("%")[0] == address for entry in entries):

@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from orchestrator.cluster.control import DriverLostError, RelayedFence, RelayedStorage, ask
+from orchestrator.cluster.control import DriverLostError, RelayedFence, RelayedStorage, ask, signing
 from orchestrator.errors import OrchestratorError
 from orchestrator.storage.atomic import write_atomic
 from orchestrator.storage.local import CHUNK_BYTES, Storage, temporary
@@ -70,7 +70,7 @@ class Way:
 
         def sign(name: str, text: str | None) -> None:
             # Nobody waits for it: the next one follows soon.
-            self.control.sign.remote(folder, name, text)
+            signing(self.control.sign).remote(folder, name, text)
 
         return sign
 
@@ -233,7 +233,7 @@ class Courier:
         return None
 
     def _hear(self) -> None:
-        stop, verdicts = ask(self._storage.control.wishes.remote(self._verdicts))
+        stop, verdicts = ask(signing(self._storage.control.wishes).remote(self._verdicts))
         for name, content in verdicts.items():
             write_atomic(self._folder / DECISIONS / name, content)
         self._verdicts |= frozenset(verdicts)

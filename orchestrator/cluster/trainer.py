@@ -22,7 +22,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedErr
 from ray.train.torch import TorchConfig
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from orchestrator.cluster.control import DriverLostError, ask, start_control
+from orchestrator.cluster.control import DriverLostError, RelayedStorage, start_control
 from orchestrator.cluster.controller import WatchedTrainer, free_orphans
 from orchestrator.cluster.evaluator import RayEvaluator
 from orchestrator.cluster.heartbeat import Beat, HangWatch, Heartbeat, end_if_still
@@ -193,7 +193,7 @@ def _way(job: TrainingJob, marker: str | None, fence: Callable[[], None]) -> Ite
         return
     control = start_control(job.path, fence)
     try:
-        if marker not in {entry.name for entry in ask(control.list.remote(""))}:
+        if marker not in {entry.name for entry in RelayedStorage(control, job.run_dir).list("")}:
             # As with a Ray client, whose cluster is somewhere else.
             raise StorageError(
                 f"{job.run_dir}: Ray says that the driver runs on node {this_node()}, and there is "

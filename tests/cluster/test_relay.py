@@ -31,6 +31,9 @@ class _Call:
         self._function = function
         self._stand_in = stand_in
 
+    def options(self, *, concurrency_group: str) -> _Call:
+        return self
+
     def remote(self, *arguments: Any) -> Any:
         answer: Future[Any] = Future()
         try:
