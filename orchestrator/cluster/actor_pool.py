@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,12 +9,10 @@ from typing import Any
 import ray
 from ray.util import ActorPool
 
-from orchestrator.cluster.connection import connected, is_own_ray
-from orchestrator.cluster.nodes import alive_nodes, names_of
+from orchestrator.cluster.connection import connected
 from orchestrator.cluster.placement import place
-from orchestrator.cluster.survey import Needed, survey
+from orchestrator.cluster.survey import Needed, look_around
 from orchestrator.config.schema import ClusterConfig
-from orchestrator.errors import ConfigError
 
 
 def actor_options(resources: Mapping[str, float]) -> dict[str, Any]:
@@ -60,30 +57,9 @@ def on_workers(
     config = cluster.model_copy(update={"workers": workers})
     with connected(config):
         placement = place(config)
-        if not is_own_ray():
-            _look_around(needed, shared)
+        look_around(needed, shared)
         options = actor_options(placement.resources_per_worker)
         actor = ray.remote(**options)(worker)
         sent = [ray.put(argument) for argument in arguments]
         pool = ActorPool([actor.remote(*sent, placement.accelerator) for _ in range(workers)])
         yield from pool.map_unordered(lambda process, share: process.run.remote(share), shares)
-
-
-def _look_around(needed: Sequence[Needed], shared: Path | None) -> None:
-    """Refuse nodes that do not see what is read, or where results are to be written."""
-    nodes = [node for node in alive_nodes() if node.cpus > 0]
-    if shared is None:
-        survey(nodes, needed)
-        return
-    shared.mkdir(parents=True, exist_ok=True)
-    marker = shared / f".here-{uuid.uuid4().hex}"
-    marker.touch()
-    try:
-        private = survey(nodes, needed, marker)
-    finally:
-        marker.unlink(missing_ok=True)
-    if private:
-        raise ConfigError(
-            f"{shared}: workers write their results there, and {names_of(private)} do not see this "
-            "folder. Next: name a folder that all nodes share, or use one worker, on this machine"
-        )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +19,9 @@ import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from orchestrator.cluster.connection import is_own_ray
 from orchestrator.cluster.network import Door, knock
-from orchestrator.cluster.nodes import Node, names_of
+from orchestrator.cluster.nodes import Node, alive_nodes, names_of
 from orchestrator.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -100,6 +102,36 @@ def survey(
     finally:
         for actor in scouts.values():
             ray.kill(actor)
+
+
+def look_around(needed: Sequence[Needed], shared: Path | None = None) -> None:
+    """Refuse a cluster with nodes that do not see what is read, or where results are written.
+
+    Args:
+        needed: what each node that may get work has to see.
+        shared: folder that nodes write to and this process reads from; made if need be.
+
+    Raises:
+        ConfigError: with the nodes.
+    """
+    if is_own_ray():
+        return
+    nodes = [node for node in alive_nodes() if node.cpus > 0]
+    if shared is None:
+        survey(nodes, needed)
+        return
+    shared.mkdir(parents=True, exist_ok=True)
+    marker = shared / f".here-{uuid.uuid4().hex}"
+    marker.touch()
+    try:
+        private = survey(nodes, needed, marker)
+    finally:
+        marker.unlink(missing_ok=True)
+    if private:
+        raise ConfigError(
+            f"{shared}: workers write their results there, and {names_of(private)} do not see this "
+            "folder. Next: name a folder that all nodes share, or use one worker, on this machine"
+        )
 
 
 def unreached(nodes: Sequence[Node]) -> list[str]:
