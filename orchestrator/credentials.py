@@ -59,13 +59,18 @@ def _without_user(found: re.Match[str]) -> str:
 
 def holds_secret(address: str) -> bool:
     """Whether an address carries a key: before its host, or in its options."""
-    user = _USER.search(address)
-    if user is not None:
+    return secret_in(address) is not None
+
+
+def secret_in(text: str) -> str | None:
+    """The first address, option or token in a text that is or carries a secret."""
+    for user in _USER.finditer(text):
         name, colon, password = user[2].partition(":")
         named = user[1].lower().partition("+")[0] in _NAMED
         if bool(name or password) and (not named or bool(colon and password)):
-            return True
-    return any(found.search(address) for found in (_SLASHED, _OPTION, _SHAPES))
+            return user[0]
+    found = (pattern.search(text) for pattern in (_SLASHED, _OPTION, _SHAPES))
+    return next((each[0] for each in found if each is not None), None)
 
 
 def names_secret(name: str) -> bool:

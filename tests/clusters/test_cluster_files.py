@@ -1,4 +1,4 @@
-"""The shipped cluster files have no problem, every experiment fits one, and they agree with pages."""
+"""The shipped cluster files have no problem, fit every experiment, and agree with the pages."""
 
 from __future__ import annotations
 

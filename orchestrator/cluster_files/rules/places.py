@@ -60,7 +60,8 @@ def check_places(
     if resolved is None:
         return
     for key, place in places_of(resolved):
-        needle = next((word for word in overrides if word.startswith(f"{key}=")), experiment)
+        keys = (f"{key}=", *(("data.root=",) if key.startswith("data.") else ()))
+        needle = next((word for word in overrides if word.startswith(keys)), experiment)
         scheme = urlsplit(place).scheme
         if scheme in ("s3", "gs"):
             for who, template in groups:
