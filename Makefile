@@ -56,6 +56,10 @@ help:  ## this list
 quickstart: $(RUNTIME)  ## install, make a small data set, train on it, print the COCO numbers
 	$(BIN)/python -m orchestrator.data.demo.digits data/digits
 	$(BIN)/python -m orchestrator.run experiments/quickstart.yaml
+	$(BIN)/orchestrator predict runs/quickstart 'data/digits/images/val_0000*.jpg' --output runs/quickstart/predictions.json --draw runs/quickstart/drawn
+	@echo
+	@echo "Look at runs/quickstart/report.html and at the pictures in runs/quickstart/drawn. Next, a folder of your own:"
+	@echo "  $(BIN)/orchestrator init FOLDER"
 
 install: $(RUNTIME)  ## the environment without development tools, in .venv
 

@@ -1,4 +1,4 @@
-"""Published figures of detectors, as each detector's own ``published.py`` lists them."""
+"""Figures of detectors: what can be counted, and what each one's ``published.py`` lists."""
 
 from __future__ import annotations
 
@@ -7,11 +7,41 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 
+class Measured(NamedTuple):
+    """What can be counted of a detector.
+
+    Attributes:
+        parameters: learnable values, those of a shared module once, frozen ones too.
+        trainable: those of them that an optimizer moves.
+        parameter_tensors: tensors that hold :attr:`parameters`.
+        values: parameters and running statistics, batch counters left out.
+        value_tensors: tensors that hold :attr:`values`.
+        state_entries: names in the state dict; tensors that are shared are listed under each.
+        multiply_adds: of the convolutions and matrix products of one image's forward pass.
+        priors: boxes at fixed places that offsets refer to; 0 for a detector without any.
+        candidates: boxes that post-processing gets for each image.
+        height: of the input, pixels.
+        width: of the input, pixels.
+    """
+
+    parameters: int
+    trainable: int
+    parameter_tensors: int
+    values: int
+    value_tensors: int
+    state_entries: int
+    multiply_adds: int
+    priors: int
+    candidates: int
+    height: int
+    width: int
+
+
 class Figure(NamedTuple):
     """A number that somebody published.
 
     Attributes:
-        name: of the field of :class:`~detectors.measure.Measured` it is about.
+        name: of the field of :class:`Measured` it is about.
         value: as published.
         source: where.
         within: how far the built value may be off, half a unit of the last published digit.

@@ -2,45 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from detectors.base import Detector
 from detectors.config import DetectorConfig
+from detectors.figures import Measured
 from detectors.registry import build_detector
-
-
-class Measured(NamedTuple):
-    """What can be counted of a detector.
-
-    Attributes:
-        parameters: learnable values, those of a shared module once, frozen ones too.
-        trainable: those of them that an optimizer moves.
-        parameter_tensors: tensors that hold :attr:`parameters`.
-        values: parameters and running statistics, batch counters left out.
-        value_tensors: tensors that hold :attr:`values`.
-        state_entries: names in the state dict; tensors that are shared are listed under each.
-        multiply_adds: of the convolutions and matrix products of one image's forward pass.
-        priors: boxes at fixed places that offsets refer to; 0 for a detector without any.
-        candidates: boxes that post-processing gets for each image.
-        height: of the input, pixels.
-        width: of the input, pixels.
-    """
-
-    parameters: int
-    trainable: int
-    parameter_tensors: int
-    values: int
-    value_tensors: int
-    state_entries: int
-    multiply_adds: int
-    priors: int
-    candidates: int
-    height: int
-    width: int
 
 
 def skeleton(config: DetectorConfig, *, num_classes: int) -> Detector:

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from detectors.figures import Figure, Published
-from detectors.measure import Measured, measure
+from detectors.figures import Figure, Measured, Published
+from detectors.measure import measure
 from detectors.plugins import load_object
 from detectors.registry import DETECTORS, variant_config
 

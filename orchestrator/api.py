@@ -19,8 +19,8 @@ from orchestrator.config.resolve import ResolvedExperiment, load_experiment
 from orchestrator.data.decode import Decoding
 from orchestrator.errors import ConfigError, PreemptedError
 from orchestrator.evaluation.coco import CocoMetrics
-from orchestrator.evaluation.drawing import Mark
-from orchestrator.evaluation.drawing import draw as draw_marks
+from orchestrator.pages.drawing import DISPLAY_LIMIT, DISPLAY_SCORE, Mark
+from orchestrator.pages.drawing import draw as draw_marks
 from orchestrator.predict.inputs import UPRIGHT_PICTURES
 from orchestrator.predict.loading import LoadedDetector, load_detector
 from orchestrator.predict.predictor import DetectOptions, TorchNetwork, detect
@@ -28,9 +28,6 @@ from orchestrator.storage.run_files import RESULT
 
 #: A path, or (h, w, 3) uint8 RGB pixels.
 ImageLike: TypeAlias = str | Path | NDArray[np.uint8]
-#: What is shown where nothing else is asked for; training keeps far more, for the curves.
-DISPLAY_SCORE = 0.25
-DISPLAY_LIMIT = 100
 
 
 def load(experiment: str | Path, *overrides: str) -> ResolvedExperiment:

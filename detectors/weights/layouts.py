@@ -5,7 +5,7 @@ a *part*, such as VGG16-reduced, and ``SITES`` says under which prefix each dete
 part.
 
 Sources of the names: amdegroot/ssd.pytorch, VDIGPKU/M2Det, yan-roo/SpineNet-Pytorch,
-mindspore-ai/models (official/cv/SSD), and torchvision 0.29.
+mindspore-ai/models (official/cv/SSD, official/cv/FasterRCNN, the port of M2Det), torchvision 0.29.
 """
 
 from __future__ import annotations
@@ -186,6 +186,19 @@ def _mindspore(name: str) -> str:
     return f"{stem}.{_MINDSPORE_ENDINGS.get(ending, ending)}"
 
 
+def _mindspore_m2det(name: str) -> str:
+    """Its VGG16 keeps its layers in a list of that name."""
+    return re.sub(r"^base\.layers\.(\d+)\.", r"base.\1.", _mindspore(name))
+
+
+def _mindspore_resnet(name: str) -> str | None:
+    """The classifier's names, or those of a backbone made of it for Faster R-CNN."""
+    name = _mindspore(name).removeprefix("backbone.")
+    name = re.sub(r"\.(?:down_sample_layer\.0|conv_down_sample)\.", ".downsample.0.", name)
+    name = re.sub(r"\.(?:down_sample_layer\.1|bn_down_sample)\.", ".downsample.1.", name)
+    return name if re.match(r"(conv1|bn1|layer\d)\.", name) else None
+
+
 _CONF_ROWS: tuple[tuple[str, Literal["inner", "outer"]], ...] = ((r"conf\.\d+\.\w+", "inner"),)
 
 #: In the order in which they are tried.
@@ -193,7 +206,7 @@ LAYOUTS: tuple[Layout, ...] = (
     Layout(
         name="m2det",
         title="a released M2Det",
-        landmarks=("unet1.toplayer.0.conv.weight", "leach.0.conv.weight", "conf.0.bias"),
+        landmarks=("unet1.toplayer.0.bn.weight", "leach.0.conv.weight", "conf.0.bias"),
         rename=_same,
         sites={"m2det": ""},
         classes=Classes("conf.0.bias", 6, _CONF_ROWS),
@@ -266,6 +279,35 @@ LAYOUTS: tuple[Layout, ...] = (
             3,
             ((r"multi_box\.multi_cls_layers\.\d+\.3\.\w+", "inner"),),
         ),
+    ),
+    Layout(
+        name="mindspore_m2det",
+        title="an M2Det of the MindSpore port",
+        landmarks=("unet1.toplayer.0.bn.gamma", "leach.0.bn.gamma", "conf.0.bias"),
+        rename=_mindspore_m2det,
+        sites={"m2det": ""},
+        classes=Classes("conf.0.bias", 6, _CONF_ROWS),
+    ),
+    Layout(
+        name="mindspore_resnet",
+        title="a ResNet classifier of the MindSpore model zoo",
+        landmarks=("conv1.weight", "bn1.gamma", "layer1.0.down_sample_layer.0.weight"),
+        rename=_mindspore_resnet,
+        sites=_RESNET_SITES,
+    ),
+    Layout(
+        name="mindspore_faster_rcnn_backbone",
+        title="a ResNet backbone of the MindSpore zoo's Faster R-CNN",
+        landmarks=("backbone.conv1.weight", "backbone.layer1.0.conv_down_sample.weight"),
+        rename=_mindspore_resnet,
+        sites=_RESNET_SITES,
+    ),
+    Layout(
+        name="mindspore_vgg16_reducedfc",
+        title="vgg16_reducedfc of the MindSpore port of M2Det",
+        landmarks=("layers.0.weight", "layers.28.weight", "layers.31.weight", "layers.33.weight"),
+        rename=lambda name: name.removeprefix("layers."),
+        sites=_VGG_SITES,
     ),
     Layout(
         name="vgg16_reducedfc",

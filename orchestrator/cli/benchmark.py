@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from orchestrator.cli._shared.json_output import add_json, json_output
 from orchestrator.cli._shared.parser import Parser
 from orchestrator.errors import ConfigError
 from orchestrator.storage.run_files import RESOLVED
@@ -39,6 +41,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--trace", type=Path, metavar="FILE.json", help="trace of three steps for a profiler's UI"
     )
+    add_json(parser)
     arguments = parser.parse_args(argv)
     for name, least in (("steps", 1), ("skip", 0), ("repeats", 1)):
         if getattr(arguments, name) < least:
@@ -54,29 +57,31 @@ def main(argv: Sequence[str]) -> int:
     from orchestrator.config.resolve import load_experiment
     from orchestrator.storage.atomic import write_atomic
 
-    against = None if arguments.against is None else BenchmarkResult.read(arguments.against)
-    source = Path(arguments.experiment)
-    file = source / RESOLVED if source.is_dir() else source
-    result = benchmark(
-        load_experiment(file, arguments.overrides),
-        steps=arguments.steps,
-        skip=arguments.skip,
-        batches=batches,
-        repeats=arguments.repeats,
-        trace=arguments.trace,
-    )
-    head = ["", "now", "unit", *([] if against is None else ["then", "now / then"])]
-    title = f"{result.detector}, {result.precision}, {result.threads} threads"
-    table = Table(*head, title=escape(title))
-    for row in rows(result, against):
-        table.add_row(*map(escape, row))
-    Console(soft_wrap=True).print(table)
-    print(f"{result.hardware}; {result.code}")
-    for line in [] if against is None else differences(result, against):
-        print(f"differs: {line}")
-    if arguments.output is not None:
-        write_atomic(arguments.output, result.to_json().encode("utf-8"))
-        print(f"written: {arguments.output}")
+    with json_output(arguments.json) as emit:
+        against = None if arguments.against is None else BenchmarkResult.read(arguments.against)
+        source = Path(arguments.experiment)
+        file = source / RESOLVED if source.is_dir() else source
+        result = benchmark(
+            load_experiment(file, arguments.overrides),
+            steps=arguments.steps,
+            skip=arguments.skip,
+            batches=batches,
+            repeats=arguments.repeats,
+            trace=arguments.trace,
+        )
+        head = ["", "now", "unit", *([] if against is None else ["then", "now / then"])]
+        title = f"{result.detector}, {result.precision}, {result.threads} threads"
+        table = Table(*head, title=escape(title))
+        for row in rows(result, against):
+            table.add_row(*map(escape, row))
+        Console(soft_wrap=True).print(table)
+        print(f"{result.hardware}; {result.code}")
+        for line in [] if against is None else differences(result, against):
+            print(f"differs: {line}")
+        if arguments.output is not None:
+            write_atomic(arguments.output, result.to_json().encode("utf-8"))
+            print(f"written: {arguments.output}")
+        emit(json.loads(result.to_json()))
     return 0
 
 

@@ -92,7 +92,8 @@ def _priors(
 def _augmented(experiment: str, overrides: Sequence[str]) -> bytes:
     """The first images of the run, as a JPEG file."""
     from orchestrator.config.resolve import load_experiment
-    from orchestrator.data.doctor.pictures import batch_sheet, jpeg
+    from orchestrator.data.doctor.pictures import batch_sheet
+    from orchestrator.pages.drawing import encode_jpeg
     from orchestrator.runs.plan import make_plan
 
     plan = make_plan(load_experiment(experiment, overrides), Path.cwd()).batches
@@ -100,4 +101,4 @@ def _augmented(experiment: str, overrides: Sequence[str]) -> bytes:
     batches = (
         plan.train_batch(step, 0, 1) for step in range(min(steps, plan.schedule.total_steps))
     )
-    return jpeg(batch_sheet(batches, len(plan.train.label_map)))
+    return encode_jpeg(batch_sheet(batches), quality=85)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
+from orchestrator.cli._shared.json_output import add_json, json_output
 from orchestrator.cli._shared.parser import Parser
 
 
@@ -22,6 +24,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--steps", type=int, default=20, help="to train (default: 20)")
     parser.add_argument("--kills", type=int, default=5, help="to survive (default: 5)")
     parser.add_argument("--seed", type=int, default=1, help="of the instants (default: 1)")
+    add_json(parser)
     arguments = parser.parse_args(argv)
     if arguments.steps < 2 or arguments.kills < 1:
         parser.error(f"--steps {arguments.steps} --kills {arguments.kills}: at least 2 and 1")
@@ -29,28 +32,30 @@ def main(argv: Sequence[str]) -> int:
     from orchestrator.errors import OrchestratorError
     from orchestrator.runs.check_resume import check_resume
 
-    folder = Path(tempfile.mkdtemp(prefix="check-resume-"))
-    found = check_resume(
-        arguments.experiment,
-        arguments.overrides,
-        steps=arguments.steps,
-        kills=arguments.kills,
-        seed=arguments.seed,
-        folder=folder,
-        say=print,
-    )
-    for name in sorted({*found.unbroken, *found.broken}):
-        print(f"  {name:<22} unbroken {found.unbroken.get(name, '-')}")
-        print(f"  {'':<22} killed   {found.broken.get(name, '-')}")
-    if found.differing:
-        raise OrchestratorError(
-            f"not the same after {found.steps} steps: {', '.join(found.differing)} differ. Both "
-            f"runs are in {folder}. Next: set train.deterministic to true, and see that nothing "
-            "in the data changes between two reads"
+    with json_output(arguments.json) as emit:
+        folder = Path(tempfile.mkdtemp(prefix="check-resume-"))
+        found = check_resume(
+            arguments.experiment,
+            arguments.overrides,
+            steps=arguments.steps,
+            kills=arguments.kills,
+            seed=arguments.seed,
+            folder=folder,
+            say=print,
         )
-    shutil.rmtree(folder)
-    print(
-        f"the same bits after {found.steps} steps and {found.kills} kills; "
-        f"a kill cost {found.redone} steps at most"
-    )
+        for name in sorted({*found.unbroken, *found.broken}):
+            print(f"  {name:<22} unbroken {found.unbroken.get(name, '-')}")
+            print(f"  {'':<22} killed   {found.broken.get(name, '-')}")
+        emit(asdict(found) | {"differing": found.differing})
+        if found.differing:
+            raise OrchestratorError(
+                f"not the same after {found.steps} steps: {', '.join(found.differing)} differ. "
+                f"Both runs are in {folder}. Next: set train.deterministic to true, and see that "
+                "nothing in the data changes between two reads"
+            )
+        shutil.rmtree(folder)
+        print(
+            f"the same bits after {found.steps} steps and {found.kills} kills; "
+            f"a kill cost {found.redone} steps at most"
+        )
     return 0

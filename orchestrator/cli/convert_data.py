@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from orchestrator.cli._shared.json_output import add_json, json_output
 from orchestrator.cli._shared.parser import Parser
 from orchestrator.cli._shared.source import FORMATS, add_source, read_source
 
@@ -29,6 +30,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--drop-crowd", action="store_true", help="leave out crowd (difficult) boxes"
     )
+    add_json(parser)
     arguments = parser.parse_args(argv)
 
     from rich.console import Console
@@ -48,8 +50,22 @@ def main(argv: Sequence[str]) -> int:
             drop_crowd=arguments.drop_crowd,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
-    print("\n".join(_lines(converted, arguments.to, arguments.target)))
+    with json_output(arguments.json) as emit:
+        print("\n".join(_lines(converted, arguments.to, arguments.target)))
+        emit({"splits": {name: _document(one) for name, one in converted.items()}})
     return 0
+
+
+def _document(one: Converted) -> dict[str, Any]:
+    return {
+        "images": str(one.place.images),
+        "annotations": str(one.place.annotations),
+        "number_of_images": len(one.data),
+        "boxes": len(one.data.labels),
+        "content_digest": one.data.content_digest,
+        "findings": [str(finding) for finding in one.findings],
+        "lost": list(one.lost),
+    }
 
 
 def _lines(converted: dict[str, Converted], kind: str, target: Path) -> list[str]:

@@ -15,16 +15,21 @@ def main(argv: Sequence[str]) -> int:
     """Draw a file of predictions."""
     parser = Parser(
         prog="orchestrator draw",
-        description="draw what `orchestrator predict` wrote on the images it names; boxes of "
-        "annotations, if given, in thin lines",
+        description="draw what `orchestrator predict` wrote on the images it names. With "
+        "annotations true positives have full lines, false positives dashed ones and FP before "
+        "their class, annotated boxes thin ones, and missed boxes the word missed below them",
     )
     parser.add_argument("predictions", type=Path, metavar="PREDICTIONS.json")
     parser.add_argument(
         "--output", type=Path, default=Path("drawn"), metavar="FOLDER", help="default: drawn"
     )
     parser.add_argument(
-        "--threshold", type=float, default=0.3, metavar="SCORE", help="lowest drawn (default: 0.3)"
+        "--threshold",
+        type=float,
+        metavar="SCORE",
+        help="lowest drawn (default: 0.25, and the best 100 of an image)",
     )
+    parser.add_argument("--all", action="store_true", help="every detection in the file")
     parser.add_argument(
         "--annotations",
         type=Path,
@@ -49,6 +54,7 @@ def main(argv: Sequence[str]) -> int:
 
     from orchestrator.data.readers.coco import read_coco
     from orchestrator.data.readers.paths import ReadRules
+    from orchestrator.pages.drawing import DISPLAY_LIMIT, DISPLAY_SCORE
     from orchestrator.predict.draw_predictions import Truth, draw_predictions, read_seed_json
 
     try:
@@ -67,11 +73,15 @@ def main(argv: Sequence[str]) -> int:
         names = set(dataset.label_map.names) ^ set(label_map.names)
         if names:
             print(f"classes by name; in one of the files alone: {', '.join(sorted(names))}")
+    lowest = arguments.threshold
+    if lowest is None:
+        lowest = 0.0 if arguments.all else DISPLAY_SCORE
     drawn = draw_predictions(
         found,
         label_map,
         arguments.output,
-        threshold=arguments.threshold,
+        threshold=lowest,
+        limit=None if arguments.all else DISPLAY_LIMIT,
         truth=truth,
         sheets=arguments.sheets,
     )

@@ -14,6 +14,7 @@ from orchestrator.cli._shared.detector import (
     load,
     split_overrides,
 )
+from orchestrator.cli._shared.json_output import add_json, json_output
 from orchestrator.cli._shared.parser import Parser
 from orchestrator.errors import ConfigError, printable
 
@@ -77,6 +78,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--limit", type=int, metavar="N", help="the first N images alone")
     add_source_options(parser)
     add_detect_options(parser)
+    add_json(parser)
     arguments = parser.parse_args(argv)
     overrides, sources = split_overrides(arguments.words)
     for name in ("workers", "threads", "batch", "max_detections"):
@@ -85,15 +87,18 @@ def main(argv: Sequence[str]) -> int:
             raise ConfigError(f"--{name.replace('_', '-')} {value}: must be at least 1")
     if arguments.annotations is not None and arguments.predictions is None:
         raise ConfigError("--annotations: is what --predictions are scored against; name those")
-    if not sources and not overrides and arguments.annotations is not None:
-        return _score(arguments)
-    if len(sources) != 1:
-        raise ConfigError(f"{parser.prog}: expected one detector, found {sources or 'none'}")
-    return _evaluate(sources[0], overrides, arguments)
+    with json_output(arguments.json) as emit:
+        if not sources and not overrides and arguments.annotations is not None:
+            emit(_score(arguments))
+        elif len(sources) != 1:
+            raise ConfigError(f"{parser.prog}: expected one detector, found {sources or 'none'}")
+        else:
+            emit(_evaluate(sources[0], overrides, arguments))
+    return 0
 
 
-def _score(arguments: Any) -> int:
-    """Score a results file against annotations, without any detector."""
+def _score(arguments: Any) -> dict[str, Any]:
+    """Score a results file against annotations, without any detector; the document."""
     from rich.console import Console
 
     from orchestrator.evaluation.analysis import analyse
@@ -107,11 +112,12 @@ def _score(arguments: Any) -> int:
     about = {"predictions": str(arguments.predictions), "annotations": str(arguments.annotations)}
     folder = arguments.output or Path("evaluation")
     outcome = _Outcome(dataset, results, analysis, about, time.perf_counter() - started)
-    _finish(Console(soft_wrap=True), str(arguments.predictions), outcome, folder, arguments)
-    return 0
+    console = Console(soft_wrap=True)
+    return _finish(console, str(arguments.predictions), outcome, folder, arguments)
 
 
-def _evaluate(source: str, overrides: list[str], arguments: Any) -> int:
+def _evaluate(source: str, overrides: list[str], arguments: Any) -> dict[str, Any]:
+    """Run a detector, or score what it found before; the document."""
     from rich.console import Console
 
     from orchestrator.evaluation.analysis import analyse
@@ -162,8 +168,7 @@ def _evaluate(source: str, overrides: list[str], arguments: Any) -> int:
     about |= {"config_digest": loaded.resolved.digest}
     folder = arguments.output or (loaded.run_dir or Path()) / "evaluation"
     outcome = _Outcome(dataset, results, analysis, about, time.perf_counter() - started)
-    _finish(console, loaded.title, outcome, folder, arguments)
-    return 0
+    return _finish(console, loaded.title, outcome, folder, arguments)
 
 
 class _Outcome(NamedTuple):
@@ -176,8 +181,10 @@ class _Outcome(NamedTuple):
     seconds: float
 
 
-def _finish(console: Console, title: str, outcome: _Outcome, folder: Path, arguments: Any) -> None:
-    """Write the files and print the numbers."""
+def _finish(
+    console: Console, title: str, outcome: _Outcome, folder: Path, arguments: Any
+) -> dict[str, Any]:
+    """Write the files and print the numbers; the document for programs."""
     from orchestrator.data.doctor.image_notes import crowded
     from orchestrator.evaluation.coco import at_limit
     from orchestrator.predict.scoring import write_evaluation
@@ -199,6 +206,7 @@ def _finish(console: Console, title: str, outcome: _Outcome, folder: Path, argum
         f"{analysis.backend}",
     )
     _say(console, f"written: {', '.join(str(path) for path in files.values())}")
+    return {"about": about, **analysis.to_json(), "files": files}
 
 
 def _show(console: Console, title: str, analysis: Analysis, beside: dict[str, float]) -> None:

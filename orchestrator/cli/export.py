@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.cli._shared.detector import add_source_options, load, split_overrides
+from orchestrator.cli._shared.json_output import add_json, json_output
 from orchestrator.cli._shared.parser import Parser
 from orchestrator.errors import ConfigError
 
@@ -48,6 +49,7 @@ def main(argv: Sequence[str]) -> int:
         "--alias", default="latest-export", help="of the new version (default: latest-export)"
     )
     add_source_options(parser)
+    add_json(parser)
     arguments = parser.parse_args(argv)
     overrides, sources = split_overrides(arguments.words)
     if len(sources) != 1:
@@ -57,34 +59,38 @@ def main(argv: Sequence[str]) -> int:
     from orchestrator.export.export import export
     from orchestrator.predict.scoring import read_split
 
-    if arguments.format == "onnx":
-        require_export_packages()
-    loaded = load(sources[0], overrides, arguments)
-    experiment = loaded.resolved.experiment
-    dataset = read_split(experiment, "val", limit=arguments.images)
-    uri = experiment.tracking.mlflow
-    if arguments.register is not None and uri is None:
-        raise ConfigError(
-            f"--register {arguments.register}: tracking.mlflow is null, so there is no registry. "
-            "Next: name one, tracking.mlflow=sqlite:///runs/mlflow.db"
+    with json_output(arguments.json) as emit:
+        if arguments.format == "onnx":
+            require_export_packages()
+        loaded = load(sources[0], overrides, arguments)
+        experiment = loaded.resolved.experiment
+        dataset = read_split(experiment, "val", limit=arguments.images)
+        uri = experiment.tracking.mlflow
+        if arguments.register is not None and uri is None:
+            raise ConfigError(
+                f"--register {arguments.register}: tracking.mlflow is null, so there is no "
+                "registry. Next: name one, tracking.mlflow=sqlite:///runs/mlflow.db"
+            )
+        folder = (loaded.run_dir or Path()) / "export"
+        path = arguments.output or folder / f"{experiment.name}.{arguments.format}"
+        done = export(loaded, path, format=arguments.format, dataset=dataset, nms=arguments.nms)
+        report = path.with_name(f"{path.name}.parity.json")
+        report.write_text(json.dumps(done.parity.to_json(), indent=1))
+        parity = done.parity
+        opset = "" if done.metadata.opset is None else f", opset {done.metadata.opset}"
+        print(f"{loaded.title}\n{path}: {path.stat().st_size / 1e6:.1f} MB{opset}")
+        print(
+            f"largest difference of raw outputs {max(parity.raw.values()):.2g}, of scores "
+            f"{parity.score:.2g}; {max(parity.lone.values()):.2%} selected by one side only, "
+            f"{parity.unmatched} of {parity.detections} detections unmatched; "
+            f"AP {parity.ap_exported:.5f}, PyTorch {parity.ap_torch:.5f}, on {parity.images} images"
         )
-    folder = (loaded.run_dir or Path()) / "export"
-    path = arguments.output or folder / f"{experiment.name}.{arguments.format}"
-    done = export(loaded, path, format=arguments.format, dataset=dataset, nms=arguments.nms)
-    report = path.with_name(f"{path.name}.parity.json")
-    report.write_text(json.dumps(done.parity.to_json(), indent=1))
-    parity = done.parity
-    opset = "" if done.metadata.opset is None else f", opset {done.metadata.opset}"
-    print(f"{loaded.title}\n{path}: {path.stat().st_size / 1e6:.1f} MB{opset}")
-    print(
-        f"largest difference of raw outputs {max(parity.raw.values()):.2g}, of scores "
-        f"{parity.score:.2g}; {max(parity.lone.values()):.2%} selected by one side only, "
-        f"{parity.unmatched} of {parity.detections} detections unmatched; "
-        f"AP {parity.ap_exported:.5f}, PyTorch {parity.ap_torch:.5f}, on {parity.images} images"
-    )
-    if arguments.register is not None and uri is not None:
-        model = _register(arguments, path, uri, experiment.tracking.experiment, loaded.run_dir)
-        print(f"registered: {model.uri}, version {model.version}, of MLflow run {model.run_id}")
+        document = {"file": path, "bytes": path.stat().st_size, "parity": parity.to_json()}
+        if arguments.register is not None and uri is not None:
+            model = _register(arguments, path, uri, experiment.tracking.experiment, loaded.run_dir)
+            print(f"registered: {model.uri}, version {model.version}, of MLflow run {model.run_id}")
+            document["registered"] = {"uri": model.uri, "version": model.version}
+        emit(document)
     return 0
 
 

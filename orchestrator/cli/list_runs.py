@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
+from orchestrator.cli._shared.json_output import add_json, json_output
 from orchestrator.cli._shared.parser import Parser
 from orchestrator.errors import printable
 
@@ -15,10 +17,14 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "folder", nargs="?", type=Path, default=Path("runs"), help="storage of the experiments"
     )
+    add_json(parser)
     arguments = parser.parse_args(argv)
 
     from orchestrator.runs.overview import standings
 
-    for found in standings(arguments.folder):
-        print(printable(found.text()))
+    with json_output(arguments.json) as emit:
+        runs = standings(arguments.folder)
+        for each in runs:
+            print(printable(each.text()))
+        emit({"runs": [asdict(each) for each in runs]})
     return 0

@@ -19,7 +19,7 @@ def main(argv: Sequence[str]) -> int:
     """Print all variants, or check them; 1 when one differs from a published figure."""
     parser = Parser(
         prog="orchestrator models",
-        description="variants of all detectors, counted without building them in memory",
+        description="variants of all detectors, with what can be counted of each",
     )
     parser.add_argument("variants", nargs="*", metavar="VARIANT", help="only these")
     parser.add_argument(
@@ -52,13 +52,13 @@ def _chosen(names: Sequence[str]) -> list[str]:
 
 
 def _list(chosen: Sequence[str], *, classes: int, as_json: bool) -> None:
-    from detectors.measure import measure
+    from detectors.counted import count
     from detectors.registry import broken_detectors, variant_config
 
     rows: list[dict[str, Any]] = []
     for variant in chosen:
         config = variant_config(variant)
-        counted = measure(config, num_classes=classes)
+        counted = count(config, num_classes=classes)
         rows.append({"variant": variant, "detector": config.name, "classes": classes})
         rows[-1] |= counted._asdict()
     if as_json:

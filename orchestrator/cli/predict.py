@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.cli._shared.detector import (
     add_detect_options,
     add_source_options,
-    detect_options,
     load,
+    shown_options,
     split_overrides,
 )
 from orchestrator.cli._shared.parser import Parser
@@ -67,14 +67,20 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--batch", type=int, default=8, metavar="N", help="images at a time")
     parser.add_argument(
+        "--all",
+        action="store_true",
+        help="every detection that the experiment keeps, as scoring needs and --form coco writes "
+        "anyway (default: scores above 0.25, and the best 100 of an image)",
+    )
+    parser.add_argument(
         "--draw", type=Path, metavar="FOLDER", help="also draw the detections on the images"
     )
     parser.add_argument(
         "--draw-threshold",
         type=float,
-        default=0.3,
+        default=0.25,
         metavar="SCORE",
-        help="lowest score that is drawn (default: 0.3)",
+        help="lowest score that is drawn (default: 0.25)",
     )
     _add_live_options(parser)
     add_source_options(parser)
@@ -111,8 +117,6 @@ def _watch(words: list[str], overrides: list[str], arguments: Any) -> int:
     from rich.progress import Progress, TimeElapsedColumn
 
     from orchestrator.predict.live import Viewing, watch
-    from orchestrator.predict.prediction import to_seed_json
-    from orchestrator.storage.atomic import write_atomic
 
     if len(words) != 1:
         raise ConfigError("--camera, --video: stand in place of inputs; name a detector alone")
@@ -129,19 +133,15 @@ def _watch(words: list[str], overrides: list[str], arguments: Any) -> int:
         task = bar.add_task("watching", total=arguments.frames)
         found = watch(
             loaded,
-            detect_options(loaded, arguments),
+            shown_options(loaded, arguments, overrides),
             arguments.video if arguments.camera is None else arguments.camera,
             Viewing(arguments.show, arguments.draw, arguments.draw_threshold, arguments.frames),
             threads=arguments.threads,
             on_progress=lambda done: bar.update(task, completed=done),
         )
-    tree = to_seed_json(found, loaded.label_map)
-    text = json.dumps(tree, indent=1, allow_nan=False, ensure_ascii=False)
-    write_atomic(arguments.output, text.encode("utf-8"))
-    print(
-        f"{len(found)} frames, {sum(len(one.scores) for one in found)} detections: "
-        f"{arguments.output}"
-    )
+    _write(arguments, found, loaded.label_map, {})
+    boxes = sum(len(one.scores) for one in found)
+    print(f"{len(found)} frames, {boxes} detections{_rule(arguments)}: {arguments.output}")
     return 0
 
 
@@ -149,7 +149,8 @@ def _predict(source: str, words: list[str], overrides: list[str], arguments: Any
     from rich.console import Console
     from rich.progress import Progress
 
-    from orchestrator.predict.draw_predictions import draw_predictions
+    from orchestrator.pages.drawing import DISPLAY_LIMIT
+    from orchestrator.predict.draw_predictions import draw_predictions, require_apart
     from orchestrator.predict.inputs import list_pictures, passed_over
     from orchestrator.predict.prediction import PredictJob, finish, predict
 
@@ -160,13 +161,15 @@ def _predict(source: str, words: list[str], overrides: list[str], arguments: Any
         _say(console, f"passed over, being no images that are read: {listed}")
     if arguments.form != "coco" and arguments.annotations is not None:
         raise ConfigError("--annotations: gives ids to COCO results; add --form coco")
+    if arguments.draw is not None:
+        require_apart(arguments.draw, pictures)
     loaded = load(source, overrides, arguments)
     target = _target(pictures, loaded, arguments)
     if target.note is not None:
         _say(console, target.note)
     job = PredictJob(
         loaded=loaded,
-        how=detect_options(loaded, arguments),
+        how=shown_options(loaded, arguments, overrides),
         pictures=tuple(pictures),
         batch_size=arguments.batch,
         threads=arguments.threads,
@@ -186,13 +189,17 @@ def _predict(source: str, words: list[str], overrides: list[str], arguments: Any
     for problem in problems:
         _say(console, f"skipped: {problem}")
     boxes = sum(len(one.scores) for one in found)
-    print(f"{len(found) - len(problems)} images, {boxes} detections: {arguments.output}")
+    print(
+        f"{len(found) - len(problems)} images, {boxes} detections{_rule(arguments)}: "
+        f"{arguments.output}"
+    )
     if arguments.draw is not None:
         drawn = draw_predictions(
             found,
             loaded.label_map,
             arguments.draw,
             threshold=arguments.draw_threshold,
+            limit=None if arguments.all else DISPLAY_LIMIT,
             pictures={picture.key: picture for picture in pictures},
             decoding=target.decoding,
         )
@@ -210,6 +217,13 @@ def _target(pictures: Sequence[Picture], loaded: LoadedDetector, arguments: Any)
         return target_of(pictures, loaded, arguments.annotations)
     ids = {picture.key: number for number, picture in enumerate(pictures, start=1)}
     return ResultsTarget(ids, loaded.label_map, loaded.pictures)
+
+
+def _rule(arguments: Any) -> str:
+    """What was left out, for people who count."""
+    if arguments.all or arguments.form == "coco":
+        return ""
+    return " worth a look (all of them with --all)"
 
 
 def _say(console: Console, text: str) -> None:
@@ -235,5 +249,5 @@ def _write(
             write_atomic(beside, json.dumps(images, indent=1).encode())
     else:
         tree = to_seed_json(found, label_map)
-    text = json.dumps(tree, indent=1, allow_nan=False, ensure_ascii=False)
+    text = json.dumps(tree, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
     write_atomic(arguments.output, text.encode("utf-8"))

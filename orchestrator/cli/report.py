@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from orchestrator.cli._shared.json_output import add_json, json_output
 from orchestrator.cli._shared.parser import Parser
 from orchestrator.errors import StorageError
 from orchestrator.storage.run_files import RESOLVED
@@ -23,6 +24,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--output", type=Path, metavar="FILE", help="default: report.html in the run folder"
     )
+    add_json(parser)
     arguments = parser.parse_args(argv)
 
     from orchestrator.config.resolve import load_experiment
@@ -41,5 +43,7 @@ def main(argv: Sequence[str]) -> int:
     path = arguments.output or arguments.run / REPORT
     page = render_report(arguments.run, read_split(experiment, "val"))
     write_atomic(path, page.encode("utf-8"))
-    print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
+    with json_output(arguments.json) as emit:
+        print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
+        emit({"page": path, "bytes": path.stat().st_size})
     return 0

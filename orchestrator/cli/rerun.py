@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from orchestrator.cli._shared.detector import split_overrides
+from orchestrator.cli._shared.json_output import add_json, json_output
 from orchestrator.cli._shared.parser import Parser
 from orchestrator.errors import ConfigError
+
+if TYPE_CHECKING:
+    from orchestrator.sweeps.rerun import Rerun
 
 
 def main(argv: Sequence[str]) -> int:
@@ -34,6 +40,7 @@ def main(argv: Sequence[str]) -> int:
         metavar="FOLDER",
         help="where the new run folder is made (default: beside the old one, or beside its sweep)",
     )
+    add_json(parser)
     arguments = parser.parse_args(argv)
     overrides, folders = split_overrides(arguments.words)
     if len(folders) != 1:
@@ -41,14 +48,21 @@ def main(argv: Sequence[str]) -> int:
 
     from orchestrator.sweeps.rerun import find_run, rerun
 
-    run = find_run(Path(folders[0]), arguments.trial, overrides)
-    done = rerun(run, name=arguments.name, storage=arguments.storage, overrides=overrides)
+    with json_output(arguments.json) as emit:
+        run = find_run(Path(folders[0]), arguments.trial, overrides)
+        done = rerun(run, name=arguments.name, storage=arguments.storage, overrides=overrides)
+        emit(asdict(done) | {"equal": done.equal})
+        return _verdict(run.name, done)
+
+
+def _verdict(name: str, done: Rerun) -> int:
+    """Say how the second run compares; the exit code."""
     if done.code:
         return done.code
     if done.equal:
-        print(f"{run.name}: the same weights, to the bit: sha256 {done.found}")
+        print(f"{name}: the same weights, to the bit: sha256 {done.found}")
         return 0
-    print(f"{run.name}: other weights\n  then sha256 {done.expected}\n  now  sha256 {done.found}")
+    print(f"{name}: other weights\n  then sha256 {done.expected}\n  now  sha256 {done.found}")
     for line in done.changed:
         print(f"  not the same: {line}")
     if not done.changed:

@@ -6,9 +6,11 @@ same command again goes on where the run stopped.
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Sequence
 
+from orchestrator.cli._shared.json_output import add_json, json_output
 from orchestrator.cli._shared.parser import Parser
 
 
@@ -35,6 +37,7 @@ def main(argv: Sequence[str]) -> int:
         action="store_true",
         help="go on with a run folder although its experiment or data has changed",
     )
+    add_json(parser)
     arguments = parser.parse_args(argv)
     from orchestrator.config.printing import print_config
     from orchestrator.config.resolve import read_template
@@ -49,10 +52,21 @@ def main(argv: Sequence[str]) -> int:
             check_sweep(template, resolved)
         sys.stdout.write(print_config(resolved))
         return 0
-    if resolved.experiment.sweep is not None:
-        from orchestrator.sweeps.driver import drive_sweep
+    from orchestrator.storage.run_files import RESULT, SWEEP_RESULT
 
-        return drive_sweep(template, force_resume=arguments.force_resume)
-    from orchestrator.runs.driver import drive, folder_of
+    sweep = resolved.experiment.sweep is not None
+    with json_output(arguments.json) as emit:
+        if sweep:
+            from orchestrator.sweeps.driver import drive_sweep, folder_of_sweep
 
-    return drive(resolved, folder_of(resolved.experiment), force_resume=arguments.force_resume)
+            folder = folder_of_sweep(resolved.experiment)
+            code = drive_sweep(template, force_resume=arguments.force_resume)
+        else:
+            from orchestrator.runs.driver import drive, folder_of
+
+            folder = folder_of(resolved.experiment)
+            code = drive(resolved, folder, force_resume=arguments.force_resume)
+        if arguments.json:
+            result = json.loads((folder / (SWEEP_RESULT if sweep else RESULT)).read_bytes())
+            emit({"folder": folder, "result": result})
+    return code

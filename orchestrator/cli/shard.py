@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from orchestrator.cli._shared.json_output import add_json, json_output
 from orchestrator.cli._shared.parser import Parser
 from orchestrator.cli._shared.source import add_source, find_source, is_experiment
 from orchestrator.errors import ConfigError
@@ -37,6 +38,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--images-per-shard", type=int, metavar="N", help="(default: 512, 80 MB of COCO's images)"
     )
+    add_json(parser)
     arguments = parser.parse_args(argv)
     if arguments.images_per_shard is not None and arguments.images_per_shard < 1:
         raise ConfigError(f"--images-per-shard is {arguments.images_per_shard}, allowed is >= 1")
@@ -73,7 +75,9 @@ def main(argv: Sequence[str]) -> int:
             )
             for finding in split.findings:
                 bars.console.print(f"{name}: {finding}", highlight=False, markup=False)
-    print("\n".join(_lines(written, arguments.target)))
+    with json_output(arguments.json) as emit:
+        print("\n".join(_lines(written, arguments.target)))
+        emit({"splits": {name: _document(one) for name, one in written.items()}})
     return 0
 
 
@@ -84,6 +88,17 @@ def _cluster(arguments: argparse.Namespace) -> ClusterConfig:
     if is_experiment(arguments.source):
         return load_experiment(arguments.source).experiment.cluster
     return ClusterConfig()
+
+
+def _document(one: Written) -> dict[str, Any]:
+    return {
+        "images": one.index.images,
+        "shards": len(one.index.sizes),
+        "bytes": sum(one.index.sizes),
+        "manifest_digest": one.index.digest,
+        "content_digest": one.index.content_digest,
+        "unsound": list(one.unsound),
+    }
 
 
 def _lines(written: dict[str, Written], target: str) -> list[str]:

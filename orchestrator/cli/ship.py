@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
+from orchestrator.cli._shared.json_output import add_json, json_output
 from orchestrator.cli._shared.parser import Parser
 from orchestrator.errors import StorageError
 
@@ -19,21 +21,27 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "runs", nargs="+", type=Path, metavar="RUN", help="run folder, or folder of a sweep"
     )
+    add_json(parser)
     arguments = parser.parse_args(argv)
 
     from orchestrator.storage.run_files import MLFLOW_SPEC
     from orchestrator.tracking.mlflow_shipper import ship_later
 
-    left = []
-    for run in arguments.runs:
-        if not run.is_dir():
-            raise StorageError(f"{run}: there is no such run folder")
-        trials = sorted(spec.parent for spec in run.glob(f"trial-*/{MLFLOW_SPEC}"))
-        for folder in [run, *trials]:
-            shipped = ship_later(folder, say=lambda text: print(text, file=sys.stderr))
-            print(f"{folder}: {shipped}")
-            if shipped is not None and not shipped.complete:
-                left.append(folder)
+    left, runs = [], []
+    with json_output(arguments.json) as emit:
+        for run in arguments.runs:
+            if not run.is_dir():
+                raise StorageError(f"{run}: there is no such run folder")
+            trials = sorted(spec.parent for spec in run.glob(f"trial-*/{MLFLOW_SPEC}"))
+            for folder in [run, *trials]:
+                shipped = ship_later(folder, say=lambda text: print(text, file=sys.stderr))
+                print(f"{folder}: {shipped}")
+                if shipped is not None and not shipped.complete:
+                    left.append(folder)
+                runs.append(
+                    {"folder": folder, "mlflow": None if shipped is None else asdict(shipped)}
+                )
+        emit({"runs": runs})
     if left:
         raise StorageError(
             f"{len(left)} of the runs did not arrive whole: {', '.join(map(str, left))}. Next: see "

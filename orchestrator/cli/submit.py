@@ -5,7 +5,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from orchestrator.cli._shared.json_output import add_json, json_output
 from orchestrator.cli._shared.parser import Parser
 
 
@@ -29,9 +31,10 @@ def main(argv: Sequence[str]) -> int:
         help="leave out of the upload what this .gitignore pattern matches; may be repeated",
     )
     parser.add_argument("--no-wait", action="store_true", help="return once the job has started")
+    add_json(parser)
     arguments = parser.parse_args(argv)
 
-    from orchestrator.cluster.submission import connect, follow, prepare, submit
+    from orchestrator.cluster.submission import connect, prepare, submit
 
     submission = prepare(
         arguments.experiment,
@@ -43,7 +46,15 @@ def main(argv: Sequence[str]) -> int:
     print(f"uploading {submission.bytes / 1024**2:.1f} MiB", file=sys.stderr)
     job = submit(client, submission)
     print(f"started {job}: {submission.entrypoint}", file=sys.stderr)
-    if arguments.no_wait:
+    with json_output(arguments.json) as emit:
+        emit({"job": job, "entrypoint": submission.entrypoint})
+        return _wait(client, job, wanted=not arguments.no_wait)
+
+
+def _wait(client: Any, job: str, *, wanted: bool) -> int:
+    from orchestrator.cluster.submission import follow
+
+    if not wanted:
         return 0
     try:
         follow(client, job)

@@ -89,7 +89,8 @@ def published_schema() -> Node:
     """The schema for editors: :func:`json_schema` with ``extends``, and nothing required.
 
     What a file leaves out, the name that tells kinds of a section apart included, may stand in the
-    file that it extends.
+    file that it extends. And ``data.augmentation`` may be a list, which reading a file turns into
+    the section that it stands for.
     """
     extends = {
         "type": "string",
@@ -97,6 +98,10 @@ def published_schema() -> Node:
         "description": "Experiment file that this one is laid over, relative to it.",
     }
     schema: Node = _partial(json_schema())
+    chain = schema["$defs"]["ChainAugmentation"]["properties"]
+    item = {"anyOf": [chain["steps"]["items"], chain["last"]]}
+    augmentation = schema["$defs"]["DataConfig"]["properties"]["augmentation"]
+    augmentation["anyOf"].append({"type": "array", "minItems": 1, "items": item})
     schema["properties"] = {"extends": extends, **schema["properties"]}
     return schema
 

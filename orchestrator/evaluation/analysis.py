@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +30,7 @@ from orchestrator.evaluation.coco_matching import (
     mean_recall,
 )
 from orchestrator.evaluation.detections import Detections
-from orchestrator.evaluation.matching import Matches, judge, match
+from orchestrator.evaluation.matching import Matches, match, match_at
 from orchestrator.evaluation.results import Results
 
 BACKGROUND: Final = "background"
@@ -76,14 +76,49 @@ class ImageErrors:
 
     Attributes:
         image_id, file: of the image.
-        missed: boxes nobody found.
-        false_alarms: detections that found none.
+        missed: annotated boxes without a detection (false negatives).
+        false_positives: detections that match no box.
     """
 
     image_id: int
     file: str
     missed: int
-    false_alarms: int
+    false_positives: int
+
+
+class ClassAtScore(NamedTuple):
+    """One class at IoU 0.5, detections of at least the working score.
+
+    Attributes:
+        name: of the class.
+        true_positives, false_positives: detections that match a box, and those that match none.
+        missed: boxes without a detection (false negatives).
+    """
+
+    name: str
+    true_positives: int
+    false_positives: int
+    missed: int
+
+    @property
+    def precision(self) -> float:
+        """Share of the detections that are right; -1 without any."""
+        return _share(self.true_positives, self.true_positives + self.false_positives)
+
+    @property
+    def recall(self) -> float:
+        """Share of the boxes that were detected; -1 without any."""
+        return _share(self.true_positives, self.true_positives + self.missed)
+
+    @property
+    def f1(self) -> float:
+        """Harmonic mean of precision and recall; -1 without detections and boxes."""
+        wrong = self.false_positives + self.missed
+        return _share(2 * self.true_positives, 2 * self.true_positives + wrong)
+
+
+def _share(part: int, whole: int) -> float:
+    return part / whole if whole else -1.0
 
 
 @dataclass(frozen=True)
@@ -96,6 +131,7 @@ class Analysis:
         coco_curves: precision and recall by size, from which curves are drawn.
         splits: AP and AR100 of boxes by size and by aspect ratio.
         working_score: the score at which F1 over all classes is highest at IoU 0.5.
+        at_working_score: of each class, in label order.
         confusion: at that score.
         errors: kinds of error at IoU 0.5 and their cost.
         calibration: at IoU 0.5.
@@ -108,6 +144,7 @@ class Analysis:
     coco_curves: native.Curves
     splits: dict[str, dict[str, dict[str, float]]]
     working_score: float
+    at_working_score: tuple[ClassAtScore, ...]
     confusion: Confusion
     errors: Breakdown
     calibration: Calibration
@@ -123,9 +160,13 @@ class Analysis:
             "splits": self.splits,
             "curves": self.curves(),
             "working_score": self.working_score,
+            "at_working_score": [
+                one._asdict() | {"precision": one.precision, "recall": one.recall, "f1": one.f1}
+                for one in self.at_working_score
+            ],
             "confusion": {
                 "threshold": self.confusion.threshold,
-                "rows_truth_columns_found": [*self.label_map.names, BACKGROUND],
+                "rows_annotations_columns_detections": [*self.label_map.names, BACKGROUND],
                 "counts": self.confusion.counts.tolist(),
             },
             "errors": dataclasses.asdict(self.errors),
@@ -163,7 +204,7 @@ class Analysis:
 
 def analyse(
     dataset: Dataset,
-    found: Detections | Results,
+    detections: Detections | Results,
     *,
     backend: Backend | None = None,
     curves: native.Curves | None = None,
@@ -172,14 +213,14 @@ def analyse(
 
     Args:
         dataset: ground truth.
-        found: detections.
+        detections: what is scored.
         backend: what matches; None takes the fastest there is.
         curves: what their matching by COCO's sizes gave, if that has been done already.
 
     Raises:
         DataError: they cannot be scored; see :func:`orchestrator.evaluation.coco.evaluate`.
     """
-    results = sound(dataset, found)
+    results = sound(dataset, detections)
     chosen = backend or fastest()
     curves = curves or coco_curves(dataset, results, backend=chosen)
     by_aspect = coco_curves(dataset, results, bins=ASPECTS, backend=chosen)
@@ -194,6 +235,7 @@ def analyse(
             "aspect": _split(by_aspect, dataset.label_map, ASPECTS),
         },
         working_score=working,
+        at_working_score=at_score(dataset, matches, working),
         confusion=confuse(dataset, results, threshold=working),
         errors=break_down(dataset, matches),
         calibration=calibrate(matches),
@@ -213,12 +255,12 @@ def _split(curves: native.Curves, label_map: LabelMap, bins: Bins) -> dict[str, 
 
 
 def _working_score(dataset: Dataset, matches: Matches) -> float:
-    """The score at which F1 = 2 * hits / (detections + boxes) is highest; 0 without detections."""
+    """The score at which F1 = 2 TP / (detections + boxes) is highest; 0 without detections."""
     keep = ~matches.ignored
-    scores, hits = matches.score[keep], np.cumsum(matches.hit[keep])
+    scores, correct = matches.score[keep], np.cumsum(matches.true_positive[keep])
     if not len(scores):
         return 0.0
-    f1 = 2 * hits / (np.arange(1, len(scores) + 1) + int((~dataset.crowd).sum()))
+    f1 = 2 * correct / (np.arange(1, len(scores) + 1) + int((~dataset.crowd).sum()))
     # A threshold cannot part equal scores.
     last = np.append(np.diff(scores) != 0, True)
     return float(scores[last][np.argmax(f1[last])])
@@ -235,17 +277,17 @@ def confuse(dataset: Dataset, results: Results, *, threshold: float) -> Confusio
         scores=results.scores[rows],
     )
     blind = dataclasses.replace(dataset, labels=np.zeros_like(dataset.labels))
-    taking_part, matches_at = judge(blind, chosen, [_CONFUSION_IOU])
-    found = matches_at.boxes[taking_part]
+    taking_part, matches = match_at(blind, chosen, [_CONFUSION_IOU])
+    annotation = matches.boxes[taking_part]
     none = len(dataset.label_map)
     counts = np.zeros((none + 1, none + 1), np.int64)
-    # Row -1 of the boxes, which false alarms point at, is background.
-    counting = ~np.append(dataset.crowd, False)[found]
-    truth = np.append(dataset.labels, none)[found]
+    # Row -1 of the boxes, which false positives point at, is background.
+    counting = ~np.append(dataset.crowd, False)[annotation]
+    truth = np.append(dataset.labels, none)[annotation]
     guess = results.labels[rows[taking_part]]
     np.add.at(counts, (truth[counting], guess[counting]), 1)
     missed = ~dataset.crowd
-    missed[found[found >= 0]] = False
+    missed[annotation[annotation >= 0]] = False
     counts[:none, none] = np.bincount(dataset.labels[missed], minlength=none)
     return Confusion(threshold, counts)
 
@@ -253,32 +295,48 @@ def confuse(dataset: Dataset, results: Results, *, threshold: float) -> Confusio
 def calibrate(matches: Matches) -> Calibration:
     """Mean score against precision, in ten bins of equal width."""
     keep = ~matches.ignored
-    score_, hit = matches.score[keep], matches.hit[keep].astype(np.float64)
+    score_, correct = matches.score[keep], matches.true_positive[keep].astype(np.float64)
     edges = np.linspace(0.0, 1.0, _CALIBRATION_BINS + 1)
     inside = np.clip((score_ * _CALIBRATION_BINS).astype(np.int64), 0, _CALIBRATION_BINS - 1)
     counts = np.bincount(inside, minlength=_CALIBRATION_BINS)
     safe = np.maximum(counts, 1)
     mean_score = np.bincount(inside, score_, _CALIBRATION_BINS) / safe
-    precision = np.bincount(inside, hit, _CALIBRATION_BINS) / safe
+    precision = np.bincount(inside, correct, _CALIBRATION_BINS) / safe
     gaps = np.abs(mean_score - precision) * counts
-    return Calibration(edges, counts, mean_score, precision, float(gaps.sum() / max(len(hit), 1)))
+    return Calibration(
+        edges, counts, mean_score, precision, float(gaps.sum() / max(len(correct), 1))
+    )
+
+
+def at_score(dataset: Dataset, matches: Matches, score: float) -> tuple[ClassAtScore, ...]:
+    """What each class comes to when detections below a score are left out, in label order."""
+    classes = len(dataset.label_map)
+    shown = matches.score >= score
+    true = np.bincount(matches.label[shown & matches.true_positive], minlength=classes)
+    false = np.bincount(matches.label[shown & matches.false_positive], minlength=classes)
+    boxes = np.bincount(dataset.labels[~dataset.crowd], minlength=classes)
+    columns = (true.tolist(), false.tolist(), (boxes - true).tolist())
+    return tuple(
+        ClassAtScore(name, tp, fp, fn)
+        for name, tp, fp, fn in zip(dataset.label_map.names, *columns, strict=True)
+    )
 
 
 def _worst(dataset: Dataset, matches: Matches, working: float) -> tuple[ImageErrors, ...]:
     shown = matches.score >= working
-    found = np.zeros(len(dataset.labels), np.bool_)
-    found[matches.found[shown & (matches.found >= 0)]] = True
+    matched = np.zeros(len(dataset.labels), np.bool_)
+    matched[matches.annotation[shown & ~matches.false_positive]] = True
     images = len(dataset)
-    missed = np.bincount(matches.truth_image[~found & ~dataset.crowd], minlength=images)
-    alarms = np.bincount(matches.image[shown & (matches.found < 0)], minlength=images)
-    order = np.lexsort((dataset.image_ids, -(missed + alarms)))[:_WORST_IMAGES]
+    missed = np.bincount(matches.truth_image[~matched & ~dataset.crowd], minlength=images)
+    false = np.bincount(matches.image[shown & matches.false_positive], minlength=images)
+    order = np.lexsort((dataset.image_ids, -(missed + false)))[:_WORST_IMAGES]
     return tuple(
         ImageErrors(
             image_id=int(dataset.image_ids[i]),
             file=dataset.files[i],
             missed=int(missed[i]),
-            false_alarms=int(alarms[i]),
+            false_positives=int(false[i]),
         )
         for i in order.tolist()
-        if missed[i] + alarms[i]
+        if missed[i] + false[i]
     )

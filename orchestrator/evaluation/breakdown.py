@@ -1,9 +1,9 @@
 """What kinds of error a detector makes, and the AP each kind costs (TIDE).
 
 Bolya, Foley, Hays, Hoffman, "TIDE: A General Toolbox for Identifying Object Detection Errors",
-ECCV 2020, https://arxiv.org/abs/2008.08115. A false alarm is put into the first kind that fits, in
-the order of section 2.2; the cost of a kind is the AP gained if an oracle mended all errors of that
-kind and left the rest alone (section 2.3).
+ECCV 2020, https://arxiv.org/abs/2008.08115. A false positive is put into the first kind that
+fits, in the order of section 2.2; the cost of a kind is the AP gained if an oracle mended all
+errors of that kind and left the rest alone (section 2.3).
 """
 
 from __future__ import annotations
@@ -55,14 +55,14 @@ def kinds_of(matches: Matches) -> NDArray[np.int64]:
         [1, 0, 3, 4],
         default=2,
     )
-    return np.where(matches.found >= 0, -1, chosen)
+    return np.where(matches.false_positive, chosen, -1)
 
 
 def break_down(dataset: Dataset, matches: Matches) -> Breakdown:
     """Count the errors of each kind and what they cost."""
     kinds = kinds_of(matches)
     counted = ~dataset.crowd
-    # A box that a false alarm of the first two kinds overlaps is counted there, not as missed.
+    # A box that a false positive of the first two kinds overlaps is counted there, not as missed.
     target = np.where(kinds == 0, matches.other_box, np.where(kinds == 1, matches.own_box, -1))
     covered = np.zeros(len(dataset.labels), np.bool_)
     covered[target[target >= 0]] = True
@@ -71,29 +71,31 @@ def break_down(dataset: Dataset, matches: Matches) -> Breakdown:
     counts["missed"] = int(missed.sum())
 
     boxes = np.bincount(dataset.labels[counted], minlength=len(dataset.label_map))
-    label, hit, keep = matches.label, matches.hit, ~matches.ignored
+    label, keep = matches.label, ~matches.ignored
+    true_positive = matches.true_positive
     classes = np.flatnonzero(boxes)
-    base = _mean_ap(label, hit, keep, boxes, classes)
+    base = _mean_ap(label, true_positive, keep, boxes, classes)
     costs = {}
     for number, name in enumerate(KINDS):
         if name == "missed":
             fewer = boxes - np.bincount(dataset.labels[missed], minlength=len(boxes))
-            # A class that loses all its boxes had no hit and keeps its AP of 0, as in tidecv.
-            costs[name] = _mean_ap(label, hit, keep, fewer, classes) - base
+            # A class that loses all its boxes had no true positive; it keeps its AP of 0, as
+            # tidecv's does.
+            costs[name] = _mean_ap(label, true_positive, keep, fewer, classes) - base
             continue
         wrong = kinds == number
         mended = _mended(matches, np.where(wrong, target, -1))
         labels = label.copy()
         labels[mended] = dataset.labels[target[mended]]
         kept = keep & (~wrong | mended)
-        costs[name] = _mean_ap(labels, hit | mended, kept, boxes, classes) - base
+        costs[name] = _mean_ap(labels, true_positive | mended, kept, boxes, classes) - base
     if base < 0:
         costs = dict.fromkeys(KINDS, 0.0)
     return Breakdown(ap=base, counts=counts, costs=costs)
 
 
 def _mended(matches: Matches, target: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """(d,) errors that become hits: of those at a box nobody found, the one with the best score."""
+    """(d,) errors that become true positives: of those at a missed box, the one of best score."""
     chosen = np.zeros(len(target), np.bool_)
     wanting = np.flatnonzero(target >= 0)
     wanting = wanting[~matches.matched[target[wanting]]]
@@ -104,7 +106,7 @@ def _mended(matches: Matches, target: NDArray[np.int64]) -> NDArray[np.bool_]:
 
 def _mean_ap(
     label: NDArray[np.int64],
-    hit: NDArray[np.bool_],
+    true_positive: NDArray[np.bool_],
     keep: NDArray[np.bool_],
     boxes: NDArray[np.int64],
     classes: NDArray[np.int64],
@@ -113,16 +115,17 @@ def _mean_ap(
     values = []
     for number in classes.tolist():
         rows = keep & (label == number)
-        values.append(average_precision(hit[rows], int(boxes[number])))
+        values.append(average_precision(true_positive[rows], int(boxes[number])))
     return float(np.mean(values)) if values else -1.0
 
 
-def average_precision(hit: NDArray[np.bool_], boxes: int) -> float:
-    """Precision at 101 recalls, averaged, of a ranked list of hits and false alarms."""
-    if not len(hit) or not boxes:
+def average_precision(true_positive: NDArray[np.bool_], boxes: int) -> float:
+    """Precision at 101 recalls, averaged, of a ranked list of true and false positives."""
+    count = len(true_positive)
+    if not count or not boxes:
         return 0.0
-    hits = np.cumsum(hit)
-    precision = hits / np.arange(1, len(hit) + 1)
+    so_far = np.cumsum(true_positive)
+    precision = so_far / np.arange(1, count + 1)
     envelope = np.maximum.accumulate(precision[::-1])[::-1]
-    at = np.searchsorted(hits / boxes, _RECALLS, side="left")
-    return float(np.where(at < len(hit), envelope[np.minimum(at, len(hit) - 1)], 0.0).mean())
+    at = np.searchsorted(so_far / boxes, _RECALLS, side="left")
+    return float(np.where(at < count, envelope[np.minimum(at, count - 1)], 0.0).mean())

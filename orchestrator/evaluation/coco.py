@@ -102,24 +102,24 @@ class CocoMetrics:
 
 
 def evaluate(
-    dataset: Dataset, found: Detections | Results, *, backend: Backend | None = None
+    dataset: Dataset, detections: Detections | Results, *, backend: Backend | None = None
 ) -> CocoMetrics:
     """Score detections against all images of a data set.
 
-    The numbers are a function of what was found in each image: how images are ordered, or were
+    The numbers are a function of what was detected in each image: how images are ordered, or were
     spread over workers, changes no bit. Between equal scores in one image the first counts first,
     as in pycocotools.
 
     Args:
         dataset: ground truth; crowd boxes are ignored as COCO defines.
-        found: merged over all ranks. Images that are missing from it count as missed.
+        detections: merged over all ranks. Images that are missing from it count as missed.
         backend: what matches; None takes the fastest there is. The bits are the same.
 
     Raises:
         DataError: a score or box is not finite, a box has a negative side, or a detection belongs
             to an image or class that the data set does not have.
     """
-    results = sound(dataset, found)
+    results = sound(dataset, detections)
     curves = coco_curves(dataset, results, backend=backend)
     return metrics_of(dataset, curves, labels=results.labels, images=results.images)
 
@@ -193,13 +193,13 @@ def _cell(name: str) -> str:
     return f"'{name}" if name.startswith(_FORMULA) else name
 
 
-def sound(dataset: Dataset, found: Detections | Results) -> Results:
+def sound(dataset: Dataset, detections: Detections | Results) -> Results:
     """Detections that can be scored against ``dataset``.
 
     Raises:
         DataError: see :func:`evaluate`; everything that is wrong is listed.
     """
-    results = found if isinstance(found, Results) else Results.of(found)
+    results = detections if isinstance(detections, Results) else Results.of(detections)
     finite = np.isfinite(results.scores) & np.isfinite(results.boxes_xywh).all(axis=1)
     classes = len(dataset.label_map)
     wrong = {

@@ -17,7 +17,7 @@ class Detections:
     """d detections over a set of images.
 
     Attributes:
-        images: ids of every image that was looked at, found something or not; (i,) int64.
+        images: ids of every image that was looked at, with detections or without; (i,) int64.
         image_ids: (d,) int64 image of each detection.
         labels: (d,) int64 contiguous labels.
         boxes: (d, 4) float32 xyxy, absolute pixels of the original image.

@@ -1,4 +1,4 @@
-"""Which detection found which box at one IoU threshold, and what it overlaps otherwise.
+"""Which detection matches which annotation at one IoU threshold, and what it overlaps otherwise.
 
 The matching is COCO's (``COCOeval.evaluateImg``): best score first, each takes the free box of its
 class it overlaps most, a crowd region swallows any number. What evaluation reports besides numbers
@@ -33,16 +33,16 @@ class Matches:
     and place. Those beyond the hundredth of a class in an image are left out.
 
     Attributes:
-        threshold: IoU from which a detection finds a box.
+        threshold: IoU from which a detection matches an annotation.
         row: (d,) row in the results.
         image: (d,) position of the image in the data set.
         label, score: (d,).
-        found: (d,) row of the box it matched, crowds included; -1 for a false alarm.
-        ignored: (d,) it matched a crowd region.
+        annotation: (d,) row of the box it matched, crowds included; -1 for a false positive.
+        ignored: (d,) whether it matched a crowd region, and counts as neither.
         own_iou, own_box: (d,) largest overlap with a box of its class, crowds apart, and its row.
         other_iou, other_box: (d,) the same for boxes of other classes.
         truth_image: (m,) image position of every box.
-        matched: (m,) whether a box was found.
+        matched: (m,) whether a detection matched the box; one that none matched was missed.
     """
 
     threshold: float
@@ -50,7 +50,7 @@ class Matches:
     image: NDArray[np.int64]
     label: NDArray[np.int64]
     score: NDArray[np.float64]
-    found: NDArray[np.int64]
+    annotation: NDArray[np.int64]
     ignored: NDArray[np.bool_]
     own_iou: NDArray[np.float64]
     own_box: NDArray[np.int64]
@@ -60,12 +60,17 @@ class Matches:
     matched: NDArray[np.bool_]
 
     @property
-    def hit(self) -> NDArray[np.bool_]:
-        """(d,) whether it found a box that counts."""
-        return (self.found >= 0) & ~self.ignored
+    def true_positive(self) -> NDArray[np.bool_]:
+        """(d,) whether it matched a box that counts."""
+        return (self.annotation >= 0) & ~self.ignored
+
+    @property
+    def false_positive(self) -> NDArray[np.bool_]:
+        """(d,) whether it matched no box at all."""
+        return self.annotation < 0
 
 
-def judge(
+def match_at(
     dataset: Dataset, results: Results, thresholds: Sequence[float]
 ) -> tuple[NDArray[np.int64], native.DetectionMatches]:
     """Match sound results, boxes of all sizes at once.
@@ -99,8 +104,8 @@ def judge(
 
 def match(dataset: Dataset, results: Results, *, threshold: float = 0.5) -> Matches:
     """Match sound results at one IoU threshold."""
-    rows, matches = judge(dataset, results, [threshold])
-    found = matches.boxes[rows]
+    rows, matches = match_at(dataset, results, [threshold])
+    annotation = matches.boxes[rows]
     image, _ = positions_in(results.image_ids[rows], dataset.image_ids)
     label, boxes = results.labels[rows], results.boxes_xywh[rows]
     own_iou, other_iou = np.zeros(len(rows)), np.zeros(len(rows))
@@ -110,16 +115,16 @@ def match(dataset: Dataset, results: Results, *, threshold: float = 0.5) -> Matc
         _highest(pairs, own, own_iou, own_box)
         _highest(pairs, ~own, other_iou, other_box)
     matched = np.zeros(len(dataset.labels), np.bool_)
-    matched[found[found >= 0]] = True
+    matched[annotation[annotation >= 0]] = True
     return Matches(
         threshold=threshold,
         row=rows,
         image=image,
         label=label,
         score=results.scores[rows],
-        found=found,
-        # Row -1, which false alarms point at, is no crowd.
-        ignored=np.append(dataset.crowd, False)[found],
+        annotation=annotation,
+        # Row -1, which false positives point at, is no crowd.
+        ignored=np.append(dataset.crowd, False)[annotation],
         own_iou=own_iou,
         own_box=own_box,
         other_iou=other_iou,
@@ -165,3 +170,55 @@ def _highest(
     best = (shared > 0) & (shared == iou[row])
     # Of several values for one place NumPy keeps the last.
     box[row[best][::-1]] = pairs.box[mask][best][::-1]
+
+
+class ImageMatch(NamedTuple):
+    """Detections against the annotations of one image.
+
+    Attributes:
+        true_positive, ignored: (d,) whether a detection matches a box that counts, or a crowd.
+        matched: (m,) whether a detection matches the box.
+    """
+
+    true_positive: NDArray[np.bool_]
+    ignored: NDArray[np.bool_]
+    matched: NDArray[np.bool_]
+
+
+def match_image(
+    detections: tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.float64]],
+    annotations: tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.bool_]],
+    *,
+    threshold: float = 0.5,
+) -> ImageMatch:
+    """Match the detections of one image as COCO does, boxes of all sizes at once.
+
+    Args:
+        detections: (d, 4) xywh boxes, (d,) labels and (d,) scores.
+        annotations: (m, 4) xywh boxes, (m,) labels and (m,) whether each is a crowd.
+        threshold: IoU from which they match.
+    """
+    boxes, labels, scores = detections
+    there, classes, crowd = annotations
+    # The kernel gives back rows of annotations that are sorted by image, which one image is.
+    matches = native.match_detections(
+        native.Detections(
+            images=np.zeros(len(scores), np.int64),
+            labels=labels,
+            boxes=boxes.reshape(-1, 4),
+            measures=np.zeros(len(scores)),
+            scores=scores,
+        ),
+        native.Annotations(
+            offsets=np.array([0, len(classes)], np.int64),
+            labels=classes,
+            boxes=there.reshape(-1, 4),
+            measures=np.zeros(len(classes)),
+            crowd=crowd,
+        ),
+        native.MatchParams(np.array([threshold]), np.zeros((1, 2)), max(1, len(scores))),
+    )
+    matched = np.zeros(len(classes), np.bool_)
+    matched[matches.boxes[matches.boxes >= 0]] = True
+    true_positive = matches.true_positives.astype(np.bool_)
+    return ImageMatch(true_positive, (matches.boxes >= 0) & ~true_positive, matched)

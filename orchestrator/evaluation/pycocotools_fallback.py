@@ -37,10 +37,10 @@ def curves_by_pycocotools(
     images = len(truth.offsets) - 1
     of_box = np.repeat(np.arange(images), np.diff(truth.offsets))
     annotated = _entries(of_box, truth, "iscrowd", truth.crowd.astype(np.int64))
-    found = _entries(detections.images, detections, "score", detections.scores)
+    detected = _entries(detections.images, detections, "score", detections.scores)
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation = COCOeval(
-            _coco(images, classes, annotated), _coco(images, classes, found), "bbox"
+            _coco(images, classes, annotated), _coco(images, classes, detected), "bbox"
         )
         evaluation.params.areaRng = [list(limits) for limits in ranges]
         evaluation.params.areaRngLbl = [str(number) for number in range(len(ranges))]

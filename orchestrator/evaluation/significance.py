@@ -4,7 +4,7 @@ A paired bootstrap over images (Efron and Tibshirani, An Introduction to the Boo
 chapter 6): the images of the data set are drawn anew, with replacement, some thousand times, each
 time for both detectors, and the spread of the difference in AP is that of the estimate. Detections
 are matched once. A drawn data set is a number of copies of each image, so its AP follows from the
-ranked hits by sums weighted with these numbers, for many draws at a time.
+ranked true positives by sums weighted with these numbers, for many draws at a time.
 
 The p-value and the interval take the difference over its spread as Student's t with one degree of
 freedom less than there are images. Another seed would have given other weights, which is luck as
@@ -29,7 +29,7 @@ from orchestrator.data.readers.coco_tables import positions_in
 from orchestrator.errors import DataError
 from orchestrator.evaluation.coco import sound
 from orchestrator.evaluation.detections import Detections
-from orchestrator.evaluation.matching import judge
+from orchestrator.evaluation.matching import match_at
 from orchestrator.evaluation.results import Results
 
 #: Of confidence; a difference is called significant when its p-value is below 1 - LEVEL.
@@ -50,16 +50,16 @@ _BLOCK = 2**22
 
 @dataclass(frozen=True)
 class _Ranking:
-    """The detections of one class by falling score, those behind the last hit left out.
+    """The detections of one class by falling score, those behind the last true positive left out.
 
     Attributes:
-        image: (d,) position of the image each was found in.
-        hits: ten arrays, one for each threshold: rows of those that found a box, rising.
-        ignored: likewise, rows of those that found a crowd.
+        image: (d,) position of the image each lies in.
+        true_positives: ten arrays, one for each threshold: rows of those that match a box, rising.
+        ignored: likewise, rows of those that match a crowd.
     """
 
     image: NDArray[np.int64]
-    hits: tuple[NDArray[np.int64], ...]
+    true_positives: tuple[NDArray[np.int64], ...]
     ignored: tuple[NDArray[np.int64], ...]
 
     def precision(
@@ -68,16 +68,19 @@ class _Ranking:
         """(r, 10) AP of the class for r draws with (r,) boxes each, at every threshold."""
         drawn = weights[:, self.image]
         seen = np.cumsum(drawn, axis=1)
-        needed = _hits_for_recalls(boxes)
+        needed = _true_positives_for_recalls(boxes)
         columns = [
-            _interpolated(drawn, seen, needed, hits, ignored)
-            for hits, ignored in zip(self.hits, self.ignored, strict=True)
+            _interpolated(drawn, seen, needed, rows, ignored)
+            for rows, ignored in zip(self.true_positives, self.ignored, strict=True)
         ]
         return np.stack(columns, axis=1)
 
 
-def _hits_for_recalls(boxes: NDArray[np.int64]) -> NDArray[np.int64]:
-    """(r, 101) fewest hits whose share of (r,) boxes reaches each recall, in float64 as COCO's."""
+def _true_positives_for_recalls(boxes: NDArray[np.int64]) -> NDArray[np.int64]:
+    """(r, 101) fewest true positives whose share of (r,) boxes reaches each recall.
+
+    In float64, as COCO's.
+    """
     total = np.maximum(boxes, 1)[:, None]
     least = np.ceil(_RECALLS * total)
     least = np.where((least - 1) / total >= _RECALLS, least - 1, least)
@@ -89,38 +92,38 @@ def _interpolated(
     drawn: NDArray[np.int64],
     seen: NDArray[np.int64],
     needed: NDArray[np.int64],
-    hits: NDArray[np.int64],
+    true_positives: NDArray[np.int64],
     ignored: NDArray[np.int64],
 ) -> NDArray[np.float64]:
     """(r,) mean over the recalls of the highest precision at that recall or above.
 
-    Precision has its maxima at hits, so only these are looked at. The copies of an image follow
-    each other: the last of them has the highest precision if it is a hit and adds no recall if not,
-    and a detection that was drawn no times changes nothing.
+    Precision has its maxima at true positives, so only these are looked at. The copies of an image
+    follow each other: the last of them has the highest precision if it is a true positive and adds
+    no recall if not, and a detection that was drawn no times changes nothing.
 
     Args:
         drawn: (r, d) copies of every detection.
         seen: (r, d) their running sum.
-        needed: (r, 101), see :func:`_hits_for_recalls`.
-        hits: (h,) rows of the hits.
+        needed: (r, 101), see :func:`_true_positives_for_recalls`.
+        true_positives: (t,) rows.
         ignored: (i,) rows that do not count.
     """
-    draws, count = len(drawn), len(hits)
+    draws, count = len(drawn), len(true_positives)
     if not count:
         return np.zeros(draws)
-    found = np.cumsum(drawn[:, hits], axis=1)
-    counted = seen[:, hits]
-    before = np.searchsorted(ignored, hits)
+    correct = np.cumsum(drawn[:, true_positives], axis=1)
+    counted = seen[:, true_positives]
+    before = np.searchsorted(ignored, true_positives)
     if before.any():
         skipped = np.cumsum(drawn[:, ignored], axis=1)
         counted = counted - np.where(before > 0, skipped[:, before - 1], 0)
-    precision = found / (counted + np.spacing(1))
+    precision = correct / (counted + np.spacing(1))
     highest = np.zeros((draws, count + 1))
     highest[:, :count] = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
     # One search for all draws: each draw's counts lie above those of the draw before.
-    apart = int(max(found[:, -1].max(), needed.max())) + 1
+    apart = int(max(correct[:, -1].max(), needed.max())) + 1
     row = np.arange(draws)[:, None]
-    place = np.searchsorted((found + row * apart).ravel(), (needed + row * apart).ravel())
+    place = np.searchsorted((correct + row * apart).ravel(), (needed + row * apart).ravel())
     place = place.reshape(needed.shape) - row * count
     means: NDArray[np.float64] = np.take_along_axis(highest, place, axis=1).mean(axis=1)
     return means
@@ -128,7 +131,7 @@ def _interpolated(
 
 @dataclass(frozen=True)
 class Tally:
-    """What a set of detections hit, ready to be weighted by images.
+    """Which of a set of detections are true positives, ready to be weighted by images.
 
     Attributes:
         boxes: (K, n) boxes of every class in every image, crowds not counted.
@@ -139,18 +142,18 @@ class Tally:
     rankings: tuple[_Ranking, ...]
 
     @classmethod
-    def of(cls, dataset: Dataset, found: Detections | Results) -> Tally:
+    def of(cls, dataset: Dataset, detections: Detections | Results) -> Tally:
         """Match detections at the ten thresholds.
 
         Raises:
             DataError: they cannot be scored; see :func:`orchestrator.evaluation.coco.evaluate`.
         """
-        results = sound(dataset, found)
+        results = sound(dataset, detections)
         classes = len(dataset.label_map)
-        rows, matches = judge(dataset, results, _THRESHOLDS.tolist())
+        rows, matches = match_at(dataset, results, _THRESHOLDS.tolist())
         image, _ = positions_in(results.image_ids[rows], dataset.image_ids)
         bits = np.arange(len(_THRESHOLDS), dtype=np.uint64)[:, None]
-        hit, alarm = (
+        true_positive, false_positive = (
             (words[rows] >> bits & np.uint64(1)).astype(np.bool_)
             for words in (matches.true_positives, matches.false_positives)
         )
@@ -161,11 +164,12 @@ class Tally:
         rankings = []
         for label in range(classes):
             mine = np.flatnonzero(results.labels[rows] == label)
-            hits = tuple(np.flatnonzero(level) for level in hit[:, mine])
-            end = max((int(one[-1]) + 1 for one in hits if len(one)), default=0)
+            correct = tuple(np.flatnonzero(level) for level in true_positive[:, mine])
+            end = max((int(one[-1]) + 1 for one in correct if len(one)), default=0)
             mine = mine[:end]
-            ignored = tuple(np.flatnonzero(level) for level in ~(hit | alarm)[:, mine])
-            rankings.append(_Ranking(image[mine], hits, ignored))
+            neither = ~(true_positive | false_positive)
+            ignored = tuple(np.flatnonzero(level) for level in neither[:, mine])
+            rankings.append(_Ranking(image[mine], correct, ignored))
         return cls(boxes, tuple(rankings))
 
     def precision(self, weights: NDArray[np.int64]) -> NDArray[np.float64]:

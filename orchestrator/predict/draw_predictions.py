@@ -1,11 +1,11 @@
-"""Predictions and ground truth on their pictures: one file each, and contact sheets."""
+"""Predictions and annotations on their pictures: one file each, and contact sheets."""
 
 from __future__ import annotations
 
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.data.dataset import Dataset
-from orchestrator.data.decode import STORED, BadImageError, Decoding, read_header
+from orchestrator.data.decode import STORED, SUFFIXES, BadImageError, Decoding, read_header
 from orchestrator.data.label_map import LabelMap
 from orchestrator.data.orientation import UPRIGHT, Orientation, swaps_sides, turned_boxes
-from orchestrator.errors import DataError
-from orchestrator.evaluation.drawing import Mark, contact_sheet, draw, encode_jpeg
+from orchestrator.errors import ConfigError, DataError
+from orchestrator.evaluation.marks import Boxes, marks_of
+from orchestrator.pages.drawing import Mark, contact_sheet, draw, encode_jpeg
 from orchestrator.predict.identify import identify
 from orchestrator.predict.inputs import UPRIGHT_PICTURES, Picture, read_pictures
 from orchestrator.predict.prediction import Prediction
@@ -77,7 +78,7 @@ def read_seed_json(tree: Any, source: Path) -> tuple[list[Prediction], LabelMap]
         raise DataError(
             f"{source}: is not what `orchestrator predict` writes ({type(error).__name__}: {error})"
         ) from error
-    # Classes nobody was found of have no name in the file, and need none here.
+    # Classes without a detection have no name in the file, and need none here.
     top = max(names, default=0) + 1
     used = [names.get(label, (f"label {label}", -1 - label)) for label in range(top)]
     return found, LabelMap(tuple(name for name, _ in used), tuple(number for _, number in used))
@@ -85,7 +86,7 @@ def read_seed_json(tree: Any, source: Path) -> tuple[list[Prediction], LabelMap]
 
 @dataclass(frozen=True)
 class Truth:
-    """Ground truth to draw below predictions.
+    """Annotations to draw below predictions.
 
     Attributes:
         dataset: boxes and the names of their images.
@@ -104,6 +105,7 @@ def draw_predictions(
     folder: Path,
     *,
     threshold: float,
+    limit: int | None = None,
     truth: Truth | None = None,
     sheets: bool = False,
     pictures: Mapping[str, Picture] | None = None,
@@ -116,15 +118,20 @@ def draw_predictions(
         label_map: names of the labels.
         folder: for the new files; made when missing.
         threshold: lowest score that is drawn.
-        truth: boxes drawn thin below them, in the colours of their classes by name. A picture is
+        limit: most detections of a picture that are drawn, the best; None for all.
+        truth: annotated boxes, in the colours of their classes by name; detections are then told
+            apart into true and false positives at IoU 0.5, and missed boxes marked. A picture is
             the image whose file name its key ends in, folders included.
         sheets: also put the pictures side by side, 24 to a sheet.
         pictures: by key; a picture that is not among them is where its key says.
         decoding: how the pictures were looked at.
 
     Raises:
+        ConfigError: the new files would lie among the pictures.
         DataError: it is not certain which image of ``truth`` a picture is.
     """
+    known = pictures or {}
+    require_apart(folder, [known.get(one.key) or _picture(one.key) for one in found])
     folder.mkdir(parents=True, exist_ok=True)
     wanted = [one for one in found if one.problem is None]
     below = None if truth is None else _TruthMarks(truth, [one.key for one in wanted], label_map)
@@ -141,19 +148,20 @@ def draw_predictions(
             held.clear()
 
     names = _file_names([one.key for one in wanted])
-    known = pictures or {}
     chosen = [known.get(one.key) or _picture(one.key) for one in wanted]
     read = read_pictures(chosen, decoding)
     for one, name, (picture, pixels) in zip(wanted, names, read, strict=True):
         if isinstance(pixels, BadImageError):
             problems.append(str(pixels))
             continue
-        marks = marks_of(one, label_map, threshold)
+        shown = shown_of(one, threshold, limit)
+        marks = plain_marks(shown, label_map)
         as_stored = _as_predicted(one, picture, pixels)
         pixels = pixels if as_stored is None else as_stored
         if below is not None:
             try:
-                marks += below.of(one.key, picture, pixels.shape[:2], upright=as_stored is None)
+                told = below.marks(shown, picture, pixels, upright=as_stored is None)
+                marks = marks if told is None else told
             except BadImageError as error:
                 problems.append(str(error))
         drawn = draw(pixels, marks)
@@ -166,13 +174,39 @@ def draw_predictions(
     return Drawn(tuple(files), tuple(written), tuple(problems))
 
 
-def marks_of(one: Prediction, label_map: LabelMap, threshold: float) -> list[Mark]:
-    """Marks for the detections of at least a score."""
+def require_apart(folder: Path, pictures: Sequence[Picture]) -> None:
+    """Refuse to draw into a folder of pictures: a drawing has the name of its picture.
+
+    Raises:
+        ConfigError: it is one.
+    """
+    target = folder.resolve()
+    parents = {Path(one.path).parent for one in pictures if not is_remote(one.path)}
+    if target in {parent.resolve() for parent in parents}:
+        raise ConfigError(
+            f"{folder}: holds pictures that are to be drawn on, and would lose them. Next: name "
+            "another folder, such as drawn"
+        )
+
+
+def plain_marks(shown: Prediction, label_map: LabelMap) -> list[Mark]:
+    """A mark for each detection."""
     return [
         Mark((box[0], box[1], box[2], box[3]), label, f"{label_map.names[label]} {score:.2f}")
-        for box, label, score in zip(one.boxes, one.labels, one.scores, strict=True)
-        if score >= threshold
+        for box, label, score in zip(shown.boxes, shown.labels, shown.scores, strict=True)
     ]
+
+
+def shown_of(one: Prediction, threshold: float, limit: int | None) -> Prediction:
+    """The detections of at least a score; of more than ``limit`` the best."""
+    ranked = sorted(range(len(one.scores)), key=lambda row: -one.scores[row])
+    rows = [row for row in ranked if one.scores[row] >= threshold][:limit]
+    return replace(
+        one,
+        boxes=[one.boxes[row] for row in rows],
+        labels=[one.labels[row] for row in rows],
+        scores=[one.scores[row] for row in rows],
+    )
 
 
 def _as_predicted(
@@ -187,7 +221,7 @@ def _as_predicted(
 
 
 class _TruthMarks:
-    """Thin marks of the image that a picture is.
+    """Marks of the annotations of the image that a picture is.
 
     Args:
         truth: the boxes.
@@ -203,25 +237,50 @@ class _TruthMarks:
             key: images.position[path] for key, path in frames.items() if path in images.position
         }
         labels = {name: label for label, name in enumerate(label_map.names)}
-        self._labels = [
-            labels.setdefault(name, len(labels)) for name in truth.dataset.label_map.names
-        ]
+        self._labels = np.array(
+            [labels.setdefault(name, len(labels)) for name in truth.dataset.label_map.names],
+            np.int64,
+        )
+        self._names = list(labels)
 
-    def of(self, key: str, picture: Picture, size: tuple[int, int], *, upright: bool) -> list[Mark]:
-        """Marks of a picture.
+    def marks(
+        self,
+        shown: Prediction,
+        picture: Picture,
+        pixels: NDArray[np.uint8],
+        *,
+        upright: bool,
+    ) -> list[Mark] | None:
+        """Marks of a picture, annotations below detections; None where nothing is known of it.
 
         Args:
-            key: of the picture.
+            shown: its detections.
             picture: where it is.
-            size: (height, width) of the pixels it is drawn on.
+            pixels: that are drawn on.
             upright: whether these were turned by their tag.
 
         Raises:
             BadImageError: it is of another size than annotated.
         """
+        if shown.key not in self._position:
+            return None
+        drawn, annotations = marks_of(
+            Boxes.detected(
+                _xywh(np.array(shown.boxes, np.float64)),
+                np.array(shown.labels, np.int64),
+                np.array(shown.scores, np.float64),
+            ),
+            self._annotations(shown.key, picture, pixels.shape, upright=upright),
+            self._names,
+        )
+        return [*drawn, *annotations]
+
+    def _annotations(
+        self, key: str, picture: Picture, shape: tuple[int, ...], *, upright: bool
+    ) -> Boxes:
+        """Boxes on pixels of a shape, with labels among those of the predictions."""
+        size = shape[0], shape[1]
         data = self._truth.dataset
-        if key not in self._position:
-            return []
         at = self._position[key]
         rows = data.boxes_of(at)
         xywh = data.boxes_xywh[rows]
@@ -239,10 +298,13 @@ class _TruthMarks:
             )
         if stored:
             boxes = turned_boxes(boxes, declared, tag)
-        return [
-            Mark((box[0], box[1], box[2], box[3]), self._labels[label], thin=True)
-            for box, label in zip(boxes.tolist(), data.labels[rows].tolist(), strict=True)
-        ]
+        labels = self._labels[data.labels[rows]]
+        return Boxes.annotated(_xywh(np.asarray(boxes, np.float64)), labels, data.crowd[rows])
+
+
+def _xywh(boxes: NDArray[np.float64]) -> NDArray[np.float64]:
+    boxes = boxes.reshape(-1, 4)
+    return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
 
 
 def _picture(key: str) -> Picture:
@@ -254,17 +316,25 @@ def _picture(key: str) -> Picture:
 
 
 def _file_names(keys: Sequence[str]) -> Iterator[str]:
-    """A JPEG name for each key: as much of its end as tells it from others, or numbered.
+    """A JPEG name for each key: ``x.jpg`` for ``x.jpg`` and ``x.png``.
 
-    A name too long for a file system is cut, and a digest of the whole makes it unique again.
+    Where that is not unique, folders of the key go before it, and the suffix stays that tells two
+    files apart. A name too long for a file system is cut, and a digest makes it unique again.
     """
-    parts = {key: [part for part in Path(key).parts if part != "/"] or [key] for key in keys}
+    bare = {key: _without_suffix(key) for key in keys}
+    jpeg = {bare[key] for key in keys if Path(key).suffix.lower() == ".jpg"}
+    several = {stem for stem, count in Counter(bare.values()).items() if count > 1}
+    stems = {
+        key: key if stem in several and (stem not in jpeg or stem + ".jpg" != key) else stem
+        for key, stem in bare.items()
+    }
+    parts = {key: [p for p in Path(stem).parts if p != "/"] or [key] for key, stem in stems.items()}
     depth = dict.fromkeys(keys, 1)
     for _ in range(_MOST_FOLDERS):
-        stems = {key: "-".join(parts[key][-depth[key] :]) for key in keys}
-        counts = Counter(stems.values())
+        names = {key: "-".join(parts[key][-depth[key] :]) for key in keys}
+        counts = Counter(names.values())
         for key in depth:
-            if counts[stems[key]] > 1 and depth[key] < len(parts[key]):
+            if counts[names[key]] > 1 and depth[key] < len(parts[key]):
                 depth[key] += 1
     taken: set[str] = set()
     for key in keys:
@@ -275,6 +345,12 @@ def _file_names(keys: Sequence[str]) -> Iterator[str]:
             name = f"{stem}-{number}.jpg"
         taken.add(name)
         yield name
+
+
+def _without_suffix(key: str) -> str:
+    """A path without the suffix of an image, which a frame of a video has none of."""
+    path = Path(key)
+    return key[: -len(path.suffix)] if path.suffix.lower() in SUFFIXES else key
 
 
 def frame_name(key: str) -> str:

@@ -20,8 +20,8 @@ import torch
 from numpy.typing import NDArray
 
 from orchestrator.errors import ConfigError, DataError
-from orchestrator.evaluation.drawing import draw, encode_jpeg
-from orchestrator.predict.draw_predictions import frame_name, marks_of
+from orchestrator.pages.drawing import DISPLAY_LIMIT, DISPLAY_SCORE, draw, encode_jpeg
+from orchestrator.predict.draw_predictions import frame_name, plain_marks, shown_of
 from orchestrator.predict.inputs import open_video
 from orchestrator.predict.loading import LoadedDetector
 from orchestrator.predict.prediction import Prediction, kept, network_of
@@ -45,7 +45,7 @@ class Viewing:
 
     show: bool = False
     folder: Path | None = None
-    threshold: float = 0.3
+    threshold: float = DISPLAY_SCORE
     limit: int | None = None
 
 
@@ -133,7 +133,8 @@ def _view(
     """Show and keep a frame; False when its viewer has had enough."""
     if not viewing.show and viewing.folder is None:
         return True
-    drawn = draw(pixels, marks_of(one, loaded.label_map, viewing.threshold))
+    shown = shown_of(one, viewing.threshold, DISPLAY_LIMIT)
+    drawn = draw(pixels, plain_marks(shown, loaded.label_map))
     if viewing.folder is not None:
         write_atomic(viewing.folder / frame_name(one.key), encode_jpeg(drawn))
     if not viewing.show:

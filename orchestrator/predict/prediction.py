@@ -11,18 +11,20 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import torch
 
+from detectors.config import PostprocessConfig
 from detectors.structures import ImageDetections
 from orchestrator.accelerators import Accelerator, of_this_process
 from orchestrator.data.decode import BadImageError, Decoding
 from orchestrator.data.label_map import LabelMap
 from orchestrator.errors import ConfigError, DataError
+from orchestrator.pages.drawing import DISPLAY_LIMIT, DISPLAY_SCORE
 from orchestrator.predict.inputs import UPRIGHT_PICTURES, Picture, digest_of, read_pictures
 from orchestrator.predict.loading import LoadedDetector
 from orchestrator.predict.predictor import DetectOptions, Network, TorchNetwork, detect
@@ -255,11 +257,31 @@ def _on_ray(job: PredictJob, folder: Path, numbers: Sequence[int], workers: int)
     yield from on_workers(cluster, ShareWorker, arguments, numbers, workers=workers)
 
 
+def for_display(
+    postprocess: PostprocessConfig, overridden: Collection[str] = ()
+) -> PostprocessConfig:
+    """Post-processing that keeps what is worth looking at.
+
+    Args:
+        postprocess: of the experiment; what it leaves out stays out.
+        overridden: fields that the user has set by hand, which are taken as they are.
+    """
+    limit = postprocess.max_per_image
+    chosen = {
+        "score_threshold": max(postprocess.score_threshold, DISPLAY_SCORE),
+        "max_per_image": DISPLAY_LIMIT if limit is None else min(limit, DISPLAY_LIMIT),
+    }
+    return postprocess.model_copy(
+        update={name: value for name, value in chosen.items() if name not in overridden}
+    )
+
+
 def to_seed_json(found: Sequence[Prediction], label_map: LabelMap) -> dict[str, Any]:
     """An object by path of the picture, as ModelZoo's RetinaNet-SpineNet ``infer`` writes it.
 
     ``category_id`` is the data set's own, where the original writes the word "unknown". Pictures
-    that could not be read are left out.
+    that could not be read are left out. Coordinates are rounded to thousandths of a pixel and
+    scores to six digits; what is to be scored keeps every digit in :func:`to_coco_results`.
     """
     return {
         one.key: {
@@ -268,17 +290,17 @@ def to_seed_json(found: Sequence[Prediction], label_map: LabelMap) -> dict[str, 
             "predictions": [
                 {
                     "bbox": {
-                        "x_min": box[0],
-                        "y_min": box[1],
-                        "width": box[2] - box[0],
-                        "height": box[3] - box[1],
+                        "x_min": round(box[0], 3),
+                        "y_min": round(box[1], 3),
+                        "width": round(box[2] - box[0], 3),
+                        "height": round(box[3] - box[1], 3),
                     },
                     "class": {
                         "label": label,
                         "category_id": label_map.ids[label],
                         "name": label_map.names[label],
                     },
-                    "score": score,
+                    "score": round(score, 6),
                 }
                 for box, label, score in zip(one.boxes, one.labels, one.scores, strict=True)
             ],

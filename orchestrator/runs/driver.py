@@ -40,6 +40,7 @@ from orchestrator.runs.report import (
     say_data,
     say_finished,
     say_initial,
+    say_next,
     say_result,
     say_where,
     write_page,
@@ -158,7 +159,7 @@ def _train_in(
     trial: TrialContext | None,
     mirror: BucketMirror | None,
 ) -> dict[str, Any]:
-    started = time.monotonic()
+    started, began = time.monotonic(), time.time()
     if resolved.seed_is_drawn:
         recorded = recorded_seed(run_dir)
         resolved = resolved if recorded is None else resolved.with_seed(recorded)
@@ -233,6 +234,7 @@ def _train_in(
                 sampled={} if trial is None else trial.sampled,
                 evaluates_beside=in_loop is None,
                 extensions=claim.extensions,
+                driver_began=began,
             )
             outcome, shipped = _tracked(plan, job, placement, console, lock, tracking, mirror)
         # Nothing is written in the place of a folder that is gone.
@@ -243,6 +245,8 @@ def _train_in(
     if mirror is not None:
         say(console, f"kept in: {mirror.uri}")
     say_where(resolved, str(run_dir), console)
+    if trial is None and result["state"] == "done":
+        say_next(str(run_dir), console)
     return result
 
 

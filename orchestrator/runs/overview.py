@@ -11,6 +11,7 @@ from typing import Any
 from orchestrator.errors import StorageError
 from orchestrator.storage.run_files import EVENTS, IDENTITY, RESULT, SWEEP_JOURNAL, SWEEP_RESULT
 from orchestrator.tracking.events import read_events
+from orchestrator.tracking.goodput import BOOKKEEPING
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,8 @@ def _run(folder: Path) -> Standing:
     for event in read_events(folder / EVENTS):
         step = max(step, event.step)
         score = event.values.get("val/AP", score)
-        note = f"{event.kind}: {event.text}" if event.text else note
+        if event.text and event.kind not in BOOKKEEPING:
+            note = f"{event.kind}: {event.text}"
     state = str(result.get("state", "unfinished"))
     # Notes of the way there are no news of a run that has arrived.
     note = "" if state == "done" else note

@@ -18,7 +18,8 @@ from rich.status import Status
 
 from orchestrator.errors import printable
 from orchestrator.storage.run_files import EVENTS
-from orchestrator.tracking.events import Event, read_events
+from orchestrator.tracking.events import METRICS, Event, read_events
+from orchestrator.tracking.goodput import BOOKKEEPING
 from orchestrator.training.job import TrainingJob
 
 _POLL_SECONDS = 0.5
@@ -68,6 +69,8 @@ class Narrator:
                 f"step {event.step}: val AP {values['val/AP']:.4f}, "
                 f"AP50 {values['val/AP50']:.4f}, AP75 {values['val/AP75']:.4f}"
             )
+        if event.kind == METRICS or event.kind in BOOKKEEPING:
+            return None
         return f"step {event.step}: {event.kind}: {event.text}"
 
 

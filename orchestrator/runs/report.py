@@ -16,16 +16,20 @@ from rich.markup import escape
 from rich.table import Table
 
 import orchestrator
+from detectors.measure import skeleton
 from orchestrator.checkpoints.initial_weights import load_initial
 from orchestrator.checkpoints.manifest import checked_commits
 from orchestrator.config.resolve import ResolvedExperiment
 from orchestrator.errors import printable
 from orchestrator.evaluation.coco import METRICS
+from orchestrator.pages.document import number
 from orchestrator.runs.plan import Plan
 from orchestrator.runs.progress import duration
 from orchestrator.storage.bucket import commit_storage
-from orchestrator.storage.run_files import CHECKPOINTS, EVENTS, REPORT, RESOLVED, RESULT
+from orchestrator.storage.run_files import CHECKPOINTS, EVENTS, REPORT, RESOLVED, RESULT, SAMPLES
+from orchestrator.tracking.events import read_events
 from orchestrator.tracking.git_info import git_info
+from orchestrator.tracking.goodput import goodput
 from orchestrator.tracking.mlflow_names import resolve_tracking_uri
 from orchestrator.tracking.mlflow_shipper import Shipped
 from orchestrator.tracking.run_card import Hardware, RunCard, package_versions
@@ -47,6 +51,7 @@ def result_of(
         shipped: state of its tracking; None when it is not tracked.
         seconds: wall time of this start of the driver.
     """
+    account = goodput(read_events(job.path / EVENTS))
     return {
         "name": job.experiment.name,
         "state": outcome.state,
@@ -60,6 +65,7 @@ def result_of(
         "images_per_s": outcome.images_per_s,
         "resumed_from": outcome.resumed_from,
         "seconds": seconds,
+        "goodput": None if account is None else account.to_json(),
         "mlflow_run_id": None if shipped is None else shipped.run_id,
         "config_digest": job.config_digest,
         "data_digest": job.data_digest,
@@ -122,10 +128,14 @@ def run_card_of(
         "detector": job.experiment.detector.title,
         "workers": workers,
         "batch size": job.schedule.batch_size,
+        "parameters": f"{_parameters(job):,}",
     }
     files = {"experiment": RESOLVED, "events": EVENTS}
     if outcome is not None:
         facts |= {"steps": outcome.steps, "images/s": f"{outcome.images_per_s:.1f}"}
+        account = goodput(read_events(job.path / EVENTS))
+        if account is not None:
+            facts["goodput"] = str(account)
         if outcome.early_stopping is not None:
             facts["early stopping"] = outcome.early_stopping["reason"]
         files["weights sha256"] = outcome.weights_sha256
@@ -144,6 +154,12 @@ def run_card_of(
         facts=facts,
         files=files,
     )
+
+
+def _parameters(job: TrainingJob) -> int:
+    """Learnable values of the detector."""
+    model = skeleton(job.experiment.detector, num_classes=len(job.label_map))
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def write_page(run_dir: Path, *, timeout: float = 120.0) -> str | None:
@@ -230,7 +246,7 @@ def say_result(resolved: ResolvedExperiment, result: dict[str, Any], console: Co
         return
     table = Table("metric", "value", title=escape(f"{result['name']}: COCO numbers on val"))
     for name, value in result["metrics"].items():
-        table.add_row(name, f"{value:.4f}")
+        table.add_row(name, number(value))
     console.print(table)
     if result["early_stopping"] is not None:
         say(console, f"early stopping: {result['early_stopping']['reason']}")
@@ -274,6 +290,23 @@ def say_where(
     state = ShipState.load(Path(run_dir))
     experiment = state.experiment_id if state and state.tracking_uri == uri else None
     say(console, f"# {runs_page(server, experiment, sweep=sweep)}")
+
+
+def say_next(run_dir: str, console: Console) -> None:
+    """What can be looked at, and how the detector is tried on other images."""
+    samples = sorted(Path(run_dir, SAMPLES).glob("*.jpg"))
+    if samples:
+        say(console, f"validation images with detections: {samples[-1]}")
+    say(console, "# on images of your own, FOLDER:")
+    say(console, f"{own_command()} predict {shlex.quote(run_dir)} FOLDER --draw drawn")
+
+
+def own_command() -> str:
+    """How this program is called in any shell of this machine."""
+    script = Path(sys.executable).with_name("orchestrator")
+    if script.is_file():
+        return shlex.quote(str(script))
+    return shlex.join([sys.executable, "-m", "orchestrator.cli.main"])
 
 
 def runs_page(server: str, experiment: str | None, *, sweep: str | None = None) -> str:

@@ -24,6 +24,7 @@ from orchestrator.storage.run_files import (
     REPORT,
     RESOLVED,
     RUN_CARD,
+    SAMPLES,
 )
 from orchestrator.tracking.events import LOG_LOST, read_events
 from orchestrator.tracking.git_info import git_info
@@ -83,7 +84,7 @@ class Tracking:
                 "config_digest": job.config_digest,
                 "data_digest": job.data_digest,
                 "run_folder": job.run_dir,
-                "mlflow.note.content": _description(plan),
+                "mlflow.note.content": description(plan),
                 **source_tags(resolved),
                 **labels_of(resolved),
                 **({} if trial is None else trial.tags),
@@ -92,6 +93,7 @@ class Tracking:
             artifacts={
                 RESOLVED: str(job.path / RESOLVED),
                 LABEL_MAP: str(job.path / LABEL_MAP),
+                SAMPLES: str(job.path / SAMPLES),
                 **({} if trial is None else trial.artifacts),
             },
             datasets=datasets_of(plan),
@@ -203,7 +205,8 @@ def checkpoint_artifacts(place: str, commit: Path) -> dict[str, str]:
     return {f"{place}/{file.name}": str(file) for file in files}
 
 
-def _description(plan: Plan) -> str:
+def description(plan: Plan) -> str:
+    """One sentence about a run, for people."""
     experiment = plan.job.experiment
     train, val = plan.batches.train, plan.batches.val
     return (

@@ -8,6 +8,7 @@
     RUN/events.jsonl              its event log: the truth about what was measured
     RUN/ckpt/                     its commits: see orchestrator.checkpoints.commit
     RUN/eval/                     the newest evaluation on the validation split
+    RUN/samples/                  a few validation images at each evaluation
     RUN/nonfinite/                steps whose numbers were not finite
     RUN/result.json, run_card.md, report.html, mlflow.json
     SWEEP/trial-000/              a run of a sweep
@@ -35,7 +36,7 @@ REPORT: Final = "report.html"
 MLFLOW: Final = "mlflow.json"
 #: How the run is to appear in MLflow, for `orchestrator ship`.
 MLFLOW_SPEC: Final = "mlflow_spec.json"
-#: Validation images with what was found on them, one file an evaluation.
+#: Validation images with detections and annotations on them, one file an evaluation.
 SAMPLES: Final = "samples"
 LOCK: Final = "lock"
 #: Asks the workers of a run to stop, by being there.
@@ -51,7 +52,7 @@ SWEEP_RESULT: Final = "sweep.json"
 SWEEP_BASE: Final = "config/base.yaml"
 
 #: What rank 0 writes while it trains.
-MEASURED: Final = (EVENTS, EVALUATION)
+MEASURED: Final = (EVENTS, EVALUATION, SAMPLES)
 #: What the driver writes while there is training.
 DESCRIBING: Final = (IDENTITY, "config", LABEL_MAP, MLFLOW, NONFINITE)
 #: All that a run leaves beside its commits.

@@ -17,7 +17,7 @@ from orchestrator.cluster.connection import connected
 from orchestrator.cluster.placement import place
 from orchestrator.config.resolve import ResolvedExperiment, Template, diff
 from orchestrator.config.scalars import Json
-from orchestrator.config.schema import PARAMETERS
+from orchestrator.config.schema import PARAMETERS, Experiment
 from orchestrator.data.doctor.examine import require_usable
 from orchestrator.errors import ConfigError, OrchestratorError, PreemptedError
 from orchestrator.runs.identity import identity_tree
@@ -46,6 +46,11 @@ from orchestrator.training.job import TrainingJob
 _MAY_CHANGE = ("trials", "concurrency")
 
 
+def folder_of_sweep(experiment: Experiment) -> Path:
+    """Where a sweep's journal, its trials and its result are."""
+    return Path(experiment.storage).resolve() / experiment.name
+
+
 def drive_sweep(template: Template, *, force_resume: bool) -> int:
     """Run all trials of a sweep, or those that are left.
 
@@ -61,7 +66,7 @@ def drive_sweep(template: Template, *, force_resume: bool) -> int:
     """
     console = Console(soft_wrap=True)
     base = template.resolve()
-    folder = Path(base.experiment.storage).resolve() / base.experiment.name
+    folder = folder_of_sweep(base.experiment)
     with _claimed(folder) as journal:
         base = _with_recorded_seed(base, journal, console)
         planner = Planner(template, folder, base)
@@ -82,7 +87,7 @@ def drive_sweep(template: Template, *, force_resume: bool) -> int:
         classes = len(plan.job.label_map)
         record = Record(planner, journal, parameters=_counter(planner, classes))
         stages = _stages(planner, journal, record, trials, plan.job)
-        tracking = SweepTracking(planner, plan.job.data_digest)
+        tracking = SweepTracking(planner, plan)
         state = _Sweep(planner, journal, record, tracking, console, force_resume)
         return state.run(stages)
 

@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import StorageError
+from orchestrator.runs.plan import Plan
 from orchestrator.runs.tracking import (
     checkpoint_artifacts,
+    datasets_of,
+    description,
     labels_of,
     parameters_of,
     source_tags,
@@ -40,10 +43,10 @@ class SweepTracking:
 
     Args:
         planner: of the sweep.
-        data_digest: of the data all trials train on.
+        plan: of the base experiment, whose data all trials train on.
     """
 
-    def __init__(self, planner: Planner, data_digest: str) -> None:
+    def __init__(self, planner: Planner, plan: Plan) -> None:
         self._planner = planner
         self._shipper: MlflowShipper | None = None
         experiment = planner.base.experiment
@@ -58,13 +61,15 @@ class SweepTracking:
                 "sweep": experiment.name,
                 "search": planner.sweep.search,
                 "scheduler": planner.sweep.scheduler,
-                "data_digest": data_digest,
+                "data_digest": plan.job.data_digest,
+                "mlflow.note.content": _description(planner, plan),
                 "run_folder": str(planner.folder),
                 **source_tags(planner.base),
                 **labels_of(planner.base),
             },
             params=parameters_of(planner.base),
             artifacts={SWEEP_BASE: str(planner.folder / SWEEP_BASE)},
+            datasets=datasets_of(plan),
         )
         self._shipper = MlflowShipper(planner.folder, spec)
 
@@ -117,9 +122,19 @@ class SweepTracking:
                     say(f"{row.trial.name}: {shipped}")
 
     def _best_tags(self, result: Mapping[str, Any], name: str) -> dict[str, str]:
-        tags = {"best_trial": name, "mlflow.note.content": f"Best trial: **{name}**"}
+        assert self._shipper is not None
+        note = self._shipper.spec.tags["mlflow.note.content"]
+        tags = {"best_trial": name, "mlflow.note.content": f"{note}\n\nBest trial: **{name}**"}
         state = ShipState.load(self._planner.folder / name)
         if state is not None and state.run_id is not None:
             tags["best_run_id"] = state.run_id
             tags["mlflow.note.content"] += f", run {state.run_id}"
         return tags
+
+
+def _description(planner: Planner, plan: Plan) -> str:
+    swept = ", ".join(f"`{path}`" for path in planner.sweep.space) or "the seed"
+    return (
+        f"A sweep over {swept} ({planner.sweep.search}, {planner.sweep.scheduler}): "
+        f"{description(plan)}"
+    )

@@ -21,7 +21,15 @@ from orchestrator.checkpoints.initial_weights import load_initial
 from orchestrator.data.batch import Batch, BatchStream
 from orchestrator.errors import OrchestratorError
 from orchestrator.storage.run_files import EVENTS, NONFINITE
-from orchestrator.tracking.events import LOG_LOST, EventLog, lost_since
+from orchestrator.tracking.events import LOG_LOST, EventLog, lost_since, read_events
+from orchestrator.tracking.goodput import (
+    ACCOUNT,
+    ATTEMPT,
+    STEP,
+    account_text,
+    attempt_text,
+    goodput,
+)
 from orchestrator.training import nonfinite_dump
 from orchestrator.training.collective import Collective
 from orchestrator.training.early_stopping import EarlyStopping
@@ -33,6 +41,15 @@ from orchestrator.training.stepper import Stepper, StepReport
 from orchestrator.training.trial_decision import await_verdict
 from orchestrator.training.validation import Evaluator, Validation
 from orchestrator.training.verify_sampled import check_sampled
+
+#: What the time of a phase is booked as; of the others, as themselves.
+_ACCOUNTS = {
+    "step": STEP,
+    "after the step": STEP,
+    "waiting for a batch": "data",
+    "commit": "checkpoint",
+    "evaluator": "evaluation",
+}
 
 
 class NonFiniteError(OrchestratorError):
@@ -137,6 +154,8 @@ class Engine:
 
     def run(self) -> Outcome:
         """Train from the newest commit to the end, or until asked to stop."""
+        pulse.begin()
+        self._note(ATTEMPT, attempt_text(self.job.driver_began or time.time()))
         with pulse.waiting("start"):
             start = self._resume()
         pulse.mark("waiting for a batch", start)
@@ -368,6 +387,7 @@ class Engine:
         """Write the state after ``self.step`` steps; blocks only for the copy off the device."""
         if not self.collective.is_main:
             return
+        self._account()
         log = None if self.events is None else self.events.mark()
         if self.stepper.damaged():
             if self.bad_steps:
@@ -404,7 +424,20 @@ class Engine:
         if self.events is not None:
             self.events.note(kind, text, step=self.step)
 
+    def _account(self) -> None:
+        """Leave in the log how the time of this start was spent."""
+        spent: dict[str, float] = {}
+        for phase, seconds in pulse.spent.items():
+            name = _ACCOUNTS.get(phase, phase)
+            spent[name] = spent.get(name, 0.0) + seconds
+        self._note(ACCOUNT, account_text(spent))
+
     def _outcome(self, state: str, start: int) -> Outcome:
+        self._account()
+        if self.events is not None:
+            account = goodput(read_events(self.job.path / EVENTS))
+            if account is not None:
+                self.events.metrics({"goodput": account.share}, step=self.step)
         with pulse.waiting("end"):
             best = self.store.best() if self.collective.is_main else None
         return Outcome(

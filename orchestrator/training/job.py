@@ -40,6 +40,7 @@ class TrainingJob:
         extensions: how the run was made longer since it began.
         evaluates_beside: whether commits are scored by one more worker while training goes on; see
             :mod:`orchestrator.training.validation`.
+        driver_began: when this start's driver did, seconds since 1970; for the account of time.
     """
 
     experiment: Experiment
@@ -57,6 +58,7 @@ class TrainingJob:
     sampled: Mapping[str, Json] = field(default_factory=dict)
     extensions: tuple[Extension, ...] = ()
     evaluates_beside: bool = False
+    driver_began: float | None = None
 
     @property
     def path(self) -> Path:

@@ -22,6 +22,7 @@ class Pulse:
         phase: what is being done now.
         marks: raised with all progress.
         patient: whether what is being done may take as long as it likes.
+        spent: seconds since :meth:`begin` by phase, without those of the phase that goes on.
     """
 
     def __init__(self) -> None:
@@ -29,12 +30,23 @@ class Pulse:
         self.phase = "start"
         self.marks = 0
         self.patient = True
+        self.spent: dict[str, float] = {}
+        self._since = time.monotonic()
         self._thread: int | None = None
+
+    def begin(self) -> None:
+        """Count what is spent from here on."""
+        self.spent, self._since = {}, time.monotonic()
+
+    def _enter(self, phase: str, patient: bool) -> None:
+        now = time.monotonic()
+        self.spent[self.phase] = self.spent.get(self.phase, 0.0) + now - self._since
+        self.phase, self.patient, self._since = phase, patient, now
 
     def mark(self, phase: str, step: int | None = None) -> None:
         """Say that training has got as far as ``phase`` of ``step``; called where it trains."""
         self._thread = threading.get_ident()
-        self.phase, self.patient = phase, False
+        self._enter(phase, patient=False)
         if step is not None:
             self.step = step
         self.marks += 1
@@ -42,13 +54,13 @@ class Pulse:
     @contextmanager
     def waiting(self, phase: str) -> Iterator[None]:
         """What is done inside may take as long as it likes."""
-        before = self.phase, self.patient
-        self.phase, self.patient = phase, True
+        before = (self.phase, self.patient)
+        self._enter(phase, patient=True)
         self.marks += 1
         try:
             yield
         finally:
-            self.phase, self.patient = before
+            self._enter(*before)
             self.marks += 1
 
     def seconds(self) -> float:

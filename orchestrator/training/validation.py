@@ -26,8 +26,9 @@ from orchestrator.data.batch import Batch, BatchStream
 from orchestrator.errors import StorageError
 from orchestrator.evaluation.coco import CocoMetrics, evaluate, write_per_class
 from orchestrator.evaluation.detections import Detections
+from orchestrator.evaluation.marks import write_samples
 from orchestrator.evaluation.results import Results, write_results
-from orchestrator.storage.run_files import EVALUATION
+from orchestrator.storage.run_files import EVALUATION, SAMPLES
 from orchestrator.tracking.events import EventLog
 from orchestrator.training.early_stopping import EarlyStopping
 from orchestrator.training.ema import holding
@@ -245,7 +246,7 @@ class Validation:
         if scored is None:
             return
         numbers = scored.scores.numbers
-        self._keep_results(scored)
+        self._keep_results(step, scored)
         self.metrics = dict(numbers)
         if self._early is not None and self._job.counts_after(step):
             self._early.count(self.metrics, step=step)
@@ -260,13 +261,14 @@ class Validation:
         if committed:
             self._store.attach_metrics(step, values)
 
-    def _keep_results(self, scored: Scored) -> None:
-        """Leave detections and per-class scores of the newest evaluation in the run folder."""
+    def _keep_results(self, step: int, scored: Scored) -> None:
+        """Leave the newest evaluation in the run folder, and samples of every one."""
         folder = self._job.path / EVALUATION
         folder.mkdir(exist_ok=True)
         results = Results.of(scored.found)
         write_results(folder / "coco_results.json", results, self._job.label_map)
         write_per_class(folder / "per_class.csv", scored.scores)
+        write_samples(self._job.path / SAMPLES / f"step-{step:08d}.jpg", self._job.val, results)
 
     def _note(self, step: int, text: str) -> None:
         if self._events is not None:

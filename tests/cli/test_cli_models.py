@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 
-from detectors import published
+from detectors import counted, published
 from detectors.figures import Published
-from detectors.registry import variants
+from detectors.measure import measure
+from detectors.registry import variant_config, variants
 from orchestrator.cli.main import main
 
 
@@ -19,6 +22,33 @@ def test_the_table_names_every_variant(capsys: pytest.CaptureFixture[str]) -> No
     assert [line.split()[0] for line in lines[:-1]] == list(variants())
     (row,) = (line for line in lines if line.startswith("ssd300_mobilenet_v2"))
     assert row.split()[1:] == ["300", "x", "300", "4,393,461", "0.75", "G", "1,917"]
+
+
+@pytest.mark.parametrize("variant", counted.own_variants())
+def test_figures_in_the_file_are_those_of_the_networks(variant: str) -> None:
+    rows = {row["variant"]: row for row in json.loads(counted.FILE.read_bytes())}
+    assert list(rows) == counted.own_variants(), "python -m detectors.counted writes the file"
+    config = variant_config(variant)
+    built = measure(config, num_classes=counted.CLASSES)
+    assert rows[variant]["figures"] == built._asdict(), "python -m detectors.counted writes it"
+    assert counted.count(config, num_classes=counted.CLASSES) == built
+
+
+def test_a_configuration_that_has_changed_is_counted_anew() -> None:
+    narrow = variant_config("ssd300_mobilenet_v2", width=0.5)
+    assert counted.count(narrow, num_classes=80) == measure(narrow, num_classes=80)
+
+
+def test_the_table_does_not_wait_for_torch() -> None:
+    code = (
+        "import contextlib, io, sys\n"
+        "from orchestrator.cli.main import main\n"
+        "with contextlib.redirect_stdout(io.StringIO()):\n"
+        "    assert main(['models']) == 0\n"
+        "assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_table_as_json(capsys: pytest.CaptureFixture[str]) -> None:

@@ -59,6 +59,10 @@ def test_the_schema_accepts_what_the_loader_accepts_and_describes_every_field() 
     assert not validator.is_valid(
         {**broken, "train": {**broken["train"], "optimizer": {"lr": "1"}}}
     )
+    several = [{"name": "photometric"}, {"name": "ssd", "brightness": 0.1}]
+    assert validator.is_valid({"data": {"augmentation": several}})
+    assert not validator.is_valid({"data": {"augmentation": [{"name": "ssd", "brigthness": 1}]}})
+    assert not validator.is_valid({"data": {"augmentation": []}})
     for model in [schema, *schema["$defs"].values()]:
         for name, field in model.get("properties", {}).items():
             assert field.get("description"), f"{model['title']}.{name}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from typing import Any, get_args
 
 import pytest
@@ -62,6 +63,10 @@ SLOW = (frozenset(get_args(retinanet.Variant)) - {"retinanet_spinenet49s"}) | (
 )
 
 CLASSES = 3
+
+#: Initial weights from which detectors are to learn; more than one seed shows with what margin
+#: the tests of learning hold.
+SEEDS = range(int(os.environ.get("ORCHESTRATOR_LEARNING_SEEDS", "1")))
 
 
 def variants(*, slow: frozenset[str] = SLOW) -> list[Any]:
@@ -125,15 +130,22 @@ def learn(
     return history
 
 
-def hits(model: Detector, images: Tensor, targets: Targets, *, best: int) -> int:
-    """How many of the ``best`` candidates of each image lie on a box, IoU 0.5, and name it."""
+def hits(
+    model: Detector, images: Tensor, targets: Targets, *, best: int, overlap: float
+) -> list[int]:
+    """For each image, how many of its ``best`` candidates lie on a box and name its class.
+
+    A candidate lies on a box at an IoU above ``overlap``.
+    """
     with torch.no_grad():
         candidates = model.decode(model(images))
-    count = 0
+    counts = []
     for image in range(len(images)):
+        count = 0
         for prior in candidates.scores[image].amax(-1).topk(best).indices.tolist():
             box, label = detection(candidates, image, prior)
-            overlap = pairwise_iou(targets.boxes[image], box)
-            slot = int(overlap.argmax())
-            count += int(overlap[slot] > 0.5 and label == targets.labels[image, slot])
-    return count
+            ious = pairwise_iou(targets.boxes[image], box)
+            slot = int(ious.argmax())
+            count += int(ious[slot] > overlap and label == targets.labels[image, slot])
+        counts.append(count)
+    return counts

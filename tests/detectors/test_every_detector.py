@@ -17,6 +17,7 @@ from detectors.retinanet import config as retinanet
 from detectors.structures import Targets
 from tests.detectors.small_detectors import (
     CLASSES,
+    SEEDS,
     SLOW,
     SMALL,
     build,
@@ -218,15 +219,16 @@ def pairs_of_squares(model: Detector) -> tuple[Tensor, Targets]:
 
 
 @pytest.mark.parametrize("fields", variants(slow=SLOW_TO_LEARN))
-def test_four_images_can_be_learnt_by_heart(fields: dict[str, Any]) -> None:
-    model = build(fields).train()
+@pytest.mark.parametrize("seed", SEEDS)
+def test_four_images_can_be_learnt_by_heart(fields: dict[str, Any], seed: int) -> None:
+    model = build(fields, seed=seed).train()
     images, targets = pairs_of_squares(model)
     case = fields.get("variant", fields["name"])
     rate, steps = PATIENCE.get(case, (4e-3, 50))
     history = learn(model, images, targets, rate=rate, steps=steps)
     left = LEFT_OVER if case in SMALL else LEFT_OVER_ELSEWHERE
     assert sum(history[-5:]) < left * sum(history[:5])
-    assert hits(model, images, targets, best=2) >= 7
+    assert sum(hits(model, images, targets, best=2, overlap=0.75)) >= 7
 
 
 @pytest.mark.parametrize("fields", variants(slow=SLOW_TO_TRACE))

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from detectors.figures import Published
-from detectors.measure import Measured, measure
+from detectors.figures import Measured, Published
+from detectors.measure import measure
 from detectors.published import compare_with_published, published_networks
 from detectors.registry import DETECTORS, build_detector, variant_config, variants
 

@@ -16,6 +16,7 @@ from detectors.base import Detector
 from detectors.structures import Targets
 from tests.detectors.small_detectors import (
     CLASSES,
+    SEEDS,
     build,
     hits,
     learn,
@@ -28,7 +29,7 @@ STEPS = 20
 CASES = [
     pytest.param("ssd300_mobilenet_v2", 0.5, 3e-3, 0.5, id="ssd300_mobilenet_v2"),
     pytest.param("ssd300_vgg16", 0.25, 6e-4, 0.5, id="ssd300_vgg16"),
-    pytest.param("retinanet_spinenet49s", 0.25, 4e-3, 0.5, id="retinanet_spinenet49s"),
+    pytest.param("retinanet_spinenet49s", 0.25, 6e-3, 0.5, id="retinanet_spinenet49s"),
     pytest.param("m2det320_resnet50", 0.25, 2e-3, 0.5, id="m2det320_resnet50"),
     pytest.param("m2det320_vgg16", 0.25, 2e-4, 0.7, id="m2det320_vgg16"),
     pytest.param("faster_rcnn_torchvision", 0.25, 2.5e-3, 0.5, id="faster_rcnn_torchvision"),
@@ -81,15 +82,16 @@ def even_out(model: Detector, images: Tensor) -> None:
 
 
 @pytest.mark.parametrize(("variant", "width", "rate", "left"), CASES)
+@pytest.mark.parametrize("seed", SEEDS)
 def test_twenty_steps_overfit_four_images(
-    variant: str, width: float, rate: float, left: float
+    variant: str, width: float, rate: float, left: float, seed: int
 ) -> None:
     small = {case.id: case.values[0] for case in variants()}
     fields = {**small[variant], "width": width, **FIELDS.get(variant, {})}
-    model = build(fields).train()
+    model = build(fields, seed=seed).train()
     images, targets = scene(model)
     if not any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
         even_out(model, images)
     history = learn(model, images, targets, rate=rate, steps=STEPS)
     assert min(history[-3:]) < left * history[0]
-    assert hits(model, images, targets, best=1) == 4
+    assert all(hits(model, images, targets, best=5, overlap=0.5))

@@ -57,6 +57,75 @@ def test_vgg16_reducedfc_fills_the_backbone() -> None:
     assert (conf.status, conf.shape) == ("missing", (16,))
 
 
+def as_mindspore(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors as MindSpore names those of its batch normalisation."""
+    names = {
+        "running_mean": "moving_mean",
+        "running_var": "moving_variance",
+        "weight": "gamma",
+        "bias": "beta",
+    }
+    named = {}
+    for name, value in state.items():
+        stem, _, ending = name.rpartition(".")
+        if ending == "num_batches_tracked":
+            continue
+        if f"{stem}.running_mean" in state:
+            ending = names[ending]
+        named[f"{stem}.{ending}"] = value
+    return named
+
+
+def test_a_mindspore_m2det_fills_the_network() -> None:
+    state = like(skeleton(M2DET, num_classes=80).state_dict())
+    # One layer under all of these names.
+    state = {name: state[re.sub(r"^leach\.\d+", "leach.0", name)] for name in state}
+    tensors = {
+        re.sub(r"^base\.(\d+)\.", r"base.layers.\1.", name): value
+        for name, value in as_mindspore(state).items()
+    }
+    assert "base.layers.0.weight" in tensors
+    assert "leach.0.bn.moving_variance" in tensors
+    fitted = convert({f"network.{k}": v for k, v in tensors.items()}, M2DET, num_classes=80)
+    assert fitted.report.layout == "mindspore_m2det"
+    assert fitted.report.counts["left over"] == 0
+    for name, value in state.items():
+        if not name.endswith("num_batches_tracked"):
+            assert torch.equal(fitted.tensors[name], value), name
+
+
+@pytest.mark.parametrize("converted", [False, True], ids=["classifier", "backbone.ckpt"])
+def test_a_mindspore_resnet_fills_the_backbone(converted: bool) -> None:
+    with torch.device("meta"):
+        model = resnet50(weights=None)
+    state = like(model.state_dict())
+    tensors = {}
+    for name, value in as_mindspore(state).items():
+        new = name.replace("downsample", "down_sample_layer").replace("fc.", "end_point.")
+        if converted and not new.startswith("end_point"):
+            new = "backbone." + new.replace("down_sample_layer.0", "conv_down_sample").replace(
+                "down_sample_layer.1", "bn_down_sample"
+            )
+        tensors[new] = value
+    fitted = convert(tensors, RCNN, num_classes=3)
+    expected = "mindspore_faster_rcnn_backbone" if converted else "mindspore_resnet"
+    assert fitted.report.layout == expected
+    left = {entry.source for entry in fitted.report.of("left over")}
+    assert left == {"end_point.weight", "end_point.bias"}
+    for name, value in state.items():
+        if not name.endswith("num_batches_tracked") and not name.startswith("fc"):
+            assert torch.equal(fitted.tensors[f"backbone.body.{name}"], value), name
+
+
+def test_the_vgg_of_the_mindspore_port_fills_the_backbone() -> None:
+    tensors = vgg16_reducedfc()
+    fitted = convert({f"layers.{k}": v for k, v in tensors.items()}, VGG, num_classes=3)
+    assert fitted.report.layout == "mindspore_vgg16_reducedfc"
+    assert fitted.report.counts["loaded"] == 30
+    for name, value in tensors.items():
+        assert torch.equal(fitted.tensors[f"vgg.{name}"], value)
+
+
 def test_a_vgg_classifier_is_decimated_to_the_reduced_layers() -> None:
     with torch.device("meta"):
         state = vgg16(weights=None).state_dict()

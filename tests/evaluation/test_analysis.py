@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from coco_cases import dataset_of, detections_of, random_case
 
-from orchestrator.evaluation.analysis import analyse, calibrate, confuse
+from orchestrator.evaluation.analysis import ClassAtScore, analyse, calibrate, confuse
 from orchestrator.evaluation.breakdown import break_down
 from orchestrator.evaluation.coco import evaluate
 from orchestrator.evaluation.matching import match
@@ -145,12 +145,43 @@ def test_calibration_by_hand():
     assert result.error == pytest.approx(expected, abs=1e-6)
 
 
+def test_precision_recall_and_f1_of_a_class():
+    one = ClassAtScore("cell", true_positives=6, false_positives=2, missed=4)
+    assert one.precision == 6 / 8
+    assert one.recall == 6 / 10
+    assert one.f1 == pytest.approx(2 * 0.75 * 0.6 / (0.75 + 0.6))
+    silent = ClassAtScore("plate", true_positives=0, false_positives=0, missed=3)
+    assert (silent.precision, silent.recall, silent.f1) == (-1.0, 0.0, 0.0)
+    absent = ClassAtScore("none", 0, 0, 0)
+    assert (absent.precision, absent.recall, absent.f1) == (-1.0, -1.0, -1.0)
+
+
+def test_counts_at_the_working_score_add_up():
+    for seed in range(40):
+        _, dataset, found = case(seed)
+        analysis = analyse(dataset, found)
+        boxes = {one.name: one.boxes for one in analysis.metrics.classes}
+        for one in analysis.at_working_score:
+            assert one.true_positives + one.missed == boxes[one.name]
+        if not len(found):
+            continue
+        true = sum(one.true_positives for one in analysis.at_working_score)
+        false = sum(one.false_positives for one in analysis.at_working_score)
+        f1 = 2 * true / (true + false + sum(boxes.values()))
+        # No other threshold does better.
+        matches = match(dataset, Results.of(found))
+        for score in np.unique(matches.score).tolist():
+            counted = (matches.score >= score) & ~matches.ignored
+            other = 2 * matches.true_positive[counted].sum()
+            assert other / (counted.sum() + sum(boxes.values())) <= f1 + 1e-12
+
+
 def test_working_score_and_worst_images():
     dataset = four_boxes()
     analysis = analyse(dataset, detections_of(ONE_OF_EACH, [4]))
     # F1 is 2 * 1 / (1 + 4) at the first detection and falls with every other.
     assert analysis.working_score == pytest.approx(0.9)
-    assert [(one.missed, one.false_alarms) for one in analysis.worst] == [(3, 0)]
+    assert [(one.missed, one.false_positives) for one in analysis.worst] == [(3, 0)]
 
 
 @pytest.mark.parametrize("rows", [[], ONE_OF_EACH], ids=["nothing", "something"])

@@ -202,7 +202,7 @@ def test_images_nobody_looked_at_count_as_missed():
     assert scored.numbers["AR100"] == pytest.approx(0.5)
 
 
-def test_detections_in_an_image_without_boxes_are_false_alarms():
+def test_detections_in_an_image_without_boxes_are_false_positives():
     images = [{"id": i, "width": 100, "height": 100} for i in (3, 8)]
     dataset = dataset_of(truth((3, 1, [0, 0, 20, 20]), images=images))
     rows = [(3, 0, [0, 0, 20, 20], 0.5), (8, 0, [0, 0, 20, 20], 0.9)]

@@ -16,16 +16,16 @@ from coco_cases import dataset_of, random_case
 
 from orchestrator.cli.main import main
 from orchestrator.errors import DataError, StorageError
-from orchestrator.evaluation import charts
 from orchestrator.evaluation.analysis import analyse
 from orchestrator.evaluation.report import render_report
 from orchestrator.evaluation.results import Results, read_results, write_results
+from orchestrator.pages import charts
 from orchestrator.predict.loading import load_detector
 from orchestrator.predict.scoring import read_split
 from orchestrator.runs.report import write_page
 from orchestrator.storage.run_files import REPORT
 
-_VOID = {"meta", "img"}
+_VOID = {"meta", "img", "input"}
 
 
 class Page(HTMLParser):
@@ -37,6 +37,7 @@ class Page(HTMLParser):
         self.pictures: dict[str, str] = {}
         self.links: list[str] = []
         self.headings: list[str] = []
+        self.anchors: list[str] = []
         self.rows: list[list[str]] = []
         self.feed(text)
         self.close()
@@ -45,6 +46,8 @@ class Page(HTMLParser):
     def handle_starttag(self, tag, attrs):
         found = dict(attrs)
         self.links += [found[key] for key in ("src", "href") if key in found]
+        if "id" in found:
+            self.anchors.append(found["id"])
         if tag == "img":
             self.pictures[found["alt"]] = found["src"]
         if tag == "tr":
@@ -78,7 +81,8 @@ def page(small_run, tmp_path_factory):
 
 def test_the_page_needs_nothing_else(page):
     assert page.links
-    assert all(link.startswith("data:image/") for link in page.links)
+    assert all(link.startswith(("data:image/", "#")) for link in page.links)
+    assert {link for link in page.links if link[0] == "#"} <= {f"#{name}" for name in page.anchors}
     assert page.headings == [
         "tiny", "COCO numbers", "Training", "Classes", "Precision and recall", "Errors",
         "Confusion", "Images with most errors", "Run", "Experiment",
@@ -99,8 +103,12 @@ def test_the_page_has_the_numbers_of_the_evaluation(page, small_run, dataset):
         assert [name, *map(str, counts)] in page.rows
     for kind, count in tree["errors"]["counts"].items():
         assert any(row[:2] == [kind, str(count)] for row in page.rows)
-    worst = [caption for caption in page.pictures if "false alarms" in caption]
+    worst = [caption for caption in page.pictures if caption.endswith("false positives")]
     assert len(worst) == len(tree["worst_images"])
+    for one in tree["at_working_score"]:
+        rates = (f"{one[key]:.3f}" for key in ("precision", "recall", "f1"))
+        counts = (str(one[key]) for key in ("true_positives", "false_positives", "missed"))
+        assert [one["name"], *counts, *("-" if r == "-1.000" else r for r in rates)] in page.rows
 
 
 def test_charts_and_pictures_can_be_decoded(page):
@@ -127,6 +135,39 @@ def test_a_class_name_is_only_a_name(name, recwarn):
     texts = ["".join(node.itertext()).strip() for node in tree.iter() if node.tag.endswith("text")]
     assert name in texts
     assert not [one for one in recwarn if "Glyph" in str(one.message)]
+
+
+def drawn_lines(uri):
+    """Colours of the curves of a chart, by their names in the legend."""
+    tree = ElementTree.fromstring(base64.b64decode(uri.split(",", 1)[1]))
+    text = ElementTree.tostring(tree, "unicode")
+    return tree, re.findall(r"stroke: (#[0-9a-f]{6}); stroke-width: 1.5", text)
+
+
+def test_a_colour_belongs_to_its_name_in_every_chart():
+    colour = charts.colours(["base", "small"])
+    assert len(set(colour.values())) == 2
+    both = {"base": [(1, 2.0), (2, 1.0)], "small": [(1, 3.0), (2, 2.0)]}
+    _, used = drawn_lines(charts.lines(both, y_label="loss", colour=colour))
+    assert used == [colour["base"], colour["small"]] * 2  # Curves, then legend.
+    tree, used = drawn_lines(charts.lines({"small": both["small"]}, y_label="AP", colour=colour))
+    assert used == [colour["small"]] * 2
+    assert "small" in ["".join(node.itertext()).strip() for node in tree.iter()]
+
+
+def test_a_cliff_gets_a_logarithmic_scale():
+    cliff = [(0, 40.0), *((step, 1.0 + 1 / step) for step in range(1, 30))]
+    gentle = [(step, 2.0 - step / 40) for step in range(30)]
+
+    def ticks(points):
+        tree, _ = drawn_lines(charts.lines({"loss": points}, y_label="loss"))
+        return {"".join(node.itertext()).strip() for node in tree.iter() if node.tag[-4:] == "text"}
+
+    assert {"1", "2", "5", "10", "20"} <= ticks(cliff)
+    assert {"1.3", "1.5", "1.7"} <= ticks(gentle)
+    # What is not positive has no logarithm.
+    negative = [(0, 40.0), *((step, -0.1) for step in range(1, 30))]
+    assert {"0", "10", "20", "30", "40"} <= ticks(negative)
 
 
 def test_class_names_cannot_become_markup(tmp_path):
@@ -185,9 +226,11 @@ def test_images_with_errors_are_shown_and_if_they_cannot_be_read_named(copy, tmp
     out = tmp_path / "page.html"
     words = ["report", str(copy), f"data.root={tmp_path / 'data'}", "--output", str(out)]
     assert main(words) == 0
-    captions = [text for text in Page(out.read_text("utf-8")).pictures if "alarms" in text]
+    captions = [
+        text for text in Page(out.read_text("utf-8")).pictures if text.endswith("false positives")
+    ]
     assert [text[:7] for text in captions] == [f"{number}.png" for number in range(200, 207)]
-    assert all(text.endswith(": 1 missed, 0 false alarms") for text in captions)
+    assert all(text.endswith(": 1 missed, 0 false positives") for text in captions)
     for path in (tmp_path / "data" / "images").iterdir():
         path.write_bytes(path.read_bytes()[:100])
     assert main(words) == 0

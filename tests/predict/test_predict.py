@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
+from detectors.config import PostprocessConfig
 from orchestrator.cli.main import main
 from orchestrator.data.decode import BadImageError, read_image
+from orchestrator.data.label_map import LabelMap
 from orchestrator.errors import ConfigError, DataError
-from orchestrator.evaluation.drawing import Mark, colour_of, contact_sheet, draw
-from orchestrator.predict import prediction
+from orchestrator.pages.drawing import (
+    Mark,
+    colour_of,
+    contact_sheet,
+    contrast,
+    draw,
+    text_colour,
+)
+from orchestrator.predict import draw_predictions, prediction
 from orchestrator.predict.inputs import Picture, list_pictures, read_pictures
 from orchestrator.predict.prediction import work_folder
 from tests.support.own_process import orchestrator
@@ -117,7 +127,7 @@ def test_unreadable_and_empty_pictures(small_run, images, tmp_path, capsys):
     tree = predict(small_run, tmp_path / "p.json", *words, *options)
     assert [entry["predictions"] for entry in tree.values()] == [[]]
     assert "skipped" in capsys.readouterr().err
-    drawn = read_image(tmp_path / "drawn" / "200.png.jpg")
+    drawn = read_image(tmp_path / "drawn" / "200.jpg")
     assert drawn.shape == read_image(images / "200.png").shape
 
 
@@ -156,7 +166,12 @@ def video(tmp_path) -> Path:
 
 
 def test_watching_a_video_finds_what_predicting_it_does(small_run, video, tmp_path):
-    words = ["detector.postprocess.score_threshold=0.0001", "--output", str(tmp_path / "p.json")]
+    words = [
+        "detector.postprocess.score_threshold=0.0001",
+        "--all",
+        "--output",
+        str(tmp_path / "p.json"),
+    ]
     assert main(["predict", str(small_run), str(video), *words, "--batch", "1"]) == 0
     predicted = json.loads((tmp_path / "p.json").read_text())
     drawn = tmp_path / "drawn"
@@ -241,7 +256,7 @@ def test_drawing_a_file_of_predictions(small_run, images, tmp_path):
     assert main(["draw", str(tmp_path / "p.json"), *words, *truth]) == 0
     assert len(list(out.glob("20*.jpg"))) == 7
     assert read_image(out / "sheet-0000.jpg").shape == (640, 1280, 3)
-    plain, drawn = read_image(images / "200.png"), read_image(out / "200.png.jpg")
+    plain, drawn = read_image(images / "200.png"), read_image(out / "200.jpg")
     assert np.abs(plain.astype(int) - drawn).max() > 100
 
 
@@ -258,6 +273,150 @@ def test_marks_have_the_colour_of_their_class():
     assert tuple(drawn[35, 30]) == (0, 0, 0)
     assert image.max() == 0
     assert len({colour_of(label) for label in range(200)}) > 150
+
+
+def test_a_label_can_be_read_on_every_colour():
+    black, white = (0, 0, 0), (255, 255, 255)
+    assert contrast(black, white) == pytest.approx(21.0)
+    assert contrast((255, 0, 0), white) == pytest.approx(3.998, abs=1e-3)  # WCAG's example of red
+    assert text_colour((255, 255, 0)) == black
+    assert text_colour((0, 0, 255)) == white
+    for label in range(200):
+        colour = colour_of(label)
+        assert contrast(colour, text_colour(colour)) >= 4.5  # AA for text of any size
+
+
+def test_what_a_box_is_can_be_told_without_colours():
+    image = np.zeros((200, 200, 3), np.uint8)
+    box = (40, 60, 160, 120)
+    top = {}
+    for kind in ("detection", "false positive", "annotation", "missed"):
+        drawn = draw(image, [Mark(box, 2, kind=kind)])
+        top[kind] = (drawn[58:63, 50:150].sum(axis=2) > 0).sum(axis=0)  # Lit pixels by column.
+    assert set(top["detection"]) == {2} or set(top["detection"]) == {3}
+    assert set(top["annotation"]) == {1}
+    assert 0 in top["false positive"]
+    assert top["false positive"].max() > 1
+    named = draw(image, [Mark(box, 2, "cell", kind="missed")])
+    assert named[125:].any()
+    assert not named[:59].any()
+
+
+def drawn_kinds(predictions, annotations, folder):
+    """Marks of a picture, as they are drawn."""
+    seen = []
+
+    def watch(image, marks, **_):
+        seen.extend(marks)
+        return image
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(draw_predictions, "draw", watch)
+        words = ["draw", str(predictions), "--annotations", str(annotations)]
+        assert main([*words, "--output", str(folder)]) == 0
+    return [(mark.kind, mark.text) for mark in seen]
+
+
+def test_misses_and_false_positives_are_told_apart(tmp_path):
+    picture = tmp_path / "x.png"
+    cv2.imwrite(str(picture), np.zeros((100, 200, 3), np.uint8))
+    classes = {"cell": 0, "plate": 1}
+
+    def one(name, x, score, width=20):
+        return {
+            "bbox": {"x_min": x, "y_min": 10, "width": width, "height": 20},
+            "class": {"label": classes[name], "category_id": classes[name] + 1, "name": name},
+            "score": score,
+        }
+
+    predictions = [
+        one("cell", 12, 0.9),  # IoU 18 / 22 with the first box.
+        one("cell", 14, 0.8),  # A duplicate of it.
+        one("plate", 60, 0.7),  # On a cell.
+        one("plate", 120, 0.24),  # Right, but not worth a look.
+        one("cell", 160, 0.5),  # In a crowd, which counts as neither.
+    ]
+    tree = {str(picture): {"height": 100, "width": 200, "predictions": predictions}}
+    (tmp_path / "p.json").write_text(json.dumps(tree))
+    boxes = [("cell", 10, 20, 0), ("cell", 60, 20, 0), ("plate", 120, 20, 0), ("cell", 150, 50, 1)]
+    annotations = {
+        "images": [{"id": 1, "file_name": "x.png", "width": 200, "height": 100}],
+        "categories": [{"id": label + 1, "name": name} for name, label in classes.items()],
+        "annotations": [
+            {
+                "id": number,
+                "image_id": 1,
+                "category_id": classes[name] + 1,
+                "bbox": [x, 10, width, 20],
+                "area": width * 20,
+                "iscrowd": crowd,
+                **({"segmentation": {"size": [100, 200], "counts": [20000]}} if crowd else {}),
+            }
+            for number, (name, x, width, crowd) in enumerate(boxes, start=1)
+        ],
+    }
+    (tmp_path / "t.json").write_text(json.dumps(annotations))
+    assert drawn_kinds(tmp_path / "p.json", tmp_path / "t.json", tmp_path / "out") == [
+        ("detection", "cell 0.90"),
+        ("false positive", "cell 0.80"),
+        ("false positive", "plate 0.70"),
+        ("detection", "cell 0.50"),
+        ("annotation", ""),
+        ("missed", "cell"),
+        ("missed", "plate"),
+        ("annotation", ""),
+    ]
+
+
+def test_drawings_are_named_as_their_pictures(tmp_path):
+    blank = np.zeros((20, 30, 3), np.uint8)
+    names = ["a/x.jpg", "a/y.jpeg", "a/z.PNG", "b/x.jpg", "a/twin.jpg", "a/twin.png", "a/v.1.bmp"]
+    found = []
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        cv2.imwrite(str(tmp_path / name), blank)
+        found.append(prediction.Prediction(str(tmp_path / name), 20, 30, [], [], []))
+    labels = LabelMap(("cell",), (1,))
+    drawn = draw_predictions.draw_predictions(found, labels, tmp_path / "out", threshold=0.5)
+    assert [path.name for path in drawn.pictures] == [
+        "a-x.jpg", "y.jpg", "z.jpg", "b-x.jpg", "twin.jpg", "twin.png.jpg", "v.1.jpg",
+    ]  # fmt: skip
+    with pytest.raises(ConfigError, match="holds pictures that are to be drawn on"):
+        draw_predictions.draw_predictions(found, labels, tmp_path / "a", threshold=0.5)
+
+
+def test_what_is_worth_a_look():
+    kept = PostprocessConfig(score_threshold=0.01, max_per_image=300)
+    shown = prediction.for_display(kept)
+    assert (shown.score_threshold, shown.max_per_image) == (0.25, 100)
+    assert prediction.for_display(kept, {"max_per_image"}).max_per_image == 300
+    assert prediction.for_display(kept, {"score_threshold"}).score_threshold == 0.01
+    # What the experiment leaves out does not come back.
+    less = PostprocessConfig(score_threshold=0.4, max_per_image=20)
+    assert prediction.for_display(less) == less
+    assert prediction.for_display(PostprocessConfig(max_per_image=None)).max_per_image == 100
+
+
+def test_what_people_get_is_worth_a_look_and_what_is_scored_is_all(
+    small_run, images, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(prediction, "DISPLAY_LIMIT", 3)
+    most = {}
+    for name, words in {
+        "shown": [],
+        "all": ["--all"],
+        "coco": ["--form", "coco"],
+        "by hand": ["detector.postprocess.max_per_image=7"],
+    }.items():
+        tree = predict(small_run, tmp_path / f"{name}.json", str(images / "20*.png"), *words)
+        text = (tmp_path / f"{name}.json").read_text()
+        assert ": " not in text
+        assert "\n" not in text
+        if isinstance(tree, list):
+            most[name] = max(Counter(one["image_id"] for one in tree).values())
+        else:
+            most[name] = max(len(entry["predictions"]) for entry in tree.values())
+    assert most == {"shown": 3, "all": 100, "coco": 100, "by hand": 7}
 
 
 def test_a_contact_sheet_holds_every_image():

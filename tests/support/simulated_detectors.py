@@ -19,12 +19,12 @@ class Skill:
     Attributes:
         recall: part of the boxes it finds.
         shake: deviation of its edges, in parts of the box's side.
-        false_alarms: mean number in an image.
+        false_positives: mean number in an image.
     """
 
     recall: float = 0.85
     shake: float = 0.06
-    false_alarms: float = 2.0
+    false_positives: float = 2.0
 
 
 def make_truth(rng: np.random.Generator, *, images: int, classes: int = 2) -> Dataset:
@@ -52,7 +52,7 @@ def make_truth(rng: np.random.Generator, *, images: int, classes: int = 2) -> Da
 
 
 def detect(rng: np.random.Generator, dataset: Dataset, skill: Skill) -> Detections:
-    """Hits and false alarms; detectors tend to miss the same boxes."""
+    """True and false positives; detectors tend to miss the same boxes."""
     images, boxes = len(dataset), len(dataset.labels)
     shared = np.random.default_rng(int(dataset.areas.sum())).normal(0, np.sqrt(0.7), boxes)
     hit = shared + rng.normal(0, np.sqrt(0.3), boxes) < NormalDist().inv_cdf(skill.recall)
@@ -61,11 +61,11 @@ def detect(rng: np.random.Generator, dataset: Dataset, skill: Skill) -> Detectio
     sides = np.tile(xywh[:, 2:], (1, 2))
     found = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1)
     found = found + rng.normal(0, skill.shake, found.shape) * sides
-    false = np.repeat(np.arange(images), rng.poisson(skill.false_alarms, images))
+    false = np.repeat(np.arange(images), rng.poisson(skill.false_positives, images))
     low = rng.uniform(0, 400, (len(false), 2))
-    alarms = np.concatenate([low, low + rng.uniform(20, 160, (len(false), 2))], axis=1)
+    others = np.concatenate([low, low + rng.uniform(20, 160, (len(false), 2))], axis=1)
     margins = np.concatenate([rng.normal(1.2, 1, hit.sum()), rng.normal(-0.8, 1, len(false))])
-    boxes = np.concatenate([found, alarms])
+    boxes = np.concatenate([found, others])
     boxes[:, 2:] = np.maximum(boxes[:, 2:], boxes[:, :2] + 1)
     labels = rng.integers(0, len(dataset.label_map), len(false))
     return Detections(

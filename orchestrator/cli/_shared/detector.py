@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -96,6 +97,25 @@ def detect_options(loaded: LoadedDetector, arguments: argparse.Namespace) -> Det
         fusion=arguments.fusion,
         fusion_iou=arguments.fusion_iou,
     )
+
+
+def shown_options(
+    loaded: LoadedDetector, arguments: argparse.Namespace, overrides: list[str]
+) -> DetectOptions:
+    """Like :func:`detect_options`, for people rather than for scoring.
+
+    Unless ``--all`` or COCO results are asked for, what is not worth a look is left out; a
+    threshold or limit among the overrides is taken as it is.
+    """
+    from orchestrator.predict.prediction import for_display
+
+    how = detect_options(loaded, arguments)
+    if arguments.all or arguments.form == "coco":
+        return how
+    chosen = [word.partition("=")[0].strip() for word in overrides]
+    prefix = "detector.postprocess."
+    overridden = {key.removeprefix(prefix) for key in chosen if key.startswith(prefix)}
+    return replace(how, postprocess=for_display(how.postprocess, overridden))
 
 
 def _scales(text: str) -> tuple[float, ...]:

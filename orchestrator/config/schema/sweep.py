@@ -196,26 +196,28 @@ class SweepConfig(Settings):
         for position, (key, domain) in enumerate(self.space.items()):
             later = list(self.space)[position:]
             if _is_below(key, _SHARED) or (key == "seed" and self.seeds > 1):
-                yield Conflict("space", f"sweep.space: {key} is the same for all trials")
+                yield Conflict("space", f"{key} is the same for all trials")
             for condition in domain.when:
-                if any(_is_below(condition, (other,)) for other in later):
+                if _is_below(condition, (key,)):
+                    yield Conflict("space", f"{key} depends on itself; name another key in `when`")
+                elif any(_is_below(condition, (other,)) for other in later):
                     yield Conflict(
                         "space",
-                        f"sweep.space: {key} depends on {condition}, which comes later; put "
+                        f"{key} depends on {condition}, which comes later; put "
                         f"{condition} before {key}",
                     )
             if self.scheduler == "pbt" and (domain.when or not _is_below(key, _IN_FLIGHT)):
                 yield Conflict(
                     "space",
-                    f"sweep.space: {key} cannot change while a trial trains; sweep.scheduler pbt "
+                    f"{key} cannot change while a trial trains; sweep.scheduler pbt "
                     f"takes keys below {', '.join(_IN_FLIGHT)}, without when",
                 )
             if self.scheduler == "pbt" and key.endswith(".name"):
-                yield Conflict("space", f"sweep.space: {key} cannot change while a trial trains")
+                yield Conflict("space", f"{key} cannot change while a trial trains")
             if self.search == "grid" and domain.choice is None and domain.step is None:
                 yield Conflict(
                     "space",
-                    f"sweep.space: {key} is a continuous range, of which a grid needs the values: "
+                    f"{key} is a continuous range, of which a grid needs the values: "
                     "give choice, or a step",
                 )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import colorsys
 from collections.abc import Iterable, Sequence
 
 import cv2
@@ -13,8 +12,8 @@ from orchestrator.data.batch import Batch
 from orchestrator.data.dataset import Dataset
 from orchestrator.data.decode import BadImageError
 from orchestrator.data.images import image_pixels
-
-Image = NDArray[np.uint8]
+from orchestrator.pages import drawing
+from orchestrator.pages.drawing import Image, Mark, draw, shrunk
 
 #: Pixels of a heat map on each side.
 HEAT_CELLS = 64
@@ -23,37 +22,18 @@ _GAP = 4
 _COLUMNS = 6
 
 
-def colour_of(label: int, classes: int) -> tuple[int, int, int]:
-    """RGB of a class; neighbours are far apart."""
-    hue = (label * 0.618034) % 1.0 if classes > 1 else 0.33
-    red, green, blue = colorsys.hsv_to_rgb(hue, 0.9, 1.0)
-    return round(red * 255), round(green * 255), round(blue * 255)
-
-
-def tile(
-    image: Image, boxes: NDArray[np.floating], labels: NDArray[np.int64], classes: int
-) -> Image:
-    """An image and its xyxy boxes, fitted into a square of 192 pixels."""
-    height, width = image.shape[:2]
-    scale = _TILE / max(height, width)
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    canvas = np.full((_TILE, _TILE, 3), 32, dtype=np.uint8)
-    canvas[: size[1], : size[0]] = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-    for box, label in zip(boxes * scale, labels.tolist(), strict=True):
-        left, top, right, bottom = (round(float(edge)) for edge in box)
-        cv2.rectangle(canvas, (left, top), (right, bottom), colour_of(label, classes), 1)
-    return canvas
+def tile(image: Image, boxes: NDArray[np.floating], labels: NDArray[np.int64]) -> Image:
+    """An image of at most 192 pixels a side, and its xyxy boxes."""
+    marks = [
+        Mark((box[0], box[1], box[2], box[3]), label, kind="annotation")
+        for box, label in zip(boxes.tolist(), labels.tolist(), strict=True)
+    ]
+    return draw(*shrunk(image, marks, _TILE))
 
 
 def sheet(tiles: Sequence[Image]) -> Image:
     """Tiles side by side, six in a row."""
-    rows = -(-len(tiles) // _COLUMNS)
-    step = _TILE + _GAP
-    canvas = np.full((rows * step, min(len(tiles), _COLUMNS) * step, 3), 255, dtype=np.uint8)
-    for position, one in enumerate(tiles):
-        row, column = divmod(position, _COLUMNS)
-        canvas[row * step :, column * step :][:_TILE, :_TILE] = one
-    return canvas
+    return drawing.contact_sheet(tiles, columns=_COLUMNS, cell=_TILE, enlarge=False, gap=_GAP)
 
 
 def contact_sheet(data: Dataset, indices: Iterable[int]) -> Image | None:
@@ -68,15 +48,15 @@ def contact_sheet(data: Dataset, indices: Iterable[int]) -> Image | None:
         rows = data.boxes_of(index)
         xywh = data.boxes_xywh[rows]
         xyxy = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1)
-        tiles.append(tile(image, xyxy, data.labels[rows], len(data.label_map)))
+        tiles.append(tile(image, xyxy, data.labels[rows]))
     return sheet(tiles) if tiles else None
 
 
-def batch_sheet(batches: Iterable[Batch], classes: int) -> Image:
+def batch_sheet(batches: Iterable[Batch]) -> Image:
     """The images of batches as the network gets them."""
     return sheet(
         [
-            tile(image, boxes[valid], labels[valid], classes)
+            tile(image, boxes[valid], labels[valid])
             for batch in batches
             for image, boxes, labels, valid in zip(
                 batch.images, batch.boxes, batch.labels, batch.valid, strict=True
@@ -113,12 +93,3 @@ def heat_picture(values: NDArray[np.float64], side: int = 256) -> Image:
     coloured = cv2.applyColorMap(grey, cv2.COLORMAP_INFERNO)
     large = cv2.resize(coloured, (side, side), interpolation=cv2.INTER_NEAREST)
     return cv2.cvtColor(large, cv2.COLOR_BGR2RGB).astype(np.uint8, copy=False)
-
-
-def jpeg(image: Image, quality: int = 85) -> bytes:
-    """An RGB image as the bytes of a JPEG file."""
-    made, data = cv2.imencode(
-        ".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality]
-    )
-    assert made, "an image in memory can be encoded"
-    return data.tobytes()

@@ -8,8 +8,8 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.colors import Normalize
 
-from orchestrator.evaluation import charts
 from orchestrator.evaluation.significance import Effect
+from orchestrator.pages import charts
 from orchestrator.runs.compare.comparison import Spread
 
 #: A scale is logarithmic from this ratio of its ends.
@@ -18,14 +18,19 @@ _WIDE = 20.0
 
 @charts.styled
 def grouped_bars(
-    groups: Mapping[str, Mapping[str, Spread | None]], names: Sequence[str], *, x_label: str
+    groups: Mapping[str, Mapping[str, Spread | None]],
+    names: Sequence[str],
+    *,
+    x_label: str,
+    colour: Mapping[str, str],
 ) -> str:
-    """For every name one bar a group, with a whisker from the least to the greatest of its runs.
+    """For every name one bar a group, and from the least to the greatest of several runs a whisker.
 
     Args:
         groups: by group, then by name; None where there is nothing to show.
         names: from top to bottom.
         x_label: of the values.
+        colour: of each group.
     """
     figure, axes = charts.new_figure(height=max(1.8, 0.9 + 0.2 * len(names) * (len(groups) + 0.6)))
     thick = 0.8 / len(groups)
@@ -36,11 +41,20 @@ def grouped_bars(
             [one.mean for _, one in shown],
             height=thick * 0.92,
             label=group,
+            color=colour[group],
+        )
+        ranges = [(at, one) for at, one in shown if one.low < one.high]
+        axes.errorbar(
+            [one.mean for _, one in ranges],
+            [at + (number - (len(groups) - 1) / 2) * thick for at, _ in ranges],
             xerr=[
-                [one.mean - one.low for _, one in shown],
-                [one.high - one.mean for _, one in shown],
+                [one.mean - one.low for _, one in ranges],
+                [one.high - one.mean for _, one in ranges],
             ],
-            error_kw={"linewidth": 1, "capsize": 2},
+            fmt="none",
+            ecolor="black",
+            linewidth=1,
+            capsize=2,
         )
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()

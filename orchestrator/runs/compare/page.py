@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-import html
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from orchestrator.evaluation import charts
 from orchestrator.evaluation.coco import METRICS
-from orchestrator.evaluation.page import document, figure, number, table
 from orchestrator.evaluation.significance import Effect, Significance
+from orchestrator.pages import charts
+from orchestrator.pages.document import (
+    Block,
+    Figure,
+    Legend,
+    Row,
+    Section,
+    Table,
+    Text,
+    facts_table,
+    number,
+    render,
+)
 from orchestrator.runs.compare.charts import grouped_bars, intervals, parallel_coordinates
 from orchestrator.runs.compare.comparison import Comparison, Contrast, Spread
 from orchestrator.runs.compare.run_folder import RunFolder
@@ -20,12 +30,6 @@ _MOST = charts.MOST_LINES
 _MOST_CLASSES = 20
 _MOST_SETTINGS = 8
 
-#: Of this page, beside what all pages have.
-_STYLE = """
-.wide { font-size: .86em; } .wide td:first-child { white-space: nowrap; }
-.verdict { font-size: 1.1em; }
-"""
-
 
 def write_page(path: Path, comparison: Comparison) -> None:
     """Write the page of a comparison."""
@@ -34,29 +38,26 @@ def write_page(path: Path, comparison: Comparison) -> None:
 
 def render_page(comparison: Comparison) -> str:
     """The page of :func:`write_page` as text."""
-    body = "\n".join(_sections(comparison))
-    return document(_title(comparison), body, style=_STYLE)
+    return render(f"Comparison of {len(comparison.runs)} runs", _sections(comparison))
 
 
-def _title(comparison: Comparison) -> str:
-    return f"Comparison of {len(comparison.runs)} runs"
-
-
-def _sections(comparison: Comparison) -> Iterator[str]:
-    yield f"<h1>{_title(comparison)}</h1>"
-    for contrast in comparison.contrasts:
-        yield f'<p class="verdict">{html.escape(contrast.verdict)}</p>'
-    yield from _numbers(comparison)
-    yield from _settings(comparison)
-    yield from _curves(comparison)
-    yield from _classes(comparison)
+def _sections(comparison: Comparison) -> Iterator[Section]:
+    colours = charts.colours([run.name for run in comparison.runs])
+    yield Section("", tuple(Text(one.verdict, "verdict") for one in comparison.contrasts))
+    yield Section("COCO numbers", (_numbers(comparison, colours),))
+    yield Section("Seeds", tuple(_seeds(comparison, colours)))
+    yield Section("What was set differently", tuple(_settings(comparison, colours)))
+    yield Section("Curves", tuple(_curves(comparison, colours)))
+    yield Section("Classes", tuple(_classes(comparison, colours)))
     for contrast in comparison.contrasts:
         if contrast.significance is not None:
-            yield from _effects(contrast, contrast.significance)
+            yield Section(
+                f"{contrast.after} against {contrast.before}",
+                tuple(_effects(contrast, contrast.significance)),
+            )
 
 
-def _numbers(comparison: Comparison) -> Iterator[str]:
-    yield "<h2>COCO numbers</h2>"
+def _numbers(comparison: Comparison, colours: Mapping[str, str]) -> Table:
     rows = [
         (
             run.name,
@@ -67,27 +68,31 @@ def _numbers(comparison: Comparison) -> Iterator[str]:
         )
         for run in comparison.runs
     ]
-    yield table(("run", "seed", "state", "steps", *METRICS), rows, values=True)
+    head = ("run", "seed", "state", "steps", *METRICS)
+    return facts_table(head, rows, values=True, colours=colours)
+
+
+def _seeds(comparison: Comparison, colours: Mapping[str, str]) -> Iterator[Block]:
     several = [group for group in comparison.groups if len(group.by_seed) > 1]
-    if several:
-        yield "<h2>Seeds</h2>"
-        yield '<p class="note">Mean and range of runs that differ in nothing but their seed.</p>'
-        rows = [
-            (
-                group.name,
-                ", ".join(str(run.seed) for run in group.by_seed),
-                *(spread_words(group.metric(name)) for name in METRICS[:3]),
-            )
-            for group in several
-        ]
-        yield table(("experiment", "seeds", *METRICS[:3]), rows, values=True)
+    if not several:
+        return
+    yield Text("Mean and range of runs that differ in nothing but their seed.")
+    rows = [
+        (
+            group.name,
+            ", ".join(str(run.seed) for run in group.by_seed),
+            *(spread_words(group.metric(name)) for name in METRICS[:3]),
+        )
+        for group in several
+    ]
+    by_group = {group.name: colours[group.runs[0].name] for group in several}
+    yield facts_table(("experiment", "seeds", *METRICS[:3]), rows, values=True, colours=by_group)
 
 
-def _settings(comparison: Comparison) -> Iterator[str]:
-    yield "<h2>What was set differently</h2>"
+def _settings(comparison: Comparison, colours: Mapping[str, str]) -> Iterator[Block]:
     settings = comparison.settings
     if not settings:
-        yield '<p class="note">Nothing: the runs are of one experiment.</p>'
+        yield Text("Nothing: the runs are of one experiment.")
         return
     rows: Iterable[tuple[str, ...]]
     if len(comparison.runs) <= _MOST_SETTINGS:
@@ -99,7 +104,7 @@ def _settings(comparison: Comparison) -> Iterator[str]:
             (run.name, *(str(v[i]) for v in settings.values()), number(run.metrics.get("AP")))
             for i, run in enumerate(comparison.runs)
         )
-    yield table(head, rows, values=True)
+    yield facts_table(head, rows, values=True, colours=colours)
     scored = [i for i, run in enumerate(comparison.runs) if "AP" in run.metrics]
     swept = [path for path in settings if not path.endswith("(sha256)")][:_MOST_SETTINGS]
     if len(scored) > 1 and set(swept) - {"seed"}:
@@ -108,10 +113,10 @@ def _settings(comparison: Comparison) -> Iterator[str]:
             [comparison.runs[i].metrics["AP"] for i in scored],
             label="AP",
         )
-        yield figure(chart, "from settings to AP, one line a run")
+        yield Figure(chart, "from settings to AP, one line a run; yellow is best")
 
 
-def _curves(comparison: Comparison) -> Iterator[str]:
+def _curves(comparison: Comparison, colours: Mapping[str, str]) -> Iterator[Block]:
     runs = _shown(comparison.runs)
     pictures = []
     for title, curves in (
@@ -122,13 +127,16 @@ def _curves(comparison: Comparison) -> Iterator[str]:
     ):
         series = {name: points for name, points in curves.items() if points}
         if series:
-            chart = charts.lines(series, y_label=title.partition(",")[0], x_label="epoch")
-            pictures.append(figure(chart, title))
+            label = title.partition(",")[0]
+            chart = charts.lines(series, y_label=label, x_label="epoch", colour=colours)
+            lacking = [name for name in curves if name not in series]
+            note = f"; none of {', '.join(lacking)}" if lacking else ""
+            pictures.append(Figure(chart, title + note))
     if pictures:
-        yield "<h2>Curves</h2>"
         if len(runs) < len(comparison.runs):
-            yield f'<p class="note">The {len(runs)} runs of the highest AP.</p>'
-        yield f'<div class="row">{"".join(pictures)}</div>'
+            yield Text(f"The {len(runs)} runs of the highest AP.")
+        yield Legend({run.name: colours[run.name] for run in runs})
+        yield Row(tuple(pictures))
 
 
 def _shown(runs: Sequence[RunFolder]) -> list[RunFolder]:
@@ -137,52 +145,48 @@ def _shown(runs: Sequence[RunFolder]) -> list[RunFolder]:
     return [run for run in runs if run in ranked]
 
 
-def _classes(comparison: Comparison) -> Iterator[str]:
+def _classes(comparison: Comparison, colours: Mapping[str, str]) -> Iterator[Block]:
     names = comparison.class_names
     if not names:
         return
-    yield "<h2>Classes</h2>"
     groups = comparison.groups
-    several = len(groups) > 1
     sides: dict[str, dict[str, Spread | None]]
-    if several:
+    if len(groups) > 1:
         sides = {group.name: {n: group.class_ap(n) for n in names} for group in groups}
+        by_side = {group.name: colours[group.runs[0].name] for group in groups}
     else:
         sides = {
             run.name: {n: Spread.of([ap] if (ap := run.classes.get(n, -1.0)) >= 0 else [])
                        for n in names}
             for run in groups[0].runs
         }  # fmt: skip
+        by_side = dict(colours)
     shown = dict(list(sides.items())[:_MOST])
-    yield '<div class="row">'
-    caption = "AP by class" + (", mean and range over seeds" if several else "")
+    spread = len(groups) > 1 and any(len(group.by_seed) > 1 for group in groups)
+    caption = "AP by class" + (", mean and range over seeds" if spread else "")
     if len(names) > _MOST_CLASSES or len(sides) > _MOST:
         caption += f"; the first {min(len(names), _MOST_CLASSES)} classes, {len(shown)} of them"
-    chart = grouped_bars(shown, names[:_MOST_CLASSES], x_label="AP")
-    yield figure(chart, caption)
+    chart = grouped_bars(shown, names[:_MOST_CLASSES], x_label="AP", colour=by_side)
     rows = ((n, *(spread_words(side[n]) for side in shown.values())) for n in names)
-    yield table(("class", *shown), rows, values=True)
-    yield "</div>"
+    yield Row((Figure(chart, caption), facts_table(("class", *shown), rows, values=True)))
 
 
-def _effects(contrast: Contrast, found: Significance) -> Iterator[str]:
-    yield f"<h2>{html.escape(contrast.after)} against {html.escape(contrast.before)}</h2>"
-    yield f'<p class="note">{html.escape(method_words(found))}</p>'
+def _effects(contrast: Contrast, found: Significance) -> Iterator[Block]:
+    yield Text(method_words(found))
     if contrast.note:
-        yield f'<p class="note">{html.escape(contrast.note)}</p>'
+        yield Text(contrast.note)
     classes = dict(
         sorted(found.classes.items(), key=lambda item: -abs(item[1].difference))[:_MOST_CLASSES]
     )
     effects = {**found.numbers, **classes}
-    yield '<div class="row">'
     caption = (
         f"difference and its {found.level:.0%} interval; filled where significant"
         + (f"; the {len(classes)} classes that changed most" if classes != found.classes else "")
     )  # fmt: skip
-    yield figure(intervals(effects, x_label="difference in AP"), caption)
+    chart = Figure(intervals(effects, x_label="difference in AP"), caption)
     head = ("", "before", "after", "difference", f"{found.level:.0%} interval", "p", "")
-    yield table(head, (effect_row(name, one) for name, one in effects.items()), values=True)
-    yield "</div>"
+    rows = (effect_row(name, one) for name, one in effects.items())
+    yield Row((chart, facts_table(head, rows, values=True)))
 
 
 def effect_row(name: str, one: Effect) -> tuple[str, ...]:

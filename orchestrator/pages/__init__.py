@@ -1,0 +1,1 @@
+"""Pages and pictures for people: the frame of a page, its charts, and boxes on images."""
