@@ -21,14 +21,15 @@ _OPTION = re.compile(rf"(?i)([?&;#]{_SECRET}=)([^&;#\s'\"]+)")
 #: The same of what is no address: ``--password=…``, ``password: …`` of a message.
 _SETTING = re.compile(
     r"(?i)((?<![\w.])(?:[\w-]*(?:password|passwd|secret(?:[_-]?(?:access[_-]?)?key)?)"
-    r"|(?:[\w-]*[_-])?(?:auth|access|api|session|security|bearer)[_-]?token"
+    r"|(?:[\w-]*[_-])?(?:auth|access|api|session|security|bearer)?[_-]?token"
     r"|[\w-]*api[_-]?key)=)"
     r"([^\s&;,'\")}]+)"
 )
-_USER = re.compile(r"(?i)\b([a-z][a-z0-9+.-]*)://([^/@\s'\"?#]+)@")
+#: With one slash, too: that is what a path makes of an address.
+_USER = re.compile(r"(?i)\b([a-z][a-z0-9+.-]+):/{1,2}([^/@\s'\"?#]+)@")
 #: A key that has a slash in it, so that the address seems to have its host before the ``@``.
 _SLASHED = re.compile(
-    r"(?i)\b([a-z][a-z0-9+.-]*)://([^/@\s'\"?#:]+:(?!\d+/)[^/@\s'\"?#]*/[^@\s'\"?#]*)@"
+    r"(?i)\b([a-z][a-z0-9+.-]+):/{1,2}([^/@\s'\"?#:]+:(?!\d+/)[^/@\s'\"?#]*/[^@\s'\"?#]*)@"
 )
 #: What is a secret wherever it stands.
 _SHAPES = re.compile(
@@ -38,7 +39,9 @@ _SHAPES = re.compile(
     r"|\beyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]+"
     r"|-----BEGIN [A-Z ]*PRIVATE KEY-----"
 )
-_HEADER = re.compile(r"(?i)\b((?:bearer|basic)\s+)([A-Za-z0-9._~+/=-]{8,})")
+_HEADER = re.compile(
+    r"(?i)(\bauthorization['\"]?\s*[:=]\s*['\"]?(?:bearer|basic)\s+|\bbearer\s+(?=\S{20}))(\S+)"
+)
 #: What is before the @ of these addresses is a name as long as it has no colon.
 _NAMED = ("postgresql", "mysql", "mssql", "oracle", "mariadb", "ssh", "sftp")
 _NAME = re.compile(rf"(?i)^{_SECRET}$")

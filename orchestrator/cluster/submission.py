@@ -22,6 +22,7 @@ from orchestrator.cluster.upload import UploadedFile, check_working_dir, uploade
 from orchestrator.config.places import NamedPlace, places_of
 from orchestrator.config.resolve import Template, read_template
 from orchestrator.config.schema import Experiment
+from orchestrator.credentials import mask
 from orchestrator.errors import ConfigError, OrchestratorError, PreemptedError, SecurityError
 from orchestrator.tracking.git_info import COMMIT_VARIABLE, git_info
 
@@ -221,7 +222,8 @@ def follow(client: Any, job: str) -> None:
         asyncio.run(_print_logs(client, job))
     except (RuntimeError, OSError) as error:
         # The cluster is still the one to ask how the job went.
-        print(f"the log of {job} broke off ({error}); waiting for its end", file=sys.stderr)
+        said = mask(str(error))
+        print(f"the log of {job} broke off ({said}); waiting for its end", file=sys.stderr)
     while not (info := client.get_job_info(job)).status.is_terminal():
         time.sleep(_POLL_SECONDS)
     status = info.status.value
@@ -309,6 +311,10 @@ def _token() -> str | None:
         return token
     path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
     try:
+        found = path.stat()
+        if found.st_mode & 0o077 and found.st_uid == os.geteuid():
+            # `ray get-auth-token --generate` makes it readable for everybody.
+            path.chmod(0o600)
         return path.read_text().strip() or None
     except OSError:
         return None
