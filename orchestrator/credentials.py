@@ -1,9 +1,9 @@
 """Keys and passwords in addresses: found, so that they are refused, and masked in what is said.
 
 A resolved experiment is printed, stored in the run folder and sent to MLflow, and a key in it would
-go everywhere. Stores, databases and servers all take theirs from the environment. Everything that
-finds or hides a secret in the program is in this file; :class:`~orchestrator.errors.\
-OrchestratorError` masks its message, and so does whatever writes text that it did not make.
+go everywhere. Stores, databases and servers all take theirs from the environment. Whatever finds or
+hides a secret in this program does it here: errors mask their messages, and so does what writes
+down text that it did not make.
 """
 
 from __future__ import annotations

@@ -112,7 +112,7 @@ MISTAKES = [
             "readable for everyone"),
     Mistake(CLUSTER, "authOptions: {mode: token}", "authOptions: {mode: disabled}", "write token"),
     Mistake(SLURM, "export RAY_AUTH_MODE=token", "export RAY_AUTH_MOD=token", "without a token",
-            at="ray symmetric-run"),
+            at="export RAY_AUTH_MOD"),
     Mistake(COMPOSE, "      POSTGRES_PASSWORD_FILE: /run/secrets/postgres_password",
             "      POSTGRES_PASSWORD: hunter2", "secret in plain text"),
     Mistake(COMPOSE, "psycopg2://mlflow@", "psycopg2://mlflow:hunter2@", "password stands here"),

@@ -88,7 +88,7 @@ def _starts(
     sheet: Sheet, path: KeyPath, found: Found, nodes: int, key: KeyPath, needle: str = ""
 ) -> None:
     if not found.starts:
-        sheet.report(path, "no command starts Ray; write ray symmetric-run")
+        sheet.report(path, "no command starts Ray; write ray start or ray symmetric-run")
     for start in found.starts:
         wanted = start.options.get("--min-nodes", "")
         if wanted.isdigit() and int(wanted) != nodes:
