@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -91,6 +92,7 @@ def main(argv: Sequence[str]) -> int:
     for one in sorted(report.diagnoses, key=lambda one: -one.verdict):
         print(one)
     print(f"verdict: {report.to_json()['verdict']}")
+    written = [path for path in (arguments.json, arguments.page) if path]
     if arguments.json:
         write_atomic(arguments.json, json.dumps(report.to_json(), indent=2).encode())
     if arguments.page:
@@ -100,6 +102,9 @@ def main(argv: Sequence[str]) -> int:
         write_atomic(
             arguments.show_augmented, _augmented(arguments.experiment, arguments.overrides)
         )
+        written.append(arguments.show_augmented)
+    if written:
+        print(f"written: {', '.join(map(str, written))}", file=sys.stderr)
     if arguments.suggest_priors and not report.exit_code:
         _suggest_priors(experiment, examination.splits)
     if arguments.detector is not None and not report.exit_code:

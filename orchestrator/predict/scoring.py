@@ -268,12 +268,14 @@ def _on_ray(task: _Task, workers: int) -> Iterator[tuple[Detections, list[str]]]
     """Parts as the workers finish them, in any order."""
     # Here, so that one process alone starts without Ray.
     from orchestrator.cluster.actor_pool import on_workers
+    from orchestrator.runs.reach import images_of
 
     numbers = list(range(_batch_count(task)))
     share = max(1, min(_TASK_BATCHES, len(numbers) // workers))
     shares = [numbers[i : i + share] for i in range(0, len(numbers), share)]
     cluster = task.loaded.resolved.experiment.cluster
-    for parts in on_workers(cluster, _Worker, (task,), shares, workers=workers):
+    needed = images_of(task.dataset, "data")
+    for parts in on_workers(cluster, _Worker, (task,), shares, workers=workers, needed=needed):
         yield from parts
 
 
