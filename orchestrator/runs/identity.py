@@ -81,6 +81,7 @@ _LATER_KEYS: Mapping[str, Json] = {
     "data.weight": 1.0,
     "data.repeat_threshold": None,
     "data.tiles": None,
+    "data.max_pixels": 89_478_485,
     "data.order": "sorted",
     "train.lr_reference_batch": None,
     "train.lr_rule": "linear",

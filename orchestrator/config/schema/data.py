@@ -169,6 +169,8 @@ class DataConfig(Settings):
         levels: of images of more than 8 bits, what becomes black and white: ``full``, the whole
             range of 16 bits; ``used``, for each image the range from its 0.1 % to its 99.9 %
             percentile; or two values, such as ``[7200, 7400]``.
+        max_pixels: largest image that is decoded, height times width. It takes 3 bytes of memory a
+            pixel and more while it is decoded, also where only tiles of it are looked at.
         follow_links: symbolic links may lead out of the folder of images or labels, file by file,
             as those of DVC and git-annex do. Trust whoever made them.
         prefetch: batches in flight per worker.
@@ -203,6 +205,7 @@ class DataConfig(Settings):
     max_bad_fraction: Fraction = 0.01
     orientation: Literal["stored", "displayed"] = "stored"
     levels: Literal["full", "used"] | tuple[float, float] = "full"
+    max_pixels: Annotated[int, Field(ge=1, le=2**30)] = 89_478_485
     follow_links: bool = False
     prefetch: Count = 4
     tasks: Count | Literal["auto"] = "auto"

@@ -468,7 +468,7 @@ plan = make_plan(Path(%s))
 out = Path(sys.argv[2])
 cluster = Cluster(
     initialize_head=True,
-    head_node_args={"num_cpus": 16, "include_dashboard": False, "_temp_dir": sys.argv[1]},
+    head_node_args={"num_cpus": 16, "include_dashboard": False, "temp_dir": sys.argv[1]},
 )
 cluster.add_node(num_cpus=4)
 ray.init(address=cluster.address, log_to_driver=False)
