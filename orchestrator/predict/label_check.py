@@ -34,7 +34,7 @@ from orchestrator.storage.atomic import write_atomic
 #: Suspects that the page shows.
 SHOWN = 60
 #: Below it nobody need look.
-LEAST = 0.05
+LEAST = 0.2
 _COLUMNS = (
     *("rank", "kind", "suspicion", "split", "image_id", "file_name", "annotation_id"),
     *("category", "x", "y", "width", "height"),
