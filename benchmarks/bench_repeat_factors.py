@@ -1,6 +1,6 @@
 """A class with 1 % of the boxes: its AP with repeat factors and without, in the same steps.
 
-    python benchmarks/bench_repeat_factors.py FOLDER [--steps 700] [--seeds 2]
+    python benchmarks/bench_repeat_factors.py FOLDER [--steps 300] [--seeds 1]
 
 Discs, squares and, in few images, triangles on textured noise; as many of each in validation.
 """
@@ -29,7 +29,7 @@ seed: %d
 detector:
   name: ssd
   variant: ssd300_mobilenet_v2
-  width: 0.2
+  width: 0.1
   bn_momentum: 0.1
   postprocess: {score_threshold: 0.02, iou_threshold: 0.45, plus_one: false}
 data:
@@ -87,8 +87,8 @@ def make_images(folder: Path, split: str, kinds: list[list[int]], seed: int) -> 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--steps", type=int, default=700)
-    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--seeds", type=int, default=1)
     arguments = parser.parse_args()
     folder = arguments.folder
     rng = np.random.default_rng(0)
@@ -108,7 +108,8 @@ def main() -> None:
             run_rank(plan.job, LocalStream(plan.batches), accelerator=Accelerator("cpu"))
             scores = (run / PER_CLASS).read_text().splitlines()
             ap = {line.split(",")[0]: line.split(",")[4:6] for line in scores[1:]}
-            print(f"seed {seed}, {name}: {plan.job.schedule.steps_per_epoch} steps an epoch, {ap}")
+            steps_per_epoch = plan.job.schedule.steps_per_epoch
+            print(f"seed {seed}, {name}: {steps_per_epoch} steps an epoch, {ap}", flush=True)
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ detector:
   variant: ssd300_mobilenet_v2
   width: 0.35
   bn_momentum: 0.1
-  postprocess: {score_threshold: 0.02, iou_threshold: 0.45, plus_one: false}
+  postprocess: {score_threshold: 0.02, iou_threshold: 0.45, plus_one: false, max_per_image: 300}
 data:
   root: %s
   train: {images: train, annotations: train.json}

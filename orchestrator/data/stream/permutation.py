@@ -49,11 +49,13 @@ def _round_trip(
     left, right = values >> half, values & mask
     for key in keys:
         left, right = right, left ^ (_mixed(right ^ key) >> (np.uint64(64) - half))
-    return (left << half) | right
+    joined: NDArray[np.uint64] = (left << half) | right
+    return joined
 
 
 def _mixed(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """Every bit of the result depends on every bit of a value."""
     values = (values ^ (values >> np.uint64(30))) * _MIX[0]
     values = (values ^ (values >> np.uint64(27))) * _MIX[1]
-    return values ^ (values >> np.uint64(31))
+    mixed: NDArray[np.uint64] = values ^ (values >> np.uint64(31))
+    return mixed
