@@ -266,7 +266,8 @@ class ScheduledDataConfig(ray.train.DataConfig):  # type: ignore[misc]  # Ray is
         self._task_cpus = task_cpus
         self._worker_cpus = worker_cpus
         height, width = plan.input_size
-        self._batch_bytes = plan.schedule.batch_size * height * width * 3
+        self._image_bytes = height * width * 3
+        self._batch_size = plan.schedule.batch_size
 
     def datasets(self) -> dict[str, ray.data.Dataset]:
         """What a trainer takes as ``datasets``: the schedule, one row per step."""
@@ -283,7 +284,10 @@ class ScheduledDataConfig(ray.train.DataConfig):  # type: ignore[misc]  # Ray is
         """One stream per rank under each name of ``datasets``."""
         nodes = list(worker_node_ids or [None] * world_size)
         resources = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
-        task_bytes = max(TASK_BYTES, self._batch_bytes // world_size)
+        task_bytes = max(
+            min(TASK_IMAGES * self._image_bytes, TASK_BYTES),
+            self._batch_size // world_size * self._image_bytes,
+        )
         streams = (
             RayStream(
                 self._plan_ref,
