@@ -36,7 +36,6 @@ import ray.data
 import ray.train
 from numpy.typing import NDArray
 from ray.data import TaskPoolStrategy
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.data.batch import Allocate, Batch
 from orchestrator.data.ray_log import hush_ray_data
@@ -63,6 +62,8 @@ MIN_TASKS = 2
 STARVED = 0.25
 
 _ARRAYS = tuple(field.name for field in fields(Batch) if field.name not in ("step", "replaced"))
+#: Label by which Ray knows a node.
+_NODE_LABEL = "ray.io/node-id"
 _CLOSE_SECONDS = 10.0
 _POLL_SECONDS = 0.2
 
@@ -205,14 +206,14 @@ class RayStream:
         return dataset
 
     def _where(self) -> dict[str, Any]:
-        """Options of a task that keep its batches from crossing the network.
+        """Options of tasks that keep batches from crossing the network.
 
         On a node whose CPUs are all reserved tasks would wait for ever, so they go elsewhere then.
         """
         if self.node is None:
             return {}
-        here = NodeAffinitySchedulingStrategy(self.node, soft=True, _spill_on_unavailable=True)
-        return {"scheduling_strategy": here}
+        here: dict[str, str] = {_NODE_LABEL: self.node}
+        return {"label_selector": here, "fallback_strategy": [{"label_selector": {}}]}
 
     def _task_steps(self) -> int:
         """Steps that one map task prepares."""
