@@ -39,7 +39,7 @@ from orchestrator.training.job import Outcome, TrainingJob
 from orchestrator.training.out_of_memory import explained
 from orchestrator.training.pulse import pulse
 from orchestrator.training.schedules import LearningRate
-from orchestrator.training.state import capture, restore
+from orchestrator.training.state import capture, restore, shared
 from orchestrator.training.stepper import Stepper, StepReport, StepUnderWay
 from orchestrator.training.trial_decision import await_verdict
 from orchestrator.training.validation import Evaluator, Validation
@@ -308,7 +308,10 @@ class Engine:
             self._begin()
             return 0
         self.job.require_ahead(step)
-        scalars = restore(self.store.load(step), self.stepper)
+        newest = step
+        # Of many ranks one reads: a commit is large, and a bucket is slow.
+        state = shared(lambda: self.store.load(newest), self.collective)
+        scalars = restore(state, self.stepper)
         self.step = self._committed = step
         self.bad_steps = int(scalars["bad_steps"])
         self.overflows = int(scalars["overflows"])
