@@ -43,7 +43,7 @@ from orchestrator.runs.report import (
     say_next,
     say_result,
     say_scaling,
-    say_shards,
+    say_threads,
     say_where,
     write_page,
 )
@@ -216,7 +216,7 @@ def _train_in(
                 one_thread=isinstance(experiment.train.virtual_shards, int),
                 threads_before=shards.threads,
             )
-            say_shards(shards, placement.threads, console)
+            say_threads(shards, placement.threads, console)
             in_loop = place_evaluation(
                 experiment,
                 placement,

@@ -185,8 +185,9 @@ class Engine:
             return self._outcome("stopped", start)
         stopped, ended, given_up = False, False, False
         self._clock = time.perf_counter()
-        batches = self.stream.train_batches(self.step, self.job.total_steps)
-        for batch, inputs in fed(batches, self.collective.device):
+        for batch, inputs in fed(
+            self.stream.train_batches(self.step, self.job.total_steps), self.collective.device
+        ):
             pulse.mark("step", batch.step)
             expected = self.step + len(self._begun)
             if batch.step != expected:
