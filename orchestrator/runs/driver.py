@@ -217,6 +217,9 @@ def _train_in(
                 one_thread=isinstance(experiment.train.virtual_shards, int),
                 threads_before=shards.threads,
             )
+            if shards.count is not None:
+                # Which worker computes which shard must not matter.
+                placement = dataclasses.replace(placement, by_node=False)
             say_threads(shards, placement.threads, console)
             in_loop = place_evaluation(
                 experiment,

@@ -58,6 +58,12 @@ class Behind(Accelerator):
     def to_host(self, tensors: Sequence[Tensor]) -> HostCopy:
         return HostCopy([tensor.clone() for tensor in tensors])
 
+    def shows_overflow(self) -> bool:
+        return True
+
+    def device_name(self) -> str:
+        return "behind"
+
     def synchronize(self) -> None:
         pass
 
