@@ -227,9 +227,13 @@ class Engine:
     def _begin_step(self, batch: Batch, inputs: Inputs) -> None:
         """Have a step done; its numbers are read later."""
         rate, stop = self.rate(batch.step), self.stop_requested()
+        self._begun.append(_Begun(batch, rate, stop, self._launch(batch, rate, stop, inputs)))
+
+    def _launch(
+        self, batch: Batch, rate: float, stop: bool, inputs: Inputs | None = None
+    ) -> StepUnderWay:
         with explained(self.job, batch.step, accelerator=self.accelerator):
-            under_way = self.stepper.begin(batch, learning_rate=rate, stop=stop, inputs=inputs)
-        self._begun.append(_Begun(batch, rate, stop, under_way))
+            return self.stepper.begin(batch, learning_rate=rate, stop=stop, inputs=inputs)
 
     def _read(self, *, keep: int) -> bool:
         """Read the numbers of the steps that were begun, but for the newest ``keep``.
@@ -246,9 +250,7 @@ class Engine:
             self._guard(report, one.batch)
             if not report.applied:
                 for later in self._begun:
-                    later.under_way = self.stepper.begin(
-                        later.batch, learning_rate=later.learning_rate, stop=later.stop
-                    )
+                    later.under_way = self._launch(later.batch, later.learning_rate, later.stop)
             now = time.perf_counter()
             seconds, self._clock = now - self._clock, now
             self.throughput.add(self.job.schedule.batch_size, seconds)
