@@ -377,3 +377,29 @@ def test_whoever_dies_between_a_step_and_its_numbers_ends_in_the_same_bits(
     )
     assert mine == theirs
     assert nonfinite_dump.kept_steps(plan.job.path) == list(BAD)
+
+
+@pytest.mark.parametrize(
+    "accelerator", [Behind("cpu"), PLAIN, FUSED], ids=["cpu", "plain", "fused"]
+)
+def test_an_overflow_that_only_the_scaler_sees_counts(accelerator: Accelerator) -> None:
+    """As on a device whose numbers saturate: nothing in the step is infinite."""
+    stepper = stepper_on(accelerator, OPTIMIZERS["sgd"], "fp16")
+    assert stepper.run(batch_of(0), learning_rate=0.05, stop=False).applied
+    before, scale = digest(stepper), stepper.scaler.get_scale()
+    unscale = stepper.scaler.unscale_
+
+    def saturated(optimizer: Any) -> None:
+        unscale(optimizer)
+        for seen in stepper.scaler._found_inf_per_device(optimizer).values():
+            seen.fill_(1.0)
+
+    stepper.scaler.unscale_ = saturated  # type: ignore[method-assign]
+    report = stepper.run(batch_of(1), learning_rate=0.05, stop=False)
+    assert math.isfinite(report.gradient_norm)
+    assert report.overflow
+    assert not report.applied
+    assert digest(stepper) == before
+    assert stepper.scaler.get_scale() == scale / 2
+    stepper.scaler.unscale_ = unscale  # type: ignore[method-assign]
+    assert stepper.run(batch_of(1), learning_rate=0.05, stop=False).applied
