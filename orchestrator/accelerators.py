@@ -24,7 +24,9 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Final, Literal, NamedTuple, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from orchestrator.errors import ConfigError
@@ -243,6 +245,15 @@ class Accelerator:
             own: torch.amp.GradScaler = self._module().amp.GradScaler(**static)
             return own
         return torch.amp.GradScaler(self.device_type, **static)
+
+    def host_array(self, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
+        """An unfilled array that the device can copy from while the host goes on."""
+        array = np.empty(shape, dtype)
+        if self.kind == "cpu" or not array.size:
+            return array
+        kind = torch.from_numpy(array[:0]).dtype
+        pinned: NDArray[Any] = torch.empty(shape, dtype=kind, pin_memory=True).numpy()
+        return pinned
 
     def to_host(self, tensors: Sequence[Tensor]) -> HostCopy:
         """Begin to copy tensors from the device, behind what it was given before.

@@ -142,7 +142,7 @@ class Trainer:
         )
         self.rate = LearningRate(
             schedule=experiment.train.schedule,
-            base=experiment.train.optimizer.lr,
+            base=experiment.train.base_rate,
             steps_per_epoch=job.schedule.steps_per_epoch,
             total_steps=job.schedule.total_steps,
         )

@@ -34,13 +34,17 @@ class Placement:
     threads: int | None
 
 
-def place(config: ClusterConfig, *, one_thread: bool = False) -> Placement:
+def place(
+    config: ClusterConfig, *, one_thread: bool = False, threads_before: int | None = None
+) -> Placement:
     """Decide on devices and threads, and refuse what can never be scheduled.
 
     Args:
         config: the ``cluster`` section.
         one_thread: give CPU workers one thread where the file does not say, because the number of
             threads is part of the bits and must not follow from the number of workers.
+        threads_before: that CPU workers had when the run began, if they are to have as many again;
+            they have where the file does not say and the machine has as many cores.
 
     Raises:
         ConfigError: with the arithmetic, when the cluster is too small.
@@ -60,7 +64,10 @@ def place(config: ClusterConfig, *, one_thread: bool = False) -> Placement:
     if threads is None and accelerator.kind == "cpu":
         # One core stays free for reading data: torch's threads wait for each other by spinning, so
         # a thread too many costs far more than a thread too few.
-        threads = 1 if one_thread else max(1, ((os.cpu_count() or 1) - 1) // config.workers)
+        cores = os.cpu_count() or 1
+        threads = 1 if one_thread else max(1, (cores - 1) // config.workers)
+        if threads_before is not None and threads_before <= max(1, cores - 1):
+            threads = threads_before
     return Placement(accelerator, each, threads)
 
 

@@ -42,6 +42,8 @@ from orchestrator.runs.report import (
     say_initial,
     say_next,
     say_result,
+    say_scaling,
+    say_shards,
     say_where,
     write_page,
 )
@@ -173,6 +175,7 @@ def _train_in(
         notes = require_usable(data, name, settings.max_bad_fraction, fractions=fractions)
         for finding in notes:
             say(console, f"{name}: {finding}")
+    say_scaling(resolved.experiment.train, console)
     say_initial(plan.job, console)
     native.backend()  # Says what is missing; what workers say stays in Ray's logs.
     identity = identity_of(plan.job)
@@ -207,8 +210,13 @@ def _train_in(
         tracking = Tracking(resolved, plan, trial, tell=lambda text: say(console, text))
         experiment = resolved.experiment
         with connected(experiment.cluster, beside=experiment.train.evaluation == "beside"):
-            sharded = experiment.train.virtual_shards is not None
-            placement = place(experiment.cluster, one_thread=sharded)
+            shards = plan.job.shards
+            placement = place(
+                experiment.cluster,
+                one_thread=isinstance(experiment.train.virtual_shards, int),
+                threads_before=shards.threads,
+            )
+            say_shards(shards, placement.threads, console)
             in_loop = place_evaluation(
                 experiment,
                 placement,

@@ -262,7 +262,7 @@ class _Sweep:
     def _run_stages(self, stages: Sequence[_Stage]) -> bool:
         """Run all trials; whether somebody asked to stop."""
         experiment = self.planner.base.experiment
-        sharded = experiment.train.virtual_shards is not None
+        sharded = isinstance(experiment.train.virtual_shards, int)
         placement = place(experiment.cluster, one_thread=sharded)
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         found = capacity(nodes, placement.resources_per_worker, experiment.cluster.workers)

@@ -43,6 +43,18 @@ class Collective:
         """Start summing ``tensor`` in place; call ``wait()`` on what is returned."""
         return dist.all_reduce(tensor, async_op=True)
 
+    def exchange_async(self, received: Tensor, sent: Tensor) -> Any:
+        """Start sending each rank its part of ``sent``; call ``wait()`` on what is returned.
+
+        Both are flat, contiguous and divided evenly among the ranks; in the end part ``r`` of
+        ``received`` is what rank ``r`` sent here.
+        """
+        return dist.all_to_all_single(received, sent, async_op=True)
+
+    def gather_async(self, whole: Tensor, part: Tensor) -> Any:
+        """Start collecting every rank's ``part``, in rank order, into ``whole`` on each of them."""
+        return dist.all_gather_into_tensor(whole, part, async_op=True)
+
     def gather(self, value: T) -> list[T] | None:
         """Values of all ranks by rank, on rank 0; None elsewhere."""
         if self.world == 1:
@@ -63,19 +75,5 @@ class Collective:
     def copy_from_main_(self, tensors: Sequence[Tensor]) -> None:
         """Overwrite ``tensors`` with rank 0's values."""
         if self.world > 1:
-            self.copy_from_(tensors, 0)
-
-    def receive_(self, tensors: Sequence[Tensor], source: int) -> None:
-        """Overwrite ``tensors`` with what rank ``source`` sends by :meth:`send`."""
-        for tensor in tensors:
-            dist.recv(tensor, src=source)
-
-    def send(self, tensors: Sequence[Tensor], target: int) -> None:
-        """Send ``tensors`` to rank ``target``, which calls :meth:`receive_`."""
-        for tensor in tensors:
-            dist.send(tensor, dst=target)
-
-    def copy_from_(self, tensors: Sequence[Tensor], source: int) -> None:
-        """Overwrite ``tensors`` with those of rank ``source``."""
-        for tensor in tensors:
-            dist.broadcast(tensor, src=source)
+            for tensor in tensors:
+                dist.broadcast(tensor, src=0)

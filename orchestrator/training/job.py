@@ -16,6 +16,7 @@ from orchestrator.data.stream.schedule import Schedule
 from orchestrator.data.tiling import Tiling
 from orchestrator.errors import ConfigError
 from orchestrator.training.schedules import Extension
+from orchestrator.training.shards import Shards
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class TrainingJob:
             folder.
         sampled: what a sweep set, by dotted key; seen to have arrived in the live objects.
         extensions: how the run was made longer since it began.
+        shards: how batches are cut.
         evaluates_beside: whether commits are scored by one more worker while training goes on; see
             :mod:`orchestrator.training.validation`.
         driver_began: when this start's driver did, seconds since 1970; for the account of time.
@@ -54,6 +56,7 @@ class TrainingJob:
     config_digest: str
     data_digest: str
     threads: int | None
+    shards: Shards
     initial: InitialWeights | None = None
     fence: Callable[[], None] | None = None
     judged_epochs: tuple[int, ...] = ()

@@ -121,6 +121,8 @@ def _run_rank(
     model = initial_model(experiment, len(job.label_map), accelerator, device)
     precision = accelerator.resolve_precision(experiment.train.precision)
     collective = Collective(device)
+    if accelerator.kind != "cpu":
+        stream.allocate = accelerator.host_array
     store = open_store(job)
     events = EventLog(job.path / EVENTS) if collective.is_main else None
     try:

@@ -135,7 +135,7 @@ class Experiment(Settings):
                     "gives to another trial; write in_loop or auto, or remove sweep",
                 )
             yield from self._sweep_conflicts(self.sweep)
-        if self.train.virtual_shards is not None:
+        if isinstance(self.train.virtual_shards, int):
             yield from self._shard_conflicts(self.train.virtual_shards)
             return
         pieces = self.cluster.workers * self.train.accumulate

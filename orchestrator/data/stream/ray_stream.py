@@ -34,9 +34,10 @@ import pyarrow as pa
 import ray
 import ray.data
 import ray.train
+from numpy.typing import NDArray
 from ray.data import TaskPoolStrategy
 
-from orchestrator.data.batch import Batch
+from orchestrator.data.batch import Allocate, Batch
 from orchestrator.data.ray_log import hush_ray_data
 from orchestrator.data.stream.assemble import BatchPlan
 from orchestrator.data.stream.local import EvalCache, in_order
@@ -75,6 +76,7 @@ class RayStream:
         prefetch: batches that a segment holds at least.
         tasks: map tasks that work at a time for this rank on a node.
         task_cpus: logical CPUs of one such task.
+        allocate: makes the arrays of batches, into which they are copied from shared memory.
         plan_ref: what is in which batch, in the object store.
         name: of this stream, like no other's.
     """
@@ -94,6 +96,7 @@ class RayStream:
         self.prefetch = prefetch
         self.tasks = tasks
         self.task_cpus = task_cpus
+        self.allocate: Allocate = np.empty
         self.plan_ref = plan
         self.name = uuid4().hex
         self._eval_cache: EvalCache | None = None
@@ -129,7 +132,15 @@ class RayStream:
                 if begun == done or (follows and begun < stop):
                     end = min(begun + (SEGMENT_STEPS if starved else budget), stop)
                     dataset = partial(self._dataset, make, range(begun, end), starved=starved)
-                    running.append(_Segment(dataset, end - begun, budget, first=begun == start))
+                    running.append(
+                        _Segment(
+                            dataset,
+                            end - begun,
+                            budget,
+                            allocate=self.allocate,
+                            first=begun == start,
+                        )
+                    )
                     begun = end
                 yield running[0].take()
                 done += 1
@@ -307,11 +318,11 @@ def _pack(make: Callable[[int, Batch | None], Batch], numbers: Sequence[int]) ->
     return {**packed, "step": np.array(steps), "replaced": np.array(replaced)}
 
 
-def _unpack(rows: Rows) -> Iterator[Batch]:
+def _unpack(rows: Rows, allocate: Allocate) -> Iterator[Batch]:
     """Inverse of :func:`_pack`.
 
-    The arrays are copied out of shared memory: they become writable, as torch wants them, and the
-    object store can drop the block.
+    The arrays are copied out of shared memory, once: they become writable, as torch wants them, lie
+    where a device can fetch them, and the object store can drop the block.
 
     Raises:
         DataError: what the map stage found wrong; ConfigError and StorageError likewise.
@@ -323,8 +334,14 @@ def _unpack(rows: Rows) -> Iterator[Batch]:
         yield Batch(
             step=step,
             replaced=tuple((p, s, why) for p, s, why in json.loads(rows["replaced"][row])),
-            **{name: rows[name][row].copy() for name in _ARRAYS},
+            **{name: _copied(rows[name][row], allocate) for name in _ARRAYS},
         )
+
+
+def _copied(array: NDArray[Any], allocate: Allocate) -> NDArray[Any]:
+    copy = allocate(array.shape, array.dtype)
+    np.copyto(copy, array)
+    return copy
 
 
 class _Segment:
@@ -341,6 +358,7 @@ class _Segment:
         steps: int,
         budget: int,
         *,
+        allocate: Allocate = np.empty,
         first: bool = False,
     ) -> None:
         """Start making the batches of ``dataset()``, at most ``budget`` of them ahead.
@@ -349,11 +367,13 @@ class _Segment:
             dataset: of one row per task.
             steps: batches it makes.
             budget: batches to keep ready.
+            allocate: makes their arrays.
             first: there is none before it, so that whoever takes its first batch has to wait.
         """
         self.steps = steps
         self.taken = 0
         self._first = first
+        self._allocate = allocate
         self._since = self._waited = 0.0
         self._queue: Queue[Batch | BaseException] = Queue(budget)
         self._closed = threading.Event()
@@ -420,7 +440,7 @@ class _Segment:
             for rows in dataset().iter_batches(
                 batch_size=None, batch_format="numpy", prefetch_batches=0
             ):
-                for batch in _unpack(rows):
+                for batch in _unpack(rows, self._allocate):
                     if not self._put(batch):
                         return
                     made += 1
