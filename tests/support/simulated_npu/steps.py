@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from orchestrator.config.schema import AdamWOptimizer, EmaConfig, SGDOptimizer, 
 from orchestrator.data.batch import Batch
 from orchestrator.evaluation.detections import Detections
 from orchestrator.training.collective import Collective
+from orchestrator.training.feeding import fed
 from orchestrator.training.predictor import images_to_device, predict_share
 from orchestrator.training.stepper import Stepper
 from tests.support import simulated_npu
@@ -55,8 +57,7 @@ def batch_of(step: int, size: tuple[int, int]) -> Batch:
     batch.sample_ids[:] = batch.image_ids[:] = np.arange(_IMAGES)
     batch.sizes[:] = size
     batch.transforms[:] = 1.0, 1.0, 0.0, 0.0
-    # Frozen, but for what is its own.
-    return Batch(**{**batch.__dict__, "step": step})
+    return replace(batch, step=step)
 
 
 def build_config(fields: dict[str, Any]) -> DetectorConfig:
@@ -92,11 +93,21 @@ class Side:
         self.device = device
 
     def step(self, number: int) -> dict[str, float]:
+        """Do a step and wait for its losses."""
         batch = batch_of(number, self.model.input_size)
-        report: Any = self.stepper.run(batch, learning_rate=1e-3, stop=False)
-        finish = getattr(self.stepper, "finish", None)
-        report = report if report is not None or finish is None else finish()
-        return dict(report.losses) if report is not None else {}
+        return dict(self.stepper.run(batch, learning_rate=1e-3, stop=False).losses)
+
+    def begin(self, number: int) -> None:
+        """Give the device a step whose input it has, in memory it fetched it from."""
+        batch = batch_of(number, self.model.input_size)
+        for name in ("images", "boxes", "labels", "valid"):
+            pinned = self.accelerator.host_array(
+                getattr(batch, name).shape, getattr(batch, name).dtype
+            )
+            pinned[...] = getattr(batch, name)
+            batch = replace(batch, **{name: pinned})
+        ((batch, inputs),) = fed([batch], self.device)
+        self.stepper.begin(batch, learning_rate=1e-3, stop=False, inputs=inputs)
 
     def detections(self, config: PostprocessConfig) -> Detections:
         return predict_share(
@@ -167,7 +178,7 @@ def run(case: dict[str, Any]) -> dict[str, Any]:
     npu.detections(recipe)
     evaluation = simulated_npu.counts()
     simulated_npu.reset()
-    npu.step(2)
+    npu.begin(2)
     step = simulated_npu.counts()
     npu.forward_and_backward()
     core = simulated_npu.counts()
