@@ -35,7 +35,7 @@ from orchestrator.data.batch import Batch
 from orchestrator.data.counter_rng import SampleKey
 from orchestrator.data.decode import decode_image
 from orchestrator.training.collective import Collective
-from orchestrator.training.predictor import predict_share
+from orchestrator.training.predictor import images_to_device, predict_share
 from orchestrator.training.state import capture
 from orchestrator.training.stepper import Stepper
 
@@ -128,13 +128,16 @@ def stepper_of(
 ) -> Stepper:
     """A stepper with SGD and an average of the weights."""
     device = accelerator.device()
-    config = TrainConfig(
-        epochs=1,
-        batch_size=images,
-        optimizer=SGDOptimizer(lr=1e-3, momentum=0.9, weight_decay=1e-4),
-        ema=EmaConfig(decay=0.999, warmup_steps=10),
-        virtual_shards=None,
-    ).model_copy(update={"compile": compile_})
+    config = TrainConfig.model_validate(
+        {
+            "epochs": 1,
+            "batch_size": images,
+            "optimizer": SGDOptimizer(lr=1e-3, momentum=0.9, weight_decay=1e-4),
+            "ema": EmaConfig(decay=0.999, warmup_steps=10),
+            "virtual_shards": None,
+            "compile": compile_,
+        }
+    )
     return Stepper(
         accelerator.place(model, device).train(),
         config,
@@ -433,7 +436,7 @@ def evaluation(setting: Setting) -> Tree:
         )
         seconds = _timed(accelerator, predict, 1, skip=1)
         with torch.inference_mode(), accelerator.autocast(precision):
-            pixels = torch.from_numpy(batches[0].images).to(device).permute(0, 3, 1, 2)
+            pixels = images_to_device(batches[0], device)
             whole = _timed(
                 accelerator,
                 lambda: [c.float().cpu() for c in model.decode(model(pixels))],  # noqa: B023

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from orchestrator.cli._shared.json_output import add_json, json_output
 from orchestrator.cli._shared.parser import Parser
 from orchestrator.errors import ConfigError
 
@@ -27,6 +28,7 @@ def main(argv: Sequence[str]) -> int:
         "--boxes", type=int, metavar="N", help="of every image (default: the data set's most)"
     )
     parser.add_argument("--classes", type=int, metavar="K", help="(default: the data set's)")
+    add_json(parser)
     arguments = parser.parse_args(argv)
     if not 0 <= arguments.headroom < 1:
         raise ConfigError(f"--headroom {arguments.headroom:g}: must be at least 0 and below 1")
@@ -40,21 +42,23 @@ def main(argv: Sequence[str]) -> int:
     from orchestrator.benchmark.fit import fit
     from orchestrator.config.resolve import load_experiment
 
-    found = fit(
-        load_experiment(arguments.experiment, arguments.overrides),
-        memory=None if arguments.memory is None else int(arguments.memory),
-        headroom=arguments.headroom,
-        boxes=arguments.boxes,
-        classes=arguments.classes,
-    )
-    images, peak = found.largest
-    print(
-        f"{images} images at a time, {found.boxes} boxes in each: {(peak or 0) / 1e9:.2f} of "
-        f"{found.memory / 1e9:.2f} GB at the peak"
-    )
-    own, most = found.lines
-    print("the experiment's batch:\n" + _section(own))
-    print("the largest batch in one piece:\n" + _section(most))
+    with json_output(arguments.json) as emit:
+        found = fit(
+            load_experiment(arguments.experiment, arguments.overrides),
+            memory=None if arguments.memory is None else int(arguments.memory),
+            headroom=arguments.headroom,
+            boxes=arguments.boxes,
+            classes=arguments.classes,
+        )
+        images, peak = found.largest
+        print(
+            f"{images} images at a time, {found.boxes} boxes in each: {(peak or 0) / 1e9:.2f} of "
+            f"{found.memory / 1e9:.2f} GB at the peak"
+        )
+        own, most = found.lines
+        print("the experiment's batch:\n" + _section(own))
+        print("the largest batch in one piece:\n" + _section(most))
+        emit({"images": images, "peak": peak, "memory": found.memory, "train": [own, most]})
     return 0
 
 
