@@ -255,22 +255,6 @@ class Accelerator:
         pinned: NDArray[Any] = torch.empty(shape, dtype=kind, pin_memory=True).numpy()
         return pinned
 
-    def to_host(self, tensors: Sequence[Tensor]) -> HostCopy:
-        """Begin to copy tensors from the device, behind what it was given before.
-
-        The host goes on; what it gives the device next does not wait for the copy to be read.
-        """
-        if self.kind == "cpu":
-            return HostCopy(tensors)
-        copies = []
-        for tensor in tensors:
-            # From memory that the system may move, a copy would be awaited by the host.
-            copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-            copies.append(copy.copy_(tensor, non_blocking=True))
-        event = self._module().Event()
-        event.record()
-        return HostCopy(copies, event)
-
     def synchronize(self) -> None:
         """Wait until the device has done all it was given; for clocks only."""
         if self.kind != "cpu":

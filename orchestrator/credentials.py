@@ -1,9 +1,9 @@
 """Keys and passwords in addresses: found, so that they are refused, and masked in what is said.
 
 A resolved experiment is printed, stored in the run folder and sent to MLflow, and a key in it would
-go everywhere. Stores, databases and servers all take theirs from the environment. Everything that
-finds or hides a secret in the program is in this file; :class:`~orchestrator.errors.\
-OrchestratorError` masks its message, and so does whatever writes text that it did not make.
+go everywhere. Stores, databases and servers all take theirs from the environment. Whatever finds or
+hides a secret in this program does it here: errors mask their messages, and so does what writes
+down text that it did not make.
 """
 
 from __future__ import annotations
@@ -21,14 +21,15 @@ _OPTION = re.compile(rf"(?i)([?&;#]{_SECRET}=)([^&;#\s'\"]+)")
 #: The same of what is no address: ``--password=…``, ``password: …`` of a message.
 _SETTING = re.compile(
     r"(?i)((?<![\w.])(?:[\w-]*(?:password|passwd|secret(?:[_-]?(?:access[_-]?)?key)?)"
-    r"|(?:[\w-]*[_-])?(?:auth|access|api|session|security|bearer)[_-]?token"
+    r"|(?:[\w-]*[_-])?(?:auth|access|api|session|security|bearer)?[_-]?token"
     r"|[\w-]*api[_-]?key)=)"
     r"([^\s&;,'\")}]+)"
 )
-_USER = re.compile(r"(?i)\b([a-z][a-z0-9+.-]*)://([^/@\s'\"?#]+)@")
+#: With one slash, too: that is what a path makes of an address.
+_USER = re.compile(r"(?i)\b([a-z][a-z0-9+.-]+):/{1,2}([^/@\s'\"?#]+)@")
 #: A key that has a slash in it, so that the address seems to have its host before the ``@``.
 _SLASHED = re.compile(
-    r"(?i)\b([a-z][a-z0-9+.-]*)://([^/@\s'\"?#:]+:(?!\d+/)[^/@\s'\"?#]*/[^@\s'\"?#]*)@"
+    r"(?i)\b([a-z][a-z0-9+.-]+):/{1,2}([^/@\s'\"?#:]+:(?!\d+/)[^/@\s'\"?#]*/[^@\s'\"?#]*)@"
 )
 #: What is a secret wherever it stands.
 _SHAPES = re.compile(
@@ -38,7 +39,9 @@ _SHAPES = re.compile(
     r"|\beyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]+"
     r"|-----BEGIN [A-Z ]*PRIVATE KEY-----"
 )
-_HEADER = re.compile(r"(?i)\b((?:bearer|basic)\s+)([A-Za-z0-9._~+/=-]{8,})")
+_HEADER = re.compile(
+    r"(?i)(\bauthorization['\"]?\s*[:=]\s*['\"]?(?:bearer|basic)\s+|\bbearer\s+(?=\S{20}))(\S+)"
+)
 #: What is before the @ of these addresses is a name as long as it has no colon.
 _NAMED = ("postgresql", "mysql", "mssql", "oracle", "mariadb", "ssh", "sftp")
 _NAME = re.compile(rf"(?i)^{_SECRET}$")
@@ -59,13 +62,18 @@ def _without_user(found: re.Match[str]) -> str:
 
 def holds_secret(address: str) -> bool:
     """Whether an address carries a key: before its host, or in its options."""
-    user = _USER.search(address)
-    if user is not None:
+    return secret_in(address) is not None
+
+
+def secret_in(text: str) -> str | None:
+    """The first address, option or token in a text that is or carries a secret."""
+    for user in _USER.finditer(text):
         name, colon, password = user[2].partition(":")
         named = user[1].lower().partition("+")[0] in _NAMED
         if bool(name or password) and (not named or bool(colon and password)):
-            return True
-    return any(found.search(address) for found in (_SLASHED, _OPTION, _SHAPES))
+            return user[0]
+    found = (pattern.search(text) for pattern in (_SLASHED, _OPTION, _SHAPES))
+    return next((each[0] for each in found if each is not None), None)
 
 
 def names_secret(name: str) -> bool:

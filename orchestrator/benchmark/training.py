@@ -114,7 +114,7 @@ class Clock:
 
 
 class Trainer:
-    """The steps of an experiment in this process, from drawn weights.
+    """The steps of an experiment in this process, from random weights.
 
     Args:
         resolved: the experiment.

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from orchestrator.cli._shared.json_output import add_json, json_output
 from orchestrator.cli._shared.parser import Parser
-from orchestrator.errors import ConfigError
+from orchestrator.errors import ConfigError, printable
+
+if TYPE_CHECKING:
+    from orchestrator.cluster_files.check import FileReport
 
 
 def main(argv: Sequence[str], verbs: Sequence[str] = ()) -> int:
@@ -27,29 +31,31 @@ def main(argv: Sequence[str], verbs: Sequence[str] = ()) -> int:
         metavar="YAML",
         help="whether this experiment fits the nodes that the files describe; may be repeated",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the report for programs")
+    add_json(parser)
     arguments = parser.parse_args(argv)
 
     from orchestrator.cluster_files.check import check_files
-    from orchestrator.errors import printable
-    from orchestrator.storage.atomic import write_atomic
 
     for file in arguments.files:
         if not file.is_file():
             raise ConfigError(f"{file} is no file; give the path of a cluster file")
-    reports = check_files(arguments.files, experiments=arguments.experiment, verbs=frozenset(verbs))
+    with json_output(arguments.json) as document:
+        reports = check_files(
+            arguments.files, experiments=arguments.experiment, verbs=frozenset(verbs)
+        )
+        count = sum(len(report.problems) for report in reports)
+        _print(reports)
+        document({"problems": count, "files": [report.to_json() for report in reports]})
+    return ConfigError.exit_code if count else 0
+
+
+def _print(reports: Sequence[FileReport]) -> None:
     for report in reports:
         for problem in report.problems:
             print(printable(str(problem)))
-    count = sum(len(report.problems) for report in reports)
     for report in reports:
         kinds = ", ".join(dict.fromkeys(report.kinds)) or "unreadable"
         number = len(report.problems)
         print(f"{report.source}: {kinds}: {number or 'no'} problem{'s' * (number != 1)}")
         for name, message in report.fits.items():
             print(f"  {name}: {'fits' if message is None else message}")
-    code = ConfigError.exit_code if count else 0
-    if arguments.json:
-        document = {"problems": count, "files": [report.to_json() for report in reports]}
-        write_atomic(arguments.json, json.dumps(document, indent=2).encode())
-    return code

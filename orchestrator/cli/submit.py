@@ -43,7 +43,7 @@ def main(argv: Sequence[str]) -> int:
         excludes=arguments.exclude,
     )
     client = connect(arguments.address)
-    print(f"uploading {submission.bytes / 1024**2:.1f} MiB", file=sys.stderr)
+    print(f"uploading {submission.describe()}", file=sys.stderr)
     job = submit(client, submission)
     print(f"started {job}: {submission.entrypoint}", file=sys.stderr)
     with json_output(arguments.json) as emit:

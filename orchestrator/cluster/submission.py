@@ -12,15 +12,17 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from orchestrator.cluster.upload import check_working_dir, uploaded_files
-from orchestrator.config.resolve import read_template
+from orchestrator.cluster.upload import UploadedFile, check_working_dir, uploaded_files
+from orchestrator.config.places import NamedPlace, places_of
+from orchestrator.config.resolve import Template, read_template
 from orchestrator.config.schema import Experiment
+from orchestrator.credentials import mask
 from orchestrator.errors import ConfigError, OrchestratorError, PreemptedError, SecurityError
 from orchestrator.tracking.git_info import COMMIT_VARIABLE, git_info
 
@@ -48,12 +50,43 @@ class Submission:
         working_dir: folder to upload.
         excludes: patterns left out beside those in ``.gitignore`` and ``.rayignore``.
         bytes: size of the upload.
+        files: how many are uploaded.
+        biggest: the biggest of them, biggest first.
     """
 
     entrypoint: str
     working_dir: Path
     excludes: tuple[str, ...]
     bytes: int
+    files: int = 0
+    biggest: tuple[UploadedFile, ...] = ()
+
+    def describe(self) -> str:
+        """What is uploaded, in words."""
+        biggest = ", ".join(f"{each.path} {_size(each.size)}" for each in self.biggest[:3])
+        return (
+            f"{self.files} files of {self.working_dir}, {_size(self.bytes)}; the biggest are "
+            f"{biggest or 'none'}"
+        )
+
+
+def _size(number: int) -> str:
+    return f"{number / 1024**2:.1f} MiB" if number >= 100_000 else f"{number / 1024:.1f} KiB"
+
+
+def _grace() -> str:
+    """Seconds that a job gets to finish its step.
+
+    Raises:
+        ConfigError: the environment names no such number, which Ray would find out at the stop.
+    """
+    seconds = os.environ.get(GRACE, str(GRACE_SECONDS))
+    if not seconds.isdigit() or int(seconds) < GRACE_SECONDS:
+        raise ConfigError(
+            f"{GRACE} is {seconds!r}; allowed are {GRACE_SECONDS} seconds and more, in which a "
+            f"step and its commit fit. Next: unset {GRACE}"
+        )
+    return seconds
 
 
 def prepare(
@@ -77,7 +110,7 @@ def prepare(
     """
     root = working_dir.absolute()
     template = read_template(experiment, overrides)
-    resolved = template.resolve()
+    experiments = list(_experiments(template))
     size = check_working_dir(root, excludes)
     sent = {each.path for each in uploaded_files(root, excludes)}
     inside, *parents = (Path(os.path.relpath(file, root)).as_posix() for file in template.files)
@@ -88,12 +121,15 @@ def prepare(
                 f"{file}{what}: not among the {size.files} files to upload from {root}. Next: move "
                 f"it below {root / 'experiments'}, or take it out of .gitignore or .rayignore"
             )
-    _check_locations(resolved.experiment, sent)
+    _check_places(experiments, sent)
+    _grace()
     return Submission(
         entrypoint=shlex.join(["python", "-m", "orchestrator.run", inside, *overrides]),
         working_dir=root,
         excludes=tuple(excludes),
         bytes=size.bytes,
+        files=size.files,
+        biggest=size.biggest,
     )
 
 
@@ -154,7 +190,7 @@ def submit(client: Any, submission: Submission) -> str:
         "excludes": list(submission.excludes),
     }
     # What runs the job on the cluster takes this from the job's own surroundings.
-    environment["env_vars"] = {GRACE: os.environ.get(GRACE, str(GRACE_SECONDS))}
+    environment["env_vars"] = {GRACE: _grace()}
     if git := git_info(submission.working_dir / "setup.cfg"):
         environment["env_vars"][COMMIT_VARIABLE] = git.commit + "+" * git.dirty
     try:
@@ -186,7 +222,8 @@ def follow(client: Any, job: str) -> None:
         asyncio.run(_print_logs(client, job))
     except (RuntimeError, OSError) as error:
         # The cluster is still the one to ask how the job went.
-        print(f"the log of {job} broke off ({error}); waiting for its end", file=sys.stderr)
+        said = mask(str(error))
+        print(f"the log of {job} broke off ({said}); waiting for its end", file=sys.stderr)
     while not (info := client.get_job_info(job)).status.is_terminal():
         time.sleep(_POLL_SECONDS)
     status = info.status.value
@@ -205,64 +242,63 @@ async def _print_logs(client: Any, job: str) -> None:
         sys.stdout.flush()
 
 
-def _check_locations(experiment: Experiment, sent: set[str]) -> None:
+def _experiments(template: Template) -> Iterator[Experiment]:
+    """The experiment, and one for each place that a sweep tries."""
+    resolved = template.resolve()
+    yield resolved.experiment
+    sweep = resolved.experiment.sweep
+    if sweep is None:
+        return
+    for key, domain in sweep.space.items():
+        for value in domain.choice or ():
+            # Whole sections may be tried, too.
+            if key.partition(".")[0] in _WITH_PLACES and isinstance(value, str | dict):
+                yield template.resolve({key: value}).experiment
+
+
+def _check_places(experiments: Iterable[Experiment], sent: set[str]) -> None:
     """Refuse what would be read or written in the job's own folder, which goes with the job."""
-    problems = []
-    if not _is_absolute(experiment.storage):
-        problems.append(
-            f"storage: {experiment.storage!r} is relative, and the job's folder is removed with "
-            f"the job; allowed: an absolute path that all nodes share. "
-            f"Next: add storage=/shared/runs"
-        )
-    if experiment.in_bucket and not _is_absolute(experiment.scratch):
-        problems.append(
-            f"scratch: {experiment.scratch!r} is relative, so every node has one of its own; "
-            "allowed: an absolute path that all nodes share. Next: add scratch=/shared/scratch"
-        )
-    mlflow = experiment.tracking.mlflow
-    if mlflow and urlsplit(mlflow).scheme == "sqlite" and not mlflow.startswith("sqlite:////"):
-        problems.append(
-            f"tracking.mlflow: {mlflow!r} is relative, like storage. Next: add "
-            f"tracking.mlflow=sqlite:////shared/runs/mlflow.db or the address of a server"
-        )
-    data = experiment.data
-    for name, split in (("train", data.train), ("val", data.val)):
-        key = "annotations" if split.shards is None else "shards"
-        given = getattr(split, key)
-        path = given if "://" in given else os.path.normpath(Path(data.root) / given)
-        on_site = _is_absolute(data.root) or _is_absolute(path)
-        if not on_site and not _goes_along(path, sent):
-            problems.append(
-                f"data.{name}.{key}: {path!r} is not uploaded (see .gitignore and "
-                f".rayignore). Next: put the data where every node can read it and add "
-                f"data.root=/shared/data"
-            )
-    for number, source in enumerate(data.sources):
-        root = data.root if source.root is None else source.root
-        path = os.path.normpath(Path(root) / source.annotations)
-        if not _is_absolute(root) and not _is_absolute(path) and not _goes_along(path, sent):
-            problems.append(
-                f"data.sources.{number}: {path!r} is not uploaded (see .gitignore and .rayignore). "
-                "Next: put the data where every node can read it, and name that folder in root"
-            )
-    initial = experiment.train.init_from
-    if initial and not _is_absolute(initial) and not _goes_along(os.path.normpath(initial), sent):
-        problems.append(
-            f"train.init_from: {initial!r} is not uploaded (see .gitignore and .rayignore). Next: "
-            "put the weights where every node can read them and add "
-            "train.init_from=/shared/weights.safetensors"
-        )
+    problems: dict[str, None] = {}
+    for experiment in experiments:
+        root = NamedPlace("data.root", experiment.data.root)
+        for place in places_of(experiment):
+            in_data = place.key.startswith("data.") and not place.is_written
+            own_root = place.key.startswith("data.sources.")
+            if place.is_absolute or (in_data and root.is_absolute and not own_root):
+                continue
+            if place.is_written:
+                found = place.given or place.location
+                problems[
+                    f"{place.key}: {found!r} is relative, and the job's folder is removed "
+                    "with the job; allowed is an absolute path"
+                    + (" that all nodes share" if place.key != "data.cache" else "")
+                    + f". Next: add {_WRITTEN[place.key]}"
+                ] = None
+            elif not _goes_along(os.path.normpath(place.location), sent):
+                problems[
+                    f"{place.key}: {place.location!r} is not uploaded (see .gitignore and "
+                    ".rayignore). Next: put it where every node can read it and add "
+                    + ("data.root=/shared/data" if in_data else f"{place.key}=/shared/{_LAST}")
+                ] = None
     if problems:
         raise ConfigError("\n".join(problems))
 
 
+#: Sections that name places.
+_WITH_PLACES = frozenset({"data", "train", "tracking", "storage", "scratch"})
+_LAST = "weights.safetensors"
+#: What to write instead of a relative place.
+_WRITTEN = {
+    "storage": "storage=/shared/runs",
+    "scratch": "scratch=/shared/scratch",
+    "tracking.mlflow": "tracking.mlflow=sqlite:////shared/runs/mlflow.db or a server's address",
+    "data.cache": "data.cache=/tmp/detection-cache",
+}
+
+
 def _goes_along(path: str, sent: set[str]) -> bool:
     """Whether a file is uploaded, or anything in a folder."""
-    return path in sent or any(name.startswith(path + os.sep) for name in sent)
-
-
-def _is_absolute(location: str) -> bool:
-    return "://" in location or os.path.isabs(location)  # noqa: PTH117
+    return path in sent or path == "." or any(name.startswith(path + os.sep) for name in sent)
 
 
 def _token() -> str | None:
@@ -276,6 +312,10 @@ def _token() -> str | None:
         return token
     path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
     try:
+        found = path.stat()
+        if found.st_mode & 0o077 and found.st_uid == os.geteuid():
+            # `ray get-auth-token --generate` makes it readable for everybody.
+            path.chmod(0o600)
         return path.read_text().strip() or None
     except OSError:
         return None

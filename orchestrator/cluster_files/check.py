@@ -31,7 +31,7 @@ from orchestrator.config.resolve import ResolvedExperiment, load_experiment
 from orchestrator.config.scalars import Json
 from orchestrator.config.shape import Shape
 from orchestrator.config.yaml_loader import Document, UnreadableError, load_documents
-from orchestrator.credentials import holds_secret
+from orchestrator.credentials import secret_in
 from orchestrator.errors import DataError, nearest
 
 
@@ -250,10 +250,10 @@ def _model_of(sheet: Sheet, tree: dict[str, Json]) -> type[BaseModel] | None:
 
 def _check(sheet: Sheet, model: BaseModel | str | None, bundle: Bundle) -> None:
     for path, text in _texts(sheet):
-        if holds_secret(text):
-            sheet.report(
-                path, "a key, token or password stands here; take it from outside the file"
-            )
+        found = secret_in(text)
+        if found is not None:
+            message = "a key, token or password stands here; take it from outside the file"
+            sheet.report(path, message, found)
     if isinstance(model, LocalLauncher | AwsLauncher | GcpLauncher):
         launcher.check(sheet, model)
     elif isinstance(model, Compose):

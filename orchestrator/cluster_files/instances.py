@@ -126,3 +126,10 @@ def gce(name: str) -> Instance | None:
     if name == "a3-highgpu-8g":
         return Instance(208, 1872 * _GIB, 8)
     return None
+
+
+def is_known_family(name: str) -> bool:
+    """Whether all machines of a name's family should be known, so that the name is a slip."""
+    family = name.partition(".")[0] if "." in name else name.partition("-")[0]
+    known = {*_EC2_PLAIN, *_EC2_GPU, *(each.partition(".")[0] for each in _EC2_LARGE)}
+    return family in known | {"n1", "n2", "n2d", "e2", "c3", "g2", "a2"}

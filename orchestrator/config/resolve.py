@@ -6,7 +6,7 @@ import copy
 import enum
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Literal, NamedTuple, TypeAlias
@@ -16,12 +16,13 @@ from pydantic import ValidationError
 from orchestrator.config import environment
 from orchestrator.config import overrides as command_line
 from orchestrator.config.data_layout import fill_in
-from orchestrator.config.explain import explain
+from orchestrator.config.explain import explain, place_of
 from orchestrator.config.extends import load_extended
-from orchestrator.config.problems import KeyPath, Place, dotted, error_of
+from orchestrator.config.problems import KeyPath, Place, Problem, dotted, error_of
 from orchestrator.config.scalars import Json, Scalar
 from orchestrator.config.schema import Experiment
 from orchestrator.config.yaml_loader import Document, load_file
+from orchestrator.credentials import secret_in
 from orchestrator.errors import ConfigError, DataError
 
 #: Before the origin of a seed that nobody chose.
@@ -95,6 +96,7 @@ class Template:
             experiment = Experiment.model_validate_json(json.dumps(document.tree))
         except ValidationError as error:
             problems += explain(error, document.tree, document.places, document.refused)
+        problems += _secrets(document, {problem.path for problem in problems})
         if problems or experiment is None:
             raise error_of(problems, str(self.source))
         if not_found is not None:
@@ -132,6 +134,20 @@ def read_template(
     command_line.apply(overrides, document)
     environment.apply(document)
     return Template(document, path, files)
+
+
+def _secrets(document: Document, reported: Collection[KeyPath]) -> Iterator[Problem]:
+    """Keys and passwords in any value, whichever field it belongs to.
+
+    A resolved experiment is printed, stored in the run folder and sent to MLflow.
+    """
+    for path, value in _leaves(document.tree).items():
+        if isinstance(value, str) and path not in reported and secret_in(value) is not None:
+            message = (
+                "the value holds a key, token or password, which would be stored with the run; "
+                "take it out and give it by the environment"
+            )
+            yield Problem(place_of(path, document.places), path, message)
 
 
 def _chain_augmentations(document: Document) -> None:

@@ -54,6 +54,7 @@ NOT_IDENTITY = (
     "cluster",
     "data.root",  # The data's digest is part of the identity, the place it lies at is not.
     "data.prefetch",
+    "data.tasks",
     "data.cache",
     "data.keep_decoded",
     "data.follow_links",

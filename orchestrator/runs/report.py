@@ -275,12 +275,14 @@ def say_result(resolved: ResolvedExperiment, result: dict[str, Any], console: Co
     for name, value in result["metrics"].items():
         table.add_row(name, number(value))
     console.print(table)
+    # The first steps are not counted, and a short run has no others.
+    speed = f"{result['images_per_s']:.1f} images/s, " if result["images_per_s"] else ""
     if result["early_stopping"] is not None:
         say(console, f"early stopping: {result['early_stopping']['reason']}")
     say(
         console,
-        f"{result['detector']}: {result['steps']} steps, {result['images_per_s']:.1f} images/s, "
-        f"{duration(result['seconds'])} in all",
+        f"{result['detector']}: {result['steps']} steps, {speed}"
+        f"{duration(result['seconds'])} since this start",
     )
 
 

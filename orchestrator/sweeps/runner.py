@@ -21,6 +21,7 @@ from ray import tune
 from rich.console import Console
 
 from orchestrator.config.printing import dump_yaml
+from orchestrator.credentials import mask
 from orchestrator.errors import OrchestratorError
 from orchestrator.runs.driver import train
 from orchestrator.runs.trial_context import TrialContext
@@ -154,7 +155,7 @@ class Runner:
 def _keep(error: BaseException, run_dir: Path) -> None:
     tree = {
         "kind": type(error).__name__,
-        "message": str(error),
+        "message": mask(str(error)),
         "fatal": isinstance(error, SampledValueError),
         "expected": isinstance(error, OrchestratorError),
     }

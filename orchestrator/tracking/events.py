@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from orchestrator.credentials import mask
 from orchestrator.errors import StorageError
 
 logger = logging.getLogger(__name__)
@@ -155,7 +156,7 @@ class EventLog:
         """Log that something happened, such as a resume; does not raise when the disk fails."""
         if kind == METRICS:
             raise ValueError(f"{METRICS!r} is not the kind of a note")
-        self._append(kind, step, {"text": text})
+        self._append(kind, step, {"text": mask(text)})
 
     def _append(self, kind: str, step: int, content: dict[str, Any]) -> None:
         time_ms = int(self._clock() * 1000)

@@ -20,6 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from orchestrator.credentials import mask
 from orchestrator.tracking.machine import Machine
 from orchestrator.tracking.shipping import Connect, RunShipper, RunSpec
 
@@ -82,7 +83,7 @@ def _try(action: Callable[[], None]) -> bool:
     try:
         action()
     except Exception as error:
-        text = " ".join(str(error).split())[:300]
+        text = mask(" ".join(str(error).split()))[:300]
         print(f"{FAILURE}{type(error).__name__}: {text}", file=sys.stderr, flush=True)
         return False
     return True

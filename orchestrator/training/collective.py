@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -12,13 +13,31 @@ from torch import Tensor
 T = TypeVar("T")
 
 
+#: Hang timeouts after which a collective gives up by itself. While rank 0 works alone, and may take
+#: long over it, the others wait for it in one.
+_TIMEOUTS = 20
+
+
+def collective_timeout(hang_timeout: float | None) -> timedelta | None:
+    """The backstop where no progress can be seen from outside; None for the backend's own.
+
+    Args:
+        hang_timeout: ``cluster.hang_timeout``, in seconds.
+    """
+    return None if hang_timeout is None else timedelta(seconds=_TIMEOUTS * hang_timeout)
+
+
 class Collective:
     """The ranks of one run; a world of one needs no process group.
 
     Objects travel over a gloo group of their own, because nccl and hccl move device tensors only.
+
+    Args:
+        device: of this rank.
+        timeout: of that group; None for torch's.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, timeout: timedelta | None = None) -> None:
         self.device = device
         self.distributed = dist.is_initialized()
         self.rank = dist.get_rank() if self.distributed else 0
@@ -26,7 +45,9 @@ class Collective:
         self._objects: Any = None
         if self.distributed:
             gloo = dist.get_backend() == "gloo"
-            self._objects = dist.group.WORLD if gloo else dist.new_group(backend="gloo")
+            self._objects = (
+                dist.group.WORLD if gloo else dist.new_group(backend="gloo", timeout=timeout)
+            )
 
     @property
     def is_main(self) -> bool:

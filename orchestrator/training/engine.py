@@ -324,7 +324,7 @@ class Engine:
     def _begin(self) -> None:
         """Take over the initial weights, if the run has any; every rank reads them itself."""
         if self.job.initial is None:
-            self._note("start", "from drawn weights")
+            self._note("start", "from random weights")
             return
         loaded = load_initial(self.job.initial, self.job.experiment, self.job.label_map)
         loaded.put_into(self.model)

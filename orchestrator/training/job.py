@@ -15,6 +15,7 @@ from orchestrator.data.label_map import LabelMap
 from orchestrator.data.stream.schedule import Schedule
 from orchestrator.data.tiling import Tiling
 from orchestrator.errors import ConfigError
+from orchestrator.storage.local import Storage
 from orchestrator.training.schedules import Extension
 from orchestrator.training.shards import Shards
 
@@ -25,7 +26,7 @@ class TrainingJob:
 
     Attributes:
         experiment: the validated experiment.
-        run_dir: absolute run folder, reachable from every worker.
+        run_dir: absolute run folder; of a worker that does not see it, a folder of its own.
         label_map: classes, equal in training and validation data.
         schedule: which samples form which step.
         val: validation annotations, what evaluation scores against.
@@ -40,6 +41,7 @@ class TrainingJob:
             on; see :mod:`orchestrator.training.trial_decision`.
         bucket: URI of the run in a bucket, where its commits are; None where they are in the run
             folder.
+        storage: where the commits are, if neither in the run folder nor in a bucket; picklable.
         sampled: what a sweep set, by dotted key; seen to have arrived in the live objects.
         extensions: how the run was made longer since it began.
         shards: how batches are cut.
@@ -61,6 +63,7 @@ class TrainingJob:
     fence: Callable[[], None] | None = None
     judged_epochs: tuple[int, ...] = ()
     bucket: str | None = None
+    storage: Storage | None = None
     sampled: Mapping[str, Json] = field(default_factory=dict)
     extensions: tuple[Extension, ...] = ()
     evaluates_beside: bool = False

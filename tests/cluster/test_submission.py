@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -106,7 +107,8 @@ def test_weights_and_working_folders_must_be_where_the_job_is(project: Path) -> 
 
 def test_data_that_is_uploaded_may_stay_where_it_is(project: Path) -> None:
     (project / "data").mkdir()
-    for name in ("train.json", "val.json"):
+    for name in ("train.json", "val.json", "images/a.jpg"):
+        (project / "data" / name).parent.mkdir(exist_ok=True)
         (project / "data" / name).touch()
     assert prepared(project, *SHARED[:2]).bytes > 0
     with pytest.raises(ConfigError, match="not uploaded"):
@@ -345,3 +347,68 @@ def test_a_job_that_would_hardly_be_waited_for_is_told(monkeypatch: pytest.Monke
     assert "kills this job after 3 s" in str(short_grace())
     monkeypatch.setenv("RAY_JOB_STOP_WAIT_TIME_S", "120")
     assert short_grace() is None
+
+
+PLACES = {
+    "data.train.images": "data/images",
+    "data.val.images": "data/images",
+    "data.train.annotations": "data/train.json",
+    "data.val.annotations": "data/val.json",
+    "data.train.shards": "data/shards",
+    "data.classes": "data/names.txt",
+    "data.cache": "cache",
+    "train.init_from": "weights.safetensors",
+    "storage": "runs",
+    "scratch": "scratch",
+    "tracking.mlflow": "sqlite:///runs/mlflow.db",
+}
+
+
+@pytest.mark.parametrize("key", PLACES)
+def test_every_place_that_an_experiment_names_is_looked_at(project: Path, key: str) -> None:
+    images = project / "there"
+    for name in ("a.jpg", "train.json", "val.json"):
+        (images / name).parent.mkdir(exist_ok=True)
+        (images / name).touch()
+    sent = [
+        "data.root=.",
+        *(f"data.{split}.images=there" for split in ("train", "val")),
+        *(f"data.{split}.annotations=there/{split}.json" for split in ("train", "val")),
+        "tracking.mlflow=null",
+        "storage=s3://bucket/runs" if key == "scratch" else "storage=/shared/runs",
+        "scratch=/shared/scratch",
+        "data.format=voc",
+    ]
+    assert prepared(project, *sent).files > 3
+    with pytest.raises(
+        ConfigError, match=rf"^{re.escape(key)}: '{re.escape(PLACES[key])}'"
+    ) as info:
+        prepared(project, *sent, f"{key}={PLACES[key]}")
+    assert len(str(info.value).splitlines()) == 1
+
+
+def test_the_places_that_a_sweep_tries_are_looked_at(project: Path) -> None:
+    sweep = "sweep={search: grid, space: {data.root: {choice: [/shared/a, here]}}}"
+    with pytest.raises(ConfigError, match=r"data\.train\.images: 'here/images' is not uploaded"):
+        prepared(project, *SHARED, sweep)
+    assert prepared(project, *SHARED, sweep.replace("here", "/shared/b")).files > 0
+
+
+def test_published_weights_are_no_place(project: Path) -> None:
+    assert prepared(project, *SHARED, "train.init_from=torchvision:ssd300_vgg16").files > 0
+
+
+def test_what_is_uploaded_is_said(project: Path) -> None:
+    (project / "big.bin").write_bytes(bytes(300_000))
+    text = prepared(project, *SHARED).describe()
+    # experiments/sent.yaml, orchestrator/__init__.py, orchestrator/run.py and the big one.
+    assert text.startswith(f"4 files of {project}, 0.3 MiB; the biggest are big.bin 0.3 MiB, ")
+
+
+@pytest.mark.parametrize("seconds", ["3", "soon"])
+def test_a_grace_too_short_is_refused(
+    project: Path, seconds: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_JOB_STOP_WAIT_TIME_S", seconds)
+    with pytest.raises(ConfigError, match="allowed are 120 seconds"):
+        prepared(project, *SHARED)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import traceback
 from collections.abc import Callable
@@ -12,6 +13,13 @@ from orchestrator.storage.disk_errors import disk_refusal
 
 _BUG = 70
 _INTERRUPTED = 130
+
+
+class _Masking(logging.Formatter):
+    """Warnings of this program and of libraries, without the keys that addresses in them carry."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return mask(super().format(record))
 
 
 def run_guarded(function: Callable[[], int]) -> int:
@@ -25,10 +33,12 @@ def run_guarded(function: Callable[[], int]) -> int:
         traceback; 71 where a disk was full; 130 after Ctrl-C; 70 for any other exception, with its
         traceback.
     """
+    if logging.lastResort is not None:
+        logging.lastResort.setFormatter(_Masking())
     try:
         return function()
     except OrchestratorError as error:
-        print(printable(mask(str(error))), file=sys.stderr)
+        print(printable(str(error)), file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -38,7 +48,7 @@ def run_guarded(function: Callable[[], int]) -> int:
         if refusal is not None:
             print(refusal, file=sys.stderr)
             return refusal.exit_code
-        traceback.print_exc()
+        print(mask(traceback.format_exc()), file=sys.stderr)
         print(
             "This is a bug in the program, not a mistake of yours; please report the lines above.",
             file=sys.stderr,

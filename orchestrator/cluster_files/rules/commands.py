@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import ipaddress
 import json
@@ -30,6 +31,27 @@ _OTHERS = frozenset(
     shift sleep sort source sudo sync tail tar tee test then touch tr trap true ulimit umask
     uniq unset useradd groupadd usermod wait wc wget while xargs . [ [[ : { } psql pg_isready
     apk nproc getent kubectl sky sbatch srun module conda mamba uv npu-smi case do ip
+    """,
+    )
+)
+#: Variables that Ray, the stores, MLflow and this program read.
+_VARIABLES = frozenset(
+    re.findall(
+        r"\S+",
+        """
+    RAY_AUTH_MODE RAY_AUTH_TOKEN RAY_AUTH_TOKEN_PATH RAY_ADDRESS RAY_API_SERVER_ADDRESS
+    RAY_JOB_STOP_WAIT_TIME_S RAY_TMPDIR RAY_enable_autoscaler_v2 RAY_HEAD_IP
+    AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY AWS_SESSION_TOKEN AWS_REGION AWS_DEFAULT_REGION
+    AWS_ENDPOINT_URL AWS_PROFILE GOOGLE_APPLICATION_CREDENTIALS
+    MLFLOW_TRACKING_URI MLFLOW_TRACKING_USERNAME MLFLOW_TRACKING_PASSWORD MLFLOW_TRACKING_TOKEN
+    MLFLOW_EXPERIMENT_NAME MLFLOW_BACKEND_STORE_URI MLFLOW_AUTH_CONFIG_PATH
+    MLFLOW_AUTH_ADMIN_USERNAME MLFLOW_AUTH_ADMIN_PASSWORD MLFLOW_FLASK_SERVER_SECRET_KEY
+    MLFLOW_SERVER_ALLOWED_HOSTS
+    POSTGRES_USER POSTGRES_DB POSTGRES_PASSWORD POSTGRES_PASSWORD_FILE POSTGRES_HOST_AUTH_METHOD
+    PGPASSWORD PGPASSFILE OMP_NUM_THREADS PYTHONUNBUFFERED PYTHONPATH
+    NVIDIA_VISIBLE_DEVICES NVIDIA_DRIVER_CAPABILITIES CUDA_VISIBLE_DEVICES
+    ASCEND_RT_VISIBLE_DEVICES NCCL_SOCKET_IFNAME GLOO_SOCKET_IFNAME HCCL_SOCKET_IFNAME
+    SLURM_JOB_NODELIST SLURM_JOB_ID SKYPILOT_NODE_IPS SKYPILOT_NODE_RANK
     """,
     )
 )
@@ -119,13 +141,34 @@ def _command(
     elif name == "mlflow":
         found.servers.append(command.options())
         _mlflow(sheet, path, command)
-    elif name not in _OTHERS and "$" not in name:
-        guess = nearest(name, _KNOWN)
+    elif not _is_command(name):
+        guess = nearest(name, _KNOWN) or nearest(name, _OTHERS)
         if guess is not None:
             sheet.report(path, f"{name!r} is no command here; did you mean {guess!r}?", name)
 
 
+def check_mode(sheet: Sheet, path: KeyPath, name: str, value: str | None) -> None:
+    """Report a way of authentication that is none."""
+    if name == MODE and value is not None and value.lower() != "token" and "$" not in value:
+        sheet.report(path, f"{MODE} is {value!r}, allowed is token", name)
+
+
+def _is_command(name: str) -> bool:
+    return name in _OTHERS or "$" in name or re.fullmatch(r"(python|pip)3\.\d+", name) is not None
+
+
+def check_name(sheet: Sheet, path: KeyPath, name: str, needle: str = "") -> None:
+    """Report a variable whose name is nearly that of one that programs read."""
+    if name in _VARIABLES:
+        return
+    guess = difflib.get_close_matches(name, _VARIABLES, n=1, cutoff=0.88)
+    if guess:
+        sheet.report(path, f"nothing reads {name}; did you mean {guess[0]}?", needle or name)
+
+
 def _secrets(sheet: Sheet, path: KeyPath, command: Command) -> None:
+    for name in command.env:
+        check_name(sheet, path, name)
     pairs = [*command.env.items()]
     pairs += [(name.lstrip("-"), value) for name, value in command.options().items()]
     for name, value in pairs:
@@ -381,7 +424,7 @@ def _make(sheet: Sheet, path: KeyPath, words: tuple[str, ...]) -> None:
             continue
         guess = nearest(word, targets)
         hint = f"; did you mean 'make {guess}'?" if guess else ""
-        sheet.report(path, f"the Makefile has no target {word!r}{hint}", word)
+        sheet.report(path, f"the Makefile has no target {word!r}{hint}", f"make {word}")
 
 
 def _pip(sheet: Sheet, path: KeyPath, words: tuple[str, ...]) -> None:
@@ -389,6 +432,14 @@ def _pip(sheet: Sheet, path: KeyPath, words: tuple[str, ...]) -> None:
         return
     pins = sheet.project.pins
     constrained = "-c" in words or "--constraint" in words
+    editable = [word for word in words if "." in word.partition("[")[0] and word[:1] == "."]
+    if editable and not constrained and not any(word.startswith("ray") for word in words):
+        sheet.report(
+            path,
+            "the project is installed with whatever versions are newest, and nodes have to agree; "
+            "add -c constraints.txt",
+            editable[0],
+        )
     for word in words[words.index("install") + 1 :]:
         found = _PIN.fullmatch(word)
         name = (found[1] if found else re.split(r"[\[<>=~!]", word)[0]).lower().replace("_", "-")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 import re
 import shlex
 from collections.abc import Iterator, Mapping
@@ -12,7 +13,14 @@ from urllib.parse import urlsplit
 
 from orchestrator.cluster_files.models.compose import Compose, ServiceFile
 from orchestrator.cluster_files.quantities import QuantityError, compose_bytes, gib
-from orchestrator.cluster_files.rules.commands import GRACE_SECONDS, Found, Started, examine
+from orchestrator.cluster_files.rules.commands import (
+    GRACE_SECONDS,
+    Found,
+    Started,
+    check_mode,
+    check_name,
+    examine,
+)
 from orchestrator.cluster_files.sheet import Nodes, Sheet
 from orchestrator.config.problems import KeyPath
 from orchestrator.config.scalars import Json
@@ -34,7 +42,7 @@ def check(sheet: Sheet, file: Compose) -> None:
         _image(sheet, path, service)
         _references(sheet, path, service, file)
         _environment(sheet, path, service)
-        _ports(sheet, path, service)
+        _ports(sheet, path, service, _listening(found[name]))
         _permissions(sheet, path, service)
         _sizes(sheet, path, service, found[name])
     _secrets(sheet, file)
@@ -145,14 +153,28 @@ def _references(sheet: Sheet, path: KeyPath, service: ServiceFile, file: Compose
             sheet.report(at, f"found {mode!r} behind the path, allowed are ro and rw")
         if source.startswith("/var/run/docker.sock"):
             sheet.report(at, "who reaches the socket of Docker is root on the machine")
+        here = Path(sheet.source).parent / source
+        if source.startswith(".") and not here.exists():
+            sheet.report(at, f"there is no {here}")
         if not source.startswith((".", "/", "~", "$")):
             _known(sheet, at, source, file.volumes, "volume")
+    _durations(sheet, path, service)
     if service.healthcheck is not None and service.healthcheck.test[0] not in (
         "CMD",
         "CMD-SHELL",
         "NONE",
     ):
         sheet.report((*path, "healthcheck", "test"), "the first word is CMD, CMD-SHELL or NONE")
+
+
+def _durations(sheet: Sheet, path: KeyPath, service: ServiceFile) -> None:
+    check = service.healthcheck
+    given: dict[tuple[str, ...], str | None] = {("stop_grace_period",): service.stop_grace_period}
+    for key in ("interval", "timeout", "start_period", "start_interval"):
+        given["healthcheck", key] = None if check is None else getattr(check, key)
+    for keys, text in given.items():
+        if text is not None and _seconds(text) is None:
+            sheet.report((*path, *keys), f"found {text!r}, allowed is a time such as 1m30s")
 
 
 def _texts(tree: Json, path: KeyPath) -> Iterator[tuple[KeyPath, str]]:
@@ -175,6 +197,18 @@ def _environment(sheet: Sheet, path: KeyPath, service: ServiceFile) -> None:
             )
         if re.search(r"\$\{[^}]*:?-[^}]+\}", value) and names_secret(name):
             sheet.report(at, f"{name} has a default, which everybody knows; write ${{{name}:?}}")
+        check_name(sheet, at, name)
+        check_mode(sheet, at, name, value)
+        targets = [text.split(":")[1] for text in service.volumes if ":" in text]
+        if (
+            name.endswith(("_PATH", "_FILE"))
+            and value.startswith("/")
+            and not (
+                value.startswith("/run/secrets/")
+                or any(f"{value}/".startswith(f"{target.rstrip('/')}/") for target in targets)
+            )
+        ):
+            sheet.report(at, f"nothing is mounted at {value}")
         if name == "POSTGRES_HOST_AUTH_METHOD" and value == "trust":
             sheet.report(at, "the database asks nobody for a password; remove this")
     services = sheet.tree.get("services") if isinstance(sheet.tree, dict) else None
@@ -189,7 +223,19 @@ def _environment(sheet: Sheet, path: KeyPath, service: ServiceFile) -> None:
                 )
 
 
-def _ports(sheet: Sheet, path: KeyPath, service: ServiceFile) -> None:
+def _listening(found: Found) -> dict[str, str]:
+    """Ports at which a service listens, as far as its command says; what at each."""
+    ports = {server.get("--port", "5000"): "MLflow" for server in found.servers}
+    for start in found.starts:
+        if start.head:
+            ports[start.options.get("--port", "6379")] = "control store"
+            ports[start.options.get("--dashboard-port", "8265")] = "dashboard"
+            ports[start.options.get("--ray-client-server-port", "10001")] = "client"
+            ports[start.options.get("--metrics-export-port", "8080")] = "metrics"
+    return ports
+
+
+def _ports(sheet: Sheet, path: KeyPath, service: ServiceFile, listening: dict[str, str]) -> None:
     seen: dict[str, int] = {}
     for index, text in enumerate(service.ports):
         at = (*path, "ports", index)
@@ -212,6 +258,11 @@ def _ports(sheet: Sheet, path: KeyPath, service: ServiceFile) -> None:
                 f"port {found[3]} is open to every network of the machine, without encryption; "
                 f"write 127.0.0.1:{found[2] or found[3]}:{found[3]} and use a tunnel",
             )
+        if listening and found[3] not in listening:
+            known = ", ".join(f"{number} ({what})" for number, what in listening.items())
+            sheet.report(at, f"the service does not listen at {found[3]}; its ports are {known}")
+        elif listening.get(found[3]) == "metrics":
+            sheet.report(at, f"port {found[3]} is that of the metrics, which ask nobody; remove it")
         if any(number and int(number) > 65535 for number in (found[2], found[3])):
             sheet.report(at, "ports end at 65535")
         if found[2] and found[2] in seen:
@@ -346,9 +397,31 @@ def _secrets(sheet: Sheet, file: Compose) -> None:
         if name not in used:
             sheet.report(at, f"secret {name!r} is given to no service")
     mounted = {text.partition(":")[0] for each in file.services.values() for text in each.volumes}
+    _ignored(sheet, file)
     for name in file.volumes:
         if name not in mounted:
             sheet.report(("volumes", name), f"volume {name!r} is mounted nowhere")
+
+
+def _ignored(sheet: Sheet, file: Compose) -> None:
+    """Files of secrets lie where git does not look."""
+    root = sheet.project.root
+    if root is None or not (root / ".gitignore").is_file():
+        return
+    lines = (root / ".gitignore").read_text(encoding="utf-8").split()
+    for name, secret in file.secrets.items():
+        if secret.file is None or secret.file.startswith(("/", "~", "$")):
+            continue
+        place = (Path(sheet.source).parent / secret.file).absolute()
+        try:
+            inside = os.path.normpath(place.relative_to(root.absolute()))
+        except ValueError:
+            continue
+        if not any(f"{inside}".startswith(line.strip("/")) for line in lines if line.strip("/")):
+            sheet.report(
+                ("secrets", name, "file"),
+                f"{secret.file} is not in .gitignore, and would be committed; add its folder",
+            )
 
 
 def _ray(sheet: Sheet, file: Compose, found: dict[str, Found]) -> None:
@@ -375,6 +448,10 @@ def _ray(sheet: Sheet, file: Compose, found: dict[str, Found]) -> None:
                     ("services", name, "image"),
                     f"image is {service.image!r}, of {heads[0][0]!r} {head.image!r}; Ray, Python "
                     "and the project have to be the same on all nodes",
+                )
+                sheet.report(
+                    ("services", heads[0][0], "image"),
+                    f"image is {head.image!r}, of {name!r} {service.image!r}",
                 )
             _same_storage(sheet, name, service, head)
 
@@ -414,6 +491,11 @@ def _joins(sheet: Sheet, head: tuple[str, Started], start: Started) -> None:
             f"--address is {host}:{port}, the head is {head[0]}:{wanted}",
             f"{host}:{port}",
         )
+        sheet.report(
+            head[1].path,
+            f"the head is {head[0]}:{wanted}, workers look for {host}:{port}",
+            "--port",
+        )
 
 
 def _hosts(sheet: Sheet, file: Compose, found: dict[str, Found]) -> None:
@@ -440,6 +522,8 @@ def _hosts(sheet: Sheet, file: Compose, found: dict[str, Found]) -> None:
                 sheet.report(at, f"{key} names {host!r}, which is no service of this file{hint}")
             elif host in ports and str(port or 80) != ports[host]:
                 sheet.report(at, f"{key} names port {port}, {host} listens at {ports[host]}")
+                server = ("services", host, "command")
+                sheet.report(server, f"listens at {ports[host]}, {key} names {port}", "--port")
 
 
 def _database(sheet: Sheet, file: Compose) -> None:
@@ -454,16 +538,12 @@ def _database(sheet: Sheet, file: Compose) -> None:
                 if not parts.scheme.startswith("postgresql") or parts.hostname != name:
                     continue
                 at = ("services", other, "environment", key)
-                if parts.username != wanted["POSTGRES_USER"]:
-                    sheet.report(
-                        at,
-                        f"user {parts.username} is asked for, POSTGRES_USER is "
-                        f"{wanted['POSTGRES_USER']}",
-                    )
-                database = parts.path.strip("/")
-                if database != wanted.get("POSTGRES_DB", wanted["POSTGRES_USER"]):
-                    sheet.report(
-                        at,
-                        f"database {database} is asked for, POSTGRES_DB is "
-                        f"{wanted.get('POSTGRES_DB')}",
-                    )
+                asked = {"POSTGRES_USER": parts.username, "POSTGRES_DB": parts.path.strip("/")}
+                for variable, given in asked.items():
+                    made = wanted.get(variable, wanted["POSTGRES_USER"])
+                    if given != made:
+                        sheet.report(at, f"{given} is asked for, {variable} is {made}")
+                        sheet.report(
+                            ("services", name, "environment", variable),
+                            f"{variable} is {made}, {other} asks for {given}",
+                        )

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from orchestrator.cluster_files.models.kubernetes import Container, PodTemplate
+from orchestrator.cluster_files.models.kubernetes import Container, NetworkPolicy, PodTemplate
 from orchestrator.cluster_files.models.ray import (
     ClusterSpec,
     HeadGroup,
@@ -181,14 +181,20 @@ def _head(sheet: Sheet, path: KeyPath, spec: ClusterSpec, bundle: Bundle) -> Non
         index = next(n for n, each in enumerate(container.env) if each.name == GRACE)
         if not variables[GRACE].startswith("$"):
             grace(sheet, (*at, "env", index, "value"), variables[GRACE])
-    if head.service_type != "ClusterIP" and not _guarded(bundle):
+    if not _guards(bundle):
+        sheet.report(
+            path,
+            "no NetworkPolicy of these files guards the head: every pod of the cluster reads its "
+            "metrics, which ask nobody; write one with a podSelector of the head's labels",
+        )
+    if head.service_type != "ClusterIP" and not _lets_networks_in(bundle):
         sheet.report(
             (*path, "serviceType"),
             f"{head.service_type} opens the dashboard, the client and the control store beyond the "
-            "cluster and no NetworkPolicy of these files guards the head; write ClusterIP and use "
-            "`kubectl port-forward`",
+            "cluster and no NetworkPolicy of these files names the networks that may come in; "
+            "write ClusterIP and use `kubectl port-forward`",
         )
-    if head.enable_ingress and not _guarded(bundle):
+    if head.enable_ingress and not _lets_networks_in(bundle):
         sheet.report(
             (*path, "enableIngress"),
             "an ingress opens the dashboard beyond the cluster; use `kubectl port-forward`",
@@ -201,15 +207,23 @@ def _head(sheet: Sheet, path: KeyPath, spec: ClusterSpec, bundle: Bundle) -> Non
             )
 
 
-def _guarded(bundle: Bundle) -> bool:
+def _guards(bundle: Bundle) -> list[NetworkPolicy]:
+    """Policies that guard a head."""
     heads = [pod for pod in bundle.pods if pod.get("ray.io/node-type") == "head"]
-    return all(
-        any(
-            policy.spec.pod_selector.match_labels.items() <= head.items()
-            and "Ingress" in policy.spec.policy_types
-            for policy in bundle.policies
-        )
-        for head in heads
+    return [
+        policy
+        for policy in bundle.policies
+        if "Ingress" in policy.spec.policy_types
+        and any(policy.spec.pod_selector.match_labels.items() <= head.items() for head in heads)
+    ]
+
+
+def _lets_networks_in(bundle: Bundle) -> bool:
+    return any(
+        peer.ip_block is not None
+        for policy in _guards(bundle)
+        for rule in policy.spec.ingress
+        for peer in rule.from_
     )
 
 
@@ -423,7 +437,9 @@ def _token(sheet: Sheet, path: KeyPath, spec: ClusterSpec) -> None:
 def _agreement(sheet: Sheet, path: KeyPath, spec: ClusterSpec) -> None:
     """The same image and the same variables on all nodes."""
     head = spec.head_group_spec.template.spec.containers[0]
+    head_at = (*path, "headGroupSpec", "template", "spec", "containers", 0)
     variables = {each.name: each for each in head.env}
+    places = {each.name: index for index, each in enumerate(head.env)}
     for index, group in enumerate(spec.worker_group_specs):
         worker = group.template.spec.containers[0]
         at = (*path, "workerGroupSpecs", index, "template", "spec", "containers", 0)
@@ -432,6 +448,10 @@ def _agreement(sheet: Sheet, path: KeyPath, spec: ClusterSpec) -> None:
                 (*at, "image"),
                 f"image is {worker.image!r}, of the head {head.image!r}; Ray, Python and the "
                 "project have to be the same on all nodes",
+            )
+            sheet.report(
+                (*head_at, "image"),
+                f"image is {head.image!r}, of group {group.group_name!r} {worker.image!r}",
             )
         for position, each in enumerate(worker.env):
             other = variables.get(each.name)
@@ -442,6 +462,10 @@ def _agreement(sheet: Sheet, path: KeyPath, spec: ClusterSpec) -> None:
                 sheet.report(
                     (*at, "env", position),
                     f"{each.name} is another one on the head; write the same on both",
+                )
+                sheet.report(
+                    (*head_at, "env", places[each.name]),
+                    f"{each.name} is another one in group {group.group_name!r}",
                 )
         if worker.env_from != head.env_from:
             sheet.report(
@@ -455,6 +479,12 @@ def _agreement(sheet: Sheet, path: KeyPath, spec: ClusterSpec) -> None:
                     (*at, "volumeMounts", position, "mountPath"),
                     f"{mount.name} is at {mount.mount_path}, on the head at {mounts[mount.name]}; "
                     "runs name one path",
+                )
+                at_head = [each.name for each in head.volume_mounts].index(mount.name)
+                sheet.report(
+                    (*head_at, "volumeMounts", at_head, "mountPath"),
+                    f"{mount.name} is at {mounts[mount.name]}, in group {group.group_name!r} at "
+                    f"{mount.mount_path}",
                 )
         kinds = {each.name: each for each in spec.head_group_spec.template.spec.volumes}
         for position, volume in enumerate(group.template.spec.volumes):

@@ -27,8 +27,8 @@ from orchestrator.errors import nearest
 
 HEAD, WORKER = "head_start_ray_commands", "worker_start_ray_commands"
 _TOKEN = "~/.ray/auth_token"
-#: What the file system of a node adds to the memory that Ray's store takes by itself.
-_STORE_SHARE = 0.3
+_GOOGLE = "iam.gserviceaccount.com"
+_BOOTSTRAP = "~/ray_bootstrap_config.yaml"
 
 
 def check(sheet: Sheet, file: LocalLauncher | AwsLauncher | GcpLauncher) -> None:
@@ -112,6 +112,13 @@ def _start_commands(
             "without --autoscaling-config=~/ray_bootstrap_config.yaml no worker is started",
             "ray start",
         )
+    elif head.options["--autoscaling-config"] != _BOOTSTRAP:
+        sheet.report(
+            head.path,
+            f"`ray up` puts what the head reads into {_BOOTSTRAP}, and --autoscaling-config is "
+            f"{head.options['--autoscaling-config']}",
+            "--autoscaling-config",
+        )
     for worker in workers:
         wanted = f"$RAY_HEAD_IP:{head.options.get('--port', '6379')}"
         if worker.options.get("--address") != wanted:
@@ -119,6 +126,11 @@ def _start_commands(
                 worker.path,
                 f"--address is {worker.options.get('--address')}, the head listens at {wanted}",
                 "--address",
+            )
+            sheet.report(
+                head.path,
+                f"the head listens at {wanted}, workers look for {worker.options.get('--address')}",
+                "--port",
             )
         if "--head" in worker.options:
             sheet.report(worker.path, "a worker is started with --head", "--head")
@@ -237,6 +249,7 @@ def _local_start(sheet: Sheet, file: LocalLauncher, head: Started | None) -> Non
     for option in ("--node-ip-address", "--dashboard-host"):
         found = head.options.get(option)
         if found != head_ip:
+            sheet.report(("provider", "head_ip"), f"head_ip is {head_ip}, {option} {found}")
             sheet.report(
                 head.path,
                 f"{option} is {found}, provider.head_ip is {head_ip}",
@@ -309,7 +322,7 @@ def _instance(kind: NodeType) -> tuple[str, str, instances.Instance | None]:
 def _node_type(sheet: Sheet, path: KeyPath, head: bool, kind: NodeType) -> None:
     key, name, machine = _instance(kind)
     here = (*path, "node_config", key)
-    if machine is None and not kind.resources:
+    if machine is None and (not kind.resources or instances.is_known_family(name)):
         sheet.report(
             here,
             f"the figures of {name!r} are not known here; correct it, or write resources beside "
@@ -424,6 +437,13 @@ def _gcp(sheet: Sheet, file: GcpLauncher) -> None:
                     (*path, "scheduling", index),
                     "a spot machine cannot restart by itself; write automaticRestart: false",
                 )
+        for index, account in enumerate(node.service_accounts):
+            project, domain = file.provider.project_id, account.email.rpartition("@")[2]
+            if project and domain not in (f"{project}.{_GOOGLE}", f"developer.{_GOOGLE[4:]}"):
+                sheet.report(
+                    (*path, "serviceAccounts", index, "email"),
+                    f"{account.email} is not of project_id {file.provider.project_id}",
+                )
         if not any(disk.boot for disk in node.disks):
             sheet.report((*path, "disks"), "no disk has boot: true")
     images = [
@@ -434,7 +454,8 @@ def _gcp(sheet: Sheet, file: GcpLauncher) -> None:
     for name, image in images:
         message = _image_python(image)
         if message:
-            sheet.report(("available_node_types", name, "node_config", "disks"), message)
+            disk = ("available_node_types", name, "node_config", "disks", 0, "initializeParams")
+            sheet.report((*disk, "sourceImage"), message)
 
 
 def _image_python(image: str) -> str | None:

@@ -31,6 +31,14 @@ from orchestrator.cluster_files.rules.pods import (
 from orchestrator.cluster_files.sheet import Nodes, Run, Sheet
 from orchestrator.errors import nearest
 
+_RAY_PORTS = {
+    6379: "control store",
+    8265: "dashboard",
+    10001: "client",
+    8080: "metrics",
+    8000: "serve",
+}
+
 
 def check(sheet: Sheet, document: BaseModel, bundle: Bundle) -> None:
     """Report everything that is wrong with a manifest."""
@@ -125,6 +133,17 @@ def _policy(sheet: Sheet, document: NetworkPolicy, bundle: Bundle) -> None:
         )
     if "Ingress" not in spec.policy_types:
         sheet.report(("spec", "policyTypes"), "what comes in is not guarded; write Ingress")
+    bare = [
+        pod
+        for pod in bundle.pods
+        if "ray.io/node-type" in pod and not labels.items() <= pod.items()
+    ]
+    if bare and bundle.selects(labels) and len(bundle.policies) == 1:
+        sheet.report(
+            ("spec", "podSelector"),
+            f"the policy leaves {len(bare)} kinds of Ray's pods unguarded, which lack the labels "
+            + ", ".join(f"{key}: {value}" for key, value in labels.items()),
+        )
     together = False
     for index, rule in enumerate(spec.ingress):
         path = ("spec", "ingress", index)
@@ -160,6 +179,19 @@ def _policy(sheet: Sheet, document: NetworkPolicy, bundle: Bundle) -> None:
             ):
                 sheet.report(
                     (*here, "namespaceSelector"), "every pod of the cluster is let in; name one"
+                )
+        for each, port in enumerate(rule.ports):
+            if isinstance(port.port, int) and port.port not in _RAY_PORTS:
+                sheet.report(
+                    (*path, "ports", each, "port"),
+                    f"Ray does not listen at {port.port}; its ports are "
+                    + ", ".join(f"{number} ({name})" for number, name in _RAY_PORTS.items()),
+                )
+            elif port.port in (6379, 8080, 10001):
+                sheet.report(
+                    (*path, "ports", each, "port"),
+                    f"others need no port {port.port} ({_RAY_PORTS[int(port.port)]}); let them "
+                    "in at 8265 alone, which asks for the token",
                 )
     if bundle.pods and bundle.selects(labels) and not together:
         sheet.report(
@@ -217,6 +249,24 @@ def _train_job(sheet: Sheet, document: TrainJob, bundle: Bundle) -> None:
                 start.path,
                 f"--min-nodes is {wanted}, numNodes {trainer.num_nodes}",
                 "--min-nodes",
+            )
+            sheet.report(
+                (*path, "numNodes"), f"numNodes is {trainer.num_nodes}, {wanted} are awaited"
+            )
+        host = start.options.get("--address", "").rpartition(":")[0]
+        if host and "$" not in host and not host.startswith(f"{document.metadata.name}-"):
+            sheet.report(
+                start.path,
+                f"--address names {host}; the first pod is {document.metadata.name}-JOB-0-0."
+                f"{document.metadata.name}",
+                "--address",
+            )
+        told = start.options.get("--num-gpus", "")
+        if told.isdigit() and float(told) != limits.get(GPU, 0.0):
+            sheet.report(
+                start.path,
+                f"--num-gpus is {told}, a pod gets {limits.get(GPU, 0.0):g}",
+                "--num-gpus",
             )
     if not found.starts:
         sheet.report(path, "no command starts Ray; write ray symmetric-run")

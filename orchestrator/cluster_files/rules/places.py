@@ -2,42 +2,16 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from urllib.parse import urlsplit
 
 from orchestrator.cluster_files.models.kubernetes import PodTemplate
 from orchestrator.cluster_files.project import FOLDER
 from orchestrator.cluster_files.sheet import Sheet
+from orchestrator.config.places import places_of
 from orchestrator.config.problems import KeyPath
-from orchestrator.config.schema import Experiment
 
 _KEYS = frozenset({"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"})
-
-
-def places_of(experiment: Experiment) -> Iterator[tuple[str, str]]:
-    """Every place that an experiment names, by its key; paths of the data below ``data.root``."""
-    data = experiment.data
-    yield "storage", experiment.storage
-    if experiment.in_bucket:
-        yield "scratch", experiment.scratch
-    if experiment.tracking.mlflow:
-        yield "tracking.mlflow", experiment.tracking.mlflow
-    for name, split in (("train", data.train), ("val", data.val)):
-        for key in ("images", "annotations", "shards"):
-            given = getattr(split, key)
-            if given is not None:
-                yield f"data.{name}.{key}", _below(data.root, given)
-    if data.classes is not None:
-        yield "data.classes", _below(data.root, data.classes)
-    if experiment.train.init_from:
-        yield "train.init_from", experiment.train.init_from
-
-
-def _below(root: str, given: str) -> str:
-    if "://" in given or os.path.isabs(given):  # noqa: PTH117
-        return given
-    return f"{root.rstrip('/')}/{given}" if "://" in root else os.path.normpath(f"{root}/{given}")
 
 
 def check_places(
@@ -59,12 +33,16 @@ def check_places(
     resolved = sheet.project.experiment(experiment, overrides)
     if resolved is None:
         return
-    for key, place in places_of(resolved):
-        needle = next((word for word in overrides if word.startswith(f"{key}=")), experiment)
+    for named in places_of(resolved):
+        key, place = named.key, named.location
+        if key == "data.cache":
+            continue  # Each node has one of its own.
+        keys = (f"{key}=", *(("data.root=",) if key.startswith("data.") else ()))
+        needle = next((word for word in overrides if word.startswith(keys)), experiment)
         scheme = urlsplit(place).scheme
-        if scheme in ("s3", "gs"):
+        if scheme == "s3":
             for who, template in groups:
-                if scheme == "s3" and not _has_keys(template):
+                if not _has_keys(template):
                     sheet.report(
                         path,
                         f"{key} is in a bucket, and {who} has neither AWS_ACCESS_KEY_ID and "
@@ -72,11 +50,8 @@ def check_places(
                         needle,
                     )
                     break
-            continue
-        if scheme and scheme != "sqlite":
-            continue
-        name = place.removeprefix("sqlite:///") if scheme else place
-        _mounted(sheet, path, key, name, needle, groups)
+        elif not scheme:
+            _mounted(sheet, path, key, place, needle, groups)
 
 
 def _mounted(
@@ -87,9 +62,6 @@ def _mounted(
     needle: str,
     groups: Sequence[tuple[str, PodTemplate]],
 ) -> None:
-    # One download by name happens in each process that has a network.
-    if key == "train.init_from" and "/" not in name and not name.endswith((".pth", ".safetensors")):
-        return
     for who, template in groups:
         if not name.startswith("/") or not _is_mounted(name, template):
             missing = "is relative to a folder that goes with the pod"

@@ -17,7 +17,7 @@ from orchestrator.cluster_files.models.kubernetes import (
 )
 from orchestrator.cluster_files.quantities import QuantityError, amount, gib
 from orchestrator.cluster_files.rules.bundle import Bundle
-from orchestrator.cluster_files.rules.commands import Found, examine
+from orchestrator.cluster_files.rules.commands import Found, check_mode, check_name, examine
 from orchestrator.cluster_files.sheet import Sheet
 from orchestrator.config.problems import KeyPath
 from orchestrator.credentials import names_secret
@@ -98,6 +98,8 @@ def check_env(sheet: Sheet, path: KeyPath, env: list[EnvVar], bundle: Bundle) ->
     names = [each.name for each in env]
     for index, each in enumerate(env):
         here = (*path, "env", index)
+        check_name(sheet, (*here, "name"), each.name)
+        check_mode(sheet, (*here, "value"), each.name, each.value)
         if each.name in names[:index]:
             sheet.report((*here, "name"), f"variable {each.name} is set twice")
         if each.value is not None and each.value_from is not None:

@@ -6,7 +6,13 @@ import re
 from collections.abc import Iterator
 
 from orchestrator.cluster_files.models.sky import SkyTask
-from orchestrator.cluster_files.rules.commands import Found, Started, examine
+from orchestrator.cluster_files.rules.commands import (
+    GRACE_SECONDS,
+    MODE,
+    Found,
+    check_name,
+    examine,
+)
 from orchestrator.cluster_files.sheet import Nodes, Run, Sheet
 from orchestrator.config.problems import KeyPath
 from orchestrator.credentials import names_secret
@@ -52,7 +58,14 @@ def check_sky(sheet: Sheet, task: SkyTask) -> None:
     resources = _sky_resources(sheet, task)
     nodes = Nodes("nodes", task.num_nodes, resources)
     sheet.nodes.append(nodes)
-    _starts(sheet, ("run",), found, task.num_nodes)
+    _starts(sheet, ("run",), found, task.num_nodes, ("num_nodes",))
+    for start in found.starts:
+        told, have = start.options.get("--num-gpus", ""), (resources or {}).get("GPU", 0.0)
+        if told.isdigit() and float(told) != have:
+            sheet.report(start.path, f"--num-gpus is {told}, a node has {have:g}", "--num-gpus")
+            if task.resources.accelerators is not None:
+                at = ("resources", "accelerators")
+                sheet.report(at, f"a node has {have:g} devices, --num-gpus is {told}")
     sheet.runs += [Run(at, name, kept, (nodes,)) for at, name, kept in found.runs]
 
 
@@ -71,17 +84,16 @@ def _sky_resources(sheet: Sheet, task: SkyTask) -> dict[str, float] | None:
     return found or None
 
 
-def _starts(sheet: Sheet, path: KeyPath, found: Found, nodes: int) -> None:
+def _starts(
+    sheet: Sheet, path: KeyPath, found: Found, nodes: int, key: KeyPath, needle: str = ""
+) -> None:
     if not found.starts:
-        sheet.report(path, "no command starts Ray; write ray symmetric-run")
+        sheet.report(path, "no command starts Ray; write ray start or ray symmetric-run")
     for start in found.starts:
-        _min_nodes(sheet, start, nodes)
-
-
-def _min_nodes(sheet: Sheet, start: Started, nodes: int) -> None:
-    wanted = start.options.get("--min-nodes", "")
-    if wanted.isdigit() and int(wanted) != nodes:
-        sheet.report(start.path, f"--min-nodes is {wanted}, there are {nodes}", "--min-nodes")
+        wanted = start.options.get("--min-nodes", "")
+        if wanted.isdigit() and int(wanted) != nodes:
+            sheet.report(start.path, f"--min-nodes is {wanted}, there are {nodes}", "--min-nodes")
+            sheet.report(key, f"there are {nodes} nodes, --min-nodes is {wanted}", needle)
 
 
 def check_batch(sheet: Sheet) -> None:
@@ -112,12 +124,22 @@ def check_batch(sheet: Sheet) -> None:
             each[key] = float(options[option].rpartition(":")[2])
     kinds = Nodes("nodes", nodes, each or None)
     sheet.nodes.append(kinds)
-    _starts(sheet, (), found_commands, nodes)
+    _starts(sheet, (), found_commands, nodes, (), "--nodes")
+    warned = re.fullmatch(r"(?:B:)?(?:SIG)?([A-Z]+\d?)@(\d+)", options.get("--signal", ""))
+    if "--signal" in options and (warned is None or int(warned[2]) < GRACE_SECONDS):
+        sheet.report(
+            (),
+            f"--signal is {options['--signal']}, allowed is TERM@{GRACE_SECONDS} and more, in "
+            "which a step and its commit fit",
+            "--signal",
+        )
     for start in found_commands.starts:
         for key, option in (("CPU", "--num-cpus"), ("GPU", "--num-gpus")):
             told = start.options.get(option, "")
             if told.isdigit() and float(told) != each.get(key, 0.0):
                 sheet.report((), f"{option} is {told}, a node gets {each.get(key, 0):g}", option)
+                sbatch = "--cpus-per-task" if key == "CPU" else "--gpus-per-node"
+                sheet.report((), f"a node gets {each.get(key, 0):g}, {option} is {told}", sbatch)
     sheet.runs += [Run((), name, kept, (kinds,)) for _, name, kept in found_commands.runs]
 
 
@@ -136,6 +158,9 @@ def check_dockerfile(sheet: Sheet) -> None:
                 sheet.report((), f"{name} stays in the image for everybody; use a secret", start)
         elif word == "ENV":
             for name, value in re.findall(r"(\w+)=(\S+)", rest):
+                check_name(sheet, (), name)
+                if name == MODE and value != "token":
+                    sheet.report((), f"{MODE} is {value}, allowed is token", f"{MODE}={value}")
                 if names_secret(name) and "$" not in value:
                     sheet.report((), f"{name} stays in the image for everybody", start)
         elif word == "FROM":
@@ -145,12 +170,27 @@ def check_dockerfile(sheet: Sheet) -> None:
             _copy(sheet, start, rest)
         elif word == "USER":
             user = rest.strip()
+        elif word == "WORKDIR" and not rest.startswith(("/", "$")):
+            sheet.report((), f"{rest} is relative; write the whole path", start)
         elif word == "RUN":
-            examine(sheet, (), re.sub(r"--mount=\S+", "", rest).strip(), inside=True)
+            text = re.sub(r"--mount=\S+", "", rest).strip()
+            for name, value in arguments.items():
+                if value:
+                    text = re.sub(rf"\$\{{?{name}\b\}}?", value, text)
+            _pins(sheet, text, arguments)
+            examine(sheet, (), text, inside=True)
     if user in ("", "root", "0"):
         sheet.report(
             (), "the container runs as root; write USER", f"USER {user}" if user else "FROM"
         )
+
+
+def _pins(sheet: Sheet, text: str, arguments: dict[str, str]) -> None:
+    """Versions that an ARG gives and the project pins."""
+    for name, value in arguments.items():
+        pinned = sheet.project.pins.get(name.lower())
+        if pinned is not None and f"=={value}" in text and value != pinned:
+            sheet.report((), f"{name} is {value}, constraints.txt pins {pinned}", f"ARG {name}=")
 
 
 def _instructions(lines: list[str]) -> Iterator[tuple[str, str, str]]:

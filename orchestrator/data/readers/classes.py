@@ -14,6 +14,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from orchestrator.config.formats import FORMATS
 from orchestrator.data.findings import CONTROL, Problems
 from orchestrator.data.label_map import LabelMap
 from orchestrator.data.readers.class_json import read_class_json
@@ -59,12 +60,15 @@ def class_file(kind: str, root: Path, given: str | Path | None) -> Path | None:
         given: ``data.classes``.
 
     Returns:
-        None where the annotations name them: in COCO, and in VOC without such a file.
+        None where the annotations name them: in COCO, in VOC without such a file, and in formats
+        of other packages where none is given.
     """
     if kind == "coco":
         return None
     if given is not None:
         return root / given
+    if kind not in FORMATS:
+        return None
     if kind == "voc" and not is_file(root / CLASSES_FILE):
         return None
     return classes_beside(root) if kind == "yolo" else root / CLASSES_FILE

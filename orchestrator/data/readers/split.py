@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
+from orchestrator.config.formats import FORMATS
 from orchestrator.data.decode import Decoding
 from orchestrator.data.decoded_cache import DecodedCache
 from orchestrator.data.findings import ReadResult
@@ -17,6 +18,7 @@ from orchestrator.data.readers.classes import class_file, read_classes
 from orchestrator.data.readers.coco import IGNORED_REGION, read_coco
 from orchestrator.data.readers.fingerprint import Source
 from orchestrator.data.readers.paths import ReadRules, missing
+from orchestrator.data.readers.plugins import load_reader
 from orchestrator.data.readers.text_files import UNREADABLE_IMAGE
 from orchestrator.data.readers.txt import read_txt
 from orchestrator.data.readers.voc import read_voc, voc_classes
@@ -71,7 +73,11 @@ def read_split(config: DataConfig, split: SplitConfig, *, keep: bool = False) ->
             ),
             rules=rules_of(config),
         )
-        annotated = read_digested(source, parse, cache=config.cache, keep=keep)
+        if source.kind in FORMATS:
+            annotated = read_digested(source, parse, cache=config.cache, keep=keep)
+        else:
+            # What the reader of another package looks at is not known here, so nothing is kept.
+            annotated = parse(source)
         _refuse_too_many_left_out(annotated, config.max_bad_fraction, source.annotations)
         _refuse_learning_from_ignored(annotated, config, source.annotations)
     if split.shards is None:
@@ -204,6 +210,9 @@ def parse(source: Source) -> ReadResult:
     """
     if source.kind == "coco":
         return read_coco(source.images, source.annotations, source.rules)
+    if source.kind not in FORMATS:
+        own = None if source.classes is None else read_classes(source.classes)
+        return load_reader(source.kind)(source.images, source.annotations, own, source.rules)
     classes = classes_of(source.classes, source.splits)
     return LISTED[source.kind](source.images, source.annotations, classes, source.rules)
 
