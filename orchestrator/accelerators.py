@@ -246,6 +246,22 @@ class Accelerator:
             return own
         return torch.amp.GradScaler(self.device_type, **static)
 
+    def to_host(self, tensors: Sequence[Tensor]) -> HostCopy:
+        """Begin to copy tensors from the device, behind what it was given before.
+
+        The host goes on; what it gives the device next does not wait for the copy to be read.
+        """
+        if self.kind == "cpu":
+            return HostCopy(tensors)
+        copies = []
+        for tensor in tensors:
+            # From memory that the system may move, a copy would be awaited by the host.
+            copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+            copies.append(copy.copy_(tensor, non_blocking=True))
+        event = self._module().Event()
+        event.record()
+        return HostCopy(copies, event)
+
     def host_array(self, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
         """An unfilled array that the device can copy from while the host goes on."""
         array = np.empty(shape, dtype)
