@@ -99,8 +99,9 @@ fuzz: $(DEVELOPMENT)  ## SECONDS (600) of random damage to images, annotations a
 sanitize: $(DEVELOPMENT)  ## the kernels under the address, undefined and thread sanitizers
 	PYTHON=$(BIN)/python tests/native/sanitize.sh
 
-bench: $(RUNTIME)  ## every benchmark in benchmarks/, one after the other
+bench: $(RUNTIME)  ## every benchmark in benchmarks/, one after the other, and what got slower
 	set -e; for each in benchmarks/bench_*.py; do OMP_NUM_THREADS=1 $(BIN)/python $$each; done
+	$(BIN)/python benchmarks/results.py
 
 bench-data: $(RUNTIME)  ## images/s through Ray Data beside bare loops and a DataLoader
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_data.py

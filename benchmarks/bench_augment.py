@@ -33,6 +33,7 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from results import keep
 from torchvision import tv_tensors
 from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import v2
@@ -223,13 +224,18 @@ def main() -> None:
             spent[name].append(1e3 * (time.process_time() - begin) / len(samples))
     medians = {name: statistics.median(each) for name, each in spent.items()}
     print("| | ms | of decode-only | classic / it | v2 / it |\n|---|---|---|---|---|")
+    kept = {}
     for name, value in medians.items():
+        kept[f"{name}: of decode only"] = medians["decode only"] / value
         share = f"| {name} | {value:.2f} | {medians['decode only'] / value:.0%} |"
         side = next((side for side in ("300", "512") if side in name), None)
         kind = "classic M2Det" if "M2Det" in name else "classic"
         peers = [f"{kind} {side}, float32", f"torchvision v2 {side}, float32"]
         ratios = [f" {medians[peer] / value:.1f} |" if side else " |" for peer in peers]
         print(share + "".join(ratios))
+        if side and name.startswith("ours"):
+            kept |= {f"{name}: of {peer}": medians[peer] / value for peer in peers}
+    keep("augment", kept)
     print(f"load {os.getloadavg()[0]:.1f}")
 
 

@@ -39,6 +39,7 @@ from typing import Any
 
 import numpy as np
 import ray
+from results import keep
 from torch.utils.data import DataLoader, Dataset
 
 from orchestrator.config.augmentations import M2DetAugmentation, SSDAugmentation
@@ -287,6 +288,15 @@ def main() -> None:
         "images": len(base.train),
     }
     print(json.dumps({"settings": settings, "arms": results}))
+    keep(
+        "data",
+        {
+            f"{name}: {arm} of bare": row["x_bare"]
+            for name, arms in results.items()
+            for arm, row in arms.items()
+            if "x_bare" in row
+        },
+    )
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+from results import keep
 
 import native
 from detectors.registry import build_detector
@@ -158,7 +159,10 @@ def main() -> None:
             assert backend == ("native" if choice == "1" else "reference")
     columns = ["suppression", "kernels", *(f"{part} ms" for part in PARTS), "share", "AP"]
     print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
+    ratios = {}
     for name in METHODS:
+        slow, fast = (tables[choice][name]["suppression"] for choice in ("0", "1"))
+        ratios[f"{name}: suppression, reference / compiled"] = slow / fast
         assert tables["0"][name]["AP"] == tables["1"][name]["AP"], name
         for choice, label in (("0", "reference"), ("1", "compiled")):
             row = tables[choice][name]
@@ -166,6 +170,7 @@ def main() -> None:
             cells = [f"{row[part]:.2f}" for part in PARTS]
             share = f"{row['suppression'] / total:.1%}"
             print(f"| {name} | {label} | {' | '.join(cells)} | {share} | {row['AP']:.4f} |")
+    keep("evaluation", ratios)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from results import keep
 from torchvision.ops import batched_nms
 
 import native
@@ -145,6 +146,10 @@ def rounded(value: float) -> str:
     return f"{value:.3g}" if value < 100 else f"{value:.0f}"
 
 
+#: Times as fast as the peer, by what was measured.
+RATIOS: dict[str, float] = {}
+
+
 def soft_row(scene: Scene, method: native.Method, classic: Classic, rounds: int) -> dict[str, str]:
     times = median_ms(
         {
@@ -178,6 +183,7 @@ def soft_row(scene: Scene, method: native.Method, classic: Classic, rounds: int)
     row = {name: rounded(value) for name, value in times.items()}
     for name in ("all", "50 a class", "top 100"):
         row[name] += f" ({times['C'] / times[name]:.1f}x)"
+        RATIOS[f"{method}, {scene_name(scene)}, {name}"] = times["C"] / times[name]
     return row
 
 
@@ -196,7 +202,12 @@ def hard_row(scene: Scene, rounds: int) -> dict[str, str]:
     row = {name: rounded(value) for name, value in times.items()}
     for name in ("all", "top 100"):
         row[name] += f" ({times['torchvision'] / times[name]:.1f}x)"
+        RATIOS[f"NMS, {scene_name(scene)}, {name}"] = times["torchvision"] / times[name]
     return row | {"kept differently": str(len(np.setxor1d(kept, ours)))}
+
+
+def scene_name(scene: Scene) -> str:
+    return f"{len(scene.boxes)} boxes, {int(scene.labels.max()) + 1} classes"
 
 
 def show(title: str, rows: list[dict[str, str]]) -> None:
@@ -228,6 +239,7 @@ def main() -> None:
                 hard_rows.append({**size, **hard_row(scene, arguments.rounds)})
     show("Soft-NMS, ms CPU (times as fast as C)", soft_rows)
     show("NMS, ms CPU (times as fast as torchvision)", hard_rows)
+    keep("nms", RATIOS)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from results import keep
+
 from orchestrator.accelerators import of_this_process
 from orchestrator.config.resolve import load_experiment
 from orchestrator.data.demo.digits import Recipe, build_digits
@@ -95,6 +97,7 @@ def main() -> None:
             )
     medians = {arm: statistics.median(values) for arm, values in rates.items()}
     print(json.dumps({**medians, "ratio": medians["ray"] / medians["bare"]}))
+    keep("overhead", {"Ray Train of bare": medians["ray"] / medians["bare"]})
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
+from results import keep
 from torch import Tensor
 from torchvision.models.detection._utils import BoxCoder
 from torchvision.models.detection.ssd import SSD
@@ -103,6 +104,7 @@ def main() -> None:
     columns = ["priors", "threshold", "candidates", "torchvision", "ours", "faster"]
     parts = ["softmax, decode", "suppress"]
     print(f"| {' | '.join(columns + parts)} |\n|{'---|' * len(columns + parts)}")
+    ratios = {}
     for priors, threshold in ((1917, 0.01), (1917, 0.1), (8732, 0.01), (32760, 0.01), (32760, 0.1)):
         outputs = make_outputs(priors)
         config = PostprocessConfig(
@@ -128,6 +130,8 @@ def main() -> None:
             f"{times['ours']:.2f} | {times['torchvision'] / times['ours']:.1f}x | "
             f"{times['scores']:.2f} | {times['suppress']:.3f} |"
         )
+        ratios[f"{priors} priors, {threshold}"] = times["torchvision"] / times["ours"]
+    keep("postprocess", ratios)
 
 
 if __name__ == "__main__":

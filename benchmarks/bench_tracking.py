@@ -32,6 +32,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import psutil
+from results import keep
 
 from orchestrator.accelerators import Accelerator
 from orchestrator.config.resolve import load_experiment
@@ -163,6 +164,7 @@ def main() -> None:
 
     print(f"{options.rounds} rounds of {options.steps} steps an arm, one thread, "
           f"load {os.getloadavg()[0]:.1f}")  # fmt: skip
+    kept = {}
     for arm in arms:
         wall, cpu = (statistics.median(column) for column in zip(*arm.rounds, strict=True))
         print(f"{arm.name:8} step {wall:7.2f} ms   cpu {cpu:7.2f} ms", end="")
@@ -176,6 +178,8 @@ def main() -> None:
         wall, cpu = (statistics.median(column) for column in zip(*ratios, strict=True))
         print(f"   to off: wall {wall:.4f}, cpu {cpu:.4f}   "
               f"shipping takes {100 * arm.shipping / arm.seconds:.2f} % of a core")  # fmt: skip
+        kept[f"step without tracking / {arm.name}, CPU"] = 1 / cpu
+    keep("tracking", kept)
 
 
 if __name__ == "__main__":

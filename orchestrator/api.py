@@ -189,7 +189,7 @@ class TrainedDetector:
         options = self._loaded.resolved.experiment.detector.postprocess.model_copy(
             update={"score_threshold": score, "max_per_image": limit}
         )
-        how, made = DetectOptions(options), []
+        how, made = DetectOptions(options, tiles=self._loaded.tiles), []
         for start in range(0, len(images), self._batch):
             some = images[start : start + self._batch]
             pixels = [_pixels(image, self._loaded.pictures) for image in some]
@@ -219,7 +219,7 @@ class TrainedDetector:
         from orchestrator.predict.scoring import evaluate_detector, read_split
 
         experiment = self._loaded.resolved.experiment
-        how = DetectOptions(experiment.detector.postprocess)
+        how = DetectOptions(experiment.detector.postprocess, tiles=self._loaded.tiles)
         return evaluate_detector(self._loaded, read_split(experiment, split), how).analysis.metrics
 
 

@@ -28,6 +28,12 @@ _PICKLES: Final = 8
 #: An archive may not unpack to so many times its size.
 _RATIO: Final = 100
 
+#: Members with the bytes of a tensor, in archives of ``torch.save`` and ``torch.export``: they are
+#: never unpickled, and any bytes may be a tensor's.
+_TENSOR: Final = re.compile(r"(.*/)?data/(\d+|weights/weight_\d+|constants/tensor_\d+)", re.DOTALL)
+#: Header of a NumPy file whose values are pickled; of any other they are bytes of numbers.
+_NUMPY_OBJECTS: Final = re.compile(rb"'descr':\s*[^,]*O")
+
 #: What rebuilds tensors and plain values; torch's restricted unpickler allows the same or less.
 _HARMLESS: Final = re.compile(
     r"""collections\.OrderedDict
@@ -72,7 +78,7 @@ def look_through(path: Path) -> None:
         _look(file, str(path), _DEPTH)
 
 
-def _look(file: IO[bytes], where: str, depth: int) -> None:
+def _look(file: IO[bytes], where: str, depth: int, *, tensor: bool = False) -> None:
     head = file.read(len(_NUMPY))
     file.seek(0)
     if head.startswith(ZIP):
@@ -81,11 +87,11 @@ def _look(file: IO[bytes], where: str, depth: int) -> None:
     elif head == _NUMPY:
         file.seek(8)
         length = int.from_bytes(file.read(2), "little")
-        file.read(length)
-        _look_at_pickles(file, where)
+        pickled = _NUMPY_OBJECTS.search(file.read(length)) is not None
+        _look_at_pickles(file, where, whole=not pickled)
     elif not _look_in_tar(file, where, depth):
         file.seek(0)
-        _look_at_pickles(file, where)
+        _look_at_pickles(file, where, whole=tensor)
 
 
 def _look_in_zip(file: IO[bytes], where: str, depth: int) -> None:
@@ -101,7 +107,8 @@ def _look_in_zip(file: IO[bytes], where: str, depth: int) -> None:
             for member in members:
                 if not member.is_dir():
                     with archive.open(member) as inner:
-                        _look(inner, f"{where}: {member.filename}", depth - 1)
+                        is_tensor = _TENSOR.fullmatch(member.filename) is not None
+                        _look(inner, f"{where}: {member.filename}", depth - 1, tensor=is_tensor)
     except (zipfile.BadZipFile, NotImplementedError, EOFError, OSError, RuntimeError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
@@ -127,13 +134,21 @@ def _look_in_tar(file: IO[bytes], where: str, depth: int) -> bool:
     return True
 
 
-def _look_at_pickles(file: IO[bytes], where: str) -> None:
+def _look_at_pickles(file: IO[bytes], where: str, *, whole: bool = False) -> None:
+    """Raise for pickles that call what they must not.
+
+    Args:
+        file: at their beginning.
+        where: for the message.
+        whole: pass over what is no pickle from beginning to end. One that breaks off has run what
+            it calls by then, but numbers may begin like one.
+    """
     content = file.read(_PICKLE_BYTES)
     start = 0
     for _ in range(_PICKLES):
         names, end = _called(content, start)
         # Text can begin like the oldest kind of pickle, but does not go on as one to its end.
-        if end is not None or content[start : start + 1] == b"\x80":
+        if end is not None or (content[start : start + 1] == b"\x80" and not whole):
             for name in names:
                 if not (_HARMLESS.fullmatch(name) or _NUMPY_VALUES.fullmatch(name)):
                     raise UnsafeWeightsError(_refusal(where, f"it names {name}"))

@@ -27,7 +27,7 @@ from orchestrator.data.stream.local import LocalStream
 from orchestrator.evaluation.coco import evaluate
 from orchestrator.runs.plan import Plan, make_plan
 from orchestrator.training.collective import Collective
-from orchestrator.training.predictor import predict_all
+from orchestrator.training.predictor import in_whole_images, predict_all
 from orchestrator.training.schedules import LearningRate
 from orchestrator.training.session import initial_model
 from orchestrator.training.stepper import Stepper
@@ -204,7 +204,8 @@ class Trainer:
         assert found is not None, "a single process is the main one"
         self.accelerator.synchronize()
         middle = time.perf_counter()
-        evaluate(self.plan.job.val, found)
+        whole = in_whole_images(found, self.plan.job.val_tiling, config)
+        evaluate(self.plan.job.val, whole)
         images = len(found.images)
         return EvaluationSpeed(images, (middle - started) / images, time.perf_counter() - middle)
 

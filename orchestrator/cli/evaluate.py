@@ -12,6 +12,7 @@ from orchestrator.cli._shared.detector import (
     add_source_options,
     detect_options,
     load,
+    name,
     split_overrides,
 )
 from orchestrator.cli._shared.json_output import add_json, json_output
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from orchestrator.data.dataset import Dataset
     from orchestrator.evaluation.analysis import Analysis
     from orchestrator.evaluation.results import Results
+    from orchestrator.predict.loading import NamedDetector
 
 
 def main(argv: Sequence[str]) -> int:
@@ -81,10 +83,10 @@ def main(argv: Sequence[str]) -> int:
     add_json(parser)
     arguments = parser.parse_args(argv)
     overrides, sources = split_overrides(arguments.words)
-    for name in ("workers", "threads", "batch", "max_detections"):
-        value = getattr(arguments, name)
+    for option in ("workers", "threads", "batch", "max_detections"):
+        value = getattr(arguments, option)
         if value is not None and value < 1:
-            raise ConfigError(f"--{name.replace('_', '-')} {value}: must be at least 1")
+            raise ConfigError(f"--{option.replace('_', '-')} {value}: must be at least 1")
     if arguments.annotations is not None and arguments.predictions is None:
         raise ConfigError("--annotations: is what --predictions are scored against; name those")
     with json_output(arguments.json) as emit:
@@ -92,6 +94,8 @@ def main(argv: Sequence[str]) -> int:
             emit(_score(arguments))
         elif len(sources) != 1:
             raise ConfigError(f"{parser.prog}: expected one detector, found {sources or 'none'}")
+        elif arguments.predictions is not None:
+            emit(_score_of_detector(sources[0], overrides, arguments))
         else:
             emit(_evaluate(sources[0], overrides, arguments))
     return 0
@@ -116,56 +120,74 @@ def _score(arguments: Any) -> dict[str, Any]:
     return _finish(console, str(arguments.predictions), outcome, folder, arguments)
 
 
-def _evaluate(source: str, overrides: list[str], arguments: Any) -> dict[str, Any]:
-    """Run a detector, or score what it found before; the document."""
+def _score_of_detector(source: str, overrides: list[str], arguments: Any) -> dict[str, Any]:
+    """Score a results file that has the category ids of a detector, whose weights stay unread."""
     from rich.console import Console
 
     from orchestrator.evaluation.analysis import analyse
+    from orchestrator.predict.scoring import read_detectors_results
+
+    console = Console(soft_wrap=True)
+    named = name(source, overrides, arguments)
+    dataset = _dataset(named, arguments)
+    started = time.perf_counter()
+    results, note = read_detectors_results(arguments.predictions, dataset, named)
+    if note is not None:
+        _say(console, note)
+    analysis = analyse(dataset, results)
+    about = {"detector": named.title, "split": arguments.split}
+    about |= {"predictions": str(arguments.predictions)}
+    if arguments.annotations is not None:
+        about |= {"annotations": str(arguments.annotations)}
+    about |= {"config_digest": named.resolved.digest}
+    folder = arguments.output or (named.run_dir or Path()) / "evaluation"
+    outcome = _Outcome(dataset, results, analysis, about, time.perf_counter() - started)
+    return _finish(console, named.title, outcome, folder, arguments)
+
+
+def _dataset(detector: NamedDetector, arguments: Any) -> Dataset:
+    """The images and boxes to score against."""
+    from orchestrator.predict.scoring import read_annotations, read_split
+
+    if arguments.annotations is not None:
+        return read_annotations(arguments.annotations, limit=arguments.limit)
+    return read_split(detector.resolved.experiment, arguments.split, limit=arguments.limit)
+
+
+def _evaluate(source: str, overrides: list[str], arguments: Any) -> dict[str, Any]:
+    """Run the detector on a split and score what it finds."""
+    from rich.console import Console
+
     from orchestrator.evaluation.results import Results
-    from orchestrator.predict.scoring import (
-        evaluate_detector,
-        read_annotations,
-        read_detectors_results,
-        read_split,
-    )
+    from orchestrator.predict.scoring import evaluate_detector
 
     console = Console(soft_wrap=True)
     loaded = load(source, overrides, arguments)
     how = detect_options(loaded, arguments)
-    if arguments.annotations is not None:
-        dataset = read_annotations(arguments.annotations, limit=arguments.limit)
-    else:
-        dataset = read_split(loaded.resolved.experiment, arguments.split, limit=arguments.limit)
+    dataset = _dataset(loaded, arguments)
     started = time.perf_counter()
-    about: dict[str, Any] = {"detector": loaded.title, "split": arguments.split}
-    if arguments.predictions is not None:
-        results, note = read_detectors_results(arguments.predictions, dataset, loaded)
-        if note is not None:
-            _say(console, note)
-        analysis = analyse(dataset, results)
-        about |= {"predictions": str(arguments.predictions)}
-        if arguments.annotations is not None:
-            about |= {"annotations": str(arguments.annotations)}
-    else:
-        done = evaluate_detector(
-            loaded,
-            dataset,
-            how,
-            workers=arguments.workers,
-            threads=arguments.threads,
-            batch_size=arguments.batch,
-        )
-        results, analysis = Results.of(done.detections), done.analysis
-        for line in done.unreadable:
-            _say(console, f"unreadable, its boxes count as missed: {line}")
-        about |= {
-            "weights_sha256": loaded.weights_sha256,
-            "postprocess": how.postprocess.model_dump(mode="json"),
-            "scales": list(how.views.scales),
-            "flip": how.views.flip,
-            "fusion": how.fusion,
-        }
-    about |= {"config_digest": loaded.resolved.digest}
+    done = evaluate_detector(
+        loaded,
+        dataset,
+        how,
+        workers=arguments.workers,
+        threads=arguments.threads,
+        batch_size=arguments.batch,
+    )
+    results, analysis = Results.of(done.detections), done.analysis
+    for line in done.unreadable:
+        _say(console, f"unreadable, its boxes count as missed: {line}")
+    about = {
+        "detector": loaded.title,
+        "split": arguments.split,
+        "weights_sha256": loaded.weights_sha256,
+        "postprocess": how.postprocess.model_dump(mode="json"),
+        "scales": list(how.views.scales),
+        "flip": how.views.flip,
+        "fusion": how.fusion,
+        "tiles": None if how.tiles is None else [*how.tiles.size, how.tiles.overlap],
+        "config_digest": loaded.resolved.digest,
+    }
     folder = arguments.output or (loaded.run_dir or Path()) / "evaluation"
     outcome = _Outcome(dataset, results, analysis, about, time.perf_counter() - started)
     return _finish(console, loaded.title, outcome, folder, arguments)
@@ -214,18 +236,18 @@ def _show(console: Console, title: str, analysis: Analysis, beside: dict[str, fl
     from rich.table import Table
 
     numbers = Table("metric", "value", title=escape(printable(title)))
-    for name, value in {**analysis.metrics.numbers, **beside}.items():
-        numbers.add_row(name, _number(value))
+    for metric, value in {**analysis.metrics.numbers, **beside}.items():
+        numbers.add_row(metric, _number(value))
     console.print(numbers)
     classes = Table("class", "boxes", "detections", "AP", "AP50", "AP75", "AR100")
     for one in analysis.metrics.classes:
         scores = (one.ap, one.ap50, one.ap75, one.ar100)
-        name = escape(printable(one.name))
-        classes.add_row(name, str(one.boxes), str(one.detections), *map(_number, scores))
+        shown = escape(printable(one.name))
+        classes.add_row(shown, str(one.boxes), str(one.detections), *map(_number, scores))
     console.print(classes)
     errors = Table("error at IoU 0.5", "count", "AP50 it costs")
-    for name, count in analysis.errors.counts.items():
-        errors.add_row(name, str(count), f"{analysis.errors.costs[name]:.4f}")
+    for kind, count in analysis.errors.counts.items():
+        errors.add_row(kind, str(count), f"{analysis.errors.costs[kind]:.4f}")
     console.print(errors)
 
 

@@ -34,6 +34,7 @@ class Domain(IntEnum):
     SHARDS = 10
     SWEEP = 11
     SPLIT = 12
+    REPEAT = 13
 
 
 class _PerThread(threading.local):
@@ -104,12 +105,14 @@ class SampleKey:
         epoch: in which the sample is visited.
         sample: its index in the data set.
         stage: in a list of augmentations, which of them draws; the last is 0.
+        visit: which visit of the sample in this epoch it is.
     """
 
     seed: int
     epoch: int
     sample: int
     stage: int = 0
+    visit: int = 0
 
     def of_stage(self, stage: int) -> SampleKey:
         """The same visit, for another of several augmentations."""
@@ -122,6 +125,6 @@ class SampleKey:
             domain,
             epoch=self.epoch,
             sample=self.sample,
-            stage=self.stage,
+            stage=self.stage + (self.visit << 32),
             count=count,
         )

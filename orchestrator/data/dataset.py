@@ -18,9 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.data.decode import STORED, Decoding
+from orchestrator.data.decoded_cache import DecodedCache
 from orchestrator.data.label_map import LabelMap
 from orchestrator.data.sharded_images import ShardedImages
 from orchestrator.data.string_column import Names
+from orchestrator.data.tiling import Tiling
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,9 @@ class Dataset:
             evaluation.
         shards: holds the images, where they are no files.
         decoding: how image files become pixels, in whose space the boxes are.
+        parts: first image and absolute folder of each part whose files lie elsewhere, in order.
+        tiling: what part of which image each one is, where images are tiles of others.
+        decoded: keeps decoded images on the node; None for nothing kept.
     """
 
     label_map: LabelMap
@@ -62,6 +67,9 @@ class Dataset:
     crowd: NDArray[np.bool_]
     shards: ShardedImages | None = None
     decoding: Decoding = STORED
+    parts: tuple[tuple[int, str], ...] = ()
+    tiling: Tiling | None = None
+    decoded: DecodedCache | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "files", Names.of(self.files))
@@ -71,7 +79,12 @@ class Dataset:
 
     def path(self, index: int) -> Path:
         """Absolute path of image ``index``."""
-        return Path(self.root) / self.files[index]
+        root = next((root for first, root in reversed(self.parts) if index >= first), self.root)
+        return Path(root) / self.files[index]
+
+    def stored_index(self, index: int) -> int:
+        """Which image, as stored, image ``index`` is or is a tile of."""
+        return index if self.tiling is None else int(self.tiling.images[index])
 
     def boxes_of(self, index: int) -> slice:
         """Rows of the box arrays that belong to image ``index``."""

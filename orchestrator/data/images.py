@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -15,15 +18,19 @@ from orchestrator.data.decode import (
     read_header,
     read_image,
 )
+from orchestrator.data.decoded_cache import key_of
 from orchestrator.data.files import reason
 from orchestrator.data.sharded_images import DamagedError
+
+#: The last whole image that a tile of was asked for, of each thread.
+_LAST = threading.local()
 
 
 def image_name(data: Dataset, index: int) -> str:
     """Where an image is, for messages."""
     if data.shards is None:
         return str(data.path(index))
-    return f"{data.files[index]} in {data.shards.place(index)}"
+    return f"{data.files[index]} in {data.shards.place(data.stored_index(index))}"
 
 
 def image_bytes(data: Dataset, index: int) -> bytes:
@@ -36,7 +43,7 @@ def image_bytes(data: Dataset, index: int) -> bytes:
     """
     if data.shards is not None:
         try:
-            return data.shards.read(index)
+            return data.shards.read(data.stored_index(index))
         except DamagedError as error:
             raise BadImageError(f"{image_name(data, index)}: damaged ({error})") from error
     path = data.path(index)
@@ -64,7 +71,42 @@ def image_pixels(data: Dataset, index: int, *, declared: bool = True) -> NDArray
         DataError: its whole shard is missing or another one.
         StorageError: its shard cannot be read.
     """
+    if data.tiling is not None:
+        return _tile(data, index)
     size = (int(data.heights[index]), int(data.widths[index])) if declared else None
+    return _whole(data, index, size)
+
+
+def _whole(data: Dataset, index: int, size: tuple[int, int] | None) -> NDArray[np.uint8]:
+    """A whole image, from what the node keeps of it or decoded."""
+    cache = data.decoded
+    if cache is None or size is None:
+        return _decoded(data, index, size)
+    key = _key(data, index, size)
+    kept = None if key is None else cache.get(key)
+    if kept is not None:
+        # An augmentation may write into what it gets.
+        return kept if data.tiling is not None else np.array(kept)
+    image = _decoded(data, index, size)
+    if key is not None:
+        cache.put(key, image)
+    return image
+
+
+def _tile(data: Dataset, index: int) -> NDArray[np.uint8]:
+    """A tile; of the whole image the last one that was decoded is at hand."""
+    assert data.tiling is not None
+    height, width = data.tiling.sizes[index].tolist()
+    left, top, right, bottom = data.tiling.windows[index].tolist()
+    which = (data.root, data.path(index), data.stored_index(index), data.decoding)
+    last = getattr(_LAST, "image", None)
+    if last is None or last[0] != which:
+        last = (which, _whole(data, index, (height, width)))
+        _LAST.image = last
+    return np.array(last[1][top:bottom, left:right])
+
+
+def _decoded(data: Dataset, index: int, size: tuple[int, int] | None) -> NDArray[np.uint8]:
     if data.shards is None:
         return read_image(data.path(index), size=size, decoding=data.decoding)
     content = image_bytes(data, index)
@@ -72,6 +114,21 @@ def image_pixels(data: Dataset, index: int, *, declared: bool = True) -> NDArray
         return decode_image(content, size=size, decoding=data.decoding)
     except BadImageError as error:
         raise BadImageError(f"{image_name(data, index)}: {error}") from None
+
+
+def _key(data: Dataset, index: int, size: tuple[int, int]) -> str | None:
+    """What the pixels of an image follow from; None where its file cannot be looked at."""
+    how = (size, data.decoding.orientation, data.decoding.levels, cv2.__version__)
+    if data.shards is not None:
+        at = data.stored_index(index)
+        place = (data.shards.location, int(data.shards.crc[at]), int(data.shards.length[at]))
+        return key_of(place, data.files[index], how)
+    path = data.path(index)
+    try:
+        found = path.stat()
+    except (OSError, ValueError):
+        return None
+    return key_of(str(path), found.st_size, found.st_mtime_ns, found.st_ino, how)
 
 
 def image_header(data: Dataset, index: int) -> Header:
@@ -93,4 +150,4 @@ def image_exists(data: Dataset, index: int) -> bool:
     """Whether there is anything at all where the image should be."""
     if data.shards is None:
         return data.path(index).exists()
-    return bool(data.shards.length[index])
+    return bool(data.shards.length[data.stored_index(index)])

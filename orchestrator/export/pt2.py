@@ -41,7 +41,9 @@ _ELEMENT_BYTES: Final = {
 
 #: Operators of torch, and this program's own. Those of ``aten`` that write, read or print are given
 #: a text to do so, see _TAKES_TEXT.
-_OPERATOR: Final = re.compile(r"torch\.ops\.(aten|detectors|prims)\.(?!__)\w+(\.\w+)?")
+_OPERATOR: Final = re.compile(
+    r"torch\.ops\.(aten|detectors|prims)\.((?!__)\w+|__(and|or|xor|lshift|rshift)__)(\.\w+)?"
+)
 _FUNCTIONS: Final = re.compile(
     r"_operator\.(add|sub|mul|floordiv|truediv|mod|neg|eq|ne|lt|le|gt|ge|and_|or_|getitem)"
     r"|torch\.sym_(max|min|not|float|int|ite|sum)|math\.(ceil|floor|trunc)"

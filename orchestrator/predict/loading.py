@@ -31,6 +31,7 @@ from orchestrator.data.augment.protocol import Augment, build_augment
 from orchestrator.data.decode import Decoding
 from orchestrator.data.label_map import LabelMap
 from orchestrator.data.readers.split import read_split
+from orchestrator.data.tiling import Tiles, tiles_of
 from orchestrator.errors import ConfigError, DataError, StorageError, nearest
 from orchestrator.storage.local import LocalStorage
 from orchestrator.storage.run_files import CHECKPOINTS, LABEL_MAP, RESOLVED
@@ -39,28 +40,50 @@ from orchestrator.storage.sealed import UnusableError
 _MAX_MANIFEST_BYTES = 16 * 2**20
 
 
-@dataclass(frozen=True)
-class LoadedDetector:
-    """A detector in evaluation mode with everything that belongs to it.
+@dataclass(frozen=True, kw_only=True)
+class NamedDetector:
+    """What is known of a detector without its weights.
 
     Attributes:
-        model: on the CPU, float32.
         resolved: the experiment it comes from, overrides applied.
         label_map: its classes.
         source: folder or file of the weights.
         run_dir: run folder it belongs to; None for weights from elsewhere.
         step: optimizer steps behind the weights; None when not known.
         averaged: whether these are the averaged weights.
-        weights_sha256: digest of names, types, shapes and bytes of the model's state.
     """
 
-    model: Detector
     resolved: ResolvedExperiment
     label_map: LabelMap
     source: Path
     run_dir: Path | None
     step: int | None
     averaged: bool
+
+    @property
+    def tiles(self) -> Tiles | None:
+        """How images are cut into tiles, as in training; None where they are not."""
+        tiles = self.resolved.experiment.data.tiles
+        return None if tiles is None else tiles_of(tiles)
+
+    @property
+    def title(self) -> str:
+        """One line that says what this is."""
+        kind = "averaged weights" if self.averaged else "weights"
+        step = "" if self.step is None else f" of step {self.step}"
+        return f"{self.resolved.experiment.detector.title}, {kind}{step} from {self.source}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedDetector(NamedDetector):
+    """A detector in evaluation mode with everything that belongs to it.
+
+    Attributes:
+        model: on the CPU, float32.
+        weights_sha256: digest of names, types, shapes and bytes of the model's state.
+    """
+
+    model: Detector
     weights_sha256: str
 
     @property
@@ -74,13 +97,6 @@ class LoadedDetector:
     def pictures(self) -> Decoding:
         """How pictures of no data set become pixels: upright, with the levels of training."""
         return Decoding("displayed", self.resolved.experiment.data.levels)
-
-    @property
-    def title(self) -> str:
-        """One line that says what this is."""
-        kind = "averaged weights" if self.averaged else "weights"
-        step = "" if self.step is None else f" of step {self.step}"
-        return f"{self.resolved.experiment.detector.title}, {kind}{step} from {self.source}"
 
 
 @dataclass(frozen=True)
@@ -116,6 +132,62 @@ def load_detector(
         DataError: nothing there, a file that cannot be read or does not fit, or no label map.
         SecurityError: a file of weights that would run code.
     """
+    named, weights = _find(
+        source,
+        experiment=experiment,
+        overrides=overrides,
+        step=step,
+        averaged=averaged,
+        with_weights=True,
+    )
+    model = build_detector(named.resolved.experiment.detector, num_classes=len(named.label_map))
+    _load_state(model, weights.tensors, named.source)
+    model.eval()
+    return LoadedDetector(
+        model=model,
+        resolved=named.resolved,
+        label_map=named.label_map,
+        source=named.source,
+        run_dir=named.run_dir,
+        step=named.step,
+        averaged=named.averaged,
+        weights_sha256=weights_digest(
+            TrainState(0, dict(model.state_dict()), optimizer={}, ema=None, scalars={})
+        ),
+    )
+
+
+def name_detector(
+    source: str | Path,
+    *,
+    experiment: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    step: int | None = None,
+    averaged: bool | None = None,
+) -> NamedDetector:
+    """What :func:`load_detector` would load, for who needs its classes and no weights.
+
+    Arguments and errors are those of :func:`load_detector`; tensors are neither read nor compared.
+    """
+    return _find(
+        source,
+        experiment=experiment,
+        overrides=overrides,
+        step=step,
+        averaged=averaged,
+        with_weights=False,
+    )[0]
+
+
+def _find(
+    source: str | Path,
+    *,
+    experiment: str | Path | None,
+    overrides: Sequence[str],
+    step: int | None,
+    averaged: bool | None,
+    with_weights: bool,
+) -> tuple[NamedDetector, _Weights]:
     path = Path(source)
     require_there(path)
     if step is not None and not (path / CHECKPOINTS).is_dir():
@@ -125,27 +197,21 @@ def load_detector(
         )
     with weights_errors(path):
         folder = path if path.is_file() else checkpoint_of(path, step=step)
-        weights = _of_file(folder, averaged) if path.is_file() else _of_commit(folder, averaged)
+        read = _of_file if path.is_file() else _of_commit
+        weights = read(folder, averaged, with_weights=with_weights)
     resolved = _experiment(experiment, overrides, weights.run_dir, folder)
-    label_map = weights.label_map or _label_map_of(resolved, folder)
-    model = build_detector(resolved.experiment.detector, num_classes=len(label_map))
-    _load_state(model, weights.tensors, folder)
-    model.eval()
-    return LoadedDetector(
-        model=model,
+    named = NamedDetector(
         resolved=resolved,
-        label_map=label_map,
+        label_map=weights.label_map or _label_map_of(resolved, folder),
         source=folder,
         run_dir=weights.run_dir,
         step=weights.step,
         averaged=weights.averaged,
-        weights_sha256=weights_digest(
-            TrainState(0, dict(model.state_dict()), optimizer={}, ema=None, scalars={})
-        ),
     )
+    return named, weights
 
 
-def _of_commit(folder: Path, averaged: bool | None) -> _Weights:
+def _of_commit(folder: Path, averaged: bool | None, *, with_weights: bool) -> _Weights:
     """Weights and label map of a checkpoint folder; every byte is compared with its manifest."""
     folder = folder.resolve()
     storage, key = LocalStorage(folder.parent), folder.name
@@ -160,7 +226,7 @@ def _of_commit(folder: Path, averaged: bool | None) -> _Weights:
                 "Next: leave --averaged out"
             )
         group = "ema" if has_average and averaged is not False else "model"
-        names = (STATE_NAME, LABEL_MAP, TENSOR_FILES[group])
+        names = (LABEL_MAP, *((STATE_NAME, TENSOR_FILES[group]) if with_weights else ()))
         missing = [name for name in names if name not in manifest.files]
         if missing:
             raise UnusableError(f"{MANIFEST_NAME} lists no {', '.join(missing)}")
@@ -174,7 +240,7 @@ def _of_commit(folder: Path, averaged: bool | None) -> _Weights:
     run_dir = folder.parent.parent
     inside = folder.parent.name == CHECKPOINTS and (run_dir / RESOLVED).is_file()
     return _Weights(
-        tensors=decode_weights(files)[group],
+        tensors=decode_weights(files)[group] if with_weights else {},
         label_map=LabelMap.from_json(files[LABEL_MAP].decode()),
         run_dir=run_dir if inside else None,
         step=manifest.step,
@@ -182,7 +248,7 @@ def _of_commit(folder: Path, averaged: bool | None) -> _Weights:
     )
 
 
-def _of_file(path: Path, averaged: bool | None) -> _Weights:
+def _of_file(path: Path, averaged: bool | None, *, with_weights: bool) -> _Weights:
     """Tensors of a file that is no checkpoint of ours, such as published weights."""
     if averaged is not None:
         raise ConfigError(
@@ -192,7 +258,8 @@ def _of_file(path: Path, averaged: bool | None) -> _Weights:
     beside = path.parent / LABEL_MAP
     label_map = read_label_map(beside) if beside.is_file() else None
     # What DistributedDataParallel puts before every name.
-    tensors = {n.removeprefix("module."): t for n, t in read_weights(path).tensors.items()}
+    read = read_weights(path).tensors if with_weights else {}
+    tensors = {name.removeprefix("module."): tensor for name, tensor in read.items()}
     return _Weights(tensors, label_map, None, None, False)
 
 

@@ -93,6 +93,8 @@ class PredictJob:
             "batch": self.batch_size,
             "threads": self.threads,
         }
+        if (tiles := self.how.tiles) is not None:
+            parts["tiles"] = [tiles.size, tiles.overlap]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 

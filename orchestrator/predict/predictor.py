@@ -7,7 +7,7 @@ the last batch is filled up. Which worker computes a batch therefore changes no 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -23,7 +23,9 @@ from detectors.structures import Candidates, ImageDetections
 from orchestrator.accelerators import Accelerator, Precision
 from orchestrator.data.augment.geometry import Sample
 from orchestrator.data.augment.protocol import Augment
+from orchestrator.data.tiling import Tiles
 from orchestrator.evaluation.detections import Detections
+from orchestrator.evaluation.tile_merging import merge_image
 from orchestrator.predict.fusion import fuse
 from orchestrator.predict.tta import Views
 
@@ -42,12 +44,14 @@ class DetectOptions:
         fusion: ``nms`` suppresses the candidates of all views together, ``wbf`` suppresses in each
             view and fuses what is left.
         fusion_iou: overlap from which ``wbf`` takes two boxes for one object.
+        tiles: cuts every image into tiles, whose detections are merged; None for whole images.
     """
 
     postprocess: PostprocessConfig
     views: Views = field(default_factory=Views)
     fusion: Fusion = "nms"
     fusion_iou: float = 0.55
+    tiles: Tiles | None = None
 
 
 class TorchNetwork:
@@ -91,6 +95,8 @@ def detect(
         prepare: brings an image to the size the network takes, as validation did.
         batch_size: images the network is given at a time; what is missing is black.
     """
+    if how.tiles is not None:
+        return _in_tiles(network, images, how, how.tiles, prepare=prepare, batch_size=batch_size)
     views = [how.views.of(image, prepare) for image in images]
     sizes = torch.tensor([image.shape[:2] for image in images])
     parts = [
@@ -109,6 +115,52 @@ def detect(
         ImageDetections(*(column[:limit] for column in fuse(found, iou=how.fusion_iou)))
         for found in zip(*apart, strict=True)
     ]
+
+
+def _in_tiles(
+    network: Network,
+    images: Sequence[NDArray[np.uint8]],
+    how: DetectOptions,
+    tiles: Tiles,
+    *,
+    prepare: Augment,
+    batch_size: int,
+) -> list[ImageDetections]:
+    """Detections of images that are looked at tile by tile."""
+    grids = [tiles.windows(*image.shape[:2]) for image in images]
+    places = [(image, row) for image, grid in enumerate(grids) for row in range(len(grid))]
+    alone, found = replace(how, tiles=None), []
+    for start in range(0, len(places), batch_size):
+        cuts = []
+        for image, row in places[start : start + batch_size]:
+            left, top, right, bottom = grids[image][row].tolist()
+            cuts.append(np.ascontiguousarray(images[image][top:bottom, left:right]))
+        found += detect(network, cuts, alone, prepare=prepare, batch_size=batch_size)
+    merged, first = [], 0
+    for image, grid in zip(images, grids, strict=True):
+        own = found[first : first + len(grid)]
+        first += len(grid)
+        numbers = np.repeat(np.arange(len(grid)), [len(one.scores) for one in own])
+        windows = grid.astype(np.float64)[numbers]
+        boxes, scores, labels = merge_image(
+            torch.cat([one.boxes for one in own]).numpy().astype(np.float64)
+            + windows[:, [0, 1, 0, 1]],
+            torch.cat([one.scores for one in own]).numpy().astype(np.float64),
+            torch.cat([one.labels for one in own]).numpy(),
+            windows,
+            numbers,
+            size=(image.shape[0], image.shape[1]),
+            iou=how.postprocess.iou_threshold,
+            class_agnostic=how.postprocess.class_agnostic,
+        )
+        merged.append(
+            ImageDetections(
+                boxes=torch.from_numpy(boxes.astype(np.float32)),
+                scores=torch.from_numpy(scores.astype(np.float32)),
+                labels=torch.from_numpy(labels),
+            )
+        )
+    return merged
 
 
 def _candidates(

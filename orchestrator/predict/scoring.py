@@ -30,7 +30,7 @@ from orchestrator.evaluation.detections import Detections
 from orchestrator.evaluation.results import Results, read_results, write_results
 from orchestrator.evaluation.streaming import StreamingEvaluator
 from orchestrator.predict.identify import match_classes
-from orchestrator.predict.loading import LoadedDetector
+from orchestrator.predict.loading import LoadedDetector, NamedDetector
 from orchestrator.predict.predictor import DetectOptions, TorchNetwork, detect, to_detections
 from orchestrator.storage.atomic import write_atomic
 
@@ -85,16 +85,16 @@ def read_annotations(path: Path, *, limit: int | None = None) -> Dataset:
 
 
 def read_detectors_results(
-    path: Path, dataset: Dataset, loaded: LoadedDetector
+    path: Path, dataset: Dataset, detector: NamedDetector
 ) -> tuple[Results, str | None]:
     """A results file that has the category ids of a detector, and what is to be said about it.
 
     Raises:
         DataError: it is none, or the classes of detector and data set are not the same by name.
     """
-    mine, theirs = loaded.label_map, dataset.label_map
+    mine, theirs = detector.label_map, dataset.label_map
     if set(mine.names) != set(theirs.names):
-        mine.require_equal(theirs, here=str(loaded.source), there="the annotations")
+        mine.require_equal(theirs, here=str(detector.source), there="the annotations")
     match = match_classes(mine, theirs, here="the detector", there="the annotations")
     if match.note is None:
         return read_results(path, dataset), None

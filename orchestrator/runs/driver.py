@@ -167,7 +167,7 @@ def _train_in(
     location = None if mirror is None else mirror.location
     plan = make_plan(resolved, run_dir, bucket=location)
     say_data(plan, console)
-    for name, data in (("train", plan.batches.train), ("val", plan.batches.val)):
+    for name, data in plan.splits.items():
         settings = resolved.experiment.data
         fractions = settings.format == "yolo"
         notes = require_usable(data, name, settings.max_bad_fraction, fractions=fractions)

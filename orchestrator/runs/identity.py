@@ -56,6 +56,7 @@ NOT_IDENTITY = (
     "data.root",  # The data's digest is part of the identity, the place it lies at is not.
     "data.prefetch",
     "data.cache",
+    "data.keep_decoded",
     "data.follow_links",
     "data.max_bad_fraction",
     "train.init_from",  # Likewise: the digest of the weights is, and not where they lie.
@@ -72,7 +73,14 @@ NOT_IDENTITY = (
 )
 
 #: Keys that runs begun before them do not have, and the values that change nothing.
-_LATER_KEYS: Mapping[str, Json] = {"data.orientation": "stored", "data.levels": "full"}
+_LATER_KEYS: Mapping[str, Json] = {
+    "data.orientation": "stored",
+    "data.levels": "full",
+    "data.sources": [],
+    "data.weight": 1.0,
+    "data.repeat_threshold": None,
+    "data.tiles": None,
+}
 
 #: Key of the initial weights' digest, in ``run.json`` and in the configuration's digest.
 _INITIAL = "initial_weights"

@@ -15,8 +15,10 @@ from orchestrator.config.resolve import ResolvedExperiment
 from orchestrator.config.schema import Experiment
 from orchestrator.data.dataset import Dataset
 from orchestrator.data.findings import Finding
-from orchestrator.data.readers.split import read_split
+from orchestrator.data.readers.split import read_splits, read_training
 from orchestrator.data.stream.assemble import BatchPlan, training_samples
+from orchestrator.data.stream.sampling import visit_factors
+from orchestrator.data.stream.schedule import Schedule
 from orchestrator.errors import ConfigError, DataError
 from orchestrator.evaluation.coco import evaluate
 from orchestrator.evaluation.detections import Detections
@@ -37,12 +39,14 @@ class Plan:
     Attributes:
         job: what every worker gets.
         batches: what is in which batch; goes to the object store, not to the workers.
+        splits: the data sets by name, as they were read.
         findings: what the readers noticed and dealt with, by split.
         manifests: what was read instead of annotations, by split.
     """
 
     job: TrainingJob
     batches: BatchPlan
+    splits: dict[str, Dataset]
     findings: dict[str, tuple[Finding, ...]]
     manifests: dict[str, Path]
 
@@ -68,9 +72,7 @@ def make_plan(
         ConfigError: values that do not fit the data set.
     """
     experiment = resolved.experiment
-    train, val = (
-        read_split(experiment.data, split) for split in (experiment.data.train, experiment.data.val)
-    )
+    train, val = read_splits(experiment.data)
     # Without memory for its tensors: only to see that all that is said about it is true.
     model = skeleton(experiment.detector, num_classes=len(train.dataset.label_map))
     adapt(model, experiment.train)
@@ -104,6 +106,7 @@ def make_plan(
         label_map=train.dataset.label_map,
         schedule=batches.schedule,
         val=val.dataset,
+        val_tiling=batches.val.tiling,
         config_digest=config_digest(
             resolved.tree, initial=None if initial is None else initial.sha256
         ),
@@ -116,6 +119,7 @@ def make_plan(
     return Plan(
         job=job,
         batches=batches,
+        splits={split: one.dataset for split, one in read.items()},
         findings={split: one.findings for split, one in read.items()},
         manifests={split: one.manifest for split, one in read.items() if one.manifest is not None},
     )
@@ -159,13 +163,17 @@ def _require_defined(metric: str, val: Dataset) -> None:
 
 
 def count_training_images(experiment: Experiment) -> int:
-    """Images of the data set that take part in training.
+    """Images that are visited in an epoch.
 
     Raises:
         DataError: the data set is missing or malformed.
     """
-    train = read_split(experiment.data, experiment.data.train).dataset
-    return len(training_samples(experiment.data, train))
+    data = experiment.data
+    train = read_training(data).dataset
+    samples = training_samples(data, train)
+    factors = visit_factors(data, train, samples)
+    batch = experiment.train.batch_size
+    return Schedule(experiment.seed, samples, batch, 1, factors=factors).visits_per_epoch
 
 
 def _initial(location: str | None, run_dir: Path, commits: Storage) -> InitialWeights | None:

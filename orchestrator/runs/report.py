@@ -203,7 +203,7 @@ def write_page(run_dir: Path, *, timeout: float = 120.0) -> str | None:
 
 def say_data(plan: Plan, console: Console) -> None:
     """One line a split, and what its reader put right."""
-    for split, dataset in (("train", plan.batches.train), ("val", plan.batches.val)):
+    for split, dataset in plan.splits.items():
         say(
             console,
             f"{split}: {len(dataset)} images, {len(dataset.labels)} boxes, "

@@ -178,7 +178,7 @@ def datasets_of(plan: Plan) -> list[dict[str, str]]:
     data = plan.job.experiment.data
     found = []
     for split, context in (("train", "training"), ("val", "evaluation")):
-        dataset = getattr(plan.batches, split)
+        dataset = plan.splits[split]
         section = getattr(data, split)
         place = section.shards or section.annotations or ""
         uri = place if "://" in place else str(Path(data.root).absolute() / place)
@@ -208,7 +208,7 @@ def checkpoint_artifacts(place: str, commit: Path) -> dict[str, str]:
 def description(plan: Plan) -> str:
     """One sentence about a run, for people."""
     experiment = plan.job.experiment
-    train, val = plan.batches.train, plan.batches.val
+    train, val = plan.splits["train"], plan.splits["val"]
     return (
         f"{experiment.detector.title} on {Path(experiment.data.root).name}: "
         f"{len(train)} training and {len(val)} validation images, {len(train.label_map)} classes; "

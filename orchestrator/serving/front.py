@@ -94,7 +94,11 @@ class FrontDoor:
 
     async def _listen(self) -> int:
         self._server = await asyncio.start_server(
-            self._serve, self.host, self.port, limit=self._limits.head_bytes
+            self._serve,
+            self.host,
+            self.port,
+            limit=self._limits.head_bytes,
+            backlog=self._limits.connections,
         )
         return int(self._server.sockets[0].getsockname()[1])
 

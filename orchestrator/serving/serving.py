@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import resource
 import socket
 import threading
 from collections.abc import Callable, Sequence
@@ -30,7 +31,7 @@ from orchestrator.errors import ConfigError
 from orchestrator.predict.loading import LoadedDetector
 from orchestrator.predict.prediction import Prediction, kept, network_of, to_seed_json
 from orchestrator.predict.predictor import DetectOptions, detect
-from orchestrator.serving.front import FrontDoor
+from orchestrator.serving.front import DoorLimits, FrontDoor
 from orchestrator.serving.service import (
     Answer,
     Gate,
@@ -45,6 +46,8 @@ from orchestrator.training.interrupt import stopping_politely
 _APPLICATION: Final = "orchestrator"
 #: Room for health checks and refusals beside the requests that wait for a detector.
 _SPARE_REQUESTS: Final = 1024
+#: Open files that are no connections.
+_SPARE_FILES: Final = 512
 
 
 @dataclass(frozen=True)
@@ -237,11 +240,11 @@ def serve_detector(
     stopped = threading.Event()
     # Ray sets handlers of its own when it connects; these come after.
     behind = ("127.0.0.1", _free_port("127.0.0.1"))
-    door = FrontDoor(host, port, behind)
+    room = job.limits.max_pending + _SPARE_REQUESTS
+    door = FrontDoor(host, port, behind, DoorLimits(connections=_connections(room)))
     with door, connected(cluster), stopping_politely(stopped.set):
         _require_no_serve()
         placement = place(cluster)
-        room = job.limits.max_pending + _SPARE_REQUESTS
         quiet = LoggingConfig(enable_access_log=False, log_level="WARNING")
         detectors = serve.deployment(
             num_replicas=workers,
@@ -283,6 +286,17 @@ def require_serve_packages() -> None:
             f"serving needs the package {error.name}, which is not installed. Next: "
             "pip install -c constraints.txt -e '.[serve]'"
         ) from error
+
+
+def _connections(wanted: int) -> int:
+    """As many connections as wanted, or as this process may have: each takes two open files."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = 2 * wanted + _SPARE_FILES
+    files = needed if most == resource.RLIM_INFINITY else min(needed, most)
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < files:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (files, most))
+    return max(1, min(wanted, (files - _SPARE_FILES) // 2))
 
 
 def _require_no_serve() -> None:

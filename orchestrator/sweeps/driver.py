@@ -75,7 +75,7 @@ def drive_sweep(template: Template, *, force_resume: bool) -> int:
         trials = planner.planned() if sweep.search != "optuna" else []
         plan = make_plan(base, folder)
         say_data(plan, console)
-        for name, data in (("train", plan.batches.train), ("val", plan.batches.val)):
+        for name, data in plan.splits.items():
             settings = base.experiment.data
             fractions = settings.format == "yolo"
             notes = require_usable(data, name, settings.max_bad_fraction, fractions=fractions)

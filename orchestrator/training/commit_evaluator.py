@@ -12,7 +12,7 @@ from orchestrator.data.stream.local import LocalStream
 from orchestrator.evaluation.coco import evaluate
 from orchestrator.evaluation.detections import Detections
 from orchestrator.training.job import TrainingJob
-from orchestrator.training.predictor import predict_share
+from orchestrator.training.predictor import in_whole_images, predict_share
 from orchestrator.training.session import initial_model, open_store
 from orchestrator.training.validation import Scored, weights_to_score
 
@@ -51,6 +51,8 @@ class CommitEvaluator:
         averaged = self._job.experiment.train.ema is not None
         self._model.load_state_dict(weights_to_score(self._store, step, averaged=averaged))
         found = Detections.merge([self._predict(share) for share in self._shares])
+        config = self._job.experiment.detector.postprocess
+        found = in_whole_images(found, self._job.val_tiling, config)
         return Scored(found, evaluate(self._job.val, found))
 
     def _predict(self, share: LocalStream) -> Detections:

@@ -13,6 +13,7 @@ from orchestrator.config.schema import Experiment
 from orchestrator.data.dataset import Dataset
 from orchestrator.data.label_map import LabelMap
 from orchestrator.data.stream.schedule import Schedule
+from orchestrator.data.tiling import Tiling
 from orchestrator.errors import ConfigError
 from orchestrator.training.schedules import Extension
 
@@ -27,6 +28,8 @@ class TrainingJob:
         label_map: classes, equal in training and validation data.
         schedule: which samples form which step.
         val: validation annotations, what evaluation scores against.
+        val_tiling: what part of which validation image each image that is evaluated is; None where
+            images are not cut into tiles.
         config_digest, data_digest: identity of what is trained and on what.
         threads: CPU threads of one worker; None leaves torch's default.
         initial: weights that the run begins with; None for freshly drawn ones.
@@ -59,6 +62,7 @@ class TrainingJob:
     extensions: tuple[Extension, ...] = ()
     evaluates_beside: bool = False
     driver_began: float | None = None
+    val_tiling: Tiling | None = None
 
     @property
     def path(self) -> Path:

@@ -14,7 +14,9 @@ from detectors.postprocess import postprocess
 from detectors.structures import Candidates
 from orchestrator.accelerators import Accelerator, Precision
 from orchestrator.data.batch import Batch
+from orchestrator.data.tiling import Tiling
 from orchestrator.evaluation.detections import Detections
+from orchestrator.evaluation.tile_merging import merge_tiles
 from orchestrator.training.collective import Collective
 
 
@@ -53,6 +55,23 @@ def predict_batch(
         labels=torch.cat([one.labels for _, one in kept]).numpy().astype(np.int64),
         boxes=torch.cat([one.boxes for _, one in kept]).numpy().astype(np.float32),
         scores=torch.cat([one.scores for _, one in kept]).numpy().astype(np.float32),
+    )
+
+
+def in_whole_images(
+    found: Detections, tiling: Tiling | None, config: PostprocessConfig
+) -> Detections:
+    """Detections of the images themselves, where those evaluated were tiles of them.
+
+    Args:
+        found: in the images that were evaluated.
+        tiling: what part of which image each of those is; None where they are the images.
+        config: by which boxes of one object were told in each tile.
+    """
+    if tiling is None:
+        return found
+    return merge_tiles(
+        found, tiling, iou=config.iou_threshold, class_agnostic=config.class_agnostic
     )
 
 

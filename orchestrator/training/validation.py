@@ -33,7 +33,7 @@ from orchestrator.tracking.events import EventLog
 from orchestrator.training.early_stopping import EarlyStopping
 from orchestrator.training.ema import holding
 from orchestrator.training.job import TrainingJob
-from orchestrator.training.predictor import predict_all
+from orchestrator.training.predictor import in_whole_images, predict_all
 from orchestrator.training.pulse import pulse
 from orchestrator.training.stepper import Stepper
 
@@ -232,14 +232,16 @@ class Validation:
         stepper = self._stepper
         # Each rank has statistics of its own, and averages of those; a commit has rank 0's.
         self._collective.copy_from_main_(list(stepper.model.buffers()))
-        return predict_all(
+        config = self._job.experiment.detector.postprocess
+        found = predict_all(
             stepper.model,
             _marked(self._stream.eval_batches()),
-            self._job.experiment.detector.postprocess,
+            config,
             accelerator=stepper.accelerator,
             precision=stepper.precision,
             collective=self._collective,
         )
+        return None if found is None else in_whole_images(found, self._job.val_tiling, config)
 
     def _record(self, step: int, scored: Scored | None, *, committed: bool) -> None:
         """Log scores, then attach them to their commit; does nothing on every rank but 0."""

@@ -356,6 +356,9 @@ PLACES = {
     "data.val.annotations": "data/val.json",
     "data.train.shards": "data/shards",
     "data.classes": "data/names.txt",
+    "data.sources.0.images": "more/images",
+    "data.sources.0.annotations": "more/train.json",
+    "data.sources.0.classes": "more/names.txt",
     "data.cache": "cache",
     "train.init_from": "weights.safetensors",
     "storage": "runs",
@@ -379,6 +382,8 @@ def test_every_place_that_an_experiment_names_is_looked_at(project: Path, key: s
         "scratch=/shared/scratch",
         "data.format=voc",
     ]
+    if "sources" in key:
+        sent.append("data.sources=[{images: there, annotations: there/train.json}]")
     assert prepared(project, *sent).files > 3
     with pytest.raises(
         ConfigError, match=rf"^{re.escape(key)}: '{re.escape(PLACES[key])}'"

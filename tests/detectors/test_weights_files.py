@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from detectors.weights.archives import UnsafeWeightsError, WeightsError
+from detectors.weights.archives import UnsafeWeightsError, WeightsError, look_through
 from detectors.weights.files import read_weights, write_weights
 
 TENSORS = {"a.weight": torch.arange(6.0).view(2, 3), "a.bias": torch.tensor([1.5, -2.0])}
@@ -114,3 +115,26 @@ def test_text_is_no_file_of_weights_and_a_missing_file_is_said_so(tmp_path: Path
         read_weights(text)
     with pytest.raises(FileNotFoundError):
         read_weights(tmp_path / "none.pth")
+
+
+def test_numbers_that_begin_like_a_pickle_are_numbers(tmp_path: Path) -> None:
+    # Any bytes may be a tensor's, those of a pickle that breaks off as well.
+    begun = b"\x80\x02cposix\nsystem\n(X\xff\xff\xff\xffno pickle"
+    values = torch.frombuffer(bytearray(begun), dtype=torch.uint8)
+    path = tmp_path / "model.pth"
+    torch.save({"weight": values}, path)
+    look_through(path)
+    assert torch.equal(torch.load(path, weights_only=True)["weight"], values)
+
+
+def test_a_whole_pickle_in_the_place_of_a_tensor_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "model.pth"
+    torch.save({"weight": torch.zeros(40, dtype=torch.uint8)}, path)
+    hostile = b"\x80\x02cposix\nsystem\nX\x04\x00\x00\x00true\x85R."
+    replaced = tmp_path / "replaced.pth"
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(replaced, "w") as new:
+        for member in old.infolist():
+            data = hostile if member.filename.endswith("/data/0") else old.read(member)
+            new.writestr(member.filename, data)
+    with pytest.raises(UnsafeWeightsError, match=r"posix\.system"):
+        look_through(replaced)

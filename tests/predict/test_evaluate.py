@@ -46,6 +46,19 @@ def test_cached_predictions_give_the_same_numbers(small_run, evaluated, tmp_path
     assert (tmp_path / "coco_results.json").read_bytes() == (out / "coco_results.json").read_bytes()
 
 
+def test_cached_predictions_need_no_weights(small_run, evaluated, tmp_path, monkeypatch):
+    out, tree = evaluated
+
+    def unwanted(*arguments, **options):
+        raise AssertionError("weights were read")
+
+    for name in ("decode_weights", "read_weights", "build_detector"):
+        monkeypatch.setattr(f"orchestrator.predict.loading.{name}", unwanted)
+    again = evaluate(small_run, tmp_path, "--predictions", str(out / "coco_results.json"))
+    assert again["metrics"] == tree["metrics"]
+    assert again["about"]["detector"] == tree["about"]["detector"]
+
+
 @pytest.mark.ray
 @pytest.mark.parametrize("workers", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_more_workers_give_the_same_bits(small_run, evaluated, tmp_path, workers):

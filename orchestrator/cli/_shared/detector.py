@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +11,8 @@ from typing import TYPE_CHECKING
 from orchestrator.errors import ConfigError
 
 if TYPE_CHECKING:
-    from orchestrator.predict.loading import LoadedDetector
+    from orchestrator.data.tiling import Tiles
+    from orchestrator.predict.loading import LoadedDetector, NamedDetector
     from orchestrator.predict.predictor import DetectOptions
 
 
@@ -65,6 +67,12 @@ def add_detect_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--fusion-iou", type=float, default=0.55, metavar="IOU", help="of wbf (default: 0.55)"
     )
+    group.add_argument(
+        "--tiles",
+        metavar="HEIGHTxWIDTH+OVERLAP",
+        help="look at images tile by tile, such as 640x640+64, and merge what is found; none looks "
+        "at whole images (default: data.tiles of the experiment)",
+    )
 
 
 def load(source: str, overrides: list[str], arguments: argparse.Namespace) -> LoadedDetector:
@@ -72,6 +80,19 @@ def load(source: str, overrides: list[str], arguments: argparse.Namespace) -> Lo
     from orchestrator.predict.loading import load_detector
 
     return load_detector(
+        source,
+        experiment=arguments.experiment,
+        overrides=overrides,
+        step=arguments.step,
+        averaged=arguments.averaged,
+    )
+
+
+def name(source: str, overrides: list[str], arguments: argparse.Namespace) -> NamedDetector:
+    """The detector that the arguments name, without its weights."""
+    from orchestrator.predict.loading import name_detector
+
+    return name_detector(
         source,
         experiment=arguments.experiment,
         overrides=overrides,
@@ -96,6 +117,24 @@ def detect_options(loaded: LoadedDetector, arguments: argparse.Namespace) -> Det
         views=Views(scales=_scales(arguments.scales), flip=arguments.flip),
         fusion=arguments.fusion,
         fusion_iou=arguments.fusion_iou,
+        tiles=loaded.tiles if arguments.tiles is None else _tiles(arguments.tiles),
+    )
+
+
+def _tiles(text: str) -> Tiles | None:
+    from orchestrator.data.tiling import Tiles
+
+    if text == "none":
+        return None
+    found = re.fullmatch(r"(\d{1,6})(?:x(\d{1,6}))?(?:\+(\d{1,6}))?", text)
+    if found is not None:
+        height, width = int(found[1]), int(found[2] or found[1])
+        overlap = int(found[3] or 0)
+        if overlap < min(height, width):
+            return Tiles((height, width), overlap)
+    raise ConfigError(
+        f"--tiles {text}: expected height x width + overlap in pixels, the overlap below both, "
+        "such as 640x640+64, or none"
     )
 
 

@@ -11,7 +11,13 @@ from orchestrator.config.augmentations import (
     ScaleJitterAugmentation,
     SSDAugmentation,
 )
-from orchestrator.config.schema.data import DataConfig, MixConfig, SplitConfig
+from orchestrator.config.schema.data import (
+    DataConfig,
+    MixConfig,
+    SourceConfig,
+    SplitConfig,
+    TilesConfig,
+)
 from orchestrator.config.schema.experiment import ClusterConfig, Experiment, TrackingConfig
 from orchestrator.config.schema.sweep import (
     PARAMETERS,
@@ -67,8 +73,10 @@ __all__ = [
     "SSDAugmentation",
     "ScaleJitterAugmentation",
     "Schedule",
+    "SourceConfig",
     "SplitConfig",
     "SweepConfig",
+    "TilesConfig",
     "TrackingConfig",
     "TrainConfig",
 ]

@@ -8,9 +8,10 @@ from pydantic import Field, ValidationInfo, WithJsonSchema, field_validator, mod
 from pydantic_core import PydanticKnownError
 from typing_extensions import Self
 
-from detectors.config import Settings
+from detectors.config import InputSize, Settings
 from orchestrator.config.augmentations import Augmentation, SSDAugmentation
-from orchestrator.config.fields import Conflict, Count, Folder, Fraction, Location, refuse
+from orchestrator.config.fields import Conflict, Count, Folder, Fraction, Location, Positive, refuse
+from orchestrator.config.formats import Format
 
 #: A place that may be left out where shards are named; then it is null.
 _Unless: TypeAlias = Annotated[
@@ -65,6 +66,57 @@ class SplitConfig(Settings):
         return self
 
 
+class SourceConfig(Settings):
+    """Training images beside those of ``data.train``.
+
+    Attributes:
+        images: as of ``data.train``.
+        annotations: as of ``data.train``.
+        root: folder that the paths are relative to; null for ``data.root``.
+        format: of the annotations; null for ``data.format``.
+        classes: as ``data.classes``; null for that of ``data``, or of a ``root`` or ``format`` of
+            its own for what lies there.
+        weight: visits of each of its images in an epoch, on average; 0.5 takes half of them,
+            another half each epoch.
+        class_map: its classes by name to those of ``data.train``, where their names differ; null
+            drops the boxes of a class.
+    """
+
+    images: Location
+    annotations: Location
+    root: Location | None = None
+    format: Format | None = None
+    classes: Location | None = None
+    weight: Positive = 1.0
+    class_map: dict[str, str | None] = Field(default_factory=dict)
+
+
+class TilesConfig(Settings):
+    """How large images are cut into tiles, each of which is an image to the network.
+
+    Attributes:
+        size: height and width of a tile in pixels; a smaller side of an image is not cut.
+        overlap: pixels that neighbouring tiles share at least, below the size: an object no larger
+            is whole in one of them.
+        inside: share of a box that must lie in a tile to be learnt there; one that lies in it with
+            less is not.
+    """
+
+    size: InputSize
+    overlap: Annotated[int, Field(ge=0)] = 64
+    inside: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
+
+    @model_validator(mode="after")
+    def _tiles_move_on(self) -> Self:
+        if self.overlap >= min(self.size):
+            message = (
+                f"data.tiles.overlap is {self.overlap}, but a tile has {self.size[0]} x "
+                f"{self.size[1]} pixels; it must be smaller than both"
+            )
+            refuse([Conflict("overlap", message)])
+        return self
+
+
 class MixConfig(Settings):
     """Training samples made of several images, before ``augmentation`` is applied to them.
 
@@ -90,13 +142,19 @@ class DataConfig(Settings):
         root: folder that the paths of ``train`` and ``val`` are relative to, so that one override
             moves the whole set. Where neither of them is given, its layout is recognised and names
             both; a ``data.yaml`` may stand for the folder.
-        classes: file with the name of one class a line, or a ``data.yaml``, for voc, txt and yolo;
-            null takes ``classes.txt``, or what yolo has instead, or the names in voc's XML. COCO
-            names its classes itself.
+        classes: file with the name of one class a line, a ``data.yaml`` or JSON, for voc, txt and
+            yolo; null takes ``classes.txt``, or what yolo has instead, or the names in voc's XML.
+            COCO names its classes itself.
         train: images that are learnt from.
         val: images that are evaluated.
+        sources: further images that are learnt from, of several data sets; not with shards.
+        weight: visits of each image of ``train`` in an epoch, on average.
+        repeat_threshold: images with a class that less than this fraction of all training images
+            show are visited more often, by the repeat factors of LVIS, such as 0.001; null for
+            none.
         augmentation: applied to training images, or a list of several, applied in turn; how the
             last one resizes holds for evaluation as well.
+        tiles: cuts images into tiles, for training, evaluation and prediction; null for none.
         mix: makes training samples of several images; null for none.
         crowd: whether crowd regions are training targets (evaluation always ignores them, as COCO
             defines).
@@ -118,14 +176,20 @@ class DataConfig(Settings):
             read one after the other; null mixes all, as without shards. See docs/data.md.
         cache: folder of each node, this user's alone, that manifests are kept in and shards of a
             bucket fetched to; null for one below the temporary folder.
+        keep_decoded: GiB of each node's ``cache`` for decoded images, so that each is decoded once;
+            null keeps none. Worth it for sets that fit, above all in tiles.
     """
 
-    format: Literal["coco", "voc", "txt", "yolo"] = "coco"
+    format: Format = "coco"
     root: Location = "."
     classes: Location | None = None
     train: SplitConfig
     val: SplitConfig
+    sources: tuple[SourceConfig, ...] = ()
+    weight: Positive = 1.0
+    repeat_threshold: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
     augmentation: Augmentation = SSDAugmentation()
+    tiles: TilesConfig | None = None
     mix: MixConfig | None = None
     crowd: Literal["exclude", "include"] = "exclude"
     keep_empty: bool = False
@@ -137,6 +201,7 @@ class DataConfig(Settings):
     prefetch: Count = 4
     window: Count | None = None
     cache: Folder | None = None
+    keep_decoded: Positive | None = None
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -150,6 +215,19 @@ class DataConfig(Settings):
                     )
                 ]
             )
+        if self.sources and self.train.shards is not None:
+            message = (
+                "data.sources names files, but data.train.shards is given; name the images and "
+                "annotations of data.train instead"
+            )
+            refuse([Conflict("sources", message)])
+        for number, source in enumerate(self.sources):
+            if (source.format or self.format) == "coco" and source.classes is not None:
+                message = (
+                    f"data.sources.{number}.classes is {source.classes!r}, but with format coco "
+                    "the annotations name the classes; remove it"
+                )
+                refuse([Conflict("sources", message)])
         if isinstance(self.levels, tuple) and not self.levels[0] < self.levels[1]:
             low, high = self.levels
             message = f"data.levels is [{low:g}, {high:g}]; the first must be below the second"

@@ -21,7 +21,7 @@ from orchestrator.data.doctor.images import ImageFacts, alike, equal_files, scan
 from orchestrator.data.findings import Finding
 from orchestrator.data.images import image_name
 from orchestrator.data.label_map import LabelMap
-from orchestrator.data.readers.split import read_split
+from orchestrator.data.readers.split import read_split, read_training, require_places
 from orchestrator.data.stream.assemble import usable_boxes
 from orchestrator.errors import DataError, OrchestratorError
 
@@ -84,9 +84,18 @@ def examine(
     """
     result = Examination()
     report = result.report
+    try:
+        require_places(config)
+    except DataError as error:
+        report.add_error("train, val", error)
+        return result
     for name, split in (("train", config.train), ("val", config.val)):
         try:
-            read = read_split(config, split, keep=keep)
+            read = (
+                read_training(config, keep=keep)
+                if name == "train"
+                else read_split(config, split, keep=keep)
+            )
         except OrchestratorError as error:
             report.add_error(name, error)
             continue

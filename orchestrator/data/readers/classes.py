@@ -2,7 +2,8 @@
 
 A list has one name a line; the line, counted from 0, is the number of the class. Where the first
 name is ``background``, as in lists made for SSD, it is no class, and the numbers of the others
-begin at 1. The other form is the ``data.yaml`` of a YOLO data set.
+begin at 1. The other forms are the ``data.yaml`` of a YOLO data set, and JSON; see
+:mod:`orchestrator.data.readers.class_json`.
 
 Any text is a list of lines, so a list that looks like something else is refused with the line.
 """
@@ -13,11 +14,14 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from orchestrator.config.formats import FORMATS
 from orchestrator.data.findings import CONTROL, Problems
 from orchestrator.data.label_map import LabelMap
+from orchestrator.data.readers.class_json import read_class_json
 from orchestrator.data.readers.numbers import shown
 from orchestrator.data.readers.paths import require_file
 from orchestrator.data.readers.text_files import read_lines
+from orchestrator.errors import DataError
 from orchestrator.layouts.data_yaml import read_names
 from orchestrator.layouts.files import is_file
 from orchestrator.layouts.recognise import CLASSES_FILE, classes_beside
@@ -56,33 +60,42 @@ def class_file(kind: str, root: Path, given: str | Path | None) -> Path | None:
         given: ``data.classes``.
 
     Returns:
-        None where the annotations name them: in COCO, and in VOC without such a file.
+        None where the annotations name them: in COCO, in VOC without such a file, and in formats
+        of other packages where none is given.
     """
     if kind == "coco":
         return None
     if given is not None:
         return root / given
+    if kind not in FORMATS:
+        return None
     if kind == "voc" and not is_file(root / CLASSES_FILE):
         return None
     return classes_beside(root) if kind == "yolo" else root / CLASSES_FILE
 
 
 def read_classes(path: str | Path) -> LabelMap:
-    """The classes of a list of names, or of the ``data.yaml`` of a YOLO data set.
+    """The classes of a list of names, of JSON, or of the ``data.yaml`` of a YOLO data set.
 
     Raises:
         DataError: there is no such file, or it holds no names, one of them twice, or lines that
             are no names.
     """
     path = require_file(Path(path), what="list of classes", key="data.classes")
-    if path.suffix in (".yaml", ".yml"):
-        names = list(read_names(path))
+    suffix = path.suffix.lower()
+    if suffix in (".yaml", ".yml", ".json"):
+        listed = read_class_json(path) if suffix == ".json" else read_names(path)
         problems = Problems(str(path))
-        for name in names:
+        for name in listed:
             if CONTROL.search(name):
                 problems.add(path.name, f"{shown(name)} holds a control character")
+            elif not name.strip():
+                problems.add(path.name, f"{shown(name)} is no name")
         problems.raise_any()
-        return LabelMap(tuple(names), tuple(range(len(names))))
+        start = 1 if listed[0] == BACKGROUND else 0
+        if len(listed) == start:
+            raise DataError(f"{path}: holds no class but {BACKGROUND}")
+        return LabelMap(listed[start:], tuple(range(start, len(listed))))
     lines = read_lines(path)
     problems = Problems(str(path))
     seen: dict[str, int] = {}

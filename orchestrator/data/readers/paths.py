@@ -61,14 +61,23 @@ def split_key(setting: str) -> str:
     return f"data.train.{setting} (or data.val.{setting})"
 
 
-def _missing(path: Path, *, what: str, key: str) -> str:
+def missing(path: Path, *, what: str, key: str) -> str:
+    """A line about a path that ``data.key`` names and that is not there, or of another kind."""
+    return f"data.{key}: {what} {_not_there(path)}"
+
+
+def _not_there(path: Path) -> str:
     there = exists(path)
     found = "is not the right kind of file" if there else "does not exist"
     parent = path.parent
     similar = nearest(path.name, _entries(parent))
     guess = f"; did you mean {parent / similar}?" if similar and not there else ""
+    return f"{path} {found}{guess}"
+
+
+def _missing(path: Path, *, what: str, key: str) -> str:
     return (
-        f"{what} {path} {found}{guess}\n"
+        f"{what} {_not_there(path)}\n"
         f"correct {key}, or point data.root at the folder that holds the data set: "
         "data.root=FOLDER"
     )

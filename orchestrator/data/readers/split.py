@@ -5,26 +5,34 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
+from orchestrator.config.formats import FORMATS
 from orchestrator.data.decode import Decoding
+from orchestrator.data.decoded_cache import DecodedCache
 from orchestrator.data.findings import ReadResult
 from orchestrator.data.label_map import LabelMap
+from orchestrator.data.mixture import MixedSource, mix_sources
 from orchestrator.data.readers.annotation_cache import read_digested
 from orchestrator.data.readers.classes import class_file, read_classes
 from orchestrator.data.readers.coco import IGNORED_REGION, read_coco
 from orchestrator.data.readers.fingerprint import Source
-from orchestrator.data.readers.paths import ReadRules
+from orchestrator.data.readers.paths import ReadRules, missing
+from orchestrator.data.readers.plugins import load_reader
 from orchestrator.data.readers.text_files import UNREADABLE_IMAGE
 from orchestrator.data.readers.txt import read_txt
 from orchestrator.data.readers.voc import read_voc, voc_classes
 from orchestrator.data.readers.yolo import read_yolo
 from orchestrator.data.shards.split import read_shards, require_same
 from orchestrator.errors import ConfigError, DataError
+from orchestrator.layouts.files import is_file, is_folder
 
 if TYPE_CHECKING:
     # The schema knows every detector and so imports torch, which no data task needs.
-    from orchestrator.config.schema import DataConfig, SplitConfig
+    from orchestrator.config.schema import DataConfig, SourceConfig, SplitConfig
+
+#: Whether something of a kind is at a path.
+Kind: TypeAlias = Callable[[Path], bool]
 
 #: Readers of the formats that keep class names in a file of their own.
 LISTED: dict[str, Callable[[Path, Path, LabelMap, ReadRules], ReadResult]] = {
@@ -65,7 +73,11 @@ def read_split(config: DataConfig, split: SplitConfig, *, keep: bool = False) ->
             ),
             rules=rules_of(config),
         )
-        annotated = read_digested(source, parse, cache=config.cache, keep=keep)
+        if source.kind in FORMATS:
+            annotated = read_digested(source, parse, cache=config.cache, keep=keep)
+        else:
+            # What the reader of another package looks at is not known here, so nothing is kept.
+            annotated = parse(source)
         _refuse_too_many_left_out(annotated, config.max_bad_fraction, source.annotations)
         _refuse_learning_from_ignored(annotated, config, source.annotations)
     if split.shards is None:
@@ -80,6 +92,102 @@ def read_split(config: DataConfig, split: SplitConfig, *, keep: bool = False) ->
     return _decoded_so(sharded, config)
 
 
+def read_splits(config: DataConfig) -> tuple[ReadResult, ReadResult]:
+    """Both splits, as :func:`read_split` reads each.
+
+    Raises:
+        DataError: files that the experiment names are missing, all of which are listed; or as for
+            one split.
+        SecurityError: a path leads out of the image folder.
+    """
+    require_places(config)
+    return read_training(config), read_split(config, config.val)
+
+
+def read_training(config: DataConfig, *, keep: bool = False) -> ReadResult:
+    """All images that are learnt from: those of ``train``, and behind them those of ``sources``.
+
+    Args:
+        config: the ``data`` section.
+        keep: as of :func:`read_split`.
+
+    Raises:
+        DataError: as :func:`read_split`, or a class of a source that ``train`` does not have.
+        SecurityError: a path leads out of an image folder.
+    """
+    main = read_split(config, config.train, keep=keep)
+    if not config.sources:
+        return main
+    sources, findings = [], list(main.findings)
+    for number, source in enumerate(config.sources):
+        own = _section_of(config, source)
+        read = read_split(own, own.train, keep=keep)
+        findings += read.findings
+        name = f"data.sources.{number}"
+        sources.append(MixedSource(read.dataset, source.class_map, name))
+    mixed = mix_sources(main.dataset, sources)
+    return ReadResult(mixed, tuple(findings), main.manifest, main.unkept)
+
+
+def _section_of(config: DataConfig, source: SourceConfig) -> DataConfig:
+    """The section as it would be for the data set of a source."""
+    split = config.train.model_copy(
+        update={"images": source.images, "annotations": source.annotations, "shards": None}
+    )
+    return config.model_copy(
+        update={
+            "root": config.root if source.root is None else source.root,
+            "format": source.format or config.format,
+            "classes": config.classes if source.root is None and source.format is None else None,
+            **({} if source.classes is None else {"classes": source.classes}),
+            "train": split,
+            "val": split,
+            "sources": (),
+        }
+    )
+
+
+def require_places(config: DataConfig) -> None:
+    """Refuse an experiment that names files and folders which are not there, with all of them.
+
+    Raises:
+        DataError: something is missing.
+    """
+    root = Path(config.root).resolve()
+    problems: list[str] = []
+
+    def look(place: Path | None, what: str, key: str, kinds: Sequence[Kind]) -> None:
+        if place is not None and not any(kind(place) for kind in kinds):
+            problems.append(missing(place, what=what, key=key))
+
+    look(class_file(config.format, root, config.classes), "list of classes", "classes", [is_file])
+    for name, split in (("train", config.train), ("val", config.val)):
+        if split.files is not None:
+            images, annotations = split.files
+            look(root / images, "image folder", f"{name}.images", [is_folder])
+            kinds = [is_file] if config.format in ("coco", "txt") else [is_file, is_folder]
+            look(root / annotations, "annotations", f"{name}.annotations", kinds)
+        if split.shards is not None and "://" not in split.shards:
+            look(root / split.shards, "folder of shards", f"{name}.shards", [is_folder])
+    for number, source in enumerate(config.sources):
+        own, key = _section_of(config, source), f"sources.{number}"
+        root = Path(own.root).resolve()
+        look(class_file(own.format, root, own.classes), "classes", f"{key}.classes", [is_file])
+        look(root / source.images, "image folder", f"{key}.images", [is_folder])
+        kinds = [is_file] if own.format in ("coco", "txt") else [is_file, is_folder]
+        look(root / source.annotations, "annotations", f"{key}.annotations", kinds)
+    if len(problems) == 1:
+        # The reader says it with a hint of its own.
+        return
+    if problems:
+        raise DataError(
+            f"{len(problems)} files and folders of the data set are missing\n"
+            + "\n".join(f"  {problem}" for problem in problems)
+            + "\ncorrect these keys, or point data.root at the folder that holds the data set: "
+            "data.root=FOLDER"
+        )
+
+
 def rules_of(config: DataConfig) -> ReadRules:
     """What the annotations of an experiment are read by."""
     return ReadRules(orientation=config.orientation, follow_links=config.follow_links)
@@ -87,7 +195,10 @@ def rules_of(config: DataConfig) -> ReadRules:
 
 def _decoded_so(result: ReadResult, config: DataConfig) -> ReadResult:
     decoding = Decoding(config.orientation, config.levels)
-    return replace(result, dataset=replace(result.dataset, decoding=decoding))
+    keep = config.keep_decoded
+    decoded = None if keep is None else DecodedCache(config.cache, int(keep * 2**30))
+    dataset = replace(result.dataset, decoding=decoding, decoded=decoded)
+    return replace(result, dataset=dataset)
 
 
 def parse(source: Source) -> ReadResult:
@@ -99,6 +210,9 @@ def parse(source: Source) -> ReadResult:
     """
     if source.kind == "coco":
         return read_coco(source.images, source.annotations, source.rules)
+    if source.kind not in FORMATS:
+        own = None if source.classes is None else read_classes(source.classes)
+        return load_reader(source.kind)(source.images, source.annotations, own, source.rules)
     classes = classes_of(source.classes, source.splits)
     return LISTED[source.kind](source.images, source.annotations, classes, source.rules)
 

@@ -22,7 +22,9 @@ from orchestrator.data.dataset import Dataset
 from orchestrator.data.decode import BadImageError
 from orchestrator.data.images import image_pixels
 from orchestrator.data.shards.split import keep_shards
+from orchestrator.data.stream.sampling import visit_factors
 from orchestrator.data.stream.schedule import Schedule, eval_slots
+from orchestrator.data.tiling import tiled, tiles_of
 from orchestrator.errors import DataError
 
 if TYPE_CHECKING:
@@ -39,7 +41,7 @@ class BatchPlan:
     """Everything that decides what is in which batch; plain data, picklable.
 
     Attributes:
-        train, val: the two splits.
+        train, val: the two splits, with ``data.tiles`` as their tiles.
         schedule: which samples form which training step.
         augment: applied to training images; evaluation does its part that draws nothing.
         input_size: (H, W) of the network.
@@ -90,13 +92,19 @@ class BatchPlan:
         train.label_map.require_equal(val.label_map, here="data.train", there="data.val")
         with_crowd = config.crowd == "include"
         counts = usable_boxes(train, with_crowd=with_crowd)
+        if config.tiles is not None:
+            tiles = tiles_of(config.tiles)
+            train, val = tiled(train, tiles), tiled(val, tiles)
+            counts = usable_boxes(train, with_crowd=with_crowd)
+        samples = training_samples(config, train)
         schedule = Schedule(
             seed=seed,
-            sample_ids=training_samples(config, train),
+            sample_ids=samples,
             batch_size=batch_size,
             epochs=epochs,
             window=config.window,
-            bounds=None if train.shards is None else train.shards.bounds,
+            bounds=_shard_bounds(train),
+            factors=visit_factors(config, train, samples),
         )
         reach = schedule.shards_in_reach
         mix = None if config.mix is None else Mix(size=input_size, **config.mix.model_dump())
@@ -126,11 +134,12 @@ class BatchPlan:
         """
         epoch = self.schedule.epoch_of(step)
         samples = self.schedule.rank_samples(step, rank, world)
+        visits = self.schedule.rank_visits(step, rank, world).tolist()
         _fetch(self.train, samples)
         builder = _BatchBuilder(self.train, step, self._memory(len(samples), into))
         for position, sample in enumerate(samples.tolist()):
             used, picture = self._picture(position, sample, builder.replaced)
-            key = SampleKey(self.schedule.seed, epoch, used)
+            key = SampleKey(self.schedule.seed, epoch, used, visit=visits[position])
             if self.mix is not None:
                 pool = self.schedule.partners(step)
                 picture = self.mix(picture, key, len(pool), partial(self._partner, pool))
@@ -223,7 +232,15 @@ class BatchPlan:
 def _fetch(dataset: Dataset, samples: NDArray[np.int64]) -> None:
     """Have on this node what the images of a batch are in, side by side rather than in turn."""
     if dataset.shards is not None:
-        dataset.shards.fetch(samples)
+        tiling = dataset.tiling
+        dataset.shards.fetch(samples if tiling is None else np.unique(tiling.images[samples]))
+
+
+def _shard_bounds(data: Dataset) -> NDArray[np.int64] | None:
+    """First image, or tile, of each shard, and of what follows the last; None without shards."""
+    if data.shards is None or data.tiling is None:
+        return None if data.shards is None else data.shards.bounds
+    return np.searchsorted(data.tiling.images, data.shards.bounds).astype(np.int64)
 
 
 def training_samples(config: DataConfig, train: Dataset) -> NDArray[np.int64]:

@@ -2,7 +2,8 @@
 
 A step is a global batch. Position ``p`` of epoch ``e`` is ``order(seed, e, n)[p]``; step ``s`` of
 an epoch takes positions ``s*B .. s*B+B-1`` and rank ``r`` of ``W`` the ``r``-th contiguous share of
-them, so the sample ids of a step do not depend on ``W`` and a run can begin at any step.
+them, so the sample ids of a step do not depend on ``W`` and a run can begin at any step. Where
+images are not visited once each, the order is one of visits instead.
 
 Samples in shards can be ordered by :func:`windowed_order` instead: shards one after the other, and
 mixed within a window that moves along.
@@ -18,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.data.counter_rng import Domain, uniforms, words
+from orchestrator.data.stream.sampling import visits_of
 from orchestrator.errors import ConfigError, DataError
 
 
@@ -67,11 +69,13 @@ def windowed_order(
 
 
 @lru_cache(maxsize=2)
-def _cached_order(schedule: Schedule, epoch: int) -> NDArray[np.int64]:
-    """The order of an epoch, kept for its next step (10 ms for COCO's 118,000)."""
-    permutation = schedule.order(epoch)
+def _cached_places(
+    schedule: Schedule, epoch: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:
+    """The places of an epoch, kept for its next step (10 ms for COCO's 118,000)."""
+    permutation, visits = schedule.places(epoch)
     permutation.flags.writeable = False
-    return permutation
+    return permutation, visits
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,6 +90,8 @@ class Schedule:
         sample_ids: (n,) int64 indices into the data set that take part in training, distinct.
         batch_size: B, images of one step over all workers.
         epochs: how often the samples are visited.
+        factors: (n,) float64 mean visits of each sample in an epoch; None for one visit each. See
+            :mod:`orchestrator.data.stream.sampling`.
         window: samples that are mixed with each other; None for all.
         bounds: (s + 1,) int64 first data-set index of each shard, and of what follows the last;
             None without shards.
@@ -101,6 +107,7 @@ class Schedule:
     epochs: int
     window: int | None = None
     bounds: NDArray[np.int64] | None = None
+    factors: NDArray[np.float64] | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 1 << 64:
@@ -114,11 +121,25 @@ class Schedule:
                 else "training set: no image has a box to learn from; "
                 "check data.train, or set data.keep_empty to train on empty images"
             )
+        if not self.steps_per_epoch:
+            raise DataError(
+                f"training set: {self.visits_per_epoch} images are visited in an epoch, but one "
+                f"step takes train.batch_size = {self.batch_size}; raise data.weight or the "
+                "weights of data.sources"
+            )
+
+    @property
+    def visits_per_epoch(self) -> int:
+        """Samples of an epoch: all of them once, or the whole part of the sum of the factors."""
+        if self.factors is None:
+            return len(self.sample_ids)
+        # Rounded first: ten weights of 0.1 are one visit.
+        return math.floor(round(math.fsum(self.factors), 6))
 
     @property
     def steps_per_epoch(self) -> int:
         """Full batches in one epoch."""
-        return len(self.sample_ids) // self.batch_size
+        return self.visits_per_epoch // self.batch_size
 
     @property
     def total_steps(self) -> int:
@@ -137,9 +158,39 @@ class Schedule:
 
     def order(self, epoch: int) -> NDArray[np.int64]:
         """(n,) int64: the position among ``sample_ids`` that each place of an epoch takes."""
+        return self.places(epoch)[0]
+
+    def places(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:
+        """What each place of an epoch takes.
+
+        With factors an epoch may draw fewer visits than its steps take. The order then begins
+        anew, with further visits of the samples it began with.
+
+        Returns:
+            (n,) int64 positions among ``sample_ids``, and (n,) int64 which visit of the sample in
+            this epoch that is, from 0; None where there are no others.
+        """
+        if self.factors is None:
+            return self._mixed(epoch, None), None
+        counts = visits_of(self.seed, epoch, self.factors)
+        if not counts.any():
+            counts[:] = 1
+        positions = np.repeat(np.arange(len(counts)), counts)
+        visits = np.arange(len(positions)) - np.repeat(np.cumsum(counts) - counts, counts)
+        mixed = self._mixed(epoch, positions)
+        rounds, within = np.divmod(
+            np.arange(max(len(mixed), self.steps_per_epoch * self.batch_size)), len(mixed)
+        )
+        taken = positions[mixed][within]
+        return taken, visits[mixed][within] + rounds * counts[taken]
+
+    def _mixed(self, epoch: int, positions: NDArray[np.int64] | None) -> NDArray[np.int64]:
+        """The order of ``positions`` among ``sample_ids``, never decreasing; None for all."""
+        n = len(self.sample_ids) if positions is None else len(positions)
         if self.window is None or self.bounds is None:
-            return order(self.seed, epoch, len(self.sample_ids))
-        shard = np.searchsorted(self.bounds, self.sample_ids, side="right")
+            return order(self.seed, epoch, n)
+        samples = self.sample_ids if positions is None else self.sample_ids[positions]
+        shard = np.searchsorted(self.bounds, samples, side="right")
         return windowed_order(self.seed, epoch, shard, self.window)
 
     def samples(self, step: int) -> NDArray[np.int64]:
@@ -147,18 +198,29 @@ class Schedule:
         first = self._first_place(step)
         return self.sample_ids[self._order(step)[first : first + self.batch_size]]
 
+    def visits(self, step: int) -> NDArray[np.int64]:
+        """(B,) int64: which visit of its sample in the epoch each image of ``step`` is, from 0."""
+        visits = _cached_places(self, self.epoch_of(step))[1]
+        if visits is None:
+            return np.zeros(self.batch_size, np.int64)
+        first = self._first_place(step)
+        return visits[first : first + self.batch_size]
+
     def partners(self, step: int) -> NDArray[np.int64]:
         """(w,) int64 data-set indices from which the samples of ``step`` may be made up.
 
         All there are, or with a window those of the places around the step, so that they lie in
         shards that are being read anyway.
         """
-        n = len(self.sample_ids)
-        if self.window is None or self.bounds is None or self.window >= n:
+        if self.window is None or self.bounds is None:
+            return self.sample_ids
+        places = self._order(step)
+        n = len(places)
+        if self.window >= n:
             return self.sample_ids
         middle = self._first_place(step) + self.batch_size // 2
         first = min(max(middle - self.window // 2, 0), n - self.window)
-        return self.sample_ids[self._order(step)[first : first + self.window]]
+        return self.sample_ids[places[first : first + self.window]]
 
     @property
     def shards_in_reach(self) -> int | None:
@@ -170,11 +232,12 @@ class Schedule:
         if self.window is None or self.bounds is None:
             return None
         shards = len(self.bounds) - 1
-        near = math.ceil(3 * self.window * shards / len(self.sample_ids))
+        visited = min(len(self.sample_ids), self.visits_per_epoch)
+        near = math.ceil(3 * self.window * shards / visited)
         return min(near + 8, shards)
 
     def _order(self, step: int) -> NDArray[np.int64]:
-        return _cached_order(self, self.epoch_of(step))
+        return _cached_places(self, self.epoch_of(step))[0]
 
     def _first_place(self, step: int) -> int:
         return step % self.steps_per_epoch * self.batch_size
@@ -185,10 +248,17 @@ class Schedule:
         Raises:
             ConfigError: the batch does not divide among the workers.
         """
+        return self.samples(step)[self._share(rank, world)]
+
+    def rank_visits(self, step: int, rank: int, world: int) -> NDArray[np.int64]:
+        """(B / world,) int64: the share of ``visits(step)`` that goes with ``rank_samples``."""
+        return self.visits(step)[self._share(rank, world)]
+
+    def _share(self, rank: int, world: int) -> slice:
         share = self.rank_batch(world)
         if not 0 <= rank < world:
             raise ValueError(f"rank {rank} is outside 0..{world - 1}")
-        return self.samples(step)[rank * share : (rank + 1) * share]
+        return slice(rank * share, (rank + 1) * share)
 
     def rank_batch(self, world: int) -> int:
         """Images of one step on each of ``world`` ranks.

@@ -22,6 +22,7 @@ from orchestrator.data.doctor.examine import Examination, examine, require_usabl
 from orchestrator.data.doctor.images import ImageFacts, alike, equal_files, look_of, scan
 from orchestrator.data.doctor.pictures import HEAT_CELLS, batch_sheet, heat
 from orchestrator.data.readers.coco import read_coco
+from orchestrator.data.readers.split import read_splits
 from orchestrator.errors import DataError
 from orchestrator.pages.drawing import encode_jpeg
 from tests.support.data_cases import make_plan, textured, write_coco, write_image
@@ -415,3 +416,19 @@ def test_real_data_sets(name: str) -> None:
     result = examine(DataConfig(root=str(root), **splits))
     assert result.report.exit_code == 0
     assert {one.verdict.name for one in result.report.diagnoses} <= {"NOTE", "REPAIR"}
+
+
+def test_all_that_is_missing_is_said_at_once(folder: Path) -> None:
+    (folder / "train" / "instances.json").unlink()
+    shutil.rmtree(folder / "val" / "images")
+    config = config_of(folder)
+    with pytest.raises(DataError) as raised:
+        read_splits(config)
+    text = str(raised.value)
+    assert text.startswith("2 files and folders of the data set are missing")
+    assert f"data.train.annotations: annotations {folder}/train/instances.json does not" in text
+    assert f"data.val.images: image folder {folder}/val/images does not exist" in text
+    report = examine(config).report
+    assert report.exit_code == DataError.exit_code
+    assert [one.finding.count for one in report.diagnoses] == [2]
+    assert len(report.diagnoses[0].finding.examples) == 3

@@ -346,10 +346,51 @@ def test_classes_of_every_form(
     assert read_classes(tmp_path / name) == LabelMap(names, ids)
 
 
-def test_a_list_in_json_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "notes.json").write_text('{"categories": [{"id": 0, "name": "cell"}]}')
-    with pytest.raises(DataError, match=r"notes.json:1: .* looks like JSON"):
+@pytest.mark.parametrize(
+    "text",
+    [
+        '["cell", "plate"]',
+        '{"0": "cell", "1": "plate"}',
+        '{"1": "plate", "0": "cell"}',
+        '{"plate": 1, "cell": 0}',
+        '{"names": ["cell", "plate"]}',
+        '{"categories": [{"id": 1, "name": "plate"}, {"id": 0, "name": "cell"}], "images": []}',
+        '[{"id": 0, "name": "cell"}, {"id": 1, "name": "plate", "supercategory": "x"}]',
+    ],
+)
+def test_classes_in_json(tmp_path: Path, text: str) -> None:
+    (tmp_path / "notes.json").write_text(text)
+    assert read_classes(tmp_path / "notes.json") == LabelMap(("cell", "plate"), (0, 1))
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ('{"1": "cell", "2": "plate"}', "numbers 1, 2; expected are 0 to 1"),
+        ('{"cell": 0, "plate": 2}', "numbers 0, 2; expected are 0 to 1"),
+        ('{"categories": [{"id": 1, "name": "cell"}]}', "numbers 1; expected are 0 to 0"),
+        ('{"0": "cell", "1": "cell"}', "'cell' is named twice"),
+        ('["cell", "cell"]', "'cell' is named twice"),
+        ('{"cell": 0, "cell": 1}', "stands twice"),
+        ('{"cell": 0, "plate": true}', "'plate' is a boolean"),
+        ('["cell", 7]', "entry 0 is a string"),
+        ('["cell", ""]', "is no name"),
+        ('["\\u001b[31mred"]', "holds a control character"),
+        ('["background"]', "no class but background"),
+        ("[]", "holds no class"),
+        ("{}", "holds an object"),
+        ("7", "holds an integer"),
+        ('["cell",', "notes.json:1:9: not valid JSON"),
+        ("[" * 100_000, "cannot be read as JSON|not valid JSON"),
+    ],
+)
+def test_json_that_names_no_classes_is_refused(tmp_path: Path, text: str, match: str) -> None:
+    (tmp_path / "notes.json").write_text(text)
+    with pytest.raises(DataError, match=match):
         read_classes(tmp_path / "notes.json")
+
+
+def test_a_control_character_in_yaml_is_refused(tmp_path: Path) -> None:
     (tmp_path / "data.yaml").write_text('names: ["\\e[31mred"]\n')
     with pytest.raises(DataError, match="holds a control character"):
         read_classes(tmp_path / "data.yaml")

@@ -1,0 +1,28 @@
+"""Annotation formats by name: this program's, and those of other installed packages."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from typing import Annotated, Any, Final, TypeAlias
+
+from pydantic import GetCoreSchemaHandler
+from pydantic_core import core_schema
+
+#: Formats that this program reads and writes.
+FORMATS: Final = ("coco", "voc", "txt", "yolo")
+#: Group of the entry points that name readers of other formats.
+READERS: Final = "orchestrator.readers"
+
+
+class _OneOfTheFormats:
+    """Annotation of a text that names a format; packages are looked for when it is first used."""
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> core_schema.CoreSchema:
+        names = {point.name for point in importlib.metadata.entry_points(group=READERS)}
+        return core_schema.literal_schema([*FORMATS, *sorted(names - set(FORMATS))])
+
+
+#: Type of ``data.format``.
+Format: TypeAlias = Annotated[str, _OneOfTheFormats()]

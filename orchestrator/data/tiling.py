@@ -1,0 +1,137 @@
+"""Large images as overlapping tiles, each of which is an image of its own to the network."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from orchestrator.config.schema import TilesConfig
+    from orchestrator.data.dataset import Dataset
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """How images are cut.
+
+    Attributes:
+        size: (height, width) of a tile in pixels; a smaller side of an image is not cut.
+        overlap: pixels that neighbours share at least; an object no larger is whole in one of them.
+        inside: share of a box's area from which it is learnt in a tile.
+    """
+
+    size: tuple[int, int]
+    overlap: int
+    inside: float = 0.5
+
+    def windows(self, height: int, width: int) -> NDArray[np.int32]:
+        """(t, 4) int32 ``left, top, right, bottom`` of the tiles of an image, row by row.
+
+        They cover it and are spread evenly; all have the same size.
+        """
+        rows = _starts(height, self.size[0], self.overlap)
+        columns = _starts(width, self.size[1], self.overlap)
+        tall, wide = min(height, self.size[0]), min(width, self.size[1])
+        return np.array(
+            [(left, top, left + wide, top + tall) for top in rows for left in columns], np.int32
+        )
+
+
+def _starts(length: int, tile: int, overlap: int) -> list[int]:
+    if length <= tile:
+        return [0]
+    count = math.ceil((length - overlap) / (tile - overlap))
+    return [round(i * (length - tile) / (count - 1)) for i in range(count)]
+
+
+def tiles_of(config: TilesConfig) -> Tiles:
+    """How ``data.tiles`` cuts images."""
+    return Tiles(config.size, config.overlap, config.inside)
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """Which part of which image each image of a tiled data set is.
+
+    Attributes:
+        images: (n,) int64 index of the whole image.
+        image_ids: (n,) int64 its id.
+        windows: (n, 4) int32 ``left, top, right, bottom`` there.
+        sizes: (n, 2) int32 its height and width.
+    """
+
+    images: NDArray[np.int64]
+    image_ids: NDArray[np.int64]
+    windows: NDArray[np.int32]
+    sizes: NDArray[np.int32]
+
+
+def tiled(data: Dataset, tiles: Tiles) -> Dataset:
+    """The tiles of all images, in their order, with ids of their own from 0.
+
+    A tile has the boxes of which at least ``tiles.inside`` lies in it, cut at its edges; crowds, of
+    which any part does.
+    """
+    grids = [
+        tiles.windows(height, width)
+        for height, width in zip(data.heights.tolist(), data.widths.tolist(), strict=True)
+    ]
+    counts = np.array([len(grid) for grid in grids], np.int64)
+    images = np.arange(len(data)).repeat(counts)
+    windows = np.concatenate(grids)
+    rows, boxes, per_tile = _boxes(data, grids, tiles.inside)
+    starts = np.concatenate([[0], np.cumsum(counts)])
+    return replace(
+        data,
+        files=[data.files[image] for image in images.tolist()],
+        image_ids=np.arange(len(images), dtype=np.int64),
+        widths=windows[:, 2] - windows[:, 0],
+        heights=windows[:, 3] - windows[:, 1],
+        offsets=np.concatenate([[0], np.cumsum(per_tile)]).astype(np.int64),
+        boxes_xywh=boxes,
+        labels=data.labels[rows],
+        areas=boxes[:, 2] * boxes[:, 3],
+        crowd=data.crowd[rows],
+        parts=tuple((int(starts[first]), root) for first, root in data.parts),
+        tiling=Tiling(
+            images=images,
+            image_ids=data.image_ids[images],
+            windows=windows,
+            sizes=np.stack([data.heights, data.widths], axis=1)[images],
+        ),
+    )
+
+
+def _boxes(
+    data: Dataset, grids: list[NDArray[np.int32]], inside: float
+) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int64]]:
+    """Row of each box that a tile has, the box in its pixels, and how many each tile has."""
+    rows, boxes, counts = [], [], []
+    for image, grid in enumerate(grids):
+        own = data.boxes_of(image)
+        xywh = data.boxes_xywh[own]
+        low = np.maximum(xywh[None, :, :2], grid[:, None, :2])
+        high = np.minimum(xywh[None, :, :2] + xywh[None, :, 2:], grid[:, None, 2:])
+        sides = np.maximum(high - low, 0.0)
+        # Of what lies in the image: a box over its edge is not cut by a tile.
+        height, width = float(data.heights[image]), float(data.widths[image])
+        end = np.minimum(xywh[:, :2] + xywh[:, 2:], (width, height))
+        whole = np.prod(np.maximum(end - np.maximum(xywh[:, :2], 0.0), 0.0), axis=1)
+        shares = np.prod(sides, axis=2)
+        needed = np.where(data.crowd[own], 0.0, inside * whole)
+        # A product of sides may round differently from the whole's.
+        has = (shares > 0) & (shares >= needed * (1 - 1e-9))
+        tile, box = np.nonzero(has)
+        rows.append(own.start + box)
+        corner = low[tile, box] - grid[tile, :2]
+        boxes.append(np.concatenate([corner, sides[tile, box]], axis=1))
+        counts.append(has.sum(axis=1))
+    return (
+        np.concatenate(rows).astype(np.int64),
+        np.concatenate(boxes).reshape(-1, 4),
+        np.concatenate(counts).astype(np.int64),
+    )

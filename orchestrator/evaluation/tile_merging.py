@@ -1,0 +1,226 @@
+"""From detections in overlapping tiles to those in the whole image.
+
+Where tiles overlap, both may find an object. If both see it whole, the boxes overlap and the better
+one is kept, as in any suppression. If one sees only a part, its box ends at the tile's edge, a
+seam: it gives way to the whole box that covers it. An object larger than the overlap is whole in no
+tile; the boxes that end at seams, and agree in what both tiles see, become one box around them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from orchestrator.data.tiling import Tiling
+from orchestrator.evaluation.detections import Detections
+
+#: A box ends at a seam where it comes nearer than this share of the tile's side, or this many
+#: pixels: detectors place edges no better.
+_SEAM_SHARE, _SEAM_PIXELS = 0.02, 2.0
+#: Overlap, of what two tiles see, from which two cut boxes are one object.
+_CONTINUES = 0.5
+#: Share of a cut box from which it is a part of a whole one.
+_PART = 0.5
+
+
+@dataclass(frozen=True)
+class _Boxes:
+    """Boxes with the tile each was found in, -1 for those made of several.
+
+    ``cut`` is (d, 4) bool: which sides of a box end at a seam.
+    """
+
+    xyxy: NDArray[np.float64]
+    scores: NDArray[np.float64]
+    labels: NDArray[np.int64]
+    tiles: NDArray[np.int64]
+    cut: NDArray[np.bool_]
+
+    @property
+    def is_cut(self) -> NDArray[np.bool_]:
+        """(d,) bool: not whole."""
+        return self.cut.any(axis=1)
+
+
+def merge_tiles(
+    found: Detections, tiling: Tiling, *, iou: float, class_agnostic: bool = False
+) -> Detections:
+    """Detections of whole images from those of their tiles.
+
+    Args:
+        found: in pixels of the tiles, by their ids, which are positions in ``tiling``.
+        tiling: what part of which image each tile is.
+        iou: overlap above which two boxes are one object.
+        class_agnostic: whether boxes of different classes can be.
+
+    Returns:
+        By the ids of the images, each one's best first.
+    """
+    windows = tiling.windows.astype(np.float64)
+    shift = windows[found.image_ids][:, [0, 1, 0, 1]]
+    boxes = found.boxes.astype(np.float64) + shift
+    of_image = tiling.image_ids[found.image_ids]
+    looked_at = np.unique(tiling.image_ids[found.images])
+    order = np.argsort(of_image, kind="stable")
+    ends = np.searchsorted(of_image[order], looked_at, side="right")
+    starts = np.searchsorted(of_image[order], looked_at, side="left")
+    parts = []
+    for image, start, end in zip(looked_at.tolist(), starts, ends, strict=True):
+        rows = order[start:end]
+        tiles = found.image_ids[rows]
+        height, width = tiling.sizes[tiles[0]] if len(tiles) else (0, 0)
+        merged = merge_image(
+            boxes[rows],
+            found.scores[rows].astype(np.float64),
+            found.labels[rows],
+            windows[tiles],
+            tiles,
+            size=(int(height), int(width)),
+            iou=iou,
+            class_agnostic=class_agnostic,
+        )
+        parts.append((image, *merged))
+    none = np.zeros((0, 4))
+    return Detections(
+        images=looked_at,
+        image_ids=np.concatenate([[], *(np.full(len(p[2]), p[0]) for p in parts)]).astype(np.int64),
+        labels=np.concatenate([[], *(p[3] for p in parts)]).astype(np.int64),
+        boxes=np.concatenate([none, *(p[1] for p in parts)]).astype(np.float32),
+        scores=np.concatenate([[], *(p[2] for p in parts)]).astype(np.float32),
+    )
+
+
+def merge_image(
+    boxes: NDArray[np.float64],
+    scores: NDArray[np.float64],
+    labels: NDArray[np.int64],
+    windows: NDArray[np.float64],
+    tiles: NDArray[np.int64],
+    *,
+    size: tuple[int, int],
+    iou: float,
+    class_agnostic: bool = False,
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
+    """Boxes, scores and labels of one image, best first.
+
+    Args:
+        boxes: (d, 4) xyxy in pixels of the image.
+        scores: (d,).
+        labels: (d,).
+        windows: (d, 4) ``left, top, right, bottom`` of the tile of each.
+        tiles: (d,) number of that tile.
+        size: height and width of the image.
+        iou, class_agnostic: as of :func:`merge_tiles`.
+    """
+    groups = np.zeros(len(labels), np.int64) if class_agnostic else labels
+    kept = []
+    for group in np.unique(groups).tolist():
+        rows = np.flatnonzero(groups == group)
+        cut = _cut(boxes[rows], windows[rows], size)
+        of_group = _Boxes(boxes[rows], scores[rows], labels[rows], tiles[rows], cut)
+        kept.append(_suppressed(_joined(of_group, windows[rows]), iou))
+    if not kept:
+        return boxes, scores, labels
+    all_boxes = np.concatenate([one.xyxy for one in kept])
+    all_scores = np.concatenate([one.scores for one in kept])
+    all_labels = np.concatenate([one.labels for one in kept])
+    order = np.argsort(-all_scores, kind="stable")
+    return all_boxes[order], all_scores[order], all_labels[order]
+
+
+def _cut(
+    boxes: NDArray[np.float64], windows: NDArray[np.float64], size: tuple[int, int]
+) -> NDArray[np.bool_]:
+    """(d, 4) bool: which sides end at an edge of their tile that is no edge of the image."""
+    sides = windows[:, 2:] - windows[:, :2]
+    near = np.maximum(_SEAM_PIXELS, _SEAM_SHARE * sides)
+    height, width = size
+    low = (boxes[:, :2] - windows[:, :2] < near) & (windows[:, :2] > 0)
+    high = (windows[:, 2:] - boxes[:, 2:] < near) & (windows[:, 2:] < (width, height))
+    return np.concatenate([low, high], axis=1)
+
+
+def _joined(boxes: _Boxes, windows: NDArray[np.float64]) -> _Boxes:
+    """Cut boxes that continue each other across seams as one box around them."""
+    cut = np.flatnonzero(boxes.is_cut)
+    if len(cut) < 2:
+        return boxes
+    group = np.arange(len(cut))
+    # One pixel more, so that tiles without overlap meet.
+    shown = windows[cut] + (-1, -1, 1, 1)
+    grown = boxes.xyxy[cut] + (-1, -1, 1, 1)
+    tiles = boxes.tiles[cut]
+    for i in range(len(cut)):
+        low = np.maximum(shown[i, :2], shown[:, :2])
+        high = np.minimum(shown[i, 2:], shown[:, 2:])
+        strip = np.concatenate([low, high], axis=1)
+        mine = _within(grown[i][None].repeat(len(cut), 0), strip)
+        theirs = _within(grown, strip)
+        one = (tiles != tiles[i]) & (_overlaps(mine, theirs) >= _CONTINUES)
+        for j in np.flatnonzero(one).tolist():
+            group[group == group[j]] = group[i]
+    names, members = np.unique(group, return_counts=True)
+    several = names[members > 1]
+    made = [cut[group == name] for name in several.tolist()]
+    gone = np.zeros(len(boxes.scores), np.bool_)
+    gone[cut[np.isin(group, several)]] = True
+    rest = ~gone
+    # The member that reaches furthest to each side: where it is cut, so is the box around all.
+    outward = boxes.xyxy * (-1, -1, 1, 1)
+    ends = [rows[outward[rows].argmax(axis=0)] for rows in made]
+    sides = np.arange(4)
+    hulls = [boxes.xyxy[furthest, sides] for furthest in ends]
+    still_cut = [boxes.cut[furthest, sides] for furthest in ends]
+    best = [rows[boxes.scores[rows].argmax()] for rows in made]
+    return _Boxes(
+        xyxy=np.concatenate([boxes.xyxy[rest], np.array(hulls).reshape(-1, 4)]),
+        scores=np.concatenate([boxes.scores[rest], boxes.scores[best]]),
+        labels=np.concatenate([boxes.labels[rest], boxes.labels[best]]),
+        tiles=np.concatenate([boxes.tiles[rest], np.full(len(made), -1)]),
+        cut=np.concatenate([boxes.cut[rest], np.array(still_cut, np.bool_).reshape(-1, 4)]),
+    )
+
+
+def _suppressed(boxes: _Boxes, iou: float) -> _Boxes:
+    """Without boxes that a better one of another tile stands for; whole ones are better."""
+    order = np.lexsort((-boxes.scores, boxes.is_cut))
+    alive = np.ones(len(order), np.bool_)
+    areas = np.prod(np.maximum(boxes.xyxy[:, 2:] - boxes.xyxy[:, :2], 0.0), axis=1)
+    for place, row in enumerate(order.tolist()):
+        if not alive[row]:
+            continue
+        later = order[place + 1 :]
+        others = later[alive[later]]
+        others = others[(boxes.tiles[others] != boxes.tiles[row]) | (boxes.tiles[row] < 0)]
+        inter = _intersections(boxes.xyxy[row], boxes.xyxy[others])
+        union = areas[row] + areas[others] - inter
+        same = inter > iou * union
+        part = boxes.is_cut[others] & (inter >= _PART * areas[others])
+        alive[others[(same | part) & (inter > 0)]] = False
+    rows = np.flatnonzero(alive)
+    return _Boxes(
+        boxes.xyxy[rows], boxes.scores[rows], boxes.labels[rows], boxes.tiles[rows], boxes.cut[rows]
+    )
+
+
+def _within(boxes: NDArray[np.float64], strip: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(k, 4) parts of boxes in strips; where there is none, its sides are not positive."""
+    return np.concatenate(
+        [np.maximum(boxes[:, :2], strip[:, :2]), np.minimum(boxes[:, 2:], strip[:, 2:])], axis=1
+    )
+
+
+def _overlaps(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(k,) IoU of each pair; 0 where one is empty."""
+    both = _within(a, b)
+    inter = np.prod(np.maximum(both[:, 2:] - both[:, :2], 0.0), axis=1)
+    areas = [np.prod(np.maximum(one[:, 2:] - one[:, :2], 0.0), axis=1) for one in (a, b)]
+    union = areas[0] + areas[1] - inter
+    return np.divide(inter, union, out=np.zeros(len(a)), where=(union > 0) & (inter > 0))
+
+
+def _intersections(box: NDArray[np.float64], others: NDArray[np.float64]) -> NDArray[np.float64]:
+    sides = np.minimum(box[2:], others[:, 2:]) - np.maximum(box[:2], others[:, :2])
+    return np.asarray(np.prod(np.maximum(sides, 0.0), axis=1))
