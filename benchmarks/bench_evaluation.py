@@ -88,16 +88,24 @@ class Evaluation:
         config = self.config.model_copy(update={"nms": method})
         clock, found = Clock(), list[Detections]()
         batches = iter(LocalStream(self.plan.batches).eval_batches())
-        device = torch.device("cpu")
-        postprocess = clock.around("suppression", predictor.postprocess)
-        with mock.patch.object(predictor, "postprocess", postprocess):
+        accelerator = Accelerator("cpu")
+        suppress = clock.around("suppression", predictor.detections_of)
+        with mock.patch.object(predictor, "detections_of", suppress):
             while True:
                 with clock.part("data"):
                     batch = next(batches, None)
                 if batch is None:
                     break
                 with clock.part("network"):
-                    found.append(predictor.predict_batch(self.model, batch, config, device))
+                    begun = predictor.begin_batch(
+                        self.model,
+                        batch,
+                        config,
+                        accelerator=accelerator,
+                        device=accelerator.device(),
+                    )
+                    if begun is not None:
+                        found.append(begun.finish())
         clock.seconds["network"] -= clock.seconds["suppression"]
         with clock.part("matching"):
             scores = evaluate(self.plan.job.val, Detections.merge(found))

@@ -6,7 +6,7 @@ explained and printed without waiting for it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
 from pydantic import (
@@ -153,6 +153,17 @@ class DetectorConfig(Settings):
     def differences(self) -> Iterator[str]:
         """What makes this another network than the published one, in phrases."""
         yield from ()
+
+    def prior_choices(self, ratios: Sequence[Sequence[float]]) -> Mapping[str, Sequence[Any]]:
+        """Values worth trying for the keys that lay out the priors, by dotted key.
+
+        Args:
+            ratios: lists of height / width that the boxes of a data set suggest.
+
+        Returns:
+            Keys of this section; empty where the priors cannot be chosen.
+        """
+        return {}
 
     def preset(self, field: str) -> Any:
         """The published value of a field: the variant's, or the field's default."""

@@ -2,7 +2,8 @@
 
 A pooled cell is a weighted sum of a fixed number of feature vectors, four neighbours of each of its
 sample points. Written as that, an embedding bag, boxes of any level go through one call of fixed
-shape, without a mask for each level, and with a kernel on every device torch runs on.
+shape, without a mask for each level, and with a kernel on every device torch runs on. Its gradient
+has none on an NPU, and is put together from additions there.
 
 An exported graph has one node for all of it, ``detectors::pyramid_roi_align``: runtimes that know
 RoiAlign are told so by a translation of that node, and none has a fast embedding bag.
@@ -14,7 +15,30 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd.function import FunctionCtx
 from torch.nn import functional as F
+
+#: Devices whose embedding bag has a gradient; torch_npu lacks ``_embedding_bag_dense_backward``.
+_BAG_GRADIENT = frozenset({"cpu", "cuda"})
+
+
+def pyramid_layout(sizes: Sequence[tuple[int, int]], strides: Sequence[int]) -> Tensor:
+    """Where the cells of each level lie once the levels follow one another.
+
+    Args:
+        sizes: rows and columns of each level.
+        strides: pixels per cell of each level.
+
+    Returns:
+        (L, 4) int64: first cell, rows, columns and stride of each level.
+    """
+    cells = [rows * columns for rows, columns in sizes]
+    return torch.tensor(
+        [
+            (sum(cells[:level]), *size, stride)
+            for level, (size, stride) in enumerate(zip(sizes, strides, strict=True))
+        ]
+    )
 
 
 def pyramid_roi_align(
@@ -26,6 +50,7 @@ def pyramid_roi_align(
     size: int,
     samples: int,
     aligned: bool,
+    layout: Tensor | None = None,
 ) -> Tensor:
     """Features of each box, pooled from its level to a square of cells.
 
@@ -38,6 +63,8 @@ def pyramid_roi_align(
         samples: sample points per cell, in each direction.
         aligned: pixel centres lie at half coordinates (detectron2's v2). Otherwise they lie at
             whole ones and a box is at least one cell long, as in torchvision and MindSpore.
+        layout: :func:`pyramid_layout` of the maps, on their device. Without it, it is copied there
+            at every call, and the host waits for that.
 
     Returns:
         (N, R, C, size, size).
@@ -47,7 +74,9 @@ def pyramid_roi_align(
             list(maps), boxes, levels, list(strides), size, samples, aligned
         )
         return node
-    return _by_embedding_bag(maps, boxes, levels, strides, size, samples, aligned)
+    if layout is None:
+        layout = _layout_of(maps, strides)
+    return _by_embedding_bag(maps, boxes, levels, layout, size, samples, aligned)
 
 
 @torch.library.custom_op("detectors::pyramid_roi_align", mutates_args=())
@@ -62,7 +91,8 @@ def pyramid_roi_align_node(
 ) -> Tensor:
     """:func:`pyramid_roi_align` as an operator of its own, without a gradient."""
     # What follows in the graph relies on the layout that the fake result has.
-    return _by_embedding_bag(maps, boxes, levels, strides, size, samples, aligned).contiguous()
+    layout = _layout_of(maps, strides)
+    return _by_embedding_bag(maps, boxes, levels, layout, size, samples, aligned).contiguous()
 
 
 @pyramid_roi_align_node.register_fake
@@ -78,25 +108,22 @@ def _(
     return maps[0].new_empty(*levels.shape, maps[0].shape[1], size, size)
 
 
+def _layout_of(maps: Sequence[Tensor], strides: Sequence[int]) -> Tensor:
+    sizes = [(x.shape[2], x.shape[3]) for x in maps]
+    return pyramid_layout(sizes, strides).to(maps[0].device)
+
+
 def _by_embedding_bag(
     maps: Sequence[Tensor],
     boxes: Tensor,
     levels: Tensor,
-    strides: Sequence[int],
+    layout: Tensor,
     size: int,
     samples: int,
     aligned: bool,
 ) -> Tensor:
     images, rois = levels.shape
     table = torch.cat([x.permute(0, 2, 3, 1).flatten(1, 2) for x in maps], dim=1)
-    cells = [x.shape[2] * x.shape[3] for x in maps]
-    layout = torch.tensor(
-        [
-            (sum(cells[:index]), x.shape[2], x.shape[3], stride)
-            for index, (x, stride) in enumerate(zip(maps, strides, strict=True))
-        ],
-        device=boxes.device,
-    )
     start, rows, columns, stride = layout[levels].unbind(-1)
 
     corners = boxes / stride.unsqueeze(-1)
@@ -115,13 +142,47 @@ def _by_embedding_bag(
     index = y.mul(columns[..., None, None])[:, :, :, None, :, None] + x[:, :, None, :, None, :]
     index = index + first.view(images, rois, 1, 1, 1, 1)
     weight = y_weight[:, :, :, None, :, None] * x_weight[:, :, None, :, None, :] / samples**2
-    pooled = F.embedding_bag(
-        index.flatten(4).flatten(0, 3),
+    pooled = _weighted_sums(
         table.flatten(0, 1),
-        per_sample_weights=weight.flatten(4).flatten(0, 3).to(table.dtype),
-        mode="sum",
+        index.flatten(4).flatten(0, 3),
+        weight.flatten(4).flatten(0, 3).to(table.dtype),
     )
     return pooled.view(images, rois, size, size, -1).permute(0, 1, 4, 2, 3)
+
+
+def _weighted_sums(table: Tensor, index: Tensor, weight: Tensor) -> Tensor:
+    """(B, C): for each row of ``index`` (B, S) the sum of those rows of ``table`` (T, C), weighted.
+
+    The weights (B, S) are constants.
+    """
+    if table.device.type in _BAG_GRADIENT:
+        return F.embedding_bag(index, table, per_sample_weights=weight, mode="sum")
+    pooled: Tensor = _WeightedSums.apply(table, index, weight)  # type: ignore[no-untyped-call]
+    return pooled
+
+
+class _WeightedSums(torch.autograd.Function):
+    """The embedding bag with a gradient that is made of additions of rows.
+
+    Values are those of the bag, bit for bit. The gradient adds the same products one sample point
+    after the other instead of one bag after the other, which rounds differently.
+    """
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, table: Tensor, index: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(index, weight)
+        ctx.rows = len(table)  # type: ignore[attr-defined]
+        return F.embedding_bag(index, table, per_sample_weights=weight, mode="sum")
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, *upstream: Tensor) -> tuple[Tensor, None, None]:
+        (grad,) = upstream
+        index, weight = ctx.saved_tensors  # type: ignore[attr-defined]
+        total = grad.new_zeros(ctx.rows, grad.shape[1])  # type: ignore[attr-defined]
+        # All sample points together would take S times the memory of the pooled features.
+        for at, share in zip(index.unbind(1), weight.unbind(1), strict=True):
+            total.index_add_(0, at, grad * share.unsqueeze(1))
+        return total, None, None
 
 
 def _neighbours(points: Tensor, limit: Tensor, size: int) -> tuple[Tensor, Tensor]:

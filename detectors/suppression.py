@@ -13,6 +13,10 @@ from torch import Tensor
 import native
 from detectors.boxes import pairwise_iou
 
+#: Longest chain of boxes, each of which decides over the next, that is followed to its end without
+#: asking the device whether it has ended. Odd, see :func:`suppress_by_rounds`.
+_ROUNDS = 63
+
 
 @torch.library.custom_op("detectors::suppress_sorted", mutates_args=())
 def suppress_sorted(boxes: Tensor, valid: Tensor, iou_threshold: float) -> Tensor:
@@ -28,6 +32,11 @@ def suppress_sorted(boxes: Tensor, valid: Tensor, iou_threshold: float) -> Tenso
     """
     if boxes.device.type == "cpu":
         return _suppress_by_kernel(boxes, valid, iou_threshold)
+    if boxes.device.type == "cuda":
+        # Here, because importing Triton takes its time and not every device has it.
+        from detectors.suppression_scan import suppress_by_scan
+
+        return suppress_by_scan(boxes, valid, iou_threshold)
     return suppress_by_rounds(boxes, valid, iou_threshold)
 
 
@@ -36,22 +45,31 @@ def _(boxes: Tensor, valid: Tensor, iou_threshold: float) -> Tensor:
     return torch.empty_like(valid)
 
 
-def suppress_by_rounds(boxes: Tensor, valid: Tensor, iou_threshold: float) -> Tensor:
-    """:func:`suppress_sorted` in whole-tensor operations, for devices that like those.
+def suppress_by_rounds(
+    boxes: Tensor, valid: Tensor, iou_threshold: float, *, rounds: int = _ROUNDS
+) -> Tensor:
+    """:func:`suppress_sorted` in whole-tensor operations and without a look at their results.
 
     A box stays if no better box that stays overlaps it. Starting from all boxes and applying this
     again and again, the best t boxes are right after t rounds, whatever the others are, so the
     fixed point is the greedy result. It is reached after as many rounds as the longest chain of
-    boxes of which each decides over the next, usually a handful.
+    boxes of which each decides over the next, usually a handful. Rounds give more boxes than the
+    result and fewer in turns; the last one gives fewer, so what is beyond ``rounds`` links of a
+    chain is left out.
+
+    Args:
+        boxes, valid, iou_threshold: as there.
+        rounds: how many, odd.
     """
-    better = torch.ones(boxes.shape[1], boxes.shape[1], dtype=torch.bool, device=boxes.device)
-    overlaps = (pairwise_iou(boxes, boxes) > iou_threshold) & better.triu(1)
+    count = boxes.shape[1]
+    better = torch.ones(count, count, dtype=torch.bool, device=boxes.device).triu(1)
+    # As numbers: a product of matrices reads them once and keeps nothing.
+    overlaps = ((pairwise_iou(boxes, boxes) > iou_threshold) & better).float()
     keep = valid
-    while True:
-        following = valid & ~(overlaps & keep.unsqueeze(2)).any(1)
-        if torch.equal(following, keep):
-            return keep.clone()
-        keep = following
+    for _ in range(min(rounds, count | 1)):
+        overlapped = torch.bmm(keep.unsqueeze(1).float(), overlaps).squeeze(1) > 0
+        keep = valid & ~overlapped
+    return keep.clone()
 
 
 def _suppress_by_kernel(boxes: Tensor, valid: Tensor, iou_threshold: float) -> Tensor:

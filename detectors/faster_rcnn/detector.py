@@ -28,14 +28,14 @@ from detectors import draws
 from detectors.backbones import build_backbone
 from detectors.backbones.layers import make_divisible
 from detectors.base import Detector
-from detectors.boxes import pairwise_iou, to_centers, to_corners
+from detectors.boxes import to_centers, to_corners
 from detectors.coding import decode, encode
 from detectors.faster_rcnn.anchors import RATIOS, level_sizes, pyramid_anchors
 from detectors.faster_rcnn.assignment import Samples, assign, draw
 from detectors.faster_rcnn.config import FasterRCNNConfig
 from detectors.faster_rcnn.heads import RPN, RoIHeads, init_mindspore
 from detectors.losses import positive_smooth_l1
-from detectors.matching import Assignment, with_a_slot
+from detectors.matching import Assignment, match_by_images, with_a_slot
 from detectors.pyramid import PyramidBackbone
 from detectors.structures import Candidates, LossTerm, Targets
 from detectors.suppression import suppress_sorted
@@ -83,6 +83,8 @@ class FasterRCNN(Detector):
 
     anchors: Tensor
     anchor_usable: Tensor
+    limit: Tensor
+    pixel: Tensor
 
     def __init__(self, config: FasterRCNNConfig, *, num_classes: int) -> None:
         super().__init__(title=config.title, input_size=config.input_size, num_classes=num_classes)
@@ -92,9 +94,11 @@ class FasterRCNN(Detector):
             channels = make_divisible(_CHANNELS * config.width)
             backbone = PyramidBackbone(backbone, finest=_FINEST, channels=channels, extra="pool")
         self.backbone = backbone
+        sizes = level_sizes(config.input_size, backbone.strides)
         self.rpn = RPN(backbone.channels[0])
         self.roi_heads = RoIHeads(
             channels=backbone.channels[0],
+            sizes=sizes,
             strides=backbone.strides,
             hidden=make_divisible(_HIDDEN * config.width),
             classes=1 + num_classes,
@@ -106,11 +110,14 @@ class FasterRCNN(Detector):
         anchors = pyramid_anchors(
             config.input_size, legacy=config.legacy_boxes, strides=backbone.strides
         )
-        self.level_lengths = [
-            rows * columns * len(RATIOS)
-            for rows, columns in level_sizes(config.input_size, backbone.strides)
-        ]
-        inside = (anchors >= 0).all(1) & (anchors[:, 2:] <= self._limit(anchors)).all(1)
+        self.level_lengths = [rows * columns * len(RATIOS) for rows, columns in sizes]
+        height, width = config.input_size
+        beyond = 1 if config.legacy_boxes else 0
+        # On the device beforehand: what the host made there in a step, it would have to wait for.
+        limit = torch.tensor([width - beyond, height - beyond], dtype=torch.float32)
+        self.register_buffer("limit", limit, persistent=False)
+        self.register_buffer("pixel", torch.tensor([0.0, 0.0, 1.0, 1.0]), persistent=False)
+        inside = (anchors >= 0).all(1) & (anchors[:, 2:] <= limit).all(1)
         usable = torch.ones_like(inside) if config.rpn.cross_border else inside
         self.register_buffer("anchors", anchors, persistent=False)
         self.register_buffer("anchor_usable", usable.unsqueeze(0), persistent=False)
@@ -215,17 +222,21 @@ class FasterRCNN(Detector):
         every_score = torch.cat(kept_scores, dim=1)
         scores, index = every_score.topk(min(after, every_score.shape[1]), dim=1)
         boxes = torch.cat(kept_boxes, dim=1).gather(1, index.unsqueeze(-1).expand(-1, -1, 4))
-        pixel = boxes.new_tensor([0.0, 0.0, 1.0, 1.0])
-        return torch.where((scores >= 0).unsqueeze(-1), boxes, pixel), scores
+        return torch.where((scores >= 0).unsqueeze(-1), boxes, self.pixel), scores
 
     def _first_stage(
         self, objectness: Tensor, offsets: Tensor, targets: Targets
     ) -> dict[str, LossTerm]:
         """Losses of anchors, over those drawn."""
         rule = self.config.rpn
-        legacy = self.config.legacy_boxes
-        iou = pairwise_iou(targets.boxes, self.anchors, plus_one=legacy)
-        found = assign(iou, targets.valid, self.anchor_usable, rule.assignment)
+        found = match_by_images(
+            targets.boxes,
+            self.anchors,
+            lambda iou, images: assign(
+                iou, targets.valid[images], self.anchor_usable, rule.assignment
+            ),
+            plus_one=self.config.legacy_boxes,
+        )
         keys = draws.rand(objectness.shape, device=objectness.device)
         drawn = draw(found, keys, rule.assignment)
         rows = drawn.rows.unsqueeze(-1).expand(-1, -1, 4)
@@ -254,8 +265,12 @@ class FasterRCNN(Detector):
         )
         boxes = torch.cat([proposals, targets.boxes], dim=1)
         usable = torch.cat([scores >= 0, targets.valid], dim=1)
-        iou = pairwise_iou(targets.boxes, boxes, plus_one=self.config.legacy_boxes)
-        found = assign(iou, targets.valid, usable, rule.assignment)
+        found = match_by_images(
+            targets.boxes,
+            boxes,
+            lambda iou, images: assign(iou, targets.valid[images], usable[images], rule.assignment),
+            plus_one=self.config.legacy_boxes,
+        )
         # Drawn so that padding leaves the numbers of what is there as they are.
         keys = torch.cat(
             [
@@ -271,11 +286,7 @@ class FasterRCNN(Detector):
     ) -> dict[str, LossTerm]:
         """Losses of the examples drawn."""
         boxes, found, drawn = examples
-        chosen = torch.where(
-            drawn.valid.unsqueeze(-1),
-            _rows(boxes, drawn.rows),
-            boxes.new_tensor([0.0, 0.0, 1.0, 1.0]),
-        )
+        chosen = torch.where(drawn.valid.unsqueeze(-1), _rows(boxes, drawn.rows), self.pixel)
         slot = found.box.gather(1, drawn.rows)
         channel = torch.where(drawn.positive, targets.labels.gather(1, slot) + 1, 0)
         wanted = self._offsets(_rows(targets.boxes, slot), chosen, _HEAD_VARIANCES)
@@ -316,16 +327,9 @@ class FasterRCNN(Detector):
             log_ratios=(-_LARGEST_LOG if legacy else -math.inf, _LARGEST_LOG),
         )
         corners = to_corners(centers, plus_one=legacy)
-        limit = self._limit(corners)
-        low, high = (part.clamp(min=0).minimum(limit) for part in corners.chunk(2, dim=-1))
+        low, high = (part.clamp(min=0).minimum(self.limit) for part in corners.chunk(2, dim=-1))
         # Less than a pixel long, a legacy box ends before it begins.
         return torch.cat([low, high.maximum(low)], dim=-1)
-
-    def _limit(self, boxes: Tensor) -> Tensor:
-        """(2,) largest x and y of a box."""
-        height, width = self.input_size
-        beyond = 1 if self.config.legacy_boxes else 0
-        return boxes.new_tensor([width - beyond, height - beyond])
 
 
 def _rows(boxes: Tensor, index: Tensor) -> Tensor:

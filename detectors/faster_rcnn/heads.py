@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from detectors.backbones.layers import Backbone
 from detectors.faster_rcnn.anchors import RATIOS
 from detectors.pyramid import PyramidBackbone
-from detectors.roi_align import pyramid_roi_align
+from detectors.roi_align import pyramid_layout, pyramid_roi_align
 
 #: Cells of a pooled proposal and sample points per cell, in each direction.
 POOLED = 7
@@ -97,6 +97,7 @@ class RoIHeads(nn.Module):
 
     Args:
         channels: of the pyramid.
+        sizes: rows and columns of its maps.
         strides: of its maps.
         hidden: of the fully connected layers.
         classes: class channels, background included.
@@ -104,10 +105,13 @@ class RoIHeads(nn.Module):
         legacy: whether a proposal is a pixel longer than its corners are apart.
     """
 
+    layout: Tensor
+
     def __init__(
         self,
         *,
         channels: int,
+        sizes: Sequence[tuple[int, int]],
         strides: Sequence[int],
         hidden: int,
         classes: int,
@@ -118,6 +122,8 @@ class RoIHeads(nn.Module):
         self.box_head = BoxHead(channels, hidden)
         self.box_predictor = BoxPredictor(hidden, classes)
         self.strides = strides[:ROI_LEVELS]
+        layout = pyramid_layout(sizes[:ROI_LEVELS], self.strides)
+        self.register_buffer("layout", layout, persistent=False)
         self.aligned = aligned
         self.legacy = legacy
 
@@ -131,6 +137,7 @@ class RoIHeads(nn.Module):
             size=POOLED,
             samples=_SAMPLES,
             aligned=self.aligned,
+            layout=self.layout,
         )
         logits, offsets = self.box_predictor(self.box_head(pooled))
         return logits, offsets

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeAlias, cast
 
 from pydantic import Field, model_validator
@@ -183,6 +183,14 @@ class RetinaNetConfig(DetectorConfig):
         own = ("endpoints", "stochastic_depth", "zero_init")
         check_fit(self, self.backbone, strides=(8,), size=self.input_size, replaced=own)
         return self
+
+    def prior_choices(self, ratios: Sequence[Sequence[float]]) -> Mapping[str, Sequence[Any]]:
+        """Sides of the smallest square, in strides, and the ratios of the data set."""
+        bases = (1.0, 1.5, 2.0, 2.5, 3.0, 4.0)
+        return {
+            "anchors.base": [base for base in bases if base != self.anchors.base],
+            "anchors.ratios": [list(some) for some in ratios],
+        }
 
     @property
     def arch(self) -> Arch:

@@ -22,10 +22,10 @@ from detectors.backbones import build_backbone
 from detectors.backbones.layers import make_divisible
 from detectors.backbones.spinenet import ACTIVATIONS
 from detectors.base import Detector
-from detectors.boxes import clip_boxes, pairwise_iou, to_centers, to_corners
+from detectors.boxes import clip_boxes, to_centers, to_corners
 from detectors.coding import decode, encode
 from detectors.losses import positive_smooth_l1, sigmoid_focal
-from detectors.matching import match_with_band, take_boxes, with_a_slot
+from detectors.matching import match_by_images, match_with_band, take_boxes, with_a_slot
 from detectors.priors import Level, grid_boxes
 from detectors.pyramid import PyramidBackbone
 from detectors.retinanet.config import AnchorConfig, RetinaNetConfig
@@ -174,14 +174,18 @@ class RetinaNet(Detector):
         """
         rule = self.config.loss
         targets = with_a_slot(targets)
-        found = match_with_band(
-            pairwise_iou(targets.boxes, self.anchors),
-            targets.valid,
-            torch.ones_like(self.anchor_learnt),
-            positive_iou=rule.positive_iou,
-            negative_iou=rule.negative_iou,
-            claims="last_box" if rule.claims else "none",
-            claim_iou=rule.claim_iou,
+        found = match_by_images(
+            targets.boxes,
+            self.anchors,
+            lambda iou, images: match_with_band(
+                iou,
+                targets.valid[images],
+                torch.ones_like(self.anchor_learnt),
+                positive_iou=rule.positive_iou,
+                negative_iou=rule.negative_iou,
+                claims="last_box" if rule.claims else "none",
+                claim_iou=rule.claim_iou,
+            ),
         )
         # A box may have claimed an anchor that is not learnt from, and is then left without.
         positive = found.positive & self.anchor_learnt

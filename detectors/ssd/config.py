@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
@@ -110,6 +110,10 @@ class SSDConfig(DetectorConfig):
             names = " or ".join(allowed)
             raise ValueError(f"{info.data['variant']} is laid out for {names}, not for {value}")
         return value
+
+    def prior_choices(self, ratios: Sequence[Sequence[float]]) -> Mapping[str, Sequence[Any]]:
+        """The sizes that the variant is laid out for."""
+        return {"priors": [one for one in _PRIORS[self.variant] if one != self.priors]}
 
     def differences(self) -> Iterator[str]:
         """A width other than 1."""

@@ -70,7 +70,7 @@ def measure_inference(
             lambda: detect(network, batch, how, prepare=prepare, batch_size=size),  # noqa: B023
             repeats,
         )
-        alone = _times(lambda: network(ready), repeats)  # noqa: B023
+        alone = _times(lambda: _awaited(network, ready), repeats)  # noqa: B023
         median = statistics.median(whole)
         found.append(
             Latency(
@@ -85,8 +85,14 @@ def measure_inference(
     return found
 
 
+def _awaited(network: TorchNetwork, images: NDArray[np.uint8]) -> None:
+    """Run a network until its device is done."""
+    network(images)
+    network.accelerator.synchronize()
+
+
 def _times(work: Callable[[], object], repeats: int) -> list[float]:
-    """Seconds of each call; results come back to the host, so no device is left to wait for."""
+    """Seconds of each call, which leaves no device to wait for."""
     spent = []
     for number in range(repeats + 2):
         started = time.perf_counter()

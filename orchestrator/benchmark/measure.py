@@ -33,7 +33,7 @@ def benchmark(
     repeats: int,
     trace: Path | None = None,
 ) -> BenchmarkResult:
-    """Measure an experiment in this process, from drawn weights.
+    """Measure an experiment in this process, from random weights.
 
     Args:
         resolved: the experiment; its batch size is that of one worker here.

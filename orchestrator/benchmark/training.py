@@ -114,7 +114,7 @@ class Clock:
 
 
 class Trainer:
-    """The steps of an experiment in this process, from drawn weights.
+    """The steps of an experiment in this process, from random weights.
 
     Args:
         resolved: the experiment.
@@ -142,7 +142,7 @@ class Trainer:
         )
         self.rate = LearningRate(
             schedule=experiment.train.schedule,
-            base=experiment.train.optimizer.lr,
+            base=experiment.train.base_rate,
             steps_per_epoch=job.schedule.steps_per_epoch,
             total_steps=job.schedule.total_steps,
         )

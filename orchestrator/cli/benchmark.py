@@ -20,7 +20,7 @@ def main(argv: Sequence[str]) -> int:
     parser = Parser(
         prog="orchestrator benchmark",
         description="training steps by part, evaluation, latency and throughput of detection by "
-        "batch size, and memory, in one process on this machine, from drawn weights",
+        "batch size, and memory, in one process on this machine, from random weights",
     )
     parser.add_argument("experiment", metavar="EXPERIMENT.yaml|RUN")
     parser.add_argument("overrides", nargs="*", metavar="key.path=value")

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import argparse
 import json
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.cli._shared.parser import Parser
+from orchestrator.errors import ConfigError, printable
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
     from orchestrator.config.schema import Experiment
+    from orchestrator.data.dataset import Dataset
     from orchestrator.data.label_map import LabelMap
 
 _AUGMENTED_IMAGES = 24
+_SUSPECTS_SAID = 10
 
 
 def main(argv: Sequence[str]) -> int:
@@ -36,7 +41,27 @@ def main(argv: Sequence[str]) -> int:
         metavar="FILE.jpg",
         help="write a sheet of training images as the network gets them",
     )
+    parser.add_argument(
+        "--suggest-priors",
+        action="store_true",
+        help="search for priors that fit the training boxes better, and print them as YAML lines "
+        "with the recall before and after",
+    )
+    parser.add_argument(
+        "--with",
+        dest="detector",
+        metavar="RUN|CHECKPOINT",
+        help="list the boxes that this trained detector contradicts, most suspicious first",
+    )
+    parser.add_argument(
+        "--suspects",
+        type=Path,
+        metavar="FOLDER",
+        help="where --with leaves suspects.json, .csv and .html (default: ./suspects)",
+    )
     arguments = parser.parse_args(argv)
+    if arguments.suspects is not None and arguments.detector is None:
+        raise ConfigError("--suspects: is where --with RUN leaves its lists; name a run")
 
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -67,6 +92,7 @@ def main(argv: Sequence[str]) -> int:
     for one in sorted(report.diagnoses, key=lambda one: -one.verdict):
         print(one)
     print(f"verdict: {report.to_json()['verdict']}")
+    written = [path for path in (arguments.json, arguments.page) if path]
     if arguments.json:
         write_atomic(arguments.json, json.dumps(report.to_json(), indent=2).encode())
     if arguments.page:
@@ -76,7 +102,74 @@ def main(argv: Sequence[str]) -> int:
         write_atomic(
             arguments.show_augmented, _augmented(arguments.experiment, arguments.overrides)
         )
+        written.append(arguments.show_augmented)
+    if written:
+        print(f"written: {', '.join(map(str, written))}", file=sys.stderr)
+    if arguments.suggest_priors and not report.exit_code:
+        _suggest_priors(experiment, examination.splits)
+    if arguments.detector is not None and not report.exit_code:
+        _contradicted(experiment, examination.splits, arguments)
     return report.exit_code
+
+
+def _suggest_priors(experiment: Experiment, splits: Mapping[str, Dataset]) -> None:
+    from detectors.registry import build_detector
+    from orchestrator.data.doctor.examine import in_tiles, view_of
+    from orchestrator.data.doctor.suggest import suggest_priors
+
+    config = experiment.detector
+    detector = build_detector(config, num_classes=1)
+    seen = {name: in_tiles(data, experiment.data) for name, data in splits.items()}
+    boxes = detector.prior_boxes()
+    if boxes is None or not config.prior_choices([]):
+        print(f"priors: {config.title} has none that its section could change")
+        return
+
+    def priors(changes: Mapping[str, Any]) -> NDArray[np.float32]:
+        tree = config.model_dump(mode="json")
+        for key, value in changes.items():
+            *path, last = key.split(".")
+            place = tree
+            for part in path:
+                place = place[part]
+            place[last] = value
+        changed = type(config).model_validate_json(json.dumps(tree))
+        found = build_detector(changed, num_classes=1).prior_boxes()
+        assert found is not None, "the same detector has priors"
+        return found.numpy()
+
+    view = view_of(experiment.data.augmentation, detector.input_size)
+    found = suggest_priors(seen, priors, config.prior_choices, view)
+    for name, before in found.before.items():
+        after = found.after[name]
+        recall, overlap = (
+            f"{before[key]:.3f} -> {after[key]:.3f}" for key in ("recall", "mean_iou")
+        )
+        print(
+            f"priors on {before['boxes']} boxes of {name}: recall at IoU 0.5 {recall}, "
+            f"mean best IoU {overlap}"
+        )
+    if found.changes:
+        print(f"{found.to_yaml()}\nWeights trained with other priors are of no use with these.")
+    else:
+        print(f"of {found.tried} others none with as few priors is better")
+
+
+def _contradicted(
+    experiment: Experiment, splits: Mapping[str, Dataset], arguments: argparse.Namespace
+) -> None:
+    from orchestrator.predict.label_check import check_labels, summary, write_suspects
+    from orchestrator.predict.loading import load_detector
+
+    loaded = load_detector(arguments.detector)
+    listed = check_labels(
+        loaded, splits, experiment.data, watch=lambda line: print(printable(line))
+    )
+    files = write_suspects(arguments.suspects or Path("suspects"), loaded.title, listed)
+    print(f"boxes that {printable(loaded.title)} contradicts: {summary(listed)}")
+    for one in listed[:_SUSPECTS_SAID]:
+        print(f"  {printable(str(one))}")
+    print(f"written: {', '.join(str(path) for path in files.values())}")
 
 
 def _priors(

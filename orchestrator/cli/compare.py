@@ -13,6 +13,7 @@ from orchestrator.errors import ConfigError, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Column
 
     from orchestrator.runs.compare.comparison import Comparison
 
@@ -102,14 +103,15 @@ def _show_columns(console: Console, comparison: Comparison) -> None:
     from rich.table import Table
 
     from orchestrator.evaluation.coco import METRICS
+    from orchestrator.runs.compare.comparison import value_text
 
     runs = comparison.runs
     if comparison.settings:
-        settings = Table("set differently", *(escape(run.name) for run in runs))
+        settings = Table(*_columns("set differently", *(run.name for run in runs)))
         for path, values in comparison.settings.items():
-            settings.add_row(path, *(escape(str(value)) for value in values))
+            settings.add_row(path, *(escape(printable(value_text(value))) for value in values))
         console.print(settings)
-    numbers = Table("", *(escape(run.name) for run in runs))
+    numbers = Table(*_columns("", *(run.name for run in runs)))
     numbers.add_row("state", *(run.state for run in runs))
     numbers.add_row("steps", *(str(run.steps) for run in runs))
     for name in METRICS:
@@ -117,21 +119,31 @@ def _show_columns(console: Console, comparison: Comparison) -> None:
     console.print(numbers)
 
 
+def _columns(*names: str) -> list[Column]:
+    """Columns that go on in the next line where they are too narrow: nothing is cut away."""
+    from rich.markup import escape
+    from rich.table import Column
+
+    return [Column(escape(printable(name)), overflow="fold") for name in names]
+
+
 def _show_lines(console: Console, comparison: Comparison) -> None:
     """A line for every run, best first."""
     from rich.markup import escape
     from rich.table import Table
 
+    from orchestrator.runs.compare.comparison import value_text
+
     settings = comparison.settings
     names = ("AP", "AP50", "AP75", "AR100")
     keys = (path.rpartition(".")[2] for path in settings)
-    table = Table("run", "state", "steps", *keys, *names)
+    table = Table(*_columns("run", "state", "steps", *keys, *names))
     order = sorted(
         range(len(comparison.runs)), key=lambda i: -comparison.runs[i].metrics.get("AP", -1.0)
     )
     for i in order:
         run = comparison.runs[i]
-        values = (escape(str(values[i])) for values in settings.values())
+        values = (escape(printable(value_text(values[i]))) for values in settings.values())
         scores = (_number(run.metrics.get(name)) for name in names)
         table.add_row(escape(run.name), run.state, str(run.steps), *values, *scores)
     console.print(table)

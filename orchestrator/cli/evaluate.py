@@ -188,7 +188,9 @@ def _evaluate(source: str, overrides: list[str], arguments: Any) -> dict[str, An
         "tiles": None if how.tiles is None else [*how.tiles.size, how.tiles.overlap],
         "config_digest": loaded.resolved.digest,
     }
-    folder = arguments.output or (loaded.run_dir or Path()) / "evaluation"
+    # Numbers of some images do not take the place of those of all.
+    place = "evaluation" if arguments.limit is None else f"evaluation-first-{arguments.limit}"
+    folder = arguments.output or (loaded.run_dir or Path()) / place
     outcome = _Outcome(dataset, results, analysis, about, time.perf_counter() - started)
     return _finish(console, loaded.title, outcome, folder, arguments)
 

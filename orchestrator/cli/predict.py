@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from orchestrator.predict.inputs import Picture
     from orchestrator.predict.loading import LoadedDetector
     from orchestrator.predict.prediction import Prediction
+    from orchestrator.predict.predictor import DetectOptions
     from orchestrator.predict.results_target import ResultsTarget
 
 
@@ -123,6 +124,7 @@ def _watch(words: list[str], overrides: list[str], arguments: Any) -> int:
     if arguments.form != "seed" or arguments.workers != 1:
         raise ConfigError("--camera, --video: go with --form seed and --workers 1")
     loaded = load(words[0], overrides, arguments)
+    how = shown_options(loaded, arguments, overrides)
     console = Console(stderr=True, soft_wrap=True)
     with Progress(
         "{task.description} {task.completed} frames",
@@ -133,7 +135,7 @@ def _watch(words: list[str], overrides: list[str], arguments: Any) -> int:
         task = bar.add_task("watching", total=arguments.frames)
         found = watch(
             loaded,
-            shown_options(loaded, arguments, overrides),
+            how,
             arguments.video if arguments.camera is None else arguments.camera,
             Viewing(arguments.show, arguments.draw, arguments.draw_threshold, arguments.frames),
             threads=arguments.threads,
@@ -141,7 +143,7 @@ def _watch(words: list[str], overrides: list[str], arguments: Any) -> int:
         )
     _write(arguments, found, loaded.label_map, {})
     boxes = sum(len(one.scores) for one in found)
-    print(f"{len(found)} frames, {boxes} detections{_rule(arguments)}: {arguments.output}")
+    print(f"{len(found)} frames, {boxes} detections{_rule(arguments, how)}: {arguments.output}")
     return 0
 
 
@@ -190,7 +192,7 @@ def _predict(source: str, words: list[str], overrides: list[str], arguments: Any
         _say(console, f"skipped: {problem}")
     boxes = sum(len(one.scores) for one in found)
     print(
-        f"{len(found) - len(problems)} images, {boxes} detections{_rule(arguments)}: "
+        f"{len(found) - len(problems)} images, {boxes} detections{_rule(arguments, job.how)}: "
         f"{arguments.output}"
     )
     if arguments.draw is not None:
@@ -219,11 +221,13 @@ def _target(pictures: Sequence[Picture], loaded: LoadedDetector, arguments: Any)
     return ResultsTarget(ids, loaded.label_map, loaded.pictures)
 
 
-def _rule(arguments: Any) -> str:
+def _rule(arguments: Any, how: DetectOptions) -> str:
     """What was left out, for people who count."""
     if arguments.all or arguments.form == "coco":
         return ""
-    return " worth a look (all of them with --all)"
+    score, most = how.postprocess.score_threshold, how.postprocess.max_per_image
+    limit = "" if most is None else f", at most {most} an image"
+    return f" with scores above {score:g}{limit} (--all for the others)"
 
 
 def _say(console: Console, text: str) -> None:

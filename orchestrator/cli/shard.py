@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.cli._shared.json_output import add_json, json_output
@@ -48,10 +49,12 @@ def main(argv: Sequence[str]) -> int:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
     from orchestrator.cluster.connection import connected
+    from orchestrator.cluster.survey import look_around
     from orchestrator.data.readers.convert import read_places
     from orchestrator.data.shards.ray_writer import shards_by_ray
     from orchestrator.data.shards.writer import IMAGES_PER_SHARD, write_shards
-    from orchestrator.storage.address import below
+    from orchestrator.runs.reach import images_of
+    from orchestrator.storage.address import below, is_remote
 
     splits = read_places(*find_source(arguments))
     written = {}
@@ -60,6 +63,10 @@ def main(argv: Sequence[str]) -> int:
         connected(_cluster(arguments)),
         Progress(*columns, console=Console(stderr=True), transient=True) as bars,
     ):
+        look_around(
+            [need for name, split in splits.items() for need in images_of(split.dataset, name)],
+            None if is_remote(arguments.target) else Path(arguments.target).absolute(),
+        )
         tasks = max(1, int(ray.cluster_resources().get("CPU", 1)))
         run = partial(shards_by_ray, tasks=tasks)
         for name, split in splits.items():

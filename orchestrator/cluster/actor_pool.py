@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -10,6 +11,7 @@ from ray.util import ActorPool
 
 from orchestrator.cluster.connection import connected
 from orchestrator.cluster.placement import place
+from orchestrator.cluster.survey import Needed, look_around
 from orchestrator.config.schema import ClusterConfig
 
 
@@ -34,6 +36,8 @@ def on_workers(
     shares: Iterable[Any],
     *,
     workers: int,
+    needed: Sequence[Needed],
+    shared: Path | None = None,
 ) -> Iterator[Any]:
     """Results of shares as the workers finish them, in any order.
 
@@ -44,13 +48,16 @@ def on_workers(
         arguments: sent to the cluster once.
         shares: of the work.
         workers: processes.
+        needed: what each node that may get one has to see.
+        shared: folder that they write to and this process reads from.
 
     Raises:
-        ConfigError: more workers than the cluster holds.
+        ConfigError: more workers than the cluster holds, or a node does not see what it needs.
     """
     config = cluster.model_copy(update={"workers": workers})
     with connected(config):
         placement = place(config)
+        look_around(needed, shared)
         options = actor_options(placement.resources_per_worker)
         actor = ray.remote(**options)(worker)
         sent = [ray.put(argument) for argument in arguments]

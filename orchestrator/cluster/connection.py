@@ -26,6 +26,7 @@ import ray
 from ray._private import services
 from typing_extensions import Self
 
+from orchestrator.cluster.nodes import alive_nodes
 from orchestrator.cluster.placement import DATA_CPUS
 from orchestrator.config.schema import ClusterConfig
 from orchestrator.errors import ConfigError, PreemptedError, StorageError
@@ -40,6 +41,8 @@ _FAILURES, _LEAVE_SECONDS = 3, 10.0
 _SOCKET_BYTES = 107
 #: What Ray puts below its folder: the longest name of a session, of a socket, and a counter.
 _BELOW = len("/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store.99")
+#: Label of the node of a Ray that a run has started for itself, which no other node joins.
+_OWN = "orchestrator-own"
 #: Free bytes below which Ray's logs and sockets find no place.
 ROOM = 64 << 20
 
@@ -198,6 +201,7 @@ def _start(cpus: int) -> None:
                 log_to_driver=False,
                 logging_level=logging.ERROR,
                 _temp_dir=str(folder),
+                labels={_OWN: "true"},
                 runtime_env=None if python == sys.executable else {"py_executable": python},
             )
     except Exception as error:
@@ -205,6 +209,11 @@ def _start(cpus: int) -> None:
             f"Ray cannot start on this machine: {_first_line(error)}. Next: look into "
             f"{folder}/session_latest/logs, or name a cluster by cluster.address"
         ) from error
+
+
+def is_own_ray() -> bool:
+    """Whether this process's Ray was started by a run, or a sweep, for itself, on one machine."""
+    return any(_OWN in node.labels for node in alive_nodes())
 
 
 def _first_line(error: Exception) -> str:

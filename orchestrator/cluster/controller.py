@@ -20,6 +20,7 @@ from ray.train.v2._internal.execution.callback import ControllerCallback
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from orchestrator.cluster.heartbeat import CONTROLLER, Heartbeat
+from orchestrator.cluster.relay import Way
 
 log = logging.getLogger(__name__)
 
@@ -29,14 +30,15 @@ _CLEANER = "PlacementGroupCleanerCallback"
 class _SignOfLife(ControllerCallback):  # type: ignore[misc]  # Ray is not typed
     """Gives signs of life of the process that it is started in."""
 
-    def __init__(self, beats: Path, timeout: float) -> None:
-        self._arguments = (beats, timeout)
+    def __init__(self, beats: Path, timeout: float, way: Way) -> None:
+        self._arguments = (beats, timeout, way)
         self._alive: Heartbeat | None = None
 
     def after_controller_start(self, train_run_context: Any) -> None:
-        beats, timeout = self._arguments
+        beats, timeout, way = self._arguments
         node = ray.get_runtime_context().get_node_id()
-        self._alive = Heartbeat(beats, CONTROLLER, timeout, node=node)
+        send = way.signs(str(beats))
+        self._alive = Heartbeat(beats, CONTROLLER, timeout, node=node, send=send)
         self._alive.__enter__()
 
     async def before_controller_shutdown(self) -> None:
@@ -47,10 +49,12 @@ class _SignOfLife(ControllerCallback):  # type: ignore[misc]  # Ray is not typed
 class WatchedTrainer(TorchTrainer):  # type: ignore[misc]
     """A trainer whose controller gives signs of life, and has no cleaner beside it."""
 
-    def __init__(self, *arguments: Any, beats: Path, timeout: float | None, **more: Any) -> None:
+    def __init__(
+        self, *arguments: Any, beats: Path, timeout: float | None, way: Way, **more: Any
+    ) -> None:
         """Args: ``beats`` and ``timeout`` are those of the ranks' heartbeats; None for none."""
         super().__init__(*arguments, **more)
-        self._watched = None if timeout is None else _SignOfLife(beats, timeout)
+        self._watched = None if timeout is None else _SignOfLife(beats, timeout, way)
 
     def _create_default_callbacks(self) -> list[Any]:
         callbacks = [

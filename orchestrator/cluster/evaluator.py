@@ -15,6 +15,7 @@ from ray.exceptions import RayError, RayTaskError
 from orchestrator.accelerators import Accelerator
 from orchestrator.cluster.actor_pool import actor_options
 from orchestrator.cluster.heartbeat import EVALUATOR, Heartbeat
+from orchestrator.cluster.relay import Way
 from orchestrator.data.stream.assemble import BatchPlan
 from orchestrator.training.commit_evaluator import CommitEvaluator
 from orchestrator.training.job import TrainingJob
@@ -28,11 +29,14 @@ _START_SECONDS = 120.0
 class _WatchedEvaluator(CommitEvaluator):
     """An evaluator that gives signs of life, so that one that is stopped is not waited for."""
 
-    def __init__(self, beats: Path, timeout: float | None, *arguments: Any) -> None:
-        super().__init__(*arguments)
+    def __init__(
+        self, beats: Path, timeout: float | None, way: Way, job: TrainingJob, *arguments: Any
+    ) -> None:
+        super().__init__(way.commits_of(job), *arguments)
         if timeout is not None:
             node = ray.get_runtime_context().get_node_id()
-            self._alive = Heartbeat(beats, EVALUATOR, timeout, node=node)
+            send = way.signs(str(beats))
+            self._alive = Heartbeat(beats, EVALUATOR, timeout, node=node, send=send)
             self._alive.__enter__()
 
 
@@ -45,6 +49,7 @@ class RayEvaluator:
         accelerator: the kind of device it trains on.
         resources: that the actor reserves, those of a worker.
         beats: folder of the signs of life of this attempt.
+        way: to the run folder.
     """
 
     def __init__(
@@ -54,9 +59,10 @@ class RayEvaluator:
         accelerator: Accelerator,
         resources: Mapping[str, float],
         beats: Path,
+        way: Way,
     ) -> None:
         timeout = job.experiment.cluster.hang_timeout
-        self._arguments = (beats, timeout, job, batches, accelerator)
+        self._arguments = (beats, timeout, way, job, batches, accelerator)
         self._resources = dict(resources)
         self._actor: Any = None
         self._started: Any = None

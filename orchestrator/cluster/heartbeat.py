@@ -97,14 +97,23 @@ class Heartbeat:
         rank: of this process; a name for one that is no rank, and is watched for life alone.
         timeout: ``cluster.hang_timeout``, in seconds.
         node: Ray's id of this node.
+        send: takes the name of the file and its text, or None to remove it, where ``folder`` is
+            on another machine's disk.
     """
 
     def __init__(
-        self, folder: Path, rank: int | str, timeout: float, *, node: str | None = None
+        self,
+        folder: Path,
+        rank: int | str,
+        timeout: float,
+        *,
+        node: str | None = None,
+        send: Callable[[str, str | None], None] | None = None,
     ) -> None:
         self._path = folder / f"{f'rank{rank}' if isinstance(rank, int) else rank}.json"
         self._interval = timeout * _BEAT
         self._node = node
+        self._send = send or self._write
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
 
@@ -115,8 +124,17 @@ class Heartbeat:
     def __exit__(self, *_: object) -> None:
         self._over.set()
         self._thread.join()
-        with suppress(OSError):
+        # Whoever it is sent to may be gone.
+        with suppress(Exception):
+            self._send(self._path.name, None)
+
+    def _write(self, name: str, text: str | None) -> None:
+        if text is None:
             self._path.unlink(missing_ok=True)
+            return
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        # Opened anew each time: closing is what makes NFS show it to others.
+        self._path.write_text(text)
 
     def _beat(self) -> None:
         process = Holder.this_process()
@@ -136,12 +154,9 @@ class Heartbeat:
                 pulse.marks,
                 busy or pulse.patient,
             )
-            text = json.dumps(asdict(beat))
             try:
-                self._path.parent.mkdir(parents=True, exist_ok=True)
-                # Opened anew each time: closing is what makes NFS show it to others.
-                self._path.write_text(text)
-            except OSError as error:
+                self._send(self._path.name, json.dumps(asdict(beat)))
+            except Exception as error:
                 log.warning("%s: no sign of life written: %s", self._path, error)
             if self._over.wait(self._interval):
                 return

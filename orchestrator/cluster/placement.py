@@ -1,15 +1,15 @@
-"""What fits on a Ray cluster: devices, threads, and where a run evaluates."""
+"""What fits on the nodes of a Ray cluster: devices, threads, and where a run evaluates."""
 
 from __future__ import annotations
 
+import math
 import os
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-
-import ray
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from orchestrator.accelerators import Accelerator, from_resources
+from orchestrator.cluster.nodes import ACCELERATOR_TYPE, Node, alive_nodes, free_resources
 from orchestrator.config.schema import ClusterConfig, Experiment
 from orchestrator.errors import ConfigError, PreemptedError
 
@@ -17,6 +17,10 @@ from orchestrator.errors import ConfigError, PreemptedError
 ROOM_SECONDS, _MOMENT_SECONDS, _POLL_SECONDS = 600.0, 5.0, 0.5
 #: Reading and augmenting needs at least this many CPUs beside the training workers.
 DATA_CPUS = 1.0
+#: Nodes that a message lists one by one.
+_LISTED = 6
+#: Amounts of a resource are added up in binary fractions.
+_TINY = 1e-6
 
 
 @dataclass(frozen=True)
@@ -26,42 +30,98 @@ class Placement:
     Attributes:
         accelerator: the kind of device they train on.
         resources_per_worker: Ray resources each of them reserves.
-        threads: torch threads of each worker.
+        threads: torch threads of each worker; where ``by_node``, the fewest that any gets.
+        by_node: whether a worker takes its share of the machine that it finds itself on.
+        strategy: of Ray's placement group.
+        accelerator_type: that a node must have; None for any.
+        labels: that a node must have.
     """
 
     accelerator: Accelerator
     resources_per_worker: dict[str, float]
     threads: int | None
+    by_node: bool = False
+    strategy: str = "PACK"
+    accelerator_type: str | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+    def takes(self, node: Node) -> bool:
+        """Whether a worker may be put on a node, room or not."""
+        kind = self.accelerator_type
+        return (kind is None or ACCELERATOR_TYPE + kind in node.resources) and all(
+            node.labels.get(key) == value for key, value in self.labels.items()
+        )
+
+    @property
+    def busy_cpus(self) -> float:
+        """Cores that a worker keeps busy: its threads on a CPU, or what it reserves."""
+        on_cpu = self.accelerator.kind == "cpu"
+        return max(self.resources_per_worker["CPU"], (self.threads or 1) if on_cpu else 1)
 
 
-def place(config: ClusterConfig, *, one_thread: bool = False) -> Placement:
+def place(
+    config: ClusterConfig, *, one_thread: bool = False, threads_before: int | None = None
+) -> Placement:
     """Decide on devices and threads, and refuse what can never be scheduled.
 
     Args:
         config: the ``cluster`` section.
         one_thread: give CPU workers one thread where the file does not say, because the number of
             threads is part of the bits and must not follow from the number of workers.
+        threads_before: that CPU workers had when the run began, if they are to have as many again;
+            they have where the file does not say and the machine has as many cores.
 
     Raises:
-        ConfigError: with the arithmetic, when the cluster is too small.
+        ConfigError: with the arithmetic, when no node, or too few, can hold the workers.
     """
-    resources = ray.cluster_resources()
-    accelerator = from_resources(config.accelerator, resources)
+    nodes = alive_nodes()
+    accelerator = from_resources(config.accelerator, _total(nodes))
     each = {"CPU": config.cpus_per_worker}
     if accelerator.kind != "cpu":
         each[accelerator.ray_resource] = 1.0
-    missing = _shortage(config.workers, each, resources)
+    placement = Placement(
+        accelerator,
+        each,
+        config.threads_per_worker,
+        strategy=config.placement.upper(),
+        accelerator_type=config.accelerator_type,
+        labels=config.labels,
+    )
+    _require_nodes(placement, nodes)
+    missing = _shortage(config.workers, placement, nodes)
     if missing is not None:
         raise ConfigError(
             f"cluster.workers: {missing}. Next: lower cluster.workers or "
             "cluster.cpus_per_worker, or add nodes"
         )
-    threads = config.threads_per_worker
-    if threads is None and accelerator.kind == "cpu":
-        # One core stays free for reading data: torch's threads wait for each other by spinning, so
-        # a thread too many costs far more than a thread too few.
-        threads = 1 if one_thread else max(1, ((os.cpu_count() or 1) - 1) // config.workers)
-    return Placement(accelerator, each, threads)
+    if config.threads_per_worker is not None or accelerator.kind != "cpu":
+        return placement
+    if one_thread:
+        return replace(placement, threads=1)
+    possible = [n for n in nodes if placement.takes(n) and _room(placement, n.resources)]
+    if threads_before is not None and all(
+        threads_before <= share_of_node(node.cpus, 1) for node in possible
+    ):
+        return replace(placement, threads=threads_before)
+    least = min(
+        share_of_node(node.cpus, max(1, min(config.workers, _room(placement, node.resources))))
+        for node in possible
+    )
+    return replace(placement, threads=least, by_node=True)
+
+
+def share_of_node(cpus: float, workers: int) -> int:
+    """Torch threads of each worker on a machine.
+
+    One core stays free for reading data: torch's threads wait for each other by spinning, so a
+    thread too many costs far more than a thread too few.
+
+    Args:
+        cpus: logical CPUs that Ray counts on the machine; those that there are may be fewer.
+        workers: of the run on it.
+    """
+    cores = min(os.cpu_count() or 1, max(1, int(cpus)))
+    return max(1, (cores - 1) // workers)
 
 
 class NoRoomError(PreemptedError):
@@ -81,7 +141,7 @@ def wait_for_room(workers: int, placement: Placement, say: Callable[[str], None]
     """
     began, said = time.monotonic(), False
     while True:
-        missing = _shortage(workers, placement.resources_per_worker, ray.available_resources())
+        missing = _shortage(workers, placement, _free_nodes())
         if missing is None:
             return
         waited = time.monotonic() - began
@@ -97,28 +157,96 @@ def wait_for_room(workers: int, placement: Placement, say: Callable[[str], None]
         time.sleep(_POLL_SECONDS)
 
 
+def _free_nodes() -> list[Node]:
+    """The nodes with what is not reserved in place of what they have."""
+    free = free_resources()
+    return [replace(node, resources=free.get(node.id, {})) for node in alive_nodes()]
+
+
+def _total(nodes: Sequence[Node]) -> dict[str, float]:
+    names = {name for node in nodes for name in node.resources}
+    return {name: sum(node.resources.get(name, 0.0) for node in nodes) for name in names}
+
+
+def _room(placement: Placement, have: Mapping[str, float]) -> int:
+    """Workers that fit on a node."""
+    return min(
+        math.floor(have.get(name, 0.0) / amount + _TINY)
+        for name, amount in placement.resources_per_worker.items()
+    )
+
+
+def _require_nodes(placement: Placement, nodes: Sequence[Node]) -> None:
+    """Refuse a type of accelerator, or labels, that no node has."""
+    if any(placement.takes(node) for node in nodes):
+        return
+    kind, wanted = placement.accelerator_type, placement.labels
+    types = sorted(
+        name.removeprefix(ACCELERATOR_TYPE)
+        for name in _total(nodes)
+        if name.startswith(ACCELERATOR_TYPE)
+    )
+    if kind is not None and kind not in types:
+        raise ConfigError(
+            f"cluster.accelerator_type: no node has a {kind}; there are: "
+            f"{', '.join(types) or 'none'}. Next: name one of them, or none"
+        )
+    there = sorted({f"{k}: {v}" for node in nodes for k, v in node.labels.items() if k in wanted})
+    raise ConfigError(
+        f"cluster.labels: no node has {', '.join(f'{k}: {v}' for k, v in wanted.items())}"
+        f"{f' and a {kind}' if kind else ''}; for these keys there are: "
+        f"{', '.join(there) or 'none'}. Next: start nodes with `ray start --labels`, or leave "
+        "cluster.labels out"
+    )
+
+
 def _shortage(
-    workers: int, each: Mapping[str, float], have: Mapping[str, float], *, beside: bool = False
+    workers: int, placement: Placement, nodes: Sequence[Node], *, beside: bool = False
 ) -> str | None:
     """The arithmetic of what is missing for so many workers; None when nothing is.
 
     Args:
         workers: that train.
-        each: what one of them takes.
-        have: what there is.
+        placement: what one of them takes, and where it may be.
+        nodes: with what there is.
         beside: whether one more evaluates.
     """
+    each = placement.resources_per_worker
+    total = _total(nodes)
+    crowd = f"({workers} + 1)" if beside else f"{workers}"
     for name, amount in each.items():
         spare = DATA_CPUS if name == "CPU" else 0.0
         wanted = (workers + beside) * amount + spare
-        found = have.get(name, 0.0)
-        if wanted > found:
+        found = total.get(name, 0.0)
+        if wanted > found + _TINY:
             return (
-                f"{f'({workers} + 1)' if beside else workers} workers x {amount:g} {name}"
+                f"{crowd} workers x {amount:g} {name}"
                 + (f" + {spare:g} {name} for reading data" if spare else "")
                 + f" = {wanted:g} {name}, but the cluster has {found:g}"
             )
-    return None
+    rooms = {node: _room(placement, node.resources) for node in nodes if placement.takes(node)}
+    fitting = {
+        "STRICT_PACK": max(rooms.values(), default=0),
+        "STRICT_SPREAD": sum(room > 0 for room in rooms.values()),
+    }.get(placement.strategy, sum(rooms.values()))
+    # The one that evaluates is no part of their placement group.
+    if fitting >= workers and sum(rooms.values()) >= workers + beside:
+        return None
+    what = " and ".join(f"{amount:g} {name}" for name, amount in each.items())
+    how = {
+        "STRICT_PACK": " on one node, as cluster.placement says,",
+        "STRICT_SPREAD": " each on a node of its own, as cluster.placement says,",
+    }.get(placement.strategy, "")
+    listed = "; ".join(
+        f"{node}: {' and '.join(f'{node.resources.get(name, 0.0):g} {name}' for name in each)} "
+        f"for {room}"
+        for node, room in list(rooms.items())[:_LISTED]
+    )
+    more = f"; and {len(rooms) - _LISTED} more nodes" if len(rooms) > _LISTED else ""
+    return (
+        f"{crowd} workers x {what}{how} do not fit: a worker has to be on one node. By node: "
+        f"{listed}{more}; so the cluster has room for {fitting}"
+    )
 
 
 def place_evaluation(
@@ -149,9 +277,8 @@ def place_evaluation(
         return "since not every evaluation falls on a checkpoint"
     if epochs <= train.evaluate_every_epochs:
         return "since all of it comes after the last step"
-    each = dict(placement.resources_per_worker)
     if train.evaluation == "beside":
-        missing = _shortage(cluster.workers, each, ray.cluster_resources(), beside=True)
+        missing = _shortage(cluster.workers, placement, alive_nodes(), beside=True)
         if missing is not None:
             raise ConfigError(
                 f"train.evaluation: beside takes one worker more: {missing}. Next: write auto or "
@@ -159,6 +286,8 @@ def place_evaluation(
             )
         return None
     # A thread too many costs more than the loop does, whatever has been reserved.
+    each = dict(placement.resources_per_worker)
     each["CPU"] = max(each["CPU"], placement.threads or 0)
-    missing = _shortage(cluster.workers, each, ray.available_resources(), beside=True)
+    with_threads = replace(placement, resources_per_worker=each)
+    missing = _shortage(cluster.workers, with_threads, _free_nodes(), beside=True)
     return None if missing is None else f"since one worker more would make {missing} free"

@@ -11,8 +11,8 @@ import dataclasses
 import logging
 import shutil
 import uuid
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +22,21 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedErr
 from ray.train.torch import TorchConfig
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from orchestrator.accelerators import Accelerator
+from orchestrator.cluster.control import DriverLostError, RelayedStorage, start_control
 from orchestrator.cluster.controller import WatchedTrainer, free_orphans
 from orchestrator.cluster.evaluator import RayEvaluator
 from orchestrator.cluster.heartbeat import Beat, HangWatch, Heartbeat, end_if_still
-from orchestrator.cluster.placement import Placement
+from orchestrator.cluster.network import bind_collectives
+from orchestrator.cluster.nodes import alive_nodes, this_node
+from orchestrator.cluster.placement import Placement, share_of_node
+from orchestrator.cluster.relay import Way
+from orchestrator.cluster.survey import unreached
 from orchestrator.data.stream.ray_stream import RayStream, ScheduledDataConfig
-from orchestrator.errors import OrchestratorError
+from orchestrator.errors import OrchestratorError, StorageError
 from orchestrator.storage.bucket_lock import BucketLock
 from orchestrator.storage.folder_lock import RunLock
 from orchestrator.storage.run_files import HEARTBEATS
+from orchestrator.training.collective import collective_timeout
 from orchestrator.training.interrupt import stop_on_sigterm
 from orchestrator.training.job import Outcome, TrainingJob
 from orchestrator.training.session import run_rank
@@ -40,10 +45,6 @@ log = logging.getLogger(__name__)
 
 #: A task on the node of a rank that stands still has to start and end within this.
 _KILL_SECONDS = 30.0
-
-#: Timeouts after which a collective gives up by itself. While rank 0 works alone, and may take long
-#: over it, the others wait for it in one.
-_COLLECTIVE_TIMEOUTS = 20
 
 #: Ray restarts nothing by itself; releases that know preemptions do so after one, for ever, unless
 #: they are told.
@@ -61,37 +62,52 @@ class HungError(Exception):
 def _worker(config: dict[str, Any]) -> dict[str, Any]:
     """What runs in every Ray Train worker."""
     context = ray.train.get_context()
+    rank = context.get_world_rank()
     job: TrainingJob = config["job"]
+    placement: Placement = config["placement"]
+    way: Way = config["way"]
+    beats = Path(config["beats"])
+    if placement.by_node:
+        cpus = next((node.cpus for node in alive_nodes() if node.id == this_node()), 1.0)
+        threads = share_of_node(cpus, context.get_local_world_size())
+        job = dataclasses.replace(job, threads=threads)
     timeout = job.experiment.cluster.hang_timeout
-    node = ray.get_runtime_context().get_node_id()
     alive: AbstractContextManager[Any] = nullcontext()
     if timeout is not None:
-        alive = Heartbeat(Path(config["beats"]), context.get_world_rank(), timeout, node=node)
+        send = way.signs(str(beats))
+        alive = Heartbeat(beats, rank, timeout, node=this_node(), send=send)
     stream: RayStream = ray.train.get_dataset_shard("train")
-    accelerator = Accelerator(config["kind"])
+    accelerator = placement.accelerator
     evaluator = None
-    if job.evaluates_beside and context.get_world_rank() == 0:
+    if job.evaluates_beside and rank == 0:
         evaluator = RayEvaluator(
-            job, stream.plan_ref, accelerator, config["resources"], Path(config["beats"])
+            job, stream.plan_ref, accelerator, placement.resources_per_worker, beats, way
         )
-    with alive:
+    with alive, way.working(job, main=rank == 0) as (here, courier):
         outcome = run_rank(
-            job,
+            here,
             stream,
             accelerator=accelerator,
             local_rank=context.get_local_rank(),
             evaluator=evaluator,
+            bring=None if courier is None else courier.push,
         )
     return outcome.to_json()
 
 
 # Reached through the public class, because Ray keeps the backend itself private.
 class _StoppableBackend(TorchConfig().backend_cls):  # type: ignore[misc]
-    """Torch's process group, and workers that finish their step when they get SIGTERM.
+    """Torch's process group, on the address by which Ray knows each node, and a polite SIGTERM.
+
+    Workers finish their step when they get it.
 
     Ray's own handler would end the process in the middle of it. Handlers can be set in a process's
     main thread only; Ray runs there what a backend executes, and training in another one.
     """
+
+    def on_start(self, worker_group: Any, backend_config: Any) -> None:
+        worker_group.execute(bind_collectives)
+        super().on_start(worker_group, backend_config)
 
     def on_training_start(self, worker_group: Any, backend_config: Any) -> None:
         super().on_training_start(worker_group, backend_config)
@@ -111,6 +127,8 @@ def fit(
     *,
     last_commit: Callable[[], int | None],
     lock: RunLock | BucketLock,
+    folder: RunLock,
+    marker: str | None,
 ) -> Outcome:
     """Train until done, starting again after a failure as long as commits advance.
 
@@ -122,6 +140,9 @@ def fit(
         placement: resources of the workers.
         last_commit: newest verified commit's step; asked after a failure.
         lock: on the run; every attempt fences off the workers of the one before.
+        folder: the lock on the driver's folder, which is the same one for a run in a folder.
+        marker: name of a file in that folder by which it is told from others at the same path;
+            None where there is no other node.
 
     Raises:
         OrchestratorError: the cause of the last failure, after ``train.max_failures`` attempts
@@ -134,9 +155,10 @@ def fit(
         before = last_commit()
         try:
             held = dataclasses.replace(job, fence=lock.advance())
-            return _attempt(held, data, placement, patience)
+            with _way(job, marker, folder.fence()) as way:
+                return _attempt(held, data, placement, patience, way)
         # A RayError says that Train's own controller is gone, with its node or for want of memory.
-        except (TrainingFailedError, RayError, HungError) as failure:
+        except (TrainingFailedError, RayError, HungError, DriverLostError) as failure:
             cause = failure if isinstance(failure, HungError) else _root_cause(failure)
             # What the user or the data got wrong stays wrong however often it is tried.
             if isinstance(cause, OrchestratorError):
@@ -146,6 +168,9 @@ def fit(
                 continue
             advanced = last_commit() != before
             fruitless = 0 if advanced else fruitless + 1
+            if marker is not None and isinstance(failure, HungError):
+                for line in unreached(alive_nodes()):
+                    log.warning("%s", line)
             # What took too long may have been slow, and would be again.
             patience = 2.0**fruitless if isinstance(failure, HungError) else 1.0
             if fruitless >= experiment.train.max_failures:
@@ -160,13 +185,34 @@ def fit(
             )
 
 
-def _collective_timeout(hang_timeout: float | None) -> dict[str, int]:
-    """The backstop where no progress can be seen from outside; Ray's own is half an hour."""
-    return {} if hang_timeout is None else {"timeout_s": int(_COLLECTIVE_TIMEOUTS * hang_timeout)}
+@contextmanager
+def _way(job: TrainingJob, marker: str | None, fence: Callable[[], None]) -> Iterator[Way]:
+    """How the workers of one attempt reach the run folder; none does any more afterwards."""
+    if marker is None:
+        yield Way(job.run_dir, "")
+        return
+    control = start_control(job.path, fence)
+    try:
+        if marker not in {entry.name for entry in RelayedStorage(control, job.run_dir).list("")}:
+            # As with a Ray client, whose cluster is somewhere else.
+            raise StorageError(
+                f"{job.run_dir}: Ray says that the driver runs on node {this_node()}, and there is "
+                "no such folder. Next: run the driver on a node of the cluster, by "
+                "`orchestrator submit`"
+            )
+        yield Way(job.run_dir, marker, control)
+    finally:
+        ray.kill(control)
+
+
+def _timeout(hang_timeout: float | None) -> dict[str, int]:
+    """Of collectives, for Ray, whose own is half an hour."""
+    timeout = collective_timeout(hang_timeout)
+    return {} if timeout is None else {"timeout_s": int(timeout.total_seconds())}
 
 
 def _attempt(
-    job: TrainingJob, data: ScheduledDataConfig, placement: Placement, patience: float
+    job: TrainingJob, data: ScheduledDataConfig, placement: Placement, patience: float, way: Way
 ) -> Outcome:
     name = f"attempt-{uuid.uuid4().hex[:8]}"
     storage = job.path / "ray"
@@ -176,19 +222,23 @@ def _attempt(
         _worker,
         train_loop_config={
             "job": job,
-            "kind": placement.accelerator.kind,
+            "placement": placement,
             "beats": str(beats),
-            "resources": placement.resources_per_worker,
+            "way": way,
         },
         beats=beats,
         timeout=timeout,
+        way=way,
         torch_config=_StoppableTorchConfig(
-            backend=placement.accelerator.backend, **_collective_timeout(timeout)
+            backend=placement.accelerator.backend, **_timeout(timeout)
         ),
         scaling_config=ScalingConfig(
             num_workers=job.experiment.cluster.workers,
             use_gpu=placement.accelerator.kind == "gpu",
             resources_per_worker=placement.resources_per_worker,
+            placement_strategy=placement.strategy,
+            accelerator_type=placement.accelerator_type,
+            label_selector=dict(placement.labels) or None,
         ),
         run_config=RunConfig(
             name=name,
@@ -251,7 +301,8 @@ def _root_cause(failure: BaseException) -> BaseException:
     while True:
         workers = getattr(inner, "worker_failures", None)
         following = next(iter(workers.values())) if workers else None
-        following = following or getattr(inner, "cause", None) or inner.__cause__
+        for name in ("controller_failure", "cause", "__cause__"):
+            following = following or getattr(inner, name, None)
         if not isinstance(following, BaseException) or following is inner:
             return inner if isinstance(inner, BaseException) else failure
         inner = following

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+
+#: Makes an array, its content left open, of a shape and a type.
+Allocate: TypeAlias = Callable[[tuple[int, ...], Any], NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -47,23 +50,31 @@ class Batch:
         return len(self.sample_ids)
 
     @classmethod
-    def unfilled(cls, n: int, size: tuple[int, int], slots: int) -> Batch:
+    def unfilled(
+        cls, n: int, size: tuple[int, int], slots: int, allocate: Allocate = np.empty
+    ) -> Batch:
         """Memory for ``n`` images of ``size`` = (H, W) with ``slots`` boxes each."""
         return cls(
             step=-1,
-            images=np.empty((n, *size, 3), np.uint8),
-            boxes=np.empty((n, slots, 4), np.float32),
-            labels=np.empty((n, slots), np.int64),
-            valid=np.empty((n, slots), np.bool_),
-            sample_ids=np.empty(n, np.int64),
-            image_ids=np.empty(n, np.int64),
-            sizes=np.empty((n, 2), np.int32),
-            transforms=np.empty((n, 4), np.float64),
+            images=allocate((n, *size, 3), np.uint8),
+            boxes=allocate((n, slots, 4), np.float32),
+            labels=allocate((n, slots), np.int64),
+            valid=allocate((n, slots), np.bool_),
+            sample_ids=allocate((n,), np.int64),
+            image_ids=allocate((n,), np.int64),
+            sizes=allocate((n, 2), np.int32),
+            transforms=allocate((n, 4), np.float64),
         )
 
 
 class BatchStream(Protocol):
-    """A source of one rank's batches, in process or through Ray Data: same batches, same order."""
+    """A source of one rank's batches, in process or through Ray Data: same batches, same order.
+
+    Attributes:
+        allocate: makes the arrays of the batches that are trained on.
+    """
+
+    allocate: Allocate
 
     def train_batches(self, start_step: int, stop_step: int) -> Iterator[Batch]:
         """This rank's batches for steps ``start_step <= step < stop_step``, in order."""

@@ -174,7 +174,7 @@ def write_per_class(path: Path, metrics: CocoMetrics) -> None:
     writer.writerow(("class", "category_id", "boxes", "detections", "AP", "AP50", "AP75", "AR100"))
     writer.writerows(
         (
-            _cell(one.name),
+            cell(one.name),
             one.category_id,
             one.boxes,
             one.detections,
@@ -188,7 +188,7 @@ def write_per_class(path: Path, metrics: CocoMetrics) -> None:
     write_atomic(path, text.getvalue().encode("utf-8"))
 
 
-def _cell(name: str) -> str:
+def cell(name: str) -> str:
     """A name that spreadsheets show instead of computing it: the quote says that it is text."""
     return f"'{name}" if name.startswith(_FORMULA) else name
 

@@ -28,7 +28,7 @@ from orchestrator.pages.drawing import (
 from orchestrator.storage.atomic import write_atomic
 
 _SAMPLES: Final = 6
-_SIDE: Final = 480
+_SIDE: Final = 400
 
 
 @dataclass(frozen=True)
@@ -150,5 +150,7 @@ def write_samples(path: Path, dataset: Dataset, results: Results) -> bool:
         )
         drawn.append(draw(*shrunk(pixels, [*detections, *annotations], _SIDE)))
     if drawn:
-        write_atomic(path, encode_jpeg(contact_sheet(drawn, columns=3, cell=_SIDE, gap=4)))
+        write_atomic(
+            path, encode_jpeg(contact_sheet(drawn, columns=3, cell=_SIDE, gap=4), quality=85)
+        )
     return bool(drawn)

@@ -82,17 +82,11 @@ def _luminance(colour: Colour) -> float:
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
-def draw(image: Image, marks: Sequence[Mark], *, line: int | None = None) -> Image:
-    """A copy of an image with marks on it; those given first lie on top.
-
-    Args:
-        image: (h, w, 3) RGB.
-        marks: what to draw.
-        line: width of a full line in pixels; None goes by the size of the image.
-    """
+def draw(image: Image, marks: Sequence[Mark]) -> Image:
+    """A copy of a (h, w, 3) RGB image with marks on it; those given first lie on top."""
     canvas: Image = image.copy()
     side = max(image.shape[:2])
-    thick, scale = line or max(2, side // 300), max(0.35, side / 1400)
+    thick, scale = max(2, side // 300), max(0.35, side / 1400)
     for mark in reversed(marks):
         colour = colour_of(mark.label)
         left, top, right, bottom = (round(value) for value in mark.box)
@@ -102,10 +96,14 @@ def draw(image: Image, marks: Sequence[Mark], *, line: int | None = None) -> Ima
         else:
             width = thick if mark.kind == "detection" else max(1, thick // 2)
             cv2.rectangle(canvas, (left, top), (right, bottom), colour, width)
+    # Lines first, for a label that is crossed out cannot be read.
+    for mark in reversed(marks):
         if mark.text:
+            text = f"{_PREFIXES.get(mark.kind, '')}{mark.text}"
+            left, top, _, bottom = (round(value) for value in mark.box)
             # What was missed is named below its box, where no detection has its label.
             at = (left, bottom) if mark.kind == "missed" else (left, top)
-            text = f"{_PREFIXES.get(mark.kind, '')}{mark.text}"
+            colour = colour_of(mark.label)
             _write(canvas, text, at, colour, scale, below=mark.kind == "missed")
     return canvas
 

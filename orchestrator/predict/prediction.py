@@ -28,6 +28,7 @@ from orchestrator.pages.drawing import DISPLAY_LIMIT, DISPLAY_SCORE
 from orchestrator.predict.inputs import UPRIGHT_PICTURES, Picture, digest_of, read_pictures
 from orchestrator.predict.loading import LoadedDetector
 from orchestrator.predict.predictor import DetectOptions, Network, TorchNetwork, detect
+from orchestrator.storage.address import is_remote
 from orchestrator.storage.atomic import write_atomic
 
 Form: TypeAlias = Literal["seed", "coco"]
@@ -253,10 +254,23 @@ def _on_ray(job: PredictJob, folder: Path, numbers: Sequence[int], workers: int)
         return
     # Here, so that one process alone starts without Ray.
     from orchestrator.cluster.actor_pool import on_workers
+    from orchestrator.cluster.survey import Needed
 
     cluster = job.loaded.resolved.experiment.cluster
     arguments = (job, str(folder.resolve()))
-    yield from on_workers(cluster, ShareWorker, arguments, numbers, workers=workers)
+    ends = {job.pictures[0].path, job.pictures[-1].path}
+    needed = [
+        Needed("images", str(Path(path).absolute())) for path in sorted(ends) if not is_remote(path)
+    ]
+    yield from on_workers(
+        cluster,
+        ShareWorker,
+        arguments,
+        numbers,
+        workers=workers,
+        needed=needed,
+        shared=folder.resolve(),
+    )
 
 
 def for_display(

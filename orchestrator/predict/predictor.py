@@ -16,11 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from detectors.base import Detector
-from detectors.boxes import map_to_original
 from detectors.config import PostprocessConfig
-from detectors.postprocess import postprocess
+from detectors.postprocess import Frames, View, detections_of
 from detectors.structures import Candidates, ImageDetections
-from orchestrator.accelerators import Accelerator, Precision
+from orchestrator.accelerators import Accelerator, Precision, as_network_input, kind_of
 from orchestrator.data.augment.geometry import Sample
 from orchestrator.data.augment.protocol import Augment
 from orchestrator.data.tiling import Tiles
@@ -30,7 +29,7 @@ from orchestrator.predict.fusion import fuse
 from orchestrator.predict.tta import Views
 
 Fusion: TypeAlias = Literal["nms", "wbf"]
-#: (N, H, W, 3) uint8 images of one batch to boxes in network pixels and scores, float32 on the CPU.
+#: (N, H, W, 3) uint8 images of one batch to boxes in network pixels and scores, where it computes.
 Network: TypeAlias = Callable[[NDArray[np.uint8]], Candidates]
 
 
@@ -72,10 +71,9 @@ class TorchNetwork:
     @torch.inference_mode()
     def __call__(self, images: NDArray[np.uint8]) -> Candidates:
         """Candidates of one batch."""
-        on_device = torch.from_numpy(images).to(self.device).permute(0, 3, 1, 2)
+        on_device = as_network_input(torch.from_numpy(images).to(self.device))
         with self.accelerator.autocast(self.precision):
-            boxes, scores = self.model.decode(self.model(on_device))
-        return Candidates(boxes.float().cpu(), scores.float().cpu())
+            return self.model.decode(self.model(on_device))
 
 
 def detect(
@@ -99,17 +97,14 @@ def detect(
         return _in_tiles(network, images, how, how.tiles, prepare=prepare, batch_size=batch_size)
     views = [how.views.of(image, prepare) for image in images]
     sizes = torch.tensor([image.shape[:2] for image in images])
-    parts = [
-        _candidates(network, [of_image[number] for of_image in views], sizes, batch_size)
+    # A device is given all views before the first is waited for.
+    seen = [
+        _view(network, [of_image[number] for of_image in views], sizes, batch_size, how.postprocess)
         for number in range(len(how.views))
     ]
-    if how.fusion == "nms" or len(parts) == 1:
-        together = Candidates(
-            boxes=torch.cat([part.boxes for part in parts], dim=1),
-            scores=torch.cat([part.scores for part in parts], dim=1),
-        )
-        return postprocess(together, how.postprocess)
-    apart = [postprocess(part, how.postprocess) for part in parts]
+    if how.fusion == "nms" or len(seen) == 1:
+        return detections_of(seen, how.postprocess)
+    apart = [detections_of([view], how.postprocess) for view in seen]
     limit = how.postprocess.max_per_image
     return [
         ImageDetections(*(column[:limit] for column in fuse(found, iou=how.fusion_iou)))
@@ -163,22 +158,26 @@ def _in_tiles(
     return merged
 
 
-def _candidates(
-    network: Network, samples: Sequence[Sample], sizes: Tensor, batch_size: int
-) -> Candidates:
-    """Candidates of one view of every image, in pixels of the images."""
+def _view(
+    network: Network,
+    samples: Sequence[Sample],
+    sizes: Tensor,
+    batch_size: int,
+    config: PostprocessConfig,
+) -> View:
+    """One view of every image."""
     count = len(samples)
     images = np.zeros((batch_size, *samples[0].image.shape), np.uint8)
     for row, sample in enumerate(samples):
         images[row] = sample.image
     boxes, scores = network(images)
     transforms = torch.tensor([sample.transform for sample in samples], dtype=torch.float64)
-    mapped = map_to_original(boxes[:count], transforms, sizes)
-    # In a mirrored view left and right change places.
-    x = mapped[..., 0::2]
-    low, high = x.amin(dim=-1), x.amax(dim=-1)
-    straight = torch.stack([low, mapped[..., 1], high, mapped[..., 3]], dim=-1)
-    return Candidates(straight, scores[:count])
+    return View(
+        Candidates(boxes[:count], scores[:count]),
+        config,
+        frames=Frames(transforms, sizes),
+        to_host=Accelerator(kind_of(boxes.device)).to_host,
+    )
 
 
 def to_detections(image_ids: Sequence[int], found: Sequence[ImageDetections]) -> Detections:

@@ -158,11 +158,9 @@ def evaluate_detector(
     loaded.label_map.require_equal(
         dataset.label_map, here=str(loaded.source), there="the annotations"
     )
-    experiment = loaded.resolved.experiment
     evaluator = StreamingEvaluator(dataset)
     unreadable: list[str] = []
-    size = batch_size or default_batch(experiment)
-    task = _Task(loaded, dataset, how, size, threads, experiment.cluster.accelerator)
+    task = _task(loaded, dataset, how, threads=threads, batch_size=batch_size)
     parts = _in_process(task) if workers == 1 else _on_ray(task, workers)
     for part, bad in parts:
         evaluator.add(part)
@@ -170,6 +168,32 @@ def evaluate_detector(
     found = evaluator.detections()
     analysis = analyse(dataset, found, backend=evaluator.backend, curves=evaluator.curves())
     return Evaluated(found, analysis, tuple(sorted(unreadable)))
+
+
+def detections_of(
+    loaded: LoadedDetector, dataset: Dataset, how: DetectOptions
+) -> tuple[Detections, list[str]]:
+    """Detections in every image of a data set, in this process, and what cannot be read of it.
+
+    Labels are the detector's, whatever the classes of the data set are.
+    """
+    task = _task(loaded, dataset, how, threads=1, batch_size=None)
+    parts = list(_in_process(task))
+    found = Detections.merge([part for part, _ in parts])
+    return found, [line for _, bad in parts for line in bad]
+
+
+def _task(
+    loaded: LoadedDetector,
+    dataset: Dataset,
+    how: DetectOptions,
+    *,
+    threads: int,
+    batch_size: int | None,
+) -> _Task:
+    experiment = loaded.resolved.experiment
+    size = batch_size or default_batch(experiment)
+    return _Task(loaded, dataset, how, size, threads, experiment.cluster.accelerator)
 
 
 class _Worker:
@@ -244,12 +268,14 @@ def _on_ray(task: _Task, workers: int) -> Iterator[tuple[Detections, list[str]]]
     """Parts as the workers finish them, in any order."""
     # Here, so that one process alone starts without Ray.
     from orchestrator.cluster.actor_pool import on_workers
+    from orchestrator.runs.reach import images_of
 
     numbers = list(range(_batch_count(task)))
     share = max(1, min(_TASK_BATCHES, len(numbers) // workers))
     shares = [numbers[i : i + share] for i in range(0, len(numbers), share)]
     cluster = task.loaded.resolved.experiment.cluster
-    for parts in on_workers(cluster, _Worker, (task,), shares, workers=workers):
+    needed = images_of(task.dataset, "data")
+    for parts in on_workers(cluster, _Worker, (task,), shares, workers=workers, needed=needed):
         yield from parts
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Console
 
 import native
+from orchestrator.checkpoints.commit import CommitStore
 from orchestrator.checkpoints.manifest import checked_commits, copy_commit
 from orchestrator.cluster.connection import ClusterWatch, connected
 from orchestrator.cluster.placement import Placement, place, place_evaluation, wait_for_room
@@ -21,7 +22,7 @@ from orchestrator.config.printing import dump_yaml
 from orchestrator.config.resolve import ResolvedExperiment
 from orchestrator.config.schema import Experiment
 from orchestrator.data.doctor.examine import require_usable
-from orchestrator.data.stream.ray_stream import ScheduledDataConfig
+from orchestrator.data.stream.ray_stream import MIN_TASKS, ScheduledDataConfig
 from orchestrator.errors import PreemptedError, StorageError
 from orchestrator.runs.identity import (
     Identity,
@@ -32,6 +33,7 @@ from orchestrator.runs.identity import (
 )
 from orchestrator.runs.plan import Plan, make_plan
 from orchestrator.runs.progress import shown_progress
+from orchestrator.runs.reach import marked_folder
 from orchestrator.runs.report import (
     finished_result,
     result_of,
@@ -42,6 +44,8 @@ from orchestrator.runs.report import (
     say_initial,
     say_next,
     say_result,
+    say_scaling,
+    say_shards,
     say_where,
     write_page,
 )
@@ -50,7 +54,6 @@ from orchestrator.runs.trial_context import TrialContext
 from orchestrator.storage.address import below
 from orchestrator.storage.atomic import write_atomic
 from orchestrator.storage.bucket import commit_storage
-from orchestrator.storage.bucket_lock import BucketLock
 from orchestrator.storage.bucket_mirror import BucketMirror
 from orchestrator.storage.disk_errors import run_folder_errors
 from orchestrator.storage.folder_lock import RunLock
@@ -173,6 +176,7 @@ def _train_in(
         notes = require_usable(data, name, settings.max_bad_fraction, fractions=fractions)
         for finding in notes:
             say(console, f"{name}: {finding}")
+    say_scaling(resolved.experiment.train, console)
     say_initial(plan.job, console)
     native.backend()  # Says what is missing; what workers say stays in Ray's logs.
     identity = identity_of(plan.job)
@@ -207,36 +211,47 @@ def _train_in(
         tracking = Tracking(resolved, plan, trial, tell=lambda text: say(console, text))
         experiment = resolved.experiment
         with connected(experiment.cluster, beside=experiment.train.evaluation == "beside"):
-            sharded = experiment.train.virtual_shards is not None
-            placement = place(experiment.cluster, one_thread=sharded)
+            shards = plan.job.shards
+            placement = place(
+                experiment.cluster,
+                one_thread=isinstance(experiment.train.virtual_shards, int),
+                threads_before=shards.threads,
+            )
+            say_shards(shards, placement.threads, console)
             in_loop = place_evaluation(
                 experiment,
                 placement,
                 epochs=plan.job.total_steps / plan.job.schedule.steps_per_epoch,
                 in_sweep=trial is not None,
             )
-            where = "beside training" if in_loop is None else f"in the loop, {in_loop}"
+            in_turn = f"in the loop, {in_loop}; training pauses for it"
+            where = "beside training" if in_loop is None else in_turn
             say(console, f"evaluation: {where}")
             if trial is None:
                 wait_for_room(
                     experiment.cluster.workers, placement, lambda text: say(console, text)
                 )
-            # Only now does the folder belong to this experiment: a start that finds no cluster, or
-            # none that is large enough, leaves nothing that would refuse the next.
-            record_run(run_dir, identity, resolved.tree, claim)
-            _write(run_dir / RESOLVED, dump_yaml(resolved))
-            _write(run_dir / LABEL_MAP, plan.job.label_map.to_json())
-            log_changes(run_dir, claim, done)
-            job = dataclasses.replace(
-                plan.job,
-                threads=placement.threads,
-                judged_epochs=() if trial is None else trial.judged_epochs,
-                sampled={} if trial is None else trial.sampled,
-                evaluates_beside=in_loop is None,
-                extensions=claim.extensions,
-                driver_began=began,
-            )
-            outcome, shipped = _tracked(plan, job, placement, console, lock, tracking, mirror)
+            with marked_folder(
+                plan, run_dir, done=done, say=lambda text: say(console, text)
+            ) as marker:
+                # Only now does the folder belong to this experiment: a start that finds no cluster,
+                # or none that will do, leaves nothing that would refuse the next.
+                record_run(run_dir, identity, resolved.tree, claim)
+                _write(run_dir / RESOLVED, dump_yaml(resolved))
+                _write(run_dir / LABEL_MAP, plan.job.label_map.to_json())
+                log_changes(run_dir, claim, done)
+                job = dataclasses.replace(
+                    plan.job,
+                    threads=placement.threads,
+                    judged_epochs=() if trial is None else trial.judged_epochs,
+                    sampled={} if trial is None else trial.sampled,
+                    evaluates_beside=in_loop is None,
+                    extensions=claim.extensions,
+                    driver_began=began,
+                )
+                outcome, shipped = _tracked(
+                    plan, job, placement, console, lock, tracking, mirror, marker
+                )
         # Nothing is written in the place of a folder that is gone.
         lock.fence()()
     result = result_of(job, outcome, shipped, time.monotonic() - started)
@@ -274,6 +289,7 @@ def _tracked(
     lock: RunLock,
     tracking: Tracking,
     mirror: BucketMirror | None,
+    marker: str | None,
 ) -> tuple[Outcome, Shipped | None]:
     """Train while MLflow is kept up to date, and tell it how the run ended, whatever happens."""
     if mirror is not None:
@@ -285,7 +301,7 @@ def _tracked(
     outcome: Outcome | None = None
     best: str | None = None
     try:
-        outcome = _train(plan, job, placement, console, lock if mirror is None else mirror.lock)
+        outcome = _train(plan, job, placement, console, lock, mirror, marker)
         best = outcome.best_checkpoint
         if mirror is not None and best is not None:
             best = str(copy_commit(mirror.storage, best, LocalStorage(job.path)))
@@ -342,7 +358,9 @@ def _train(
     job: TrainingJob,
     placement: Placement,
     console: Console,
-    lock: RunLock | BucketLock,
+    lock: RunLock,
+    mirror: BucketMirror | None,
+    marker: str | None,
 ) -> Outcome:
     """Train on the cluster, showing progress and listening for a wish to stop."""
     experiment = job.experiment
@@ -357,7 +375,18 @@ def _train(
     log = job.path / EVENTS
     offset = log.stat().st_size if log.exists() else 0
     store = open_store(job)
-    data = ScheduledDataConfig(plan.batches, prefetch=experiment.data.prefetch)
+    tasks: int | None = None
+    if experiment.data.tasks != "auto":
+        tasks = experiment.data.tasks
+    elif job.sampled:
+        # Trials beside each other would each take the cores that all leave free.
+        tasks = MIN_TASKS
+    data = ScheduledDataConfig(
+        plan.batches,
+        prefetch=experiment.data.prefetch,
+        tasks=tasks,
+        worker_cpus=placement.busy_cpus,
+    )
 
     def ask_to_stop() -> None:
         say(console, "stopping: the step under way is finished and committed first")
@@ -368,14 +397,41 @@ def _train(
         return None if found.commit is None else found.commit.step
 
     def training() -> Outcome:
-        return fit(job, data, placement, last_commit=newest_step, lock=lock)
+        return fit(
+            job,
+            data,
+            placement,
+            last_commit=newest_step,
+            lock=lock if mirror is None else mirror.lock,
+            folder=lock,
+            marker=marker,
+        )
 
     with (
         shown_progress(job, console, offset=offset),
         stopping_politely(ask_to_stop),
         ClusterWatch() as watch,
     ):
-        return in_thread(training, given_up=watch.error)
+        outcome = in_thread(training, given_up=watch.error)
+    _require_commit(store, outcome)
+    return outcome
+
+
+def _require_commit(store: CommitStore, outcome: Outcome) -> None:
+    """Refuse an end that left nothing where the run is said to be.
+
+    Raises:
+        StorageError: the newest commit there is not the one that the workers say they made.
+    """
+    newest = next(iter(checked_commits(store.storage)), None)
+    if newest is not None and newest.step == outcome.steps:
+        return
+    there = "no checkpoint" if newest is None else f"only the checkpoint of step {newest.step}"
+    raise StorageError(
+        f"{store.storage.describe('')}: the workers have ended at step {outcome.steps}, but there "
+        f"is {there}. Next: see that this folder was not moved or emptied meanwhile, then run the "
+        "same command again"
+    )
 
 
 def _write(path: Path, text: str) -> None:

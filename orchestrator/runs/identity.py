@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple
 
 from orchestrator.checkpoints.manifest import Commit, checked_commits
 from orchestrator.config.resolve import Absent, MaybeScalar, diff, digest
-from orchestrator.config.scalars import Json
+from orchestrator.config.scalars import Json, Scalar
 from orchestrator.data.label_map import LabelMap
 from orchestrator.errors import ConfigError, DataError, StorageError
 from orchestrator.runs.extension import EXTENSIONS, extended_run
@@ -43,9 +43,8 @@ _NAMED = 8
 #:
 #: ``cluster`` is one of them: the objective of a step is that of its whole batch, whatever the
 #: number of workers, and a run that could not go on with the machines that are left would not
-#: survive the loss of one. Two things do depend on it, so the change is noted in the log: batch
-#: normalisation takes a worker's own images unless ``train.sync_batch_norm`` or
-#: ``train.virtual_shards`` says otherwise, and without the latter sums round in another order.
+#: survive the loss of one. ``train.virtual_shards: auto`` keeps the parts that the run began with
+#: as long as the number of workers divides them; a start says what any other means for the bits.
 NOT_IDENTITY = (
     "name",
     "storage",
@@ -55,6 +54,7 @@ NOT_IDENTITY = (
     "cluster",
     "data.root",  # The data's digest is part of the identity, the place it lies at is not.
     "data.prefetch",
+    "data.tasks",
     "data.cache",
     "data.keep_decoded",
     "data.follow_links",
@@ -80,7 +80,19 @@ _LATER_KEYS: Mapping[str, Json] = {
     "data.weight": 1.0,
     "data.repeat_threshold": None,
     "data.tiles": None,
+    "train.lr_reference_batch": None,
+    "train.lr_rule": "linear",
+    "train.compile": "auto",
 }
+
+#: What values are in a digest, by key. A default became another one: both have one digest, so that
+#: the same file stays the same run where :mod:`orchestrator.runs.numerics` does not object, and the
+#: old value, when somebody writes it, has a digest of its own.
+_IN_DIGEST: Mapping[str, Mapping[Scalar, Json]] = {
+    "train.virtual_shards": {"auto": None, None: "none"}
+}
+#: The first version of the numbers whose records have ``auto`` where the file says nothing.
+_AUTO_SHARDS_SINCE = 3
 
 #: Key of the initial weights' digest, in ``run.json`` and in the configuration's digest.
 _INITIAL = "initial_weights"
@@ -99,18 +111,41 @@ _SUFFIXES = {".py", ".cpp", ".hpp", ".inl"}
 
 
 def identity_tree(tree: Mapping[str, Json]) -> dict[str, Json]:
-    """A resolved configuration without the keys in ``NOT_IDENTITY``."""
-    return _without(tree, "")
+    """A resolved configuration without the keys in ``NOT_IDENTITY``, as it is digested."""
+    return _digested(_deciding(tree))
 
 
-def _without(tree: Mapping[str, Json], prefix: str) -> dict[str, Json]:
+def _deciding(tree: Mapping[str, Json], prefix: str = "") -> dict[str, Json]:
     kept: dict[str, Json] = {}
     for name, value in tree.items():
         path = prefix + name
         later = path in _LATER_KEYS and value == _LATER_KEYS[path]
         if path not in NOT_IDENTITY and not later:
-            kept[name] = _without(value, f"{path}.") if isinstance(value, dict) else value
+            kept[name] = _deciding(value, f"{path}.") if isinstance(value, dict) else value
     return kept
+
+
+def _digested(tree: Mapping[str, Json], prefix: str = "") -> dict[str, Json]:
+    found: dict[str, Json] = {}
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            found[name] = _digested(value, f"{prefix}{name}.")
+        elif isinstance(value, list):
+            found[name] = value
+        else:
+            found[name] = _IN_DIGEST.get(prefix + name, {}).get(value, value)
+    return found
+
+
+def _with_shards_of(tree: Mapping[str, Json], before: Mapping[str, Json]) -> Mapping[str, Json]:
+    """A configuration recorded when nobody could write ``auto``, as it would be recorded now."""
+    train, now = before.get("train"), tree.get("train")
+    if not isinstance(train, dict) or not isinstance(now, dict):
+        return before
+    there, here = train.get("virtual_shards"), now.get("virtual_shards", 0)
+    if there is not None or isinstance(here, int):
+        return before
+    return {**before, "train": {**train, "virtual_shards": here}}
 
 
 def config_digest(tree: Mapping[str, Json], *, initial: str | None = None) -> str:
@@ -371,9 +406,13 @@ def _compare(
         )
     before = stored["config"]
     extended = extended_run(before, stored.get(EXTENSIONS, ()), tree)
-    refused = _differences(identity_tree(extended.before), identity_tree(tree))
+    version = int(stored.get("numerics_version", 1))
+    theirs = extended.before
+    if version < _AUTO_SHARDS_SINCE:
+        theirs = _with_shards_of(tree, theirs)
+    refused = _differences(_deciding(theirs), _deciding(tree))
     refused += extended.refused
-    notes = [line for line in _differences(extended.before, tree) if line not in refused]
+    notes = [line for line in _differences(theirs, tree) if line not in refused]
     notes += extended.notes
     if stored["data_digest"] != identity.data_digest:
         refused.append(_digests("data", stored["data_digest"], identity.data_digest))
@@ -382,7 +421,6 @@ def _compare(
         refused.append(
             _digests("train.init_from", before_initial or "none", identity.initial or "none")
         )
-    version = int(stored.get("numerics_version", 1))
     if version > identity.numerics:
         refused.append(
             f"program: numerics version {version} there, {identity.numerics} now, which is older"

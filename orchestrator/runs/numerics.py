@@ -37,7 +37,16 @@ def _cuts_batches(tree: Mapping[str, Json]) -> bool:
     pieces = train.get("accumulate", 1) if isinstance(train, dict) else 1
     shards = train.get("virtual_shards") if isinstance(train, dict) else None
     workers = cluster.get("workers", 1) if isinstance(cluster, dict) else 1
-    return pieces != 1 or workers != 1 or shards is not None
+    return pieces != 1 or workers != 1 or isinstance(shards, int)
+
+
+def _shards_by_workers(tree: Mapping[str, Json]) -> bool:
+    """Whether the shards of the experiment are its workers, of which there are several."""
+    train, cluster = tree.get("train"), tree.get("cluster")
+    shards = train.get("virtual_shards") if isinstance(train, dict) else None
+    shared = train.get("sync_batch_norm") if isinstance(train, dict) else None
+    workers = cluster.get("workers", 1) if isinstance(cluster, dict) else 1
+    return shards == "auto" and not shared and workers != 1
 
 
 #: Every change, oldest first. Version 1 is that of all runs recorded before there were versions.
@@ -47,6 +56,12 @@ CHANGES: Final[Sequence[NumericsChange]] = (
         "losses of a batch in several pieces are divided by the counts of the whole batch, and "
         "random numbers go by an image's place in it",
         _cuts_batches,
+    ),
+    NumericsChange(
+        3,
+        "gradients of several workers are added in the order of the workers, and batch-norm "
+        "statistics are the mean of theirs; train.virtual_shards: null is what it was",
+        _shards_by_workers,
     ),
 )
 

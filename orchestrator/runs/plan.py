@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import json
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from detectors.base import Detector
 from detectors.measure import skeleton
+from orchestrator.checkpoints.codec import STATE_NAME
 from orchestrator.checkpoints.initial_weights import InitialWeights, find_initial
-from orchestrator.checkpoints.manifest import checked_commits
+from orchestrator.checkpoints.manifest import checked_commits, read_verified
 from orchestrator.checkpoints.published import expected_path
 from orchestrator.config.resolve import ResolvedExperiment
 from orchestrator.config.schema import Experiment
@@ -25,11 +29,13 @@ from orchestrator.evaluation.detections import Detections
 from orchestrator.runs.identity import config_digest, recorded_initial
 from orchestrator.storage.bucket import commit_storage
 from orchestrator.storage.local import Storage
+from orchestrator.storage.sealed import UnusableError
 from orchestrator.training.freeze import adapt
 from orchestrator.training.job import TrainingJob
 from orchestrator.training.normalization import single_values
 from orchestrator.training.optim import build_optimizer
 from orchestrator.training.schedules import require_warmup_ends
+from orchestrator.training.shards import Shards, shards_of
 
 
 @dataclass(frozen=True)
@@ -77,7 +83,9 @@ def make_plan(
     model = skeleton(experiment.detector, num_classes=len(train.dataset.label_map))
     adapt(model, experiment.train)
     build_optimizer(model, experiment.train.optimizer)
-    _require_variance(model, experiment)
+    commits = commit_storage(run_dir, bucket)
+    shards = shards_of(experiment.train, experiment.cluster.workers, _recorded_shards(commits))
+    _require_variance(model, experiment, shards)
     batches = BatchPlan.from_config(
         experiment.data,
         train.dataset,
@@ -86,7 +94,7 @@ def make_plan(
         epochs=experiment.train.epochs,
         batch_size=experiment.train.batch_size,
         # Evaluation batches, too, are then of one shape whatever the number of workers.
-        workers=experiment.train.virtual_shards or experiment.cluster.workers,
+        workers=shards.count or experiment.cluster.workers,
         input_size=model.input_size,
     )
     require_warmup_ends(experiment.train, steps_per_epoch=batches.schedule.steps_per_epoch)
@@ -98,7 +106,7 @@ def make_plan(
         )
     if experiment.train.early_stopping is not None:
         _require_defined(experiment.train.early_stopping.metric, val.dataset)
-    initial = _initial(experiment.train.init_from, run_dir, commit_storage(run_dir, bucket))
+    initial = _initial(experiment.train.init_from, run_dir, commits)
     digest = hashlib.sha256(f"{train.dataset.digest} {val.dataset.digest}".encode()).hexdigest()
     job = TrainingJob(
         experiment=experiment,
@@ -112,6 +120,7 @@ def make_plan(
         ),
         data_digest=digest,
         threads=threads,
+        shards=shards,
         initial=initial,
         bucket=bucket,
     )
@@ -125,11 +134,21 @@ def make_plan(
     )
 
 
-def _require_variance(model: Detector, experiment: Experiment) -> None:
+def _recorded_shards(commits: Storage) -> dict[str, Any] | None:
+    """What the newest commit says of the shards it was made by; None where none says anything."""
+    for commit in checked_commits(commits):
+        with suppress(UnusableError, OSError, ValueError):
+            record = commit.manifest.files[STATE_NAME]
+            state = json.loads(read_verified(commits, commit.key, STATE_NAME, record))
+            found: dict[str, Any] | None = state["scalars"].get("virtual_shards")
+            return found
+    return None
+
+
+def _require_variance(model: Detector, experiment: Experiment, shards: Shards) -> None:
     """Refuse pieces of one image where batch normalisation would get one value of a channel."""
     train, workers = experiment.train, experiment.cluster.workers
-    shards = train.virtual_shards
-    pieces = workers * train.accumulate if shards is None else shards
+    pieces = (shards.count or workers) * train.accumulate
     if train.batch_size > pieces or (train.sync_batch_norm and workers > 1):
         return
     layers = single_values(model, model.input_size)
@@ -137,11 +156,14 @@ def _require_variance(model: Detector, experiment: Experiment) -> None:
         return
     more = f" and {len(layers) - 1} more" if len(layers) > 1 else ""
     cut = f"cluster.workers {workers} x train.accumulate {train.accumulate}"
-    cut = cut if shards is None else f"train.virtual_shards {shards}"
+    fixed = isinstance(train.virtual_shards, int)
+    if fixed or shards.count not in (None, workers):
+        cut = f"train.virtual_shards {shards.count}"
+        cut += f" x train.accumulate {train.accumulate}" if train.accumulate > 1 else ""
     remedies = [f"set train.batch_size to {2 * pieces} or more"]
     if pieces > 1:
         remedies.append("cut it into fewer pieces")
-    if workers > 1 and shards is None:
+    if workers > 1 and not fixed:
         remedies.append("set train.sync_batch_norm: true")
     raise ConfigError(
         f"train.batch_size is {train.batch_size} in {pieces} pieces ({cut}): one image in each. "

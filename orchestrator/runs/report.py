@@ -20,6 +20,7 @@ from detectors.measure import skeleton
 from orchestrator.checkpoints.initial_weights import load_initial
 from orchestrator.checkpoints.manifest import checked_commits
 from orchestrator.config.resolve import ResolvedExperiment
+from orchestrator.config.schema import TrainConfig
 from orchestrator.errors import printable
 from orchestrator.evaluation.coco import METRICS
 from orchestrator.pages.document import number
@@ -35,6 +36,7 @@ from orchestrator.tracking.mlflow_shipper import Shipped
 from orchestrator.tracking.run_card import Hardware, RunCard, package_versions
 from orchestrator.tracking.shipping import ShipState
 from orchestrator.training.job import Outcome, TrainingJob
+from orchestrator.training.shards import Shards
 
 #: Where ``mlflow ui`` serves unless it is told otherwise.
 MLFLOW_UI = "http://127.0.0.1:5000"
@@ -215,6 +217,12 @@ def say_data(plan: Plan, console: Console) -> None:
             say(console, f"  {finding}")
 
 
+def say_scaling(train: TrainConfig, console: Console) -> None:
+    """What became of the learning rate, where it was scaled."""
+    if train.scaling is not None:
+        say(console, f"learning rate: {train.scaling}")
+
+
 def say_initial(job: TrainingJob, console: Console) -> None:
     """What the run begins with, tensor by tensor where something was not simply loaded.
 
@@ -230,6 +238,25 @@ def say_initial(job: TrainingJob, console: Console) -> None:
     say(console, f"train.init_from: {loaded.headline()}")
     for line in (*loaded.classes, *loaded.report.lines(("adapted", "missing", "left over"))):
         say(console, f"  {line}")
+
+
+def say_shards(shards: Shards, threads: int | None, console: Console) -> None:
+    """In how many parts batches are computed, where the program decides that.
+
+    Args:
+        shards: of this start.
+        threads: CPU threads of each of its workers.
+        console: where it is told.
+    """
+    if shards.text:
+        say(console, f"virtual shards: {shards.text}")
+    if shards.threads is not None and shards.threads != threads:
+        say(
+            console,
+            f"virtual shards: the run began with {shards.threads} threads a worker and now has "
+            f"{threads}, so sums round in another order. Next, if that matters: set "
+            f"cluster.threads_per_worker to {shards.threads}",
+        )
 
 
 def say_result(resolved: ResolvedExperiment, result: dict[str, Any], console: Console) -> None:
@@ -248,12 +275,14 @@ def say_result(resolved: ResolvedExperiment, result: dict[str, Any], console: Co
     for name, value in result["metrics"].items():
         table.add_row(name, number(value))
     console.print(table)
+    # The first steps are not counted, and a short run has no others.
+    speed = f"{result['images_per_s']:.1f} images/s, " if result["images_per_s"] else ""
     if result["early_stopping"] is not None:
         say(console, f"early stopping: {result['early_stopping']['reason']}")
     say(
         console,
-        f"{result['detector']}: {result['steps']} steps, {result['images_per_s']:.1f} images/s, "
-        f"{duration(result['seconds'])} in all",
+        f"{result['detector']}: {result['steps']} steps, {speed}"
+        f"{duration(result['seconds'])} since this start",
     )
 
 

@@ -60,6 +60,12 @@ class Records:
         self._brought: dict[str, tuple[int, int]] = {}
         self._pushing = threading.Lock()
 
+    def mark_brought(self, names: Iterable[str]) -> None:
+        """Take note that files are as the bucket has them, which was where they came from."""
+        with self._pushing:
+            for file in _files(self._run_dir, names):
+                self._brought[str(file)] = _state(file)
+
     def push(self, names: Iterable[str]) -> None:
         """Upload what has changed of files and folders.
 
@@ -99,7 +105,10 @@ class Records:
         # The log grows meanwhile, and a line may be half there.
         content = file.read_bytes()
         content = content[: content.rfind(b"\n") + 1]
-        self._storage.write_file(key, [content])
+        there = {entry.name: entry.size for entry in self._storage.list("")}
+        # A log is only ever added to: a shorter one is an older copy of what is there.
+        if len(content) > there.get(EVENTS, -1):
+            self._storage.write_file(key, [content])
         write_atomic(self._run_dir / EVENTS_KEPT, b"%d" % len(content))
 
 
@@ -176,6 +185,7 @@ class BucketMirror:
             log_file = self.run_dir / EVENTS
             kept = log_file.stat().st_size if log_file.exists() else 0
             write_atomic(self.run_dir / EVENTS_KEPT, b"%d" % kept)
+            self._records.mark_brought(RECORDS)
         except OSError as error:
             raise StorageError(
                 f"{uri}: cannot be brought to {self.run_dir}: {error}. Next: see that `scratch` "

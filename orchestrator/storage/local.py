@@ -305,6 +305,13 @@ class LocalStorage(Storage):
             while chunk := os.read(descriptor, CHUNK_BYTES):
                 yield chunk
 
+    def read_at(self, key: str, offset: int, size: int) -> bytes:
+        """At most ``size`` bytes of a regular file from ``offset`` on; empty behind its end."""
+        with self._open(key, os.O_NONBLOCK) as descriptor:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise OSError(f"{self.describe(key)} is not a regular file")
+            return os.pread(descriptor, size, offset)
+
     @contextmanager
     def _open(self, key: str, flags: int) -> Iterator[int]:
         with self._parent(key) as (folder, name):

@@ -9,11 +9,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-import ray
 from rich.console import Console
 
 import native
 from orchestrator.cluster.connection import connected
+from orchestrator.cluster.nodes import alive_nodes
 from orchestrator.cluster.placement import place
 from orchestrator.config.resolve import ResolvedExperiment, Template, diff
 from orchestrator.config.scalars import Json
@@ -262,9 +262,9 @@ class _Sweep:
     def _run_stages(self, stages: Sequence[_Stage]) -> bool:
         """Run all trials; whether somebody asked to stop."""
         experiment = self.planner.base.experiment
-        sharded = experiment.train.virtual_shards is not None
+        sharded = isinstance(experiment.train.virtual_shards, int)
         placement = place(experiment.cluster, one_thread=sharded)
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        nodes = [node.resources for node in alive_nodes() if placement.takes(node)]
         found = capacity(nodes, placement.resources_per_worker, experiment.cluster.workers)
         at_a_time = agreed(found, self.planner.sweep.concurrency, self.planner.count)
         say(self.console, f"{at_a_time} at a time: {found.text}")

@@ -15,6 +15,7 @@ from ray.exceptions import RayError
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
+from orchestrator.cluster.nodes import alive_nodes, this_node
 from orchestrator.errors import OrchestratorError, PreemptedError
 from orchestrator.storage.run_files import STOP, trial_name
 from orchestrator.sweeps.judge import Judge
@@ -22,9 +23,9 @@ from orchestrator.sweeps.plan import Trial
 from orchestrator.sweeps.runner import Runner, read_end
 from orchestrator.training.trial_decision import write_verdict
 
-#: A driver needs no CPU of its own, and Ray takes no request for nothing. The head outlives all
-#: other nodes, or the sweep ends with it.
-_DRIVER_RESOURCES = {"CPU": 0, "node:__internal_head__": 0.001}
+#: Share of a node's own resource that the driver of a trial takes: it needs no CPU of its own, and
+#: Ray takes no request for nothing.
+_A_LITTLE = 0.001
 #: Starts of a trial whose process was lost, with its node or for want of memory.
 _STARTS = 3
 
@@ -85,7 +86,7 @@ class Fleet:
             runner.run(config)
 
         tuner = tune.Tuner(
-            tune.with_resources(trainable, _DRIVER_RESOURCES),
+            tune.with_resources(trainable, _driver_resources()),
             tune_config=tune.TuneConfig(
                 metric="score",
                 mode="max",
@@ -170,6 +171,12 @@ class Fleet:
         goes_on = self._judge.goes_on(result["trial"], int(epoch), result["score"])
         run_dir = self.folder / trial_name(result["trial"])
         write_verdict(run_dir, result["step"], goes_on=goes_on)
+
+
+def _driver_resources() -> dict[str, float]:
+    """Of the driver of a trial: beside that of the sweep, which sees the folder of the sweep."""
+    here = next(node for node in alive_nodes() if node.id == this_node())
+    return {"CPU": 0, here.own_resource: _A_LITTLE}
 
 
 def _first_line(error: BaseException) -> str:

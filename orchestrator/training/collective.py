@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -12,13 +13,31 @@ from torch import Tensor
 T = TypeVar("T")
 
 
+#: Hang timeouts after which a collective gives up by itself. While rank 0 works alone, and may take
+#: long over it, the others wait for it in one.
+_TIMEOUTS = 20
+
+
+def collective_timeout(hang_timeout: float | None) -> timedelta | None:
+    """The backstop where no progress can be seen from outside; None for the backend's own.
+
+    Args:
+        hang_timeout: ``cluster.hang_timeout``, in seconds.
+    """
+    return None if hang_timeout is None else timedelta(seconds=_TIMEOUTS * hang_timeout)
+
+
 class Collective:
     """The ranks of one run; a world of one needs no process group.
 
     Objects travel over a gloo group of their own, because nccl and hccl move device tensors only.
+
+    Args:
+        device: of this rank.
+        timeout: of that group; None for torch's.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, timeout: timedelta | None = None) -> None:
         self.device = device
         self.distributed = dist.is_initialized()
         self.rank = dist.get_rank() if self.distributed else 0
@@ -26,7 +45,9 @@ class Collective:
         self._objects: Any = None
         if self.distributed:
             gloo = dist.get_backend() == "gloo"
-            self._objects = dist.group.WORLD if gloo else dist.new_group(backend="gloo")
+            self._objects = (
+                dist.group.WORLD if gloo else dist.new_group(backend="gloo", timeout=timeout)
+            )
 
     @property
     def is_main(self) -> bool:
@@ -42,6 +63,18 @@ class Collective:
     def sum_async(self, tensor: Tensor) -> Any:
         """Start summing ``tensor`` in place; call ``wait()`` on what is returned."""
         return dist.all_reduce(tensor, async_op=True)
+
+    def exchange_async(self, received: Tensor, sent: Tensor) -> Any:
+        """Start sending each rank its part of ``sent``; call ``wait()`` on what is returned.
+
+        Both are flat, contiguous and divided evenly among the ranks; in the end part ``r`` of
+        ``received`` is what rank ``r`` sent here.
+        """
+        return dist.all_to_all_single(received, sent, async_op=True)
+
+    def gather_async(self, whole: Tensor, part: Tensor) -> Any:
+        """Start collecting every rank's ``part``, in rank order, into ``whole`` on each of them."""
+        return dist.all_gather_into_tensor(whole, part, async_op=True)
 
     def gather(self, value: T) -> list[T] | None:
         """Values of all ranks by rank, on rank 0; None elsewhere."""
@@ -63,19 +96,5 @@ class Collective:
     def copy_from_main_(self, tensors: Sequence[Tensor]) -> None:
         """Overwrite ``tensors`` with rank 0's values."""
         if self.world > 1:
-            self.copy_from_(tensors, 0)
-
-    def receive_(self, tensors: Sequence[Tensor], source: int) -> None:
-        """Overwrite ``tensors`` with what rank ``source`` sends by :meth:`send`."""
-        for tensor in tensors:
-            dist.recv(tensor, src=source)
-
-    def send(self, tensors: Sequence[Tensor], target: int) -> None:
-        """Send ``tensors`` to rank ``target``, which calls :meth:`receive_`."""
-        for tensor in tensors:
-            dist.send(tensor, dst=target)
-
-    def copy_from_(self, tensors: Sequence[Tensor], source: int) -> None:
-        """Overwrite ``tensors`` with those of rank ``source``."""
-        for tensor in tensors:
-            dist.broadcast(tensor, src=source)
+            for tensor in tensors:
+                dist.broadcast(tensor, src=0)

@@ -9,6 +9,8 @@ from contextlib import AbstractContextManager, contextmanager
 import torch
 from torch import Tensor, nn
 
+from orchestrator.training.saved_tensors import Bits
+
 
 def decay_at(updates: int, *, decay: float, warmup_steps: int) -> float:
     """Decay used by update number ``updates`` (1 is the first)."""
@@ -28,24 +30,35 @@ class WeightAverage:
     def __init__(self, model: nn.Module, *, decay: float, warmup_steps: int) -> None:
         self.decay = decay
         self.warmup_steps = warmup_steps
-        self.tensors: dict[str, Tensor] = {
-            name: tensor.detach().clone() for name, tensor in model.state_dict().items()
-        }
+        state = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+        self.tensors: dict[str, Tensor] = {name: tensor.clone() for name, tensor in state.items()}
+        # Looking them up takes milliseconds, and they stay what they are: all changes are in place.
+        floating = [name for name, tensor in state.items() if tensor.is_floating_point()]
+        others = [name for name, tensor in state.items() if not tensor.is_floating_point()]
+        self._averages = [self.tensors[name] for name in floating]
+        self._values = [state[name] for name in floating]
+        self._copies = [self.tensors[name] for name in others]
+        self._originals = [state[name] for name in others]
+        self._bits = Bits([*self._averages, *self._copies])
 
     @torch.no_grad()
-    def update(self, model: nn.Module, updates: int) -> None:
-        """Move the average towards the model's present state."""
-        weight = 1.0 - decay_at(updates, decay=self.decay, warmup_steps=self.warmup_steps)
-        averages: list[Tensor] = []
-        values: list[Tensor] = []
-        for name, tensor in model.state_dict().items():
-            if tensor.is_floating_point():
-                averages.append(self.tensors[name])
-                values.append(tensor.detach())
-            else:
-                self.tensors[name].copy_(tensor)
-        torch._foreach_lerp_(averages, values, weight)
+    def update(self, updates: int, *, applied: Tensor | None = None) -> None:
+        """Move the average towards the model's present state.
 
+        Args:
+            updates: optimizer steps, with the last one.
+            applied: a bool scalar on the device that says whether to; None for yes.
+        """
+        weight = 1.0 - decay_at(updates, decay=self.decay, warmup_steps=self.warmup_steps)
+        if applied is not None:
+            moved = torch._foreach_lerp(self._averages, self._values, weight)
+            self._bits.become(Bits([*moved, *self._originals]), applied)
+            return
+        if self._copies:
+            torch._foreach_copy_(self._copies, self._originals)
+        torch._foreach_lerp_(self._averages, self._values, weight)
+
+    @torch.no_grad()
     def load(self, tensors: dict[str, Tensor]) -> None:
         """Take over saved averages, by name."""
         for name, tensor in self.tensors.items():

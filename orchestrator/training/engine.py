@@ -9,6 +9,7 @@ in the same weights.
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -33,11 +34,13 @@ from orchestrator.tracking.goodput import (
 from orchestrator.training import nonfinite_dump
 from orchestrator.training.collective import Collective
 from orchestrator.training.early_stopping import EarlyStopping
+from orchestrator.training.feeding import Inputs, fed
 from orchestrator.training.job import Outcome, TrainingJob
+from orchestrator.training.out_of_memory import explained
 from orchestrator.training.pulse import pulse
 from orchestrator.training.schedules import LearningRate
 from orchestrator.training.state import capture, restore
-from orchestrator.training.stepper import Stepper, StepReport
+from orchestrator.training.stepper import Stepper, StepReport, StepUnderWay
 from orchestrator.training.trial_decision import await_verdict
 from orchestrator.training.validation import Evaluator, Validation
 from orchestrator.training.verify_sampled import check_sampled
@@ -74,6 +77,16 @@ class _Throughput:
     @property
     def value(self) -> float:
         return self.images / self.seconds if self.seconds > 0 else 0.0
+
+
+@dataclass
+class _Begun:
+    """A step that was begun, and what it takes to begin it anew."""
+
+    batch: Batch
+    learning_rate: float
+    stop: bool
+    under_way: StepUnderWay
 
 
 class Engine:
@@ -120,10 +133,11 @@ class Engine:
             accelerator=accelerator,
             precision=precision,
             collective=collective,
+            shards=job.shards,
         )
         self.rate = LearningRate(
             schedule=train.schedule,
-            base=train.optimizer.lr,
+            base=train.base_rate,
             steps_per_epoch=job.schedule.steps_per_epoch,
             total_steps=job.schedule.total_steps,
             extensions=job.extensions,
@@ -151,6 +165,9 @@ class Engine:
         self._committed = -1
         #: First step of a row of bad ones, whose state is that of all of them.
         self._first_bad: int | None = None
+        #: Steps whose numbers have not been read yet, oldest first.
+        self._begun: deque[_Begun] = deque()
+        self._clock = 0.0
 
     def run(self) -> Outcome:
         """Train from the newest commit to the end, or until asked to stop."""
@@ -158,6 +175,8 @@ class Engine:
         self._note(ATTEMPT, attempt_text(self.job.driver_began or time.time()))
         with pulse.waiting("start"):
             start = self._resume()
+            if self.stepper.shards.text:
+                self._note("virtual_shards", self.stepper.shards.text, step=start)
         pulse.mark("waiting for a batch", start)
         if self._ends_early():
             return self._outcome("done", start)
@@ -165,43 +184,37 @@ class Engine:
         if not self._goes_on():
             return self._outcome("stopped", start)
         stopped, ended, given_up = False, False, False
-        clock = time.perf_counter()
-        for batch in self.stream.train_batches(self.step, self.job.total_steps):
-            pulse.mark("step", self.step)
-            if batch.step != self.step:
+        self._clock = time.perf_counter()
+        batches = self.stream.train_batches(self.step, self.job.total_steps)
+        for batch, inputs in fed(batches, self.collective.device):
+            pulse.mark("step", batch.step)
+            expected = self.step + len(self._begun)
+            if batch.step != expected:
                 raise OrchestratorError(
-                    f"data stream: got the batch of step {batch.step}, expected {self.step}"
+                    f"data stream: got the batch of step {batch.step}, expected {expected}"
                 )
             self._count_replaced(batch)
-            report = self.stepper.run(
-                batch, learning_rate=self.rate(self.step), stop=self.stop_requested()
-            )
-            if self.step == start:
-                check_sampled(self.job, self.stepper.optimizer, self.rate, self.step)
-            self.step += 1
-            pulse.mark("after the step", self.step)
-            self._guard(report, batch)
-            now = time.perf_counter()
-            seconds, clock = now - clock, now
-            self.throughput.add(self.job.schedule.batch_size, seconds)
-            stopped = report.stop
-            commits = stopped or self.job.commits_after(self.step)
-            if commits:
-                # The new commit waits for the one before anyway. Doing so before this step is
-                # logged, a kill never undoes more than one step that anybody knows of.
-                with pulse.waiting("commit"):
-                    self.store.wait()
-            self._log_step(report, seconds)
-            if commits:
-                self._commit()
-            if not stopped and self.job.evaluates_after(self.step):
-                self.validation.after(self.step, committed=self._committed == self.step)
-                ended = self._ends_early()
-                given_up = not ended and not self._goes_on()
-                clock = time.perf_counter()
-            if stopped or ended or given_up:
-                break
-            pulse.mark("waiting for a batch", self.step)
+            self._begin_step(batch, inputs)
+            if batch.step == start:
+                if self.stepper.graph is not None:
+                    self._note("compile", self.stepper.graph.text(), step=start)
+                check_sampled(self.job, self.stepper.optimizer, self.rate, batch.step)
+            # The numbers of a step are read while the device does the next one, so a wish to stop
+            # is heard of then. Before anything is done with the state, all are read.
+            stopped = self._read(keep=self.stepper.ahead)
+            done = batch.step + 1
+            if stopped or self.job.commits_after(done) or self.job.evaluates_after(done):
+                stopped = self._read(keep=0) or stopped
+                if stopped or self.job.commits_after(done):
+                    self._commit()
+                if not stopped and self.job.evaluates_after(done):
+                    self.validation.after(self.step, committed=self._committed == self.step)
+                    ended = self._ends_early()
+                    given_up = not ended and not self._goes_on()
+                    self._clock = time.perf_counter()
+                if stopped or ended or given_up:
+                    break
+            pulse.mark("waiting for a batch", done)
         with pulse.waiting("commit"):
             self.store.wait()
         if not stopped:
@@ -209,6 +222,44 @@ class Engine:
             self.validation.finish()
         state = "preempted" if stopped else "stopped" if given_up else "done"
         return self._outcome(state, start)
+
+    def _begin_step(self, batch: Batch, inputs: Inputs) -> None:
+        """Have a step done; its numbers are read later."""
+        rate, stop = self.rate(batch.step), self.stop_requested()
+        with explained(self.job, batch.step, accelerator=self.accelerator):
+            under_way = self.stepper.begin(batch, learning_rate=rate, stop=stop, inputs=inputs)
+        self._begun.append(_Begun(batch, rate, stop, under_way))
+
+    def _read(self, *, keep: int) -> bool:
+        """Read the numbers of the steps that were begun, but for the newest ``keep``.
+
+        Returns:
+            Whether somebody was asked to stop before one of them; the same on all ranks.
+        """
+        stopped = False
+        while len(self._begun) > keep:
+            one = self._begun.popleft()
+            report = self.stepper.read(one.under_way)
+            self.step = one.batch.step + 1
+            pulse.mark("after the step", self.step)
+            self._guard(report, one.batch)
+            if not report.applied:
+                for later in self._begun:
+                    later.under_way = self.stepper.begin(
+                        later.batch, learning_rate=later.learning_rate, stop=later.stop
+                    )
+            now = time.perf_counter()
+            seconds, self._clock = now - self._clock, now
+            self.throughput.add(self.job.schedule.batch_size, seconds)
+            stopped = stopped or report.stop
+            last = not self._begun and keep == 0
+            if last and (stopped or self.job.commits_after(self.step)):
+                # The new commit waits for the one before anyway. Doing so before this step is
+                # logged, a kill never undoes more than one step that anybody knows of.
+                with pulse.waiting("commit"):
+                    self.store.wait()
+            self._log_step(report, seconds)
+        return stopped
 
     def _ends_early(self) -> bool:
         """Whether early stopping ends the run after this step; the same on all ranks."""
@@ -273,7 +324,7 @@ class Engine:
     def _begin(self) -> None:
         """Take over the initial weights, if the run has any; every rank reads them itself."""
         if self.job.initial is None:
-            self._note("start", "from drawn weights")
+            self._note("start", "from random weights")
             return
         loaded = load_initial(self.job.initial, self.job.experiment, self.job.label_map)
         loaded.put_into(self.model)
@@ -284,8 +335,12 @@ class Engine:
     def _count_replaced(self, batch: Batch) -> None:
         """Stop when too many images had to be replaced since the start of the epoch."""
         for position, sample, reason in batch.replaced:
-            self._note("replaced", f"step {batch.step} slot {position} sample {sample}: {reason}")
-        if self.step % self.job.schedule.steps_per_epoch == 0:
+            self._note(
+                "replaced",
+                f"step {batch.step} slot {position} sample {sample}: {reason}",
+                step=batch.step,
+            )
+        if batch.step % self.job.schedule.steps_per_epoch == 0:
             self._replaced = 0
         self._replaced += len(batch.replaced)
         limit = self.job.experiment.data.max_bad_fraction * len(self.job.schedule.sample_ids)
@@ -353,6 +408,7 @@ class Engine:
                 world=self.collective.world,
                 state=self._state() if self._first_bad == batch.step else None,
                 state_of=self._first_bad,
+                shards=self.stepper.shards,
             )
             troubles = [trouble]
         for text in filter(None, troubles or []):
@@ -374,7 +430,7 @@ class Engine:
             return
         images_per_s = self.job.schedule.batch_size / seconds
         values = {f"train/{name}": value for name, value in report.losses.items()}
-        values["train/lr"] = self.stepper.learning_rate
+        values["train/lr"] = report.learning_rate
         values["train/gradient_norm"] = report.gradient_norm
         values["train/images_per_s"] = images_per_s
         values["train/epoch"] = self.step / self.job.schedule.steps_per_epoch
@@ -415,14 +471,15 @@ class Engine:
                 "overflows": self.overflows,
                 "replaced": self._replaced,
                 "world": self.collective.world,
+                "virtual_shards": self.stepper.shards.to_json(self.job.threads),
                 "batch_size": self.job.schedule.batch_size,
                 "early_stopping": None if self.early is None else self.early.to_json(),
             },
         )
 
-    def _note(self, kind: str, text: str) -> None:
+    def _note(self, kind: str, text: str, *, step: int | None = None) -> None:
         if self.events is not None:
-            self.events.note(kind, text, step=self.step)
+            self.events.note(kind, text, step=self.step if step is None else step)
 
     def _account(self) -> None:
         """Leave in the log how the time of this start was spent."""

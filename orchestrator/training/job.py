@@ -15,7 +15,9 @@ from orchestrator.data.label_map import LabelMap
 from orchestrator.data.stream.schedule import Schedule
 from orchestrator.data.tiling import Tiling
 from orchestrator.errors import ConfigError
+from orchestrator.storage.local import Storage
 from orchestrator.training.schedules import Extension
+from orchestrator.training.shards import Shards
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,7 @@ class TrainingJob:
 
     Attributes:
         experiment: the validated experiment.
-        run_dir: absolute run folder, reachable from every worker.
+        run_dir: absolute run folder; of a worker that does not see it, a folder of its own.
         label_map: classes, equal in training and validation data.
         schedule: which samples form which step.
         val: validation annotations, what evaluation scores against.
@@ -39,8 +41,10 @@ class TrainingJob:
             on; see :mod:`orchestrator.training.trial_decision`.
         bucket: URI of the run in a bucket, where its commits are; None where they are in the run
             folder.
+        storage: where the commits are, if neither in the run folder nor in a bucket; picklable.
         sampled: what a sweep set, by dotted key; seen to have arrived in the live objects.
         extensions: how the run was made longer since it began.
+        shards: how batches are cut.
         evaluates_beside: whether commits are scored by one more worker while training goes on; see
             :mod:`orchestrator.training.validation`.
         driver_began: when this start's driver did, seconds since 1970; for the account of time.
@@ -54,10 +58,12 @@ class TrainingJob:
     config_digest: str
     data_digest: str
     threads: int | None
+    shards: Shards
     initial: InitialWeights | None = None
     fence: Callable[[], None] | None = None
     judged_epochs: tuple[int, ...] = ()
     bucket: str | None = None
+    storage: Storage | None = None
     sampled: Mapping[str, Json] = field(default_factory=dict)
     extensions: tuple[Extension, ...] = ()
     evaluates_beside: bool = False

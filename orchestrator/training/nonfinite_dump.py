@@ -30,6 +30,7 @@ from orchestrator.errors import DataError, StorageError
 from orchestrator.storage.atomic import write_atomic
 from orchestrator.storage.run_files import NONFINITE
 from orchestrator.training.job import TrainingJob
+from orchestrator.training.shards import Shards
 from orchestrator.training.stepper import StepReport
 
 REPORT_NAME = "report.json"
@@ -107,6 +108,7 @@ def keep_report(
     world: int,
     state: TrainState | None,
     state_of: int | None,
+    shards: Shards,
 ) -> str | None:
     """Write state and report, which completes the evidence.
 
@@ -119,6 +121,7 @@ def keep_report(
         world: number of ranks.
         state: what the step met; None when the step ``state_of`` met the same.
         state_of: step whose folder holds the state.
+        shards: how its batch was cut.
 
     Returns:
         What went wrong, if anything did.
@@ -135,6 +138,7 @@ def keep_report(
         "precision": precision,
         "threads": job.threads,
         "world": world,
+        "virtual_shards": shards.count,
         "experiment": json.loads(job.experiment.model_dump_json(by_alias=True)),
         "label_map": json.loads(job.label_map.to_json()),
     }

@@ -82,8 +82,18 @@ def is_norm(module: nn.Module) -> bool:
     return isinstance(module, nn.GroupNorm | nn.LayerNorm) or hasattr(module, "running_mean")
 
 
-def build_optimizer(model: nn.Module, config: Optimizer) -> torch.optim.Optimizer:
-    """The configured optimizer over ``model``; its learning rate is set anew at every step."""
+def build_optimizer(
+    model: nn.Module, config: Optimizer, *, fused: bool = False
+) -> torch.optim.Optimizer:
+    """The configured optimizer over ``model``; its learning rate is set anew at every step.
+
+    Args:
+        model: whose parameters train.
+        config: of the optimizer.
+        fused: take the kernel that does the whole update in one pass, and leaves it out where its
+            ``found_inf`` says so; it rounds differently.
+    """
+    kernel = True if fused else None
     groups = parameter_groups(
         model,
         weight_decay=config.weight_decay,
@@ -92,6 +102,8 @@ def build_optimizer(model: nn.Module, config: Optimizer) -> torch.optim.Optimize
     )
     match config:
         case SGDOptimizer(lr=lr, momentum=momentum, nesterov=nesterov):
-            return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov)
+            return torch.optim.SGD(
+                groups, lr=lr, momentum=momentum, nesterov=nesterov, fused=kernel
+            )
         case AdamWOptimizer(lr=lr, betas=betas, eps=eps):
-            return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps)
+            return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=kernel)

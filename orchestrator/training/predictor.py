@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from detectors.base import Detector
-from detectors.boxes import map_to_original
 from detectors.config import PostprocessConfig
-from detectors.postprocess import postprocess
-from detectors.structures import Candidates
-from orchestrator.accelerators import Accelerator, Precision
+from detectors.postprocess import Frames, View, detections_of
+from orchestrator.accelerators import Accelerator, Precision, as_network_input
 from orchestrator.data.batch import Batch
 from orchestrator.data.tiling import Tiling
 from orchestrator.evaluation.detections import Detections
@@ -23,39 +22,60 @@ from orchestrator.training.collective import Collective
 def images_to_device(batch: Batch, device: torch.device) -> torch.Tensor:
     """(N, H, W, 3) uint8 NumPy images as a (N, 3, H, W) uint8 tensor on ``device``.
 
-    The copy is of bytes; the permuted view is what channels_last kernels like.
+    The copy is of bytes, and turned on the device.
     """
-    return torch.from_numpy(batch.images).to(device, non_blocking=True).permute(0, 3, 1, 2)
+    return as_network_input(torch.from_numpy(batch.images).to(device, non_blocking=True))
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A batch that a device has been given.
+
+    Attributes:
+        batch: the images.
+        view: what the network made of them, on its way to the host.
+        config: how it becomes detections.
+    """
+
+    batch: Batch
+    view: View
+    config: PostprocessConfig
+
+    def finish(self) -> Detections:
+        """Detections of the real images; padded images are left out."""
+        real = self.batch.sample_ids >= 0
+        found = detections_of([self.view], self.config)
+        kept = [found[index] for index in np.flatnonzero(real).tolist()]
+        counts = [len(one.scores) for one in kept]
+        ids = self.batch.image_ids[real]
+        return Detections(
+            images=ids,
+            image_ids=np.repeat(ids, counts),
+            labels=torch.cat([one.labels for one in kept]).numpy().astype(np.int64),
+            boxes=torch.cat([one.boxes for one in kept]).numpy().astype(np.float32),
+            scores=torch.cat([one.scores for one in kept]).numpy().astype(np.float32),
+        )
 
 
 @torch.inference_mode()
-def predict_batch(
-    model: Detector, batch: Batch, config: PostprocessConfig, device: torch.device
-) -> Detections:
-    """Detections of the real images of one batch; padded images are left out.
+def begin_batch(
+    model: Detector,
+    batch: Batch,
+    config: PostprocessConfig,
+    *,
+    accelerator: Accelerator,
+    device: torch.device,
+) -> Begun | None:
+    """Give a device a batch; None for one that is all padding.
 
-    A batch may be all padding: on a rank with fewer images than others, or none.
+    There are such on a rank with fewer images than others, or none.
     """
-    real = batch.sample_ids >= 0
-    if not real.any():
-        return Detections.merge([])
+    if not (batch.sample_ids >= 0).any():
+        return None
     candidates = model.decode(model(images_to_device(batch, device)))
-    boxes = map_to_original(
-        candidates.boxes.float().cpu(),
-        torch.from_numpy(batch.transforms),
-        torch.from_numpy(batch.sizes),
-    )
-    found = postprocess(Candidates(boxes, candidates.scores.float().cpu()), config)
-    kept = [(index, found[index]) for index in np.flatnonzero(real).tolist()]
-    counts = [len(one.scores) for _, one in kept]
-    ids = batch.image_ids[real]
-    return Detections(
-        images=ids,
-        image_ids=np.repeat(ids, counts),
-        labels=torch.cat([one.labels for _, one in kept]).numpy().astype(np.int64),
-        boxes=torch.cat([one.boxes for _, one in kept]).numpy().astype(np.float32),
-        scores=torch.cat([one.scores for _, one in kept]).numpy().astype(np.float32),
-    )
+    frames = Frames(torch.from_numpy(batch.transforms), torch.from_numpy(batch.sizes))
+    view = View(candidates, config, frames=frames, to_host=accelerator.to_host)
+    return Begun(batch, view, config)
 
 
 def in_whole_images(
@@ -86,13 +106,22 @@ def predict_share(
 ) -> Detections:
     """Detections of one rank's batches.
 
-    The model is put into evaluation mode and left in the mode it had.
+    While the device computes a batch, the host suppresses in the one before. The model is put into
+    evaluation mode and left in the mode it had.
     """
     training = model.training
     model.eval()
+    parts: list[Detections] = []
+    waiting: Begun | None = None
     try:
         with accelerator.autocast(precision):
-            parts = [predict_batch(model, batch, config, device) for batch in batches]
+            for batch in batches:
+                begun = begin_batch(model, batch, config, accelerator=accelerator, device=device)
+                if waiting is not None:
+                    parts.append(waiting.finish())
+                waiting = begun
+            if waiting is not None:
+                parts.append(waiting.finish())
     finally:
         model.train(training)
     return Detections.merge(parts)

@@ -17,6 +17,7 @@ from orchestrator.data.batch import Batch
 from orchestrator.training import nonfinite_dump
 from orchestrator.training.collective import Collective
 from orchestrator.training.session import initial_model
+from orchestrator.training.shards import Shards
 from orchestrator.training.state import restore
 from orchestrator.training.stepper import Stepper, largest
 
@@ -98,6 +99,10 @@ def replay(run_dir: Path, step: int | None, *, accelerator: Accelerator) -> Repl
     weights: list[str] = []
     gradients: dict[str, None] = {}
 
+    # Kept steps of before say it in their experiment.
+    shards = found.report.get("virtual_shards", experiment.train.virtual_shards)
+    shards = None if shards == "auto" else shards
+
     def stepper_of(rank: int) -> Stepper:
         stepper = Stepper(
             initial_model(experiment, len(found.classes), accelerator, device),
@@ -107,6 +112,7 @@ def replay(run_dir: Path, step: int | None, *, accelerator: Accelerator) -> Repl
             precision=accelerator.resolve_precision(found.report["precision"]),
             collective=Collective(device),
             rank=rank,
+            shards=Shards(shards, found.report["world"]),
         )
         restore(found.state, stepper)
         return stepper

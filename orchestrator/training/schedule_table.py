@@ -72,7 +72,7 @@ class ScheduleTable:
         train = self.experiment.train
         return LearningRate(
             schedule=train.schedule,
-            base=train.optimizer.lr,
+            base=train.base_rate,
             steps_per_epoch=self.steps_per_epoch,
             total_steps=self.steps_per_epoch * train.epochs,
         )
@@ -96,6 +96,8 @@ class ScheduleTable:
             facts[f"group {index}"] = (
                 f"{group.kind} {' '.join(group.names)}: rate x {group.lr_factor:g}{decay}"
             )
+        if train.scaling is not None:
+            facts["rate"] = train.scaling
         facts["schedule"] = self._schedule()
         facts["clipping"] = "none" if train.clip_norm is None else f"norm {train.clip_norm:g}"
         scaled = train.precision in ("fp16", "auto")

@@ -45,7 +45,7 @@ class LearningRate:
 
     Attributes:
         schedule: its typed configuration.
-        base: the rate that factors multiply (``train.optimizer.lr``).
+        base: the rate that factors multiply (``train.optimizer.lr``, perhaps scaled).
         steps_per_epoch: optimizer steps in an epoch.
         total_steps: optimizer steps in the run.
         extensions: how the run was made longer, oldest first; of a schedule that has a horizon.
@@ -129,7 +129,7 @@ def require_warmup_ends(train: TrainConfig, *, steps_per_epoch: int) -> None:
     """
     rate = LearningRate(
         schedule=train.schedule,
-        base=train.optimizer.lr,
+        base=train.base_rate,
         steps_per_epoch=steps_per_epoch,
         total_steps=steps_per_epoch * train.epochs,
     )

@@ -21,7 +21,7 @@ from orchestrator.storage.disk_errors import run_folder_errors
 from orchestrator.storage.local import LocalStorage
 from orchestrator.storage.run_files import EVENTS, MEASURED, STOP
 from orchestrator.tracking.events import EventLog
-from orchestrator.training.collective import Collective
+from orchestrator.training.collective import Collective, collective_timeout
 from orchestrator.training.engine import Engine
 from orchestrator.training.freeze import adapt
 from orchestrator.training.interrupt import asked_to_stop
@@ -53,20 +53,34 @@ def watch_for_stop(run_dir: Path) -> Callable[[], bool]:
     return stop_requested
 
 
-def open_store(job: TrainingJob) -> CommitStore:
-    """The commits of a run."""
+def open_store(job: TrainingJob, bring: Callable[[], None] | None = None) -> CommitStore:
+    """The commits of a run.
+
+    Args:
+        job: the run.
+        bring: brings what was measured to the driver; None where the driver sees it.
+    """
     checkpoint = job.experiment.train.checkpoint
-    beside = None
+    first_of_all = [] if bring is None else [bring]
     if job.bucket is not None and job.fence is not None:
+        # After the driver: what the bucket has, the driver has, too.
         records = Records(job.bucket, job.path, job.fence)
-        beside = partial(records.push, MEASURED)
+        first_of_all.append(partial(records.push, MEASURED))
+
+    def beside() -> None:
+        for step in first_of_all:
+            step()
+
+    storage = job.storage
+    if storage is None:
+        storage = LocalStorage(job.path) if job.bucket is None else open_storage(job.bucket)
     return CommitStore(
-        LocalStorage(job.path) if job.bucket is None else open_storage(job.bucket),
+        storage,
         keep_last=checkpoint.keep_last,
         keep_best=checkpoint.keep_best,
         metric=checkpoint.metric,
         fence=job.fence,
-        beside=beside,
+        beside=beside if first_of_all else None,
         awaited=job.evaluates_after,
         interim=job.interim_after,
     )
@@ -89,6 +103,7 @@ def run_rank(
     accelerator: Accelerator,
     local_rank: int = 0,
     evaluator: Evaluator | None = None,
+    bring: Callable[[], None] | None = None,
 ) -> Outcome:
     """Train this process's share of ``job``.
 
@@ -100,12 +115,13 @@ def run_rank(
         accelerator: kind of device.
         local_rank: among the ranks of this machine.
         evaluator: of rank 0 in a run that evaluates beside its steps; closed in the end.
+        bring: see :func:`open_store`.
 
     Raises:
         OrchestratorError: what went wrong, if it was no bug.
     """
     with run_folder_errors(job.path):
-        return _run_rank(job, stream, accelerator, local_rank, evaluator)
+        return _run_rank(job, stream, accelerator, local_rank, evaluator, bring)
 
 
 def _run_rank(
@@ -114,25 +130,31 @@ def _run_rank(
     accelerator: Accelerator,
     local_rank: int,
     evaluator: Evaluator | None,
+    bring: Callable[[], None] | None,
 ) -> Outcome:
     experiment = job.experiment
     accelerator.set_determinism(experiment.train.deterministic, job.threads)
     device = accelerator.device(local_rank)
     model = initial_model(experiment, len(job.label_map), accelerator, device)
-    collective = Collective(device)
-    store = open_store(job)
+    precision = accelerator.resolve_precision(experiment.train.precision)
+    collective = Collective(device, collective_timeout(experiment.cluster.hang_timeout))
+    if accelerator.kind != "cpu":
+        stream.allocate = accelerator.host_array
+    store = open_store(job, bring)
     events = EventLog(job.path / EVENTS) if collective.is_main else None
     try:
         if events is not None:
             for rejected in store.sweep():
                 events.note("checkpoint_rejected", rejected.describe(), step=0)
+            text = accelerator.numerics_text(experiment.train.deterministic, precision)
+            events.note("device", text, step=0)
             # The last start may have been killed between a commit and the deletions it allows.
             store.collect()
         engine = Engine(
             job,
             model,
             accelerator=accelerator,
-            precision=accelerator.resolve_precision(experiment.train.precision),
+            precision=precision,
             collective=collective,
             stream=stream,
             store=store,
@@ -140,7 +162,8 @@ def _run_rank(
             stop_requested=watch_for_stop(job.path),
             evaluator=evaluator,
         )
-        outcome = engine.run()
+        with accelerator.naming_operators():
+            outcome = engine.run()
         with pulse.waiting("end"):
             store.close()
         if events is not None:

@@ -2,7 +2,7 @@
 
 A step either happens whole or not at all: when its loss or gradient, or the weights or the average
 that it would change, are not finite, then weights, optimizer, average, loss scaler and batch-norm
-statistics are what they were before it.
+statistics are what they were before it. :mod:`orchestrator.training.update` says who decides.
 """
 
 from __future__ import annotations
@@ -10,24 +10,28 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from detectors.base import Detector
 from detectors.draws import piece_of_batch
 from detectors.structures import LossTerm, Targets
-from orchestrator.accelerators import Accelerator, Precision
+from orchestrator.accelerators import Accelerator, HostCopy, Precision
 from orchestrator.config.schema import TrainConfig
 from orchestrator.data.batch import Batch
 from orchestrator.training.collective import Collective
 from orchestrator.training.ema import WeightAverage
+from orchestrator.training.feeding import Inputs, inputs_of
 from orchestrator.training.gradients import Gradients
+from orchestrator.training.graph import LossGraph
 from orchestrator.training.optim import build_optimizer
 from orchestrator.training.ordered_sum import OrderedSum
-from orchestrator.training.predictor import images_to_device
+from orchestrator.training.saved_tensors import SavedTensors
+from orchestrator.training.shards import Shards, shards_of
+from orchestrator.training.update import DeviceUpdate, HostUpdate, Numbers, Update, Updated
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,7 @@ class StepReport:
         overflow: the step was skipped because scaled fp16 gradients overflowed, which is the
             loss scaler's ordinary business.
         stop: some rank was asked to stop.
+        learning_rate: that the optimizer was given, without the factors of its groups.
     """
 
     losses: dict[str, float]
@@ -50,40 +55,54 @@ class StepReport:
     sound: bool
     overflow: bool
     stop: bool
+    learning_rate: float
 
 
-@dataclass
-class _SavedBuffers:
-    """Copies of a model's buffers, taken before a forward pass that may turn out bad."""
+class StepUnderWay(NamedTuple):
+    """A step that was begun, and whose numbers may not be there yet.
 
-    live: list[Tensor]
-    saved: list[Tensor] = field(init=False)
+    Attributes:
+        serial: steps that were begun before it.
+        names: of the losses.
+        learning_rate: that the optimizer was given.
+        numbers: of all losses by piece, then the wish to stop, the largest magnitude of the state,
+            the norm of the gradient, and whether the step was held.
+    """
 
-    def __post_init__(self) -> None:
-        self.saved = [tensor.clone() for tensor in self.live]
+    serial: int
+    names: list[str]
+    learning_rate: float
+    numbers: HostCopy
 
-    @torch.no_grad()
-    def save(self) -> None:
-        torch._foreach_copy_(self.saved, self.live)
 
-    @torch.no_grad()
-    def restore(self) -> None:
-        torch._foreach_copy_(self.live, self.saved)
+class _Buffers(SavedTensors):
+    """The buffers of a model, and copies taken before a forward pass that may turn out bad."""
 
-    def _floating(self) -> tuple[list[Tensor], list[Tensor]]:
-        pairs = [p for p in zip(self.live, self.saved, strict=True) if p[0].is_floating_point()]
-        return [live for live, _ in pairs], [saved for _, saved in pairs]
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(list(model.buffers()))
+        # What is not saved is constant, and has no change to add up.
+        kept = {id(tensor) for tensor in model.state_dict(keep_vars=True).values()}
+        floating = [
+            (live, saved)
+            for live, saved in zip(self.live, self.saved, strict=True)
+            if live.is_floating_point() and id(live) in kept
+        ]
+        self._floating = [live for live, _ in floating]
+        self._floating_saved = [saved for _, saved in floating]
 
     @torch.no_grad()
     def changes(self) -> list[Tensor]:
         """How far floating-point buffers have moved; exactly zero for those that have not."""
-        return [live - saved for live, saved in zip(*self._floating(), strict=True)]
+        if not self._floating:
+            return []
+        return list(torch._foreach_sub(self._floating, self._floating_saved))
 
     @torch.no_grad()
     def apply(self, changes: list[Tensor], factor: float) -> None:
         """Let floating-point buffers be the saved ones plus ``factor`` times ``changes``."""
-        for live, saved, change in zip(*self._floating(), changes, strict=True):
-            torch.add(saved, change, alpha=factor, out=live)
+        if changes:
+            moved = torch._foreach_add(self._floating_saved, changes, alpha=factor)
+            torch._foreach_copy_(self._floating, moved)
 
 
 class _Piece(NamedTuple):
@@ -113,74 +132,131 @@ class Stepper:
         precision: Precision,
         collective: Collective,
         rank: int | None = None,
+        shards: Shards | None = None,
     ) -> None:
-        """Args: ``rank`` is the one whose random numbers are drawn; None for this process's own."""
+        """Make optimizer, scaler, average and gradient buckets.
+
+        Args:
+            model: on its device, in training mode.
+            config: of the training.
+            seed: of the run.
+            accelerator: kind of device.
+            precision: of forward and backward.
+            collective: the ranks.
+            rank: whose random numbers are drawn; None for this process's own.
+            shards: how batches are cut; None for a run that begins with these ranks.
+        """
         self.model = model
         self.config = config
         self.seed = seed
         self.accelerator = accelerator
         self.precision = precision
         self.collective = collective
-        self.optimizer = build_optimizer(model, config.optimizer)
+        ahead = accelerator.kind != "cpu"
+        fused = accelerator.kind == "gpu"
+        self.optimizer = build_optimizer(model, config.optimizer, fused=fused)
         self.scaler = accelerator.scaler(precision, config.loss_scale)
         self.average = (
             WeightAverage(model, decay=config.ema.decay, warmup_steps=config.ema.warmup_steps)
             if config.ema is not None
             else None
         )
-        self.gradients = Gradients(list(model.parameters()), collective)
+        self.shards = shards_of(config, collective.world) if shards is None else shards
+        self.gradients = Gradients(
+            list(model.parameters()), collective, ordered=self.shards.count is not None
+        )
         self._rank = collective.rank if rank is None else rank
-        self._buffers = _SavedBuffers(list(model.buffers()))
-        self._shards = config.virtual_shards
-        if self._shards is not None:
-            self._gradient_sum = OrderedSum(self.gradients.flats, collective)
+        self._buffers = _Buffers(model)
+        if self.shards.count is not None:
             self._buffer_sum = OrderedSum(self._buffers.changes(), collective)
+        #: What a step may only change if it is finite.
+        self._finite_before = [*model.parameters(), *self._averaged()]
+        #: No and yes, on the device before anybody is asked.
+        self._wishes = torch.tensor([[0.0], [1.0]], device=collective.device).unbind()
+        self._begun = 0
+        #: What forward pass and losses were compiled to; None where they are not.
+        self.graph = LossGraph(model, accelerator) if config.compile == "graph" else None
+        updated = Updated(
+            optimizer=self.optimizer,
+            scaler=self.scaler,
+            gradients=self.gradients,
+            clip_norm=config.clip_norm,
+            average=self.average,
+            buffers=self._buffers,
+        )
+        self._update: Update = DeviceUpdate(updated, fused=fused) if ahead else HostUpdate(updated)
 
     def run(self, batch: Batch, *, learning_rate: float, stop: bool) -> StepReport:
-        """Do step ``batch.step`` with this rank's share of its images."""
+        """Do step ``batch.step`` with this rank's share of its images, and wait for its numbers."""
+        return self.read(self.begin(batch, learning_rate=learning_rate, stop=stop))
+
+    @property
+    def ahead(self) -> int:
+        """Steps that are begun before the numbers of an earlier one are read."""
+        return self._update.ahead
+
+    def begin(
+        self, batch: Batch, *, learning_rate: float, stop: bool, inputs: Inputs | None = None
+    ) -> StepUnderWay:
+        """Have step ``batch.step`` done with this rank's share of its images.
+
+        The host waits for the device nowhere in it. The step changes nothing, whatever its numbers,
+        while an earlier one that was not applied has not been read.
+
+        Args:
+            batch: this rank's share of the step's images.
+            learning_rate: of the step.
+            stop: whether this rank was asked to stop.
+            inputs: the batch on the device; None copies it now.
+        """
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate * group["lr_factor"]
-        pieces = self.backward(batch)
+        pieces = self.backward(batch, inputs=inputs)
         self.reduce()
         self.scaler.unscale_(self.optimizer)
         norm = self.gradients.norm()
         names = sorted(pieces[0])
         rows = torch.stack([torch.stack([p[name].float() for name in names]) for p in pieces])
-        table = self._by_shard(rows)
-        peak = largest([*self.model.parameters(), *self._averaged()])
-        stopping = rows.new_tensor([float(stop)])
-        shared = torch.cat([table.flatten(), stopping, peak.reshape(1)])
+        peak = largest(self._finite_before)
+        shared = torch.cat([self._by_shard(rows).flatten(), self._wishes[stop], peak.reshape(1)])
         self.collective.sum_(shared)
-        # The one place where the host waits for the device.
-        *values, stops, peak_value, norm_value = torch.cat(
-            [shared, norm.float().reshape(1)]
-        ).tolist()
-        sound = math.isfinite(peak_value)
+        numbers = self._update.apply(Numbers(shared, norm), batch.step + 1)
+        self._begun += 1
+        return StepUnderWay(
+            self._begun - 1,
+            names,
+            self.learning_rate,
+            self.accelerator.to_host([numbers]),
+        )
+
+    def read(self, step: StepUnderWay) -> StepReport:
+        """What a step did, waiting for it; steps are read in the order they were begun in.
+
+        Where it was not applied, those begun after it changed nothing and have to be begun anew.
+        """
+        (numbers,) = step.numbers.wait()
+        *values, stops, peak, norm, held = numbers.tolist()
+        assert not held, "begun after a step that was not applied, and not begun anew"
+        sound = math.isfinite(peak)
         finite_loss = sound and all(math.isfinite(value) for value in values)
-        finite = finite_loss and math.isfinite(norm_value)
-        overflow = finite_loss and not finite and self.scaler.is_enabled()
+        finite = finite_loss and math.isfinite(norm)
         if finite:
-            if self.config.clip_norm is not None:
-                self.gradients.clip_(norm, self.config.clip_norm)
-            self.scaler.step(self.optimizer)
-            if self.average is not None:
-                self.average.update(self.model, batch.step + 1)
+            self._update.seen()
         else:
-            self._buffers.restore()
-        if self.scaler.is_enabled():
-            before = None if finite or overflow else self.scaler.state_dict()
-            self.scaler.update()
-            if before is not None:
-                self.scaler.load_state_dict(before)
-        named = {name: sum(values[i :: len(names)]) for i, name in enumerate(names)}
+            self._update.take_back(self._begun - step.serial)
+        named = {name: sum(values[i :: len(step.names)]) for i, name in enumerate(step.names)}
         return StepReport(
             losses={"loss": sum(values), **named},
-            gradient_norm=norm_value,
+            gradient_norm=norm,
             applied=finite,
             sound=sound,
-            overflow=overflow,
+            overflow=finite_loss and not finite and self.scaler.is_enabled(),
             stop=stops > 0,
+            learning_rate=step.learning_rate,
         )
+
+    def _loss_terms(self, images: Tensor, targets: Targets) -> dict[str, LossTerm]:
+        return (self.graph or self.model.loss_terms)(images, targets)
 
     @property
     def learning_rate(self) -> float:
@@ -211,7 +287,11 @@ class Stepper:
         return [name for name, t in tensors.items() if not math.isfinite(largest([t]).item())]
 
     def backward(
-        self, batch: Batch, *, divisors: Mapping[str, Tensor] | None = None
+        self,
+        batch: Batch,
+        *,
+        divisors: Mapping[str, Tensor] | None = None,
+        inputs: Inputs | None = None,
     ) -> list[dict[str, Tensor]]:
         """Run this rank's micro-batches forward and backward.
 
@@ -223,41 +303,49 @@ class Stepper:
         Args:
             batch: this rank's share of the step's images.
             divisors: of the named losses over the whole batch; None adds them up here.
+            inputs: the batch on the device; None copies it now.
 
         Returns:
             Named losses of each piece, as they add up to those of the whole batch.
         """
-        pieces = self._pieces(batch)
+        pieces = self._pieces(batch, inputs)
         found: list[dict[str, Tensor]] = []
         self._buffers.save()
-        self.gradients.zero()
         if divisors is None and len(pieces) > 1:
-            divisors = self.add_up(self.divisors(batch))
+            divisors = self.add_up(self._divisors(batch, pieces))
+        # Without virtual shards a rank's share is one.
+        length = self.config.accumulate
         for number, piece in enumerate(pieces):
-            if self._shards is not None and number > 0:
+            if number % length == 0 and number > 0:
                 # Every shard starts from what the step found, as it does alone on its rank.
-                self.gradients.zero()
                 self._buffers.restore()
-            if self._shards is None and number == len(pieces) - 1:
-                self.gradients.expect_last()
             with self._drawing(batch, piece), self.accelerator.autocast(self.precision):
-                terms = self.model.loss_terms(piece.images, piece.targets)
+                terms = self._loss_terms(piece.images, piece.targets)
             if divisors is None:
                 divisors = self.add_up([_divisors_of(terms)])
             losses = {name: term.over(divisors[name]) for name, term in terms.items()}
             total = torch.stack(list(losses.values())).sum()
+            if number % length == 0:
+                self.gradients.zero()
+            ends = number % length == length - 1
+            if ends:
+                self.gradients.expect_last(last_shard=number == len(pieces) - 1)
             self.scaler.scale(total).backward()  # type: ignore[no-untyped-call]
             found.append({name: value.detach() for name, value in losses.items()})
-            if self._shards is not None:
-                self._gradient_sum.add(self.gradients.flats)
-                self._buffer_sum.add(self._buffers.changes())
+            if ends:
+                self.gradients.end_shard()
+                if self.shards.count is not None:
+                    self._buffer_sum.add(self._buffers.changes())
         return found
 
     def divisors(self, batch: Batch) -> list[dict[str, Tensor]]:
         """Divisors of the named losses of each of this rank's pieces; nothing else changes."""
+        return self._divisors(batch, self._pieces(batch, None))
+
+    def _divisors(self, batch: Batch, pieces: Sequence[_Piece]) -> list[dict[str, Tensor]]:
         found = []
         self._buffers.save()
-        for piece in self._pieces(batch):
+        for piece in pieces:
             with self._drawing(batch, piece), self.accelerator.autocast(self.precision):
                 found.append(self.model.loss_divisors(piece.images, piece.targets))
             # Some detectors have to run forward for it, through layers that keep statistics.
@@ -277,27 +365,21 @@ class Stepper:
         return dict(zip(names, table.sum(0).unbind(), strict=True))
 
     def _by_shard(self, rows: Tensor) -> Tensor:
-        """A row for each shard of the batch, zeros but for this rank's; one row without shards."""
-        if self._shards is None:
+        """A row for each piece of the batch, zeros but for this rank's; one row without shards."""
+        if self.shards.count is None:
             return rows.sum(0, keepdim=True)
         # Adding zeros is exact, so that a sum over ranks has the same bits for any number of them.
-        table = rows.new_zeros(self._shards, rows.shape[1])
+        table = rows.new_zeros(self.shards.count * self.config.accumulate, rows.shape[1])
         first = self.collective.rank * len(rows)
         table[first : first + len(rows)] = rows
         return table
 
-    def _pieces(self, batch: Batch) -> list[_Piece]:
-        """This rank's share of a batch as it is learnt from: micro-batches or virtual shards."""
-        device = self.collective.device
-        images = images_to_device(batch, device)
-        targets = Targets(
-            boxes=torch.from_numpy(batch.boxes).to(device, non_blocking=True),
-            labels=torch.from_numpy(batch.labels).to(device, non_blocking=True),
-            valid=torch.from_numpy(batch.valid).to(device, non_blocking=True),
-        )
+    def _pieces(self, batch: Batch, inputs: Inputs | None) -> list[_Piece]:
+        """This rank's share of a batch as it is learnt from: micro-batches, shard after shard."""
+        images, targets = inputs or inputs_of(batch, self.collective.device)
         count = self.config.accumulate
-        if self._shards is not None:
-            count = len(batch) // (self.config.batch_size // self._shards)
+        if self.shards.count is not None:
+            count *= len(batch) // (self.config.batch_size // self.shards.count)
         size = len(batch) // count
         return [
             _Piece(rows.start, images[rows], Targets(*(column[rows] for column in targets)))
@@ -318,13 +400,11 @@ class Stepper:
         With virtual shards batch-norm statistics, too, become the mean of what the shards make of
         those before the step; each rank keeps its own without.
         """
-        if self._shards is None:
-            self.gradients.finish()
-            return
-        self._gradient_sum.finish(self.gradients.flats)
-        changes = self._buffers.changes()
-        self._buffer_sum.finish(changes)
-        self._buffers.apply(changes, 1.0 / self._shards)
+        self.gradients.finish()
+        if self.shards.count is not None:
+            changes = self._buffers.changes()
+            self._buffer_sum.finish(changes)
+            self._buffers.apply(changes, 1.0 / self.shards.count)
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ optimizer after its first step, and with the schedule and the experiment that th
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -51,13 +51,18 @@ def check_sampled(
     for key, value in chosen.items():
         if not _equal(effective.get(key), value):
             raise _lost(key, value, effective.get(key), "the experiment of the workers")
-    for key, wanted, found in _live(chosen, optimizer, rate, step):
+    scaled = job.experiment.train.scaled
+    for key, wanted, found in _live(chosen, optimizer, rate, step, scaled):
         if not _equal(found, wanted):
             raise _lost(key, wanted, found, "the live optimizer")
 
 
 def _live(
-    chosen: dict[str, Any], optimizer: torch.optim.Optimizer, rate: LearningRate, step: int
+    chosen: dict[str, Any],
+    optimizer: torch.optim.Optimizer,
+    rate: LearningRate,
+    step: int,
+    scaled: Callable[[float], float],
 ) -> Iterator[tuple[str, Any, Any]]:
     """Key, value wanted and value found, of everything an optimizer can be asked about."""
     groups = optimizer.param_groups
@@ -65,7 +70,7 @@ def _live(
     if kind is not None:
         yield f"{_OPTIMIZER}name", kind, type(optimizer).__name__.lower()
     if f"{_OPTIMIZER}lr" in chosen:
-        yield f"{_OPTIMIZER}lr", chosen[f"{_OPTIMIZER}lr"], rate.base
+        yield f"{_OPTIMIZER}lr", scaled(chosen[f"{_OPTIMIZER}lr"]), rate.base
     for key, value in chosen.items():
         if key.startswith("train.schedule.") and key.count(".") == 2:
             name = key.rpartition(".")[2]

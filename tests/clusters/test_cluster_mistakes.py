@@ -111,7 +111,7 @@ MISTAKES = [
     Mistake(ONPREM, "  - chmod 600 ~/.ray/auth_token", "  - chmod 644 ~/.ray/auth_token",
             "readable for everyone"),
     Mistake(CLUSTER, "authOptions: {mode: token}", "authOptions: {mode: disabled}", "write token"),
-    Mistake(SLURM, "export RAY_AUTH_MODE=token", "export RAY_AUTH_MOD=token", "without a token",
+    Mistake(SLURM, "export RAY_AUTH_MODE=token", "export RAY_AUTH_MOD=token", "did you mean RAY_AUTH_MODE",
             at="export RAY_AUTH_MOD"),
     Mistake(COMPOSE, "      POSTGRES_PASSWORD_FILE: /run/secrets/postgres_password",
             "      POSTGRES_PASSWORD: hunter2", "secret in plain text"),

@@ -6,11 +6,15 @@ import torch
 from numpy.typing import NDArray
 from torchvision.models.detection._utils import SSDMatcher
 
+from detectors import matching
+from detectors.boxes import pairwise_iou
 from detectors.coding import decode, encode
 from detectors.matching import (
     Match,
+    match_by_images,
     match_first_claim,
     match_last_claim,
+    match_with_band,
     take_boxes,
     with_a_slot,
 )
@@ -178,3 +182,33 @@ def test_a_box_without_area_has_a_finite_code() -> None:
     code = encode(torch.zeros(1, 4), prior)
     # ln(1e-6) / 0.2
     torch.testing.assert_close(code[0, 2:], torch.full((2,), -69.07755278982137))
+
+
+@pytest.mark.parametrize("own_priors", [False, True])
+@pytest.mark.parametrize("pairs", [1, 7 * 30, 2 * 7 * 30, 10**9])
+def test_some_images_at_a_time_match_as_all_together(
+    pairs: int, own_priors: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(6)
+    low = torch.rand(5, 37, 2) * 30
+    drawn = torch.cat([low, low + 5 + 20 * torch.rand(5, 37, 2)], dim=-1)
+    boxes, valid = drawn[:, :7], torch.rand(5, 7) < 0.7
+    priors = drawn[:, 7:] if own_priors else drawn[0, 7:]
+    usable = torch.rand(5, 30) < 0.9
+
+    def rule(iou: torch.Tensor, images: slice) -> matching.Assignment:
+        return match_with_band(
+            iou,
+            valid[images],
+            usable[images],
+            positive_iou=0.5,
+            negative_iou=0.3,
+            claims="last_box",
+            claim_iou=0.1,
+        )
+
+    whole = rule(pairwise_iou(boxes, priors), slice(None))
+    assert 0 < whole.positive.sum() < whole.negative.sum()
+    monkeypatch.setattr(matching, "MOST_PAIRS", pairs)
+    for found, expected in zip(match_by_images(boxes, priors, rule), whole, strict=True):
+        assert torch.equal(found, expected)

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from torchvision.ops import roi_align
 
-from detectors.roi_align import pyramid_roi_align
+from detectors import roi_align as pooling
+from detectors.roi_align import pyramid_layout, pyramid_roi_align
 
 STRIDES = (4, 8, 16)
 HEIGHT, WIDTH = 72, 104
@@ -54,6 +55,33 @@ def test_features_and_gradients_equal_torchvisions(aligned: bool) -> None:
     wanted = torch.autograd.grad(want, maps, upstream)
     for mine, theirs in zip(torch.autograd.grad(got, maps, upstream), wanted, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_gradient_of_additions_is_that_of_the_bag(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What an NPU gets: the same values to the bit, and the same gradients but for rounding."""
+    torch.manual_seed(3)
+    maps, rois = [level.detach().to(dtype).requires_grad_() for level in pyramid()], boxes()
+    levels = torch.randint(0, 3, rois.shape[:2])
+    layout = pyramid_layout([(x.shape[2], x.shape[3]) for x in maps], STRIDES)
+
+    def pool() -> Tensor:
+        return pyramid_roi_align(
+            maps, rois, levels, strides=STRIDES, size=7, samples=2, aligned=False, layout=layout
+        )
+
+    bag = pool()
+    monkeypatch.setattr(pooling, "_BAG_GRADIENT", frozenset())
+    added = pool()
+    torch.testing.assert_close(added, bag, rtol=0, atol=0)
+    upstream = torch.randn_like(bag)
+    wanted = torch.autograd.grad(bag, maps, upstream)
+    close = {torch.float32: 2e-5, torch.float64: 1e-12}[dtype]
+    for mine, theirs in zip(torch.autograd.grad(added, maps, upstream), wanted, strict=True):
+        assert theirs.abs().max() > 1
+        torch.testing.assert_close(mine, theirs, rtol=close, atol=close)
 
 
 class Pooling(torch.nn.Module):

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import Tensor
@@ -48,3 +52,41 @@ def test_nothing_valid_keeps_nothing(suppress: object) -> None:
 
 def test_is_one_operator_to_a_compiler() -> None:
     torch.library.opcheck(suppress_sorted, (*crowd(2, 9), 0.5))
+
+
+#: The program for CUDA devices in Triton's interpreter, on boxes among which some just touch.
+SCAN = """
+import torch
+from detectors.suppression import suppress_sorted
+from detectors.suppression_scan import suppress_by_scan
+torch.manual_seed(1)
+low = (torch.rand(3, 90, 2) * 40).round()
+boxes = torch.cat([low, low + 5 + (20 * torch.rand(3, 90, 2)).round()], dim=-1)
+valid = torch.rand(3, 90) < 0.8
+for threshold in (0.0, 0.3, 0.5, 0.7):
+    want = suppress_sorted(boxes, valid, threshold)
+    assert 0 < want.sum() < valid.sum()
+    assert torch.equal(suppress_by_scan(boxes, valid, threshold), want), threshold
+nothing = torch.zeros_like(valid)
+assert not suppress_by_scan(boxes, nothing, 0.5).any()
+assert suppress_by_scan(boxes[:, :0], valid[:, :0], 0.5).shape == (3, 0)
+"""
+
+
+def test_the_program_for_cuda_devices_keeps_what_the_kernel_keeps() -> None:
+    pytest.importorskip("triton", reason="Triton, which torch has on CUDA machines, is not here")
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", SCAN], env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("links", [61, 200])
+def test_rounds_leave_out_what_is_beyond_their_number(links: int) -> None:
+    x = torch.arange(float(links)) * 10
+    boxes = torch.stack([x, torch.zeros(links), x + 15, torch.full((links,), 10.0)], dim=-1)[None]
+    keep = suppress_by_rounds(boxes, torch.ones(1, links, dtype=torch.bool), 0.1)
+    exact = [True, False] * (links // 2) + [True] * (links % 2)
+    # 63 rounds are right about the first 63 boxes, and keep none of which they are not sure.
+    assert keep[0].tolist() == [kept and at < 63 for at, kept in enumerate(exact)]

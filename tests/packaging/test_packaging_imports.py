@@ -53,8 +53,32 @@ def test_the_help_of_every_command_loads_nothing_heavy(tmp_path: Path) -> None:
         "        main([name, '--help'])\n"
         "    assert 'usage' in out.getvalue(), name"
     )
-    # `run` reads the detectors' options before anything else, and with them torch.
-    assert modules_after(statement, tmp_path) & HEAVY <= {"torch"}
+    assert modules_after(statement, tmp_path) & HEAVY == set()
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (["config", "show", "good.yaml"], 0),
+        (["config", "schema"], 0),
+        (["run", "bad.yaml"], 64),
+        (["run", "none.yaml"], 64),
+        (["models"], 0),
+    ],
+    ids=lambda one: " ".join(one) if isinstance(one, list) else "",
+)
+def test_looking_at_a_file_loads_nothing_heavy(words: list[str], code: int, tmp_path: Path) -> None:
+    text = (ROOT / "experiments" / "quickstart.yaml").read_text("utf-8")
+    (tmp_path / "good.yaml").write_text(text)
+    (tmp_path / "bad.yaml").write_text(text.replace("epochs:", "epoch:"))
+    statement = (
+        "import contextlib, io\n"
+        "from orchestrator.cli.main import main\n"
+        "out, err = contextlib.redirect_stdout, contextlib.redirect_stderr\n"
+        "with out(io.StringIO()), err(io.StringIO()):\n"
+        f"    assert main({words!r}) == {code}"
+    )
+    assert modules_after(statement, tmp_path) & HEAVY == set()
 
 
 def device_talk(source: str) -> list[str]:

@@ -99,6 +99,35 @@ def test_the_folder_of_a_run_may_be_lost_at_any_time(
     assert (here / "chaos" / "eval" / "coco_results.json").is_file()
 
 
+def test_a_driver_never_undoes_what_a_rank_elsewhere_has_brought(
+    tmp_path: Path, digits: Path, bucket: BucketStorage
+) -> None:
+    (tmp_path / "here").mkdir()
+    start(tmp_path / "here", digits, stop_at=3)
+    # A driver on another machine, and rank 0 on a third, each with a folder of its own.
+    mine, far = tmp_path / "driver" / "chaos", tmp_path / "rank" / "chaos"
+    with BucketMirror(LOCATION, mine) as mirror:
+        old = (mine / "events.jsonl").read_bytes()
+        far.mkdir(parents=True)
+        shutil.copy(mine / "events.jsonl", far)
+        plan = small_plan(far, digits)
+        job = replace(plan.job, bucket=LOCATION, fence=mirror.lock.advance())
+        run_rank(job, StoppingStream(plan, None), accelerator=CPU)
+        newer = b"".join(bucket.read("events.jsonl"))
+        assert newer.startswith(old)
+        assert newer != old
+        # What only the driver writes is brought all the same.
+        (mine / "result.json").write_text("{}")
+        mirror.settle()
+        # Not even where somebody has touched the old copy.
+        (mine / "events.jsonl").touch()
+    assert b"".join(bucket.read("events.jsonl")) == newer
+    assert bucket.read_file("result.json", limit=9) == b"{}"
+    losses, scores = logged(bucket, tmp_path / "log")
+    assert losses == list(range(1, STEPS + 1))
+    assert scores == [6, 12]
+
+
 def killed_start(folder: str, digits: str, bucket: str, strike: int | None, calls: str) -> None:
     """Target of a child: a start that is killed before one of its calls to the bucket."""
     inner = BucketStorage(Path(bucket))

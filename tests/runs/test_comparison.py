@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 from orchestrator.cli.main import main
+from orchestrator.config.resolve import ABSENT
 from orchestrator.data.readers.coco import read_coco
 from orchestrator.errors import StorageError
-from orchestrator.runs.compare.comparison import compare_runs
+from orchestrator.runs.compare.comparison import compare_runs, value_text
 from orchestrator.runs.compare.page import render_page
 from orchestrator.runs.compare.run_folder import read_runs
 from tests.support.run_folders import rng, write_data, write_run
@@ -142,6 +143,27 @@ def test_the_page_holds_everything_in_itself(storage: Path, tmp_path: Path) -> N
         assert word in text
     assert str(storage) not in text
     assert render_page(compare_runs(read_runs(folders(storage, "weak-1")))).count("<h2>") == 4
+
+
+def test_a_run_has_one_colour_on_the_whole_page(storage: Path) -> None:
+    text = render_page(compare_runs(read_runs(folders(storage, "broken-off", "weak-1"))))
+    swatches = dict(
+        reversed(pair)
+        for pair in re.findall(r'style="background: (#[0-9a-f]{6})"></span>([\w-]+)', text)
+    )
+    assert len(set(swatches.values())) == 2
+    pictures = re.findall(r'base64,([^"]+)" alt="(AP on val[^"]*)"', text)
+    ((chart, caption),) = pictures
+    # Only the second run has been evaluated, and keeps its colour where the first has no curve.
+    assert caption == "AP on val; none of broken-off"
+    drawn = b64decode(chart).decode()
+    assert swatches["weak-1"] in drawn
+    assert swatches["broken-off"] not in drawn
+
+
+def test_values_are_written_as_in_an_experiment_file() -> None:
+    texts = [value_text(value) for value in (None, True, 0.5, "a b", ABSENT)]
+    assert texts == ["null", "true", "0.5", "a b", "-"]
 
 
 def test_the_terminal_says_who_is_better(storage: Path, capsys: pytest.CaptureFixture[str]) -> None:

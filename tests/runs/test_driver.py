@@ -22,11 +22,12 @@ from rich.console import Console
 
 from orchestrator.accelerators import Accelerator, from_resources
 from orchestrator.cluster import placement, trainer
+from orchestrator.cluster.nodes import Node
 from orchestrator.cluster.placement import place, wait_for_room
 from orchestrator.config.schema import ClusterConfig
 from orchestrator.errors import ConfigError, DataError, OrchestratorError, PreemptedError
 from orchestrator.runs.progress import Narrator, duration, shown_progress
-from orchestrator.runs.report import say_where
+from orchestrator.runs.report import say_next, say_where
 from orchestrator.tracking.events import Event, EventLog
 from orchestrator.tracking.shipping import ShipState
 from orchestrator.training.interrupt import in_thread, stopping_at_once, stopping_politely
@@ -37,7 +38,7 @@ from orchestrator.training.interrupt import in_thread, stopping_at_once, stoppin
 @pytest.fixture
 def resources(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     found: dict[str, float] = {"CPU": 4.0}
-    monkeypatch.setattr(ray, "cluster_resources", lambda: found)
+    monkeypatch.setattr(placement, "alive_nodes", lambda: [Node("n", "host", "10.0.0.1", found)])
     return found
 
 
@@ -70,7 +71,6 @@ def test_precision_is_what_the_device_does_well() -> None:
     cpu = from_resources("auto", {"CPU": 1.0})
     assert cpu.resolve_precision("auto") == "fp32"
     assert cpu.resolve_precision("bf16") == "bf16"
-    assert Accelerator("npu").resolve_precision("auto") == "fp16"
     with pytest.raises(ConfigError, match="fp16 on cpu"):
         cpu.resolve_precision("fp16")
 
@@ -88,12 +88,12 @@ def test_room_that_others_hold_is_waited_for(
     monkeypatch.setattr(placement, "_MOMENT_SECONDS", 0.0)
     monkeypatch.setattr(placement, "_POLL_SECONDS", 0.01)
     free = iter([{"CPU": 1.0}, {"CPU": 2.0}, {"CPU": 3.0}])
-    monkeypatch.setattr(ray, "available_resources", lambda: next(free))
+    monkeypatch.setattr(placement, "free_resources", lambda: {"n": next(free)})
     said: list[str] = []
     wait_for_room(2, placed, said.append)
     short = "2 workers x 1 CPU + 1 CPU for reading data = 3 CPU, but the cluster has {} free"
     assert said == [f"waiting for room on the cluster, up to 10 min: {short.format(1)}"]
-    monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": 0.5})
+    monkeypatch.setattr(placement, "free_resources", lambda: {"n": {"CPU": 0.5}})
     monkeypatch.setattr(placement, "ROOM_SECONDS", 0.05)
     with pytest.raises(PreemptedError) as refused:
         wait_for_room(2, placed, said.append)
@@ -112,7 +112,8 @@ class Attempts:
         self.fences: list[Any] = []
         self.patience: list[float] = []
 
-    def __call__(self, job: Any, data: Any, placement: Any, patience: float) -> str:
+    def __call__(self, job: Any, data: Any, placement: Any, patience: float, way: Any) -> str:
+        assert way.is_shared()
         self.fences.append(job.fence)
         self.patience.append(patience)
         failure, commits = self.plan.pop(0)
@@ -130,19 +131,23 @@ def fit(monkeypatch: pytest.MonkeyPatch) -> Callable[[Attempts], Any]:
     def call(attempts: Attempts) -> Any:
         monkeypatch.setattr(trainer, "_attempt", attempts)
         monkeypatch.setattr(
-            trainer.dataclasses, "replace", lambda job, fence: SimpleNamespace(fence=fence)
+            trainer.dataclasses,
+            "replace",
+            lambda job, fence: SimpleNamespace(fence=fence, run_dir=job.run_dir),
         )
         numbers = iter(range(100))
         job = SimpleNamespace(
-            experiment=SimpleNamespace(train=SimpleNamespace(max_failures=3)), fence=None
+            experiment=SimpleNamespace(train=SimpleNamespace(max_failures=3)), run_dir="run"
         )
-        lock = SimpleNamespace(advance=lambda: next(numbers))
+        lock = SimpleNamespace(advance=lambda: next(numbers), fence=lambda: None)
         return trainer.fit(
             job,  # type: ignore[arg-type]
             None,  # type: ignore[arg-type]
             None,  # type: ignore[arg-type]
             last_commit=lambda: attempts.commit,
             lock=lock,  # type: ignore[arg-type]
+            folder=lock,  # type: ignore[arg-type]
+            marker=None,
         )
 
     return call
@@ -322,3 +327,17 @@ def test_where_the_runs_are_to_be_seen(
         assert page == f"# {server}/#/experiments/7/runs?workflowType=machine_learning"
     else:
         assert page == f"# {'http://127.0.0.1:5000' if command else uri}"
+
+
+def test_what_to_do_next_can_be_pasted(tmp_path: Path) -> None:
+    run = tmp_path / "my run"
+    (run / "samples").mkdir(parents=True)
+    for step in (4, 8):
+        (run / "samples" / f"step-{step:08d}.jpg").touch()
+    said = io.StringIO()
+    say_next(str(run), Console(file=said, soft_wrap=True))
+    pictures, _, command = said.getvalue().splitlines()
+    assert pictures.endswith("my run/samples/step-00000008.jpg")
+    words = shlex.split(command)
+    assert words[-5:] == ["predict", str(run), "FOLDER", "--draw", "drawn"]
+    assert Path(words[0]).exists()

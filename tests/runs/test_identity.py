@@ -71,7 +71,7 @@ def start(run: Path, tree: dict[str, Any] = TREE, **arguments: Any) -> RunState:
     state = open_run(run, Identity(config_digest(tree), **fields), tree, force=force)
     if begins and state.kind == "new":
         log = EventLog(run / "events.jsonl")
-        log.note("start", "from drawn weights", step=0)
+        log.note("start", "from random weights", step=0)
         log.close()
     return state
 

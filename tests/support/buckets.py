@@ -1,6 +1,7 @@
 """A bucket to test with: a server on loopback that speaks S3, named by ``S3_ENDPOINT``.
 
-``pip install 'moto[server]<5.2'; moto_server -p 5000`` is one, and so is MinIO; later versions of
+``python -m tests.support.s3_server 127.0.0.1 5000`` is one that needs nothing else.
+``pip install 'moto[server]<5.2'; moto_server -p 5000`` is another, MinIO a third; later versions of
 moto answer pyarrow's multipart uploads with an element that it takes for an error
 (getmoto/moto#10055).
 """

@@ -11,6 +11,7 @@ import pytest
 
 from orchestrator.accelerators import Accelerator
 from orchestrator.cluster import placement as cluster_placement
+from orchestrator.cluster.nodes import Node
 from orchestrator.cluster.placement import Placement, place_evaluation
 from orchestrator.config.resolve import load_experiment
 from orchestrator.config.schema import Experiment
@@ -267,10 +268,10 @@ def where(
     free: Mapping[str, float] | None = None,
     in_sweep: bool = False,
 ) -> str | None:
-    monkeypatch.setattr(cluster_placement.ray, "cluster_resources", lambda: have)
-    monkeypatch.setattr(
-        cluster_placement.ray, "available_resources", lambda: have if free is None else free
-    )
+    node = Node("a1", "one", "10.0.0.1", have)
+    monkeypatch.setattr(cluster_placement, "alive_nodes", lambda: [node])
+    left = dict(have if free is None else free)
+    monkeypatch.setattr(cluster_placement, "free_resources", lambda: {node.id: left})
     each = {"CPU": 1.0} if each is None else each
     placement = Placement(Accelerator("gpu" if "GPU" in each else "cpu"), dict(each), threads)
     return place_evaluation(found, placement, epochs=9, in_sweep=in_sweep)

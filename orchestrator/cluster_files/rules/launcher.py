@@ -351,7 +351,15 @@ def _node_type(sheet: Sheet, path: KeyPath, head: bool, kind: NodeType) -> None:
         )
     count = 1 if head else kind.min_workers
     resources = {**{name: value for name, value in known.items() if value}, **kind.resources}
-    sheet.nodes.append(Nodes(str(path[-1]), count, resources, None if head else kind.max_workers))
+    kinds = Nodes(
+        str(path[-1]),
+        count,
+        resources,
+        most=None if head else kind.max_workers,
+        accelerator_type=instances.accelerator_type(name),
+        labels=kind.labels,
+    )
+    sheet.nodes.append(kinds)
 
 
 def _aws(sheet: Sheet, file: AwsLauncher) -> None:

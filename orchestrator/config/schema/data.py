@@ -172,6 +172,9 @@ class DataConfig(Settings):
         follow_links: symbolic links may lead out of the folder of images or labels, file by file,
             as those of DVC and git-annex do. Trust whoever made them.
         prefetch: batches in flight per worker.
+        tasks: tasks that read and augment for a worker at a time, on its own node while that has
+            CPUs for them; ``auto`` for its part of the cores that the node's workers leave free,
+            two at least.
         window: with shards, images among which the order of an epoch is mixed, so that shards are
             read one after the other; null mixes all, as without shards. See docs/data.md.
         cache: folder of each node, this user's alone, that manifests are kept in and shards of a
@@ -199,6 +202,7 @@ class DataConfig(Settings):
     levels: Literal["full", "used"] | tuple[float, float] = "full"
     follow_links: bool = False
     prefetch: Count = 4
+    tasks: Count | Literal["auto"] = "auto"
     window: Count | None = None
     cache: Folder | None = None
     keep_decoded: Positive | None = None

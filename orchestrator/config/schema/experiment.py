@@ -51,7 +51,15 @@ class ClusterConfig(Settings):
         workers: processes that train, one device each.
         accelerator: kind of device; ``auto`` takes an NPU or GPU where the cluster has one.
         cpus_per_worker: CPU cores reserved for each worker.
-        threads_per_worker: torch threads of each worker; null takes its share of the machine.
+        threads_per_worker: torch threads of each worker; null takes its share of the machine that
+            it is put on.
+        placement: where Ray puts the workers: ``pack`` on as few nodes as there is room on,
+            ``spread`` over as many as there are, ``strict_pack`` on one node or not at all,
+            ``strict_spread`` each on a node of its own or not at all.
+        accelerator_type: that a node must have to get a worker, as Ray names it: ``H100``,
+            ``A10G``; null for any.
+        labels: that a node must have to get a worker, as ``ray start --labels`` gave them to it:
+            ``{market-type: on-demand}``.
         hang_timeout: seconds within which a worker that stands still is noticed and killed, and
             training goes on from the newest commit; null to wait for ever. Standing still is to be
             stopped, or locked in a call that lets nothing else run, not to be slow.
@@ -63,6 +71,9 @@ class ClusterConfig(Settings):
     accelerator: Literal["auto", "cpu", "gpu", "npu"] = "auto"
     cpus_per_worker: Positive = 1.0
     threads_per_worker: Count | None = None
+    placement: Literal["pack", "spread", "strict_pack", "strict_spread"] = "pack"
+    accelerator_type: Annotated[str, Field(min_length=1)] | None = None
+    labels: dict[Annotated[str, Field(min_length=1)], str] = Field(default_factory=dict)
     hang_timeout: Annotated[float, Field(ge=5.0)] | None = 30.0
     address: Annotated[str, Field(min_length=1)] | None = None
 
@@ -93,8 +104,8 @@ class Experiment(Settings):
         storage: folder that holds the run folders, or ``s3://bucket/prefix`` or
             ``gs://bucket/prefix``, with options of the store behind a question mark:
             ``?region=...&endpoint_override=...``. Keys come from the environment.
-        scratch: where a run whose ``storage`` is a bucket works: a folder that driver and workers
-            share while it runs, and that may be lost afterwards. Not used otherwise.
+        scratch: where the driver of a run whose ``storage`` is a bucket works: a folder that may
+            be lost afterwards. Workers that do not see it get one of their own. Not used otherwise.
         tracking: where it is reported.
         sweep: what to vary, for many runs of it; null for one run.
     """
@@ -135,7 +146,7 @@ class Experiment(Settings):
                     "gives to another trial; write in_loop or auto, or remove sweep",
                 )
             yield from self._sweep_conflicts(self.sweep)
-        if self.train.virtual_shards is not None:
+        if isinstance(self.train.virtual_shards, int):
             yield from self._shard_conflicts(self.train.virtual_shards)
             return
         pieces = self.cluster.workers * self.train.accumulate

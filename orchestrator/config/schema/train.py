@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import Annotated, Literal, TypeAlias
@@ -303,6 +304,11 @@ class TrainConfig(Settings):
             its own; tensors that depend on the classes are taken only if the classes are the same.
         optimizer: the update rule.
         schedule: the learning rate at every step.
+        lr_reference_batch: batch that ``optimizer.lr`` is meant for. With another ``batch_size``
+            the rate is scaled by ``lr_rule``, and with it all that the schedule makes of it but
+            ``warmup_start``. Null takes the rate as it stands.
+        lr_rule: ``linear``: as the batch (Goyal et al. 2017, for SGD); ``square_root``: as its
+            root (for AdamW). Used with ``lr_reference_batch``.
         precision: of forward and backward. ``auto`` is fp32 on a CPU, bf16 on a GPU that has it,
             fp16 on an NPU.
         loss_scale: with fp16: ``dynamic``, or a fixed factor on the loss.
@@ -311,9 +317,10 @@ class TrainConfig(Settings):
             gradients are those of the whole batch; batch norm sees a piece at a time.
         virtual_shards: number of equal parts that every batch is computed in and whose gradients
             are added in one fixed order, so that any number of workers that divides it ends in the
-            same bits; batch norm then sees a part at a time. Costs a copy of the gradients for each
-            part of a worker, and that their exchange does not overlap the backward pass. Null to
-            let each worker compute its share at once.
+            same bits; batch norm then sees a part at a time. ``auto`` is the number of workers that
+            the run begins with. With several workers, each holds a copy of the gradients for each
+            of its parts. Null to let each worker compute its share at once, and sums be added in
+            whatever order the backend has.
         freeze: what does not train.
         sync_batch_norm: take the statistics of batch normalisation over all workers' images, not
             each worker's over its own.
@@ -326,6 +333,9 @@ class TrainConfig(Settings):
             does.
         checkpoint: what is kept.
         log_every_steps: steps between logged losses.
+        compile: ``graph``: forward pass and losses are compiled as one graph, which on a GPU is
+            captured with static buffers; what the compiler cannot take is said and runs without.
+            Other rounding, and minutes at the start. ``off``: operator by operator. ``auto``: off.
         deterministic: ask torch for deterministic kernels and refuse those that are not.
         nonfinite_limit: consecutive steps with a non-finite loss or gradient after which the run
             stops; until then such a step changes nothing.
@@ -338,11 +348,13 @@ class TrainConfig(Settings):
     init_from: Location | None = None
     optimizer: Optimizer
     schedule: Schedule = ConstantSchedule()
+    lr_reference_batch: Count | None = None
+    lr_rule: Literal["linear", "square_root"] = "linear"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     loss_scale: Literal["dynamic"] | Positive = "dynamic"
     clip_norm: Positive | None = None
     accumulate: Count = 1
-    virtual_shards: Count | None = None
+    virtual_shards: Literal["auto"] | Count | None = "auto"
     freeze: FreezeConfig = FreezeConfig()
     sync_batch_norm: bool = False
     ema: EmaConfig | None = None
@@ -351,6 +363,7 @@ class TrainConfig(Settings):
     early_stopping: EarlyStoppingConfig | None = None
     checkpoint: CheckpointConfig = CheckpointConfig()
     log_every_steps: Count = 10
+    compile: Literal["auto", "off", "graph"] = "auto"
     deterministic: bool = True
     nonfinite_limit: Count = 3
     max_failures: NonNegativeInt = 3
@@ -381,14 +394,14 @@ class TrainConfig(Settings):
             yield from self._early_stopping_conflicts(self.early_stopping.patience)
         if self.evaluation == "beside":
             yield from self._beside_conflicts()
-        if self.virtual_shards is not None and self.accumulate != 1:
+        if isinstance(self.virtual_shards, int) and self.accumulate != 1:
             yield Conflict(
                 "accumulate",
                 f"train.accumulate is {self.accumulate} and train.virtual_shards is "
                 f"{self.virtual_shards}, which computes a batch in parts already; remove "
                 "train.accumulate",
             )
-        if self.virtual_shards is not None and self.sync_batch_norm:
+        if isinstance(self.virtual_shards, int) and self.sync_batch_norm:
             yield Conflict(
                 "sync_batch_norm",
                 "train.sync_batch_norm takes statistics over all workers at once, and "
@@ -415,6 +428,30 @@ class TrainConfig(Settings):
                 f"{self.evaluate_every_epochs} there are {before_the_end} evaluations before the "
                 f"last epoch, and the first is what the others are compared with; {remedy}",
             )
+
+    @property
+    def base_rate(self) -> float:
+        """The learning rate that the schedule multiplies."""
+        return self.scaled(self.optimizer.lr)
+
+    def scaled(self, rate: float) -> float:
+        """A learning rate as ``lr_reference_batch`` has it for this batch."""
+        if self.lr_reference_batch is None:
+            return rate
+        ratio = self.batch_size / self.lr_reference_batch
+        return rate * (ratio if self.lr_rule == "linear" else math.sqrt(ratio))
+
+    @property
+    def scaling(self) -> str | None:
+        """What ``lr_reference_batch`` did, in numbers; None where it did nothing."""
+        if self.lr_reference_batch is None:
+            return None
+        ratio = f"{self.batch_size} / {self.lr_reference_batch}"
+        factor = ratio if self.lr_rule == "linear" else f"sqrt({ratio})"
+        return (
+            f"{self.base_rate:g} = {self.optimizer.lr:g} x {factor}, by train.lr_reference_batch, "
+            f"{self.lr_rule.replace('_', ' ')} rule"
+        )
 
     @property
     def evaluates_commits(self) -> bool:

@@ -84,19 +84,10 @@ def prior_recall(
         For each size that occurs, and ``all``: ``boxes`` compared, ``recall`` at an IoU of 0.5,
         and ``mean_iou`` with the best prior.
     """
-    rows = np.flatnonzero(~data.crowd)
+    boxes, rows = boxes_in_view(data, view)
     if not len(rows):
         return {}
-    if len(rows) > MAX_COMPARED:
-        rows = rows[np.linspace(0, len(rows) - 1, MAX_COMPARED).astype(np.int64)]
-    image = np.arange(len(data)).repeat(np.diff(data.offsets))[rows]
-    sizes = np.stack([data.heights[image], data.widths[image]], axis=1)
-    kinds, kind = np.unique(sizes, axis=0, return_inverse=True)
-    maps = np.array([view(height, width) for height, width in kinds.tolist()])
-    maps = maps[kind.reshape(-1)]  # (k, 4): sx, sy, tx, ty
-    low = data.boxes_xywh[rows, :2] * maps[:, :2] + maps[:, 2:]
-    high = low + data.boxes_xywh[rows, 2:] * maps[:, :2]
-    best = best_overlaps(np.concatenate([low, high], axis=1).astype(np.float32), priors)
+    best = best_overlaps(boxes, priors)
     groups = {"all": np.ones(len(rows), bool)}
     groups.update({name: marked[rows] for name, marked in by_size(data).items()})
     return {
@@ -108,6 +99,28 @@ def prior_recall(
         for name, marked in groups.items()
         if marked.any()
     }
+
+
+def boxes_in_view(data: Dataset, view: View) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """(k, 4) xyxy boxes in pixels of the input, at most 2,000 of them, and (k,) their rows.
+
+    Args:
+        data: whose boxes are looked at, crowds left out.
+        view: where the pixels of an image come to lie in the input.
+    """
+    rows = np.flatnonzero(~data.crowd)
+    if not len(rows):
+        return np.zeros((0, 4), np.float32), rows
+    if len(rows) > MAX_COMPARED:
+        rows = rows[np.linspace(0, len(rows) - 1, MAX_COMPARED).astype(np.int64)]
+    image = np.arange(len(data)).repeat(np.diff(data.offsets))[rows]
+    sizes = np.stack([data.heights[image], data.widths[image]], axis=1)
+    kinds, kind = np.unique(sizes, axis=0, return_inverse=True)
+    maps = np.array([view(height, width) for height, width in kinds.tolist()])
+    maps = maps[kind.reshape(-1)]  # (k, 4): sx, sy, tx, ty
+    low = data.boxes_xywh[rows, :2] * maps[:, :2] + maps[:, 2:]
+    high = low + data.boxes_xywh[rows, 2:] * maps[:, :2]
+    return np.concatenate([low, high], axis=1).astype(np.float32), rows
 
 
 def best_overlaps(boxes: NDArray[np.float32], priors: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -23,6 +23,7 @@ from orchestrator.data.images import image_name
 from orchestrator.data.label_map import LabelMap
 from orchestrator.data.readers.split import read_split, read_training, require_places
 from orchestrator.data.stream.assemble import usable_boxes
+from orchestrator.data.tiling import tiled, tiles_of
 from orchestrator.errors import DataError, OrchestratorError
 
 if TYPE_CHECKING:
@@ -237,7 +238,8 @@ def _priors(report: Report, config: DataConfig, train: Dataset, source: PriorSou
     boxes, input_size = source(train.label_map)
     if boxes is None:
         return
-    recall = prior_recall(train, boxes, view_of(config.augmentation, input_size))
+    seen = in_tiles(train, config)
+    recall = prior_recall(seen, boxes, view_of(config.augmentation, input_size))
     report.splits["train"]["prior_recall"] = recall
     poor = [
         f"{size}: {of['recall']:.2f} of {of['boxes']} boxes have a prior of IoU {PRIOR_IOU}"
@@ -247,6 +249,11 @@ def _priors(report: Report, config: DataConfig, train: Dataset, source: PriorSou
     if poor:
         action = "kept; a larger input or other priors would find more of them"
         report.add(Verdict.NOTE, "train", Finding.at("poor_priors", action, poor))
+
+
+def in_tiles(data: Dataset, config: DataConfig) -> Dataset:
+    """The images that the network sees: those of a split, or their tiles."""
+    return data if config.tiles is None else tiled(data, tiles_of(config.tiles))
 
 
 def view_of(augmentation: Augmentation, input_size: tuple[int, int]) -> View:

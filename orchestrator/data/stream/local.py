@@ -7,7 +7,9 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 
-from orchestrator.data.batch import Batch
+import numpy as np
+
+from orchestrator.data.batch import Allocate, Batch
 from orchestrator.data.stream.assemble import BatchPlan
 from orchestrator.errors import OrchestratorError
 
@@ -25,6 +27,7 @@ class LocalStream:
         plan: what is in which batch.
         rank, world: whose share this stream yields.
         prefetch: batches that are made ahead.
+        allocate: makes the arrays of the batches that are trained on.
     """
 
     def __init__(
@@ -41,6 +44,7 @@ class LocalStream:
         self.rank = rank
         self.world = world
         self.prefetch = prefetch
+        self.allocate: Allocate = np.empty
         self._eval_cache = EvalCache(plan, world, streams=streams)
 
     def train_batches(self, start_step: int, stop_step: int) -> Iterator[Batch]:
@@ -51,7 +55,12 @@ class LocalStream:
         """
 
         def make(step: int) -> Batch:
-            return self.plan.train_batch(step, self.rank, self.world)
+            plan = self.plan
+            if self.allocate is np.empty:
+                return plan.train_batch(step, self.rank, self.world)
+            images = plan.schedule.rank_batch(self.world)
+            into = Batch.unfilled(images, plan.input_size, plan.box_slots, self.allocate)
+            return plan.train_batch(step, self.rank, self.world, into)
 
         batches = _ahead(make, range(start_step, stop_step), self.prefetch)
         return in_order(batches, start_step, stop_step)

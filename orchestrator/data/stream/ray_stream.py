@@ -20,7 +20,7 @@ from __future__ import annotations
 import json
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import fields
 from functools import lru_cache, partial
@@ -34,9 +34,11 @@ import pyarrow as pa
 import ray
 import ray.data
 import ray.train
+from numpy.typing import NDArray
 from ray.data import TaskPoolStrategy
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from orchestrator.data.batch import Batch
+from orchestrator.data.batch import Allocate, Batch
 from orchestrator.data.ray_log import hush_ray_data
 from orchestrator.data.stream.assemble import BatchPlan
 from orchestrator.data.stream.local import EvalCache, in_order
@@ -55,6 +57,8 @@ SEGMENT_STEPS = 1000
 #: Images one task prepares at most, and their bytes: enough that the cost of a task (40 ms of CPU
 #: time) does not count, and no more than Ray Data keeps in one block.
 TASK_IMAGES, TASK_BYTES = 512, 128 << 20
+#: Map tasks of a worker on a node without cores to spare.
+MIN_TASKS = 2
 #: Share of its time that a consumer waits when it is called starved.
 STARVED = 0.25
 
@@ -75,6 +79,8 @@ class RayStream:
         prefetch: batches that a segment holds at least.
         tasks: map tasks that work at a time for this rank on a node.
         task_cpus: logical CPUs of one such task.
+        node: id of the node that tasks run on while it has CPUs for them; None for any.
+        allocate: makes the arrays of batches, into which they are copied from shared memory.
         plan_ref: what is in which batch, in the object store.
         name: of this stream, like no other's.
     """
@@ -88,12 +94,15 @@ class RayStream:
         prefetch: int,
         tasks: int,
         task_cpus: float,
+        node: str | None = None,
     ) -> None:
         self.rank = rank
         self.world = world
         self.prefetch = prefetch
         self.tasks = tasks
         self.task_cpus = task_cpus
+        self.node = node
+        self.allocate: Allocate = np.empty
         self.plan_ref = plan
         self.name = uuid4().hex
         self._eval_cache: EvalCache | None = None
@@ -129,7 +138,15 @@ class RayStream:
                 if begun == done or (follows and begun < stop):
                     end = min(begun + (SEGMENT_STEPS if starved else budget), stop)
                     dataset = partial(self._dataset, make, range(begun, end), starved=starved)
-                    running.append(_Segment(dataset, end - begun, budget, first=begun == start))
+                    running.append(
+                        _Segment(
+                            dataset,
+                            end - begun,
+                            budget,
+                            allocate=self.allocate,
+                            first=begun == start,
+                        )
+                    )
                     begun = end
                 yield running[0].take()
                 done += 1
@@ -178,6 +195,7 @@ class RayStream:
             batch_format="numpy",
             compute=TaskPoolStrategy(size=min(self.tasks + starved, len(blocks))),
             num_cpus=self.task_cpus,
+            **self._where(),
         )
         dataset.context.execution_options.preserve_order = True
         # Ray Data learns only after a second how much memory it may use, and until then runs one
@@ -185,6 +203,16 @@ class RayStream:
         dataset.context.op_resource_reservation_enabled = len(steps) > self._budget_steps()
         dataset.context.enable_progress_bars = False
         return dataset
+
+    def _where(self) -> dict[str, Any]:
+        """Options of a task that keep its batches from crossing the network.
+
+        On a node whose CPUs are all reserved tasks would wait for ever, so they go elsewhere then.
+        """
+        if self.node is None:
+            return {}
+        here = NodeAffinitySchedulingStrategy(self.node, soft=True, _spill_on_unavailable=True)
+        return {"scheduling_strategy": here}
 
     def _task_steps(self) -> int:
         """Steps that one map task prepares."""
@@ -209,7 +237,13 @@ class ScheduledDataConfig(ray.train.DataConfig):  # type: ignore[misc]  # Ray is
     """
 
     def __init__(
-        self, plan: BatchPlan, *, prefetch: int = 4, tasks: int = 2, task_cpus: float = 0.25
+        self,
+        plan: BatchPlan,
+        *,
+        prefetch: int = 4,
+        tasks: int | None = None,
+        task_cpus: float = 0.25,
+        worker_cpus: float = 1.0,
     ) -> None:
         """Put ``plan`` into the object store; Ray must have been initialised.
 
@@ -217,9 +251,11 @@ class ScheduledDataConfig(ray.train.DataConfig):  # type: ignore[misc]  # Ray is
             plan: what is in which batch.
             prefetch: batches per worker that are made ahead, at least.
             tasks: map tasks per worker that work at a time on a node; for a worker that waits there
-                is one more in reserve.
-            task_cpus: logical CPUs of one task. The cluster must have ``tasks * task_cpus`` to
-                spare for each worker, or training waits for its first batch for ever.
+                is one more in reserve. None for as many as its node has free cores, see
+                :func:`free_tasks`.
+            task_cpus: logical CPUs of one task. The cluster must have a few to spare for each
+                worker, or training waits for its first batch for ever.
+            worker_cpus: cores that a worker keeps busy.
         """
         # Named data sets are only split on request; without, no rank waits for the others here.
         super().__init__(datasets_to_split=[])
@@ -228,6 +264,9 @@ class ScheduledDataConfig(ray.train.DataConfig):  # type: ignore[misc]  # Ray is
         self._prefetch = prefetch
         self._tasks = tasks
         self._task_cpus = task_cpus
+        self._worker_cpus = worker_cpus
+        height, width = plan.input_size
+        self._batch_bytes = plan.schedule.batch_size * height * width * 3
 
     def datasets(self) -> dict[str, ray.data.Dataset]:
         """What a trainer takes as ``datasets``: the schedule, one row per step."""
@@ -242,18 +281,47 @@ class ScheduledDataConfig(ray.train.DataConfig):  # type: ignore[misc]  # Ray is
         **kwargs: Any,
     ) -> list[dict[str, RayStream]]:
         """One stream per rank under each name of ``datasets``."""
+        nodes = list(worker_node_ids or [None] * world_size)
+        resources = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
+        task_bytes = max(TASK_BYTES, self._batch_bytes // world_size)
         streams = (
             RayStream(
                 self._plan_ref,
                 rank=rank,
                 world=world_size,
                 prefetch=self._prefetch,
-                tasks=self._tasks,
+                tasks=self._tasks
+                or free_tasks(
+                    resources.get(node, {}),
+                    workers=nodes.count(node),
+                    worker_cpus=self._worker_cpus,
+                    task_bytes=task_bytes,
+                ),
                 task_cpus=self._task_cpus,
+                node=node,
             )
-            for rank in range(world_size)
+            for rank, node in enumerate(nodes)
         )
         return [dict.fromkeys(datasets, stream) for stream in streams]
+
+
+def free_tasks(
+    resources: Mapping[str, float], *, workers: int, worker_cpus: float, task_bytes: int
+) -> int:
+    """Map tasks of one of the workers on a node: its part of the cores that they leave free.
+
+    Two at least, as many as a worker waits for on a small node; and no more than the object store
+    has room for, twice over: what they make is there until it is taken.
+
+    Args:
+        resources: of the node, as Ray counts them.
+        workers: on it.
+        worker_cpus: cores that each keeps busy.
+        task_bytes: that a task makes at most.
+    """
+    free = resources.get("CPU", 0.0) - workers * worker_cpus
+    room = resources.get("object_store_memory", 0.0) / (2 * task_bytes)
+    return max(MIN_TASKS, int(min(free, room) / max(workers, 1)))
 
 
 @lru_cache(maxsize=2)
@@ -307,11 +375,11 @@ def _pack(make: Callable[[int, Batch | None], Batch], numbers: Sequence[int]) ->
     return {**packed, "step": np.array(steps), "replaced": np.array(replaced)}
 
 
-def _unpack(rows: Rows) -> Iterator[Batch]:
+def _unpack(rows: Rows, allocate: Allocate) -> Iterator[Batch]:
     """Inverse of :func:`_pack`.
 
-    The arrays are copied out of shared memory: they become writable, as torch wants them, and the
-    object store can drop the block.
+    The arrays are copied out of shared memory, once: they become writable, as torch wants them, lie
+    where a device can fetch them, and the object store can drop the block.
 
     Raises:
         DataError: what the map stage found wrong; ConfigError and StorageError likewise.
@@ -323,8 +391,14 @@ def _unpack(rows: Rows) -> Iterator[Batch]:
         yield Batch(
             step=step,
             replaced=tuple((p, s, why) for p, s, why in json.loads(rows["replaced"][row])),
-            **{name: rows[name][row].copy() for name in _ARRAYS},
+            **{name: _copied(rows[name][row], allocate) for name in _ARRAYS},
         )
+
+
+def _copied(array: NDArray[Any], allocate: Allocate) -> NDArray[Any]:
+    copy = allocate(array.shape, array.dtype)
+    np.copyto(copy, array)
+    return copy
 
 
 class _Segment:
@@ -341,6 +415,7 @@ class _Segment:
         steps: int,
         budget: int,
         *,
+        allocate: Allocate = np.empty,
         first: bool = False,
     ) -> None:
         """Start making the batches of ``dataset()``, at most ``budget`` of them ahead.
@@ -349,11 +424,13 @@ class _Segment:
             dataset: of one row per task.
             steps: batches it makes.
             budget: batches to keep ready.
+            allocate: makes their arrays.
             first: there is none before it, so that whoever takes its first batch has to wait.
         """
         self.steps = steps
         self.taken = 0
         self._first = first
+        self._allocate = allocate
         self._since = self._waited = 0.0
         self._queue: Queue[Batch | BaseException] = Queue(budget)
         self._closed = threading.Event()
@@ -420,7 +497,7 @@ class _Segment:
             for rows in dataset().iter_batches(
                 batch_size=None, batch_format="numpy", prefetch_batches=0
             ):
-                for batch in _unpack(rows):
+                for batch in _unpack(rows, self._allocate):
                     if not self._put(batch):
                         return
                     made += 1

@@ -8,6 +8,7 @@ group alone, its runs are compared with the baseline.
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -218,8 +219,21 @@ def _settings(runs: Sequence[RunFolder]) -> dict[str, tuple[MaybeScalar, ...]]:
     return {
         path: values
         for path, values in rows.items()
-        if len({(type(value), value) for value in values}) > 1
+        if len({(type(value), value) for value in values}) > 1 and not _is_switched_off(path, rows)
     }
+
+
+def _is_switched_off(path: str, rows: Mapping[str, tuple[MaybeScalar, ...]]) -> bool:
+    """Whether a row says no more than its section's rows: null in the runs that lack these."""
+    inside = any(other.startswith(f"{path}.") for other in rows)
+    return inside and set(rows[path]) <= {None, ABSENT}
+
+
+def value_text(value: MaybeScalar) -> str:
+    """A value as an experiment file has it; a dash for a key that is not there."""
+    if value is ABSENT:
+        return "-"
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 class _Judge:

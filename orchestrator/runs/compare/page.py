@@ -21,7 +21,7 @@ from orchestrator.pages.document import (
     render,
 )
 from orchestrator.runs.compare.charts import grouped_bars, intervals, parallel_coordinates
-from orchestrator.runs.compare.comparison import Comparison, Contrast, Spread
+from orchestrator.runs.compare.comparison import Comparison, Contrast, Spread, value_text
 from orchestrator.runs.compare.run_folder import RunFolder
 from orchestrator.storage.atomic import write_atomic
 
@@ -97,11 +97,15 @@ def _settings(comparison: Comparison, colours: Mapping[str, str]) -> Iterator[Bl
     rows: Iterable[tuple[str, ...]]
     if len(comparison.runs) <= _MOST_SETTINGS:
         head = ("", *(run.name for run in comparison.runs))
-        rows = ((path, *map(str, values)) for path, values in settings.items())
+        rows = ((path, *map(value_text, values)) for path, values in settings.items())
     else:
         head = ("run", *settings, "AP")
         rows = (
-            (run.name, *(str(v[i]) for v in settings.values()), number(run.metrics.get("AP")))
+            (
+                run.name,
+                *(value_text(v[i]) for v in settings.values()),
+                number(run.metrics.get("AP")),
+            )
             for i, run in enumerate(comparison.runs)
         )
     yield facts_table(head, rows, values=True, colours=colours)

@@ -26,7 +26,7 @@ from orchestrator.data.shards.split import read_shards
 from orchestrator.data.shards.writer import write_shards
 from orchestrator.data.stream.assemble import BatchPlan
 from orchestrator.data.stream.local import LocalStream
-from orchestrator.data.stream.ray_stream import RayStream, ScheduledDataConfig
+from orchestrator.data.stream.ray_stream import RayStream, ScheduledDataConfig, free_tasks
 from orchestrator.errors import DataError, OrchestratorError
 from tests.support.data_cases import assert_same_batch, make_plan, write_coco
 from tests.support.shard_cases import shard_here
@@ -411,3 +411,89 @@ def test_data_tasks_import_neither_torch_nor_a_detector() -> None:
         cwd=Path(__file__).parents[3],
     )
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("cpus", "workers", "busy", "store", "tasks"),
+    [
+        (16, 1, 1, 64 << 30, 15),
+        (16, 2, 1, 64 << 30, 7),
+        (16, 2, 4, 64 << 30, 4),
+        (2, 1, 1, 64 << 30, 2),
+        (16, 1, 16, 64 << 30, 2),
+        # Room for 2 x 4 blocks of a task.
+        (16, 1, 1, 1 << 30, 4),
+        (0, 1, 1, 0, 2),
+    ],
+)
+def test_tasks_take_the_cores_that_workers_leave(
+    cpus: int, workers: int, busy: float, store: int, tasks: int
+) -> None:
+    node = {"CPU": float(cpus), "object_store_memory": float(store)}
+    assert tasks == free_tasks(node, workers=workers, worker_cpus=busy, task_bytes=128 << 20)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_sixteen_logical_cpus_work_at_once(plan: BatchPlan, tmp_path: Path) -> None:
+    """In a process of its own, with a Ray that believes in 16 CPUs."""
+    script = tmp_path / "sixteen.py"
+    script.write_text(SIXTEEN % json.dumps(str(Path(plan.train.root).parent)))
+    folder = tempfile.mkdtemp(prefix="ray-")
+    done = subprocess.run(
+        [sys.executable, str(script), folder, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
+    )
+    shutil.rmtree(folder, ignore_errors=True)
+    assert done.returncode == 0, done.stderr
+    tasks, most, elsewhere = map(int, done.stdout.split()[-3:])
+    assert tasks == 15
+    assert most >= 13
+    assert elsewhere == 0
+
+
+#: Prints the tasks of a stream, how many worked at once, and how many ran on another node.
+SIXTEEN = """
+import sys, time
+from pathlib import Path
+import ray
+import orchestrator.data.stream.ray_stream as ray_stream
+from ray.cluster_utils import Cluster
+from tests.support.data_cases import make_plan
+
+plan = make_plan(Path(%s))
+out = Path(sys.argv[2])
+cluster = Cluster(
+    initialize_head=True,
+    head_node_args={"num_cpus": 16, "include_dashboard": False, "_temp_dir": sys.argv[1]},
+)
+cluster.add_node(num_cpus=4)
+ray.init(address=cluster.address, log_to_driver=False)
+here = ray.get_runtime_context().get_node_id()
+
+def make_and_note(plan, number, rank, world, into):
+    began = time.time()
+    time.sleep(2)
+    batch = plan.train_batch(number %% plan.schedule.total_steps, rank, world, into)
+    node = ray.get_runtime_context().get_node_id()
+    (out / f"{number}.txt").write_text(f"{began} {time.time()} {node}")
+    return batch
+
+ray_stream.TASK_IMAGES = 8
+config = ray_stream.ScheduledDataConfig(plan)
+stream = config.configure(config.datasets(), 1, None, [here])[0]["train"]
+dataset = stream._dataset(make_and_note, range(400), starved=True)
+began = time.time()
+for rows in dataset.iter_batches(batch_size=None):
+    if time.time() - began > 90:
+        break
+times = [path.read_text().split() for path in out.glob("*.txt")]
+spans = [(float(b), float(e)) for b, e, _ in times]
+most = max(sum(b <= now < e for b, e in spans) for now, _ in spans)
+print(stream.tasks, most, sum(node != here for _, _, node in times))
+ray.shutdown()
+cluster.shutdown()
+"""

@@ -1,0 +1,122 @@
+"""Which nodes of the cluster see what a run needs, and its folder: looked at before the first step.
+
+A run folder need not be shared: where nodes do not see it, their workers send what they write
+through the driver (:mod:`orchestrator.cluster.relay`). What they read they have to see.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from orchestrator.cluster.connection import is_own_ray
+from orchestrator.cluster.nodes import (
+    Node,
+    alive_nodes,
+    leave_note,
+    names_of,
+    read_note,
+    this_node,
+)
+from orchestrator.cluster.survey import Needed, survey
+from orchestrator.data.dataset import Dataset
+from orchestrator.errors import StorageError
+from orchestrator.runs.plan import Plan
+from orchestrator.storage.address import is_remote
+
+
+@contextmanager
+def marked_folder(
+    plan: Plan, run_dir: Path, *, done: int, say: Callable[[str], None]
+) -> Iterator[str | None]:
+    """Look around in the cluster; the run folder holds a mark by which workers know it.
+
+    Args:
+        plan: of the run.
+        run_dir: its folder, or its working folder, on this node.
+        done: optimizer steps behind its newest commit.
+        say: told where the folder is not shared.
+
+    Yields:
+        Name of the mark; None where every worker runs on this node.
+
+    Raises:
+        ConfigError: a node does not see what it needs, or two cannot talk to each other.
+        StorageError: the run has its folder on another node's disk.
+    """
+    if is_own_ray():
+        yield None
+        return
+    nodes = {node.id: node for node in alive_nodes()}
+    _require_home(run_dir, nodes, done)
+    # Its name was never looked up before, so no node has cached that it is not there.
+    marker = run_dir / f".here-{uuid.uuid4().hex}"
+    marker.touch()
+    try:
+        at_work = [node for node in nodes.values() if node.cpus > 0]
+        if any(node.id != this_node() for node in at_work):
+            private = survey(at_work, needed_by(plan, done), marker)
+            if private and plan.job.bucket is None:
+                leave_note(_note_of(run_dir), this_node())
+            if private:
+                say(
+                    f"run folder: {run_dir} is on the driver's node alone; workers on "
+                    f"{names_of(private)} send through it what they write"
+                )
+        yield marker.name
+    finally:
+        marker.unlink(missing_ok=True)
+
+
+def _note_of(run_dir: Path) -> str:
+    return f"home of {run_dir}"
+
+
+def _require_home(run_dir: Path, nodes: Mapping[str, Node], done: int) -> None:
+    """Refuse to begin anew what has its folder on another node's disk.
+
+    Raises:
+        StorageError: it has.
+    """
+    home = nodes.get(read_note(_note_of(run_dir)) or "")
+    if home is None or done or home.id == this_node():
+        return
+    raise StorageError(
+        f"{run_dir}: this run lives in the folder of that name on {home}, and here it has no "
+        f"checkpoint. Next: start it on {home.host} to go on; or give this run another name; with "
+        "a bucket as storage, any node goes on"
+    )
+
+
+def needed_by(plan: Plan, done: int) -> list[Needed]:
+    """What every node that trains or reads has to see, where it is no bucket.
+
+    Args:
+        plan: of the run.
+        done: optimizer steps behind its newest commit; initial weights are read before the first.
+    """
+    needed: list[Needed] = []
+    for split, dataset in (("train", plan.batches.train), ("val", plan.batches.val)):
+        needed += images_of(dataset, f"data.{split}")
+    initial = plan.job.initial
+    if initial is not None and not done:
+        needed.append(Needed("train.init_from", initial.path))
+    return needed
+
+
+def images_of(dataset: Dataset, section: str) -> list[Needed]:
+    """Where the pixels of a split are: its folder, and its first and last image if they are files.
+
+    Args:
+        dataset: the split.
+        section: of the experiment that names it.
+    """
+    if is_remote(dataset.root):
+        return []
+    if dataset.shards is not None:
+        return [Needed(f"{section}.shards", dataset.root)]
+    ends = sorted({0, len(dataset) - 1}) if len(dataset) else []
+    paths = [dataset.root, *(str(dataset.path(index)) for index in ends)]
+    return [Needed(f"{section}.images", path) for path in paths]

@@ -1,0 +1,153 @@
+"""Every detector on a device that refuses what torch_npu refuses, against the CPU, and counted."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from detectors.registry import variants
+from tests.support import simulated_npu
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "detectors"))
+from small_detectors import SLOW, SMALL
+
+ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.skipif(
+    simulated_npu.missing() is not None, reason=simulated_npu.missing() or ""
+)
+
+OWN = [name for name in variants() if name in SMALL]
+SMALLEST = [name for name in OWN if name not in SLOW]
+#: One detector without proposals and both flavours with them; the rest is for the slow lane.
+FAST = ["faster_rcnn_mindspore", "faster_rcnn_torchvision", "ssd300_mobilenet_v2"]
+
+
+def fields_of(variant: str) -> dict[str, Any]:
+    name = variants()[variant].model_fields["name"].default
+    return {"name": name, "variant": variant, **SMALL[variant]}
+
+
+def in_a_process(cases: list[dict[str, Any]], *, card: str = "Ascend910B2") -> list[dict[str, Any]]:
+    """What cases showed; a process has the device from its first case on."""
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "tests.support.simulated_npu.steps",
+            json.dumps([{**case, "card": card} for case in cases]),
+        ],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.fixture(scope="module")
+def fast() -> dict[str, dict[str, Any]]:
+    cases = [{"fields": fields_of(variant), "optimizer": "sgd"} for variant in FAST]
+    return dict(zip(FAST, in_a_process(cases), strict=True))
+
+
+def assert_like_the_cpu(result: dict[str, Any]) -> None:
+    for here, there in result["losses"]:
+        assert here == there
+        assert here["loss"] > 0
+    assert result["weights_apart"] == {}
+    assert result["detections"] > 0
+    assert result["detections_equal"]
+
+
+def assert_nothing_waits(result: dict[str, Any]) -> None:
+    # Between the arrival of a step's input and its gradients: no value is read by the host, and
+    # none is made there.
+    assert result["core"] == {"host_reads": 0, "awaited_copies": 0}
+    assert result["evaluation"]["host_reads"] == 0
+    assert result["evaluation"]["bytes_an_image"] <= 100_000
+    assert result["unknown"] == []
+
+
+@pytest.mark.parametrize("variant", FAST)
+def test_two_steps_and_an_evaluation_have_the_bits_of_the_cpu(
+    variant: str, fast: dict[str, dict[str, Any]]
+) -> None:
+    assert_like_the_cpu(fast[variant])
+
+
+@pytest.mark.parametrize("variant", FAST)
+def test_nothing_waits_and_every_operator_is_ascends(
+    variant: str, fast: dict[str, dict[str, Any]]
+) -> None:
+    assert_nothing_waits(fast[variant])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_every_variant_with_every_optimizer(optimizer: str) -> None:
+    cases = [{"fields": fields_of(variant), "optimizer": optimizer} for variant in OWN]
+    for variant, result in zip(OWN, in_a_process(cases), strict=True):
+        print(variant)
+        assert_like_the_cpu(result)
+        assert_nothing_waits(result)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("card", "precision"), [("Ascend910A", "fp16"), ("Ascend910B2", "bf16")])
+def test_a_card_computes_in_half_precision(card: str, precision: str) -> None:
+    cases = [
+        {"fields": fields_of(variant), "optimizer": "sgd", "precision": "auto"}
+        for variant in SMALLEST
+    ]
+    for result in in_a_process(cases, card=card):
+        assert result["precision"] == precision
+        assert_nothing_waits(result)
+
+
+REFUSED = """
+import torch
+from tests.support import simulated_npu
+simulated_npu.install()
+x = torch.ones(2, 3, 4, 4).to("npu")
+def refusal(work):
+    try:
+        work()
+    except (RuntimeError, NotImplementedError) as error:
+        return str(error)
+    return "nothing was refused"
+print(refusal(lambda: x.to(memory_format=torch.channels_last)))
+print(refusal(lambda: x.contiguous(memory_format=torch.channels_last)))
+print(refusal(lambda: torch.nn.Conv2d(3, 4, 1).to("npu").to(memory_format=torch.channels_last)))
+print(refusal(lambda: x.double()))
+print(refusal(lambda: x + torch.ones(4)))
+simulated_npu.reset()
+x.sum().item(), torch.equal(x, x), x[x > 0], x.cpu(), x.nonzero()
+counts = simulated_npu.counts()
+print(counts.host_reads, counts.bytes_to_host)
+"""
+
+
+def test_the_device_refuses_and_counts() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", REFUSED], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    *refusals, counts = done.stdout.splitlines()
+    only_contiguous = "Only contiguous_format or preserve_format is supported."
+    assert [text.partition(" (")[0] for text in refusals] == [
+        only_contiguous,
+        only_contiguous,
+        only_contiguous,
+        "npu: float64 is not supported by this device",
+        "Expected all tensors to be on the same device, but found at least two devices, npu:0 and "
+        "cpu!",
+    ]
+    assert counts == "5 384"

@@ -1,0 +1,98 @@
+"""Virtual shards that nobody asked for: as many as the workers that a run began with."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+
+from orchestrator.config.resolve import digest
+from orchestrator.config.scalars import Json
+from orchestrator.config.schema import SGDOptimizer, TrainConfig
+from orchestrator.runs.identity import config_digest
+from orchestrator.runs.numerics import changes_since
+from orchestrator.training.shards import Shards, shards_of
+from tests.support.chaos_run import Chaos, digests
+
+#: Of two epochs in batches of eight.
+STEPS = 6
+
+
+def run_of(folder: Path, digits: Path, world: int, *more: str) -> Chaos:
+    return Chaos(folder, digits, f"cluster.workers={world}", "train.batch_size=8", *more)
+
+
+def test_four_workers_then_two_then_one_then_four_are_four(tmp_path: Path, digits: Path) -> None:
+    whole = run_of(tmp_path / "whole", digits, 4)
+    assert whole.plan.job.experiment.train.virtual_shards == "auto"
+    assert whole.run() == [0] * 4
+    for number, (world, until) in enumerate(((4, 2), (2, 3), (1, 5), (4, STEPS))):
+        run = run_of(tmp_path / "changing", digits, world, f"train.max_steps={until}")
+        assert run.plan.job.shards.count == 4
+        assert run.run() == [0] * world
+        run.books.folder.rename(tmp_path / f"books-{number}")
+        found = digests(run.run_dir)
+    assert found == digests(whole.run_dir)
+    assert sorted(found) == list(range(1, STEPS + 1))
+
+
+def test_pieces_are_those_of_a_shard(tmp_path: Path, digits: Path) -> None:
+    ends = []
+    for world in (2, 1):
+        run = run_of(tmp_path / f"{world}", digits, world, "train.accumulate=2")
+        job = dataclasses.replace(run.plan.job, shards=Shards(2, 2))
+        run.plan = dataclasses.replace(run.plan, job=job)
+        assert run.run() == [0] * world
+        ends.append(digests(run.run_dir)[STEPS])
+    assert ends[0] == ends[1]
+
+
+def config(**changes: object) -> TrainConfig:
+    values = {"epochs": 1, "batch_size": 8, "optimizer": SGDOptimizer(lr=0.1), **changes}
+    return TrainConfig(**values)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("workers", "began", "count", "text"),
+    [
+        (1, None, None, "auto, 1: batches are computed whole"),
+        (4, None, 4, "any number of workers that divides it ends in the same bits"),
+        (4, 4, 4, "the run began with 4 workers"),
+        (2, 4, 4, "and 2 end in the same bits"),
+        (1, 4, 4, "and 1 ends in the same bits"),
+        (3, 4, 3, "other bits than with 4.*set cluster.workers to 1 or 2 or 4"),
+        (8, 4, 8, "other bits than with 4"),
+        (2, 1, 2, "the run began with 1 worker, which 2 do not divide"),
+    ],
+)
+def test_what_another_number_of_workers_means(
+    workers: int, began: int | None, count: int | None, text: str
+) -> None:
+    recorded = None if began is None else {"began": began, "threads": 3}
+    found = shards_of(config(), workers, recorded)
+    assert found.count == count
+    assert found.began == (began or workers)
+    assert re.search(text, found.text), found.text
+
+
+def test_the_file_decides_where_it_says_something() -> None:
+    assert shards_of(config(virtual_shards=4), 2).count == 4
+    assert shards_of(config(virtual_shards=None), 2).count is None
+    assert shards_of(config(sync_batch_norm=True), 2).count is None
+
+
+def tree(shards: Json, workers: int) -> dict[str, Json]:
+    return {"train": {"virtual_shards": shards}, "cluster": {"workers": workers}}
+
+
+def test_a_file_that_says_nothing_stays_the_same_run() -> None:
+    before = config_digest(tree("auto", 1))
+    assert before == digest({"train": {"virtual_shards": None}})
+    assert before != config_digest(tree(None, 1))
+    assert before != config_digest(tree(4, 1))
+    assert not changes_since(2, tree("auto", 1))
+    assert changes_since(2, tree("auto", 2))
+    assert not changes_since(2, tree(None, 2))
+    assert not changes_since(2, tree(4, 2))

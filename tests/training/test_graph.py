@@ -1,0 +1,115 @@
+"""Forward pass and losses as one graph: of every detector, made once, with the numbers of eager."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounter
+
+from detectors.registry import build_detector, variant_config
+from detectors.structures import LossTerm
+from orchestrator.data.batch import Batch
+from orchestrator.data.stream.local import LocalStream
+from orchestrator.tracking.events import read_events
+from orchestrator.training import graph, session
+from orchestrator.training.session import run_rank
+from orchestrator.training.stepper import Stepper
+from tests.support.chaos_run import CPU, SmallDetector, digests, small_plan
+from tests.training.test_pieces import CASES, batch_for, stepper_for
+
+#: Outside the slow lane.
+QUICK = "tiny_fcos"
+
+
+@pytest.fixture(autouse=True)
+def small_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "build_detector", lambda *_, **__: SmallDetector())
+    torch._dynamo.reset()
+
+
+def steppers(variant: str, **changes: Any) -> tuple[Stepper, Stepper]:
+    """Without and with a graph, of the same weights."""
+    made = []
+    for how in ("off", "graph"):
+        torch.manual_seed(0)
+        config = variant_config(variant, **CASES[variant])
+        model = build_detector(config, num_classes=3).train()
+        made.append(stepper_for(model, compile=how, **changes))
+    return made[0], made[1]
+
+
+def batch_of(stepper: Stepper, step: int) -> Batch:
+    """Other boxes, and other numbers of them, at every step."""
+    batch = batch_for(stepper.model)
+    rng = np.random.default_rng(step)
+    valid = np.arange(batch.valid.shape[1]) < rng.integers(0, 60, (len(batch), 1))
+    boxes = np.roll(batch.boxes, step, axis=1) * valid[..., None]
+    return dataclasses.replace(batch, step=step, boxes=boxes, valid=valid)
+
+
+@pytest.mark.parametrize(
+    ("variant", "steps"),
+    [
+        (name, 50) if name == QUICK else pytest.param(name, 10, marks=[pytest.mark.slow])
+        for name in CASES
+    ],
+)
+def test_a_step_of_every_detector_is_one_graph_whatever_its_targets(
+    variant: str, steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counter = CompileCounter()
+    monkeypatch.setattr(graph, "BACKEND", counter)
+    eager, captured = steppers(variant)
+    for step in range(steps):
+        batch = batch_of(eager, step)
+        reports = [s.run(batch, learning_rate=1e-4, stop=False) for s in (eager, captured)]
+        assert reports[0].applied
+        # The same operators in the same order, so the same bits.
+        assert reports[0] == reports[1]
+    assert captured.graph is not None
+    assert captured.graph.trouble is None
+    assert counter.frame_count == 1
+
+
+@pytest.mark.slow
+def test_compiled_kernels_round_otherwise_and_draw_the_same() -> None:
+    """Losses to 1e-4: kernels that are fused keep what would be rounded in between."""
+    eager, captured = steppers("faster_rcnn_torchvision")
+    batch = batch_of(eager, 0)
+    one, two = (s.run(batch, learning_rate=1e-4, stop=False) for s in (eager, captured))
+    assert captured.graph is not None
+    assert captured.graph.trouble is None, captured.graph.trouble
+    assert two.losses == pytest.approx(one.losses, rel=1e-4)
+    assert two.gradient_norm == pytest.approx(one.gradient_norm, rel=1e-3)
+
+
+def test_what_cannot_be_a_graph_is_said_and_runs(
+    tmp_path: Path, digits: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Printing(SmallDetector):
+        def loss_terms(self, *arguments: Any) -> dict[str, LossTerm]:
+            terms = super().loss_terms(*arguments)
+            if terms["near"].sum.item() < 0:  # Asks the host.
+                raise ValueError
+            return terms
+
+    monkeypatch.setattr(graph, "BACKEND", "eager")
+    ends = []
+    for how in ("off", "graph"):
+        monkeypatch.setattr(session, "build_detector", lambda *_, **__: Printing())
+        plan = small_plan(tmp_path / how, digits, f"train.compile={how}")
+        assert run_rank(plan.job, LocalStream(plan.batches), accelerator=CPU).state == "done"
+        ends.append(digests(plan.job.path))
+    assert ends[0] == ends[1]
+    notes = [e.text for e in read_events(plan.job.path / "events.jsonl") if e.kind == "compile"]
+    assert len(notes) == 1
+    assert notes[0].startswith("train.compile: no graph could be made, so steps run without: ")
+
+
+def test_auto_is_off() -> None:
+    assert stepper_for(SmallDetector().train()).graph is None
