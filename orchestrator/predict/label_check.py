@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import html
 import io
 import json
 from collections import defaultdict
@@ -16,16 +15,16 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.config.schema import DataConfig
+from orchestrator.config.schema import DataConfig, SplitConfig
 from orchestrator.data.dataset import Dataset
 from orchestrator.data.decode import BadImageError
 from orchestrator.data.images import image_pixels
 from orchestrator.errors import printable
-from orchestrator.evaluation.charts import image_uri
 from orchestrator.evaluation.coco import cell
-from orchestrator.evaluation.drawing import Mark, draw, encode_jpeg
 from orchestrator.evaluation.label_errors import Suspect, find_suspects
-from orchestrator.evaluation.page import document, figure
+from orchestrator.pages.charts import image_uri
+from orchestrator.pages.document import Figure, Row, Section, Text, render
+from orchestrator.pages.drawing import Mark, draw, encode_jpeg
 from orchestrator.predict.identify import match_classes
 from orchestrator.predict.loading import LoadedDetector
 from orchestrator.predict.predictor import DetectOptions
@@ -138,7 +137,7 @@ def check_labels(
 
 
 def _coco_file(config: DataConfig, split: str) -> Path | None:
-    section = getattr(config, split)
+    section: SplitConfig = getattr(config, split)
     if config.format != "coco" or section.annotations is None:
         return None
     return Path(config.root).resolve() / section.annotations
@@ -156,7 +155,8 @@ def annotation_ids(data: Dataset, file: Path | None) -> dict[int, int]:
     for one in tree.get("annotations", []):
         if isinstance(one.get("id"), int) and isinstance(one.get("bbox"), list):
             box = tuple(float(value) for value in one["bbox"])
-            by_box[(one.get("image_id"), one.get("category_id"), *box)].append(one["id"])
+            key = (one.get("image_id"), one.get("category_id"), *box)
+            by_box[key].append(one["id"])
     images = data.image_ids.repeat(np.diff(data.offsets)).tolist()
     categories = np.array(data.label_map.ids)[data.labels].tolist()
     found = {}
@@ -203,22 +203,21 @@ def _table(trees: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _page(title: str, listed: Sequence[Listed]) -> str:
-    figures = []
+    figures: list[Figure] = []
     for rank, one in enumerate(listed[:SHOWN], start=1):
         caption = f"{rank}. {one}"
         try:
             picture = _cut_out(one)
         except BadImageError:
             continue
-        figures.append(
-            figure(image_uri(encode_jpeg(picture), "jpeg"), printable(caption), width=_PICTURE)
-        )
-    body = (
-        f"<h1>Boxes that a detector contradicts</h1><p>{len(listed)} suspects, the first "
-        f"{len(figures)} of them here; thin: as annotated, thick: as found by "
-        f"{html.escape(printable(title))}.</p><div class='row'>{''.join(figures)}</div>"
+        uri = image_uri(encode_jpeg(picture), "jpeg")
+        figures.append(Figure(uri, printable(caption), width=_PICTURE))
+    note = (
+        f"{len(listed)} suspects, the first {len(figures)} of them here; thin: as annotated, "
+        f"thick: as detected by {printable(title)}."
     )
-    return document("Boxes that a detector contradicts", body)
+    section = Section("", (Text(note), Row(tuple(figures))))
+    return render("Boxes that a detector contradicts", [section])
 
 
 def _cut_out(one: Listed) -> NDArray[np.uint8]:
@@ -237,9 +236,10 @@ def _cut_out(one: Listed) -> NDArray[np.uint8]:
     if suspect.found_box is not None and suspect.found_label is not None:
         marks.append(Mark(_moved(suspect.found_box, left, top, scale), suspect.found_label))
     if suspect.kind != "missed":
-        marks.append(Mark(_moved(suspect.box, left, top, scale), suspect.label, thin=True))
+        marks.append(Mark(_moved(suspect.box, left, top, scale), suspect.label, kind="annotation"))
     size = (max(1, round(part.shape[1] * scale)), max(1, round(part.shape[0] * scale)))
-    return draw(cv2.resize(part, size, interpolation=cv2.INTER_AREA).astype(np.uint8), marks)
+    small: NDArray[np.uint8] = cv2.resize(part, size, interpolation=cv2.INTER_AREA).astype(np.uint8)
+    return draw(small, marks)
 
 
 def _moved(
