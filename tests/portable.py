@@ -22,6 +22,14 @@ ROOT = Path(__file__).parents[1]
 #: Everything in them that starts no cluster and takes no minute.
 TESTS = ("tests/detectors", "tests/evaluation", "tests/native", "tests/training")
 WHICH = "not ray and not slow and not chaos"
+#: Names, counts and orders, on which no kernel has a say.
+NO_ARITHMETIC = (
+    "tests/detectors/test_weights_layouts.py",
+    "tests/detectors/test_published.py",
+    "tests/training/test_training_on_shards.py",
+)
+
+ALL = [*TESTS, *(f"--ignore={file}" for file in NO_ARITHMETIC)]
 
 ONEDNN, ATEN = "ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY"
 #: From the fewest instructions to the most; of oneDNN's, DEFAULT is all that there are.
@@ -80,4 +88,4 @@ def main(processes: int, arguments: list[str]) -> int:
 
 if __name__ == "__main__":
     words = sys.argv[1:] or ["2"]
-    raise SystemExit(main(max(1, int(words[0])), words[1:] or list(TESTS)))
+    raise SystemExit(main(max(1, int(words[0])), words[1:] or ALL))
