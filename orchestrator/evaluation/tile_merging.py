@@ -42,7 +42,7 @@ class _Boxes:
     @property
     def is_cut(self) -> NDArray[np.bool_]:
         """(d,) bool: not whole."""
-        return self.cut.any(axis=1)
+        return np.asarray(self.cut.any(axis=1))
 
 
 def merge_tiles(
@@ -251,7 +251,8 @@ def _overlaps(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.floa
     inter = _intersections(a, b)
     areas = [np.prod(np.maximum(one[:, 2:] - one[:, :2], 0.0), axis=1) for one in (a, b)]
     union = areas[0][:, None] + areas[1][None] - inter
-    return np.divide(inter, union, out=np.zeros_like(inter), where=(union > 0) & (inter > 0))
+    there = (union > 0) & (inter > 0)
+    return np.asarray(np.divide(inter, union, out=np.zeros_like(inter), where=there))
 
 
 def _intersections(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
