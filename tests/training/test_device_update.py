@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from orchestrator.accelerators import Accelerator, HostCopy, Precision
 from orchestrator.checkpoints.codec import state_digest
+from orchestrator.checkpoints.commit import CommitStore
 from orchestrator.config.schema import AdamWOptimizer, EmaConfig, SGDOptimizer, TrainConfig
 from orchestrator.data.batch import Batch
 from orchestrator.data.stream.local import LocalStream
@@ -348,9 +349,16 @@ def test_arrays_are_made_where_the_device_fetches_them(digits: Path, tmp_path: P
 
 @pytest.mark.parametrize("every", [1, 5])
 def test_whoever_dies_between_a_step_and_its_numbers_ends_in_the_same_bits(
-    tmp_path: Path, digits: Path, every: int
+    tmp_path: Path, digits: Path, every: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Steps that were begun and never read count for nothing, bad ones among them."""
+    stores: list[CommitStore] = []
+
+    def remembered(*arguments: Any, **more: Any) -> CommitStore:
+        stores.append(open_store(*arguments, **more))
+        return stores[-1]
+
+    monkeypatch.setattr(session, "open_store", remembered)
 
     class Dying(SomeBad):
         at = 0
@@ -369,6 +377,8 @@ def test_whoever_dies_between_a_step_and_its_numbers_ends_in_the_same_bits(
         stream.at = at
         with pytest.raises(KeyboardInterrupt):
             run(plan, stream, PLAIN)
+        # The thread that writes commits would have died as well.
+        stores[-1].wait()
     run(plan, SomeBad(plan.batches), PLAIN)
     assert digests(plan.job.path) == digests(whole.job.path)
     logs = [p.job.path / "events.jsonl" for p in (plan, whole)]
