@@ -22,7 +22,20 @@ PAGES = sorted(
 )
 #: Programs of others, which stand on the pages for people who have them.
 OTHERS = {"source", "ray", "ssh", "ssh-keygen", "curl", "openssl", "pip", "atc", "converter_lite"}
-OTHERS |= {"git", "docker", "kubectl", "helm", "sbatch", "cd", "export", "mlflow", "yolo"}
+OTHERS |= {
+    "git",
+    "docker",
+    "kubectl",
+    "helm",
+    "sbatch",
+    "cd",
+    "export",
+    "mlflow",
+    "yolo",
+    "sh",
+    "sed",
+}
+OTHERS |= {"mkdir"}
 #: What a placeholder of a page stands for here.
 PLACEHOLDERS = {"EXPERIMENT.yaml": "experiments/quickstart.yaml", "RUN": "runs/NAME"}
 
