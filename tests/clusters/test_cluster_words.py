@@ -1,4 +1,4 @@
-"""Commands cut into words, quantities of Kubernetes and Docker, machines by their vendors' names."""
+"""Commands cut into words, quantities of Kubernetes and Docker, machines by their names."""
 
 from __future__ import annotations
 
