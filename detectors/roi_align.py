@@ -157,7 +157,7 @@ def _weighted_sums(table: Tensor, index: Tensor, weight: Tensor) -> Tensor:
     """
     if table.device.type in _BAG_GRADIENT:
         return F.embedding_bag(index, table, per_sample_weights=weight, mode="sum")
-    pooled: Tensor = _WeightedSums.apply(table, index, weight)  # type: ignore[no-untyped-call]
+    pooled: Tensor = _WeightedSums.apply(table, index, weight)
     return pooled
 
 

@@ -309,8 +309,10 @@ class Accelerator:
         torch.backends.cudnn.benchmark = bool(numerics.search)
         if numerics.tf32 is not None:
             rounding = "tf32" if numerics.tf32 else "ieee"
+            # Typed by torch as a module that has less in it.
+            cudnn: Any = torch.backends.cudnn
             torch.backends.cuda.matmul.fp32_precision = rounding
-            torch.backends.cudnn.conv.fp32_precision = rounding
+            cudnn.conv.fp32_precision = rounding
 
     def numerics_text(self, deterministic: bool, precision: Precision) -> str:
         """One line that says what decides over speed and bits here, for logs and benchmarks."""

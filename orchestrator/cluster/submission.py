@@ -41,6 +41,10 @@ _POLL_SECONDS = 1.0
 _INSIDE_A_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
 
+#: What commands write into the current folder unless they are told otherwise: results, no sources.
+_OUTPUTS = ("/predictions.json*", "/drawn", "/evaluation*", "/suspects")
+
+
 @dataclass(frozen=True)
 class Submission:
     """A job as it will be sent.
@@ -111,6 +115,7 @@ def prepare(
     root = working_dir.absolute()
     template = read_template(experiment, overrides)
     experiments = list(_experiments(template))
+    excludes = (*excludes, *_OUTPUTS)
     size = check_working_dir(root, excludes)
     sent = {each.path for each in uploaded_files(root, excludes)}
     inside, *parents = (Path(os.path.relpath(file, root)).as_posix() for file in template.files)

@@ -147,7 +147,7 @@ class _Trust:
 
     @classmethod
     def of(cls, data: Dataset, found: Detections, pairs: list[_Pair]) -> _Trust:
-        hit = np.zeros(len(found), np.bool_)
+        true_positive = np.zeros(len(found), np.bool_)
         on_box = np.zeros(len(found), np.bool_)
         is_found = np.zeros(len(data.labels), np.bool_)
         for pair in pairs:
@@ -161,7 +161,7 @@ class _Trust:
                 candidates = np.where(free, matches[:, column], 0.0)
                 best = int(candidates.argmax())
                 if candidates[best] >= SAME:
-                    free[best], hit[row] = False, True
+                    free[best], true_positive[row] = False, True
             if len(pair.found) and len(pair.rows):
                 is_found[pair.rows] = (matches >= SAME).any(axis=1)
         seen = np.concatenate([[], *(pair.rows for pair in pairs)]).astype(np.int64)
@@ -170,8 +170,8 @@ class _Trust:
         got = np.bincount(data.labels[seen], weights=is_found[seen], minlength=classes)
         overall = got.sum() / max(1, boxes.sum())
         return cls(
-            precision=_by_score(found, hit, np.ones(len(found), np.bool_)),
-            agrees=_by_score(found, hit, on_box),
+            precision=_by_score(found, true_positive, np.ones(len(found), np.bool_)),
+            agrees=_by_score(found, true_positive, on_box),
             recall=(got + _PRIOR_COUNT * overall) / (boxes + _PRIOR_COUNT),
         )
 

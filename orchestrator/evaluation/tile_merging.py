@@ -45,7 +45,12 @@ class _Boxes:
 
 
 def merge_tiles(
-    found: Detections, tiling: Tiling, *, iou: float, class_agnostic: bool = False
+    found: Detections,
+    tiling: Tiling,
+    *,
+    iou: float,
+    class_agnostic: bool = False,
+    limit: int | None = None,
 ) -> Detections:
     """Detections of whole images from those of their tiles.
 
@@ -54,6 +59,7 @@ def merge_tiles(
         tiling: what part of which image each tile is.
         iou: overlap above which two boxes are one object.
         class_agnostic: whether boxes of different classes can be.
+        limit: boxes kept of an image, the best; None for all.
 
     Returns:
         By the ids of the images, each one's best first.
@@ -80,6 +86,7 @@ def merge_tiles(
             size=(int(height), int(width)),
             iou=iou,
             class_agnostic=class_agnostic,
+            limit=limit,
         )
         parts.append((image, *merged))
     none = np.zeros((0, 4))
@@ -102,6 +109,7 @@ def merge_image(
     size: tuple[int, int],
     iou: float,
     class_agnostic: bool = False,
+    limit: int | None = None,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
     """Boxes, scores and labels of one image, best first.
 
@@ -112,7 +120,7 @@ def merge_image(
         windows: (d, 4) ``left, top, right, bottom`` of the tile of each.
         tiles: (d,) number of that tile.
         size: height and width of the image.
-        iou, class_agnostic: as of :func:`merge_tiles`.
+        iou, class_agnostic, limit: as of :func:`merge_tiles`.
     """
     groups = np.zeros(len(labels), np.int64) if class_agnostic else labels
     kept = []
@@ -126,7 +134,7 @@ def merge_image(
     all_boxes = np.concatenate([one.xyxy for one in kept])
     all_scores = np.concatenate([one.scores for one in kept])
     all_labels = np.concatenate([one.labels for one in kept])
-    order = np.argsort(-all_scores, kind="stable")
+    order = np.argsort(-all_scores, kind="stable")[:limit]
     return all_boxes[order], all_scores[order], all_labels[order]
 
 

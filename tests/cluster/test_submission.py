@@ -78,6 +78,17 @@ def test_the_entrypoint_runs_the_file_where_it_will_lie(project: Path) -> None:
     assert submission.working_dir == project
 
 
+def test_results_of_earlier_commands_stay_behind(project: Path) -> None:
+    names = ("predictions.json", "predictions.json.parts/1", "drawn/x.jpg")
+    for name in names:
+        (project / name).parent.mkdir(parents=True, exist_ok=True)
+        (project / name).write_bytes(bytes(100_000))
+    before = prepared(project, *SHARED)
+    for name in names:
+        (project / name).unlink()
+    assert prepared(project, *SHARED).bytes == before.bytes < 100_000
+
+
 def test_a_mistake_in_the_experiment_is_found_before_anything_is_sent(project: Path) -> None:
     with pytest.raises(ConfigError, match=r"epochs.*epoch|epoch.*epochs"):
         prepared(project, *SHARED, "train.epoch=3")

@@ -68,8 +68,9 @@ def assert_like_the_cpu(result: dict[str, Any]) -> None:
 
 
 def assert_nothing_waits(result: dict[str, Any]) -> None:
-    # Between the arrival of a step's input and its gradients: no value is read by the host, and
-    # none is made there.
+    # No value is read by the host in a whole step, the copy of its input included, and none is made
+    # there; nor between the arrival of the input and the gradients.
+    assert result["step"] == {"host_reads": 0, "awaited_copies": 0}
     assert result["core"] == {"host_reads": 0, "awaited_copies": 0}
     assert result["evaluation"]["host_reads"] == 0
     assert result["evaluation"]["bytes_an_image"] <= 100_000

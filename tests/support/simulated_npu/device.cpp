@@ -409,6 +409,8 @@ at::Tensor& set_storage(at::Tensor& self, c10::Storage storage, std::int64_t off
   return self;
 }
 
+void record_stream(at::Tensor&, c10::Stream) {}
+
 std::string report() {
   const std::lock_guard<std::mutex> lock(mutex);
   std::ostringstream text;
@@ -455,6 +457,7 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse1, m) {
   m.impl("_copy_from", &copy_from);
   m.impl("_copy_from_and_resize", &copy_from_and_resize);
   m.impl("_local_scalar_dense", &read_scalar);
+  m.impl("record_stream", &record_stream);
   m.impl("set_.source_Storage_storage_offset", &set_storage);
   // Where the dispatcher would take a kernel for any device that cannot know this one.
   for (const char* name : {"convolution_overrideable", "convolution_backward_overrideable",
