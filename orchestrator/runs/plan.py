@@ -215,8 +215,8 @@ def count_training_images(experiment: Experiment) -> int:
     train = read_training(data).dataset
     samples = training_samples(data, train)
     factors = visit_factors(data, train, samples)
-    batch = experiment.train.batch_size
-    return Schedule(experiment.seed, samples, batch, 1, factors=factors).visits_per_epoch
+    # However large a step is.
+    return Schedule(experiment.seed, samples, 1, 1, factors=factors).visits_per_epoch
 
 
 def _initial(location: str | None, run_dir: Path, commits: Storage) -> InitialWeights | None:
