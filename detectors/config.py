@@ -128,7 +128,15 @@ class DetectorConfig(Settings):
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
     name: str
-    class_weights: Annotated[tuple[Positive, ...], Field(strict=False)] | None = None
+    # Described here, since every detector has it.
+    class_weights: Annotated[
+        tuple[Positive, ...] | None,
+        Field(
+            strict=False,
+            description="factor on the classification loss of examples of each class, in the order "
+            "of the label map; null weighs all alike.",
+        ),
+    ] = None
     postprocess: PostprocessConfig = PostprocessConfig()
 
     @model_validator(mode="before")

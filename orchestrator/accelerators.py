@@ -29,6 +29,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from detectors import roi_align, suppression
 from orchestrator.errors import ConfigError
 from orchestrator.memory import keep_freed_memory
 
@@ -178,6 +179,9 @@ class Accelerator:
         if self.kind == "cpu":
             keep_freed_memory()
             use_onednn(model)
+        if self.kind == "gpu":
+            roi_align.BAG_GRADIENT.add(device.type)
+            suppression.BY_SCAN.add(device.type)
         model = model.to(device)
         if device.type in _CHANNELS_LAST:
             model = model.to(memory_format=torch.channels_last)

@@ -42,7 +42,7 @@ def _misfit(cluster: ClusterConfig, nodes: Sequence[Nodes]) -> str | None:
     kind = cluster.accelerator
     if kind == "auto":
         has = {name for each in nodes for name in each.resources or {}}
-        kind = "npu" if "NPU" in has else "gpu" if "GPU" in has else "cpu"
+        kind = "gpu" if "GPU" in has else "npu" if "NPU" in has else "cpu"
     each = {"CPU": float(cluster.cpus_per_worker)}
     if kind != "cpu":
         each[_DEVICES[kind]] = 1.0

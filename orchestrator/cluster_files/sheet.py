@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from orchestrator.cluster_files.project import Project
@@ -99,11 +99,6 @@ class Sheet:
             if needle in line:
                 return Place(place.source, number, line.index(needle) + 1)
         return place
-
-    @property
-    def header(self) -> Iterable[str]:
-        """The comments of the file, without their marks."""
-        return [line.lstrip("# ") for line in self.lines if line.lstrip().startswith("#")]
 
 
 def _depth(line: str) -> int:

@@ -213,10 +213,11 @@ def _in_image(pair: _Pair, found: Detections, trust: _Trust) -> list[Suspect]:
         if seen:
             other = ~same[box] & (pair.iou[box] >= SAME) & ~used
             moved = same[box] & (pair.iou[box] < SAME) & (pair.iou[box] >= _MOVED) & ~used
-            for choice, rows, trusted in (
+            choices: list[tuple[Kind, NDArray[np.bool_], NDArray[np.float64]]] = [
                 ("wrong_class", other, agrees),
                 ("wrong_place", moved, precision),
-            ):
+            ]
+            for choice, rows, trusted in choices:
                 best = int(np.where(rows, trusted, -1.0).argmax())
                 if rows[best] and trusted[best] > max(belief, _BELIEVED):
                     kind, column, belief = choice, best, float(trusted[best])
@@ -293,4 +294,4 @@ def _overlaps(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.floa
     inter = _intersections(a, b)
     areas = [np.prod(np.maximum(one[:, 2:] - one[:, :2], 0.0), axis=1) for one in (a, b)]
     union = areas[0][:, None] + areas[1][None] - inter
-    return np.divide(inter, union, out=np.zeros_like(inter), where=union > 0)
+    return np.asarray(np.divide(inter, union, out=np.zeros_like(inter), where=union > 0))

@@ -137,7 +137,7 @@ def check_labels(
 
 
 def _coco_file(config: DataConfig, split: str) -> Path | None:
-    section = getattr(config, split)
+    section = config.train if split == "train" else config.val
     if config.format != "coco" or section.annotations is None:
         return None
     return Path(config.root).resolve() / section.annotations
@@ -154,8 +154,8 @@ def annotation_ids(data: Dataset, file: Path | None) -> dict[int, int]:
     by_box: dict[tuple[object, ...], list[int]] = defaultdict(list)
     for one in tree.get("annotations", []):
         if isinstance(one.get("id"), int) and isinstance(one.get("bbox"), list):
-            box = tuple(float(value) for value in one["bbox"])
-            by_box[(one.get("image_id"), one.get("category_id"), *box)].append(one["id"])
+            key = (one.get("image_id"), one.get("category_id"), *map(float, one["bbox"]))
+            by_box[key].append(one["id"])
     images = data.image_ids.repeat(np.diff(data.offsets)).tolist()
     categories = np.array(data.label_map.ids)[data.labels].tolist()
     found = {}

@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import tempfile
@@ -182,6 +183,18 @@ def test_another_machine_is_not_asked_without_a_token(address: str) -> None:
 def test_an_address_of_another_kind_is_refused(address: str) -> None:
     with pytest.raises(ConfigError, match=r"allowed: http://HOST:PORT"):
         connect(address)
+
+
+@pytest.mark.usefixtures("no_token")
+def test_the_token_file_is_closed_to_others(tmp_path: Path) -> None:
+    # As `ray get-auth-token --generate` leaves it.
+    token = tmp_path / ".ray" / "auth_token"
+    token.parent.mkdir()
+    token.write_text("b9a1" * 16)
+    token.chmod(0o644)
+    with pytest.raises(ConfigError, match="no Ray job server answers"):
+        connect(f"http://127.0.0.1:{free_port()}")
+    assert stat.S_IMODE(token.stat().st_mode) == 0o600
 
 
 @pytest.mark.usefixtures("no_address")

@@ -283,7 +283,9 @@ class ScheduledDataConfig(ray.train.DataConfig):  # type: ignore[misc]  # Ray is
         **kwargs: Any,
     ) -> list[dict[str, RayStream]]:
         """One stream per rank under each name of ``datasets``."""
-        nodes = list(worker_node_ids or [None] * world_size)
+        nodes: list[str | None] = [None] * world_size
+        if worker_node_ids is not None:
+            nodes = list(worker_node_ids)
         resources = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
         task_bytes = max(
             min(TASK_IMAGES * self._image_bytes, TASK_BYTES),
@@ -297,7 +299,7 @@ class ScheduledDataConfig(ray.train.DataConfig):  # type: ignore[misc]  # Ray is
                 prefetch=self._prefetch,
                 tasks=self._tasks
                 or free_tasks(
-                    resources.get(node, {}),
+                    {} if node is None else resources.get(node, {}),
                     workers=nodes.count(node),
                     worker_cpus=self._worker_cpus,
                     task_bytes=task_bytes,

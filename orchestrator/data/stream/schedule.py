@@ -182,11 +182,11 @@ class Schedule:
         positions = np.repeat(np.arange(len(counts)), counts)
         visits = np.arange(len(positions)) - np.repeat(np.cumsum(counts) - counts, counts)
         mixed = self._mixed(epoch, positions)
-        rounds, within = np.divmod(
-            np.arange(max(len(mixed), self.steps_per_epoch * self.batch_size)), len(mixed)
-        )
-        taken = positions[mixed][within]
-        return taken, visits[mixed][within] + rounds * counts[taken]
+        places = np.arange(max(len(mixed), self.steps_per_epoch * self.batch_size))
+        within = places % len(mixed)
+        taken = positions[mixed][within].astype(np.int64, copy=False)
+        again = places // len(mixed) * counts[taken]
+        return taken, (visits[mixed][within] + again).astype(np.int64, copy=False)
 
     def _mixed(self, epoch: int, positions: NDArray[np.int64] | None) -> NDArray[np.int64]:
         """The order of ``positions`` among ``sample_ids``, never decreasing; None for all."""

@@ -444,7 +444,11 @@ TORCH_LIBRARY(simulated_npu, m) {
   m.def("report", &report);
   m.def("reset", &reset);
   m.def("set_limit", &set_limit);
+  m.def("shared(Tensor self) -> Tensor");
 }
+
+// The memory of a tensor as a CPU tensor, for a collective backend that has no hardware either.
+TORCH_LIBRARY_IMPL(simulated_npu, PrivateUse1, m) { m.impl("shared", &as_cpu); }
 
 TORCH_LIBRARY_IMPL(_, PrivateUse1, m) {
   m.fallback(torch::CppFunction::makeFromBoxedFunction<&on_cpu>());
