@@ -10,26 +10,29 @@ from __future__ import annotations
 
 import re
 
+# Every part has a largest length: a text of any kind is looked at in a time that grows with it.
+
 _MASK = "***"
 _SECRET = (
-    r"(?:[\w.-]*(?:password|passwd|pwd|secret|token|credential|signature|apikey)[\w.-]*"
-    r"|[\w.-]*(?:api|access|private|account|secret|shared)[_-]?key(?:[_-]?id)?"
+    r"(?:[\w.-]{0,64}(?:password|passwd|pwd|secret|token|credential|signature|apikey)[\w.-]{0,64}"
+    r"|[\w.-]{0,64}(?:api|access|private|account|secret|shared)[_-]?key(?:[_-]?id)?"
     r"|sslkey|pass|sas|sig|key|auth|jwt|bearer)"
 )
 #: Options of an address: behind ``?``, ``&``, ``;`` or ``#``.
 _OPTION = re.compile(rf"(?i)([?&;#]{_SECRET}=)([^&;#\s'\"]+)")
 #: The same of what is no address: ``--password=…``, ``password: …`` of a message.
 _SETTING = re.compile(
-    r"(?i)((?<![\w.])(?:[\w-]*(?:password|passwd|secret(?:[_-]?(?:access[_-]?)?key)?)"
-    r"|(?:[\w-]*[_-])?(?:auth|access|api|session|security|bearer)?[_-]?token"
-    r"|[\w-]*api[_-]?key)=)"
+    r"(?i)((?<![\w.])(?:[\w-]{0,64}(?:password|passwd|secret(?:[_-]?(?:access[_-]?)?key)?)"
+    r"|(?:[\w-]{0,64}[_-])?(?:auth|access|api|session|security|bearer)?[_-]?token"
+    r"|[\w-]{0,64}api[_-]?key)=)"
     r"([^\s&;,'\")}]+)"
 )
 #: With one slash, too: that is what a path makes of an address.
-_USER = re.compile(r"(?i)\b([a-z][a-z0-9+.-]+):/{1,2}([^/@\s'\"?#]+)@")
+_USER = re.compile(r"(?i)\b([a-z][a-z0-9+.-]{1,31}):/{1,2}([^/@\s'\"?#]{1,4096})@")
 #: A key that has a slash in it, so that the address seems to have its host before the ``@``.
 _SLASHED = re.compile(
-    r"(?i)\b([a-z][a-z0-9+.-]+):/{1,2}([^/@\s'\"?#:]+:(?!\d+/)[^/@\s'\"?#]*/[^@\s'\"?#]*)@"
+    r"(?i)\b([a-z][a-z0-9+.-]{1,31}):/{1,2}"
+    r"([^/@\s'\"?#:]{1,256}:(?!\d+/)[^/@\s'\"?#]{0,256}/[^@\s'\"?#]{0,256})@"
 )
 #: What is a secret wherever it stands.
 _SHAPES = re.compile(

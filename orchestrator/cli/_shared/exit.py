@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import traceback
 from collections.abc import Callable
@@ -30,9 +31,16 @@ def run_guarded(function: Callable[[], int]) -> int:
 
     Returns:
         That code; the code of an :class:`OrchestratorError`, whose message is printed without a
-        traceback; 71 where a disk was full; 130 after Ctrl-C; 70 for any other exception, with its
-        traceback.
+        traceback; 71 where a disk was full; 130 after Ctrl-C; 0 where the reader of the output,
+        such as ``head``, has seen enough; 70 for any other exception, with its traceback.
     """
+    try:
+        return _guarded(function)
+    finally:
+        _let_go_of_output()
+
+
+def _guarded(function: Callable[[], int]) -> int:
     if logging.lastResort is not None:
         logging.lastResort.setFormatter(_Masking())
     try:
@@ -44,6 +52,8 @@ def run_guarded(function: Callable[[], int]) -> int:
         print("interrupted", file=sys.stderr)
         return _INTERRUPTED
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and not _let_go_of_output():
+            return 0
         refusal = disk_refusal(error)
         if refusal is not None:
             print(refusal, file=sys.stderr)
@@ -54,3 +64,14 @@ def run_guarded(function: Callable[[], int]) -> int:
             file=sys.stderr,
         )
         return _BUG
+
+
+def _let_go_of_output() -> bool:
+    """Write what is left to standard output; whether somebody reads it."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Python would complain again when it exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return False
+    return True
