@@ -48,7 +48,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart install lint test test-slow test-chaos test-extras test-portable test-fast parity sanitize bench bench-data bench-native fuzz constraints clean
+.PHONY: help quickstart install lint check-device test test-slow test-chaos test-extras test-portable test-fast parity sanitize bench bench-data bench-native fuzz constraints clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -110,6 +110,9 @@ bench-native: $(RUNTIME)  ## the kernels beside their peers: the tables of docs/
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_nms.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_matching.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_postprocess.py
+
+check-device:  ## nine minutes of a GPU or NPU, with the python of this machine: docs/devices.md
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-8} $(PYTHON) -m orchestrator.benchmark.check_device $(CHECK)
 
 constraints: $(RUNTIME)  ## resolve the newest allowed versions into constraints.txt
 	$(BIN)/python -m pip install --quiet --dry-run --ignore-installed --prefer-binary \

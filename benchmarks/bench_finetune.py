@@ -82,7 +82,7 @@ def as_torchvision(run: Path, target: Path) -> None:
 def main() -> None:
     """Train three times, print the curves and write the chart."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--before", type=int, default=500, help="steps of the first run")
+    parser.add_argument("--before", type=int, default=1000, help="steps of the first run")
     parser.add_argument("--steps", type=int, default=320, help="steps from random weights")
     parser.add_argument("--out", type=Path, help="SVG file of the curves")
     options = parser.parse_args()
@@ -92,7 +92,12 @@ def main() -> None:
         root = Path(scratch)
         build_digits(root / "first", Recipe(train=760, val=20, seed=1))
         build_digits(root / "other", Recipe(train=160, val=100, seed=7))
-        train(root / "runs" / "first", root / "first", options.before, "train.epochs=6")
+        train(
+            root / "runs" / "first",
+            root / "first",
+            options.before,
+            f"train.epochs={-(-options.before // 95)}",
+        )
         file = root / "mobilenet_v2.pth"
         as_torchvision(root / "runs" / "first", file)
         quarter = options.steps // 4

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from results import keep
 
 from detectors.registry import build_detector
 from orchestrator.accelerators import Accelerator
@@ -92,6 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     print("| ranks | " + " | ".join(f"{arm}, ms" for arm in ARMS) + " | ordered / all-reduce |")
     print("|---" * (len(ARMS) + 2) + "|")
+    kept = {}
     for world in options.ranks:
         with tempfile.TemporaryDirectory() as folder:
             arguments_ = (world, folder, options.experiment, options.images, options.rounds)
@@ -103,7 +105,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             b / a for one in found for a, b in zip(one["all-reduce"], one["ordered"], strict=True)
         ]
         cells = " | ".join(f"{medians[arm]:.1f}" for arm in ARMS)
-        print(f"| {world} | {cells} | {statistics.median(ratios):.3f} |", flush=True)
+        ratio = statistics.median(ratios)
+        print(f"| {world} | {cells} | {ratio:.3f} |", flush=True)
+        kept[f"all-reduce / ordered, {world} ranks"] = 1 / ratio
+    keep("ordered_sum", kept)
 
 
 if __name__ == "__main__":

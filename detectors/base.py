@@ -9,6 +9,7 @@ same code compile, export and run on an NPU. Boxes, labels and the letters of sh
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
@@ -42,6 +43,10 @@ class Detector(nn.Module, ABC):
     #: Raw outputs whose rows are in an order of the network's making, boxes (N, P, 4) and scores
     #: (N, P) first; candidates have the same rows. Rounding may exchange neighbours.
     ranked: ClassVar[tuple[str, ...]] = ()
+    #: Whether the classification loss takes :attr:`class_weights`.
+    weighs_classes: ClassVar[bool] = False
+    #: (K,) factor on the classification loss of examples of each class; None for 1.
+    class_weights: Tensor | None
 
     def __init__(
         self,
@@ -57,6 +62,7 @@ class Detector(nn.Module, ABC):
         self.input_size = input_size
         self.num_classes = num_classes
         shape = (1, 3, 1, 1)
+        self.register_buffer("class_weights", None, persistent=False)
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(shape), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(shape), persistent=False)
 
@@ -79,6 +85,33 @@ class Detector(nn.Module, ABC):
             )
         normalized = (images.to(self.pixel_mean.dtype) - self.pixel_mean) / self.pixel_std
         return normalized.flip(1) if self.bgr else normalized
+
+    def weigh_classes(self, weights: Sequence[float]) -> None:
+        """Set :attr:`class_weights`.
+
+        Raises:
+            ValueError: not one for each class, or the losses of this detector take none.
+        """
+        if not self.weighs_classes:
+            raise ValueError(f"the losses of {self.title} take no detector.class_weights")
+        if len(weights) != self.num_classes:
+            raise ValueError(
+                f"detector.class_weights has {len(weights)} values, but there are "
+                f"{self.num_classes} classes"
+            )
+        self.class_weights = torch.tensor(weights, dtype=torch.float32)
+
+    def class_factors(self, labels: Tensor) -> Tensor | None:
+        """(...) factor on the classification loss of each example; None where all are 1.
+
+        Args:
+            labels: (...) int64 class of each example; background, outside 0..K-1, weighs 1.
+        """
+        if self.class_weights is None:
+            return None
+        real = (labels >= 0) & (labels < self.num_classes)
+        weights = self.class_weights[labels.clamp(0, self.num_classes - 1)]
+        return torch.where(real, weights, 1.0)
 
     def prior_boxes(self) -> Tensor | None:
         """(A, 4) xyxy pixels of the input: the boxes that offsets refer to; None without any."""

@@ -109,6 +109,9 @@ class DetectorConfig(Settings):
 
     Attributes:
         name: key of the detector in :data:`detectors.registry.DETECTORS`.
+        class_weights: factor on the classification loss of examples of each class, in the order of
+            the label map; null weighs all alike. Background weighs 1, and what losses are divided
+            by does not change.
         postprocess: how this detector's candidates become detections.
         builder: ``module:callable`` that builds the detector, imported when one is built; it is
             called with the configuration and ``num_classes``.
@@ -125,6 +128,15 @@ class DetectorConfig(Settings):
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
     name: str
+    # Described here, since every detector has it.
+    class_weights: Annotated[
+        tuple[Positive, ...] | None,
+        Field(
+            strict=False,
+            description="factor on the classification loss of examples of each class, in the order "
+            "of the label map; null weighs all alike.",
+        ),
+    ] = None
     postprocess: PostprocessConfig = PostprocessConfig()
 
     @model_validator(mode="before")

@@ -28,8 +28,8 @@ class Objective(Protocol):
     match_threshold: float
     loc_weight: float
 
-    def classification(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Scalar sum over the batch."""
+    def classification(self, logits: Tensor, labels: Tensor, factors: Tensor | None) -> Tensor:
+        """Scalar sum over the batch; ``factors`` (N, A) weigh the priors, None for 1."""
         ...
 
     def scores(self, logits: Tensor) -> Tensor:
@@ -47,10 +47,11 @@ class FocalObjective:
         self.match_threshold = config.match_threshold
         self.loc_weight = 0.25 if config.loc_reduction == "mean" else 1.0
 
-    def classification(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def classification(self, logits: Tensor, labels: Tensor, factors: Tensor | None) -> Tensor:
         """Focal loss over all priors and channels."""
         alpha, gamma = self.config.alpha, self.config.gamma
-        return sigmoid_focal(logits, labels, alpha=alpha, gamma=gamma).sum()
+        each = sigmoid_focal(logits, labels, alpha=alpha, gamma=gamma)
+        return (each if factors is None else each * factors.unsqueeze(-1)).sum()
 
     def scores(self, logits: Tensor) -> Tensor:
         """Sigmoid of each foreground channel."""
@@ -67,10 +68,11 @@ class MultiBoxObjective:
         self.config = config
         self.match_threshold = config.match_threshold
 
-    def classification(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def classification(self, logits: Tensor, labels: Tensor, factors: Tensor | None) -> Tensor:
         """Cross entropy over positives and mined negatives."""
         ratio = self.config.negative_ratio
-        return mined_cross_entropy(logits, labels, negative_ratio=ratio).sum()
+        each = mined_cross_entropy(logits, labels, negative_ratio=ratio)
+        return (each if factors is None else each * factors).sum()
 
     def scores(self, logits: Tensor) -> Tensor:
         """Softmax, background left out."""

@@ -104,8 +104,11 @@ def build_detector(config: DetectorConfig, *, num_classes: int) -> Detector:
         num_classes: foreground classes, the length of the label map.
 
     Raises:
-        ValueError: fewer than one class.
+        ValueError: fewer than one class, or weights of classes that do not fit.
     """
     if num_classes < 1:
         raise ValueError(f"a detector needs at least one foreground class, got {num_classes}")
-    return DETECTORS[config.name].build(config, num_classes=num_classes)
+    detector = DETECTORS[config.name].build(config, num_classes=num_classes)
+    if config.class_weights is not None:
+        detector.weigh_classes(config.class_weights)
+    return detector

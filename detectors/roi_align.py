@@ -18,8 +18,9 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx
 from torch.nn import functional as F
 
-#: Devices whose embedding bag has a gradient; torch_npu lacks ``_embedding_bag_dense_backward``.
-_BAG_GRADIENT = frozenset({"cpu", "cuda"})
+#: Types of devices whose embedding bag has a gradient; who places networks on others that do says
+#: so. Additions serve on all.
+BAG_GRADIENT = {"cpu"}
 
 
 def pyramid_layout(sizes: Sequence[tuple[int, int]], strides: Sequence[int]) -> Tensor:
@@ -155,9 +156,9 @@ def _weighted_sums(table: Tensor, index: Tensor, weight: Tensor) -> Tensor:
 
     The weights (B, S) are constants.
     """
-    if table.device.type in _BAG_GRADIENT:
+    if table.device.type in BAG_GRADIENT:
         return F.embedding_bag(index, table, per_sample_weights=weight, mode="sum")
-    pooled: Tensor = _WeightedSums.apply(table, index, weight)  # type: ignore[no-untyped-call]
+    pooled: Tensor = _WeightedSums.apply(table, index, weight)
     return pooled
 
 

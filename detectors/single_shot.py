@@ -37,6 +37,8 @@ class SingleShot(Detector):
         cut_boxes: whether decoded boxes are cut to the image.
     """
 
+    weighs_classes = True
+
     y_first: ClassVar[bool] = False
     cut_boxes: ClassVar[bool] = True
 
@@ -109,7 +111,8 @@ class SingleShot(Detector):
         positive = labels > 0
         count = positive.sum()
         loc = positive_smooth_l1(raw["loc"], wanted, positive).sum()
-        cls = self.objective.classification(raw["cls"], labels)
+        factors = self.class_factors(labels - 1)
+        cls = self.objective.classification(raw["cls"], labels, factors)
         return {
             "cls": LossTerm(cls, count),
             "loc": LossTerm(loc * self.objective.loc_weight, count),

@@ -13,6 +13,9 @@ from torch import Tensor
 import native
 from detectors.boxes import pairwise_iou
 
+#: Types of devices that run Triton's programs; who places networks on one says so.
+BY_SCAN: set[str] = set()
+
 #: Longest chain of boxes, each of which decides over the next, that is followed to its end without
 #: asking the device whether it has ended. Odd, see :func:`suppress_by_rounds`.
 _ROUNDS = 63
@@ -32,7 +35,7 @@ def suppress_sorted(boxes: Tensor, valid: Tensor, iou_threshold: float) -> Tenso
     """
     if boxes.device.type == "cpu":
         return _suppress_by_kernel(boxes, valid, iou_threshold)
-    if boxes.device.type == "cuda":
+    if boxes.device.type in BY_SCAN:
         # Here, because importing Triton takes its time and not every device has it.
         from detectors.suppression_scan import suppress_by_scan
 

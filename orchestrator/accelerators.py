@@ -29,6 +29,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from detectors import roi_align, suppression
 from orchestrator.errors import ConfigError
 from orchestrator.memory import keep_freed_memory
 
@@ -178,6 +179,9 @@ class Accelerator:
         if self.kind == "cpu":
             keep_freed_memory()
             use_onednn(model)
+        if self.kind == "gpu":
+            roi_align.BAG_GRADIENT.add(device.type)
+            suppression.BY_SCAN.add(device.type)
         model = model.to(device)
         if device.type in _CHANNELS_LAST:
             model = model.to(memory_format=torch.channels_last)
@@ -309,8 +313,10 @@ class Accelerator:
         torch.backends.cudnn.benchmark = bool(numerics.search)
         if numerics.tf32 is not None:
             rounding = "tf32" if numerics.tf32 else "ieee"
+            # Typed by torch as a module that has less in it.
+            cudnn: Any = torch.backends.cudnn
             torch.backends.cuda.matmul.fp32_precision = rounding
-            torch.backends.cudnn.conv.fp32_precision = rounding
+            cudnn.conv.fp32_precision = rounding
 
     def numerics_text(self, deterministic: bool, precision: Precision) -> str:
         """One line that says what decides over speed and bits here, for logs and benchmarks."""

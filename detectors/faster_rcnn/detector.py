@@ -79,6 +79,7 @@ class FasterRCNN(Detector):
         num_classes: foreground classes.
     """
 
+    weighs_classes = True
     ranked = ("proposals", "proposal_scores", "cls", "loc")
 
     anchors: Tensor
@@ -293,6 +294,9 @@ class FasterRCNN(Detector):
         logits, offsets = self.roi_heads(maps, chosen)
         own = channel.view(*channel.shape, 1, 1).expand(-1, -1, 1, 4)
         cls = F.cross_entropy(logits.flatten(0, 1), channel.flatten(), reduction="none")
+        factors = self.class_factors(channel - 1)
+        if factors is not None:
+            cls = cls * factors.flatten()
         loc = positive_smooth_l1(
             offsets.gather(2, own).squeeze(2),
             wanted,

@@ -82,6 +82,8 @@ class RetinaNet(Detector):
         anchors: (A, 4) xyxy in pixels of the input, level by level.
     """
 
+    weighs_classes = True
+
     anchors: Tensor
     anchor_centers: Tensor
     anchor_learnt: Tensor
@@ -151,6 +153,9 @@ class RetinaNet(Detector):
         positive = labels >= 0
         count = positive.sum()
         each = sigmoid_focal(raw["cls"], labels, alpha=rule.alpha, gamma=rule.gamma)
+        factors = self.class_factors(labels)
+        if factors is not None:
+            each = each * factors.unsqueeze(-1)
         cls = torch.where(learnt.unsqueeze(-1), each, 0.0).sum()
         loc = positive_smooth_l1(raw["loc"], wanted, positive, beta=rule.beta).sum()
         return {

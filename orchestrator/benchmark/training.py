@@ -181,7 +181,7 @@ class Trainer:
             (self.model, "loss_terms", "forward"),
             (self.model, "loss_divisors", "forward"),
             (self.stepper, "backward", "backward"),
-            (self.stepper.scaler, "step", "optimizer"),
+            (self.stepper.optimizer, "step", "optimizer"),
         ]
         if self.stepper.average is not None:
             watched.append((self.stepper.average, "update", "optimizer"))

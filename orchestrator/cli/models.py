@@ -58,7 +58,7 @@ def _list(chosen: Sequence[str], *, classes: int, as_json: bool) -> None:
     rows: list[dict[str, Any]] = []
     for variant in chosen:
         config = variant_config(variant)
-        counted = count(config, num_classes=classes)
+        counted = count(variant, num_classes=classes)
         rows.append({"variant": variant, "detector": config.name, "classes": classes})
         rows[-1] |= counted._asdict()
     if as_json:

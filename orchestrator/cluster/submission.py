@@ -19,7 +19,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from orchestrator.cluster.upload import UploadedFile, check_working_dir, uploaded_files
-from orchestrator.config.places import NamedPlace, places_of
+from orchestrator.config.places import places_of
 from orchestrator.config.resolve import Template, read_template
 from orchestrator.config.schema import Experiment
 from orchestrator.credentials import mask
@@ -39,6 +39,10 @@ _SHADOWING = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 _POLL_SECONDS = 1.0
 #: Ray sets this for whatever is started as a job.
 _INSIDE_A_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+
+
+#: What commands write into the current folder unless they are told otherwise: results, no sources.
+_OUTPUTS = ("/predictions.json*", "/drawn", "/evaluation*", "/suspects")
 
 
 @dataclass(frozen=True)
@@ -111,6 +115,7 @@ def prepare(
     root = working_dir.absolute()
     template = read_template(experiment, overrides)
     experiments = list(_experiments(template))
+    excludes = (*excludes, *_OUTPUTS)
     size = check_working_dir(root, excludes)
     sent = {each.path for each in uploaded_files(root, excludes)}
     inside, *parents = (Path(os.path.relpath(file, root)).as_posix() for file in template.files)
@@ -260,11 +265,8 @@ def _check_places(experiments: Iterable[Experiment], sent: set[str]) -> None:
     """Refuse what would be read or written in the job's own folder, which goes with the job."""
     problems: dict[str, None] = {}
     for experiment in experiments:
-        root = NamedPlace("data.root", experiment.data.root)
         for place in places_of(experiment):
-            in_data = place.key.startswith("data.") and not place.is_written
-            own_root = place.key.startswith("data.sources.")
-            if place.is_absolute or (in_data and root.is_absolute and not own_root):
+            if place.is_absolute:
                 continue
             if place.is_written:
                 found = place.given or place.location
@@ -275,10 +277,14 @@ def _check_places(experiments: Iterable[Experiment], sent: set[str]) -> None:
                     + f". Next: add {_WRITTEN[place.key]}"
                 ] = None
             elif not _goes_along(os.path.normpath(place.location), sent):
+                where = "train.init_from=/shared/weights.safetensors"
+                if place.key.startswith("data."):
+                    section = place.key.rpartition(".")[0] if "sources" in place.key else "data"
+                    where = f"{section}.root=/shared/data"
                 problems[
                     f"{place.key}: {place.location!r} is not uploaded (see .gitignore and "
                     ".rayignore). Next: put it where every node can read it and add "
-                    + ("data.root=/shared/data" if in_data else f"{place.key}=/shared/{_LAST}")
+                    f"{where}"
                 ] = None
     if problems:
         raise ConfigError("\n".join(problems))
@@ -286,7 +292,6 @@ def _check_places(experiments: Iterable[Experiment], sent: set[str]) -> None:
 
 #: Sections that name places.
 _WITH_PLACES = frozenset({"data", "train", "tracking", "storage", "scratch"})
-_LAST = "weights.safetensors"
 #: What to write instead of a relative place.
 _WRITTEN = {
     "storage": "storage=/shared/runs",

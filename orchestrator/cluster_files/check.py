@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -119,7 +120,24 @@ def check_files(
     for file in read:
         for sheet, model in file.sheets:
             _check(sheet, model, bundle)
+        _namespaces(file)
     return [_report(file, wanted) for file in read]
+
+
+def _namespaces(file: _Read) -> None:
+    """Objects that refer to each other are in one namespace."""
+    named = [
+        (sheet, metadata.get("namespace"))
+        for sheet, _ in file.sheets
+        if isinstance(sheet.tree, dict)
+        and isinstance(metadata := sheet.tree.get("metadata"), dict)
+        and sheet.tree.get("kind") not in ("PersistentVolume", "Namespace")
+    ]
+    usual = Counter(namespace for _, namespace in named).most_common(1)
+    for sheet, namespace in named:
+        if namespace != usual[0][0]:
+            path: KeyPath = ("metadata", "namespace") if namespace else ("metadata",)
+            sheet.report(path, f"namespace is {namespace}, of the other documents {usual[0][0]}")
 
 
 def _experiment(path: Path) -> ResolvedExperiment | None:

@@ -1,6 +1,7 @@
 """Whether an experiment fits the nodes that a file describes: node by node, not by sums.
 
-A worker cannot be spread over two nodes: two nodes of 2 CPUs do not run a worker of 3.
+A worker cannot be spread over two nodes: two nodes of 2 CPUs do not run a worker of 3. The rules
+are those by which a run is refused when it starts.
 """
 
 from __future__ import annotations
@@ -9,12 +10,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from orchestrator.cluster_files.sheet import Nodes
-from orchestrator.config.schema import Experiment
+from orchestrator.config.schema import ClusterConfig, Experiment
 
 #: Ray's names of devices.
 _DEVICES = {"npu": "NPU", "gpu": "GPU"}
-#: CPUs that reading needs on some node beside the workers.
+#: CPUs that reading needs beside the workers.
 _READING = 1.0
+_TINY = 1e-6
 
 
 def misfit(experiment: Experiment, nodes: Sequence[Nodes]) -> str | None:
@@ -27,59 +29,73 @@ def misfit(experiment: Experiment, nodes: Sequence[Nodes]) -> str | None:
         experiment: to be run.
         nodes: kinds of node, each with its resources.
     """
-    message = _misfit(experiment, nodes)
+    cluster = experiment.cluster
+    there = [kinds for kinds in nodes if kinds.count]
+    message = _misfit(cluster, there)
     grown = [replace(kinds, count=max(kinds.count, kinds.most or 0)) for kinds in nodes]
-    if message is not None and _misfit(experiment, grown) is None:
-        message += (
-            "; it would fit all nodes that may be added, but a run takes those that are there"
-        )
+    if message is not None and _misfit(cluster, grown) is None:
+        message += "; it would fit with those that may be added, and a run takes what is there"
     return message
 
 
-def _misfit(experiment: Experiment, nodes: Sequence[Nodes]) -> str | None:
-    cluster = experiment.cluster
+def _misfit(cluster: ClusterConfig, nodes: Sequence[Nodes]) -> str | None:
     kind = cluster.accelerator
     if kind == "auto":
-        has = {name for each in nodes if each.count for name in each.resources or {}}
-        kind = "npu" if "NPU" in has else "gpu" if "GPU" in has else "cpu"
+        has = {name for each in nodes for name in each.resources or {}}
+        kind = "gpu" if "GPU" in has else "npu" if "NPU" in has else "cpu"
     each = {"CPU": float(cluster.cpus_per_worker)}
     if kind != "cpu":
         each[_DEVICES[kind]] = 1.0
-    workers = _least(cluster.workers)
-    machines = [(kinds.name, kinds.resources or {}) for kinds in nodes for _ in range(kinds.count)]
-    slots = [_slots(have, each) for _, have in machines]
-    reading = max(
-        (
-            sum(slots) - own + _slots({**have, "CPU": have.get("CPU", 0.0) - _READING}, each)
-            for (_, have), own in zip(machines, slots, strict=True)
-            if have.get("CPU", 0.0) >= _READING
-        ),
-        default=0,
-    )
-    if reading >= workers:
-        return None
-    worker = " and ".join(f"{amount:g} {name}" for name, amount in each.items())
-    listed = ", ".join(
-        f"{kinds.count} x {kinds.name} ({_text(kinds.resources or {})})"
+    wanted = _wanted(cluster, each)
+    listed = "; ".join(f"{kinds.count} x {kinds.name} ({_text(kinds)})" for kinds in nodes)
+    for name, amount in each.items():
+        spare = _READING if name == "CPU" else 0.0
+        needed = cluster.workers * amount + spare
+        total = sum(kinds.count * (kinds.resources or {}).get(name, 0.0) for kinds in nodes)
+        if needed > total + _TINY:
+            reading = f" + {spare:g} {name} for reading data" if spare else ""
+            return (
+                f"{wanted}{reading} = {needed:g} {name}, and there are {total:g}: "
+                f"{listed or 'no nodes'}"
+            )
+    rooms = [
+        _room(kinds.resources or {}, each)
         for kinds in nodes
-        if kinds.count
-    )
-    room = f"{reading} besides {_READING:g} CPU for reading data" if sum(slots) else "none"
-    return (
-        f"cluster.workers is {workers}, each of {worker} on one node; of {listed or 'no nodes'} "
-        f"there is room for {room}"
-    )
+        if _takes(cluster, kinds)
+        for _ in range(kinds.count)
+    ]
+    fitting = {
+        "strict_pack": max(rooms, default=0),
+        "strict_spread": sum(room > 0 for room in rooms),
+    }.get(cluster.placement, sum(rooms))
+    if fitting >= cluster.workers:
+        return None
+    return f"{wanted}, and a worker has to be on one node; there is room for {fitting}: {listed}"
 
 
-def _least(workers: object) -> int:
-    """The smallest number of workers of a run."""
-    return workers if isinstance(workers, int) else int(getattr(workers, "min", 1))
+def _wanted(cluster: ClusterConfig, each: Mapping[str, float]) -> str:
+    """What is asked for, in words."""
+    worker = " and ".join(f"{amount:g} {name}" for name, amount in each.items())
+    how = {
+        "strict_pack": " on one node",
+        "strict_spread": " each on a node of its own",
+    }.get(cluster.placement, "")
+    labels = [f"{key}: {value}" for key, value in cluster.labels.items()]
+    which = ", ".join(filter(None, [cluster.accelerator_type, *labels]))
+    return f"{cluster.workers} workers x {worker}{how}" + (f" with {which}" if which else "")
 
 
-def _slots(have: Mapping[str, float], each: Mapping[str, float]) -> int:
-    return min(int((have.get(name, 0.0) + 1e-9) / amount) for name, amount in each.items())
+def _takes(cluster: ClusterConfig, kinds: Nodes) -> bool:
+    """Whether a worker may be put on nodes of a kind, whose type a file may not say."""
+    kind = cluster.accelerator_type
+    typed = kind is None or kinds.accelerator_type in (None, kind)
+    return typed and all(kinds.labels.get(key) == value for key, value in cluster.labels.items())
 
 
-def _text(resources: Mapping[str, float]) -> str:
-    shown = {name: value for name, value in resources.items() if "memory" not in name}
+def _room(have: Mapping[str, float], each: Mapping[str, float]) -> int:
+    return min(int(have.get(name, 0.0) / amount + _TINY) for name, amount in each.items())
+
+
+def _text(kinds: Nodes) -> str:
+    shown = {name: value for name, value in (kinds.resources or {}).items() if "memory" not in name}
     return ", ".join(f"{value:g} {name}" for name, value in shown.items()) or "nothing"

@@ -94,6 +94,23 @@ _A2 = re.compile(r"a2-(highgpu|ultragpu)-(\d)g$")
 _A2_CPUS = {1: 12, 2: 24, 4: 48, 8: 96}
 
 
+#: By family of machines, as ``ray.util.accelerators`` has them.
+_TYPES = {
+    "g4dn": "T4",
+    "g5": "A10G",
+    "g6": "L4",
+    "g6e": "L40S",
+    "p3": "V100",
+    "p4d": "A100",
+    "p4de": "A100",
+    "p5": "H100",
+    "p5e": "H200",
+    "g2": "L4",
+    "a2": "A100",
+    "a3": "H100",
+}
+
+
 def ec2(name: str) -> Instance | None:
     """A machine of EC2; None where its figures are not known."""
     family, _, size = name.partition(".")
@@ -133,3 +150,9 @@ def is_known_family(name: str) -> bool:
     family = name.partition(".")[0] if "." in name else name.partition("-")[0]
     known = {*_EC2_PLAIN, *_EC2_GPU, *(each.partition(".")[0] for each in _EC2_LARGE)}
     return family in known | {"n1", "n2", "n2d", "e2", "c3", "g2", "a2"}
+
+
+def accelerator_type(name: str) -> str | None:
+    """What Ray calls the devices of a machine; None where it has none, or it is not known."""
+    family = name.partition(".")[0] if "." in name else name.partition("-")[0]
+    return _TYPES.get(family)

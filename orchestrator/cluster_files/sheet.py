@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from orchestrator.cluster_files.project import Project
@@ -20,12 +20,16 @@ class Nodes:
         count: how many are always there.
         resources: of each, by the names that Ray gives them; None where the file does not say.
         most: how many an autoscaler may make of them; None for no more.
+        accelerator_type: as Ray names it; None where the file does not say.
+        labels: that Ray is given for them.
     """
 
     name: str
     count: int
     resources: dict[str, float] | None
     most: int | None = None
+    accelerator_type: str | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -95,11 +99,6 @@ class Sheet:
             if needle in line:
                 return Place(place.source, number, line.index(needle) + 1)
         return place
-
-    @property
-    def header(self) -> Iterable[str]:
-        """The comments of the file, without their marks."""
-        return [line.lstrip("# ") for line in self.lines if line.lstrip().startswith("#")]
 
 
 def _depth(line: str) -> int:

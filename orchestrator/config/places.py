@@ -42,11 +42,11 @@ def places_of(experiment: Experiment) -> Iterator[NamedPlace]:
             if given is not None:
                 yield NamedPlace(f"data.{name}.{key}", _below(data.root, given))
     for number, source in enumerate(data.sources):
-        root, here = source.root or data.root, f"data.sources.{number}"
+        root = data.root if source.root is None else source.root
         for key in ("images", "annotations", "classes"):
             given = getattr(source, key)
             if given is not None:
-                yield NamedPlace(f"{here}.{key}", _below(root, given))
+                yield NamedPlace(f"data.sources.{number}.{key}", _below(root, given))
     if data.classes is not None:
         yield NamedPlace("data.classes", _below(data.root, data.classes))
     if data.cache is not None:

@@ -44,6 +44,8 @@ SUFFIXES = (
 )
 #: Largest image that is decoded: what Pillow calls a decompression bomb, 268 MB as RGB.
 MAX_PIXELS = 89_478_485
+#: Largest image whose header is believed: more than OpenCV decodes.
+_MOST_PIXELS = 2**30
 #: Largest file that is read: a little more than that many pixels without compression.
 MAX_BYTES = 2**28 + 2**20
 #: A file larger than this is read only once its header has been found to be an image's.
@@ -80,10 +82,12 @@ class Decoding:
         levels: of images of more than 8 bits, what becomes black and white: ``full``, the range of
             16 bits; ``used``, for each image the range from its 0.1 % to its 99.9 % percentile; or
             two values.
+        max_pixels: largest height * width that is decoded, where nothing else is said.
     """
 
     orientation: Orientation = "stored"
     levels: Literal["full", "used"] | tuple[float, float] = "full"
+    max_pixels: int = MAX_PIXELS
 
 
 #: As COCO has it.
@@ -118,7 +122,7 @@ def read_image(
     path: Path,
     *,
     size: tuple[int, int] | None = None,
-    max_pixels: int = MAX_PIXELS,
+    max_pixels: int | None = None,
     decoding: Decoding = STORED,
 ) -> NDArray[np.uint8]:
     """Decode an image file.
@@ -126,7 +130,7 @@ def read_image(
     Args:
         path: of the file.
         size: (height, width) the annotations declare; None takes any size.
-        max_pixels: largest height * width that is decoded.
+        max_pixels: largest height * width that is decoded; None for that of ``decoding``.
         decoding: grey levels and orientation.
 
     Returns:
@@ -138,15 +142,16 @@ def read_image(
             were changed in the middle cannot be told from a good one.
     """
     try:
-        return decode_image(file_bytes(path), size=size, max_pixels=max_pixels, decoding=decoding)
+        data = file_bytes(path, max_pixels=max_pixels or decoding.max_pixels)
+        return decode_image(data, size=size, max_pixels=max_pixels, decoding=decoding)
     except (OSError, ValueError) as error:
         raise _unreadable(path, error) from error
     except BadImageError as error:
         raise type(error)(f"{path}: {error}") from error.__cause__
 
 
-def file_bytes(path: Path) -> bytes:
-    """All bytes of a file that is not too large to be an image that is decoded.
+def file_bytes(path: Path, *, max_pixels: int = MAX_PIXELS) -> bytes:
+    """All bytes of a file that is not too large to be an image of so many pixels.
 
     Raises:
         BadImageError: too large, or large and no image; the message does not name the file.
@@ -155,8 +160,9 @@ def file_bytes(path: Path) -> bytes:
     """
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
-        if size > MAX_BYTES:
-            raise BadImageError(f"{size} bytes, allowed are {MAX_BYTES}")
+        allowed = max(MAX_BYTES, 3 * max_pixels + 2**20)
+        if size > allowed:
+            raise BadImageError(f"{size} bytes, allowed are {allowed}")
         if size > _LOOK_FIRST_BYTES:
             _open(file, file.read(16))
             file.seek(0)
@@ -171,7 +177,7 @@ def decode_image(
     data: bytes,
     *,
     size: tuple[int, int] | None = None,
-    max_pixels: int = MAX_PIXELS,
+    max_pixels: int | None = None,
     decoding: Decoding = STORED,
 ) -> NDArray[np.uint8]:
     """:func:`read_image` for the bytes of a file; messages do not name one."""
@@ -230,7 +236,7 @@ def require_sound(
     data: bytes,
     *,
     size: tuple[int, int] | None = None,
-    max_pixels: int = MAX_PIXELS,
+    max_pixels: int | None = None,
     decoding: Decoding = STORED,
 ) -> Header:
     """The header of an image file, after all checks that need no decoding.
@@ -239,10 +245,10 @@ def require_sound(
         BadImageError: as :func:`read_image`, but for what only decoding brings to light.
     """
     header = header_in(data)
-    pixels = header.height * header.width
-    if pixels > max_pixels:
+    allowed = decoding.max_pixels if max_pixels is None else max_pixels
+    if header.height * header.width > allowed:
         raise TooManyPixelsError(
-            f"{header.width}x{header.height} pixels, allowed are {max_pixels}; cut it into tiles"
+            f"{header.width}x{header.height} pixels, allowed are {allowed}; cut it up before"
         )
     if size is not None and (problem := other_size(header, size, decoding.orientation)):
         raise BadImageError(problem)
@@ -304,10 +310,12 @@ def _open(file: BinaryIO, start: bytes, data: bytes = b"") -> Header:
         raise BadImageError("empty file")
     file.seek(0)
     try:
-        with Image.open(file, formats=FORMATS) as image:
+        with _opened(file) as image:
             kind, tag = str(image.format or ""), tag_of(image, data)
             sides = image.height, image.width
             # Pillow gives the size of a TIFF as it is displayed.
+            if sides[0] * sides[1] > _MOST_PIXELS:
+                raise Image.DecompressionBombError
             height, width = sides[::-1] if kind == "TIFF" and swaps_sides(tag) else sides
             # A phone's file of several pictures begins with one that is like any other.
             kind = "JPEG" if kind == "MPO" else kind
@@ -318,6 +326,28 @@ def _open(file: BinaryIO, start: bytes, data: bytes = b"") -> Header:
     except Exception as error:
         begins = repr(start.decode("latin-1"))
         raise BadImageError(f"not an image of a known format; begins with {begins}") from error
+
+
+def _opened(file: BinaryIO) -> Image.Image:
+    """The image of a file, whose header alone has been read, whatever size it claims.
+
+    Pillow's own limit is on what it opens, and would keep a larger one from being allowed.
+    """
+    try:
+        return Image.open(file, formats=FORMATS)
+    except Image.DecompressionBombError:
+        file.seek(0)
+        start = file.read(16)
+        for name in FORMATS:
+            make, accepts = Image.OPEN[name]
+            if accepts is None or accepts(start) is not True:
+                continue
+            file.seek(0)
+            try:
+                return make(file, "")
+            except (SyntaxError, IndexError, TypeError, ValueError):
+                continue
+        raise
 
 
 def _is_deep(image: Image.Image) -> bool:

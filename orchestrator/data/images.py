@@ -48,7 +48,7 @@ def image_bytes(data: Dataset, index: int) -> bytes:
             raise BadImageError(f"{image_name(data, index)}: damaged ({error})") from error
     path = data.path(index)
     try:
-        return file_bytes(path)
+        return file_bytes(path, max_pixels=data.decoding.max_pixels)
     except (OSError, ValueError) as error:
         raise BadImageError(f"{path}: cannot be read ({reason(error)})") from error
     except BadImageError as error:

@@ -147,7 +147,7 @@ class _Trust:
 
     @classmethod
     def of(cls, data: Dataset, found: Detections, pairs: list[_Pair]) -> _Trust:
-        hit = np.zeros(len(found), np.bool_)
+        true_positive = np.zeros(len(found), np.bool_)
         on_box = np.zeros(len(found), np.bool_)
         is_found = np.zeros(len(data.labels), np.bool_)
         for pair in pairs:
@@ -161,7 +161,7 @@ class _Trust:
                 candidates = np.where(free, matches[:, column], 0.0)
                 best = int(candidates.argmax())
                 if candidates[best] >= SAME:
-                    free[best], hit[row] = False, True
+                    free[best], true_positive[row] = False, True
             if len(pair.found) and len(pair.rows):
                 is_found[pair.rows] = (matches >= SAME).any(axis=1)
         seen = np.concatenate([[], *(pair.rows for pair in pairs)]).astype(np.int64)
@@ -170,8 +170,8 @@ class _Trust:
         got = np.bincount(data.labels[seen], weights=is_found[seen], minlength=classes)
         overall = got.sum() / max(1, boxes.sum())
         return cls(
-            precision=_by_score(found, hit, np.ones(len(found), np.bool_)),
-            agrees=_by_score(found, hit, on_box),
+            precision=_by_score(found, true_positive, np.ones(len(found), np.bool_)),
+            agrees=_by_score(found, true_positive, on_box),
             recall=(got + _PRIOR_COUNT * overall) / (boxes + _PRIOR_COUNT),
         )
 
@@ -213,10 +213,11 @@ def _in_image(pair: _Pair, found: Detections, trust: _Trust) -> list[Suspect]:
         if seen:
             other = ~same[box] & (pair.iou[box] >= SAME) & ~used
             moved = same[box] & (pair.iou[box] < SAME) & (pair.iou[box] >= _MOVED) & ~used
-            for choice, rows, trusted in (
+            choices: list[tuple[Kind, NDArray[np.bool_], NDArray[np.float64]]] = [
                 ("wrong_class", other, agrees),
                 ("wrong_place", moved, precision),
-            ):
+            ]
+            for choice, rows, trusted in choices:
                 best = int(np.where(rows, trusted, -1.0).argmax())
                 if rows[best] and trusted[best] > max(belief, _BELIEVED):
                     kind, column, belief = choice, best, float(trusted[best])
@@ -293,4 +294,4 @@ def _overlaps(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.floa
     inter = _intersections(a, b)
     areas = [np.prod(np.maximum(one[:, 2:] - one[:, :2], 0.0), axis=1) for one in (a, b)]
     union = areas[0][:, None] + areas[1][None] - inter
-    return np.divide(inter, union, out=np.zeros_like(inter), where=union > 0)
+    return np.asarray(np.divide(inter, union, out=np.zeros_like(inter), where=union > 0))

@@ -33,7 +33,7 @@ from orchestrator.pages.document import (
     number,
     render,
 )
-from orchestrator.pages.drawing import Image, Mark, colour_of, draw, encode_jpeg, shrunk
+from orchestrator.pages.drawing import Image, Mark, colour_of, draw, encode_jpeg, ink, shrunk
 from orchestrator.storage.run_files import DETECTIONS, EVENTS, RESOLVED
 from orchestrator.tracking.events import read_events
 from orchestrator.tracking.run_card import read_tables
@@ -102,7 +102,7 @@ def _sections(
 ) -> Iterator[Section]:
     tree = analysis.to_json()
     names = analysis.label_map.names
-    colours = {name: css(colour_of(label)) for label, name in enumerate(names)}
+    colours = {name: css(ink(colour_of(label))) for label, name in enumerate(names)}
     yield Section("", (Text(_summary(files, dataset, results)), *_when(files)))
     yield Section("COCO numbers", tuple(_numbers(tree)))
     yield Section("Training", tuple(_training(files)))
@@ -110,7 +110,7 @@ def _sections(
     yield Section("Precision and recall", tuple(_curves(analysis, tree, colours)))
     yield Section("Errors", tuple(_errors(tree)))
     yield Section("Confusion", tuple(_confusion(analysis, colours)))
-    yield Section("Images with most errors", tuple(_worst(dataset, results, analysis, colours)))
+    yield Section("Images with most errors", tuple(_worst(dataset, results, analysis)))
     facts = facts_table(("", ""), files.card.get("", {}).items())
     versions = facts_table(("package", "version"), files.card.get("Versions", {}).items())
     where = facts_table(("what", "where"), files.card.get("Files", {}).items())
@@ -272,9 +272,7 @@ def _confusion(analysis: Analysis, colours: Mapping[str, str]) -> Iterator[Block
     yield facts_table(head, rows, values=True, colours=colours, shades=shades)
 
 
-def _worst(
-    dataset: Dataset, results: Results, analysis: Analysis, colours: Mapping[str, str]
-) -> Iterator[Block]:
+def _worst(dataset: Dataset, results: Results, analysis: Analysis) -> Iterator[Block]:
     if not analysis.worst:
         yield Text("None: every box was detected, and nothing else.")
         return
@@ -308,7 +306,7 @@ def _worst(
         )
     if pictures:
         names = analysis.label_map.names
-        shown = {names[label]: colours[names[label]] for label in sorted(labels)[:_MOST_ROWS]}
+        shown = {names[label]: css(colour_of(label)) for label in sorted(labels)[:_MOST_ROWS]}
         yield Legend(
             shown,
             (

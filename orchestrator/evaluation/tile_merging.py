@@ -8,6 +8,7 @@ tile; the boxes that end at seams, and agree in what both tiles see, become one 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,11 +42,16 @@ class _Boxes:
     @property
     def is_cut(self) -> NDArray[np.bool_]:
         """(d,) bool: not whole."""
-        return self.cut.any(axis=1)
+        return np.asarray(self.cut.any(axis=1))
 
 
 def merge_tiles(
-    found: Detections, tiling: Tiling, *, iou: float, class_agnostic: bool = False
+    found: Detections,
+    tiling: Tiling,
+    *,
+    iou: float,
+    class_agnostic: bool = False,
+    limit: int | None = None,
 ) -> Detections:
     """Detections of whole images from those of their tiles.
 
@@ -54,6 +60,7 @@ def merge_tiles(
         tiling: what part of which image each tile is.
         iou: overlap above which two boxes are one object.
         class_agnostic: whether boxes of different classes can be.
+        limit: boxes kept of an image, the best; None for all.
 
     Returns:
         By the ids of the images, each one's best first.
@@ -80,6 +87,7 @@ def merge_tiles(
             size=(int(height), int(width)),
             iou=iou,
             class_agnostic=class_agnostic,
+            limit=limit,
         )
         parts.append((image, *merged))
     none = np.zeros((0, 4))
@@ -102,6 +110,7 @@ def merge_image(
     size: tuple[int, int],
     iou: float,
     class_agnostic: bool = False,
+    limit: int | None = None,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
     """Boxes, scores and labels of one image, best first.
 
@@ -112,7 +121,7 @@ def merge_image(
         windows: (d, 4) ``left, top, right, bottom`` of the tile of each.
         tiles: (d,) number of that tile.
         size: height and width of the image.
-        iou, class_agnostic: as of :func:`merge_tiles`.
+        iou, class_agnostic, limit: as of :func:`merge_tiles`.
     """
     groups = np.zeros(len(labels), np.int64) if class_agnostic else labels
     kept = []
@@ -120,13 +129,13 @@ def merge_image(
         rows = np.flatnonzero(groups == group)
         cut = _cut(boxes[rows], windows[rows], size)
         of_group = _Boxes(boxes[rows], scores[rows], labels[rows], tiles[rows], cut)
-        kept.append(_suppressed(_joined(of_group, windows[rows]), iou))
+        kept.append(_suppressed(*_joined(of_group, windows[rows]), iou))
     if not kept:
         return boxes, scores, labels
     all_boxes = np.concatenate([one.xyxy for one in kept])
     all_scores = np.concatenate([one.scores for one in kept])
     all_labels = np.concatenate([one.labels for one in kept])
-    order = np.argsort(-all_scores, kind="stable")
+    order = np.argsort(-all_scores, kind="stable")[:limit]
     return all_boxes[order], all_scores[order], all_labels[order]
 
 
@@ -142,25 +151,20 @@ def _cut(
     return np.concatenate([low, high], axis=1)
 
 
-def _joined(boxes: _Boxes, windows: NDArray[np.float64]) -> _Boxes:
-    """Cut boxes that continue each other across seams as one box around them."""
+def _joined(boxes: _Boxes, windows: NDArray[np.float64]) -> tuple[_Boxes, NDArray[np.float64]]:
+    """Cut boxes that continue each other across seams as one box around them, and all windows."""
     cut = np.flatnonzero(boxes.is_cut)
     if len(cut) < 2:
-        return boxes
+        return boxes, windows
     group = np.arange(len(cut))
     # One pixel more, so that tiles without overlap meet.
     shown = windows[cut] + (-1, -1, 1, 1)
     grown = boxes.xyxy[cut] + (-1, -1, 1, 1)
-    tiles = boxes.tiles[cut]
-    for i in range(len(cut)):
-        low = np.maximum(shown[i, :2], shown[:, :2])
-        high = np.minimum(shown[i, 2:], shown[:, 2:])
-        strip = np.concatenate([low, high], axis=1)
-        mine = _within(grown[i][None].repeat(len(cut), 0), strip)
-        theirs = _within(grown, strip)
-        one = (tiles != tiles[i]) & (_overlaps(mine, theirs) >= _CONTINUES)
-        for j in np.flatnonzero(one).tolist():
-            group[group == group[j]] = group[i]
+    for i, j in _of_neighbours(boxes.tiles[cut], shown):
+        strip = _within(shown[i[:1]], shown[j[:1]])
+        mine, theirs = _within(grown[i], strip), _within(grown[j], strip)
+        for first, second in zip(*np.nonzero(_overlaps(mine, theirs) >= _CONTINUES), strict=True):
+            group[group == group[j[second]]] = group[i[first]]
     names, members = np.unique(group, return_counts=True)
     several = names[members > 1]
     made = [cut[group == name] for name in several.tolist()]
@@ -174,53 +178,85 @@ def _joined(boxes: _Boxes, windows: NDArray[np.float64]) -> _Boxes:
     hulls = [boxes.xyxy[furthest, sides] for furthest in ends]
     still_cut = [boxes.cut[furthest, sides] for furthest in ends]
     best = [rows[boxes.scores[rows].argmax()] for rows in made]
-    return _Boxes(
+    joined = _Boxes(
         xyxy=np.concatenate([boxes.xyxy[rest], np.array(hulls).reshape(-1, 4)]),
         scores=np.concatenate([boxes.scores[rest], boxes.scores[best]]),
         labels=np.concatenate([boxes.labels[rest], boxes.labels[best]]),
         tiles=np.concatenate([boxes.tiles[rest], np.full(len(made), -1)]),
         cut=np.concatenate([boxes.cut[rest], np.array(still_cut, np.bool_).reshape(-1, 4)]),
     )
+    return joined, np.concatenate([windows[rest], np.zeros((len(made), 4))])
 
 
-def _suppressed(boxes: _Boxes, iou: float) -> _Boxes:
+def _suppressed(boxes: _Boxes, windows: NDArray[np.float64], iou: float) -> _Boxes:
     """Without boxes that a better one of another tile stands for; whole ones are better."""
     order = np.lexsort((-boxes.scores, boxes.is_cut))
-    alive = np.ones(len(order), np.bool_)
+    rank = np.argsort(order)
     areas = np.prod(np.maximum(boxes.xyxy[:, 2:] - boxes.xyxy[:, :2], 0.0), axis=1)
-    for place, row in enumerate(order.tolist()):
-        if not alive[row]:
-            continue
-        later = order[place + 1 :]
-        others = later[alive[later]]
-        others = others[(boxes.tiles[others] != boxes.tiles[row]) | (boxes.tiles[row] < 0)]
-        inter = _intersections(boxes.xyxy[row], boxes.xyxy[others])
-        union = areas[row] + areas[others] - inter
-        same = inter > iou * union
-        part = boxes.is_cut[others] & (inter >= _PART * areas[others])
-        alive[others[(same | part) & (inter > 0)]] = False
+    cut = boxes.is_cut
+    found = []
+    for i, j in _of_neighbours(boxes.tiles, windows):
+        inter = _intersections(boxes.xyxy[i], boxes.xyxy[j])
+        at, to = np.nonzero(inter > 0)
+        first, second, shared = i[at], j[to], inter[at, to]
+        swap = rank[first] > rank[second]
+        first, second = np.where(swap, second, first), np.where(swap, first, second)
+        same = shared > iou * (areas[first] + areas[second] - shared)
+        part = cut[second] & (shared >= _PART * areas[second])
+        found.append(np.stack([first, second])[:, same | part])
+    alive = np.ones(len(order), np.bool_)
+    if found:
+        pairs = np.concatenate(found, axis=1)
+        for better, worse in pairs[:, np.argsort(rank[pairs[0]], kind="stable")].T.tolist():
+            if alive[better]:
+                alive[worse] = False
     rows = np.flatnonzero(alive)
     return _Boxes(
         boxes.xyxy[rows], boxes.scores[rows], boxes.labels[rows], boxes.tiles[rows], boxes.cut[rows]
     )
 
 
+def _of_neighbours(
+    tiles: NDArray[np.int64], windows: NDArray[np.float64]
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Rows of the boxes of two tiles, for all pairs of tiles that see a common part of the image.
+
+    Boxes made of several, whose tile is -1, are neighbours of all, and each of the others.
+    """
+    order = np.argsort(tiles, kind="stable")
+    names, starts = np.unique(tiles[order], return_index=True)
+    rows_of = np.split(order, starts[1:])
+    if len(names) and names[0] < 0:
+        several, rows_of, starts = rows_of[0], rows_of[1:], starts[1:]
+        for place, row in enumerate(several.tolist()):
+            others = np.concatenate([several[place + 1 :], *rows_of])
+            yield np.array([row]), others
+    seen = windows[order[starts]]
+    for place, rows in enumerate(rows_of):
+        low = np.maximum(seen[place, :2], seen[place + 1 :, :2])
+        high = np.minimum(seen[place, 2:], seen[place + 1 :, 2:])
+        for other in np.flatnonzero((high > low).all(axis=1)).tolist():
+            yield rows, rows_of[place + 1 + other]
+
+
 def _within(boxes: NDArray[np.float64], strip: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(k, 4) parts of boxes in strips; where there is none, its sides are not positive."""
+    """(k, 4) parts of boxes in a strip; where there is none, its sides are not positive."""
     return np.concatenate(
         [np.maximum(boxes[:, :2], strip[:, :2]), np.minimum(boxes[:, 2:], strip[:, 2:])], axis=1
     )
 
 
 def _overlaps(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(k,) IoU of each pair; 0 where one is empty."""
-    both = _within(a, b)
-    inter = np.prod(np.maximum(both[:, 2:] - both[:, :2], 0.0), axis=1)
+    """(k, l) IoU; 0 where one is empty."""
+    inter = _intersections(a, b)
     areas = [np.prod(np.maximum(one[:, 2:] - one[:, :2], 0.0), axis=1) for one in (a, b)]
-    union = areas[0] + areas[1] - inter
-    return np.divide(inter, union, out=np.zeros(len(a)), where=(union > 0) & (inter > 0))
+    union = areas[0][:, None] + areas[1][None] - inter
+    there = (union > 0) & (inter > 0)
+    return np.asarray(np.divide(inter, union, out=np.zeros_like(inter), where=there))
 
 
-def _intersections(box: NDArray[np.float64], others: NDArray[np.float64]) -> NDArray[np.float64]:
-    sides = np.minimum(box[2:], others[:, 2:]) - np.maximum(box[:2], others[:, :2])
-    return np.asarray(np.prod(np.maximum(sides, 0.0), axis=1))
+def _intersections(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(k, l) common areas."""
+    width = np.minimum(a[:, None, 2], b[:, 2]) - np.maximum(a[:, None, 0], b[:, 0])
+    height = np.minimum(a[:, None, 3], b[:, 3]) - np.maximum(a[:, None, 1], b[:, 1])
+    return np.asarray(np.maximum(width, 0.0) * np.maximum(height, 0.0))

@@ -75,6 +75,19 @@ def contrast(one: Colour, other: Colour) -> float:
     return (light + 0.05) / (dark + 0.05)
 
 
+def ink(colour: Colour) -> Colour:
+    """A colour dark enough for lines on white paper: a contrast of 3, in the same hue."""
+    share = 1.0
+    while contrast(dark := _scaled(colour, share), _WHITE) < 3.0:
+        share -= 0.02
+    return dark
+
+
+def _scaled(colour: Colour, share: float) -> Colour:
+    red, green, blue = (round(value * share) for value in colour)
+    return red, green, blue
+
+
 def _luminance(colour: Colour) -> float:
     """Relative luminance of an sRGB colour (WCAG 2.2)."""
     shares = [value / 255 for value in colour]

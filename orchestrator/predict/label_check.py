@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import html
 import io
 import json
 from collections import defaultdict
@@ -21,11 +20,11 @@ from orchestrator.data.dataset import Dataset
 from orchestrator.data.decode import BadImageError
 from orchestrator.data.images import image_pixels
 from orchestrator.errors import printable
-from orchestrator.evaluation.charts import image_uri
 from orchestrator.evaluation.coco import cell
-from orchestrator.evaluation.drawing import Mark, draw, encode_jpeg
 from orchestrator.evaluation.label_errors import Suspect, find_suspects
-from orchestrator.evaluation.page import document, figure
+from orchestrator.pages.charts import image_uri
+from orchestrator.pages.document import Figure, Row, Section, Text, render
+from orchestrator.pages.drawing import Mark, draw, encode_jpeg
 from orchestrator.predict.identify import match_classes
 from orchestrator.predict.loading import LoadedDetector
 from orchestrator.predict.predictor import DetectOptions
@@ -35,7 +34,7 @@ from orchestrator.storage.atomic import write_atomic
 #: Suspects that the page shows.
 SHOWN = 60
 #: Below it nobody need look.
-LEAST = 0.05
+LEAST = 0.2
 _COLUMNS = (
     *("rank", "kind", "suspicion", "split", "image_id", "file_name", "annotation_id"),
     *("category", "x", "y", "width", "height"),
@@ -138,7 +137,7 @@ def check_labels(
 
 
 def _coco_file(config: DataConfig, split: str) -> Path | None:
-    section = getattr(config, split)
+    section = config.train if split == "train" else config.val
     if config.format != "coco" or section.annotations is None:
         return None
     return Path(config.root).resolve() / section.annotations
@@ -155,8 +154,8 @@ def annotation_ids(data: Dataset, file: Path | None) -> dict[int, int]:
     by_box: dict[tuple[object, ...], list[int]] = defaultdict(list)
     for one in tree.get("annotations", []):
         if isinstance(one.get("id"), int) and isinstance(one.get("bbox"), list):
-            box = tuple(float(value) for value in one["bbox"])
-            by_box[(one.get("image_id"), one.get("category_id"), *box)].append(one["id"])
+            key = (one.get("image_id"), one.get("category_id"), *map(float, one["bbox"]))
+            by_box[key].append(one["id"])
     images = data.image_ids.repeat(np.diff(data.offsets)).tolist()
     categories = np.array(data.label_map.ids)[data.labels].tolist()
     found = {}
@@ -205,20 +204,18 @@ def _table(trees: Sequence[Mapping[str, Any]]) -> str:
 def _page(title: str, listed: Sequence[Listed]) -> str:
     figures = []
     for rank, one in enumerate(listed[:SHOWN], start=1):
-        caption = f"{rank}. {one}"
         try:
             picture = _cut_out(one)
         except BadImageError:
             continue
-        figures.append(
-            figure(image_uri(encode_jpeg(picture), "jpeg"), printable(caption), width=_PICTURE)
-        )
-    body = (
-        f"<h1>Boxes that a detector contradicts</h1><p>{len(listed)} suspects, the first "
-        f"{len(figures)} of them here; thin: as annotated, thick: as found by "
-        f"{html.escape(printable(title))}.</p><div class='row'>{''.join(figures)}</div>"
+        uri = image_uri(encode_jpeg(picture), "jpeg")
+        figures.append(Figure(uri, printable(f"{rank}. {one}"), width=_PICTURE))
+    about = Text(
+        f"{len(listed)} suspects, the first {len(figures)} of them here. A full line is what was "
+        f"found by {printable(title)}, the other what is annotated."
     )
-    return document("Boxes that a detector contradicts", body)
+    heading = "Boxes that a detector contradicts"
+    return render(heading, [Section("", (about, Row(tuple(figures))))])
 
 
 def _cut_out(one: Listed) -> NDArray[np.uint8]:
@@ -237,7 +234,7 @@ def _cut_out(one: Listed) -> NDArray[np.uint8]:
     if suspect.found_box is not None and suspect.found_label is not None:
         marks.append(Mark(_moved(suspect.found_box, left, top, scale), suspect.found_label))
     if suspect.kind != "missed":
-        marks.append(Mark(_moved(suspect.box, left, top, scale), suspect.label, thin=True))
+        marks.append(Mark(_moved(suspect.box, left, top, scale), suspect.label, kind="annotation"))
     size = (max(1, round(part.shape[1] * scale)), max(1, round(part.shape[0] * scale)))
     return draw(cv2.resize(part, size, interpolation=cv2.INTER_AREA).astype(np.uint8), marks)
 

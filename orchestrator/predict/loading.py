@@ -96,7 +96,8 @@ class LoadedDetector(NamedDetector):
     @property
     def pictures(self) -> Decoding:
         """How pictures of no data set become pixels: upright, with the levels of training."""
-        return Decoding("displayed", self.resolved.experiment.data.levels)
+        data = self.resolved.experiment.data
+        return Decoding("displayed", data.levels, data.max_pixels)
 
 
 @dataclass(frozen=True)

@@ -127,9 +127,9 @@ def _in_tiles(
     alone, found = replace(how, tiles=None), []
     for start in range(0, len(places), batch_size):
         cuts = []
-        for image, row in places[start : start + batch_size]:
-            left, top, right, bottom = grids[image][row].tolist()
-            cuts.append(np.ascontiguousarray(images[image][top:bottom, left:right]))
+        for number, row in places[start : start + batch_size]:
+            left, top, right, bottom = grids[number][row].tolist()
+            cuts.append(np.ascontiguousarray(images[number][top:bottom, left:right]))
         found += detect(network, cuts, alone, prepare=prepare, batch_size=batch_size)
     merged, first = [], 0
     for image, grid in zip(images, grids, strict=True):
@@ -147,6 +147,7 @@ def _in_tiles(
             size=(image.shape[0], image.shape[1]),
             iou=how.postprocess.iou_threshold,
             class_agnostic=how.postprocess.class_agnostic,
+            limit=how.postprocess.max_per_image,
         )
         merged.append(
             ImageDetections(

@@ -45,7 +45,7 @@ from orchestrator.runs.report import (
     say_next,
     say_result,
     say_scaling,
-    say_shards,
+    say_threads,
     say_where,
     write_page,
 )
@@ -217,7 +217,10 @@ def _train_in(
                 one_thread=isinstance(experiment.train.virtual_shards, int),
                 threads_before=shards.threads,
             )
-            say_shards(shards, placement.threads, console)
+            if shards.count is not None:
+                # Which worker computes which shard must not matter.
+                placement = dataclasses.replace(placement, by_node=False)
+            say_threads(shards, placement.threads, console)
             in_loop = place_evaluation(
                 experiment,
                 placement,

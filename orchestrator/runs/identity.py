@@ -74,12 +74,15 @@ NOT_IDENTITY = (
 
 #: Keys that runs begun before them do not have, and the values that change nothing.
 _LATER_KEYS: Mapping[str, Json] = {
+    "detector.class_weights": None,
     "data.orientation": "stored",
     "data.levels": "full",
     "data.sources": [],
     "data.weight": 1.0,
     "data.repeat_threshold": None,
     "data.tiles": None,
+    "data.max_pixels": 89_478_485,
+    "data.order": "sorted",
     "train.lr_reference_batch": None,
     "train.lr_rule": "linear",
     "train.compile": "auto",

@@ -19,6 +19,7 @@ from orchestrator.config.resolve import ResolvedExperiment
 from orchestrator.config.schema import Experiment
 from orchestrator.data.dataset import Dataset
 from orchestrator.data.findings import Finding
+from orchestrator.data.label_map import LabelMap
 from orchestrator.data.readers.split import read_splits, read_training
 from orchestrator.data.stream.assemble import BatchPlan, training_samples
 from orchestrator.data.stream.sampling import visit_factors
@@ -79,8 +80,9 @@ def make_plan(
     """
     experiment = resolved.experiment
     train, val = read_splits(experiment.data)
+    _require_weights_of_classes(experiment, train.dataset.label_map)
     # Without memory for its tensors: only to see that all that is said about it is true.
-    model = skeleton(experiment.detector, num_classes=len(train.dataset.label_map))
+    model = _skeleton(experiment, len(train.dataset.label_map))
     adapt(model, experiment.train)
     build_optimizer(model, experiment.train.optimizer)
     commits = commit_storage(run_dir, bucket)
@@ -145,6 +147,25 @@ def _recorded_shards(commits: Storage) -> dict[str, Any] | None:
     return None
 
 
+def _skeleton(experiment: Experiment, num_classes: int) -> Detector:
+    try:
+        return skeleton(experiment.detector, num_classes=num_classes)
+    except ValueError as error:
+        if experiment.detector.class_weights is None:
+            raise
+        raise ConfigError(f"{error}. Next: leave detector.class_weights out") from error
+
+
+def _require_weights_of_classes(experiment: Experiment, label_map: LabelMap) -> None:
+    weights = experiment.detector.class_weights
+    if weights is not None and len(weights) != len(label_map):
+        raise ConfigError(
+            f"detector.class_weights has {len(weights)} values, but the data set has "
+            f"{len(label_map)} classes: {', '.join(label_map.names)}. Next: give one for each, in "
+            "this order"
+        )
+
+
 def _require_variance(model: Detector, experiment: Experiment, shards: Shards) -> None:
     """Refuse pieces of one image where batch normalisation would get one value of a channel."""
     train, workers = experiment.train, experiment.cluster.workers
@@ -194,8 +215,8 @@ def count_training_images(experiment: Experiment) -> int:
     train = read_training(data).dataset
     samples = training_samples(data, train)
     factors = visit_factors(data, train, samples)
-    batch = experiment.train.batch_size
-    return Schedule(experiment.seed, samples, batch, 1, factors=factors).visits_per_epoch
+    # However large a step is.
+    return Schedule(experiment.seed, samples, 1, 1, factors=factors).visits_per_epoch
 
 
 def _initial(location: str | None, run_dir: Path, commits: Storage) -> InitialWeights | None:

@@ -1,4 +1,4 @@
-"""What a person sees while a run trains: one live line in a terminal, plain lines elsewhere.
+"""What a person sees while a run trains: a bar and a line in a terminal, plain lines elsewhere.
 
 It follows the run's event log like every other reader, so workers on other nodes are shown the
 same way as those on this machine.
@@ -13,8 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
-from rich.markup import escape
-from rich.status import Status
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
 from orchestrator.errors import printable
 from orchestrator.storage.run_files import EVENTS
@@ -25,6 +24,10 @@ from orchestrator.training.job import TrainingJob
 _POLL_SECONDS = 0.5
 #: Lines about losses are this far apart where nobody looks at a live line.
 _PLAIN_SECONDS = 15.0
+#: Without a step for so long, the live line says since when; it would look alive otherwise.
+_SILENT_SECONDS = 20.0
+#: Events with which workers begin, or begin again.
+_BEGINNING = ("start", "resume")
 
 
 def duration(seconds: float) -> str:
@@ -41,6 +44,11 @@ class Narrator:
         total_steps: of the run.
         epochs: of the run.
         batch_size: images of one step, over all workers.
+
+    Attributes:
+        line: where training was last.
+        waiting: what is said instead until workers that began again have done a step; else empty.
+        step: optimizer steps done, which goes back where the workers begin again.
     """
 
     def __init__(self, *, total_steps: int, epochs: int, batch_size: int) -> None:
@@ -48,12 +56,19 @@ class Narrator:
         self.epochs = epochs
         self.batch_size = batch_size
         self.line = "starting workers"
+        self.waiting = ""
+        self.step = 0
         self._rate = 0.0
 
     def tell(self, event: Event) -> str | None:
         """Take note of an event; returns a line if it deserves one of its own."""
         values = event.values
+        if event.kind in _BEGINNING:
+            # What was said before belonged to workers that are gone.
+            self.step, self._rate = event.step, 0.0
+            self.waiting = f"step {event.step}/{self.total_steps}  waiting for the first batch"
         if "train/loss" in values:
+            self.step, self.waiting = event.step, ""
             rate = values["train/images_per_s"]
             # A moving average: single steps jump when a batch or a checkpoint is late.
             self._rate = rate if self._rate == 0.0 else 0.9 * self._rate + 0.1 * rate
@@ -89,23 +104,50 @@ def shown_progress(job: TrainingJob, console: Console, *, offset: int) -> Iterat
         batch_size=job.schedule.batch_size,
     )
     over = threading.Event()
-    status = console.status(narrator.line) if console.is_terminal else None
+    bar = _Bar(console, narrator) if console.is_terminal else None
     follower = threading.Thread(
         target=_follow,
-        args=(job.path / EVENTS, offset, narrator, console, status, over),
+        args=(job.path / EVENTS, offset, narrator, console, bar, over),
         name="progress",
         daemon=True,
     )
-    if status is not None:
-        status.start()
+    if bar is not None:
+        bar.progress.start()
     follower.start()
     try:
         yield
     finally:
         over.set()
         follower.join()
-        if status is not None:
-            status.stop()
+        if bar is not None:
+            bar.progress.stop()
+
+
+class _Bar:
+    """A bar of the steps and the narrator's line behind it; both go away in the end."""
+
+    def __init__(self, console: Console, narrator: Narrator) -> None:
+        self._narrator = narrator
+        self._changed = time.monotonic()
+        self._shown = narrator.line
+        self.progress = Progress(
+            SpinnerColumn(),
+            BarColumn(bar_width=20),
+            TextColumn("{task.description}", markup=False),
+            console=console,
+            transient=True,
+        )
+        self._task = self.progress.add_task(narrator.line, total=narrator.total_steps)
+
+    def update(self) -> None:
+        """Show where training is, and since when nothing was heard of it."""
+        line, now = self._narrator.waiting or self._narrator.line, time.monotonic()
+        if line != self._shown:
+            self._shown, self._changed = line, now
+        silent = now - self._changed
+        if silent > _SILENT_SECONDS:
+            line += f"  (no news for {duration(silent)})"
+        self.progress.update(self._task, completed=self._narrator.step, description=printable(line))
 
 
 def _follow(
@@ -113,7 +155,7 @@ def _follow(
     offset: int,
     narrator: Narrator,
     console: Console,
-    status: Status | None,
+    bar: _Bar | None,
     over: threading.Event,
 ) -> None:
     shown = narrator.line
@@ -125,8 +167,8 @@ def _follow(
             line = narrator.tell(event)
             if line is not None:
                 console.print(printable(line), highlight=False, markup=False)
-        if status is not None:
-            status.update(escape(printable(narrator.line)))
+        if bar is not None:
+            bar.update()
         elif narrator.line != shown and time.monotonic() >= due:
             shown, due = narrator.line, time.monotonic() + _PLAIN_SECONDS
             console.print(printable(shown), highlight=False, markup=False)

@@ -117,6 +117,11 @@ def images_of(dataset: Dataset, section: str) -> list[Needed]:
         return []
     if dataset.shards is not None:
         return [Needed(f"{section}.shards", dataset.root)]
-    ends = sorted({0, len(dataset) - 1}) if len(dataset) else []
+    last = (dataset.parts[0][0] if dataset.parts else len(dataset)) - 1
+    ends = sorted({0, last}) if len(dataset) else []
     paths = [dataset.root, *(str(dataset.path(index)) for index in ends)]
-    return [Needed(f"{section}.images", path) for path in paths]
+    needed = [Needed(f"{section}.images", path) for path in paths]
+    for number, (first, root) in enumerate(dataset.parts):
+        key = f"data.sources.{number}.images"
+        needed += [Needed(key, root), Needed(key, str(dataset.path(first)))]
+    return needed

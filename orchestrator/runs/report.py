@@ -240,16 +240,14 @@ def say_initial(job: TrainingJob, console: Console) -> None:
         say(console, f"  {line}")
 
 
-def say_shards(shards: Shards, threads: int | None, console: Console) -> None:
-    """In how many parts batches are computed, where the program decides that.
+def say_threads(shards: Shards, threads: int | None, console: Console) -> None:
+    """Where workers cannot have as many threads as they had when the run began.
 
     Args:
-        shards: of this start.
+        shards: of this start; what they mean for the bits is a note in the log.
         threads: CPU threads of each of its workers.
         console: where it is told.
     """
-    if shards.text:
-        say(console, f"virtual shards: {shards.text}")
     if shards.threads is not None and shards.threads != threads:
         say(
             console,

@@ -12,8 +12,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import pyarrow.fs
-
 from orchestrator.storage.address import file_system_path, open_store
 from orchestrator.storage.local import (
     CHUNK_BYTES,
@@ -87,6 +85,9 @@ class ObjectStorage(Storage):
 
     def list(self, key: str) -> list[Entry]:
         """What lies directly below a prefix, by name."""
+        # Here, so that a machine without buckets needs no pyarrow.
+        import pyarrow.fs
+
         selector = pyarrow.fs.FileSelector(self._path(key), allow_not_found=True)
         infos = self.filesystem.get_file_info(selector)
         return sorted(

@@ -8,8 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import pyarrow.fs
-
 from orchestrator.errors import StorageError
 from orchestrator.storage.address import file_system_path, open_store
 from orchestrator.storage.atomic import write_atomic
@@ -101,6 +99,9 @@ class BucketFolder(Folder):
 
     def sizes(self) -> dict[str, int]:
         """Bytes of each object directly below the prefix."""
+        # Here, so that a machine without buckets needs no pyarrow.
+        import pyarrow.fs
+
         with storage_errors(self.location):
             selector = pyarrow.fs.FileSelector(self._base, allow_not_found=True)
             return {

@@ -98,3 +98,10 @@ class Collective:
         if self.world > 1:
             for tensor in tensors:
                 dist.broadcast(tensor, src=0)
+
+    def hand_out_(self, tensors: Sequence[Tensor]) -> None:
+        """Overwrite tensors on the host, which lie without gaps, with rank 0's, byte for byte."""
+        for tensor in tensors:
+            if tensor.numel():
+                flat = tensor.as_strided((tensor.numel(),), (1,)).view(torch.uint8)
+                dist.broadcast(flat, src=0, group=self._objects)

@@ -39,7 +39,7 @@ from orchestrator.training.job import Outcome, TrainingJob
 from orchestrator.training.out_of_memory import explained
 from orchestrator.training.pulse import pulse
 from orchestrator.training.schedules import LearningRate
-from orchestrator.training.state import capture, restore
+from orchestrator.training.state import capture, restore, shared
 from orchestrator.training.stepper import Stepper, StepReport, StepUnderWay
 from orchestrator.training.trial_decision import await_verdict
 from orchestrator.training.validation import Evaluator, Validation
@@ -185,8 +185,9 @@ class Engine:
             return self._outcome("stopped", start)
         stopped, ended, given_up = False, False, False
         self._clock = time.perf_counter()
-        batches = self.stream.train_batches(self.step, self.job.total_steps)
-        for batch, inputs in fed(batches, self.collective.device):
+        for batch, inputs in fed(
+            self.stream.train_batches(self.step, self.job.total_steps), self.collective.device
+        ):
             pulse.mark("step", batch.step)
             expected = self.step + len(self._begun)
             if batch.step != expected:
@@ -226,9 +227,13 @@ class Engine:
     def _begin_step(self, batch: Batch, inputs: Inputs) -> None:
         """Have a step done; its numbers are read later."""
         rate, stop = self.rate(batch.step), self.stop_requested()
+        self._begun.append(_Begun(batch, rate, stop, self._launch(batch, rate, stop, inputs)))
+
+    def _launch(
+        self, batch: Batch, rate: float, stop: bool, inputs: Inputs | None = None
+    ) -> StepUnderWay:
         with explained(self.job, batch.step, accelerator=self.accelerator):
-            under_way = self.stepper.begin(batch, learning_rate=rate, stop=stop, inputs=inputs)
-        self._begun.append(_Begun(batch, rate, stop, under_way))
+            return self.stepper.begin(batch, learning_rate=rate, stop=stop, inputs=inputs)
 
     def _read(self, *, keep: int) -> bool:
         """Read the numbers of the steps that were begun, but for the newest ``keep``.
@@ -245,9 +250,7 @@ class Engine:
             self._guard(report, one.batch)
             if not report.applied:
                 for later in self._begun:
-                    later.under_way = self.stepper.begin(
-                        later.batch, learning_rate=later.learning_rate, stop=later.stop
-                    )
+                    later.under_way = self._launch(later.batch, later.learning_rate, later.stop)
             now = time.perf_counter()
             seconds, self._clock = now - self._clock, now
             self.throughput.add(self.job.schedule.batch_size, seconds)
@@ -308,7 +311,10 @@ class Engine:
             self._begin()
             return 0
         self.job.require_ahead(step)
-        scalars = restore(self.store.load(step), self.stepper)
+        newest = step
+        # Of many ranks one reads: a commit is large, and a bucket is slow.
+        state = shared(lambda: self.store.load(newest), self.collective)
+        scalars = restore(state, self.stepper)
         self.step = self._committed = step
         self.bad_steps = int(scalars["bad_steps"])
         self.overflows = int(scalars["overflows"])

@@ -91,7 +91,11 @@ def in_whole_images(
     if tiling is None:
         return found
     return merge_tiles(
-        found, tiling, iou=config.iou_threshold, class_agnostic=config.class_agnostic
+        found,
+        tiling,
+        iou=config.iou_threshold,
+        class_agnostic=config.class_agnostic,
+        limit=config.max_per_image,
     )
 
 

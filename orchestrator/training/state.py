@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 
@@ -12,7 +13,8 @@ from orchestrator.checkpoints.codec import (
     optimizer_from_flat,
     optimizer_to_flat,
 )
-from orchestrator.errors import ConfigError
+from orchestrator.errors import ConfigError, OrchestratorError
+from orchestrator.training.collective import Collective
 from orchestrator.training.stepper import Stepper
 
 
@@ -26,6 +28,71 @@ def capture(stepper: Stepper, *, step: int, scalars: dict[str, Any]) -> TrainSta
         optimizer=optimizer_to_flat(stepper.optimizer, named),
         ema=None if average is None else average.tensors,
         scalars={**scalars, "scaler": stepper.scaler.state_dict()},
+    )
+
+
+def shared(load: Callable[[], TrainState], collective: Collective) -> TrainState:
+    """A state that rank 0 reads and hands to all; what goes wrong there is raised on all.
+
+    Args:
+        load: reads it; called on rank 0 alone.
+        collective: the ranks.
+
+    Raises:
+        OrchestratorError: whatever ``load`` raised.
+    """
+    if collective.world == 1:
+        return load()
+    state: TrainState | None = None
+    trouble: OrchestratorError | None = None
+    if collective.is_main:
+        try:
+            state = load()
+        except OrchestratorError as error:
+            trouble = error
+    trouble = collective.from_main(trouble)
+    if trouble is not None:
+        raise trouble
+    layout = collective.from_main(None if state is None else _layout(state))
+    assert layout is not None, "made on rank 0"
+    if state is None:
+        state = _unfilled(layout)
+    for tensors in state.groups().values():
+        collective.hand_out_(list(tensors.values()))
+    return state
+
+
+class _Layout(NamedTuple):
+    """A state but for what its tensors hold.
+
+    Attributes:
+        step, scalars: of the state.
+        groups: shape, strides and type of each tensor, by group and name.
+    """
+
+    step: int
+    scalars: dict[str, Any]
+    groups: dict[str, dict[str, tuple[torch.Size, tuple[int, ...], torch.dtype]]]
+
+
+def _layout(state: TrainState) -> _Layout:
+    groups = {
+        group: {name: (t.shape, t.stride(), t.dtype) for name, t in tensors.items()}
+        for group, tensors in state.groups().items()
+    }
+    return _Layout(state.step, state.scalars, groups)
+
+
+def _unfilled(layout: _Layout) -> TrainState:
+    groups = {
+        group: {
+            name: torch.empty_strided(shape, stride, dtype=dtype)
+            for name, (shape, stride, dtype) in tensors.items()
+        }
+        for group, tensors in layout.groups.items()
+    }
+    return TrainState(
+        layout.step, groups["model"], groups["optimizer"], groups.get("ema"), layout.scalars
     )
 
 

@@ -66,7 +66,8 @@ class StepUnderWay(NamedTuple):
         names: of the losses.
         learning_rate: that the optimizer was given.
         numbers: of all losses by piece, then the wish to stop, the largest magnitude of the state,
-            the norm of the gradient, and whether the step was held.
+            overflows that the loss scaler saw, the norm of the gradient, and whether the step was
+            held.
     """
 
     serial: int
@@ -218,7 +219,8 @@ class Stepper:
         names = sorted(pieces[0])
         rows = torch.stack([torch.stack([p[name].float() for name in names]) for p in pieces])
         peak = largest(self._finite_before)
-        shared = torch.cat([self._by_shard(rows).flatten(), self._wishes[stop], peak.reshape(1)])
+        losses = self._by_shard(rows).flatten()
+        shared = torch.cat([losses, self._wishes[stop], peak.reshape(1), self._overflows()])
         self.collective.sum_(shared)
         numbers = self._update.apply(Numbers(shared, norm), batch.step + 1)
         self._begun += 1
@@ -235,11 +237,11 @@ class Stepper:
         Where it was not applied, those begun after it changed nothing and have to be begun anew.
         """
         (numbers,) = step.numbers.wait()
-        *values, stops, peak, norm, held = numbers.tolist()
+        *values, stops, peak, overflows, norm, held = numbers.tolist()
         assert not held, "begun after a step that was not applied, and not begun anew"
         sound = math.isfinite(peak)
         finite_loss = sound and all(math.isfinite(value) for value in values)
-        finite = finite_loss and math.isfinite(norm)
+        finite = finite_loss and math.isfinite(norm) and overflows == 0.0
         if finite:
             self._update.seen()
         else:
@@ -253,6 +255,18 @@ class Stepper:
             overflow=finite_loss and not finite and self.scaler.is_enabled(),
             stop=stops > 0,
             learning_rate=step.learning_rate,
+        )
+
+    def _overflows(self) -> Tensor:
+        """(1,) above 0 where the loss scaler saw gradients overflow on this rank.
+
+        A device that saturates shows it in no number of its own, and not on the other ranks.
+        """
+        if not self.scaler.is_enabled():
+            return self._wishes[False]
+        seen = self.scaler._found_inf_per_device(self.optimizer)
+        return torch.stack([overflow.float().reshape(()) for overflow in seen.values()]).sum(
+            0, keepdim=True
         )
 
     def _loss_terms(self, images: Tensor, targets: Targets) -> dict[str, LossTerm]:

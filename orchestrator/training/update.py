@@ -48,7 +48,8 @@ class Numbers:
     """What decides whether a step is applied; the same on all ranks.
 
     Attributes:
-        shared: (n,) losses, wish to stop and largest magnitude of the state, in this order.
+        shared: (n,) losses, wish to stop, largest magnitude of the state and overflows that the
+            loss scaler saw, in this order.
         norm: of the gradient, a scalar.
     """
 
@@ -106,9 +107,9 @@ class HostUpdate:
     def apply(self, numbers: Numbers, updates: int) -> Tensor:
         """See :class:`Update`."""
         of, together = self._all, numbers.together()
-        *values, norm = together.tolist()
+        *values, overflows, norm = together.tolist()
         finite_loss = all(map(math.isfinite, values))
-        finite = finite_loss and math.isfinite(norm)
+        finite = finite_loss and math.isfinite(norm) and overflows == 0.0
         if finite:
             if of.clip_norm is not None:
                 of.gradients.clip_(numbers.norm, of.clip_norm)
@@ -159,7 +160,7 @@ class DeviceUpdate:
         of = self._all
         held = self._latched.clone()
         finite_loss = numbers.shared.isfinite().all()
-        finite = finite_loss & numbers.norm.isfinite()
+        finite = finite_loss & numbers.norm.isfinite() & (numbers.shared[-1] == 0.0)
         applied = finite & ~held
         skipped = ~applied
         self._step(numbers.norm, skipped)

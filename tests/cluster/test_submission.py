@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import tempfile
@@ -17,6 +19,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 import requests
 from ray.job_submission import JobStatus
@@ -73,6 +76,17 @@ def test_the_entrypoint_runs_the_file_where_it_will_lie(project: Path) -> None:
         "tracking.mlflow=null data.root=/shared/data 'train.optimizer={name: adamw, lr: 1e-3}'"
     )
     assert submission.working_dir == project
+
+
+def test_results_of_earlier_commands_stay_behind(project: Path) -> None:
+    names = ("predictions.json", "predictions.json.parts/1", "drawn/x.jpg")
+    for name in names:
+        (project / name).parent.mkdir(parents=True, exist_ok=True)
+        (project / name).write_bytes(bytes(100_000))
+    before = prepared(project, *SHARED)
+    for name in names:
+        (project / name).unlink()
+    assert prepared(project, *SHARED).bytes == before.bytes < 100_000
 
 
 def test_a_mistake_in_the_experiment_is_found_before_anything_is_sent(project: Path) -> None:
@@ -169,6 +183,18 @@ def test_another_machine_is_not_asked_without_a_token(address: str) -> None:
 def test_an_address_of_another_kind_is_refused(address: str) -> None:
     with pytest.raises(ConfigError, match=r"allowed: http://HOST:PORT"):
         connect(address)
+
+
+@pytest.mark.usefixtures("no_token")
+def test_the_token_file_is_closed_to_others(tmp_path: Path) -> None:
+    # As `ray get-auth-token --generate` leaves it.
+    token = tmp_path / ".ray" / "auth_token"
+    token.parent.mkdir()
+    token.write_text("b9a1" * 16)
+    token.chmod(0o644)
+    with pytest.raises(ConfigError, match="no Ray job server answers"):
+        connect(f"http://127.0.0.1:{free_port()}")
+    assert stat.S_IMODE(token.stat().st_mode) == 0o600
 
 
 @pytest.mark.usefixtures("no_address")
@@ -329,6 +355,46 @@ def _wait_for_answer(address: str, process: subprocess.Popen[bytes], log: Path) 
 
 @pytest.mark.ray
 @pytest.mark.slow
+def test_nothing_but_the_metrics_answers_without_the_token(cluster: str) -> None:
+    home = os.environ["HOME"]
+    ports = set()
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if home in " ".join(process.cmdline()):
+                found = process.net_connections("tcp")
+                ports |= {each.laddr.port for each in found if each.status == psutil.CONN_LISTEN}
+    assert len(ports) > 5
+    answers = {}
+    for port in ports:
+        for path in ("", "api/version", "api/jobs/", "metrics", "nodes"):
+            # What speaks gRPC alone ends the connection.
+            with contextlib.suppress(requests.RequestException):
+                answer = requests.get(f"http://127.0.0.1:{port}/{path}", timeout=5)
+                if answer.status_code < 400 and not answer.text.startswith("# HELP"):
+                    answers[port, path] = answer.text[:100]
+    assert answers == {}
+    control = next(
+        word.partition("=")[2]
+        for process in psutil.process_iter(["cmdline"])
+        for word in process.info["cmdline"] or ()
+        if word.startswith("--gcs-address=") and home in " ".join(process.info["cmdline"])
+    )
+    asking = (
+        "from ray._raylet import GcsClient; "
+        f"print(GcsClient(address={control!r}).internal_kv_keys(b'', None, 10))"
+    )
+    for variables in ({"RAY_AUTH_MODE": "disabled"}, {"RAY_AUTH_TOKEN": "0" * 64}):
+        environment = {**os.environ, **variables}
+        environment.pop("RAY_AUTH_TOKEN_PATH")
+        done = subprocess.run(
+            [sys.executable, "-c", asking], env=environment, capture_output=True, timeout=60
+        )
+        assert done.returncode != 0
+        assert b"nauthenticated" in done.stderr
+
+
+@pytest.mark.ray
+@pytest.mark.slow
 def test_a_job_is_sent_followed_and_its_exit_code_returned(
     cluster: str, project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -356,6 +422,9 @@ PLACES = {
     "data.val.annotations": "data/val.json",
     "data.train.shards": "data/shards",
     "data.classes": "data/names.txt",
+    "data.sources.0.images": "more/images",
+    "data.sources.0.annotations": "more/train.json",
+    "data.sources.0.classes": "more/names.txt",
     "data.cache": "cache",
     "train.init_from": "weights.safetensors",
     "storage": "runs",
@@ -379,6 +448,8 @@ def test_every_place_that_an_experiment_names_is_looked_at(project: Path, key: s
         "scratch=/shared/scratch",
         "data.format=voc",
     ]
+    if "sources" in key:
+        sent.append("data.sources=[{images: there, annotations: there/train.json}]")
     assert prepared(project, *sent).files > 3
     with pytest.raises(
         ConfigError, match=rf"^{re.escape(key)}: '{re.escape(PLACES[key])}'"

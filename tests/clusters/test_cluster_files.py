@@ -15,7 +15,10 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 
 from orchestrator.cli.main import VERBS, main
 from orchestrator.cluster_files.check import FileReport, check_files
+from orchestrator.cluster_files.fit import misfit
+from orchestrator.cluster_files.sheet import Nodes
 from orchestrator.cluster_files.shell import commands
+from orchestrator.config.resolve import load_experiment
 
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCHERS = [ROOT / "clusters" / f"{name}.yaml" for name in ("local", "onprem", "aws", "gcp")]
@@ -95,21 +98,17 @@ def test_the_verb_says_nothing_against_the_shipped_files(capsys: Any) -> None:
     assert f"{experiment}: fits" in capsys.readouterr().out
     npu = str(ROOT / "experiments/m2det_npu.yaml")
     assert main(["check-cluster", file, "--experiment", npu]) == 64
-    assert "8, each of 1 CPU and 1 NPU on one node" in capsys.readouterr().out
+    assert "8 workers x 1 CPU and 1 NPU = 8 NPU, and there are 0" in capsys.readouterr().out
     assert main(["check-cluster", file + "x"]) == 64
 
 
 @pytest.mark.parametrize(
     ("cpus", "fits"),
-    # Two nodes of 2 CPUs have 4, and hold no worker of 3; two of 1 leave 2 CPUs for reading; three
-    # of 1 leave one; four leave none.
+    # Two nodes of 2 CPUs have 4, and hold no worker of 3; three of 1 leave one CPU for reading,
+    # four leave none.
     [("1 3", False), ("2 1", True), ("3 1", True), ("4 1", False), ("2 2", False), ("1 2", True)],
 )
 def test_a_worker_is_placed_on_one_node(cpus: str, fits: bool) -> None:
-    from orchestrator.cluster_files.fit import misfit
-    from orchestrator.cluster_files.sheet import Nodes
-    from orchestrator.config.resolve import load_experiment
-
     workers, each = cpus.split()
     experiment = load_experiment(
         ROOT / "experiments/quickstart.yaml",
@@ -120,6 +119,28 @@ def test_a_worker_is_placed_on_one_node(cpus: str, fits: bool) -> None:
         ],
     ).experiment
     assert (misfit(experiment, [Nodes("node", 2, {"CPU": 2.0})]) is None) == fits
+
+
+@pytest.mark.parametrize(
+    ("overrides", "fits"),
+    [
+        ("cluster.workers=8", True),
+        ("cluster.workers=9", False),
+        ("cluster.workers=8 cluster.placement=strict_spread", False),
+        ("cluster.workers=4 cluster.placement=strict_pack", True),
+        ("cluster.workers=5 cluster.placement=strict_pack", False),
+        ("cluster.workers=2 cluster.accelerator_type=A10G", True),
+        ("cluster.workers=2 cluster.accelerator_type=H100", False),
+        ("cluster.workers=2 cluster.labels={market-type: spot}", False),
+    ],
+)
+def test_two_machines_of_four_devices(overrides: str, fits: bool) -> None:
+    experiment = load_experiment(
+        ROOT / "experiments/retinanet_spinenet49.yaml",
+        [*re.split(" (?=cluster)", overrides), "train.batch_size=360", "train.accumulate=1"],
+    ).experiment
+    nodes = report_of(ROOT / "clusters/aws.yaml").nodes
+    assert (misfit(experiment, nodes) is None) == fits
 
 
 def commands_of(page: Path) -> list[str]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 from pathlib import Path
 
 import pytest
@@ -13,6 +11,7 @@ from orchestrator.credentials import holds_secret, mask, names_secret
 from orchestrator.data.demo.digits import Recipe, build_digits
 from orchestrator.errors import ConfigError
 from orchestrator.tracking.events import EventLog
+from tests.support.small_run import make_run
 from tests.support.user_command import finish, result, start
 
 ROOT = Path(__file__).parents[2]
@@ -168,15 +167,25 @@ def test_a_run_leaves_none_of_them(tmp_path, monkeypatch):
     output = finish(start(tmp_path, "tiny.yaml"))
     assert result(tmp_path, "tiny")["state"] == "done"
     assert SECRET not in output
-    holding, open_to_others = [], []
-    for folder, _, names in os.walk(tmp_path):
-        for path in (Path(folder, name) for name in names):
-            content = b""
-            with contextlib.suppress(OSError):
-                content = path.read_bytes()
-            if SECRET.encode() in content and path.name != "tiny.yaml":
-                holding.append(str(path))
-            if path.name == "auth_token" and path.stat().st_mode & 0o077:
-                open_to_others.append(str(path))
-    assert holding == []
-    assert open_to_others == []
+    assert holding(tmp_path) == []
+    for token in tmp_path.rglob("auth_token"):
+        assert not token.stat().st_mode & 0o077
+
+
+def test_a_run_in_this_process_leaves_none_of_them(tmp_path, monkeypatch, capfd):
+    for name, value in VARIABLES.items():
+        monkeypatch.setenv(name, value)
+    shorter = ["epochs=1", "evaluate_every_epochs=1", "checkpoint.every_epochs=1"]
+    run = make_run(tmp_path, *(f"train.{each}" for each in shorter))
+    assert (run / "result.json").is_file()
+    assert SECRET not in "".join(capfd.readouterr())
+    assert holding(tmp_path) == []
+
+
+def holding(folder: Path) -> list[str]:
+    """Files below a folder that hold the secret, but for the experiment it was planted in."""
+    return [
+        str(path)
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != "tiny.yaml" and SECRET.encode() in path.read_bytes()
+    ]

@@ -21,8 +21,24 @@ PAGES = sorted(
     if not any(part.startswith(".") for part in path.relative_to(ROOT).parts)
 )
 #: Programs of others, which stand on the pages for people who have them.
-OTHERS = {"source", "ray", "ssh", "ssh-keygen", "curl", "openssl", "pip", "atc", "converter_lite"}
-OTHERS |= {"git", "docker", "kubectl", "helm", "sbatch", "cd", "export", "mlflow", "yolo"}
+OTHERS = {
+    *(
+        "bash",
+        "cd",
+        "chmod",
+        "cp",
+        "export",
+        "git",
+        "mkdir",
+        "openssl",
+        "sed",
+        "sh",
+        "source",
+        "ssh",
+    ),
+    *("ssh-keygen", "curl", "docker", "kubectl", "helm", "kind", "pip", "ray", "aws", "sbatch"),
+    *("atc", "converter_lite", "mlflow"),
+}
 #: What a placeholder of a page stands for here.
 PLACEHOLDERS = {"EXPERIMENT.yaml": "experiments/quickstart.yaml", "RUN": "runs/NAME"}
 

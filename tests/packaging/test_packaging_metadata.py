@@ -20,7 +20,13 @@ from packaging.version import Version
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("orchestrator", "detectors", "native")
 #: Modules of packages that another one brings along at a version of its choosing.
-COMPANIONS = {"pydantic-core": "pydantic"}
+COMPANIONS = {
+    "pydantic-core": "pydantic",
+    # In a folder of its own, which it adds to the path.
+    "psutil": "ray",
+    # Where it has kernels for CUDA, the only place that its importer is imported.
+    "triton": "torch",
+}
 
 
 @pytest.fixture(scope="module")

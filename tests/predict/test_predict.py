@@ -21,6 +21,7 @@ from orchestrator.pages.drawing import (
     contact_sheet,
     contrast,
     draw,
+    ink,
     text_colour,
 )
 from orchestrator.predict import draw_predictions, prediction
@@ -284,6 +285,7 @@ def test_a_label_can_be_read_on_every_colour():
     for label in range(200):
         colour = colour_of(label)
         assert contrast(colour, text_colour(colour)) >= 4.5  # AA for text of any size
+        assert 3.0 <= contrast(ink(colour), white) < 21.0  # AA for lines of a chart
 
 
 def test_what_a_box_is_can_be_told_without_colours():

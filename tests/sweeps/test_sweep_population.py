@@ -129,7 +129,7 @@ def test_a_clone_goes_on_from_the_donors_exact_state_with_its_own_rate(
     rates: list[float] = []
     states: dict[str, torch.Tensor] = {}
     momenta: list[torch.Tensor] = []
-    original = Stepper.run
+    original = Stepper.begin
 
     def watched(self: Stepper, *args: Any, **kwargs: Any) -> Any:
         if not states:
@@ -139,7 +139,7 @@ def test_a_clone_goes_on_from_the_donors_exact_state_with_its_own_rate(
         rates.append(self.optimizer.param_groups[0]["lr"])
         return report
 
-    monkeypatch.setattr(Stepper, "run", watched)
+    monkeypatch.setattr(Stepper, "begin", watched)
     outcome = run(population_trial(plan, changed), plan.folder)
     assert outcome.resumed_from == 3
     donors = CommitStore(LocalStorage(donor)).load(3)
@@ -215,7 +215,7 @@ def test_a_rate_that_is_overwritten_at_every_step_fails_the_run(
 ) -> None:
     plan = at(tmp_path, squares)
     trial = plan.trial(0, {"train.optimizer.lr": 0.02, "train.max_steps": 1})
-    original = Stepper.run
+    original = Stepper.begin
 
     def stuck(self: Stepper, *args: Any, **kwargs: Any) -> Any:
         report = original(self, *args, **kwargs)
@@ -223,7 +223,7 @@ def test_a_rate_that_is_overwritten_at_every_step_fails_the_run(
             group["lr"] = 0.01
         return report
 
-    monkeypatch.setattr(Stepper, "run", stuck)
+    monkeypatch.setattr(Stepper, "begin", stuck)
     with pytest.raises(SampledValueError, match=r"train.optimizer.lr: the sweep chose"):
         run(trial, plan.folder)
 

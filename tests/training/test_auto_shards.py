@@ -11,8 +11,10 @@ import pytest
 from orchestrator.config.resolve import digest
 from orchestrator.config.scalars import Json
 from orchestrator.config.schema import SGDOptimizer, TrainConfig
-from orchestrator.runs.identity import config_digest
+from orchestrator.errors import ConfigError
+from orchestrator.runs.identity import Identity, RunState, config_digest, open_run
 from orchestrator.runs.numerics import changes_since
+from orchestrator.tracking.events import EventLog
 from orchestrator.training.shards import Shards, shards_of
 from tests.support.chaos_run import Chaos, digests
 
@@ -96,3 +98,27 @@ def test_a_file_that_says_nothing_stays_the_same_run() -> None:
     assert changes_since(2, tree("auto", 2))
     assert not changes_since(2, tree(None, 2))
     assert not changes_since(2, tree(4, 2))
+
+
+def test_runs_begun_before_go_on_where_their_numbers_do(tmp_path: Path) -> None:
+    """A file that said nothing was recorded as null; the same file now says auto."""
+
+    def start(name: str, numerics: int, shards: Json, workers: int) -> RunState:
+        now = tree(shards, workers)
+        identity = Identity(config_digest(now), "d" * 64, numerics=numerics, sources={})
+        found = open_run(tmp_path / name, identity, now)
+        log = EventLog(tmp_path / name / "events.jsonl")
+        log.note("start", "from drawn weights", step=0)
+        log.close()
+        return found
+
+    for name, workers in (("one", 1), ("two", 2), ("null", 2)):
+        assert start(name, 2, None, workers).kind == "new"
+    assert start("one", 3, "auto", 1) == RunState("resume")
+    assert start("null", 3, None, 2) == RunState("resume")
+    with pytest.raises(ConfigError, match=r"numerics version 3.*virtual_shards: null is what it"):
+        start("two", 3, "auto", 2)
+    with pytest.raises(ConfigError, match=r"train\.virtual_shards: null there, 4 now"):
+        start("null", 3, 4, 2)
+    with pytest.raises(ConfigError, match=r'train\.virtual_shards: "auto" there, null now'):
+        start("one", 3, None, 1)

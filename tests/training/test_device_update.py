@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from orchestrator.accelerators import Accelerator, HostCopy, Precision
 from orchestrator.checkpoints.codec import state_digest
+from orchestrator.checkpoints.commit import CommitStore
 from orchestrator.config.schema import AdamWOptimizer, EmaConfig, SGDOptimizer, TrainConfig
 from orchestrator.data.batch import Batch
 from orchestrator.data.stream.local import LocalStream
@@ -57,6 +58,12 @@ class Behind(Accelerator):
 
     def to_host(self, tensors: Sequence[Tensor]) -> HostCopy:
         return HostCopy([tensor.clone() for tensor in tensors])
+
+    def shows_overflow(self) -> bool:
+        return True
+
+    def device_name(self) -> str:
+        return "behind"
 
     def synchronize(self) -> None:
         pass
@@ -338,3 +345,71 @@ def test_arrays_are_made_where_the_device_fetches_them(digits: Path, tmp_path: P
     outcome = run(plan, Watching(plan.batches), Counting("npu"))
     whole = small_plan(tmp_path / "whole", digits)
     assert outcome.weights_sha256 == run(whole, None, CPU).weights_sha256
+
+
+@pytest.mark.parametrize("every", [1, 5])
+def test_whoever_dies_between_a_step_and_its_numbers_ends_in_the_same_bits(
+    tmp_path: Path, digits: Path, every: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps that were begun and never read count for nothing, bad ones among them."""
+    stores: list[CommitStore] = []
+
+    def remembered(*arguments: Any, **more: Any) -> CommitStore:
+        stores.append(open_store(*arguments, **more))
+        return stores[-1]
+
+    monkeypatch.setattr(session, "open_store", remembered)
+
+    class Dying(SomeBad):
+        at = 0
+
+        def train_batches(self, start_step: int, stop_step: int) -> Iterator[Batch]:
+            for batch in super().train_batches(start_step, stop_step):
+                if batch.step == self.at:
+                    raise KeyboardInterrupt
+                yield batch
+
+    whole = small_plan(tmp_path / "whole", digits, f"train.checkpoint.every_steps={every}")
+    run(whole, SomeBad(whole.batches), PLAIN)
+    plan = small_plan(tmp_path / "run", digits, f"train.checkpoint.every_steps={every}")
+    for at in (1, 4, 5, 8, 11):
+        stream = Dying(plan.batches)
+        stream.at = at
+        with pytest.raises(KeyboardInterrupt):
+            run(plan, stream, PLAIN)
+        # The thread that writes commits would have died as well.
+        stores[-1].wait()
+    run(plan, SomeBad(plan.batches), PLAIN)
+    assert digests(plan.job.path) == digests(whole.job.path)
+    logs = [p.job.path / "events.jsonl" for p in (plan, whole)]
+    mine, theirs = (
+        [(p.step, repr(p.value)) for p in metric_history(log, "train/loss")] for log in logs
+    )
+    assert mine == theirs
+    assert nonfinite_dump.kept_steps(plan.job.path) == list(BAD)
+
+
+@pytest.mark.parametrize(
+    "accelerator", [Behind("cpu"), PLAIN, FUSED], ids=["cpu", "plain", "fused"]
+)
+def test_an_overflow_that_only_the_scaler_sees_counts(accelerator: Accelerator) -> None:
+    """As on a device whose numbers saturate: nothing in the step is infinite."""
+    stepper = stepper_on(accelerator, OPTIMIZERS["sgd"], "fp16")
+    assert stepper.run(batch_of(0), learning_rate=0.05, stop=False).applied
+    before, scale = digest(stepper), stepper.scaler.get_scale()
+    unscale = stepper.scaler.unscale_
+
+    def saturated(optimizer: Any) -> None:
+        unscale(optimizer)
+        for seen in stepper.scaler._found_inf_per_device(optimizer).values():
+            seen.fill_(1.0)
+
+    stepper.scaler.unscale_ = saturated  # type: ignore[method-assign]
+    report = stepper.run(batch_of(1), learning_rate=0.05, stop=False)
+    assert math.isfinite(report.gradient_norm)
+    assert report.overflow
+    assert not report.applied
+    assert digest(stepper) == before
+    assert stepper.scaler.get_scale() == scale / 2
+    stepper.scaler.unscale_ = unscale  # type: ignore[method-assign]
+    assert stepper.run(batch_of(1), learning_rate=0.05, stop=False).applied

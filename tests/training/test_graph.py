@@ -47,7 +47,8 @@ def batch_of(stepper: Stepper, step: int) -> Batch:
     """Other boxes, and other numbers of them, at every step."""
     batch = batch_for(stepper.model)
     rng = np.random.default_rng(step)
-    valid = np.arange(batch.valid.shape[1]) < rng.integers(0, 60, (len(batch), 1))
+    some = np.arange(batch.valid.shape[1]) < rng.integers(0, 60, (len(batch), 1))
+    valid = np.roll(batch.valid, step, axis=1) & some
     boxes = np.roll(batch.boxes, step, axis=1) * valid[..., None]
     return dataclasses.replace(batch, step=step, boxes=boxes, valid=valid)
 

@@ -58,7 +58,8 @@ def dispatch(
 
 
 def _usage(prog: str, verbs: Mapping[str, Verb]) -> str:
-    lines = [f"  {name:<12} {verb.summary}" for name, verb in verbs.items()]
+    width = max(map(len, verbs))
+    lines = [f"  {name:<{width}} {verb.summary}" for name, verb in verbs.items()]
     return "\n".join(
         [f"usage: {prog} COMMAND …", "", *lines, "", f"{prog} COMMAND --help shows more"]
     )

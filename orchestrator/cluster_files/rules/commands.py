@@ -65,14 +65,12 @@ class Started:
 
     Attributes:
         path: of the command.
-        text: that it stands in.
         options: of it.
         env: variables that it sees.
         head: whether it starts a head.
     """
 
     path: KeyPath
-    text: str
     options: dict[str, str]
     env: Mapping[str, str]
     head: bool
@@ -119,21 +117,19 @@ def examine(
         sheet.report(path, f"no shell reads this: {error}; close the quotes")
         return found
     for command in found.all:
-        _command(sheet, path, text, command, found, inside=inside)
+        _command(sheet, path, command, found, inside=inside)
     return found
 
 
-def _command(
-    sheet: Sheet, path: KeyPath, text: str, command: Command, found: Found, *, inside: bool
-) -> None:
+def _command(sheet: Sheet, path: KeyPath, command: Command, found: Found, *, inside: bool) -> None:
     name, words = command.name, command.words
     _secrets(sheet, path, command)
     if name == "ray":
-        _ray(sheet, path, text, command, found, inside=inside)
+        _ray(sheet, path, command, found, inside=inside)
     elif name in ("python", "python3"):
-        _python(sheet, path, text, words[1:], found)
+        _python(sheet, path, words[1:], found)
     elif name == "orchestrator":
-        _orchestrator(sheet, path, text, words[1:], found)
+        _orchestrator(sheet, path, words[1:], found)
     elif name == "make":
         _make(sheet, path, words[1:])
     elif name in ("pip", "pip3", "uv"):
@@ -199,9 +195,7 @@ def start_options() -> dict[str, bool]:
     return _ray_start()[0]
 
 
-def _ray(
-    sheet: Sheet, path: KeyPath, text: str, command: Command, found: Found, *, inside: bool
-) -> None:
+def _ray(sheet: Sheet, path: KeyPath, command: Command, found: Found, *, inside: bool) -> None:
     options, verbs = _ray_start()
     verb = next((word for word in command.words[1:] if not word.startswith("-")), "")
     if verb not in verbs:
@@ -224,7 +218,7 @@ def _ray(
             command.env.get(MODE) or f"ray {verb}",
         )
     if verb == "symmetric-run":
-        _symmetric(sheet, path, text, command, found, given)
+        _symmetric(sheet, path, command, found, given)
         return
     head = "--head" in given
     if not head and "--address" not in given:
@@ -241,7 +235,7 @@ def _ray(
             "that the nodes use, or 127.0.0.1",
             "--dashboard-host",
         )
-    found.starts.append(Started(path, text, given, command.env, head))
+    found.starts.append(Started(path, given, command.env, head))
 
 
 def grace(sheet: Sheet, path: KeyPath, value: str | None) -> None:
@@ -324,7 +318,6 @@ def resources_of(text: str) -> tuple[dict[str, float], str | None]:
 def _symmetric(
     sheet: Sheet,
     path: KeyPath,
-    text: str,
     command: Command,
     found: Found,
     given: dict[str, str],
@@ -334,14 +327,14 @@ def _symmetric(
     if "--" not in command.words:
         sheet.report(path, "`ray symmetric-run` needs ' -- ' before the command of the head")
         return
-    found.starts.append(Started(path, text, given, command.env, head=True))
+    found.starts.append(Started(path, given, command.env, head=True))
     rest = command.words[command.words.index("--") + 1 :]
     if rest:
         inner = Command(rest, command.env)
-        _command(sheet, path, text, inner, found, inside=True)
+        _command(sheet, path, inner, found, inside=True)
 
 
-def _python(sheet: Sheet, path: KeyPath, text: str, words: tuple[str, ...], found: Found) -> None:
+def _python(sheet: Sheet, path: KeyPath, words: tuple[str, ...], found: Found) -> None:
     while words and words[0] in _FLAGS_OF_PYTHON:
         words = words[1:]
     if len(words) < 2 or words[0] != "-m":
@@ -371,9 +364,7 @@ def _python(sheet: Sheet, path: KeyPath, text: str, words: tuple[str, ...], foun
         _run(sheet, path, rest, found)
 
 
-def _orchestrator(
-    sheet: Sheet, path: KeyPath, text: str, words: tuple[str, ...], found: Found
-) -> None:
+def _orchestrator(sheet: Sheet, path: KeyPath, words: tuple[str, ...], found: Found) -> None:
     if not words:
         return
     verbs = sheet.project.verbs

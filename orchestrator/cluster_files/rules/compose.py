@@ -27,6 +27,7 @@ from orchestrator.config.scalars import Json
 from orchestrator.credentials import names_secret
 from orchestrator.errors import nearest
 
+_DATABASE = "/var/lib/postgresql/data"
 _SECRET_FILE = re.compile(r"/run/secrets/([\w.-]+)")
 #: Of the memory of a container, what Ray takes for its object store.
 _STORE_SHARE = 0.3
@@ -49,6 +50,7 @@ def check(sheet: Sheet, file: Compose) -> None:
     _ray(sheet, file, found)
     _hosts(sheet, file, found)
     _database(sheet, file)
+    _kept(sheet, file, found)
 
 
 def _commands(sheet: Sheet, path: KeyPath, service: ServiceFile) -> Found:
@@ -524,6 +526,29 @@ def _hosts(sheet: Sheet, file: Compose, found: dict[str, Found]) -> None:
                 sheet.report(at, f"{key} names port {port}, {host} listens at {ports[host]}")
                 server = ("services", host, "command")
                 sheet.report(server, f"listens at {ports[host]}, {key} names {port}", "--port")
+
+
+def _kept(sheet: Sheet, file: Compose, found: dict[str, Found]) -> None:
+    """What the database and MLflow write is on volumes."""
+    for name, service in file.services.items():
+        targets = [text.split(":")[1] for text in service.volumes if ":" in text]
+        at: KeyPath = ("services", name, "volumes") if targets else ("services", name)
+        base = (service.image or "").partition(":")[0].rpartition("/")[2]
+        if base == "postgres" and not {_DATABASE, _DATABASE.rpartition("/")[0]} & set(targets):
+            sheet.report(
+                at, f"the database is lost with the container; mount a volume at {_DATABASE}"
+            )
+        for server in found[name].servers:
+            place = server.get("--artifacts-destination", "")
+            if place.startswith("/") and place not in targets:
+                sheet.report(at, f"artifacts go to {place}, where nothing is mounted")
+        for index, option in enumerate(service.security_opt):
+            guess = nearest(option, ["no-new-privileges:true"])
+            if guess is not None and option != guess and option != "no-new-privileges":
+                sheet.report(
+                    ("services", name, "security_opt", index),
+                    f"there is no option {option!r}; did you mean {guess!r}?",
+                )
 
 
 def _database(sheet: Sheet, file: Compose) -> None:

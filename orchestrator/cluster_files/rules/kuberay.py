@@ -33,6 +33,7 @@ from orchestrator.cluster_files.rules.pods import (
     NPUS,
     SPOT_LABELS,
     check_pod,
+    check_resources,
     container_commands,
     env_of,
     limits_of,
@@ -161,6 +162,8 @@ def _spec(sheet: Sheet, path: KeyPath, spec: ClusterSpec, bundle: Bundle) -> Non
     _agreement(sheet, path, spec)
     _shared_claims(sheet, path, spec, bundle)
     options = spec.autoscaler_options
+    if options is not None and options.resources is not None:
+        check_resources(sheet, (*path, "autoscalerOptions", "resources"), options.resources)
     if options is not None and not spec.enable_in_tree_autoscaling:
         sheet.report(
             (*path, "autoscalerOptions"),

@@ -7,6 +7,7 @@ start and a project that arrives without its data room.
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Iterator, Sequence
 
 from orchestrator.cluster_files import instances
@@ -27,6 +28,7 @@ from orchestrator.errors import nearest
 
 HEAD, WORKER = "head_start_ray_commands", "worker_start_ray_commands"
 _TOKEN = "~/.ray/auth_token"
+_SCOPE = "https://www.googleapis.com/auth/cloud-platform"
 _GOOGLE = "iam.gserviceaccount.com"
 _BOOTSTRAP = "~/ray_bootstrap_config.yaml"
 
@@ -50,6 +52,9 @@ def check(sheet: Sheet, file: LocalLauncher | AwsLauncher | GcpLauncher) -> None
             "project's folder",
         )
     _images(sheet, file)
+    key = file.auth.ssh_private_key
+    if key is not None and key.endswith(".pub"):
+        sheet.report(("auth", "ssh_private_key"), f"{key} is the public half; write the other")
     if isinstance(file, LocalLauncher):
         _addresses(sheet, file)
         _local_start(sheet, file, _head_start(found))
@@ -351,7 +356,15 @@ def _node_type(sheet: Sheet, path: KeyPath, head: bool, kind: NodeType) -> None:
         )
     count = 1 if head else kind.min_workers
     resources = {**{name: value for name, value in known.items() if value}, **kind.resources}
-    sheet.nodes.append(Nodes(str(path[-1]), count, resources, None if head else kind.max_workers))
+    kinds = Nodes(
+        str(path[-1]),
+        count,
+        resources,
+        most=None if head else kind.max_workers,
+        accelerator_type=instances.accelerator_type(name),
+        labels=kind.labels,
+    )
+    sheet.nodes.append(kinds)
 
 
 def _aws(sheet: Sheet, file: AwsLauncher) -> None:
@@ -388,6 +401,12 @@ def _aws(sheet: Sheet, file: AwsLauncher) -> None:
                 (*path, "InstanceMarketOptions"),
                 "a head that is taken away ends every run; let workers alone be spot nodes",
             )
+        for index, device in enumerate(node.block_device_mappings):
+            if not device.device_name.startswith("/dev/"):
+                sheet.report(
+                    (*path, "BlockDeviceMappings", index, "DeviceName"),
+                    f"{device.device_name!r} is no device; write /dev/sda1",
+                )
         if node.metadata_options and node.metadata_options.http_tokens != "required":
             sheet.report(
                 (*path, "MetadataOptions", "HttpTokens"),
@@ -444,6 +463,19 @@ def _gcp(sheet: Sheet, file: GcpLauncher) -> None:
                     (*path, "serviceAccounts", index, "email"),
                     f"{account.email} is not of project_id {file.provider.project_id}",
                 )
+            for each, scope in enumerate(account.scopes):
+                if scope != _SCOPE and nearest(scope, [_SCOPE]) and len(scope) > 40:
+                    sheet.report(
+                        (*path, "serviceAccounts", index, "scopes", each),
+                        f"there is no scope {scope}; did you mean {_SCOPE}?",
+                    )
+        for index, disk in enumerate(node.disks):
+            source = disk.initialize_params.source_image
+            if not re.fullmatch(r"(https://\S+/)?projects/[^/]+/global/images/\S+", source):
+                sheet.report(
+                    (*path, "disks", index, "initializeParams", "sourceImage"),
+                    f"{source!r} is no image; write projects/PROJECT/global/images/family/FAMILY",
+                )
         if not any(disk.boot for disk in node.disks):
             sheet.report((*path, "disks"), "no disk has boot: true")
     images = [
@@ -454,8 +486,8 @@ def _gcp(sheet: Sheet, file: GcpLauncher) -> None:
     for name, image in images:
         message = _image_python(image)
         if message:
-            disk = ("available_node_types", name, "node_config", "disks", 0, "initializeParams")
-            sheet.report((*disk, "sourceImage"), message)
+            first = ("available_node_types", name, "node_config", "disks", 0, "initializeParams")
+            sheet.report((*first, "sourceImage"), message)
 
 
 def _image_python(image: str) -> str | None:

@@ -24,6 +24,7 @@ from orchestrator.cluster_files.rules.pods import (
     check_env,
     check_pod,
     check_resources,
+    check_server,
     container_commands,
     limits_of,
     quantity,
@@ -50,6 +51,7 @@ def check(sheet: Sheet, document: BaseModel, bundle: Bundle) -> None:
         _claim(sheet, document, bundle)
     elif isinstance(document, PersistentVolume):
         quantity(sheet, ("spec", "capacity", "storage"), document.spec.capacity.get("storage", ""))
+        check_server(sheet, ("spec", "nfs", "server"), document.spec.nfs.server)
     elif isinstance(document, NetworkPolicy):
         _policy(sheet, document, bundle)
     elif isinstance(document, Service):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 import shlex
 from collections.abc import Iterator
+from difflib import SequenceMatcher
 
 from orchestrator.cluster_files import instances
 from orchestrator.cluster_files.models.kubernetes import (
@@ -29,6 +31,9 @@ _DEVICES = (GPU, "amd.com/gpu", *NPUS)
 _PLAIN = ("cpu", "memory", "ephemeral-storage")
 #: What the driver of Ascend devices brings to a pod.
 _HOST_PATHS = ("/usr/local/Ascend", "/usr/local/dcmi", "/usr/local/bin/npu-smi", "/etc/ascend")
+_ARCH = "kubernetes.io/arch"
+#: Ports by the names that Ray's documents give them.
+_PORTS = {"gcs": 6379, "gcs-server": 6379, "dashboard": 8265, "client": 10001, "metrics": 8080}
 _INSTANCE_TYPE = "node.kubernetes.io/instance-type"
 SPOT_LABELS = {
     "karpenter.sh/capacity-type": "spot",
@@ -238,8 +243,19 @@ def _source(sheet: Sheet, path: KeyPath, volume: Volume, bundle: Bundle) -> None
             "a path of the node is another one on each node, and opens it to the pod; use a "
             "PersistentVolumeClaim",
         )
+    if volume.nfs is not None:
+        check_server(sheet, (*path, "nfs", "server"), volume.nfs.server)
     if volume.empty_dir is not None and volume.empty_dir.size_limit is not None:
         quantity(sheet, (*path, "emptyDir", "sizeLimit"), volume.empty_dir.size_limit)
+
+
+def check_server(sheet: Sheet, path: KeyPath, server: str) -> None:
+    """Report an address that is none."""
+    if re.fullmatch(r"[\d.]+", server):
+        try:
+            ipaddress.ip_address(server)
+        except ValueError:
+            sheet.report(path, f"{server!r} is no address")
 
 
 def quantity(sheet: Sheet, path: KeyPath, text: int | float | str) -> float | None:
@@ -357,6 +373,11 @@ def _container(
         here = (*path, "ports", index)
         if port.container_port in seen:
             sheet.report((*here, "containerPort"), f"port {port.container_port} is there twice")
+        if _PORTS.get(port.name or "", port.container_port) != port.container_port:
+            sheet.report(
+                (*here, "containerPort"),
+                f"port {port.name!r} is {port.container_port}, Ray's is {_PORTS[port.name or '']}",
+            )
         if port.name is not None and port.name in labels:
             sheet.report((*here, "name"), f"port name {port.name!r} is there twice")
         seen[port.container_port] = index
@@ -368,7 +389,28 @@ def _container(
     check_resources(sheet, (*path, "resources"), container.resources)
 
 
+def _alike(word: str, known: str) -> bool:
+    """Whether a word is a slip of a known one, and not another of the same vendor."""
+    return abs(len(word) - len(known)) < 3 and SequenceMatcher(None, word, known).ratio() > 0.9
+
+
 def _selector(sheet: Sheet, path: KeyPath, spec: PodSpec) -> None:
+    for key, value in spec.node_selector.items():
+        here = (*path, "nodeSelector", key)
+        known = (*SPOT_LABELS, _INSTANCE_TYPE, _ARCH, "kubernetes.io/os", "kubernetes.io/hostname")
+        guess = nearest(key, known)
+        if guess is not None and key not in known and _alike(key, guess):
+            sheet.report(here, f"no node has a label {key!r}; did you mean {guess!r}?")
+        if key == _ARCH and value not in ("amd64", "arm64"):
+            sheet.report(here, f"found {value!r}, allowed are amd64 and arm64")
+    for index, taint in enumerate(spec.tolerations):
+        known = (*SPOT_LABELS, *_DEVICES)
+        guess = nearest(taint.key or "", known)
+        if guess is not None and taint.key not in known and _alike(taint.key or "", guess):
+            sheet.report(
+                (*path, "tolerations", index, "key"),
+                f"no node has a taint {taint.key!r}; did you mean {guess!r}?",
+            )
     name = spec.node_selector.get(_INSTANCE_TYPE)
     machine = None if name is None else instances.ec2(name) or instances.gce(name)
     if machine is None:

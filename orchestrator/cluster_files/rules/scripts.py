@@ -89,11 +89,29 @@ def _starts(
 ) -> None:
     if not found.starts:
         sheet.report(path, "no command starts Ray; write ray start or ray symmetric-run")
+    _joins(sheet, found)
     for start in found.starts:
         wanted = start.options.get("--min-nodes", "")
         if wanted.isdigit() and int(wanted) != nodes:
             sheet.report(start.path, f"--min-nodes is {wanted}, there are {nodes}", "--min-nodes")
             sheet.report(key, f"there are {nodes} nodes, --min-nodes is {wanted}", needle)
+
+
+def _joins(sheet: Sheet, found: Found) -> None:
+    """Workers look for the head at the port that it listens at."""
+    heads = [start for start in found.starts if start.head and "--port" in start.options]
+    for worker in (start for start in found.starts if not start.head):
+        address = worker.options.get("--address", "")
+        variable = re.fullmatch(r"\$\{?(\w+)\}?", address)
+        if variable is not None:
+            address = worker.env.get(variable[1], "")
+        port = re.search(r":(\d+)$", address)
+        for head in heads:
+            listens = head.options["--port"]
+            if port is not None and port[1] != listens:
+                message = f"the head listens at {listens}, workers look for {port[1]}"
+                sheet.report(head.path, message, f"--port={listens}")
+                sheet.report(worker.path, message, f":{port[1]}")
 
 
 def check_batch(sheet: Sheet) -> None:

@@ -169,6 +169,8 @@ class DataConfig(Settings):
         levels: of images of more than 8 bits, what becomes black and white: ``full``, the whole
             range of 16 bits; ``used``, for each image the range from its 0.1 % to its 99.9 %
             percentile; or two values, such as ``[7200, 7400]``.
+        max_pixels: largest image that is decoded, height times width. It takes 3 bytes of memory a
+            pixel and more while it is decoded, also where only tiles of it are looked at.
         follow_links: symbolic links may lead out of the folder of images or labels, file by file,
             as those of DVC and git-annex do. Trust whoever made them.
         prefetch: batches in flight per worker.
@@ -177,6 +179,9 @@ class DataConfig(Settings):
             two at least.
         window: with shards, images among which the order of an epoch is mixed, so that shards are
             read one after the other; null mixes all, as without shards. See docs/data.md.
+        order: of an epoch: ``sorted`` sorts a random word of each image, which takes 8 bytes an
+            image in every process that reads; ``computed`` computes it place by place from the
+            seed, for tens of millions of images. They are different orders.
         cache: folder of each node, this user's alone, that manifests are kept in and shards of a
             bucket fetched to; null for one below the temporary folder.
         keep_decoded: GiB of each node's ``cache`` for decoded images, so that each is decoded once;
@@ -200,10 +205,12 @@ class DataConfig(Settings):
     max_bad_fraction: Fraction = 0.01
     orientation: Literal["stored", "displayed"] = "stored"
     levels: Literal["full", "used"] | tuple[float, float] = "full"
+    max_pixels: Annotated[int, Field(ge=1, le=2**30)] = 89_478_485
     follow_links: bool = False
     prefetch: Count = 4
     tasks: Count | Literal["auto"] = "auto"
     window: Count | None = None
+    order: Literal["sorted", "computed"] = "sorted"
     cache: Folder | None = None
     keep_decoded: Positive | None = None
 
@@ -219,6 +226,13 @@ class DataConfig(Settings):
                     )
                 ]
             )
+        visits = self.sources or self.weight != 1.0 or self.repeat_threshold is not None
+        if self.order == "computed" and (visits or self.window is not None):
+            message = (
+                "data.order: computed visits every image once and mixes all; leave it out, or "
+                "data.window, data.sources, data.weight and data.repeat_threshold"
+            )
+            refuse([Conflict("order", message)])
         if self.sources and self.train.shards is not None:
             message = (
                 "data.sources names files, but data.train.shards is given; name the images and "

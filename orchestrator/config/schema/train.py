@@ -309,8 +309,8 @@ class TrainConfig(Settings):
             ``warmup_start``. Null takes the rate as it stands.
         lr_rule: ``linear``: as the batch (Goyal et al. 2017, for SGD); ``square_root``: as its
             root (for AdamW). Used with ``lr_reference_batch``.
-        precision: of forward and backward. ``auto`` is fp32 on a CPU, bf16 on a GPU that has it,
-            fp16 on an NPU.
+        precision: of forward and backward. ``auto`` is bf16 where a card has it in hardware, and
+            otherwise fp32 on a CPU or GPU and fp16 on an NPU.
         loss_scale: with fp16: ``dynamic``, or a fixed factor on the loss.
         clip_norm: largest L2 norm of the whole gradient; null for no clipping.
         accumulate: pieces a worker's share of a batch is computed in, to save memory. Losses and
@@ -336,7 +336,8 @@ class TrainConfig(Settings):
         compile: ``graph``: forward pass and losses are compiled as one graph, which on a GPU is
             captured with static buffers; what the compiler cannot take is said and runs without.
             Other rounding, and minutes at the start. ``off``: operator by operator. ``auto``: off.
-        deterministic: ask torch for deterministic kernels and refuse those that are not.
+        deterministic: take deterministic kernels only; an operator that has none is an error that
+            names it. False takes the fastest, and the bits of a run are not those of another then.
         nonfinite_limit: consecutive steps with a non-finite loss or gradient after which the run
             stops; until then such a step changes nothing.
         max_failures: restarts without a new checkpoint in between after which the run stops.

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from orchestrator.data.dataset import Dataset
 from orchestrator.data.decode import (
-    MAX_PIXELS,
     BadImageError,
     Header,
     deep_values,
@@ -101,9 +100,10 @@ def _header(data: Dataset, index: int) -> ImageFacts:
         header = image_header(data, index)
     except BadImageError as error:
         return _bad(data, index, str(error))
-    if header.height * header.width > MAX_PIXELS:
-        pixels = f"{header.width}x{header.height} pixels, allowed are {MAX_PIXELS}"
-        return _bad(data, index, f"{image_name(data, index)}: {pixels}; cut it into tiles")
+    allowed = data.decoding.max_pixels
+    if header.height * header.width > allowed:
+        pixels = f"{header.width}x{header.height} pixels, allowed are {allowed}"
+        return _bad(data, index, f"{image_name(data, index)}: {pixels}; cut it up before")
     return _sized(data, index, header)
 
 
@@ -136,7 +136,7 @@ def _whole(data: Dataset, index: int) -> ImageFacts:
     except BadImageError as error:
         return _bad(data, index, str(error))
     try:
-        sized = _sized(data, index, require_sound(content))
+        sized = _sized(data, index, require_sound(content, decoding=data.decoding))
         if sized.kind is not None:
             return sized
         look = look_of(content)

@@ -194,7 +194,7 @@ def rules_of(config: DataConfig) -> ReadRules:
 
 
 def _decoded_so(result: ReadResult, config: DataConfig) -> ReadResult:
-    decoding = Decoding(config.orientation, config.levels)
+    decoding = Decoding(config.orientation, config.levels, config.max_pixels)
     keep = config.keep_decoded
     decoded = None if keep is None else DecodedCache(config.cache, int(keep * 2**30))
     dataset = replace(result.dataset, decoding=decoding, decoded=decoded)

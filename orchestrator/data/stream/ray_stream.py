@@ -36,7 +36,6 @@ import ray.data
 import ray.train
 from numpy.typing import NDArray
 from ray.data import TaskPoolStrategy
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.data.batch import Allocate, Batch
 from orchestrator.data.ray_log import hush_ray_data
@@ -63,6 +62,8 @@ MIN_TASKS = 2
 STARVED = 0.25
 
 _ARRAYS = tuple(field.name for field in fields(Batch) if field.name not in ("step", "replaced"))
+#: Label by which Ray knows a node.
+_NODE_LABEL = "ray.io/node-id"
 _CLOSE_SECONDS = 10.0
 _POLL_SECONDS = 0.2
 
@@ -205,14 +206,14 @@ class RayStream:
         return dataset
 
     def _where(self) -> dict[str, Any]:
-        """Options of a task that keep its batches from crossing the network.
+        """Options of tasks that keep batches from crossing the network.
 
         On a node whose CPUs are all reserved tasks would wait for ever, so they go elsewhere then.
         """
         if self.node is None:
             return {}
-        here = NodeAffinitySchedulingStrategy(self.node, soft=True, _spill_on_unavailable=True)
-        return {"scheduling_strategy": here}
+        here: dict[str, str] = {_NODE_LABEL: self.node}
+        return {"label_selector": here, "fallback_strategy": [{"label_selector": {}}]}
 
     def _task_steps(self) -> int:
         """Steps that one map task prepares."""
@@ -266,7 +267,8 @@ class ScheduledDataConfig(ray.train.DataConfig):  # type: ignore[misc]  # Ray is
         self._task_cpus = task_cpus
         self._worker_cpus = worker_cpus
         height, width = plan.input_size
-        self._batch_bytes = plan.schedule.batch_size * height * width * 3
+        self._image_bytes = height * width * 3
+        self._batch_size = plan.schedule.batch_size
 
     def datasets(self) -> dict[str, ray.data.Dataset]:
         """What a trainer takes as ``datasets``: the schedule, one row per step."""
@@ -281,9 +283,14 @@ class ScheduledDataConfig(ray.train.DataConfig):  # type: ignore[misc]  # Ray is
         **kwargs: Any,
     ) -> list[dict[str, RayStream]]:
         """One stream per rank under each name of ``datasets``."""
-        nodes = list(worker_node_ids or [None] * world_size)
+        nodes: list[str | None] = [None] * world_size
+        if worker_node_ids is not None:
+            nodes = list(worker_node_ids)
         resources = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
-        task_bytes = max(TASK_BYTES, self._batch_bytes // world_size)
+        task_bytes = max(
+            min(TASK_IMAGES * self._image_bytes, TASK_BYTES),
+            self._batch_size // world_size * self._image_bytes,
+        )
         streams = (
             RayStream(
                 self._plan_ref,
@@ -292,7 +299,7 @@ class ScheduledDataConfig(ray.train.DataConfig):  # type: ignore[misc]  # Ray is
                 prefetch=self._prefetch,
                 tasks=self._tasks
                 or free_tasks(
-                    resources.get(node, {}),
+                    {} if node is None else resources.get(node, {}),
                     workers=nodes.count(node),
                     worker_cpus=self._worker_cpus,
                     task_bytes=task_bytes,

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.data.counter_rng import Domain, uniforms, words
+from orchestrator.data.stream.permutation import permuted
 from orchestrator.data.stream.sampling import visits_of
 from orchestrator.errors import ConfigError, DataError
 
@@ -92,6 +93,8 @@ class Schedule:
         epochs: how often the samples are visited.
         factors: (n,) float64 mean visits of each sample in an epoch; None for one visit each. See
             :mod:`orchestrator.data.stream.sampling`.
+        computed: the order is computed place by place, so that no process holds it; another order
+            than otherwise. Not with a window or factors.
         window: samples that are mixed with each other; None for all.
         bounds: (s + 1,) int64 first data-set index of each shard, and of what follows the last;
             None without shards.
@@ -108,6 +111,7 @@ class Schedule:
     window: int | None = None
     bounds: NDArray[np.int64] | None = None
     factors: NDArray[np.float64] | None = None
+    computed: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 1 << 64:
@@ -178,15 +182,17 @@ class Schedule:
         positions = np.repeat(np.arange(len(counts)), counts)
         visits = np.arange(len(positions)) - np.repeat(np.cumsum(counts) - counts, counts)
         mixed = self._mixed(epoch, positions)
-        rounds, within = np.divmod(
-            np.arange(max(len(mixed), self.steps_per_epoch * self.batch_size)), len(mixed)
-        )
-        taken = positions[mixed][within]
-        return taken, visits[mixed][within] + rounds * counts[taken]
+        places = np.arange(max(len(mixed), self.steps_per_epoch * self.batch_size))
+        within = places % len(mixed)
+        taken = positions[mixed][within].astype(np.int64, copy=False)
+        again = places // len(mixed) * counts[taken]
+        return taken, (visits[mixed][within] + again).astype(np.int64, copy=False)
 
     def _mixed(self, epoch: int, positions: NDArray[np.int64] | None) -> NDArray[np.int64]:
         """The order of ``positions`` among ``sample_ids``, never decreasing; None for all."""
         n = len(self.sample_ids) if positions is None else len(positions)
+        if self.computed:
+            return permuted(self.seed, epoch, n, np.arange(n))
         if self.window is None or self.bounds is None:
             return order(self.seed, epoch, n)
         samples = self.sample_ids if positions is None else self.sample_ids[positions]
@@ -196,13 +202,18 @@ class Schedule:
     def samples(self, step: int) -> NDArray[np.int64]:
         """(B,) int64 data-set indices of the images of ``step``."""
         first = self._first_place(step)
+        if self.computed:
+            places = np.arange(first, first + self.batch_size)
+            epoch, n = self.epoch_of(step), len(self.sample_ids)
+            return self.sample_ids[permuted(self.seed, epoch, n, places)]
         return self.sample_ids[self._order(step)[first : first + self.batch_size]]
 
     def visits(self, step: int) -> NDArray[np.int64]:
         """(B,) int64: which visit of its sample in the epoch each image of ``step`` is, from 0."""
-        visits = _cached_places(self, self.epoch_of(step))[1]
-        if visits is None:
+        if self.factors is None:
             return np.zeros(self.batch_size, np.int64)
+        visits = _cached_places(self, self.epoch_of(step))[1]
+        assert visits is not None, "there are factors"
         first = self._first_place(step)
         return visits[first : first + self.batch_size]
 

@@ -468,7 +468,7 @@ plan = make_plan(Path(%s))
 out = Path(sys.argv[2])
 cluster = Cluster(
     initialize_head=True,
-    head_node_args={"num_cpus": 16, "include_dashboard": False, "_temp_dir": sys.argv[1]},
+    head_node_args={"num_cpus": 16, "include_dashboard": False, "temp_dir": sys.argv[1]},
 )
 cluster.add_node(num_cpus=4)
 ray.init(address=cluster.address, log_to_driver=False)
@@ -485,10 +485,10 @@ def make_and_note(plan, number, rank, world, into):
 ray_stream.TASK_IMAGES = 8
 config = ray_stream.ScheduledDataConfig(plan)
 stream = config.configure(config.datasets(), 1, None, [here])[0]["train"]
-dataset = stream._dataset(make_and_note, range(400), starved=True)
+dataset = stream._dataset(make_and_note, range(600), starved=True)
 began = time.time()
 for rows in dataset.iter_batches(batch_size=None):
-    if time.time() - began > 90:
+    if time.time() - began > 200:
         break
 times = [path.read_text().split() for path in out.glob("*.txt")]
 spans = [(float(b), float(e)) for b, e, _ in times]

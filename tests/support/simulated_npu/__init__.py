@@ -111,12 +111,55 @@ def install(model: str = "Ascend910B2") -> None:
     package.__spec__ = types.SimpleNamespace(name="torch_npu")  # type: ignore[assignment]
     sys.modules["torch_npu"] = package
     torch.distributed.Backend.register_backend(
-        "hccl", _hccl, extended_api=False, devices=["npu", "cpu"]
+        "hccl", _Hccl, extended_api=False, devices=["npu", "cpu"]
     )
 
 
-def _hccl(store: Any, rank: int, world: int, timeout: Any) -> Any:
-    return torch.distributed.ProcessGroupGloo(store, rank, world, timeout=timeout)
+def _shared(tensor: torch.Tensor) -> torch.Tensor:
+    """The same memory as a CPU tensor."""
+    if tensor.device.type == "cpu":
+        return tensor
+    shared: torch.Tensor = torch.ops.simulated_npu.shared(tensor)
+    return shared
+
+
+class _Hccl(torch.distributed.ProcessGroup):
+    """What this program asks of hccl, done by gloo."""
+
+    def __init__(self, store: Any, rank: int, world: int, timeout: Any) -> None:
+        super().__init__(rank, world)
+        self._gloo = torch.distributed.ProcessGroupGloo(store, rank, world, timeout)
+
+    def getBackendName(self) -> str:  # noqa: N802
+        return "hccl"
+
+    def allreduce(self, tensors: Any, options: Any) -> Any:
+        return self._gloo.allreduce([_shared(tensor) for tensor in tensors], options)
+
+    def broadcast(self, tensors: Any, options: Any) -> Any:
+        return self._gloo.broadcast([_shared(tensor) for tensor in tensors], options)
+
+    def all_gather_single(self, output: Any, given: Any, options: Any) -> Any:
+        return self._gloo.all_gather_single(_shared(output), _shared(given), options)
+
+    def all_to_all_single(
+        self, output: Any, given: Any, received: Any, sent: Any, options: Any
+    ) -> Any:
+        return self._gloo.all_to_all_single(
+            _shared(output), _shared(given), received, sent, options
+        )
+
+    # What torch before 2.15 calls them.
+    _allgather_base, alltoall_base = all_gather_single, all_to_all_single
+
+    def send(self, tensors: Any, target: int, tag: int) -> Any:
+        return self._gloo.send([_shared(tensor) for tensor in tensors], target, tag)
+
+    def recv(self, tensors: Any, source: int, tag: int) -> Any:
+        return self._gloo.recv([_shared(tensor) for tensor in tensors], source, tag)
+
+    def barrier(self, options: Any) -> Any:
+        return self._gloo.barrier(options)
 
 
 @dataclass(frozen=True)

@@ -409,6 +409,8 @@ at::Tensor& set_storage(at::Tensor& self, c10::Storage storage, std::int64_t off
   return self;
 }
 
+void record_stream(at::Tensor&, c10::Stream) {}
+
 std::string report() {
   const std::lock_guard<std::mutex> lock(mutex);
   std::ostringstream text;
@@ -442,7 +444,11 @@ TORCH_LIBRARY(simulated_npu, m) {
   m.def("report", &report);
   m.def("reset", &reset);
   m.def("set_limit", &set_limit);
+  m.def("shared(Tensor self) -> Tensor");
 }
+
+// The memory of a tensor as a CPU tensor, for a collective backend that has no hardware either.
+TORCH_LIBRARY_IMPL(simulated_npu, PrivateUse1, m) { m.impl("shared", &as_cpu); }
 
 TORCH_LIBRARY_IMPL(_, PrivateUse1, m) {
   m.fallback(torch::CppFunction::makeFromBoxedFunction<&on_cpu>());
@@ -455,6 +461,7 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse1, m) {
   m.impl("_copy_from", &copy_from);
   m.impl("_copy_from_and_resize", &copy_from_and_resize);
   m.impl("_local_scalar_dense", &read_scalar);
+  m.impl("record_stream", &record_stream);
   m.impl("set_.source_Storage_storage_offset", &set_storage);
   // Where the dispatcher would take a kernel for any device that cannot know this one.
   for (const char* name : {"convolution_overrideable", "convolution_backward_overrideable",

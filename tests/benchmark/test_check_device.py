@@ -1,0 +1,73 @@
+"""The check of a bare machine runs to its end, with nothing but what such a machine has."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support import simulated_npu
+
+ROOT = Path(__file__).parents[2]
+
+#: A machine with torch, torchvision, NumPy and OpenCV, and what is brought along.
+BARE = """
+import os, sys
+MISSING = ("ray", "mlflow", "pyarrow", "pandas", "scipy", "sklearn", "matplotlib", "pycocotools",
+           "rich", "onnx", "onnxruntime", "cloudpickle", "psutil")
+sys.modules.update(dict.fromkeys(MISSING))
+device, *rest = sys.argv[1:]
+if device == "npu":
+    from tests.support import simulated_npu
+    simulated_npu.install()
+from orchestrator.benchmark.check_device import main
+status = main(["--quick", "--device", device, *rest])
+sys.stdout.flush()
+os._exit(status)
+"""
+
+
+def check(folder: Path, device: str, *arguments: str) -> dict[str, Any]:
+    done = subprocess.run(
+        [sys.executable, "-c", BARE, device, "--output", str(folder), *arguments],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return {
+        path.stem.partition("_")[2]: json.loads(path.read_text())
+        for path in sorted(folder.glob("*.json"))
+    }
+
+
+def test_a_part_of_it_needs_nothing_that_a_bare_machine_lacks(tmp_path: Path) -> None:
+    found = check(tmp_path, "cpu", "--parts", "feeding", "checkpoint")
+    assert list(found) == ["machine", "feeding", "checkpoint"]
+    assert found["feeding"]["512 one core"] > 0
+    assert found["checkpoint"]["bytes"] > 1_000_000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("device", ["cpu", "npu"])
+def test_all_of_it(device: str, tmp_path: Path) -> None:
+    if device == "npu" and simulated_npu.missing():
+        pytest.skip(str(simulated_npu.missing()))
+    found = check(tmp_path, device)
+    assert len(found) == 9
+    assert not any("error" in part for part in found.values())
+    for detector, result in found["correctness"].items():
+        if detector != "seconds":
+            assert result["same_bits_twice"], detector
+            assert not result["bad_step_applied"], detector
+            assert result["bad_step_changed"] == [], detector
+            # In another layout sums have another order, and fresh networks make much of it.
+            assert result["apart_from_cpu"] <= (0 if device == "cpu" else 0.05), detector
+    assert found["evaluation"]["bytes_an_image"] <= 100_000

@@ -1,0 +1,100 @@
+"""Commands cut into words, quantities of Kubernetes and Docker, machines by their names."""
+
+from __future__ import annotations
+
+import pytest
+
+from orchestrator.cluster_files.instances import Instance, ec2, gce
+from orchestrator.cluster_files.quantities import QuantityError, amount, compose_bytes
+from orchestrator.cluster_files.shell import ShellError, commands
+
+GIB = 2**30
+
+
+def words(text: str) -> list[tuple[tuple[str, ...], dict[str, str]]]:
+    return [(each.words, dict(each.env)) for each in commands(text)]
+
+
+def test_a_text_is_cut_as_a_shell_cuts_it() -> None:
+    text = """\
+ulimit -n 65536; # it's a comment
+A=1 B='x y' ray start --head \\
+  --port=6379 > log 2>&1 && make install || exit 1
+export C=2 D="$(cat file)"
+bash -lc "ray stop; ray start --address=$H:1"
+"""
+    assert words(text) == [
+        (("ulimit", "-n", "65536"), {}),
+        (("ray", "start", "--head", "--port=6379"), {"A": "1", "B": "x y"}),
+        (("make", "install"), {}),
+        (("exit", "1"), {}),
+        (("ray", "stop"), {"C": "2", "D": "$(cat file)"}),
+        (("ray", "start", "--address=$H:1"), {"C": "2", "D": "$(cat file)"}),
+    ]
+
+
+def test_words_before_a_command_leave_it_what_it_is() -> None:
+    assert words("exec sudo A=1 ray stop") == [(("ray", "stop"), {"A": "1"})]
+    assert words("srun --nodes=1 --ntasks=1 ray start --block")[0][0][:2] == ("ray", "start")
+    assert words("until ray health-check; do sleep 5; done")[0][0] == ("ray", "health-check")
+    with pytest.raises(ShellError, match="quotation"):
+        list(commands("echo 'open"))
+
+
+def test_options_take_values_in_both_forms() -> None:
+    (command,) = commands("ray start --head --port 1 --num-cpus=2 -- --not-mine")
+    assert command.options(frozenset({"--head"})) == {
+        "--head": "",
+        "--port": "1",
+        "--num-cpus": "2",
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("500m", 0.5), ("8Gi", 8 * GIB), ("1k", 1000), (4, 4), ("1.5G", 1.5e9), ("2Ti", 2048 * GIB)],
+)
+def test_quantities_of_kubernetes(text: str | int, number: float) -> None:
+    assert amount(text) == number
+
+
+@pytest.mark.parametrize("text", ["8GiB", "8gi", "8 Gi", "one", "", "-1"])
+def test_what_is_no_quantity(text: str) -> None:
+    with pytest.raises(QuantityError):
+        amount(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("8gb", 8 * GIB),
+        ("8g", 8 * GIB),
+        ("512m", GIB / 2),
+        ("64b", 64),
+        ("100", 100),
+        ("1KB", 1024),
+    ],
+)
+def test_sizes_of_docker(text: str, number: float) -> None:
+    assert compose_bytes(text) == number
+
+
+# From the vendors' pages: vCPUs, memory, devices.
+@pytest.mark.parametrize(
+    ("machine", "figures"),
+    [
+        (ec2("m6i.2xlarge"), Instance(8, 32 * GIB)),
+        (ec2("g5.12xlarge"), Instance(48, 192 * GIB, 4)),
+        (ec2("g4dn.xlarge"), Instance(4, 16 * GIB, 1)),
+        (ec2("p4d.24xlarge"), Instance(96, 1152 * GIB, 8)),
+        (ec2("c6i.4xlarge"), Instance(16, 32 * GIB)),
+        (gce("n2-standard-8"), Instance(8, 32 * GIB)),
+        (gce("n1-standard-4"), Instance(4, 15 * GIB)),
+        (gce("g2-standard-48"), Instance(48, 192 * GIB, 4)),
+        (gce("a2-highgpu-8g"), Instance(96, 680 * GIB, 8)),
+        (ec2("m6i.2xlrage"), None),
+        (gce("n2-standrad-8"), None),
+    ],
+)
+def test_machines(machine: Instance | None, figures: Instance | None) -> None:
+    assert machine == figures

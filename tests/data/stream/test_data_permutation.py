@@ -1,0 +1,92 @@
+"""The computed permutation is one, is fair, and gives the batches of its whole order."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.config.schema import DataConfig, SplitConfig
+from orchestrator.data.stream.permutation import permuted
+from orchestrator.data.stream.schedule import Schedule
+
+
+@given(seed=st.integers(0, 2**64 - 1), epoch=st.integers(0, 10_000), n=st.integers(1, 300))
+def test_it_is_a_permutation(seed: int, epoch: int, n: int) -> None:
+    whole = permuted(seed, epoch, n, np.arange(n))
+    assert sorted(whole.tolist()) == list(range(n))
+    some = np.arange(n)[:: max(1, n // 7)]
+    assert permuted(seed, epoch, n, some).tolist() == whole[some].tolist()
+
+
+def test_one_round_by_hand_written_integers() -> None:
+    """The same network in Python's integers, for one key."""
+    from orchestrator.data.counter_rng import Domain, words
+
+    keys = words(5, Domain.ORDER, epoch=3, stage=1, count=8).tolist()
+    mask64 = (1 << 64) - 1
+
+    def mixed(x: int) -> int:
+        x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & mask64
+        x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & mask64
+        return x ^ (x >> 31)
+
+    def feistel(x: int) -> int:
+        left, right = x >> 5, x & 31
+        for key in keys:
+            left, right = right, left ^ (mixed(right ^ key) >> 59)
+        return (left << 5) | right
+
+    def walked(x: int) -> int:
+        x = feistel(x)
+        while x >= 700:
+            x = feistel(x)
+        return x
+
+    assert permuted(5, 3, 700, np.arange(700)).tolist() == [walked(x) for x in range(700)]
+
+
+@pytest.mark.parametrize("place", [0, 4])
+def test_every_place_is_fair(place: int) -> None:
+    found = Counter(int(permuted(1, epoch, 5, np.array([place]))[0]) for epoch in range(2000))
+    # Expected 400 each; six standard deviations are 107.
+    assert all(abs(found[i] - 400) < 107 for i in range(5))
+
+
+def test_neighbours_go_apart() -> None:
+    n = 100_000
+    order = permuted(1, 0, n, np.arange(n))
+    # Of random permutations: mean distance n / 3, and one fixed point.
+    assert abs(np.abs(np.diff(order)).mean() / (n / 3) - 1) < 0.02
+    assert (order == np.arange(n)).sum() < 8
+    other = permuted(1, 1, n, np.arange(n))
+    assert abs(np.corrcoef(order, other)[0, 1]) < 0.02
+
+
+def test_a_schedule_computes_its_steps() -> None:
+    plan = Schedule(seed=3, sample_ids=np.arange(23) * 3 + 1, batch_size=4, epochs=3, computed=True)
+    for epoch in range(3):
+        whole = plan.order(epoch)
+        assert sorted(whole.tolist()) == list(range(23))
+        for step in range(5):
+            expected = plan.sample_ids[whole[4 * step : 4 * step + 4]]
+            assert plan.samples(epoch * 5 + step).tolist() == expected.tolist()
+            shares = [plan.rank_samples(epoch * 5 + step, rank, 2) for rank in (0, 1)]
+            assert np.concatenate(shares).tolist() == expected.tolist()
+    assert plan.order(0).tolist() != plan.order(1).tolist()
+
+
+def test_a_step_of_a_billion_images_takes_no_memory() -> None:
+    places = np.arange(10**9 - 64, 10**9)
+    found = permuted(1, 2, 10**9, places)
+    assert len(set(found.tolist())) == 64
+    assert found.max() < 10**9
+
+
+def test_visits_that_are_not_one_each_are_refused() -> None:
+    split = SplitConfig(images="a", annotations="b")
+    with pytest.raises(ValueError, match="computed visits every image once"):
+        DataConfig(train=split, val=split, order="computed", weight=2.0)
