@@ -111,7 +111,8 @@ def test_a_log_that_lost_lines_is_noticed(damage: str, tmp_path: Path, digits: P
         log.unlink()
     else:
         other = content[len(content.splitlines(keepends=True)[0]) :] + content
-        log.write_bytes({"cut": content[: len(content) // 2], "emptied": b"", "other": other}[damage])
+        cut = content[: len(content) // 2]
+        log.write_bytes({"cut": cut, "emptied": b"", "other": other}[damage])
     ended = train(plan)
     assert ended.state == "done"
     (note,) = [event.text for event in read_events(log) if event.kind == "log_lost"]
