@@ -58,8 +58,9 @@ quickstart: $(RUNTIME)  ## install, make a small data set, train on it, print th
 	$(BIN)/python -m orchestrator.run experiments/quickstart.yaml
 	$(BIN)/orchestrator predict runs/quickstart 'data/digits/images/val_0000*.jpg' --output runs/quickstart/predictions.json --draw runs/quickstart/drawn
 	@echo
-	@echo "Look at runs/quickstart/report.html and at the pictures in runs/quickstart/drawn. Next, a folder of your own:"
-	@echo "  $(BIN)/orchestrator init FOLDER"
+	@echo "Look at '$(CURDIR)/runs/quickstart/report.html' and at the pictures in '$(CURDIR)/runs/quickstart/drawn'."
+	@echo "# next, a folder of your own:"
+	@echo "'$(abspath $(BIN))/orchestrator' init FOLDER"
 
 install: $(RUNTIME)  ## the environment without development tools, in .venv
 
