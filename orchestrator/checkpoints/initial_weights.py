@@ -104,14 +104,15 @@ class InitialWeights:
     """A file that a run begins with.
 
     Attributes:
-        path: absolute, of the tensors.
-        sha256: of its bytes, in hex.
-        kind: ``commit`` for a checkpoint of a run, ``file`` for anything else.
+        path: absolute, of the tensors; the folder of the checkpoint for a ``state``.
+        sha256: of its bytes, in hex; of what its manifest says for a ``state``.
+        kind: ``commit`` for weights of a checkpoint of a run, ``state`` for all that a checkpoint
+            holds (:mod:`orchestrator.checkpoints.other_run`), ``file`` for anything else.
     """
 
     path: str
     sha256: str
-    kind: Literal["commit", "file"]
+    kind: Literal["commit", "file", "state"]
 
 
 def find_initial(location: str) -> InitialWeights:

@@ -278,6 +278,8 @@ def _check_places(experiments: Iterable[Experiment], sent: set[str]) -> None:
                 ] = None
             elif not _goes_along(os.path.normpath(place.location), sent):
                 where = "train.init_from=/shared/weights.safetensors"
+                if place.key == "train.continue_from":
+                    where = "train.continue_from=/shared/runs/NAME"
                 if place.key.startswith("data."):
                     section = place.key.rpartition(".")[0] if "sources" in place.key else "data"
                     where = f"{section}.root=/shared/data"

@@ -54,6 +54,8 @@ def places_of(experiment: Experiment) -> Iterator[NamedPlace]:
     initial = experiment.train.init_from
     if initial is not None and not initial.startswith(PUBLISHED):
         yield NamedPlace("train.init_from", initial)
+    if experiment.train.continue_from is not None:
+        yield NamedPlace("train.continue_from", experiment.train.continue_from)
     yield NamedPlace("storage", experiment.storage, is_written=True)
     if experiment.in_bucket:
         yield NamedPlace("scratch", experiment.scratch, is_written=True)

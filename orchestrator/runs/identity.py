@@ -60,6 +60,7 @@ NOT_IDENTITY = (
     "data.follow_links",
     "data.max_bad_fraction",
     "train.init_from",  # Likewise: the digest of the weights is, and not where they lie.
+    "train.continue_from",
     "train.evaluation",
     "train.max_steps",  # The schedule is that of the whole run, so a quick look can be continued.
     "train.log_every_steps",
@@ -422,7 +423,7 @@ def _compare(
     before_initial = stored.get(_INITIAL)
     if before_initial != identity.initial:
         refused.append(
-            _digests("train.init_from", before_initial or "none", identity.initial or "none")
+            _digests("what it begins with", before_initial or "none", identity.initial or "none")
         )
     if version > identity.numerics:
         refused.append(

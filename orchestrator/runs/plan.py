@@ -108,7 +108,7 @@ def make_plan(
         )
     if experiment.train.early_stopping is not None:
         _require_defined(experiment.train.early_stopping.metric, val.dataset)
-    initial = _initial(experiment.train.init_from, run_dir, commits)
+    initial = _initial(experiment.train, run_dir, commits)
     digest = hashlib.sha256(f"{train.dataset.digest} {val.dataset.digest}".encode()).hexdigest()
     job = TrainingJob(
         experiment=experiment,
@@ -219,12 +219,14 @@ def count_training_images(experiment: Experiment) -> int:
     return Schedule(experiment.seed, samples, 1, 1, factors=factors).visits_per_epoch
 
 
-def _initial(location: str | None, run_dir: Path, commits: Storage) -> InitialWeights | None:
-    """What the run begins with, or began with if that file has gone since."""
+def _initial(train: TrainConfig, run_dir: Path, commits: Storage) -> InitialWeights | None:
+    """What the run begins with, or began with if that has gone or gone on since."""
+    location = train.continue_from or train.init_from
     if location is None:
         return None
-    path = expected_path(location)
-    recorded = None if path.exists() else recorded_initial(run_dir)
+    continues = train.continue_from is not None
+    path = Path(location) if continues else expected_path(location)
+    recorded = None if path.exists() and not continues else recorded_initial(run_dir)
     if recorded is not None and checked_commits(commits):
-        return InitialWeights(str(path.absolute()), recorded, "file")
-    return find_initial(location)
+        return InitialWeights(str(path.absolute()), recorded, "state" if continues else "file")
+    return find_state(location) if continues else find_initial(location)

@@ -102,7 +102,8 @@ def needed_by(plan: Plan, done: int) -> list[Needed]:
         needed += images_of(dataset, f"data.{split}")
     initial = plan.job.initial
     if initial is not None and not done:
-        needed.append(Needed("train.init_from", initial.path))
+        key = "train.continue_from" if initial.kind == "state" else "train.init_from"
+        needed.append(Needed(key, initial.path))
     return needed
 
 

@@ -234,6 +234,10 @@ def say_initial(job: TrainingJob, console: Console) -> None:
     """
     if job.initial is None or checked_commits(commit_storage(job.path, job.bucket)):
         return
+    if job.initial.kind == "state":
+        step = load_state(job.initial, job.label_map).step
+        say(console, f"train.continue_from: {job.initial.path}, the state after {step} steps")
+        return
     loaded = load_initial(job.initial, job.experiment, job.label_map)
     say(console, f"train.init_from: {loaded.headline()}")
     for line in (*loaded.classes, *loaded.report.lines(("adapted", "missing", "left over"))):

@@ -19,6 +19,7 @@ from orchestrator.accelerators import Accelerator, Precision
 from orchestrator.checkpoints.codec import TrainState, weights_digest
 from orchestrator.checkpoints.commit import CommitStore
 from orchestrator.checkpoints.initial_weights import load_initial
+from orchestrator.checkpoints.other_run import load_state
 from orchestrator.data.batch import Batch, BatchStream
 from orchestrator.errors import OrchestratorError
 from orchestrator.storage.run_files import EVENTS, NONFINITE
@@ -309,7 +310,7 @@ class Engine:
         step = self.collective.from_main(step)
         if step is None:
             self._begin()
-            return 0
+            return self.step
         self.job.require_ahead(step)
         newest = step
         # Of many ranks one reads: a commit is large, and a bucket is slow.
@@ -328,11 +329,20 @@ class Engine:
         return step
 
     def _begin(self) -> None:
-        """Take over the initial weights, if the run has any; every rank reads them itself."""
-        if self.job.initial is None:
+        """Take over the initial weights, or the state of another run, if there are any."""
+        initial = self.job.initial
+        if initial is None:
             self._note("start", "from random weights")
             return
-        loaded = load_initial(self.job.initial, self.job.experiment, self.job.label_map)
+        if initial.kind == "state":
+            state = shared(lambda: load_state(initial, self.job.label_map), self.collective)
+            self.job.require_ahead(state.step)
+            restore(state, self.stepper)
+            self.step = state.step
+            self._note("continued", f"from {initial.path}, after {state.step} steps")
+            return
+        # Every rank reads them itself.
+        loaded = load_initial(initial, self.job.experiment, self.job.label_map)
         loaded.put_into(self.model)
         if self.stepper.average is not None:
             self.stepper.average.load(self.model.state_dict())

@@ -302,6 +302,10 @@ class TrainConfig(Settings):
             understood), published ones by name, such as ``torchvision:ssd300_vgg16``, a checkpoint
             or a run folder. Read only while the run has no checkpoint of
             its own; tensors that depend on the classes are taken only if the classes are the same.
+        continue_from: another run, or one of its checkpoints, whose whole state this one begins
+            with: weights, optimizer, average and step. Its classes and network have to be the same;
+            schedule, data and all else are this run's own. Read only while the run has no
+            checkpoint of its own.
         optimizer: the update rule.
         schedule: the learning rate at every step.
         lr_reference_batch: batch that ``optimizer.lr`` is meant for. With another ``batch_size``
@@ -347,6 +351,7 @@ class TrainConfig(Settings):
     batch_size: Count
     max_steps: Count | None = None
     init_from: Location | None = None
+    continue_from: Location | None = None
     optimizer: Optimizer
     schedule: Schedule = ConstantSchedule()
     lr_reference_batch: Count | None = None
@@ -377,6 +382,11 @@ class TrainConfig(Settings):
         return self
 
     def _conflicts(self) -> Iterator[Conflict]:
+        if self.init_from is not None and self.continue_from is not None:
+            yield Conflict(
+                "continue_from",
+                "train.init_from and train.continue_from both say what to begin with; remove one",
+            )
         if self.schedule.warmup_epochs >= self.epochs:
             yield Conflict(
                 "schedule.warmup_epochs",

@@ -1,0 +1,97 @@
+"""The whole state of another run to begin with: ``train.continue_from``.
+
+Weights, optimizer, average and step are taken, so that the new run is where the other one was; its
+schedule, data and everything else are its own. Like initial weights the state is identified by a
+digest, and read only while the run has no checkpoint of its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from orchestrator.checkpoints.codec import TrainState, decode
+from orchestrator.checkpoints.commit import CommitStore
+from orchestrator.checkpoints.initial_weights import InitialWeights
+from orchestrator.checkpoints.manifest import MANIFEST_NAME, Manifest, read_verified, verify
+from orchestrator.checkpoints.source import require_there
+from orchestrator.data.label_map import LabelMap
+from orchestrator.errors import ConfigError, DataError, StorageError
+from orchestrator.storage.local import LocalStorage
+from orchestrator.storage.run_files import LABEL_MAP
+from orchestrator.storage.sealed import UnusableError
+
+_KEY = "train.continue_from"
+
+
+def find_state(location: str) -> InitialWeights:
+    """The newest checkpoint of a run, or the one that is named, with a digest of its files.
+
+    Args:
+        location: a run folder or one of its checkpoints, on a disk.
+
+    Raises:
+        DataError: there is no checkpoint that can be used.
+        StorageError: there is nothing.
+    """
+    path = Path(location).absolute()
+    require_there(path)
+    if not (path / MANIFEST_NAME).is_file():
+        commit = CommitStore(LocalStorage(path)).latest().commit if path.is_dir() else None
+        if commit is None:
+            raise DataError(
+                f"{_KEY}: {path} is neither a run with a checkpoint nor a checkpoint. Next: name "
+                "the folder that training printed as `run folder`; of a file of weights, begin "
+                "with train.init_from"
+            )
+        path = Path(commit.path)
+    return InitialWeights(str(path), _digest(_manifest(path)), "state")
+
+
+def load_state(source: InitialWeights, label_map: LabelMap) -> TrainState:
+    """The state that :func:`find_state` has found.
+
+    Args:
+        source: what was found.
+        label_map: classes of the run that begins.
+
+    Raises:
+        ConfigError: the other run has other classes.
+        DataError: its files are gone, damaged, or not those that were found.
+    """
+    path = Path(source.path)
+    manifest = _manifest(path)
+    if _digest(manifest) != source.sha256:
+        raise DataError(
+            f"{_KEY}: {path} is another checkpoint than when this run was started. Next: see that "
+            "all machines have the same folder"
+        )
+    storage = LocalStorage(path.parent)
+    try:
+        files = {
+            name: read_verified(storage, path.name, name, record)
+            for name, record in manifest.files.items()
+        }
+    except (UnusableError, OSError) as error:
+        raise DataError(f"{_KEY}: {path} cannot be read ({error})") from error
+    theirs = LabelMap.from_json(files.pop(LABEL_MAP).decode())
+    if theirs != label_map:
+        raise ConfigError(
+            f"{_KEY}: {path} was trained on the classes {list(theirs.names)} (ids "
+            f"{list(theirs.ids)}), this experiment has {list(label_map.names)} (ids "
+            f"{list(label_map.ids)}). Next: begin with its weights by train.init_from, which takes "
+            "what does not depend on the classes"
+        )
+    return decode(files)
+
+
+def _manifest(path: Path) -> Manifest:
+    try:
+        return verify(LocalStorage(path.parent), path.name)
+    except (UnusableError, StorageError, OSError) as error:
+        raise DataError(f"{_KEY}: {path} cannot be used ({error})") from error
+
+
+def _digest(manifest: Manifest) -> str:
+    lines = (f"{name} {record.sha256}\n" for name, record in sorted(manifest.files.items()))
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
