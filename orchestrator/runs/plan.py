@@ -14,9 +14,10 @@ from detectors.measure import skeleton
 from orchestrator.checkpoints.codec import STATE_NAME
 from orchestrator.checkpoints.initial_weights import InitialWeights, find_initial
 from orchestrator.checkpoints.manifest import checked_commits, read_verified
+from orchestrator.checkpoints.other_run import find_state
 from orchestrator.checkpoints.published import expected_path
 from orchestrator.config.resolve import ResolvedExperiment
-from orchestrator.config.schema import Experiment
+from orchestrator.config.schema import Experiment, TrainConfig
 from orchestrator.data.dataset import Dataset
 from orchestrator.data.findings import Finding
 from orchestrator.data.label_map import LabelMap

@@ -19,6 +19,7 @@ import orchestrator
 from detectors.measure import skeleton
 from orchestrator.checkpoints.initial_weights import load_initial
 from orchestrator.checkpoints.manifest import checked_commits
+from orchestrator.checkpoints.other_run import load_state
 from orchestrator.config.resolve import ResolvedExperiment
 from orchestrator.config.schema import TrainConfig
 from orchestrator.errors import printable

@@ -31,7 +31,7 @@ from orchestrator.tracking.git_info import git_info
 from orchestrator.tracking.mlflow_names import resolve_tracking_uri
 from orchestrator.tracking.mlflow_shipper import MlflowShipper, RunStatus, Shipped
 from orchestrator.tracking.shipping import RunSpec, ShipState
-from orchestrator.training.job import Outcome
+from orchestrator.training.job import Outcome, TrainingJob
 
 logger = logging.getLogger(__name__)
 
@@ -86,6 +86,7 @@ class Tracking:
                 "run_folder": job.run_dir,
                 "mlflow.note.content": description(plan),
                 **source_tags(resolved),
+                **lineage_of(job),
                 **labels_of(resolved),
                 **({} if trial is None else trial.tags),
             },
@@ -137,6 +138,18 @@ def labels_of(resolved: ResolvedExperiment) -> dict[str, str]:
     """Names and places of the experiment, as tags."""
     values = flatten(resolved.tree)
     return {key: str(values[key]) for key in _LABELS if values.get(key) is not None}
+
+
+def lineage_of(job: TrainingJob) -> dict[str, str]:
+    """Where a run that began with the state of another one comes from, as tags."""
+    if job.initial is None or job.initial.kind != "state":
+        return {}
+    tags = {"continued_from": job.initial.path}
+    for folder in Path(job.initial.path).parents[:2]:
+        state = ShipState.load(folder)
+        if state is not None and state.run_id is not None:
+            tags["continued_from_run"] = state.run_id
+    return tags
 
 
 def source_tags(resolved: ResolvedExperiment) -> dict[str, str]:
