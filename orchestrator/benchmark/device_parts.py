@@ -320,7 +320,7 @@ def _speed(
         "peak_bytes": accelerator.peak_memory(),
     }
     if not setting.quick:
-        operations = count(variant_config(case.variant), num_classes=CLASSES).multiply_adds * 6
+        operations = count(case.variant, num_classes=CLASSES).multiply_adds * 6
         rate = rates.get(precision, rates["fp32"]) * 1e12
         result["fraction_of_matrix_rate"] = operations * images / seconds / rate
     return result
