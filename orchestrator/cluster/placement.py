@@ -88,7 +88,7 @@ def place(
         labels=config.labels,
     )
     _require_nodes(placement, nodes)
-    missing = _shortage(config.workers, placement, nodes)
+    missing = shortage(config.least_workers, placement, nodes)
     if missing is not None:
         raise ConfigError(
             f"cluster.workers: {missing}. Next: lower cluster.workers or "
@@ -141,7 +141,7 @@ def wait_for_room(workers: int, placement: Placement, say: Callable[[str], None]
     """
     began, said = time.monotonic(), False
     while True:
-        missing = _shortage(workers, placement, _free_nodes())
+        missing = shortage(workers, placement, free_nodes())
         if missing is None:
             return
         waited = time.monotonic() - began
@@ -157,7 +157,7 @@ def wait_for_room(workers: int, placement: Placement, say: Callable[[str], None]
         time.sleep(_POLL_SECONDS)
 
 
-def _free_nodes() -> list[Node]:
+def free_nodes() -> list[Node]:
     """The nodes with what is not reserved in place of what they have."""
     free = free_resources()
     return [replace(node, resources=free.get(node.id, {})) for node in alive_nodes()]
@@ -200,7 +200,7 @@ def _require_nodes(placement: Placement, nodes: Sequence[Node]) -> None:
     )
 
 
-def _shortage(
+def shortage(
     workers: int, placement: Placement, nodes: Sequence[Node], *, beside: bool = False
 ) -> str | None:
     """The arithmetic of what is missing for so many workers; None when nothing is.
@@ -277,8 +277,10 @@ def place_evaluation(
         return "since not every evaluation falls on a checkpoint"
     if epochs <= train.evaluate_every_epochs:
         return "since all of it comes after the last step"
+    if cluster.min_workers is not None:
+        return "since the number of workers follows the cluster"
     if train.evaluation == "beside":
-        missing = _shortage(cluster.workers, placement, alive_nodes(), beside=True)
+        missing = shortage(cluster.workers, placement, alive_nodes(), beside=True)
         if missing is not None:
             raise ConfigError(
                 f"train.evaluation: beside takes one worker more: {missing}. Next: write auto or "
@@ -289,5 +291,5 @@ def place_evaluation(
     each = dict(placement.resources_per_worker)
     each["CPU"] = max(each["CPU"], placement.threads or 0)
     with_threads = replace(placement, resources_per_worker=each)
-    missing = _shortage(cluster.workers, with_threads, _free_nodes(), beside=True)
+    missing = shortage(cluster.workers, with_threads, free_nodes(), beside=True)
     return None if missing is None else f"since one worker more would make {missing} free"

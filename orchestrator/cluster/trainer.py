@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import shutil
+import threading
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -24,11 +25,17 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.cluster.control import DriverLostError, RelayedStorage, start_control
 from orchestrator.cluster.controller import WatchedTrainer, free_orphans
+from orchestrator.cluster.elastic import (
+    Growth,
+    most_that_fit,
+    numbers_of_workers,
+    with_workers,
+)
 from orchestrator.cluster.evaluator import RayEvaluator
 from orchestrator.cluster.heartbeat import Beat, HangWatch, Heartbeat, end_if_still
 from orchestrator.cluster.network import bind_collectives
 from orchestrator.cluster.nodes import alive_nodes, this_node
-from orchestrator.cluster.placement import Placement, share_of_node
+from orchestrator.cluster.placement import Placement, share_of_node, wait_for_room
 from orchestrator.cluster.relay import Way
 from orchestrator.cluster.survey import unreached
 from orchestrator.data.stream.ray_stream import RayStream, ScheduledDataConfig
@@ -129,6 +136,8 @@ def fit(
     lock: RunLock | BucketLock,
     folder: RunLock,
     marker: str | None,
+    stop: Path,
+    asked: threading.Event,
 ) -> Outcome:
     """Train until done, starting again after a failure as long as commits advance.
 
@@ -143,6 +152,8 @@ def fit(
         folder: the lock on the driver's folder, which is the same one for a run in a folder.
         marker: name of a file in that folder by which it is told from others at the same path;
             None where there is no other node.
+        stop: file whose being there asks the workers to commit and end.
+        asked: set once somebody else than this function has asked for that.
 
     Raises:
         OrchestratorError: the cause of the last failure, after ``train.max_failures`` attempts
@@ -151,12 +162,24 @@ def fit(
     experiment = job.experiment
     fruitless = 0
     patience = 1.0
+    numbers = numbers_of_workers(job)
     while True:
         before = last_commit()
+        workers = numbers[0]
+        if len(numbers) > 1:
+            wait_for_room(workers, placement, log.warning)
+            workers = most_that_fit(numbers, placement)
+            log.warning("%d of %d to %d workers", workers, numbers[0], numbers[-1])
+        growth = Growth(numbers, workers, placement, stop.touch)
         try:
-            held = dataclasses.replace(job, fence=lock.advance())
-            with _way(job, marker, folder.fence()) as way:
-                return _attempt(held, data, placement, patience, way)
+            held = dataclasses.replace(with_workers(job, workers), fence=lock.advance())
+            with _way(job, marker, folder.fence()) as way, growth.watching():
+                outcome = _attempt(held, data, placement, patience, way)
+            if not growth.asked or asked.is_set() or outcome.state != "preempted":
+                return outcome
+            # More workers take over from the commit that was made for them.
+            stop.unlink(missing_ok=True)
+            continue
         # A RayError says that Train's own controller is gone, with its node or for want of memory.
         except (TrainingFailedError, RayError, HungError, DriverLostError) as failure:
             cause = failure if isinstance(failure, HungError) else _root_cause(failure)

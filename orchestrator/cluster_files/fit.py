@@ -50,7 +50,7 @@ def _misfit(cluster: ClusterConfig, nodes: Sequence[Nodes]) -> str | None:
     listed = "; ".join(f"{kinds.count} x {kinds.name} ({_text(kinds)})" for kinds in nodes)
     for name, amount in each.items():
         spare = _READING if name == "CPU" else 0.0
-        needed = cluster.workers * amount + spare
+        needed = cluster.least_workers * amount + spare
         total = sum(kinds.count * (kinds.resources or {}).get(name, 0.0) for kinds in nodes)
         if needed > total + _TINY:
             reading = f" + {spare:g} {name} for reading data" if spare else ""
@@ -68,7 +68,7 @@ def _misfit(cluster: ClusterConfig, nodes: Sequence[Nodes]) -> str | None:
         "strict_pack": max(rooms, default=0),
         "strict_spread": sum(room > 0 for room in rooms),
     }.get(cluster.placement, sum(rooms))
-    if fitting >= cluster.workers:
+    if fitting >= cluster.least_workers:
         return None
     return f"{wanted}, and a worker has to be on one node; there is room for {fitting}: {listed}"
 
@@ -82,7 +82,7 @@ def _wanted(cluster: ClusterConfig, each: Mapping[str, float]) -> str:
     }.get(cluster.placement, "")
     labels = [f"{key}: {value}" for key, value in cluster.labels.items()]
     which = ", ".join(filter(None, [cluster.accelerator_type, *labels]))
-    return f"{cluster.workers} workers x {worker}{how}" + (f" with {which}" if which else "")
+    return f"{cluster.least_workers} workers x {worker}{how}" + (f" with {which}" if which else "")
 
 
 def _takes(cluster: ClusterConfig, kinds: Nodes) -> bool:

@@ -89,6 +89,7 @@ class Template:
         document = copy.deepcopy(self.document)
         command_line.apply_values(values or {}, document)
         _chain_augmentations(document)
+        _spread_workers(document)
         not_found = fill_in(document)
         problems = document.problems
         experiment = None
@@ -168,6 +169,25 @@ def _chain_augmentations(document: Document) -> None:
 
     document.places = {moved(path): place for path, place in document.places.items()}
     document.refused = {moved(path) for path in document.refused}
+
+
+def _spread_workers(document: Document) -> None:
+    """Turn a section in ``cluster.workers`` into the two values that it stands for."""
+    cluster = document.tree.get("cluster") if isinstance(document.tree, dict) else None
+    given = cluster.get("workers") if isinstance(cluster, dict) else None
+    if not isinstance(cluster, dict) or not isinstance(given, dict) or set(given) != {"min", "max"}:
+        return
+    cluster["workers"], cluster["min_workers"] = given["max"], given["min"]
+    names: dict[KeyPath, KeyPath] = {
+        ("cluster", "workers", "max"): ("cluster", "workers"),
+        ("cluster", "workers", "min"): ("cluster", "min_workers"),
+    }
+    places = dict(document.places)
+    for old, new in names.items():
+        if old in places:
+            places[new] = places.pop(old)
+    document.places = places
+    document.refused = {names.get(path, path) for path in document.refused}
 
 
 def _put_sweep(section: Document, document: Document, source: str | Path) -> None:

@@ -102,6 +102,19 @@ def published_schema() -> Node:
     item = {"anyOf": [chain["steps"]["items"], chain["last"]]}
     augmentation = schema["$defs"]["DataConfig"]["properties"]["augmentation"]
     augmentation["anyOf"].append({"type": "array", "minItems": 1, "items": item})
+    workers = schema["$defs"]["ClusterConfig"]["properties"]["workers"]
+    count = {"type": "integer", "minimum": 1}
+    span = {
+        "type": "object",
+        "properties": {
+            "min": {**count, "description": "Least workers that the run goes on with."},
+            "max": {**count, "description": "Most workers, and parts of a batch."},
+        },
+        "required": ["min", "max"],
+        "additionalProperties": False,
+    }
+    workers["anyOf"] = [count, span]
+    del workers["type"], workers["minimum"]
     schema["properties"] = {"extends": extends, **schema["properties"]}
     return schema
 

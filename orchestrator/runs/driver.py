@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import threading
 import time
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -214,7 +215,8 @@ def _train_in(
             shards = plan.job.shards
             placement = place(
                 experiment.cluster,
-                one_thread=isinstance(experiment.train.virtual_shards, int),
+                one_thread=isinstance(experiment.train.virtual_shards, int)
+                or experiment.cluster.min_workers is not None,
                 threads_before=shards.threads,
             )
             if shards.count is not None:
@@ -232,7 +234,7 @@ def _train_in(
             say(console, f"evaluation: {where}")
             if trial is None:
                 wait_for_room(
-                    experiment.cluster.workers, placement, lambda text: say(console, text)
+                    experiment.cluster.least_workers, placement, lambda text: say(console, text)
                 )
             with marked_folder(
                 plan, run_dir, done=done, say=lambda text: say(console, text)
@@ -367,11 +369,13 @@ def _train(
 ) -> Outcome:
     """Train on the cluster, showing progress and listening for a wish to stop."""
     experiment = job.experiment
-    workers = experiment.cluster.workers
+    workers, least = experiment.cluster.workers, experiment.cluster.min_workers
+    many = f"{workers} {{}} worker{'s' if workers > 1 else ''}"
+    many = many if least is None else f"{least} to {many}"
     say(
         console,
         f"{experiment.name}: {job.total_steps} steps of {job.schedule.batch_size} images on "
-        f"{workers} {placement.accelerator.kind} worker{'s' if workers > 1 else ''}",
+        + many.format(placement.accelerator.kind),
     )
     stop = job.path / STOP
     stop.unlink(missing_ok=True)
@@ -391,7 +395,10 @@ def _train(
         worker_cpus=placement.busy_cpus,
     )
 
+    asked = threading.Event()
+
     def ask_to_stop() -> None:
+        asked.set()
         say(console, "stopping: the step under way is finished and committed first")
         stop.touch()
 
@@ -408,6 +415,8 @@ def _train(
             lock=lock if mirror is None else mirror.lock,
             folder=lock,
             marker=marker,
+            stop=stop,
+            asked=asked,
         )
 
     with (

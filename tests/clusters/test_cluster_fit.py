@@ -9,7 +9,7 @@ import pytest
 
 from orchestrator.accelerators import from_resources
 from orchestrator.cluster.nodes import Node
-from orchestrator.cluster.placement import Placement, _shortage, _total
+from orchestrator.cluster.placement import Placement, _total, shortage
 from orchestrator.cluster_files.fit import misfit
 from orchestrator.cluster_files.sheet import Nodes
 from orchestrator.config.resolve import load_experiment
@@ -38,7 +38,7 @@ def run_finds_room(experiment, kinds: list[Nodes]) -> bool:
     )
     if not any(placement.takes(node) for node in nodes):
         return False
-    return _shortage(cluster.workers, placement, nodes) is None
+    return shortage(cluster.workers, placement, nodes) is None
 
 
 @pytest.mark.parametrize("seed", range(40))

@@ -48,7 +48,11 @@ class ClusterConfig(Settings):
     """Where the run computes.
 
     Attributes:
-        workers: processes that train, one device each.
+        workers: processes that train, one device each. ``{min: 1, max: 4}`` stands for a number
+            that follows the cluster: the most, and the least as ``min_workers``.
+        min_workers: workers that the run begins and goes on with where there is no room for more;
+            null for no fewer than ``workers``. Batches are computed in as many parts as the most
+            workers, by any number that divides them, in the same bits.
         accelerator: kind of device; ``auto`` takes an NPU or GPU where the cluster has one.
         cpus_per_worker: CPU cores reserved for each worker.
         threads_per_worker: torch threads of each worker; null takes its share of the machine that
@@ -68,6 +72,7 @@ class ClusterConfig(Settings):
     """
 
     workers: Count = 1
+    min_workers: Count | None = None
     accelerator: Literal["auto", "cpu", "gpu", "npu"] = "auto"
     cpus_per_worker: Positive = 1.0
     threads_per_worker: Count | None = None
@@ -76,6 +81,11 @@ class ClusterConfig(Settings):
     labels: dict[Annotated[str, Field(min_length=1)], str] = Field(default_factory=dict)
     hang_timeout: Annotated[float, Field(ge=5.0)] | None = 30.0
     address: Annotated[str, Field(min_length=1)] | None = None
+
+    @property
+    def least_workers(self) -> int:
+        """Workers without which nothing begins."""
+        return self.workers if self.min_workers is None else self.min_workers
 
 
 class TrackingConfig(Settings):
@@ -146,6 +156,8 @@ class Experiment(Settings):
                     "gives to another trial; write in_loop or auto, or remove sweep",
                 )
             yield from self._sweep_conflicts(self.sweep)
+        if self.cluster.min_workers is not None:
+            yield from self._range_conflicts(self.cluster.min_workers)
         if isinstance(self.train.virtual_shards, int):
             yield from self._shard_conflicts(self.train.virtual_shards)
             return
@@ -159,6 +171,28 @@ class Experiment(Settings):
                 f"train.batch_size is {size} and must be divisible by cluster.workers x "
                 f"train.accumulate = {self.cluster.workers} x {self.train.accumulate}; "
                 f"{fitting} would be",
+            )
+
+    def _range_conflicts(self, least: int) -> Iterator[Conflict]:
+        most, train = self.cluster.workers, self.train
+        if least > most:
+            yield Conflict(
+                "cluster.workers", f"cluster.workers goes from {least} to {most}, not upwards"
+            )
+        if train.virtual_shards is None or train.sync_batch_norm:
+            key, value = "train.sync_batch_norm", "true"
+            if train.virtual_shards is None:
+                key, value = "train.virtual_shards", "null"
+            yield Conflict(
+                key,
+                f"{key} is {value}, with which another number of workers ends in other bits, and "
+                "cluster.workers is a range; name one number of workers, or leave this key out",
+            )
+        if self.sweep is not None:
+            yield Conflict(
+                "cluster.workers",
+                "cluster.workers is a range, and trials of a sweep share the cluster by one number "
+                "each; name one",
             )
 
     def _shard_conflicts(self, shards: int) -> Iterator[Conflict]:
