@@ -328,7 +328,7 @@ def say_next(run_dir: str, console: Console) -> None:
     """What can be looked at, and how the detector is tried on other images."""
     samples = sorted(Path(run_dir, SAMPLES).glob("*.jpg"))
     if samples:
-        say(console, f"validation images with detections: {samples[-1]}")
+        say(console, f"# validation images with detections: {samples[-1]}")
     say(console, "# on images of your own, FOLDER:")
     say(console, f"{own_command()} predict {shlex.quote(run_dir)} FOLDER --draw drawn")
 

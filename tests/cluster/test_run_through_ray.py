@@ -73,7 +73,7 @@ def test_the_last_lines_open_the_runs_from_any_folder(
     whole: tuple[str, dict[str, Any]], folder: Path
 ) -> None:
     output, found = whole
-    *_, what, command, page = output.splitlines()
+    *_, what, command, page, samples, hint, last = output.splitlines()
     python, *words, uri = shlex.split(command)
     assert words == ["-m", "mlflow", "ui", "--backend-store-uri"]
     assert Path(python).is_absolute()
@@ -84,6 +84,14 @@ def test_the_last_lines_open_the_runs_from_any_folder(
     experiment = MlflowClient(uri).get_run(found["mlflow_run_id"]).info.experiment_id
     runs = f"#/experiments/{experiment}/runs?workflowType=machine_learning"
     assert page == f"# http://127.0.0.1:5000/{runs}"
+    assert (
+        samples == f"# validation images with detections: {folder}/whole/samples/step-00000036.jpg"
+    )
+    assert hint.startswith("# ")
+    program, verb, run, *_ = shlex.split(last)
+    assert verb == "predict"
+    assert os.access(program, os.X_OK)
+    assert Path(run).is_absolute()
 
 
 def test_mlflow_holds_the_run(whole: tuple[str, dict[str, Any]], folder: Path) -> None:

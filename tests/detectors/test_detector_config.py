@@ -38,6 +38,7 @@ def test_mobilenet_defaults_are_the_published_recipe() -> None:
         "width": 1.0,
         "bn_momentum": 0.03,
         "bn_eps": 0.001,
+        "class_weights": None,
         "priors": "mindspore",
         "loss": {
             "name": "focal",
