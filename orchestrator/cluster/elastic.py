@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -22,6 +23,8 @@ from orchestrator.training.job import TrainingJob
 
 log = logging.getLogger(__name__)
 
+#: Seconds until what an attempt had is free again.
+RELEASE_SECONDS = 4.0
 #: Seconds between two looks for more room, and looks in a row that have to find it: starting with
 #: more workers costs what starting again costs.
 _LOOK_SECONDS = 5.0
@@ -54,11 +57,21 @@ def with_workers(job: TrainingJob, workers: int) -> TrainingJob:
     return replace(job, experiment=job.experiment.model_copy(update={"cluster": cluster}))
 
 
-def most_that_fit(numbers: Sequence[int], placement: Placement) -> int:
-    """The largest number that there is room for now; the smallest where there is for none."""
-    nodes = free_nodes()
-    fitting = [n for n in numbers if shortage(n, placement, nodes) is None]
-    return max(fitting, default=numbers[0])
+def most_that_fit(numbers: Sequence[int], placement: Placement, *, seconds: float = 0.0) -> int:
+    """The largest number that there is room for; the smallest where there is for none.
+
+    Args:
+        numbers: rising.
+        placement: of the workers.
+        seconds: to wait for the largest, since what an attempt had is free a moment after its end.
+    """
+    deadline = time.monotonic() + seconds
+    while True:
+        nodes = free_nodes()
+        fitting = [n for n in numbers if shortage(n, placement, nodes) is None]
+        if numbers[-1] in fitting or time.monotonic() >= deadline:
+            return max(fitting, default=numbers[0])
+        time.sleep(0.5)
 
 
 class Growth:

@@ -26,6 +26,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from orchestrator.cluster.control import DriverLostError, RelayedStorage, start_control
 from orchestrator.cluster.controller import WatchedTrainer, free_orphans
 from orchestrator.cluster.elastic import (
+    RELEASE_SECONDS,
     Growth,
     most_that_fit,
     numbers_of_workers,
@@ -162,14 +163,16 @@ def fit(
     experiment = job.experiment
     fruitless = 0
     patience = 1.0
-    numbers = numbers_of_workers(job)
+    numbers, first = numbers_of_workers(job), True
     while True:
         before = last_commit()
         workers = numbers[0]
         if len(numbers) > 1:
             wait_for_room(workers, placement, log.warning)
-            workers = most_that_fit(numbers, placement)
+            seconds = 0.0 if first else RELEASE_SECONDS
+            workers = most_that_fit(numbers, placement, seconds=seconds)
             log.warning("%d of %d to %d workers", workers, numbers[0], numbers[-1])
+        first = False
         growth = Growth(numbers, workers, placement, stop.touch)
         try:
             held = dataclasses.replace(with_workers(job, workers), fence=lock.advance())

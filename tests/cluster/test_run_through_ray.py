@@ -84,9 +84,9 @@ def test_the_last_lines_open_the_runs_from_any_folder(
     experiment = MlflowClient(uri).get_run(found["mlflow_run_id"]).info.experiment_id
     runs = f"#/experiments/{experiment}/runs?workflowType=machine_learning"
     assert page == f"# http://127.0.0.1:5000/{runs}"
-    assert (
-        samples == f"# validation images with detections: {folder}/whole/samples/step-00000036.jpg"
-    )
+    pictures = folder / "runs" / "tiny" / "samples" / "step-00000036.jpg"
+    assert samples == f"# validation images with detections: {pictures}"
+    assert pictures.is_file()
     assert hint.startswith("# ")
     program, verb, run, *_ = shlex.split(last)
     assert verb == "predict"
