@@ -29,7 +29,9 @@ NO_ARITHMETIC = (
     "tests/training/test_training_on_shards.py",
 )
 
-ALL = [*TESTS, *(f"--ignore={file}" for file in NO_ARITHMETIC)]
+#: Compilers and exporters are the same whatever the instructions are.
+NO_COMPILERS = "not exports and not trace and not graph"
+ALL = [*TESTS, *(f"--ignore={file}" for file in NO_ARITHMETIC), "-k", NO_COMPILERS]
 
 ONEDNN, ATEN = "ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY"
 #: From the fewest instructions to the most; of oneDNN's, DEFAULT is all that there are.
