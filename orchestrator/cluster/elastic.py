@@ -53,6 +53,8 @@ def numbers_of_workers(job: TrainingJob) -> list[int]:
 
 def with_workers(job: TrainingJob, workers: int) -> TrainingJob:
     """The job for an attempt with so many workers."""
+    if job.experiment.cluster.min_workers is None:
+        return job
     cluster = job.experiment.cluster.model_copy(update={"workers": workers, "min_workers": None})
     return replace(job, experiment=job.experiment.model_copy(update={"cluster": cluster}))
 

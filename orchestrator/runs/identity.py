@@ -349,6 +349,13 @@ def changed_sources(then: Mapping[str, str], now: Mapping[str, str]) -> str | No
     return ", ".join(changed[:_NAMED]) + more
 
 
+def _beginning(tree: Mapping[str, Json]) -> str:
+    """The key that says what a run begins with."""
+    train = tree.get("train")
+    continues = isinstance(train, dict) and train.get("continue_from") is not None
+    return "train.continue_from" if continues else "train.init_from"
+
+
 def recorded_initial(run_dir: str | Path) -> str | None:
     """Digest of the weights that the run in this folder began with; None if there is no record."""
     initial = _record(run_dir).get(_INITIAL)
@@ -423,7 +430,7 @@ def _compare(
     before_initial = stored.get(_INITIAL)
     if before_initial != identity.initial:
         refused.append(
-            _digests("what it begins with", before_initial or "none", identity.initial or "none")
+            _digests(_beginning(tree), before_initial or "none", identity.initial or "none")
         )
     if version > identity.numerics:
         refused.append(

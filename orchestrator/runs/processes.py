@@ -20,7 +20,7 @@ from datetime import timedelta
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch.distributed as dist
 from typing_extensions import Self
@@ -92,12 +92,23 @@ def rank_main(task: RankTask) -> None:
             outcome = task.run()
     except OrchestratorError as error:
         print(f"rank {task.rank}: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        _leave(error.exit_code)
     except RuntimeError as error:
         # How torch says that another rank is gone; that one's story is the one worth telling.
         print(f"rank {task.rank}: {mask(str(error).splitlines()[0])}", file=sys.stderr)
-        sys.exit(_FAILED)
-    sys.exit(0 if outcome.state == "done" else PreemptedError.exit_code)
+        _leave(_FAILED)
+    _leave(0 if outcome.state == "done" else PreemptedError.exit_code)
+
+
+def _leave(code: int) -> NoReturn:
+    """End this process, all of whose files are closed.
+
+    Threads of gloo that are still there when the interpreter is taken down abort the process now
+    and then, which would pass for a failure of the rank.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 class LocalRanks:

@@ -25,6 +25,7 @@ FIELDS = {
     "DataConfig.classes": "data.classes",
     "DataConfig.cache": "data.cache",
     "TrainConfig.init_from": "train.init_from",
+    "TrainConfig.continue_from": "train.continue_from",
     "Experiment.storage": "storage",
     "Experiment.scratch": "scratch",
     "TrackingConfig.mlflow": "tracking.mlflow",
@@ -73,4 +74,9 @@ def test_all_of_them_are_named_with_the_folder_they_are_relative_to(load, minima
         "scratch": "s",
         "tracking.mlflow": "m.db",
     }
-    assert set(named) >= set(FIELDS.values())
+    # It and train.init_from exclude each other.
+    other = load(minimal, "train.continue_from=runs/a").experiment
+    assert {place.key: place.location for place in places_of(other)}[
+        "train.continue_from"
+    ] == "runs/a"
+    assert {*named, "train.continue_from"} >= set(FIELDS.values())

@@ -137,7 +137,11 @@ def fit(monkeypatch: pytest.MonkeyPatch) -> Callable[[Attempts], Any]:
         )
         numbers = iter(range(100))
         job = SimpleNamespace(
-            experiment=SimpleNamespace(train=SimpleNamespace(max_failures=3)), run_dir="run"
+            experiment=SimpleNamespace(
+                train=SimpleNamespace(max_failures=3),
+                cluster=SimpleNamespace(workers=1, min_workers=None),
+            ),
+            run_dir="run",
         )
         lock = SimpleNamespace(advance=lambda: next(numbers), fence=lambda: None)
         return trainer.fit(
@@ -148,6 +152,8 @@ def fit(monkeypatch: pytest.MonkeyPatch) -> Callable[[Attempts], Any]:
             lock=lock,  # type: ignore[arg-type]
             folder=lock,  # type: ignore[arg-type]
             marker=None,
+            stop=Path("stop-requested"),
+            asked=threading.Event(),
         )
 
     return call

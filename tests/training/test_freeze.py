@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 from orchestrator.config.schema import FreezeConfig, ParameterGroup, SGDOptimizer, TrainConfig
@@ -19,6 +18,7 @@ from orchestrator.training.normalization import (
     replace_batch_norm,
 )
 from orchestrator.training.optim import build_optimizer, parameter_groups
+from tests.support.ranks import run_ranks
 
 
 def network() -> nn.ModuleDict:
@@ -198,7 +198,7 @@ def _problem() -> tuple[Tensor, Tensor, nn.Module]:
 
 
 def test_two_ranks_normalise_as_one_process_does(tmp_path: Path) -> None:
-    mp.spawn(_two_halves, args=(str(tmp_path),), nprocs=2)
+    run_ranks(_two_halves, str(tmp_path), count=2)
     parts = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
     x, weights, model = _problem()
     x.requires_grad_(True)

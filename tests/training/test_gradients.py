@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 
 from orchestrator.training.collective import Collective
 from orchestrator.training.gradients import Gradients
+from tests.support.ranks import run_ranks
 
 
 def _model() -> nn.Module:
@@ -43,7 +43,7 @@ def _rank(rank: int, world: int, folder: str) -> None:
 
 @pytest.mark.parametrize("world", [1, 2, 3])
 def test_sum_over_ranks_equals_one_big_batch(world: int, tmp_path: Path) -> None:
-    mp.spawn(_rank, args=(world, str(tmp_path)), nprocs=world)
+    run_ranks(_rank, world, str(tmp_path), count=world)
     model = _model()
     torch.manual_seed(100)
     model(torch.randn(2 * world, 7)).pow(2).sum().backward()

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 from orchestrator.training.collective import Collective
 from orchestrator.training.gradients import Gradients
 from orchestrator.training.ordered_sum import OrderedSum
+from tests.support.ranks import run_ranks
 
 #: Sizes that no number of ranks divides, and one smaller than the ranks are many.
 SIZES = (1001, 3, 1)
@@ -86,7 +86,7 @@ def _rank(rank: int, world: int, folder: str) -> None:
 
 @pytest.mark.parametrize("world", [2, 4])
 def test_ranks_add_in_the_order_of_the_shards(world: int, tmp_path: Path) -> None:
-    mp.spawn(_rank, args=(world, str(tmp_path)), nprocs=world)
+    run_ranks(_rank, world, str(tmp_path), count=world)
 
 
 def test_so_does_one_rank_alone() -> None:

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 import native
@@ -23,6 +22,7 @@ from orchestrator.data.batch import Batch
 from orchestrator.training.collective import Collective
 from orchestrator.training.stepper import Stepper
 from tests.detectors.small_detectors import SMALL
+from tests.support.ranks import run_ranks
 
 CPU = Accelerator("cpu")
 IMAGES = 8
@@ -208,7 +208,7 @@ def test_two_processes_give_the_gradient_of_one(tmp_path: Path, doubles: None) -
     variant = "faster_rcnn_torchvision"
     model = frozen(variant)
     expected = gradient_of(stepper_for(model), batch_for(model))
-    mp.spawn(_rank, args=(2, str(tmp_path), variant), nprocs=2)
+    run_ranks(_rank, 2, str(tmp_path), variant, count=2)
     for accumulate in (1, 2):
         ranks = [torch.load(tmp_path / f"{accumulate}-{rank}.pt") for rank in range(2)]
         losses = {name: sum(named[name] for _, named in ranks) for name in expected[1]}

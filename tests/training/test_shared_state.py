@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from orchestrator.checkpoints.codec import TrainState, state_digest
 from orchestrator.errors import StorageError
 from orchestrator.training.collective import Collective
 from orchestrator.training.state import shared
+from tests.support.ranks import run_ranks
 
 
 def state() -> TrainState:
@@ -54,4 +54,4 @@ def _rank(rank: int, world: int, folder: str) -> None:
 
 
 def test_one_rank_reads_and_all_have_every_bit(tmp_path: Path) -> None:
-    mp.spawn(_rank, args=(2, str(tmp_path)), nprocs=2)
+    run_ranks(_rank, 2, str(tmp_path), count=2)
