@@ -20,7 +20,7 @@ from datetime import timedelta
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch.distributed as dist
 from typing_extensions import Self
@@ -92,23 +92,28 @@ def rank_main(task: RankTask) -> None:
             outcome = task.run()
     except OrchestratorError as error:
         print(f"rank {task.rank}: {error}", file=sys.stderr)
-        _leave(error.exit_code)
+        sys.exit(error.exit_code)
     except RuntimeError as error:
         # How torch says that another rank is gone; that one's story is the one worth telling.
         print(f"rank {task.rank}: {mask(str(error).splitlines()[0])}", file=sys.stderr)
-        _leave(_FAILED)
-    _leave(0 if outcome.state == "done" else PreemptedError.exit_code)
+        sys.exit(_FAILED)
+    sys.exit(0 if outcome.state == "done" else PreemptedError.exit_code)
 
 
-def _leave(code: int) -> NoReturn:
-    """End this process, all of whose files are closed.
+def _process(target: Callable[..., None], *arguments: Any) -> None:
+    """Call ``target`` and end this process, all of whose files are then closed.
 
     Threads of gloo that are still there when the interpreter is taken down abort the process now
     and then, which would pass for a failure of the rank.
     """
+    code: Any = 0
+    try:
+        target(*arguments)
+    except SystemExit as end:
+        code = end.code
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)
+    os._exit(int(code or 0))
 
 
 class LocalRanks:
@@ -138,8 +143,12 @@ class LocalRanks:
         Path(self._meeting).unlink()
         self.processes: list[BaseProcess] = [
             self._context.Process(
-                target=target,
-                args=(RankTask(plan, accelerator, rank, world, self._meeting), *arguments),
+                target=_process,
+                args=(
+                    target,
+                    RankTask(plan, accelerator, rank, world, self._meeting),
+                    *arguments,
+                ),
                 name=f"rank-{rank}",
             )
             for rank in range(world)
