@@ -84,7 +84,7 @@ test-extras: $(DEVELOPMENT)  ## the tests of export and serving, which need pack
 	$(call usable_cv2)
 	$(PYTEST) tests/export tests/predict tests/serving -m "not chaos"
 
-test-portable: $(DEVELOPMENT)  ## the numerical tests under each set of vector instructions: half an hour
+test-portable: $(DEVELOPMENT)  ## the numerical tests under each set of vector instructions: long
 	$(BIN)/python tests/portable.py $(WORKERS)
 
 test-fast: $(DEVELOPMENT)  ## the tests that start no Ray cluster and take no minute

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parents[3]
+from tests.support.plugin_runs import ROOT, run_with
+
 PLUGIN = Path(__file__).with_name("plugin")
 EXPERIMENT = """\
 extends: {root}/experiments/quickstart.yaml
@@ -35,30 +33,20 @@ print(bool((batch.images[..., 0] == batch.images[..., 1]).all()),
 """
 
 
-def run(*words: str, plugin: bool = True) -> subprocess.CompletedProcess[str]:
-    path = os.pathsep.join([str(ROOT), *([str(PLUGIN)] if plugin else [])])
-    return subprocess.run(
-        [sys.executable, *words],
-        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-
-
 def test_an_experiment_is_trained_with_them(digits: Path, tmp_path: Path) -> None:
     file = tmp_path / "e.yaml"
     chain = "[{name: grey, probability: 1.0}, {name: corner}]"
     file.write_text(EXPERIMENT.format(root=ROOT, data=digits, augmentation=chain))
-    shown = run("-m", "orchestrator.cli.main", "config", "show", str(file))
+    shown = run_with(PLUGIN, "-m", "orchestrator.cli.main", "config", "show", str(file))
     assert shown.returncode == 0, shown.stderr
     assert "probability: 1.0" in shown.stdout
-    trained = run("-c", TRAIN, str(file))
+    trained = run_with(PLUGIN, "-c", TRAIN, str(file))
     assert trained.stdout.splitlines()[-1:] == ["True True"], trained.stderr
 
 
 def test_without_the_package_its_names_are_unknown(digits: Path, tmp_path: Path) -> None:
     file = tmp_path / "e.yaml"
     file.write_text(EXPERIMENT.format(root=ROOT, data=digits, augmentation="{name: corner}"))
-    shown = run("-m", "orchestrator.cli.main", "config", "show", str(file), plugin=False)
+    shown = run_with(None, "-m", "orchestrator.cli.main", "config", "show", str(file))
     assert shown.returncode == 64
     assert "data.augmentation.name: found 'corner', allowed is" in shown.stderr

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[3]
+from tests.support.plugin_runs import ROOT, run_with
+
 PLUGIN = Path(__file__).with_name("plugin")
 EXPERIMENT = """\
 extends: {root}/experiments/quickstart.yaml
@@ -40,16 +38,6 @@ print(list(train.label_map.names), train.boxes_xywh.tolist(), train.labels.tolis
 """
 
 
-def run(*words: str, plugin: bool = True) -> subprocess.CompletedProcess[str]:
-    path = os.pathsep.join([str(ROOT), *([str(PLUGIN)] if plugin else [])])
-    return subprocess.run(
-        [sys.executable, *words],
-        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-
-
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Four images of 64 x 48 with a box each, in two classes."""
@@ -70,12 +58,14 @@ def folder(tmp_path: Path) -> Path:
 def test_an_experiment_is_trained_from_it(folder: Path) -> None:
     file = folder / "e.yaml"
     file.write_text(EXPERIMENT.format(root=ROOT, data=folder, format="csv"))
-    done = run("-c", TRAIN, str(file))
+    done = run_with(PLUGIN, "-c", TRAIN, str(file))
     assert done.returncode == 0, done.stderr
     boxes = [[4.0, 6.0, 20.0 + number, 24.0] for number in range(4)]
     assert done.stdout.splitlines()[-1] == f"['cat', 'dog'] {boxes} {[0, 1, 0, 1]}"
     report = folder / "report.json"
-    checked = run("-m", "orchestrator.cli.main", "check", str(file), "--json", str(report))
+    checked = run_with(
+        PLUGIN, "-m", "orchestrator.cli.main", "check", str(file), "--json", str(report)
+    )
     assert checked.returncode == 0, checked.stderr
     assert json.loads(report.read_text())
 
@@ -84,7 +74,7 @@ def test_its_mistakes_are_its_own(folder: Path) -> None:
     file = folder / "e.yaml"
     file.write_text(EXPERIMENT.format(root=ROOT, data=folder, format="csv"))
     (folder / "train.csv").write_text("image,class\n0.png,cat\n")
-    checked = run("-m", "orchestrator.cli.main", "check", str(file))
+    checked = run_with(PLUGIN, "-m", "orchestrator.cli.main", "check", str(file))
     assert checked.returncode == 65
     assert "entry point 'csv = csv_boxes:read_csv' of csv_boxes 1.0" in checked.stdout
     assert "Traceback" not in checked.stderr
@@ -93,6 +83,6 @@ def test_its_mistakes_are_its_own(folder: Path) -> None:
 def test_without_the_package_its_format_is_unknown(folder: Path) -> None:
     file = folder / "e.yaml"
     file.write_text(EXPERIMENT.format(root=ROOT, data=folder, format="csv"))
-    shown = run("-m", "orchestrator.cli.main", "config", "show", str(file), plugin=False)
+    shown = run_with(None, "-m", "orchestrator.cli.main", "config", "show", str(file))
     assert shown.returncode == 64
     assert "data.format: found 'csv', allowed is 'coco', 'voc', 'txt' or 'yolo'" in shown.stderr
