@@ -22,7 +22,23 @@ from orchestrator.data.decoded_cache import DecodedCache
 from orchestrator.data.label_map import LabelMap
 from orchestrator.data.sharded_images import ShardedImages
 from orchestrator.data.string_column import Names
-from orchestrator.data.tiling import Tiling
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """Which part of which image each image of a tiled data set is.
+
+    Attributes:
+        images: (n,) int64 index of the whole image.
+        image_ids: (n,) int64 its id.
+        windows: (n, 4) int32 ``left, top, right, bottom`` there.
+        sizes: (n, 2) int32 its height and width.
+    """
+
+    images: NDArray[np.int64]
+    image_ids: NDArray[np.int64]
+    windows: NDArray[np.int32]
+    sizes: NDArray[np.int32]
 
 
 @dataclass(frozen=True)

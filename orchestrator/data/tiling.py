@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from orchestrator.data.dataset import Dataset, Tiling
+
 if TYPE_CHECKING:
     from orchestrator.config.schema import TilesConfig
-    from orchestrator.data.dataset import Dataset
 
 
 @dataclass(frozen=True)
@@ -51,23 +52,6 @@ def _starts(length: int, tile: int, overlap: int) -> list[int]:
 def tiles_of(config: TilesConfig) -> Tiles:
     """How ``data.tiles`` cuts images."""
     return Tiles(config.size, config.overlap, config.inside)
-
-
-@dataclass(frozen=True)
-class Tiling:
-    """Which part of which image each image of a tiled data set is.
-
-    Attributes:
-        images: (n,) int64 index of the whole image.
-        image_ids: (n,) int64 its id.
-        windows: (n, 4) int32 ``left, top, right, bottom`` there.
-        sizes: (n, 2) int32 its height and width.
-    """
-
-    images: NDArray[np.int64]
-    image_ids: NDArray[np.int64]
-    windows: NDArray[np.int32]
-    sizes: NDArray[np.int32]
 
 
 def tiled(data: Dataset, tiles: Tiles) -> Dataset:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.data.tiling import Tiling
+from orchestrator.data.dataset import Tiling
 from orchestrator.evaluation.detections import Detections
 
 #: A box ends at a seam where it comes nearer than this share of the tile's side, or this many

@@ -21,8 +21,15 @@ ATTEMPT, ACCOUNT = "attempt", "account"
 BOOKKEEPING = frozenset({ATTEMPT, ACCOUNT})
 _RESUME = "resume"
 
-#: Phase of the step loop whose time counts.
+#: What the time of steps is booked as.
 STEP = "step"
+#: What the time of a phase of the step loop is booked as; of the others, as themselves.
+_BOOKED_AS = {
+    "after the step": STEP,
+    "waiting for a batch": "data",
+    "commit": "checkpoint",
+    "evaluator": "evaluation",
+}
 
 
 @dataclass(frozen=True)
@@ -91,9 +98,13 @@ def account_text(spent: Mapping[str, float]) -> str:
     """Text of the note with a commit.
 
     Args:
-        spent: seconds since this rank began, by phase.
+        spent: seconds since this rank began, by phase of the step loop.
     """
-    return json.dumps({phase: round(seconds, 3) for phase, seconds in spent.items()})
+    booked: dict[str, float] = {}
+    for phase, seconds in spent.items():
+        cause = _BOOKED_AS.get(phase, phase)
+        booked[cause] = booked.get(cause, 0.0) + seconds
+    return json.dumps({cause: round(seconds, 3) for cause, seconds in booked.items()})
 
 
 def goodput(events: Iterable[Event]) -> Goodput | None:

@@ -22,21 +22,20 @@ from orchestrator.checkpoints.initial_weights import load_initial
 from orchestrator.checkpoints.other_run import load_state
 from orchestrator.data.batch import Batch, BatchStream
 from orchestrator.errors import OrchestratorError
-from orchestrator.storage.run_files import EVENTS, NONFINITE
+from orchestrator.storage.run_files import EVENTS
 from orchestrator.tracking.events import LOG_LOST, EventLog, lost_since, read_events
 from orchestrator.tracking.goodput import (
     ACCOUNT,
     ATTEMPT,
-    STEP,
     account_text,
     attempt_text,
     goodput,
 )
-from orchestrator.training import nonfinite_dump
 from orchestrator.training.collective import Collective
 from orchestrator.training.early_stopping import EarlyStopping
 from orchestrator.training.feeding import Inputs, fed
 from orchestrator.training.job import Outcome, TrainingJob
+from orchestrator.training.nonfinite_guard import NonFiniteGuard
 from orchestrator.training.out_of_memory import explained
 from orchestrator.training.pulse import pulse
 from orchestrator.training.schedules import LearningRate
@@ -45,19 +44,6 @@ from orchestrator.training.stepper import Stepper, StepReport, StepUnderWay
 from orchestrator.training.trial_decision import await_verdict
 from orchestrator.training.validation import Evaluator, Validation
 from orchestrator.training.verify_sampled import check_sampled
-
-#: What the time of a phase is booked as; of the others, as themselves.
-_ACCOUNTS = {
-    "step": STEP,
-    "after the step": STEP,
-    "waiting for a batch": "data",
-    "commit": "checkpoint",
-    "evaluator": "evaluation",
-}
-
-
-class NonFiniteError(OrchestratorError):
-    """Losses or gradients stayed NaN or infinite for too many steps in a row."""
 
 
 @dataclass
@@ -121,7 +107,6 @@ class Engine:
         self.job = job
         self.model = model
         self.accelerator = accelerator
-        self.precision = precision
         self.collective = collective
         self.stream = stream
         self.store = store
@@ -158,14 +143,19 @@ class Engine:
             evaluator=evaluator,
         )
         self.step = 0
-        self.bad_steps = 0
-        self.overflows = 0
+        self.guard = NonFiniteGuard(
+            job,
+            self.stepper,
+            collective=collective,
+            store=store,
+            precision=precision,
+            state=self._state,
+            note=self._note,
+        )
         self.ending: dict[str, Any] | None = None
         self.throughput = _Throughput(skip=min(job.schedule.steps_per_epoch, 20))
         self._replaced = 0
         self._committed = -1
-        #: First step of a row of bad ones, whose state is that of all of them.
-        self._first_bad: int | None = None
         #: Steps whose numbers have not been read yet, oldest first.
         self._begun: deque[_Begun] = deque()
         self._clock = 0.0
@@ -248,7 +238,7 @@ class Engine:
             report = self.stepper.read(one.under_way)
             self.step = one.batch.step + 1
             pulse.mark("after the step", self.step)
-            self._guard(report, one.batch)
+            self.guard.check(report, one.batch, learning_rate=one.learning_rate)
             if not report.applied:
                 for later in self._begun:
                     later.under_way = self._launch(later.batch, later.learning_rate, later.stop)
@@ -317,8 +307,7 @@ class Engine:
         state = shared(lambda: self.store.load(newest), self.collective)
         scalars = restore(state, self.stepper)
         self.step = self._committed = step
-        self.bad_steps = int(scalars["bad_steps"])
-        self.overflows = int(scalars["overflows"])
+        self.guard.load(scalars)
         self._replaced = int(scalars["replaced"])
         if self.early is not None:
             self.early.load(scalars.get("early_stopping"))
@@ -367,79 +356,6 @@ class Engine:
                 f"{self.job.path / 'events.jsonl'} and repair or remove those files"
             )
 
-    def _guard(self, report: StepReport, batch: Batch) -> None:
-        """Count skipped steps and keep what they were made of; give up after too many in a row."""
-        if report.applied:
-            self.bad_steps, self._first_bad = 0, None
-            return
-        if report.overflow:
-            self.overflows += 1
-            return
-        self.bad_steps += 1
-        if self._first_bad is None:
-            self._first_bad = batch.step
-        what = (
-            f"losses {report.losses}, gradient norm {report.gradient_norm}"
-            if report.sound
-            else f"weights or average are not finite: {self._damage()}"
-        )
-        images = self.collective.gather(batch.image_ids.tolist())
-        self._note(
-            "nonfinite", f"step {batch.step}: {what}, image ids {images}; the step was skipped"
-        )
-        kept = self._keep_evidence(report, batch)
-        if self.bad_steps < self.job.experiment.train.nonfinite_limit:
-            return
-        good = self._roll_back()
-        raise NonFiniteError(
-            f"step {batch.step}: not finite {self.bad_steps} times in a row ({what}); the run is "
-            f"back at {good}. Next: `orchestrator replay {self.job.run_dir}` repeats "
-            f"{'that step' if kept else 'an earlier such step'} and names what broke; its images "
-            f"are in {self.job.path / NONFINITE}. Then repair those images, or lower "
-            "train.optimizer.lr"
-        )
-
-    def _damage(self) -> str:
-        names = self.stepper.damaged()
-        more = f" and {len(names) - 4} more" if len(names) > 4 else ""
-        return (", ".join(names[:4]) or "on another rank") + more
-
-    def _keep_evidence(self, report: StepReport, batch: Batch) -> bool:
-        """Write the step's batch, and the state it met, to the run folder; whether it is there."""
-        main = self.collective.is_main
-        if not self.collective.from_main(
-            main and nonfinite_dump.has_room(self.job.path, batch.step)
-        ):
-            return False
-        trouble = nonfinite_dump.keep_batch(self.job.path, batch, rank=self.collective.rank)
-        troubles = self.collective.gather(trouble)
-        if troubles is not None and not any(troubles):
-            # The report makes the evidence complete, so it comes after every rank's share.
-            trouble = nonfinite_dump.keep_report(
-                self.job,
-                report,
-                step=batch.step,
-                learning_rate=self.rate(batch.step),
-                precision=self.precision,
-                world=self.collective.world,
-                state=self._state() if self._first_bad == batch.step else None,
-                state_of=self._first_bad,
-                shards=self.stepper.shards,
-            )
-            troubles = [trouble]
-        for text in filter(None, troubles or []):
-            self._note("evidence", f"step {batch.step} could not be kept: {text}")
-        return self.collective.from_main(not any(troubles or []))
-
-    def _roll_back(self) -> str:
-        """Leave the newest commit that no bad step led to as the newest; says which it is."""
-        good: int | None = None
-        if self.collective.is_main:
-            good = self.store.roll_back(lambda scalars: scalars["bad_steps"] == 0)
-            self._note("rollback", f"to commit {good}" if good else "to the beginning")
-        good = self.collective.from_main(good)
-        return "its beginning: no step was committed" if good is None else f"commit {good}"
-
     def _log_step(self, report: StepReport, seconds: float) -> None:
         every = self.job.experiment.train.log_every_steps
         if self.events is None or (self.step % every and self.step != self.job.total_steps):
@@ -451,7 +367,7 @@ class Engine:
         values["train/images_per_s"] = images_per_s
         values["train/epoch"] = self.step / self.job.schedule.steps_per_epoch
         if self.stepper.scaler.is_enabled():
-            values["train/overflows"] = float(self.overflows)
+            values["train/overflows"] = float(self.guard.overflows)
         self.events.metrics(values, step=self.step)
         self.store.refresh()
 
@@ -461,14 +377,8 @@ class Engine:
             return
         self._account()
         log = None if self.events is None else self.events.mark()
-        if self.stepper.damaged():
-            if self.bad_steps:
-                return  # The guard is at it.
-            raise NonFiniteError(
-                f"step {self.step}: its update left tensors that are not finite "
-                f"({self._damage()}), so it was not committed. Next: start the run again, which "
-                "goes on from its last commit, with a lower train.optimizer.lr"
-            )
+        if not self.guard.allows_commit(self.step):
+            return
         self.store.save_async(
             self._state(),
             config_digest=self.job.config_digest,
@@ -483,8 +393,7 @@ class Engine:
             self.stepper,
             step=self.step,
             scalars={
-                "bad_steps": self.bad_steps,
-                "overflows": self.overflows,
+                **self.guard.scalars(),
                 "replaced": self._replaced,
                 "world": self.collective.world,
                 "virtual_shards": self.stepper.shards.to_json(self.job.threads),
@@ -499,11 +408,7 @@ class Engine:
 
     def _account(self) -> None:
         """Leave in the log how the time of this start was spent."""
-        spent: dict[str, float] = {}
-        for phase, seconds in pulse.spent.items():
-            name = _ACCOUNTS.get(phase, phase)
-            spent[name] = spent.get(name, 0.0) + seconds
-        self._note(ACCOUNT, account_text(spent))
+        self._note(ACCOUNT, account_text(pulse.spent))
 
     def _outcome(self, state: str, start: int) -> Outcome:
         self._account()

@@ -10,10 +10,9 @@ from typing import Any
 from orchestrator.checkpoints.initial_weights import InitialWeights
 from orchestrator.config.scalars import Json
 from orchestrator.config.schema import Experiment
-from orchestrator.data.dataset import Dataset
+from orchestrator.data.dataset import Dataset, Tiling
 from orchestrator.data.label_map import LabelMap
 from orchestrator.data.stream.schedule import Schedule
-from orchestrator.data.tiling import Tiling
 from orchestrator.errors import ConfigError
 from orchestrator.storage.local import Storage
 from orchestrator.training.schedules import Extension

@@ -13,7 +13,7 @@ from detectors.config import PostprocessConfig
 from detectors.postprocess import Frames, View, detections_of
 from orchestrator.accelerators import Accelerator, Precision, as_network_input
 from orchestrator.data.batch import Batch
-from orchestrator.data.tiling import Tiling
+from orchestrator.data.dataset import Tiling
 from orchestrator.evaluation.detections import Detections
 from orchestrator.evaluation.tile_merging import merge_tiles
 from orchestrator.training.collective import Collective

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from orchestrator.data.tiling import Tiles, Tiling
+from orchestrator.data.dataset import Tiling
+from orchestrator.data.tiling import Tiles
 from orchestrator.evaluation.detections import Detections
 from orchestrator.evaluation.tile_merging import merge_tiles
 

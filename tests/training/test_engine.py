@@ -20,8 +20,8 @@ from orchestrator.runs.plan import Plan, make_plan
 from orchestrator.storage.run_files import STOP
 from orchestrator.tracking.events import metric_history, read_events
 from orchestrator.training import session
-from orchestrator.training.engine import NonFiniteError
 from orchestrator.training.job import Outcome
+from orchestrator.training.nonfinite_guard import NonFiniteError
 from orchestrator.training.session import open_store
 from tests.support.local_runs import StoppingStream, train
 

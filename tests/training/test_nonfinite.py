@@ -27,7 +27,7 @@ from orchestrator.runs.plan import Plan
 from orchestrator.tracking.events import read_events
 from orchestrator.training import nonfinite_dump, session
 from orchestrator.training.collective import Collective
-from orchestrator.training.engine import NonFiniteError
+from orchestrator.training.nonfinite_guard import NonFiniteError
 from orchestrator.training.replay import replay
 from orchestrator.training.session import open_store, run_rank
 from orchestrator.training.state import capture
