@@ -13,8 +13,7 @@ from typing import Any
 from rich.console import Console
 
 import native
-from orchestrator.checkpoints.commit import CommitStore
-from orchestrator.checkpoints.manifest import checked_commits, copy_commit
+from orchestrator.checkpoints.manifest import copy_commit
 from orchestrator.cluster.connection import ClusterWatch, connected
 from orchestrator.cluster.placement import Placement, place, place_evaluation, wait_for_room
 from orchestrator.cluster.submission import short_grace
@@ -24,7 +23,7 @@ from orchestrator.config.resolve import ResolvedExperiment
 from orchestrator.config.schema import Experiment
 from orchestrator.data.doctor.examine import require_usable
 from orchestrator.data.stream.ray_stream import MIN_TASKS, ScheduledDataConfig
-from orchestrator.errors import PreemptedError, StorageError
+from orchestrator.errors import PreemptedError
 from orchestrator.runs.identity import (
     Identity,
     RunState,
@@ -50,11 +49,10 @@ from orchestrator.runs.report import (
     say_where,
     write_page,
 )
+from orchestrator.runs.run import Run
 from orchestrator.runs.tracking import Tracking, ending_tags, log_tags
 from orchestrator.runs.trial_context import TrialContext
 from orchestrator.storage.address import below
-from orchestrator.storage.atomic import write_atomic
-from orchestrator.storage.bucket import commit_storage
 from orchestrator.storage.bucket_mirror import BucketMirror
 from orchestrator.storage.disk_errors import run_folder_errors
 from orchestrator.storage.folder_lock import RunLock
@@ -68,7 +66,7 @@ from orchestrator.storage.run_files import (
     RESULT,
     STOP,
 )
-from orchestrator.tracking.events import EventLog, lost_since
+from orchestrator.tracking.events import EventLog
 from orchestrator.tracking.mlflow_shipper import RunStatus, Shipped
 from orchestrator.training.interrupt import in_thread, stopping_at_once, stopping_politely
 from orchestrator.training.job import Outcome, TrainingJob
@@ -168,36 +166,22 @@ def _train_in(
         recorded = recorded_seed(run_dir)
         resolved = resolved if recorded is None else resolved.with_seed(recorded)
         say(console, f"seed: {resolved.experiment.seed}, {resolved.origins['seed']}")
-    location = None if mirror is None else mirror.location
-    plan = make_plan(resolved, run_dir, bucket=location)
-    say_data(plan, console)
-    for name, data in plan.splits.items():
-        settings = resolved.experiment.data
-        fractions = settings.format == "yolo"
-        notes = require_usable(data, name, settings.max_bad_fraction, fractions=fractions)
-        for finding in notes:
-            say(console, f"{name}: {finding}")
-    say_scaling(resolved.experiment.train, console)
-    say_initial(plan.job, console)
+    plan = make_plan(resolved, run_dir, bucket=None if mirror is None else mirror.location)
+    _say_plan(plan, resolved.experiment, console)
     native.backend()  # Says what is missing; what workers say stays in Ray's logs.
     identity = identity_of(plan.job)
     with RunLock(run_dir) as lock:
         # Whose folder this is comes first: starting Ray takes seconds.
-        commits = commit_storage(run_dir, location)
+        run = Run(run_dir, lock, mirror, console)
         claim = examine_run(
             run_dir,
             identity,
             resolved.tree,
             label_map=plan.job.label_map,
             force=force_resume,
-            commits=commits,
+            commits=run.commits,
         )
-        newest = next(iter(checked_commits(commits)), None)
-        done = 0 if newest is None else newest.step
-        mark = None if newest is None else newest.manifest.log
-        lost = None if mark is None else lost_since(run_dir / EVENTS, mark)
-        if lost is not None:
-            say(console, f"warning: {EVENTS}: {lost} when step {done} was committed")
+        done = run.done()
         plan.job.require_ahead(done)
         finished = finished_result(plan.job, done)
         if finished is not None:
@@ -205,45 +189,20 @@ def _train_in(
             say_where(resolved, str(run_dir), console)
             return finished
         for note in claim.notes:
-            say(console, f"{claim.kind}: {note}")
+            run.say(f"{claim.kind}: {note}")
         warning = short_grace()
         if warning is not None:
-            say(console, warning)
-        tracking = Tracking(resolved, plan, trial, tell=lambda text: say(console, text))
+            run.say(warning)
+        tracking = Tracking(resolved, plan, trial, tell=run.say)
         experiment = resolved.experiment
         with connected(experiment.cluster, beside=experiment.train.evaluation == "beside"):
-            shards = plan.job.shards
-            placement = place(
-                experiment.cluster,
-                one_thread=isinstance(experiment.train.virtual_shards, int)
-                or experiment.cluster.min_workers is not None,
-                threads_before=shards.threads,
-            )
-            if shards.count is not None:
-                # Which worker computes which shard must not matter.
-                placement = dataclasses.replace(placement, by_node=False)
-            say_threads(shards, placement.threads, console)
-            in_loop = place_evaluation(
-                experiment,
-                placement,
-                epochs=plan.job.total_steps / plan.job.schedule.steps_per_epoch,
-                in_sweep=trial is not None,
-            )
-            in_turn = f"in the loop, {in_loop}; training pauses for it"
-            where = "beside training" if in_loop is None else in_turn
-            say(console, f"evaluation: {where}")
-            if trial is None:
-                wait_for_room(
-                    experiment.cluster.least_workers, placement, lambda text: say(console, text)
-                )
-            with marked_folder(
-                plan, run_dir, done=done, say=lambda text: say(console, text)
-            ) as marker:
+            placement, in_loop = _placed(plan, run, in_sweep=trial is not None)
+            with marked_folder(plan, run_dir, done=done, say=run.say) as marker:
                 # Only now does the folder belong to this experiment: a start that finds no cluster,
                 # or none that will do, leaves nothing that would refuse the next.
                 record_run(run_dir, identity, resolved.tree, claim)
-                _write(run_dir / RESOLVED, dump_yaml(resolved))
-                _write(run_dir / LABEL_MAP, plan.job.label_map.to_json())
+                run.write(RESOLVED, dump_yaml(resolved))
+                run.write(LABEL_MAP, plan.job.label_map.to_json())
                 log_changes(run_dir, claim, done)
                 job = dataclasses.replace(
                     plan.job,
@@ -254,20 +213,66 @@ def _train_in(
                     extensions=claim.extensions,
                     driver_began=began,
                 )
-                outcome, shipped = _tracked(
-                    plan, job, placement, console, lock, tracking, mirror, marker
-                )
+                outcome, shipped = _tracked(run, plan, job, placement, tracking, marker)
         # Nothing is written in the place of a folder that is gone.
         lock.fence()()
     result = result_of(job, outcome, shipped, time.monotonic() - started)
-    _write(run_dir / RESULT, json.dumps(result, indent=2))
+    run.write(RESULT, json.dumps(result, indent=2))
     say_result(resolved, result, console)
     if mirror is not None:
-        say(console, f"kept in: {mirror.uri}")
+        run.say(f"kept in: {mirror.uri}")
     say_where(resolved, str(run_dir), console)
     if trial is None and result["state"] == "done":
         say_next(str(run_dir), console)
     return result
+
+
+def _say_plan(plan: Plan, experiment: Experiment, console: Console) -> None:
+    """Say what will be trained on what, from what.
+
+    Raises:
+        DataError: the data are of no use.
+    """
+    say_data(plan, console)
+    settings = experiment.data
+    for name, data in plan.splits.items():
+        notes = require_usable(
+            data, name, settings.max_bad_fraction, fractions=settings.format == "yolo"
+        )
+        for finding in notes:
+            say(console, f"{name}: {finding}")
+    say_scaling(experiment.train, console)
+    say_initial(plan.job, console)
+
+
+def _placed(plan: Plan, run: Run, *, in_sweep: bool) -> tuple[Placement, str | None]:
+    """Find room in the cluster, and wait for it if it is taken.
+
+    Returns:
+        What each worker gets, and why evaluation is in the loop; None where it is beside.
+    """
+    experiment, shards = plan.job.experiment, plan.job.shards
+    placement = place(
+        experiment.cluster,
+        one_thread=isinstance(experiment.train.virtual_shards, int)
+        or experiment.cluster.min_workers is not None,
+        threads_before=shards.threads,
+    )
+    if shards.count is not None:
+        # Which worker computes which shard must not matter.
+        placement = dataclasses.replace(placement, by_node=False)
+    say_threads(shards, placement.threads, run.console)
+    in_loop = place_evaluation(
+        experiment,
+        placement,
+        epochs=plan.job.total_steps / plan.job.schedule.steps_per_epoch,
+        in_sweep=in_sweep,
+    )
+    in_turn = f"in the loop, {in_loop}; training pauses for it"
+    run.say(f"evaluation: {'beside training' if in_loop is None else in_turn}")
+    if not in_sweep:
+        wait_for_room(experiment.cluster.least_workers, placement, run.say)
+    return placement, in_loop
 
 
 def identity_of(job: TrainingJob) -> Identity:
@@ -287,16 +292,15 @@ def log_changes(run_dir: Path, claim: RunState, step: int) -> None:
 
 
 def _tracked(
+    run: Run,
     plan: Plan,
     job: TrainingJob,
     placement: Placement,
-    console: Console,
-    lock: RunLock,
     tracking: Tracking,
-    mirror: BucketMirror | None,
     marker: str | None,
 ) -> tuple[Outcome, Shipped | None]:
     """Train while MLflow is kept up to date, and tell it how the run ended, whatever happens."""
+    mirror = run.mirror
     if mirror is not None:
         # A machine that is lost after MLflow has made the run must not leave a second one.
         tracking.name()
@@ -306,80 +310,62 @@ def _tracked(
     outcome: Outcome | None = None
     best: str | None = None
     try:
-        outcome = _train(plan, job, placement, console, lock, mirror, marker)
+        outcome = _train(run, plan, job, placement, marker)
         best = outcome.best_checkpoint
         if mirror is not None and best is not None:
-            best = str(copy_commit(mirror.storage, best, LocalStorage(job.path)))
+            best = str(copy_commit(mirror.storage, best, LocalStorage(run.folder)))
         status = "KILLED" if outcome.state == "preempted" else "FINISHED"
     except (KeyboardInterrupt, PreemptedError):
         status = "KILLED"
         raise
     finally:
-        still_there = _is_held(lock)
+        still_there = run.is_held()
         if still_there:
             card = run_card_of(job, outcome, status=status, accelerator=placement.accelerator.kind)
-            card.write(job.path)
+            card.write(run.folder)
         elif status == "FINISHED":
             status, best = "FAILED", None
         if status == "FINISHED":
-            _report(job.path, console)
+            _report(run)
         if mirror is not None and still_there:
             mirror.settle()
         shipped = tracking.close(
             status,
-            run_dir=job.path,
+            run_dir=run.folder,
             best=None if best is None else Path(best),
-            tags={**log_tags(job.path), **({} if outcome is None else ending_tags(outcome))},
+            tags={**log_tags(run.folder), **({} if outcome is None else ending_tags(outcome))},
         )
         if shipped is not None and not shipped.complete:
-            say(console, str(shipped))
+            run.say(str(shipped))
     return outcome, shipped
 
 
-def _is_held(lock: RunLock) -> bool:
-    """Whether the run folder is there, and still that of this process."""
-    try:
-        lock.fence()()
-    except (StorageError, OSError):
-        return False
-    return True
-
-
-def _report(run_dir: Path, console: Console) -> None:
+def _report(run: Run) -> None:
     """Write the page of a run; nothing that goes wrong with it is worth more than a warning."""
-    trouble = write_page(run_dir)
-    if trouble is None:
-        say(console, f"report: {run_dir / REPORT}")
-    else:
-        say(
-            console,
-            f"warning: the report was not written ({trouble}); `orchestrator report {run_dir}` "
-            "tries again",
-        )
+    trouble = write_page(run.folder)
+    run.say(
+        f"report: {run.folder / REPORT}"
+        if trouble is None
+        else f"warning: the report was not written ({trouble}); `orchestrator report {run.folder}` "
+        "tries again"
+    )
 
 
 def _train(
-    plan: Plan,
-    job: TrainingJob,
-    placement: Placement,
-    console: Console,
-    lock: RunLock,
-    mirror: BucketMirror | None,
-    marker: str | None,
+    run: Run, plan: Plan, job: TrainingJob, placement: Placement, marker: str | None
 ) -> Outcome:
     """Train on the cluster, showing progress and listening for a wish to stop."""
     experiment = job.experiment
     workers, least = experiment.cluster.workers, experiment.cluster.min_workers
     many = f"{workers} {{}} worker{'s' if workers > 1 else ''}"
     many = many if least is None else f"{least} to {many}"
-    say(
-        console,
+    run.say(
         f"{experiment.name}: {job.total_steps} steps of {job.schedule.batch_size} images on "
-        + many.format(placement.accelerator.kind),
+        + many.format(placement.accelerator.kind)
     )
-    stop = job.path / STOP
+    stop = run.folder / STOP
     stop.unlink(missing_ok=True)
-    log = job.path / EVENTS
+    log = run.folder / EVENTS
     offset = log.stat().st_size if log.exists() else 0
     store = open_store(job)
     tasks: int | None = None
@@ -399,7 +385,7 @@ def _train(
 
     def ask_to_stop() -> None:
         asked.set()
-        say(console, "stopping: the step under way is finished and committed first")
+        run.say("stopping: the step under way is finished and committed first")
         stop.touch()
 
     def newest_step() -> int | None:
@@ -412,40 +398,18 @@ def _train(
             data,
             placement,
             last_commit=newest_step,
-            lock=lock if mirror is None else mirror.lock,
-            folder=lock,
+            lock=run.lock,
+            folder=run.folder_lock,
             marker=marker,
             stop=stop,
             asked=asked,
         )
 
     with (
-        shown_progress(job, console, offset=offset),
+        shown_progress(job, run.console, offset=offset),
         stopping_politely(ask_to_stop),
         ClusterWatch() as watch,
     ):
         outcome = in_thread(training, given_up=watch.error)
-    _require_commit(store, outcome)
+    run.require_commit(outcome.steps)
     return outcome
-
-
-def _require_commit(store: CommitStore, outcome: Outcome) -> None:
-    """Refuse an end that left nothing where the run is said to be.
-
-    Raises:
-        StorageError: the newest commit there is not the one that the workers say they made.
-    """
-    newest = next(iter(checked_commits(store.storage)), None)
-    if newest is not None and newest.step == outcome.steps:
-        return
-    there = "no checkpoint" if newest is None else f"only the checkpoint of step {newest.step}"
-    raise StorageError(
-        f"{store.storage.describe('')}: the workers have ended at step {outcome.steps}, but there "
-        f"is {there}. Next: see that this folder was not moved or emptied meanwhile, then run the "
-        "same command again"
-    )
-
-
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, text.encode())
