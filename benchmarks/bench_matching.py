@@ -11,13 +11,11 @@ detectors.matching, which training on a GPU or NPU uses.
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
-from collections.abc import Callable
 
 import numpy as np
 import torch
 from results import keep
+from timing import median_ms
 from torch import Tensor
 from torchvision.ops import box_iou
 
@@ -69,18 +67,6 @@ def ours(boxes: Tensor, valid: Tensor, priors: Tensor) -> tuple[Tensor, Tensor]:
         boxes.numpy(), valid.numpy(), priors.numpy(), threshold=THRESHOLD, claims="last", threads=1
     )
     return torch.from_numpy(box), torch.from_numpy(positive)
-
-
-def median_ms(runs: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(rounds):
-        for name, run in runs.items():
-            repeats, start = 0, time.process_time()
-            while repeats == 0 or time.process_time() - start < 0.05:
-                run()
-                repeats += 1
-            times[name].append((time.process_time() - start) / repeats * 1e3)
-    return {name: statistics.median(values) for name, values in times.items()}
 
 
 def main() -> None:

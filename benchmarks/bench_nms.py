@@ -14,11 +14,9 @@ import argparse
 import ctypes
 import importlib
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from results import keep
+from timing import median_ms
 from torchvision.ops import batched_nms
 
 import native
@@ -128,18 +127,6 @@ def check_soft(classic: Classic, scene: Scene, method: native.Method) -> None:
         expected[order, 4], decayed
     ):
         sys.exit(f"{method}, {len(scene.boxes)} boxes: not the result of the C port")
-
-
-def median_ms(runs: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(rounds):
-        for name, run in runs.items():
-            repeats, start = 0, time.process_time()
-            while repeats == 0 or time.process_time() - start < 0.02:
-                run()
-                repeats += 1
-            times[name].append((time.process_time() - start) / repeats * 1e3)
-    return {name: statistics.median(values) for name, values in times.items()}
 
 
 def rounded(value: float) -> str:

@@ -11,14 +11,12 @@ timed. The outputs are drawn: background everywhere, one class likely at 400 pri
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
-from collections.abc import Callable
 from types import SimpleNamespace
 
 import numpy as np
 import torch
 from results import keep
+from timing import median_ms
 from torch import Tensor
 from torchvision.models.detection._utils import BoxCoder
 from torchvision.models.detection.ssd import SSD
@@ -81,18 +79,6 @@ def check(outputs: tuple[Tensor, Tensor, Tensor], config: PostprocessConfig) -> 
     torch.testing.assert_close(ours.scores, theirs["scores"])
     assert torch.equal(ours.labels + 1, theirs["labels"])
     torch.testing.assert_close(ours.boxes, theirs["boxes"], rtol=1e-4, atol=1e-3)
-
-
-def median_ms(runs: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(rounds):
-        for name, run in runs.items():
-            repeats, start = 0, time.process_time()
-            while repeats == 0 or time.process_time() - start < 0.05:
-                run()
-                repeats += 1
-            times[name].append((time.process_time() - start) / repeats * 1e3)
-    return {name: statistics.median(values) for name, values in times.items()}
 
 
 def main() -> None:
