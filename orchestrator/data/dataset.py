@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from orchestrator.data.bucket_images import BucketImages
 from orchestrator.data.decode import STORED, Decoding
 from orchestrator.data.decoded_cache import DecodedCache
 from orchestrator.data.label_map import LabelMap
@@ -64,6 +65,7 @@ class Dataset:
         crowd: (m,) bool; crowd boxes are ignored by matching and treated as COCO does in
             evaluation.
         shards: holds the images, where they are no files.
+        bucket: has the image files, where they are in no folder.
         decoding: how image files become pixels, in whose space the boxes are.
         parts: first image and absolute folder of each part whose files lie elsewhere, in order.
         tiling: what part of which image each one is, where images are tiles of others.
@@ -82,6 +84,7 @@ class Dataset:
     areas: NDArray[np.float64]
     crowd: NDArray[np.bool_]
     shards: ShardedImages | None = None
+    bucket: BucketImages | None = None
     decoding: Decoding = STORED
     parts: tuple[tuple[int, str], ...] = ()
     tiling: Tiling | None = None
@@ -97,6 +100,11 @@ class Dataset:
         """Absolute path of image ``index``."""
         root = next((root for first, root in reversed(self.parts) if index >= first), self.root)
         return Path(root) / self.files[index]
+
+    @property
+    def in_folder(self) -> bool:
+        """Whether the images are files that this machine can open."""
+        return self.shards is None and self.bucket is None
 
     def stored_index(self, index: int) -> int:
         """Which image, as stored, image ``index`` is or is a tile of."""

@@ -160,13 +160,18 @@ def file_bytes(path: Path, *, max_pixels: int = MAX_PIXELS) -> bytes:
     """
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
-        allowed = max(MAX_BYTES, 3 * max_pixels + 2**20)
+        allowed = most_bytes(max_pixels)
         if size > allowed:
             raise BadImageError(f"{size} bytes, allowed are {allowed}")
         if size > _LOOK_FIRST_BYTES:
             _open(file, file.read(16))
             file.seek(0)
         return file.read()
+
+
+def most_bytes(max_pixels: int) -> int:
+    """Bytes that a file may have to be an image of so many pixels."""
+    return max(MAX_BYTES, 3 * max_pixels + 2**20)
 
 
 def _unreadable(path: Path, error: OSError | ValueError) -> BadImageError:

@@ -1,4 +1,4 @@
-"""The images of a data set, wherever they lie: files of a folder, or inside shards."""
+"""The images of a data set, wherever they lie: in a folder, in a bucket, or inside shards."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from orchestrator.data.decode import (
     decode_image,
     file_bytes,
     header_in,
+    most_bytes,
     read_header,
     read_image,
 )
@@ -28,6 +29,8 @@ _LAST = threading.local()
 
 def image_name(data: Dataset, index: int) -> str:
     """Where an image is, for messages."""
+    if data.bucket is not None:
+        return data.bucket.place(data.files[index])
     if data.shards is None:
         return str(data.path(index))
     return f"{data.files[index]} in {data.shards.place(data.stored_index(index))}"
@@ -39,16 +42,19 @@ def image_bytes(data: Dataset, index: int) -> bytes:
     Raises:
         BadImageError: the file cannot be read, or the bytes in the shard are damaged.
         DataError: the whole shard is missing or another one.
-        StorageError: the shard cannot be read.
+        StorageError: the shard cannot be read, or the bucket does not answer.
     """
     if data.shards is not None:
         try:
             return data.shards.read(data.stored_index(index))
         except DamagedError as error:
             raise BadImageError(f"{image_name(data, index)}: damaged ({error})") from error
-    path = data.path(index)
+    path = image_name(data, index)
     try:
-        return file_bytes(path, max_pixels=data.decoding.max_pixels)
+        if data.bucket is not None:
+            at, most = data.stored_index(index), most_bytes(data.decoding.max_pixels)
+            return data.bucket.read(data.files[index], at, most_bytes=most)
+        return file_bytes(data.path(index), max_pixels=data.decoding.max_pixels)
     except (OSError, ValueError) as error:
         raise BadImageError(f"{path}: cannot be read ({reason(error)})") from error
     except BadImageError as error:
@@ -107,7 +113,7 @@ def _tile(data: Dataset, index: int) -> NDArray[np.uint8]:
 
 
 def _decoded(data: Dataset, index: int, size: tuple[int, int] | None) -> NDArray[np.uint8]:
-    if data.shards is None:
+    if data.in_folder:
         return read_image(data.path(index), size=size, decoding=data.decoding)
     content = image_bytes(data, index)
     try:
@@ -123,6 +129,9 @@ def _key(data: Dataset, index: int, size: tuple[int, int]) -> str | None:
         at = data.stored_index(index)
         place = (data.shards.location, int(data.shards.crc[at]), int(data.shards.length[at]))
         return key_of(place, data.files[index], how)
+    if data.bucket is not None:
+        at, name = data.stored_index(index), image_name(data, index)
+        return key_of(name, int(data.bucket.sizes[at]), int(data.bucket.times[at]), how)
     path = data.path(index)
     try:
         found = path.stat()
@@ -137,7 +146,7 @@ def image_header(data: Dataset, index: int) -> Header:
     Raises:
         BadImageError: it has none that can be understood.
     """
-    if data.shards is None:
+    if data.in_folder:
         return read_header(data.path(index))
     content = image_bytes(data, index)
     try:
@@ -148,6 +157,50 @@ def image_header(data: Dataset, index: int) -> Header:
 
 def image_exists(data: Dataset, index: int) -> bool:
     """Whether there is anything at all where the image should be."""
-    if data.shards is None:
+    if data.in_folder:
         return data.path(index).exists()
-    return bool(data.shards.length[data.stored_index(index)])
+    return stored_length(data, index) > 0
+
+
+def stored_length(data: Dataset, index: int) -> int:
+    """Bytes of an image, 0 where there is none."""
+    at = data.stored_index(index)
+    if data.shards is not None:
+        return int(data.shards.length[at])
+    if data.bucket is not None:
+        return int(data.bucket.sizes[at])
+    try:
+        return data.path(index).stat().st_size
+    except OSError:
+        return 0
+
+
+def fetch_images(data: Dataset, indices: NDArray[np.int64]) -> None:
+    """Have on this node what these images are in, side by side rather than in turn.
+
+    Raises:
+        DataError: a shard is missing or another one.
+        StorageError: a shard cannot be read, or the bucket does not answer.
+    """
+    if data.in_folder:
+        return
+    if data.shards is not None:
+        tiling = data.tiling
+        data.shards.fetch(indices if tiling is None else np.unique(tiling.images[indices]))
+    if data.bucket is not None:
+        wanted = {
+            data.files[index]: None
+            for index in indices.tolist()
+            if image_exists(data, index) and not _is_kept(data, index)
+        }
+        data.bucket.fetch(list(wanted))
+
+
+def _is_kept(data: Dataset, index: int) -> bool:
+    """Whether the node keeps the image decoded."""
+    if data.decoded is None:
+        return False
+    whole = data.heights[index], data.widths[index]
+    height, width = whole if data.tiling is None else data.tiling.sizes[index]
+    key = _key(data, index, (int(height), int(width)))
+    return key is not None and data.decoded.get(key) is not None

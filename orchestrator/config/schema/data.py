@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Field, ValidationInfo, WithJsonSchema, field_validator, model_validator
@@ -12,6 +13,7 @@ from detectors.config import InputSize, Settings
 from orchestrator.config.augmentations import Augmentation, SSDAugmentation
 from orchestrator.config.fields import Conflict, Count, Folder, Fraction, Location, Positive, refuse
 from orchestrator.config.formats import Format
+from orchestrator.storage.address import Place
 
 #: A place that may be left out where shards are named; then it is null.
 _Unless: TypeAlias = Annotated[
@@ -28,7 +30,8 @@ class SplitConfig(Settings):
     changed since are refused.
 
     Attributes:
-        images: folder that the file names in the annotations are relative to.
+        images: folder that the file names in the annotations are relative to; with ``data.format``
+            coco also ``s3://bucket/prefix`` or ``gs://bucket/prefix``.
         annotations: what holds the boxes, by ``data.format``: coco, the JSON file; voc, an image
             set such as ``ImageSets/Main/train.txt``, or a folder of XML files; txt, the text file;
             yolo, a folder of label files, or a text file that lists images.
@@ -214,6 +217,34 @@ class DataConfig(Settings):
     cache: Folder | None = None
     keep_decoded: Positive | None = None
 
+    def _buckets(self) -> Iterator[Conflict]:
+        """Images in a bucket where they cannot be."""
+        named = [("train", self.train.images), ("val", self.val.images)]
+        remote = [(name, images) for name, images in named if images and "://" in images]
+        for name, images in remote:
+            place = Place.of(images)
+            if not (place.is_remote and place.bucket):
+                allowed = "a folder, s3://bucket/prefix or gs://bucket/prefix"
+                yield Conflict(
+                    f"{name}.images",
+                    f"data.{name}.images is {place.plain!r}; allowed are {allowed}",
+                )
+            elif self.format != "coco":
+                yield Conflict(
+                    f"{name}.images",
+                    f"data.{name}.images is {place.plain}, and the sizes of images in a bucket are "
+                    f"taken from the annotations, which data.format {self.format} need not have; "
+                    "convert them with orchestrator convert data ... --to coco, or write shards "
+                    "with orchestrator shard",
+                )
+        if self.sources and remote and remote[0][0] == "train":
+            message = "data.sources is mixed with files, but data.train.images is in a bucket"
+            yield Conflict("sources", f"{message}; copy the images, or write shards of the whole")
+        for number, source in enumerate(self.sources):
+            if "://" in source.images:
+                message = f"data.sources.{number}.images is {Place.of(source.images).plain}"
+                yield Conflict(f"sources.{number}.images", f"{message}; allowed is a folder")
+
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         if self.window is not None and self.train.shards is None:
@@ -239,6 +270,7 @@ class DataConfig(Settings):
                 "annotations of data.train instead"
             )
             refuse([Conflict("sources", message)])
+        refuse(self._buckets())
         for number, source in enumerate(self.sources):
             if (source.format or self.format) == "coco" and source.classes is not None:
                 message = (

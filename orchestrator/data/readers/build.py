@@ -157,9 +157,33 @@ def missing_files(
     if not rules.need_images:
         return []
     missing = check_files(root, files, follow_links=rules.follow_links)
+    return missing_images(missing, files, source, root, lambda: Lookalikes.below(root), stems)
+
+
+def missing_images(
+    missing: Sequence[int],
+    files: Sequence[str],
+    source: Path,
+    where: Path | str,
+    there: Callable[[], Lookalikes],
+    stems: Sequence[str] | None = None,
+) -> list[Finding]:
+    """A finding when images are missing.
+
+    Args:
+        missing: positions among ``files``.
+        files: as annotated.
+        source: annotation file, for messages.
+        where: folder or address that they should be below.
+        there: what is below it.
+        stems: of the annotation file of each image, where each has one.
+
+    Raises:
+        DataError: all are missing.
+    """
     if not missing:
         return []
-    others = Lookalikes(root)
+    others = there()
     likely = {
         i: others.of(files[i], None if stems is None else stems[i]) for i in missing[:MAX_EXAMPLES]
     }
@@ -171,7 +195,7 @@ def missing_files(
             else "point data.root, or the images of this split, at their folder"
         )
         raise DataError(
-            f"none of the {len(missing)} images of {source} is in {root}; the first is "
+            f"none of the {len(missing)} images of {source} is in {where}; the first is "
             f"{files[0]}\n{step}"
         )
     places = [f"{files[i]} ({likely[i]})" if likely.get(i) else files[i] for i in missing]

@@ -114,13 +114,13 @@ def convert(
 
     Raises:
         DataError: images of the source cannot be read, or it holds what the target format cannot.
-        ConfigError: ``link``, and the images lie inside shards.
+        ConfigError: ``link``, and the images are no files of this machine.
         StorageError: ``target`` exists or cannot be written.
     """
-    if link and any(result.dataset.shards is not None for result in results.values()):
+    if link and not all(result.dataset.in_folder for result in results.values()):
         raise ConfigError(
-            "--link: images inside shards are no files, so there is nothing to link to. Next: "
-            "leave --link out, and they are written as files"
+            "--link: images in shards or a bucket are no files here, so there is nothing to link "
+            "to. Next: leave --link out, and they are written as files"
         )
     sources = {name: _kept(result.dataset, drop_crowd) for name, result in results.items()}
     first, *others = sources.values()
@@ -208,7 +208,7 @@ def _place_images(
     }
     for done, (target, (data, index)) in enumerate(pairs.items(), start=1):
         target.parent.mkdir(parents=True, exist_ok=True)
-        if data.shards is not None:
+        if not data.in_folder:
             if image_exists(data, index):
                 target.write_bytes(image_bytes(data, index))
         elif (source := data.path(index)).is_file():

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
@@ -21,24 +21,32 @@ _MOST_FILES = 200_000
 
 
 class Lookalikes:
-    """The files below a folder, by what is left of their names when spelling is taken away.
+    """Files by what is left of their names when spelling is taken away.
 
     Args:
-        root: the folder.
+        files: paths below some place.
+        usable: whether one of them is more than a link to nothing.
     """
 
-    def __init__(self, root: Path) -> None:
-        self._root = root
+    def __init__(
+        self, files: Iterable[str], usable: Callable[[str], bool] = lambda file: True
+    ) -> None:
+        self._usable = usable
         self._exact: set[str] = set()
         self._folded: dict[str, str] = {}
         self._by_name: dict[str, list[str]] = {}
         self._by_stem: dict[str, list[str]] = {}
-        for file in islice(_files(root), _MOST_FILES):
+        for file in islice(files, _MOST_FILES):
             path = PurePosixPath(file)
             self._exact.add(file)
             self._folded.setdefault(_fold(file), file)
             self._by_name.setdefault(_fold(path.name), []).append(file)
             self._by_stem.setdefault(_fold(path.stem), []).append(file)
+
+    @classmethod
+    def below(cls, root: Path) -> Lookalikes:
+        """Of the files of a folder."""
+        return cls(_files(root), lambda file: is_file(root / file))
 
     def of(self, name: str, stem: str | None = None) -> str | None:
         """The likely match of a file that is not there, and what tells it apart, in words.
@@ -67,8 +75,8 @@ class Lookalikes:
         return None
 
     def _is_there(self, file: str) -> bool:
-        """Whether it is a file and no link to nothing."""
-        return file in self._exact and is_file(self._root / file)
+        """Whether there is such a file, which can be used."""
+        return file in self._exact and self._usable(file)
 
 
 def _fold(text: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import posixpath
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -137,6 +138,23 @@ def check_files(root: Path, names: Sequence[str], *, follow_links: bool = False)
     return sorted(missing)
 
 
+def check_names(where: str, names: Sequence[str]) -> None:
+    """Refuse names that lead out of a place of which nothing else is known.
+
+    Raises:
+        SecurityError: one is absolute or leads out; all such names are listed.
+    """
+    escapes = {
+        position: f"leads to {path}"
+        for position, name in enumerate(names)
+        if (path := posixpath.normpath(f"./{name}" if name[:1] != "/" else name))[:1] == "/"
+        or path == ".."
+        or path.startswith("../")
+    }
+    if escapes:
+        raise SecurityError(_escape_message(where, names, escapes))
+
+
 def _resolve(path: Path) -> Path | None:
     """The real path; None of a name that no file can have.
 
@@ -158,7 +176,7 @@ def _entries(folder: Path) -> dict[str, bool]:
         return {}
 
 
-def _escape_message(root: Path, names: Sequence[str], escapes: dict[int, str]) -> str:
+def _escape_message(root: Path | str, names: Sequence[str], escapes: dict[int, str]) -> str:
     listed = sorted(escapes.items())[:MAX_PROBLEMS]
     lines = [f"{len(escapes)} file name(s) lead out of the image folder {root}"]
     lines += [f"  image {position}: {names[position]!r} {why}" for position, why in listed]

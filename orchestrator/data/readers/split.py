@@ -8,16 +8,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from orchestrator.config.formats import FORMATS
+from orchestrator.data.bucket_images import bucket_images, list_images
 from orchestrator.data.decode import Decoding
 from orchestrator.data.decoded_cache import DecodedCache
 from orchestrator.data.findings import ReadResult
 from orchestrator.data.label_map import LabelMap
 from orchestrator.data.mixture import MixedSource, mix_sources
 from orchestrator.data.readers.annotation_cache import read_digested
+from orchestrator.data.readers.build import missing_images
 from orchestrator.data.readers.classes import class_file, read_classes
 from orchestrator.data.readers.coco import IGNORED_REGION, read_coco
 from orchestrator.data.readers.fingerprint import Source
-from orchestrator.data.readers.paths import ReadRules, missing
+from orchestrator.data.readers.lookalikes import Lookalikes
+from orchestrator.data.readers.paths import ReadRules, check_names, missing
 from orchestrator.data.readers.plugins import load_reader
 from orchestrator.data.readers.text_files import UNREADABLE_IMAGE
 from orchestrator.data.readers.txt import read_txt
@@ -26,6 +29,7 @@ from orchestrator.data.readers.yolo import read_yolo
 from orchestrator.data.shards.split import read_shards, require_same
 from orchestrator.errors import ConfigError, DataError
 from orchestrator.layouts.files import is_file, is_folder
+from orchestrator.storage.address import Place, is_remote
 
 if TYPE_CHECKING:
     # The schema knows every detector and so imports torch, which no data task needs.
@@ -63,7 +67,8 @@ def read_split(config: DataConfig, split: SplitConfig, *, keep: bool = False) ->
         images, annotations = split.files
         source = Source(
             kind=config.format,
-            images=root / images,
+            # Of images in a bucket the reader sees nothing but their names.
+            images=root if is_remote(images) else root / images,
             annotations=root / annotations,
             classes=class_file(config.format, root, config.classes),
             splits=tuple(
@@ -71,13 +76,15 @@ def read_split(config: DataConfig, split: SplitConfig, *, keep: bool = False) ->
                 for one in (config.train, config.val)
                 if one.annotations is not None
             ),
-            rules=rules_of(config),
+            rules=replace(rules_of(config), need_images=not is_remote(images)),
         )
         if source.kind in FORMATS:
             annotated = read_digested(source, parse, cache=config.cache, keep=keep)
         else:
             # What the reader of another package looks at is not known here, so nothing is kept.
             annotated = parse(source)
+        if is_remote(images):
+            annotated = _in_bucket(annotated, images, source.annotations)
         _refuse_too_many_left_out(annotated, config.max_bad_fraction, source.annotations)
         _refuse_learning_from_ignored(annotated, config, source.annotations)
     if split.shards is None:
@@ -90,6 +97,24 @@ def read_split(config: DataConfig, split: SplitConfig, *, keep: bool = False) ->
         require_same(sharded.dataset, annotated.dataset)
         sharded = replace(annotated, dataset=sharded.dataset)
     return _decoded_so(sharded, config)
+
+
+def _in_bucket(result: ReadResult, location: str, annotations: Path) -> ReadResult:
+    """The split, its images looked for below an address.
+
+    Raises:
+        DataError: none of them is there.
+        SecurityError: a name leads out of the place.
+        StorageError: the store does not answer.
+    """
+    data, there = result.dataset, list_images(location)
+    where = Place.of(location).plain
+    check_names(where, data.files)
+    missing = [index for index, name in enumerate(data.files) if not there.get(name, (0, 0))[0]]
+    findings = missing_images(missing, data.files, annotations, where, lambda: Lookalikes(there))
+    images = bucket_images(location, data.files, there)
+    data = replace(data, root=where, bucket=images)
+    return replace(result, dataset=data, findings=(*result.findings, *findings))
 
 
 def read_splits(config: DataConfig) -> tuple[ReadResult, ReadResult]:
@@ -164,7 +189,8 @@ def require_places(config: DataConfig) -> None:
     for name, split in (("train", config.train), ("val", config.val)):
         if split.files is not None:
             images, annotations = split.files
-            look(root / images, "image folder", f"{name}.images", [is_folder])
+            if not is_remote(images):
+                look(root / images, "image folder", f"{name}.images", [is_folder])
             kinds = [is_file] if config.format in ("coco", "txt") else [is_file, is_folder]
             look(root / annotations, "annotations", f"{name}.annotations", kinds)
         if split.shards is not None and "://" not in split.shards:

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from orchestrator.data.dataset import Dataset
 from orchestrator.data.decode import BadImageError, require_sound
-from orchestrator.data.images import image_bytes
+from orchestrator.data.images import image_bytes, stored_length
 from orchestrator.data.sharded_images import ShardedImages, shard_name
 from orchestrator.data.shards.manifest import MANIFEST, ROW_FIELDS, columns
 from orchestrator.data.shards.split import (
@@ -280,17 +280,7 @@ def _is_current(data: Dataset, rows: slice, number: int, content: bytes, place: 
     if file.metadata.num_rows != rows.stop - rows.start:
         return False
     lengths = [len(image) for image in _images(content)]
-    return lengths == [_stored_length(data, index) for index in range(rows.start, rows.stop)]
-
-
-def _stored_length(data: Dataset, index: int) -> int:
-    """Bytes of an image now, 0 where there is none."""
-    if data.shards is not None:
-        return int(data.shards.length[index])
-    try:
-        return data.path(index).stat().st_size
-    except OSError:
-        return 0
+    return lengths == [stored_length(data, index) for index in range(rows.start, rows.stop)]
 
 
 def _images(content: bytes) -> list[bytes]:

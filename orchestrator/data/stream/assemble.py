@@ -20,7 +20,7 @@ from orchestrator.data.batch import Batch
 from orchestrator.data.counter_rng import Domain, SampleKey, uniforms
 from orchestrator.data.dataset import Dataset
 from orchestrator.data.decode import BadImageError
-from orchestrator.data.images import image_pixels
+from orchestrator.data.images import fetch_images, image_pixels
 from orchestrator.data.shards.split import keep_shards
 from orchestrator.data.stream.sampling import visit_factors
 from orchestrator.data.stream.schedule import Schedule, eval_slots
@@ -136,7 +136,7 @@ class BatchPlan:
         epoch = self.schedule.epoch_of(step)
         samples = self.schedule.rank_samples(step, rank, world)
         visits = self.schedule.rank_visits(step, rank, world).tolist()
-        _fetch(self.train, samples)
+        fetch_images(self.train, samples)
         builder = _BatchBuilder(self.train, step, self._memory(len(samples), into))
         for position, sample in enumerate(samples.tolist()):
             used, picture = self._picture(position, sample, builder.replaced)
@@ -159,7 +159,7 @@ class BatchPlan:
         image that cannot be decoded becomes padding: its annotations then count as missed.
         """
         slots = eval_slots(len(self.val), rank, world, self.eval_batch)[index]
-        _fetch(self.val, slots[slots >= 0])
+        fetch_images(self.val, slots[slots >= 0])
         prepare = self.augment.plain()
         builder = _BatchBuilder(self.val, -1, self._memory(len(slots), into))
         for position, sample in enumerate(slots.tolist()):
@@ -228,13 +228,6 @@ class BatchPlan:
             return image_pixels(dataset, sample)
         except BadImageError as error:
             return error
-
-
-def _fetch(dataset: Dataset, samples: NDArray[np.int64]) -> None:
-    """Have on this node what the images of a batch are in, side by side rather than in turn."""
-    if dataset.shards is not None:
-        tiling = dataset.tiling
-        dataset.shards.fetch(samples if tiling is None else np.unique(tiling.images[samples]))
 
 
 def _shard_bounds(data: Dataset) -> NDArray[np.int64] | None:

@@ -321,7 +321,7 @@ def test_shards_that_cannot_become_files(
 ) -> None:
     command = ["convert", "data", str(tmp_path / "e.yaml"), str(tmp_path / "out"), "--to"]
     assert main([*command, "coco", "--link"]) == 64
-    assert "--link: images inside shards are no files" in capsys.readouterr().err
+    assert "--link: images in shards or a bucket are no files" in capsys.readouterr().err
     # TXT needs the size of an image, which is not there.
     assert main([*command, "txt"]) == 65
     assert "1 images are left out, such as 003.jpg" in capsys.readouterr().err

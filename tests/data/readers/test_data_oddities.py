@@ -273,10 +273,10 @@ def test_another_spelling_is_named(tmp_path: Path, there: str, named: str, says:
     write_image(tmp_path / "images" / "b.png", textured(10, 10, 0))
     (tmp_path / "images" / there).parent.mkdir(exist_ok=True)
     (tmp_path / "images" / there).write_bytes((tmp_path / "images" / "b.png").read_bytes())
-    found = Lookalikes(tmp_path / "images").of(named)
+    found = Lookalikes.below(tmp_path / "images").of(named)
     assert found is not None
     assert says in found
-    assert Lookalikes(tmp_path / "images").of("nothing.like.it") is None
+    assert Lookalikes.below(tmp_path / "images").of("nothing.like.it") is None
     image = {"id": 0, "file_name": named, "width": 320, "height": 240}
     (tmp_path / "a.json").write_text(json.dumps({**tree_of([]), "images": [image]}))
     with pytest.raises(DataError, match="correct the names in the annotations"):
