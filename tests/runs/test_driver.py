@@ -30,6 +30,7 @@ from orchestrator.runs.progress import Narrator, duration, shown_progress
 from orchestrator.runs.report import say_next, say_where
 from orchestrator.tracking.events import Event, EventLog
 from orchestrator.tracking.shipping import ShipState
+from orchestrator.training import interrupt
 from orchestrator.training.interrupt import in_thread, stopping_at_once, stopping_politely
 
 # Placement
@@ -210,12 +211,16 @@ def test_what_is_wrong_with_the_data_is_not_tried_again(fit: Callable[[Attempts]
 # Signals
 
 
-def test_the_first_signal_asks_and_the_second_insists() -> None:
+def test_the_first_signal_asks_and_ctrl_c_insists(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
     before = signal.getsignal(signal.SIGTERM)
     with stopping_politely(lambda: asked.append(1)):
-        os.kill(os.getpid(), signal.SIGTERM)
+        # As `timeout` does, once for its child and once for its group.
+        for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
+            os.kill(os.getpid(), number)
         assert asked == [1]
+        monkeypatch.setattr(interrupt, "_ONE_WISH_SECONDS", 0.0)
+        os.kill(os.getpid(), signal.SIGTERM)
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
     assert asked == [1]
@@ -238,6 +243,22 @@ def test_sigterm_outside_training_ends_with_75() -> None:
     assert asked == [1]
     assert stopped.value.exit_code == 75
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_second_sigterm_does_not_interrupt_what_the_first_one_ends() -> None:
+    tidied: list[int] = []
+
+    def end() -> None:
+        with stopping_at_once():
+            try:
+                os.kill(os.getpid(), signal.SIGTERM)
+            finally:
+                os.kill(os.getpid(), signal.SIGTERM)
+                tidied.append(1)
+
+    with pytest.raises(PreemptedError):
+        end()
+    assert tidied == [1]
 
 
 def test_waiting_ends_once_it_has_become_useless() -> None:
