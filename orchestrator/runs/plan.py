@@ -87,7 +87,10 @@ def make_plan(
     adapt(model, experiment.train)
     build_optimizer(model, experiment.train.optimizer)
     commits = commit_storage(run_dir, bucket)
-    shards = shards_of(experiment.train, experiment.cluster.workers, _recorded_shards(commits))
+    cluster = experiment.cluster
+    shards = shards_of(
+        experiment.train, cluster.workers, _recorded_shards(commits), least=cluster.min_workers
+    )
     _require_variance(model, experiment, shards)
     batches = BatchPlan.from_config(
         experiment.data,
