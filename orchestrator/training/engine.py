@@ -336,7 +336,7 @@ class Engine:
             return
         if initial.kind == "state":
             state = shared(lambda: load_state(initial, self.job.label_map), self.collective)
-            self.job.require_ahead(state.step)
+            self.job.require_ahead(state.step, where=initial.path)
             restore(state, self.stepper)
             self.step = state.step
             self._note("continued", f"from {initial.path}, after {state.step} steps")
