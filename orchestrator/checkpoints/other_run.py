@@ -17,6 +17,7 @@ from orchestrator.checkpoints.manifest import MANIFEST_NAME, Manifest, read_veri
 from orchestrator.checkpoints.source import require_there
 from orchestrator.data.label_map import LabelMap
 from orchestrator.errors import ConfigError, DataError, StorageError
+from orchestrator.storage.address import is_remote
 from orchestrator.storage.local import LocalStorage
 from orchestrator.storage.run_files import LABEL_MAP
 from orchestrator.storage.sealed import UnusableError
@@ -24,20 +25,32 @@ from orchestrator.storage.sealed import UnusableError
 _KEY = "train.continue_from"
 
 
-def find_state(location: str) -> InitialWeights:
+def find_state(location: str, known: str | None = None) -> InitialWeights:
     """The newest checkpoint of a run, or the one that is named, with a digest of its files.
 
     Args:
         location: a run folder or one of its checkpoints, on a disk.
+        known: digest of the checkpoint that was found here before, which is the one to take as long
+            as the other run, which may have gone on since, has it.
 
     Raises:
+        ConfigError: the location is in a bucket.
         DataError: there is no checkpoint that can be used.
         StorageError: there is nothing.
     """
+    if is_remote(location):
+        raise ConfigError(
+            f"{_KEY}: {location} is in a bucket; allowed is a folder that every node sees. Next: "
+            "copy that run, or one of its checkpoints, to such a folder and name it"
+        )
     path = Path(location).absolute()
     require_there(path)
     if not (path / MANIFEST_NAME).is_file():
-        commit = CommitStore(LocalStorage(path)).latest().commit if path.is_dir() else None
+        store = CommitStore(LocalStorage(path)) if path.is_dir() else None
+        for one in () if store is None or known is None else store.commits():
+            if _digest(one.manifest) == known:
+                return InitialWeights(str(one.path), known, "state")
+        commit = None if store is None else store.latest().commit
         if commit is None:
             raise DataError(
                 f"{_KEY}: {path} is neither a run with a checkpoint nor a checkpoint. Next: name "

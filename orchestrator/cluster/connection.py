@@ -23,6 +23,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import ray
+from ray._common.network_utils import build_address
 from ray._private import services
 from typing_extensions import Self
 
@@ -123,6 +124,12 @@ class ClusterWatch:
             "the same command again to go on from the last of them"
         )
 
+    def look(self) -> None:
+        """Look at once: whoever asks has another reason to think that it has ended."""
+        node = ray._private.worker._global_node
+        if node is not None:
+            self._loss = self._loss or _silence(node)
+
     def _watch(self) -> None:
         node = ray._private.worker._global_node
         failures = 0
@@ -135,13 +142,13 @@ class ClusterWatch:
 
 
 def _silence(node: Any) -> str | None:
-    """Which part of Ray does not answer; None when both do."""
-    try:
-        with socket.socket(socket.AF_UNIX) as connection:
-            connection.settimeout(ANSWER_SECONDS)
-            connection.connect(node.raylet_socket_name.removeprefix("unix://"))
-    except OSError as error:
-        return f"its raylet on this machine ({error.strerror or error})"
+    """Which part of Ray does not answer; None when both do.
+
+    A process that is stopped accepts connections, so it has to say a word.
+    """
+    silence = require_answer(build_address(node.node_ip_address, node.node_manager_port))
+    if silence is not None:
+        return f"its raylet on this machine ({silence})"
     silence = require_answer(node.gcs_address)
     return None if silence is None else f"its head at {node.gcs_address} ({silence})"
 

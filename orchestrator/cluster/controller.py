@@ -9,6 +9,7 @@ fail, can do it as well.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -71,17 +72,35 @@ def free_orphans() -> int:
     Placement groups of an actor outlive it until its whole job ends, and a killed controller's
     would keep the CPUs that its successor's data tasks need.
     """
-    state = ray._private.state.state
-    job = ray.get_runtime_context().get_job_id()
     freed = 0
-    for raw in state._connect_and_get_accessor().get_placement_group_table():
-        group = gcs_pb2.PlacementGroupTableData.FromString(raw)
-        if group.state == gcs_pb2.PlacementGroupTableData.REMOVED or group.is_detached:
-            continue
+    for group in _groups_of_actors():
         creator = group.creator_actor_id.hex()
-        if group.creator_job_id.hex() != job or not creator.strip("f"):
-            continue
-        if group.creator_actor_dead or state.actor_table(creator).get("State") == "DEAD":
+        state = ray._private.state.state.actor_table(creator).get("State")
+        if group.creator_actor_dead or state == "DEAD":
             remove_placement_group(PlacementGroup(PlacementGroupID(group.placement_group_id)))
             freed += 1
     return freed
+
+
+def reserved_by_workers() -> dict[str, dict[str, float]]:
+    """What the workers of this job have reserved, by node id and resource."""
+    found: dict[str, dict[str, float]] = {}
+    for group in _groups_of_actors():
+        for bundle in group.bundles:
+            of_node = found.setdefault(bundle.node_id.hex(), {})
+            for name, amount in bundle.unit_resources.items():
+                of_node[name] = of_node.get(name, 0.0) + amount
+    return found
+
+
+def _groups_of_actors() -> Iterator[Any]:
+    """Places that actors of this job have reserved, as Ray's head knows them."""
+    job = ray.get_runtime_context().get_job_id()
+    accessor = ray._private.state.state._connect_and_get_accessor()
+    for raw in accessor.get_placement_group_table():
+        group = gcs_pb2.PlacementGroupTableData.FromString(raw)
+        if group.state == gcs_pb2.PlacementGroupTableData.REMOVED or group.is_detached:
+            continue
+        # That of a driver is all ones.
+        if group.creator_job_id.hex() == job and group.creator_actor_id.hex().strip("f"):
+            yield group

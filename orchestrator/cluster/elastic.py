@@ -11,12 +11,12 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
-from ray.exceptions import RayError
-
+from orchestrator.cluster.controller import reserved_by_workers
+from orchestrator.cluster.nodes import alive_nodes
 from orchestrator.cluster.placement import Placement, free_nodes, shortage
 from orchestrator.errors import ConfigError
 from orchestrator.training.job import TrainingJob
@@ -79,18 +79,34 @@ def most_that_fit(numbers: Sequence[int], placement: Placement, *, seconds: floa
 class Growth:
     """Looks for room for more workers while an attempt trains, and asks it to stop for them.
 
+    Args:
+        numbers: of workers that the run may have, rising.
+        now: workers of the attempt.
+        placement: of each.
+        ask: called once.
+        vain: how often in a row more were asked for and then found no room; each time room has to
+            be there for twice as long.
+
     Attributes:
         asked: whether it has.
+        now: workers of the attempt.
     """
 
     def __init__(
-        self, numbers: Sequence[int], now: int, placement: Placement, ask: Callable[[], None]
+        self,
+        numbers: Sequence[int],
+        now: int,
+        placement: Placement,
+        ask: Callable[[], None],
+        *,
+        vain: int = 0,
     ) -> None:
         self.asked = False
+        self.now = now
         self._more = [n for n in numbers if n > now]
-        self._now = now
         self._placement = placement
         self._ask = ask
+        self._looks = _LOOKS * 2**vain
         self._over = threading.Event()
 
     @contextmanager
@@ -111,16 +127,30 @@ class Growth:
         found = 0
         while not self._over.wait(_LOOK_SECONDS):
             found = found + 1 if self._has_room() else 0
-            if found == _LOOKS:
+            if found == self._looks:
                 self.asked = True
                 log.warning("room for more workers: the step under way is committed for them")
                 self._ask()
                 return
 
     def _has_room(self) -> bool:
-        """Whether the next larger number fits; false where nobody answers."""
+        """Whether the next larger number will fit once this one has ended; false in doubt."""
         try:
-            nodes = free_nodes()
-        except (RayError, ConnectionError, TimeoutError):
+            whole, free, ours = alive_nodes(), free_nodes(), reserved_by_workers()
+        # Whatever Ray raises when its head is busy or gone must not end the search for good.
+        except Exception as error:
+            log.debug("no room could be looked for: %s", error)
             return False
-        return shortage(self._more[0] - self._now, self._placement, nodes) is None
+        given_back = [
+            replace(node, resources=_sum(node.resources, ours.get(node.id, {}))) for node in free
+        ]
+        more, placement = self._more[0], self._placement
+        # The data tasks of this attempt hold a part of what those of the next one will need.
+        return (
+            shortage(more, placement, whole) is None
+            and shortage(more, placement, given_back, data_cpus=0.0) is None
+        )
+
+
+def _sum(one: Mapping[str, float], other: Mapping[str, float]) -> dict[str, float]:
+    return {name: one.get(name, 0.0) + other.get(name, 0.0) for name in {*one, *other}}

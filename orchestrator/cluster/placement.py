@@ -125,35 +125,49 @@ def share_of_node(cpus: float, workers: int) -> int:
 
 
 class NoRoomError(PreemptedError):
-    """The cluster is large enough, but others have not left room on it."""
+    """The cluster was large enough, but others have not left room on it, or nodes are gone."""
 
 
-def wait_for_room(workers: int, placement: Placement, say: Callable[[str], None]) -> None:
-    """Wait until workers and data tasks fit beside what else runs on the cluster.
+def wait_for_room(
+    workers: int,
+    placement: Placement,
+    say: Callable[[str], None],
+    *,
+    beside_others: bool = True,
+    check: Callable[[], None] = lambda: None,
+) -> None:
+    """Wait until workers and data tasks fit on the cluster.
 
     Args:
         workers: that train.
         placement: what each of them takes.
         say: told what is waited for, when it takes longer than a moment.
+        beside_others: wait for what else runs there to leave room as well, not only for nodes.
+        check: called while it waits; raises where nobody wants to wait any more.
 
     Raises:
         NoRoomError: in vain.
     """
     began, said = time.monotonic(), False
+    free = " free" if beside_others else ""
     while True:
-        missing = shortage(workers, placement, free_nodes())
+        check()
+        nodes = free_nodes() if beside_others else alive_nodes()
+        missing = shortage(workers, placement, nodes)
         if missing is None:
             return
         waited = time.monotonic() - began
         if waited > ROOM_SECONDS:
             raise NoRoomError(
-                f"cluster.workers: {missing} free, and had no more in {ROOM_SECONDS / 60:g} "
-                "minutes. Next: end what else runs on the cluster, lower cluster.workers, or run "
-                "the same command again later"
+                f"cluster.workers: {missing}{free}, and had no more in {ROOM_SECONDS / 60:g} "
+                "minutes. Next: end what else runs on the cluster, add nodes, lower "
+                "cluster.workers, or run the same command again later"
             )
         if waited > _MOMENT_SECONDS and not said:
             said = True
-            say(f"waiting for room on the cluster, up to {ROOM_SECONDS / 60:g} min: {missing} free")
+            say(
+                f"waiting for room on the cluster, up to {ROOM_SECONDS / 60:g} min: {missing}{free}"
+            )
         time.sleep(_POLL_SECONDS)
 
 
@@ -201,7 +215,12 @@ def _require_nodes(placement: Placement, nodes: Sequence[Node]) -> None:
 
 
 def shortage(
-    workers: int, placement: Placement, nodes: Sequence[Node], *, beside: bool = False
+    workers: int,
+    placement: Placement,
+    nodes: Sequence[Node],
+    *,
+    beside: bool = False,
+    data_cpus: float = DATA_CPUS,
 ) -> str | None:
     """The arithmetic of what is missing for so many workers; None when nothing is.
 
@@ -210,12 +229,13 @@ def shortage(
         placement: what one of them takes, and where it may be.
         nodes: with what there is.
         beside: whether one more evaluates.
+        data_cpus: that reading takes beside them.
     """
     each = placement.resources_per_worker
     total = _total(nodes)
     crowd = f"({workers} + 1)" if beside else f"{workers}"
     for name, amount in each.items():
-        spare = DATA_CPUS if name == "CPU" else 0.0
+        spare = data_cpus if name == "CPU" else 0.0
         wanted = (workers + beside) * amount + spare
         found = total.get(name, 0.0)
         if wanted > found + _TINY:

@@ -37,6 +37,8 @@ _MODE = "RAY_AUTH_MODE"
 #: Ray lets these win over an address given in code.
 _SHADOWING = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 _POLL_SECONDS = 1.0
+#: For how long a cluster that does not answer is asked again.
+_PATIENCE_SECONDS = 60.0
 #: Ray sets this for whatever is started as a job.
 _INSIDE_A_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
@@ -221,7 +223,7 @@ def follow(client: Any, job: str) -> None:
 
     Raises:
         OrchestratorError: it failed; with the exit code of its driver.
-        PreemptedError: it was stopped.
+        PreemptedError: it was stopped, or the cluster does not answer any more.
     """
     try:
         asyncio.run(_print_logs(client, job))
@@ -229,7 +231,7 @@ def follow(client: Any, job: str) -> None:
         # The cluster is still the one to ask how the job went.
         said = mask(str(error))
         print(f"the log of {job} broke off ({said}); waiting for its end", file=sys.stderr)
-    while not (info := client.get_job_info(job)).status.is_terminal():
+    while not (info := _info_of(client, job)).status.is_terminal():
         time.sleep(_POLL_SECONDS)
     status = info.status.value
     if status == "STOPPED":
@@ -239,6 +241,38 @@ def follow(client: Any, job: str) -> None:
         if info.driver_exit_code:
             failure.exit_code = int(info.driver_exit_code)
         raise failure
+
+
+def _info_of(client: Any, job: str) -> Any:
+    """What a cluster says of a job; it may be busy, or start anew."""
+    began, said = time.monotonic(), False
+    while True:
+        info, trouble = _asked(client, job)
+        if trouble is None:
+            return info
+        if time.monotonic() - began > _PATIENCE_SECONDS:
+            raise PreemptedError(
+                f"{job}: the cluster has not answered for {_PATIENCE_SECONDS:g} s ({trouble}). "
+                "What the job committed is in its storage. Next: see that the cluster is there, "
+                f"ask it by `ray job status {job}`, and if the job is not there any more submit "
+                "the same command again to go on"
+            )
+        if not said:
+            said = True
+            print(
+                f"the cluster does not answer ({trouble}); asking it again for "
+                f"{_PATIENCE_SECONDS:g} s",
+                file=sys.stderr,
+            )
+        time.sleep(_POLL_SECONDS)
+
+
+def _asked(client: Any, job: str) -> tuple[Any, str | None]:
+    """What is said of a job, or why nothing is."""
+    try:
+        return client.get_job_info(job), None
+    except (RuntimeError, OSError) as error:
+        return None, mask(str(error)).partition("\n")[0]
 
 
 async def _print_logs(client: Any, job: str) -> None:

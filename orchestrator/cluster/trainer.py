@@ -40,10 +40,12 @@ from orchestrator.cluster.placement import Placement, share_of_node, wait_for_ro
 from orchestrator.cluster.relay import Way
 from orchestrator.cluster.survey import unreached
 from orchestrator.data.stream.ray_stream import RayStream, ScheduledDataConfig
-from orchestrator.errors import OrchestratorError, StorageError
+from orchestrator.errors import OrchestratorError, PreemptedError, StorageError
 from orchestrator.storage.bucket_lock import BucketLock
 from orchestrator.storage.folder_lock import RunLock
-from orchestrator.storage.run_files import HEARTBEATS
+from orchestrator.storage.run_files import EVENTS, HEARTBEATS, STOP
+from orchestrator.tracking.events import read_events
+from orchestrator.tracking.goodput import ATTEMPT
 from orchestrator.training.collective import collective_timeout
 from orchestrator.training.interrupt import stop_on_sigterm
 from orchestrator.training.job import Outcome, TrainingJob
@@ -128,6 +130,66 @@ class _StoppableTorchConfig(TorchConfig):  # type: ignore[misc]
         return _StoppableBackend
 
 
+class StopWish:
+    """A wish to stop, of whoever signals the driver, on its way to the workers.
+
+    Args:
+        run_dir: the driver's run folder, where they look for it.
+
+    Attributes:
+        asked: set once somebody has asked, or waits no more for what the workers do.
+    """
+
+    def __init__(self, run_dir: Path) -> None:
+        self.asked = threading.Event()
+        self._file = run_dir / STOP
+        self._log = run_dir / EVENTS
+        self._begun_at = 0
+        self._file.unlink(missing_ok=True)
+
+    def ask(self) -> None:
+        """Have the workers finish their step, commit and end."""
+        self.asked.set()
+        self.ask_workers()
+
+    def ask_workers(self) -> None:
+        """The same, for others to go on."""
+        self._file.touch()
+
+    def begin_attempt(self, *, for_others: bool) -> None:
+        """Let workers begin, unless somebody has asked to stop.
+
+        Args:
+            for_others: whether :meth:`ask_workers` was called for these; an attempt that failed
+                may have left the wish there.
+
+        Raises:
+            PreemptedError: somebody has.
+        """
+        if for_others:
+            self._file.unlink(missing_ok=True)
+        # After that: whoever asks sets it first.
+        self.check()
+        self._begun_at = self._log.stat().st_size if self._log.exists() else 0
+
+    def check(self) -> None:
+        """Raise :class:`PreemptedError` if somebody has asked to stop."""
+        if self.asked.is_set():
+            raise self.error()
+
+    def is_before_training(self) -> bool:
+        """Whether the workers of the present attempt have not begun yet."""
+        return all(event.kind != ATTEMPT for event in read_events(self._log, self._begun_at))
+
+    @staticmethod
+    def error() -> PreemptedError:
+        """For a stop while no step is under way."""
+        return PreemptedError(
+            "asked to stop while no worker was training; what was committed before is there. Next: "
+            "run the same command again to go on"
+        )
+
+
 def fit(
     job: TrainingJob,
     data: ScheduledDataConfig,
@@ -137,8 +199,7 @@ def fit(
     lock: RunLock | BucketLock,
     folder: RunLock,
     marker: str | None,
-    stop: Path,
-    asked: threading.Event,
+    stop: StopWish,
 ) -> Outcome:
     """Train until done, starting again after a failure as long as commits advance.
 
@@ -153,36 +214,47 @@ def fit(
         folder: the lock on the driver's folder, which is the same one for a run in a folder.
         marker: name of a file in that folder by which it is told from others at the same path;
             None where there is no other node.
-        stop: file whose being there asks the workers to commit and end.
-        asked: set once somebody else than this function has asked for that.
+        stop: asks the workers to commit and end.
 
     Raises:
         OrchestratorError: the cause of the last failure, after ``train.max_failures`` attempts
             without a new commit between them.
+        PreemptedError: it was asked to stop between two attempts, or there is no room for another.
     """
     experiment = job.experiment
-    fruitless = 0
+    fruitless = vain = 0
     patience = 1.0
-    numbers, first = numbers_of_workers(job), True
+    numbers = numbers_of_workers(job)
+    growth: Growth | None = None
     while True:
+        grows = growth is not None and growth.asked
+        stop.begin_attempt(for_others=grows)
         before = last_commit()
-        workers = numbers[0]
-        if len(numbers) > 1:
-            wait_for_room(workers, placement, log.warning)
-            seconds = 0.0 if first else RELEASE_SECONDS
-            workers = most_that_fit(numbers, placement, seconds=seconds)
-            log.warning("%d of %d to %d workers", workers, numbers[0], numbers[-1])
-        first = False
-        growth = Growth(numbers, workers, placement, stop.touch)
         try:
+            workers = numbers[0]
+            if len(numbers) > 1 or growth is not None:
+                # Beside trials, which share what they need among them, only nodes are waited for;
+                # so after a commit, when what this run had is about to be free again.
+                wait_for_room(
+                    workers,
+                    placement,
+                    log.warning,
+                    beside_others=len(numbers) > 1 or (fruitless > 0 and not job.sampled),
+                    check=stop.check,
+                )
+            if len(numbers) > 1:
+                seconds = 0.0 if growth is None else RELEASE_SECONDS
+                workers = most_that_fit(numbers, placement, seconds=seconds)
+                log.warning("%d of %d to %d workers", workers, numbers[0], numbers[-1])
+            vain = vain + 1 if grows and growth is not None and workers <= growth.now else 0
+            growth = Growth(numbers, workers, placement, stop.ask_workers, vain=vain)
             held = dataclasses.replace(with_workers(job, workers), fence=lock.advance())
             with _way(job, marker, folder.fence()) as way, growth.watching():
                 outcome = _attempt(held, data, placement, patience, way)
-            if not growth.asked or asked.is_set() or outcome.state != "preempted":
+            if not growth.asked or stop.asked.is_set() or outcome.state != "preempted":
                 return outcome
             # More workers take over from the commit that was made for them.
-            stop.unlink(missing_ok=True)
-            continue
+            fruitless = 0
         # A RayError says that Train's own controller is gone, with its node or for want of memory.
         except (TrainingFailedError, RayError, HungError, DriverLostError) as failure:
             cause = failure if isinstance(failure, HungError) else _root_cause(failure)

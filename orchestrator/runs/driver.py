@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import threading
 import time
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
+from ray.exceptions import RayError
 from rich.console import Console
 
 import native
@@ -17,13 +17,13 @@ from orchestrator.checkpoints.manifest import copy_commit
 from orchestrator.cluster.connection import ClusterWatch, connected
 from orchestrator.cluster.placement import Placement, place, place_evaluation, wait_for_room
 from orchestrator.cluster.submission import short_grace
-from orchestrator.cluster.trainer import fit
+from orchestrator.cluster.trainer import StopWish, fit
 from orchestrator.config.printing import dump_yaml
 from orchestrator.config.resolve import ResolvedExperiment
 from orchestrator.config.schema import Experiment
 from orchestrator.data.doctor.examine import require_usable
 from orchestrator.data.stream.ray_stream import MIN_TASKS, ScheduledDataConfig
-from orchestrator.errors import PreemptedError
+from orchestrator.errors import OrchestratorError, PreemptedError
 from orchestrator.runs.identity import (
     Identity,
     RunState,
@@ -64,7 +64,6 @@ from orchestrator.storage.run_files import (
     REPORT,
     RESOLVED,
     RESULT,
-    STOP,
 )
 from orchestrator.tracking.events import EventLog
 from orchestrator.tracking.mlflow_shipper import RunStatus, Shipped
@@ -363,8 +362,7 @@ def _train(
         f"{experiment.name}: {job.total_steps} steps of {job.schedule.batch_size} images on "
         + many.format(placement.accelerator.kind)
     )
-    stop = run.folder / STOP
-    stop.unlink(missing_ok=True)
+    stop = StopWish(run.folder)
     log = run.folder / EVENTS
     offset = log.stat().st_size if log.exists() else 0
     store = open_store(job)
@@ -381,12 +379,17 @@ def _train(
         worker_cpus=placement.busy_cpus,
     )
 
-    asked = threading.Event()
-
     def ask_to_stop() -> None:
-        asked.set()
-        run.say("stopping: the step under way is finished and committed first")
-        stop.touch()
+        stop.ask()
+        if stop.is_before_training():
+            run.say("stopping: no step is under way")
+        else:
+            run.say("stopping: the step under way is finished and committed first")
+
+    def useless() -> BaseException | None:
+        if stop.asked.is_set() and stop.is_before_training():
+            return stop.error()
+        return watch.error()
 
     def newest_step() -> int | None:
         found = store.latest()
@@ -402,7 +405,6 @@ def _train(
             folder=run.folder_lock,
             marker=marker,
             stop=stop,
-            asked=asked,
         )
 
     with (
@@ -410,6 +412,16 @@ def _train(
         stopping_politely(ask_to_stop),
         ClusterWatch() as watch,
     ):
-        outcome = in_thread(training, given_up=watch.error)
+        try:
+            outcome = in_thread(training, given_up=useless)
+        except Exception as error:
+            # Of a cluster that is gone Ray says all kinds of things, some of them at once.
+            if isinstance(error, RayError) or type(error) is OrchestratorError:
+                watch.look()
+                raise watch.error() or error from error
+            raise
+        finally:
+            # What goes on in the thread must not begin anew, on a Ray started for it alone.
+            stop.asked.set()
     run.require_commit(outcome.steps)
     return outcome

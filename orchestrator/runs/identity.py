@@ -362,6 +362,13 @@ def recorded_initial(run_dir: str | Path) -> str | None:
     return initial if isinstance(initial, str) else None
 
 
+def recorded_beginning(run_dir: str | Path) -> str | None:
+    """The run whose state the run in this folder began with, as its file named it; or None."""
+    train = _record(run_dir).get("config", {}).get("train", {})
+    location = train.get("continue_from") if isinstance(train, dict) else None
+    return location if isinstance(location, str) else None
+
+
 def recorded_identity(run_dir: str | Path) -> Identity | None:
     """What decided the result of the run in this folder; None if there is no record."""
     record = _record(run_dir)
@@ -430,7 +437,11 @@ def _compare(
     before_initial = stored.get(_INITIAL)
     if before_initial != identity.initial:
         refused.append(
-            _digests(_beginning(tree), before_initial or "none", identity.initial or "none")
+            _digests(
+                _beginning(before if identity.initial is None else tree),
+                before_initial or "none",
+                identity.initial or "none",
+            )
         )
     if version > identity.numerics:
         refused.append(

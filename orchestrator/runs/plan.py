@@ -11,10 +11,10 @@ from typing import Any
 
 from detectors.base import Detector
 from detectors.measure import skeleton
-from orchestrator.checkpoints.codec import STATE_NAME
+from orchestrator.checkpoints.codec import STATE_NAME, optimizer_from_flat
 from orchestrator.checkpoints.initial_weights import InitialWeights, find_initial
 from orchestrator.checkpoints.manifest import checked_commits, read_verified
-from orchestrator.checkpoints.other_run import find_state
+from orchestrator.checkpoints.other_run import find_state, load_state
 from orchestrator.checkpoints.published import expected_path
 from orchestrator.config.resolve import ResolvedExperiment
 from orchestrator.config.schema import Experiment, TrainConfig
@@ -25,10 +25,10 @@ from orchestrator.data.readers.split import read_splits, read_training
 from orchestrator.data.stream.assemble import BatchPlan, training_samples
 from orchestrator.data.stream.sampling import visit_factors
 from orchestrator.data.stream.schedule import Schedule
-from orchestrator.errors import ConfigError, DataError
+from orchestrator.errors import ConfigError, DataError, StorageError
 from orchestrator.evaluation.coco import evaluate
 from orchestrator.evaluation.detections import Detections
-from orchestrator.runs.identity import config_digest, recorded_initial
+from orchestrator.runs.identity import config_digest, recorded_beginning, recorded_initial
 from orchestrator.storage.bucket import commit_storage
 from orchestrator.storage.local import Storage
 from orchestrator.storage.sealed import UnusableError
@@ -38,6 +38,7 @@ from orchestrator.training.normalization import single_values
 from orchestrator.training.optim import build_optimizer
 from orchestrator.training.schedules import require_warmup_ends
 from orchestrator.training.shards import Shards, shards_of
+from orchestrator.training.state import differing
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,10 @@ def make_plan(
     adapt(model, experiment.train)
     build_optimizer(model, experiment.train.optimizer)
     commits = commit_storage(run_dir, bucket)
-    shards = shards_of(experiment.train, experiment.cluster.workers, _recorded_shards(commits))
+    cluster = experiment.cluster
+    shards = shards_of(
+        experiment.train, cluster.workers, _recorded_shards(commits), least=cluster.min_workers
+    )
     _require_variance(model, experiment, shards)
     batches = BatchPlan.from_config(
         experiment.data,
@@ -227,7 +231,42 @@ def _initial(train: TrainConfig, run_dir: Path, commits: Storage) -> InitialWeig
         return None
     continues = train.continue_from is not None
     path = Path(location) if continues else expected_path(location)
-    recorded = None if path.exists() and not continues else recorded_initial(run_dir)
-    if recorded is not None and checked_commits(commits):
+    recorded = recorded_initial(run_dir)
+    # Another run may not take the place of the one that was gone on from.
+    same = continues and recorded_beginning(run_dir) == location
+    if recorded is not None and (same or not path.exists()) and checked_commits(commits):
         return InitialWeights(str(path.absolute()), recorded, "state" if continues else "file")
-    return find_state(location) if continues else find_initial(location)
+    return find_state(location, recorded) if continues else find_initial(location)
+
+
+def require_state(job: TrainingJob) -> int:
+    """Refuse the state of another run that a job cannot begin with, before anything is started.
+
+    Returns:
+        Steps behind it.
+
+    Raises:
+        ConfigError: it is of other classes, another network or another optimizer, or further than
+            this run is to go.
+        DataError: its files cannot be read.
+    """
+    initial = job.initial
+    assert initial is not None, "asked only of jobs that have one"
+    state = load_state(initial, job.label_map)
+    job.require_ahead(state.step, where=initial.path)
+    model = _skeleton(job.experiment, len(job.label_map))
+    adapt(model, job.experiment.train)
+    optimizer = build_optimizer(model, job.experiment.train.optimizer)
+    trouble = differing(state.model, model.state_dict())
+    if trouble is None:
+        try:
+            optimizer_from_flat(optimizer, model.named_parameters(), state.optimizer)
+        except StorageError as error:
+            trouble = str(error).partition(". Next:")[0]
+    if trouble is None:
+        return state.step
+    raise ConfigError(
+        f"train.continue_from: {initial.path} cannot be gone on with: {trouble}. Next: write "
+        "`detector`, train.optimizer and train.freeze as that run has them, or begin with its "
+        "weights alone by train.init_from"
+    )

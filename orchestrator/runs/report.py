@@ -19,13 +19,12 @@ import orchestrator
 from detectors.measure import skeleton
 from orchestrator.checkpoints.initial_weights import load_initial
 from orchestrator.checkpoints.manifest import checked_commits
-from orchestrator.checkpoints.other_run import load_state
 from orchestrator.config.resolve import ResolvedExperiment
 from orchestrator.config.schema import TrainConfig
 from orchestrator.errors import printable
 from orchestrator.evaluation.coco import METRICS
 from orchestrator.pages.document import number
-from orchestrator.runs.plan import Plan
+from orchestrator.runs.plan import Plan, require_state
 from orchestrator.runs.progress import duration
 from orchestrator.storage.bucket import commit_storage
 from orchestrator.storage.run_files import CHECKPOINTS, EVENTS, REPORT, RESOLVED, RESULT, SAMPLES
@@ -236,7 +235,7 @@ def say_initial(job: TrainingJob, console: Console) -> None:
     if job.initial is None or checked_commits(commit_storage(job.path, job.bucket)):
         return
     if job.initial.kind == "state":
-        step = load_state(job.initial, job.label_map).step
+        step = require_state(job)
         say(console, f"train.continue_from: {job.initial.path}, the state after {step} steps")
         return
     loaded = load_initial(job.initial, job.experiment, job.label_map)

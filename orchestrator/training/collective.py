@@ -76,6 +76,15 @@ class Collective:
         """Start collecting every rank's ``part``, in rank order, into ``whole`` on each of them."""
         return dist.all_gather_into_tensor(whole, part, async_op=True)
 
+    def ask_async(self, word: bool) -> tuple[Tensor, Any]:
+        """Start finding out whether any rank says ``word``, without the device.
+
+        Returns:
+            A number that is above zero if one does, once ``wait()`` of the other has returned.
+        """
+        said = torch.tensor(int(word))
+        return said, dist.all_reduce(said, group=self._objects, async_op=True)
+
     def gather(self, value: T) -> list[T] | None:
         """Values of all ranks by rank, on rank 0; None elsewhere."""
         if self.world == 1:

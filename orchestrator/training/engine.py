@@ -85,7 +85,8 @@ class Engine:
         stream: this rank's batches.
         store: where commits live; read by every rank, written by rank 0.
         events: the run's log; None on every rank but 0.
-        stop_requested: asked once a step; true makes all ranks commit and end.
+        stop_requested: asked once a step, and once a batch of an evaluation; true makes all ranks
+            commit and end.
         evaluator: scores commits beside the steps, see :class:`Validation`.
     """
 
@@ -141,6 +142,7 @@ class Engine:
             events=events,
             early=self.early,
             evaluator=evaluator,
+            stop_requested=stop_requested,
         )
         self.step = 0
         self.guard = NonFiniteGuard(
@@ -169,6 +171,8 @@ class Engine:
             if self.stepper.shards.text:
                 self._note("virtual_shards", self.stepper.shards.text, step=start)
         pulse.mark("waiting for a batch", start)
+        if self.validation.abandoned:
+            return self._outcome("preempted", start)
         if self._ends_early():
             return self._outcome("done", start)
         # A run that was killed while it waited is judged now.
@@ -201,8 +205,11 @@ class Engine:
                     self._commit()
                 if not stopped and self.job.evaluates_after(done):
                     self.validation.after(self.step, committed=self._committed == self.step)
-                    ended = self._ends_early()
-                    given_up = not ended and not self._goes_on()
+                    stopped = self.validation.abandoned
+                    if stopped and self._committed != self.step:
+                        self._commit()
+                    ended = not stopped and self._ends_early()
+                    given_up = not stopped and not ended and not self._goes_on()
                     self._clock = time.perf_counter()
                 if stopped or ended or given_up:
                     break
@@ -325,7 +332,7 @@ class Engine:
             return
         if initial.kind == "state":
             state = shared(lambda: load_state(initial, self.job.label_map), self.collective)
-            self.job.require_ahead(state.step)
+            self.job.require_ahead(state.step, where=initial.path)
             restore(state, self.stepper)
             self.step = state.step
             self._note("continued", f"from {initial.path}, after {state.step} steps")

@@ -1,9 +1,15 @@
-"""Ending a run from outside: the first signal asks it to stop, the second one insists."""
+"""Ending a run from outside: the first signal asks it to stop, a second Ctrl-C insists.
+
+Who ends many processes says so more than once: ``timeout`` signals its child and then its whole
+group, a queue the job and each of its steps, and again when its patience is over. So SIGTERM never
+insists, and what follows a signal at once is part of it; whoever means it sends SIGKILL.
+"""
 
 from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -14,6 +20,8 @@ from orchestrator.errors import PreemptedError
 T = TypeVar("T")
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+#: Signals within so many seconds are one.
+_ONE_WISH_SECONDS = 1.0
 
 #: Set in a process that trains once it was asked to stop: the step under way is finished and
 #: committed, on all ranks, and training ends.
@@ -27,21 +35,22 @@ def stop_on_sigterm() -> None:
 
 @contextmanager
 def stopping_politely(ask: Callable[[], None]) -> Iterator[None]:
-    """Call ``ask`` on the first SIGINT or SIGTERM; raise KeyboardInterrupt on the second.
+    """Call ``ask`` on the first SIGINT or SIGTERM; raise KeyboardInterrupt on a later SIGINT.
 
     Outside the main thread, where Python cannot handle signals, nothing is changed.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    asked = False
+    asked: float | None = None
 
     def handle(number: int, frame: FrameType | None) -> None:
         nonlocal asked
-        if asked:
+        if asked is None:
+            asked = time.monotonic()
+            ask()
+        elif number == signal.SIGINT and time.monotonic() - asked > _ONE_WISH_SECONDS:
             raise KeyboardInterrupt
-        asked = True
-        ask()
 
     before = {number: signal.signal(number, handle) for number in _SIGNALS}
     try:
@@ -62,7 +71,13 @@ def stopping_at_once() -> Iterator[None]:
         yield
         return
 
+    raised = False
+
     def handle(number: int, frame: FrameType | None) -> None:
+        nonlocal raised
+        if raised:  # What it has started is being ended.
+            return
+        raised = True
         raise PreemptedError(
             "asked to stop while nothing was being trained. Next: run the same command again"
         )

@@ -81,11 +81,12 @@ class TrainingJob:
         total = self.schedule.total_steps
         return total if limit is None else min(total, limit)
 
-    def require_ahead(self, done: int) -> None:
+    def require_ahead(self, done: int, *, where: str | None = None) -> None:
         """Refuse a run that is to end before where it is.
 
         Args:
             done: optimizer steps behind its newest commit.
+            where: that commit, if it is another run's.
 
         Raises:
             ConfigError: with the arithmetic.
@@ -100,8 +101,8 @@ class TrainingJob:
             wanted = f"train.max_steps is {train.max_steps}"
             key, least = "train.max_steps", done
         raise ConfigError(
-            f"{wanted}, but {self.run_dir} has {done} steps done already. Next: set {key} to "
-            f"{least} or more to go on, or give this experiment another name (name=...)"
+            f"{wanted}, but {where or self.run_dir} has {done} steps done already. Next: set {key} "
+            f"to {least} or more to go on, or give this experiment another name (name=...)"
         )
 
     def judged_after(self, step: int) -> bool:

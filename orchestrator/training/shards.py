@@ -34,13 +34,20 @@ class Shards:
         return {"began": self.began, "threads": self.threads or threads}
 
 
-def shards_of(train: TrainConfig, workers: int, recorded: dict[str, Any] | None = None) -> Shards:
+def shards_of(
+    train: TrainConfig,
+    workers: int,
+    recorded: dict[str, Any] | None = None,
+    *,
+    least: int | None = None,
+) -> Shards:
     """Decide for one start of a run.
 
     Args:
         train: its section.
-        workers: of this start.
+        workers: of this start; the most of them where their number follows the cluster.
         recorded: what :meth:`Shards.to_json` left in the newest commit; None without any.
+        least: workers where their number follows the cluster; None where it does not.
     """
     began = workers if recorded is None else int(recorded["began"])
     threads = None if recorded is None else recorded["threads"]
@@ -59,6 +66,15 @@ def shards_of(train: TrainConfig, workers: int, recorded: dict[str, Any] | None 
         text = f"auto, {began}: the run began with {_workers(began)}"
         if began != workers:
             text += f", and {workers} end{'s' if workers == 1 else ''} in the same bits"
+        return Shards(began, began, threads, text)
+    same = [n for n in range(least or workers, workers + 1) if began % n == 0]
+    # Where it began with one, whoever names a range wants more.
+    if same and began > 1:
+        text = (
+            f"auto, {began}: the run began with {_workers(began)}, so of {least} to {workers} it "
+            f"takes {' or '.join(map(str, same))}, which end in the same bits. Next, for more: "
+            "begin another run with its state by train.continue_from"
+        )
         return Shards(began, began, threads, text)
     text = (
         f"auto, {workers}: the run began with {_workers(began)}, which {workers} do not divide. "

@@ -100,31 +100,35 @@ def _unfilled(layout: _Layout) -> TrainState:
 def restore(state: TrainState, stepper: Stepper) -> dict[str, Any]:
     """Put a committed state back into live objects; returns its scalars.
 
-    An average that the state does not have yet begins from its weights.
+    An average that the state does not have yet begins from its weights, and a loss scale that it
+    does not have from its own beginning.
 
     Raises:
         ConfigError: the state is of another network, which only a forced start meets.
         StorageError: it is of another optimizer.
     """
-    _require_fitting(state.model, stepper.model.state_dict())
+    trouble = differing(state.model, stepper.model.state_dict())
+    if trouble is not None:
+        raise ConfigError(
+            f"the last checkpoint is of another network: {trouble}. Next: undo the changes of "
+            "`detector`, or give this experiment another name (name=...) and begin with those "
+            "weights by train.init_from"
+        )
     stepper.model.load_state_dict(state.model, strict=True)
     named = list(stepper.model.named_parameters())
     optimizer_from_flat(stepper.optimizer, named, state.optimizer)
     if stepper.average is not None:
         stepper.average.load(state.model if state.ema is None else state.ema)
-    stepper.scaler.load_state_dict(state.scalars["scaler"])
+    if state.scalars["scaler"]:
+        stepper.scaler.load_state_dict(state.scalars["scaler"])
     return state.scalars
 
 
-def _require_fitting(theirs: Tensors, ours: Tensors) -> None:
-    differing = sorted(
+def differing(theirs: Tensors, ours: Tensors) -> str | None:
+    """How the tensors of a state differ from those of a model; None where all fit."""
+    found = sorted(
         name
         for name in {*theirs, *ours}
         if name not in theirs or name not in ours or theirs[name].shape != ours[name].shape
     )
-    if differing:
-        raise ConfigError(
-            f"the last checkpoint is of another network: {len(differing)} of {len(ours)} tensors "
-            f"differ, {differing[0]} first. Next: undo the changes of `detector`, or give this "
-            "experiment another name (name=...) and begin with those weights by train.init_from"
-        )
+    return f"{len(found)} of {len(ours)} tensors differ, {found[0]} first" if found else None

@@ -14,11 +14,14 @@ none of those.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
+
+from torch import Tensor
 
 from orchestrator.checkpoints.codec import STATE_NAME, TENSOR_FILES, Tensors, decode_weights
 from orchestrator.checkpoints.commit import CommitStore
@@ -46,12 +49,14 @@ class Scored:
     scores: CocoMetrics
 
 
-def _marked(batches: Iterator[Batch]) -> Iterator[Batch]:
-    """Pass on batches, each of which is progress."""
-    for batch in batches:
-        pulse.mark("evaluation")
-        yield batch
-    pulse.mark("evaluation")
+#: Batches of an evaluation after which a wish to stop is known everywhere.
+_WORDS = 2
+
+
+def _said(number: Tensor, work: Any) -> bool:
+    """What came of :meth:`Collective.ask_async`."""
+    work.wait()
+    return bool(number > 0)
 
 
 class EvaluatorLostError(Exception):
@@ -105,9 +110,12 @@ class Validation:
         early: watches the scores; None where nothing does.
         evaluator: scores commits beside the steps; None on every rank but 0, and in a run that
             evaluates in the loop.
+        stop_requested: asked once a batch; true makes all ranks give up what they score. Whoever
+            asks leaves less time than an evaluation may take, and the next start has it done again.
 
     Attributes:
         metrics: of the newest evaluation that is recorded, on rank 0.
+        abandoned: whether one was given up; the same on all ranks.
     """
 
     def __init__(
@@ -120,8 +128,11 @@ class Validation:
         events: EventLog | None,
         early: EarlyStopping | None,
         evaluator: Evaluator | None,
+        stop_requested: Callable[[], bool],
     ) -> None:
         self.metrics: dict[str, float] = {}
+        self.abandoned = False
+        self._stop_requested = stop_requested
         self._job = job
         self._stepper = stepper
         self._collective = stepper.collective
@@ -145,6 +156,8 @@ class Validation:
         if committed and step < self._job.total_steps and self._hand_over(step):
             return
         scored = self._score()
+        if self.abandoned:
+            return
         # Its place in the log is before this one.
         self.finish()
         self._record(step, scored, committed=committed)
@@ -162,6 +175,8 @@ class Validation:
             elif not self._hand_over(late):
                 self._rescore(late)
             self._store.wait()
+            if self.abandoned:
+                return
 
     def finish(self) -> None:
         """Record the evaluation that is outstanding, if one is, waiting for it; for all ranks."""
@@ -235,13 +250,36 @@ class Validation:
         config = self._job.experiment.detector.postprocess
         found = predict_all(
             stepper.model,
-            _marked(self._stream.eval_batches()),
+            self._until_stopped(self._stream.eval_batches()),
             config,
             accelerator=stepper.accelerator,
             precision=stepper.precision,
             collective=self._collective,
         )
-        return None if found is None else in_whole_images(found, self._job.val_tiling, config)
+        if found is None or self.abandoned:
+            return None
+        return in_whole_images(found, self._job.val_tiling, config)
+
+    def _until_stopped(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """Pass on batches, each of which is progress, until some rank is asked to stop.
+
+        What the others have heard is known two batches later, so that nobody waits for it. All
+        ranks have as many batches, and so end behind the same one.
+        """
+        words: deque[tuple[Tensor, Any]] = deque()
+        for batch in batches:
+            pulse.mark("evaluation")
+            yield batch
+            stop = self._stop_requested()
+            if self._collective.distributed:
+                words.append(self._collective.ask_async(stop))
+                stop = len(words) > _WORDS and _said(*words.popleft())
+            if stop:
+                self.abandoned = True
+                break
+        for word in words:
+            _said(*word)
+        pulse.mark("evaluation")
 
     def _record(self, step: int, scored: Scored | None, *, committed: bool) -> None:
         """Log scores, then attach them to their commit; does nothing on every rank but 0."""

@@ -57,6 +57,8 @@ def nodes(monkeypatch: pytest.MonkeyPatch) -> list[Node]:
     """What is free, to be changed by the test."""
     free: list[Node] = []
     monkeypatch.setattr(elastic, "free_nodes", lambda: list(free))
+    monkeypatch.setattr(elastic, "alive_nodes", lambda: list(free))
+    monkeypatch.setattr(elastic, "reserved_by_workers", dict)
     monkeypatch.setattr(elastic, "_LOOK_SECONDS", 0.01)
     return free
 
@@ -84,12 +86,70 @@ def test_room_that_stays_is_asked_for_once(nodes):
     with growth.watching():
         time.sleep(0.1)
         assert not growth.asked
-        nodes.append(node("a", 3.0))
+        nodes.append(node("a", 5.0))
         deadline = time.monotonic() + 10
         while not growth.asked and time.monotonic() < deadline:
             time.sleep(0.01)
         time.sleep(0.1)
     assert asked == [1]
+
+
+@pytest.mark.parametrize(
+    ("strategy", "other", "room"),
+    [
+        # Two on a node with two more cores free: four fit on it, and on no other.
+        ("STRICT_PACK", 0.0, True),
+        ("STRICT_SPREAD", 8.0, False),
+        ("PACK", 0.0, True),
+    ],
+)
+def test_room_is_that_of_all_the_workers_and_not_of_the_further_ones(
+    strategy, other, room, nodes, monkeypatch
+):
+    nodes[:] = [node("a", 2.5), node("b", other)]
+    whole = [node("a", 5.0), node("b", other)]
+    monkeypatch.setattr(elastic, "alive_nodes", lambda: whole)
+    # The data tasks of the two hold half a core.
+    monkeypatch.setattr(elastic, "reserved_by_workers", lambda: {"a": {"CPU": 2.0}})
+    placement = replace(PLACEMENT, strategy=strategy)
+    assert elastic.Growth([1, 2, 4], 2, placement, lambda: None)._has_room() is room
+
+
+def test_no_room_for_reading_is_no_room(nodes, monkeypatch):
+    """Otherwise the workers would start again and again, to find that no more fit."""
+    nodes[:] = [node("a", 2.0)]
+    monkeypatch.setattr(elastic, "alive_nodes", lambda: [node("a", 4.0)])
+    monkeypatch.setattr(elastic, "reserved_by_workers", lambda: {"a": {"CPU": 2.0}})
+    assert not elastic.Growth([1, 2, 4], 2, PLACEMENT, lambda: None)._has_room()
+
+
+def test_a_head_that_does_not_answer_does_not_end_the_search(nodes, monkeypatch):
+    def gone():
+        raise ValueError("whatever Ray says")
+
+    monkeypatch.setattr(elastic, "reserved_by_workers", gone)
+    asked = []
+    growth = elastic.Growth([1, 2], 1, PLACEMENT, lambda: asked.append(1))
+    nodes.append(node("a", 8.0))
+    with growth.watching():
+        time.sleep(0.1)
+        monkeypatch.setattr(elastic, "reserved_by_workers", dict)
+        deadline = time.monotonic() + 10
+        while not growth.asked and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert asked == [1]
+
+
+def test_what_was_asked_for_in_vain_is_asked_for_later(nodes, monkeypatch):
+    looks = []
+    monkeypatch.setattr(elastic, "alive_nodes", lambda: looks.append(1) or list(nodes))
+    nodes.append(node("a", 8.0))
+    growth = elastic.Growth([1, 2], 1, PLACEMENT, lambda: None, vain=3)
+    with growth.watching():
+        deadline = time.monotonic() + 10
+        while not growth.asked and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert len(looks) == 16
 
 
 def test_the_most_workers_look_for_no_more(nodes):

@@ -6,14 +6,10 @@ import contextlib
 import os
 import re
 import shutil
-import signal
-import socket
 import stat
 import subprocess
 import sys
-import tempfile
 import textwrap
-import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -34,6 +30,7 @@ from orchestrator.cluster.submission import (
 )
 from orchestrator.errors import ConfigError, OrchestratorError, PreemptedError, SecurityError
 from orchestrator.tracking.git_info import GitInfo, git_info
+from tests.support.job_cluster import free_port, job_cluster
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = ["storage=/shared/runs", "tracking.mlflow=null", "data.root=/shared/data"]
@@ -250,7 +247,7 @@ class Jobs:
     """Answers as a job server does: not over yet, then ``status``."""
 
     def __init__(self, status: JobStatus, code: int | None = None, breaks: bool = False) -> None:
-        self.answers = [JobStatus.RUNNING, status]
+        self.answers: list[JobStatus | Exception] = [JobStatus.RUNNING, status]
         self.code = code
         self.breaks = breaks
 
@@ -261,6 +258,8 @@ class Jobs:
 
     def get_job_info(self, job: str) -> SimpleNamespace:
         status = self.answers.pop(0)
+        if isinstance(status, Exception):
+            raise status
         return SimpleNamespace(status=status, message="it said why", driver_exit_code=self.code)
 
 
@@ -291,66 +290,27 @@ def test_a_stopped_job_can_be_sent_again() -> None:
         follow(Jobs(JobStatus.STOPPED), "job-1")
 
 
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+def test_a_cluster_that_does_not_answer_is_asked_again_and_given_up(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    refused = requests.ConnectionError("refused")
+    jobs = Jobs(JobStatus.SUCCEEDED)
+    jobs.answers = [JobStatus.RUNNING, refused, RuntimeError("500"), JobStatus.SUCCEEDED]
+    follow(jobs, "job-1")
+    assert capsys.readouterr().err == (
+        "the cluster does not answer (refused); asking it again for 60 s\n"
+    )
+    monkeypatch.setattr("orchestrator.cluster.submission._PATIENCE_SECONDS", 0.0)
+    jobs.answers = [refused] * 1000
+    with pytest.raises(PreemptedError, match=r"job-1: the cluster has not answered.*go on"):
+        follow(jobs, "job-1")
 
 
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A cluster of its own that asks for a token, as clusters/README.md starts it."""
-    # Ray's sockets need a path of fewer than 107 letters, so not below pytest's own folder.
-    home = Path(tempfile.mkdtemp(prefix="ray"))
-    token = home / "token"
-    token.write_text("b9a1" * 16)
-    environment = {
-        "HOME": str(home),
-        "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin",
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN_PATH": str(token),
-    }
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    for name in ("RAY_ADDRESS", "RAY_AUTH_TOKEN"):
-        monkeypatch.delenv(name, raising=False)
-    port = free_port()
-    command = [
-        str(Path(sys.executable).with_name("ray")),
-        *("start", "--head", "--block", "--disable-usage-stats", "--num-cpus=1"),
-        *(f"--temp-dir={home}/r", "--node-ip-address=127.0.0.1", f"--port={free_port()}"),
-        *("--dashboard-host=127.0.0.1", f"--dashboard-port={port}"),
-        *(
-            f"--dashboard-agent-listen-port={free_port()}",
-            f"--ray-client-server-port={free_port()}",
-        ),
-    ]
-    with (home / "start.log").open("wb") as log:
-        process = subprocess.Popen(
-            command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-        )
-    try:
-        address = f"http://127.0.0.1:{port}"
-        _wait_for_answer(address, process, home / "start.log")
+    with job_cluster(monkeypatch) as address:
         yield address
-    finally:
-        # The control store takes its time over SIGTERM; nothing here is worth waiting for.
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        shutil.rmtree(home, ignore_errors=True)
-
-
-def _wait_for_answer(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + 90
-    while time.monotonic() < deadline and process.poll() is None:
-        try:
-            answer = requests.get(f"{address}/api/version", timeout=5)
-        except requests.ConnectionError:
-            time.sleep(0.5)
-            continue
-        assert answer.status_code == 401, "the cluster asks nobody for a token"
-        return
-    pytest.fail(f"no answer from {address}:\n{log.read_text()}")
 
 
 @pytest.mark.ray

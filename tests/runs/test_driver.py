@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -30,6 +31,7 @@ from orchestrator.runs.progress import Narrator, duration, shown_progress
 from orchestrator.runs.report import say_next, say_where
 from orchestrator.tracking.events import Event, EventLog
 from orchestrator.tracking.shipping import ShipState
+from orchestrator.training import interrupt
 from orchestrator.training.interrupt import in_thread, stopping_at_once, stopping_politely
 
 # Placement
@@ -37,8 +39,10 @@ from orchestrator.training.interrupt import in_thread, stopping_at_once, stoppin
 
 @pytest.fixture
 def resources(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
+    """Of the one node, all of them free."""
     found: dict[str, float] = {"CPU": 4.0}
     monkeypatch.setattr(placement, "alive_nodes", lambda: [Node("n", "host", "10.0.0.1", found)])
+    monkeypatch.setattr(placement, "free_resources", lambda: {"n": dict(found)})
     return found
 
 
@@ -104,30 +108,45 @@ def test_room_that_others_hold_is_waited_for(
 
 
 class Attempts:
-    """Stands for Ray: fails as told, and commits as told before it does."""
+    """Stands for Ray: fails as told, and commits as told before it does.
 
-    def __init__(self, *plan: tuple[BaseException | None, int]) -> None:
+    Attributes:
+        meanwhile: called in every attempt.
+    """
+
+    def __init__(self, *plan: tuple[Any, int]) -> None:
         self.plan = list(plan)
         self.commit: int | None = None
         self.fences: list[Any] = []
         self.patience: list[float] = []
+        self.meanwhile: Callable[[], None] = lambda: None
 
-    def __call__(self, job: Any, data: Any, placement: Any, patience: float, way: Any) -> str:
+    def __call__(self, job: Any, data: Any, placement: Any, patience: float, way: Any) -> Any:
         assert way.is_shared()
         self.fences.append(job.fence)
         self.patience.append(patience)
+        self.meanwhile()
         failure, commits = self.plan.pop(0)
         if commits:
             self.commit = (self.commit or 0) + commits
         if isinstance(failure, TrainingFailedError | trainer.HungError):
             raise failure
+        if isinstance(failure, SimpleNamespace):
+            return failure
         if failure is not None:
             raise WorkerGroupError("workers failed", {0: failure})
         return "outcome"
 
 
 @pytest.fixture
-def fit(monkeypatch: pytest.MonkeyPatch) -> Callable[[Attempts], Any]:
+def stop(tmp_path: Path) -> trainer.StopWish:
+    return trainer.StopWish(tmp_path)
+
+
+@pytest.fixture
+def fit(
+    monkeypatch: pytest.MonkeyPatch, resources: dict[str, float], stop: trainer.StopWish
+) -> Callable[[Attempts], Any]:
     def call(attempts: Attempts) -> Any:
         monkeypatch.setattr(trainer, "_attempt", attempts)
         monkeypatch.setattr(
@@ -142,18 +161,18 @@ def fit(monkeypatch: pytest.MonkeyPatch) -> Callable[[Attempts], Any]:
                 cluster=SimpleNamespace(workers=1, min_workers=None),
             ),
             run_dir="run",
+            sampled={},
         )
         lock = SimpleNamespace(advance=lambda: next(numbers), fence=lambda: None)
         return trainer.fit(
             job,  # type: ignore[arg-type]
             None,  # type: ignore[arg-type]
-            None,  # type: ignore[arg-type]
+            place(ClusterConfig()),
             last_commit=lambda: attempts.commit,
             lock=lock,  # type: ignore[arg-type]
             folder=lock,  # type: ignore[arg-type]
             marker=None,
-            stop=Path("stop-requested"),
-            asked=threading.Event(),
+            stop=stop,
         )
 
     return call
@@ -207,15 +226,117 @@ def test_what_is_wrong_with_the_data_is_not_tried_again(fit: Callable[[Attempts]
     assert len(attempts.plan) == 1
 
 
+def test_a_wish_to_stop_ends_the_run_between_two_attempts(
+    fit: Callable[[Attempts], Any], stop: trainer.StopWish
+) -> None:
+    attempts = Attempts((RuntimeError("the whole job was ended"), 0), (None, 1))
+    attempts.meanwhile = stop.ask
+    with pytest.raises(PreemptedError, match="no worker was training"):
+        fit(attempts)
+    assert len(attempts.plan) == 1
+
+
+def test_a_wish_is_heard_of_while_nodes_are_waited_for(
+    fit: Callable[[Attempts], Any],
+    stop: trainer.StopWish,
+    resources: dict[str, float],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(placement, "_MOMENT_SECONDS", 0.0)
+    monkeypatch.setattr(placement, "_POLL_SECONDS", 0.01)
+    attempts = Attempts((RuntimeError("its node is gone"), 1), (None, 1))
+    attempts.meanwhile = lambda: resources.update(CPU=1.0)
+    threading.Timer(0.3, stop.ask).start()
+    with pytest.raises(PreemptedError, match="no worker was training"):
+        fit(attempts)
+    assert len(attempts.plan) == 1
+    assert "waiting for room on the cluster, up to 10 min: 1 workers x 1 CPU" in caplog.text
+
+
+@pytest.mark.parametrize(("commits", "waits"), [(1, False), (0, True)])
+def test_what_others_hold_is_waited_for_once_an_attempt_was_in_vain(
+    commits: int,
+    waits: bool,
+    fit: Callable[[Attempts], Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What the run itself had is about to be free."""
+    monkeypatch.setattr(placement, "free_resources", lambda: {"n": {"CPU": 0.0}})
+    monkeypatch.setattr(placement, "ROOM_SECONDS", -1.0)
+    attempts = Attempts((RuntimeError("a worker died"), commits), (None, 1))
+    if waits:
+        with pytest.raises(PreemptedError, match="but the cluster has 0 free"):
+            fit(attempts)
+    else:
+        assert fit(attempts) == "outcome"
+
+
+class Growing:
+    """Stands for the search for room, which finds some in the attempts that are named."""
+
+    def __init__(self, *attempts: int) -> None:
+        self.attempts = attempts
+        self.vain: list[int] = []
+
+    def __call__(self, numbers: Any, now: int, placement: Any, ask: Any, *, vain: int) -> Any:
+        asks = len(self.vain) in self.attempts
+        self.vain.append(vain)
+        if asks:
+            ask()
+        return SimpleNamespace(asked=asks, now=now, watching=nullcontext)
+
+
+def test_more_workers_take_over_whatever_becomes_of_the_fewer(
+    fit: Callable[[Attempts], Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    numbers = iter([1, 1, 1, 2, 2, 2])
+    monkeypatch.setattr(trainer, "numbers_of_workers", lambda job: [1, 2])
+    monkeypatch.setattr(trainer, "most_that_fit", lambda *_, **__: next(numbers))
+    monkeypatch.setattr(trainer, "with_workers", lambda job, workers: job)
+    growing = Growing(0, 1, 2)
+    monkeypatch.setattr(trainer, "Growth", growing)
+    stopped = SimpleNamespace(state="preempted")
+    done = SimpleNamespace(state="done")
+    bug = RuntimeError("a worker died")
+    # The first two fail, one of them after a commit; only the third is stopped for others.
+    attempts = Attempts((bug, 0), (bug, 0), (stopped, 1), (bug, 0), (bug, 0), (done, 1))
+    seen: list[bool] = []
+    attempts.meanwhile = lambda: seen.append((tmp_path / "stop-requested").exists())
+    # Two failures, a commit, and two more are not three without a commit between them.
+    assert fit(attempts) is done
+    # Nobody's wish is left for those who come after.
+    assert seen == [True, True, True, False, False, False]
+    # Twice there was no room after all.
+    assert growing.vain == [0, 1, 2, 0, 0, 0]
+
+
+def test_workers_that_have_not_begun_are_told_from_those_that_have(tmp_path: Path) -> None:
+    log = EventLog(tmp_path / "events.jsonl")
+    log.note("attempt", "{}", step=0)
+    stop = trainer.StopWish(tmp_path)
+    stop.begin_attempt(for_others=False)
+    assert stop.is_before_training()
+    log.note("attempt", "{}", step=0)
+    assert not stop.is_before_training()
+    stop.begin_attempt(for_others=False)
+    assert stop.is_before_training()
+    log.close()
+
+
 # Signals
 
 
-def test_the_first_signal_asks_and_the_second_insists() -> None:
+def test_the_first_signal_asks_and_ctrl_c_insists(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
     before = signal.getsignal(signal.SIGTERM)
     with stopping_politely(lambda: asked.append(1)):
-        os.kill(os.getpid(), signal.SIGTERM)
+        # As `timeout` does, once for its child and once for its group.
+        for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
+            os.kill(os.getpid(), number)
         assert asked == [1]
+        monkeypatch.setattr(interrupt, "_ONE_WISH_SECONDS", 0.0)
+        os.kill(os.getpid(), signal.SIGTERM)
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
     assert asked == [1]
@@ -238,6 +359,22 @@ def test_sigterm_outside_training_ends_with_75() -> None:
     assert asked == [1]
     assert stopped.value.exit_code == 75
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_second_sigterm_does_not_interrupt_what_the_first_one_ends() -> None:
+    tidied: list[int] = []
+
+    def end() -> None:
+        with stopping_at_once():
+            try:
+                os.kill(os.getpid(), signal.SIGTERM)
+            finally:
+                os.kill(os.getpid(), signal.SIGTERM)
+                tidied.append(1)
+
+    with pytest.raises(PreemptedError):
+        end()
+    assert tidied == [1]
 
 
 def test_waiting_ends_once_it_has_become_useless() -> None:

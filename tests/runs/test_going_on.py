@@ -78,6 +78,16 @@ def test_an_average_that_is_new_begins_from_the_weights_that_are_there() -> None
         assert later.average.tensors[name] is not tensor
 
 
+def test_a_loss_scale_that_is_new_begins_anew() -> None:
+    """The run went on in fp16: its commits have none."""
+    state = capture(stepper(SmallDetector(), None), step=5, scalars={})
+    assert state.scalars["scaler"] == {}
+    later = stepper(SmallDetector(), None)
+    later.scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    restore(state, later)
+    assert later.scaler.get_scale() == 8.0
+
+
 def test_weights_of_another_network_are_a_mistake_of_the_file() -> None:
     other = SmallDetector()
     other.head = torch.nn.Linear(8, 5)

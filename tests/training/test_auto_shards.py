@@ -80,6 +80,12 @@ def test_what_another_number_of_workers_means(
 
 
 def test_the_file_decides_where_it_says_something() -> None:
+    found = shards_of(config(), 8, {"began": 6, "threads": 3}, least=2)
+    assert (found.count, found.began, found.threads) == (6, 6, 3)
+    assert "so of 2 to 8 it takes 2 or 3 or 6, which end in the same bits" in found.text
+    found = shards_of(config(), 8, {"began": 6, "threads": 3}, least=7)
+    assert "other bits than with 6" in found.text
+    assert shards_of(config(), 4, {"began": 1, "threads": 3}, least=1).count == 4
     assert shards_of(config(virtual_shards=4), 2).count == 4
     assert shards_of(config(virtual_shards=None), 2).count is None
     assert shards_of(config(sync_batch_norm=True), 2).count is None

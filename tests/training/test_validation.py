@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -15,18 +17,23 @@ from orchestrator.cluster.nodes import Node
 from orchestrator.cluster.placement import Placement, place_evaluation
 from orchestrator.config.resolve import load_experiment
 from orchestrator.config.schema import Experiment
+from orchestrator.data.batch import Batch
 from orchestrator.data.demo.digits import Recipe, build_digits
 from orchestrator.data.stream.local import LocalStream
 from orchestrator.errors import ConfigError
+from orchestrator.runs import processes
 from orchestrator.runs.plan import Plan
+from orchestrator.runs.processes import RankTask
 from orchestrator.storage import bucket as object_storage
 from orchestrator.storage.bucket_mirror import BucketMirror
 from orchestrator.storage.run_files import STOP
 from orchestrator.tracking.events import metric_history, read_events
 from orchestrator.training import session
+from orchestrator.training.interrupt import asked_to_stop
 from orchestrator.training.job import Outcome
 from orchestrator.training.session import open_store, run_rank
 from tests.support.chaos_run import CPU, small_plan
+from tests.support.child_processes import CHILDREN, start_server
 from tests.support.evaluators import ThreadEvaluator, fickle_detector
 from tests.support.faulty_storage import BucketStorage
 from tests.support.local_runs import StoppingStream, train
@@ -175,6 +182,65 @@ def test_what_was_outstanding_is_made_up_for_in_the_loop(
     assert {6, 12} <= set(unscored)
     (plan.job.path / STOP).unlink()
     assert_same(plan, train(plan), whole)
+
+
+@pytest.mark.parametrize(("evaluating", "step"), [(0, 6), (3, 24)])
+def test_an_evaluation_is_not_waited_for_by_whoever_stops_the_run(
+    evaluating: int,
+    step: int,
+    tmp_path: Path,
+    digits: Path,
+    whole: tuple[Plan, Outcome],
+    settings: tuple[str, ...],
+) -> None:
+    plan = small_plan(tmp_path / "run", digits, *settings)
+    stopped = train(plan, StoppingStream(plan, None, evaluating=evaluating))
+    assert (stopped.state, stopped.steps) == ("preempted", step)
+    assert commits(plan)[step][1] is None
+    # The next start is stopped while it makes up for that.
+    again = train(plan, StoppingStream(plan, None, evaluating=0))
+    assert (again.state, again.steps, again.resumed_from) == ("preempted", step, step)
+    (plan.job.path / STOP).unlink()
+    assert_same(plan, train(plan), whole)
+
+
+def test_what_an_evaluation_was_of_is_committed_when_it_is_given_up(
+    tmp_path: Path, digits: Path
+) -> None:
+    plan = small_plan(tmp_path / "run", digits, "train.checkpoint={every_epochs: 2}")
+    stopped = train(plan, StoppingStream(plan, None, evaluating=0))
+    assert (stopped.state, stopped.steps) == ("preempted", 6)
+    assert list(commits(plan)) == [6]
+
+
+class AskedStream(LocalStream):
+    """Rank 1 is asked to stop by a signal, in its first evaluation."""
+
+    def eval_batches(self) -> Iterator[Batch]:
+        for batch in super().eval_batches():
+            if self.rank == 1:
+                asked_to_stop.set()
+            yield batch
+
+
+def one_is_asked(task: RankTask) -> None:
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    with (
+        mock.patch.object(session, "build_detector", fickle_detector),
+        mock.patch.object(processes, "LocalStream", AskedStream),
+    ):
+        processes.rank_main(task)
+
+
+def test_all_ranks_give_up_when_one_is_asked(tmp_path: Path, digits: Path) -> None:
+    start_server()
+    plan = small_plan(tmp_path / "run", digits, "cluster.workers=2", "train.batch_size=2")
+    with processes.LocalRanks(
+        plan, accelerator=CPU, target=one_is_asked, context=CHILDREN
+    ) as ranks:
+        assert ranks.join(120) == [75, 75]
+    assert commits(plan)[13][1] is None
+    assert logged(plan.job.path) == {}
 
 
 @pytest.mark.parametrize("lost_at", DUE[:-1])
