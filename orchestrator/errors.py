@@ -72,3 +72,11 @@ def nearest(word: str, candidates: Iterable[str]) -> str | None:
     """The candidate closest to ``word``, or None when none is close enough to be a likely typo."""
     found = difflib.get_close_matches(word, list(candidates), n=1, cutoff=0.6)
     return found[0] if found else None
+
+
+def did_you_mean(word: str, candidates: Iterable[str], *, quoted: bool = True) -> str:
+    """The end of a message that names the candidate closest to ``word``; empty without one."""
+    guess = nearest(word, candidates)
+    if guess is None:
+        return ""
+    return f"; did you mean {guess!r}?" if quoted else f"; did you mean {guess}?"

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import logging
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray.util import ActorPool
+from ray.exceptions import RayActorError
 
 from orchestrator.cluster.connection import connected
 from orchestrator.cluster.placement import place
 from orchestrator.cluster.survey import Needed, look_around
 from orchestrator.config.schema import ClusterConfig
+from orchestrator.errors import PreemptedError
+
+log = logging.getLogger(__name__)
+
+#: Processes that a share may take with it before it is taken for the reason.
+_LOSSES = 3
 
 
 def actor_options(resources: Mapping[str, float]) -> dict[str, Any]:
@@ -41,6 +49,8 @@ def on_workers(
 ) -> Iterator[Any]:
     """Results of shares as the workers finish them, in any order.
 
+    What a lost process was at is done by another one.
+
     Args:
         cluster: where they run.
         worker: made in each process from ``arguments`` and the
@@ -53,6 +63,7 @@ def on_workers(
 
     Raises:
         ConfigError: more workers than the cluster holds, or a node does not see what it needs.
+        PreemptedError: all processes were lost, or one share took several of them with it.
     """
     config = cluster.model_copy(update={"workers": workers})
     with connected(config):
@@ -61,5 +72,46 @@ def on_workers(
         options = actor_options(placement.resources_per_worker)
         actor = ray.remote(**options)(worker)
         sent = [ray.put(argument) for argument in arguments]
-        pool = ActorPool([actor.remote(*sent, placement.accelerator) for _ in range(workers)])
-        yield from pool.map_unordered(lambda process, share: process.run.remote(share), shares)
+        processes = [actor.remote(*sent, placement.accelerator) for _ in range(workers)]
+        yield from share_out(processes, shares)
+
+
+def share_out(processes: Iterable[Any], shares: Iterable[Any]) -> Iterator[Any]:
+    """Results of ``run`` of every share, by whichever process is free."""
+    waiting = ((share, 0) for share in shares)
+    again: deque[tuple[Any, int]] = deque()
+    free, running = list(processes), dict[Any, tuple[Any, Any, int]]()
+    lost: RayActorError | None = None
+    while True:
+        while free:
+            following = again.popleft() if again else next(waiting, None)
+            if following is None:
+                break
+            process = free.pop()
+            running[process.run.remote(following[0])] = process, *following
+        if not running:
+            break
+        (answer,), _ = ray.wait(list(running))
+        process, share, losses = running.pop(answer)
+        try:
+            result = ray.get(answer)
+        except RayActorError as error:
+            lost, losses = error, losses + 1
+            log.warning(
+                "a process was lost; another one does what it was at: %s", _first_line(error)
+            )
+            again.append((share, losses))
+            if losses == _LOSSES:
+                break
+            continue
+        free.append(process)
+        yield result
+    if again:
+        raise PreemptedError(
+            f"no process is left that works, or {_LOSSES} were lost at the same work: "
+            f"{_first_line(lost)}. Next: run the same command again"
+        )
+
+
+def _first_line(error: BaseException | None) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -29,6 +29,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -53,6 +54,8 @@ _STARVED_PATIENCE = 4.0
 _SAMPLE, _STARVED = 1.0, 4.0
 #: Timeouts without progress until the first step, and after it, and longest pauses until then.
 _FIRST_PATIENCE, _NEXT_PATIENCE, _PAUSES = 10.0, 1 / 2, 4.0
+#: Processes of other nodes that are killed at a time.
+_AT_ONCE = 32
 #: Share of its time that a thread has a processor when it computes.
 _BUSY = 0.2
 
@@ -232,10 +235,12 @@ class HangWatch:
 
     def _end_all(self, ranks: Mapping[Path, Beat], silence: float) -> None:
         """Kill all ranks, none of which gets any further."""
-        for path, beat in sorted(ranks.items()):
-            where = f"{beat.phase}, {beat.step} steps done"
-            text = f"{path.stem} ({beat.process}) got no further for {silence:.0f} s ({where})"
-            self._kill_one(path, beat, text, spare=False)
+        # At once: what kills a process of another node has to be started there first.
+        with ThreadPoolExecutor(min(_AT_ONCE, len(ranks))) as pool:
+            for path, beat in sorted(ranks.items()):
+                where = f"{beat.phase}, {beat.step} steps done"
+                text = f"{path.stem} ({beat.process}) got no further for {silence:.0f} s ({where})"
+                pool.submit(self._kill_one, path, beat, text, spare=False)
 
     def _end(self, path: Path, beat: Beat, silence: float) -> None:
         text = f"{path.stem} ({beat.process}) gave no sign of life for {silence:.0f} s"

@@ -10,15 +10,26 @@ from __future__ import annotations
 import os
 import socket
 import threading
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from typing import Any
 
 import ray
+
+from orchestrator.cluster.nodes import alive_nodes
 
 #: Seconds in which one node has to accept another one's connection.
 CONNECT_SECONDS = 3.0
 _AT_ONCE = 32
+_POLL_SECONDS = 0.5
+#: Pairs that a message names.
+_NAMED = 4
+
+
+class UnreachedError(RuntimeError):
+    """Nodes that are to train together do not reach each other."""
 
 
 def interface_of(address: str) -> str | None:
@@ -75,6 +86,59 @@ class Door:
             except OSError:
                 return
             connection.close()
+
+
+_door: Door | None = None
+
+
+def open_door() -> tuple[str, int]:
+    """Open a door of this process, until :func:`close_door`; its address and port."""
+    global _door
+    _door = _door or Door()
+    return _door.address, _door.port
+
+
+def close_door() -> None:
+    """Close what :func:`open_door` has opened."""
+    global _door
+    if _door is not None:
+        _door.close()
+    _door = None
+
+
+def await_reach(group: Any, seconds: float) -> None:
+    """Return once the nodes of a group of workers reach each other.
+
+    A process group that is made before that fails, or waits far longer than the link is cut.
+
+    Args:
+        group: of Ray Train.
+        seconds: to wait for it.
+
+    Raises:
+        UnreachedError: in vain; with nodes and ports.
+    """
+    doors = group.execute(open_door)
+    # One worker of each node speaks for it.
+    rank_of = {address: rank for rank, (address, _) in reversed(list(enumerate(doors)))}
+    names = {node.address: str(node) for node in alive_nodes()}
+    deadline = time.monotonic() + seconds
+    while len(rank_of) > 1:
+        others = {here: [doors[r] for a, r in rank_of.items() if a != here] for here in rank_of}
+        asked = [group.execute_single_async(rank_of[here], knock, others[here]) for here in others]
+        lines = [
+            f"{names.get(here, here)} does not reach {names.get(there, there)} on port {port} "
+            f"({trouble})"
+            for here, answers in zip(others, ray.get(asked), strict=True)
+            for (there, port), trouble in zip(others[here], answers, strict=True)
+            if trouble is not None
+        ]
+        if not lines:
+            break
+        if time.monotonic() > deadline:
+            raise UnreachedError("; ".join(lines[:_NAMED]))
+        time.sleep(_POLL_SECONDS)
+    group.execute(close_door)
 
 
 def knock(doors: Sequence[tuple[str, int]]) -> list[str | None]:

@@ -134,16 +134,6 @@ def look_around(needed: Sequence[Needed], shared: Path | None = None) -> None:
         )
 
 
-def unreached(nodes: Sequence[Node]) -> list[str]:
-    """One line for each node that does not reach another one."""
-    scouts = _scouts(nodes)
-    try:
-        return _unreached(scouts)
-    finally:
-        for actor in scouts.values():
-            ray.kill(actor)
-
-
 def _scouts(nodes: Sequence[Node]) -> dict[Node, Any]:
     """A process on each node; what does not start in time is said and left out."""
     actors = {

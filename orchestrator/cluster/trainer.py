@@ -34,11 +34,10 @@ from orchestrator.cluster.elastic import (
 )
 from orchestrator.cluster.evaluator import RayEvaluator
 from orchestrator.cluster.heartbeat import Beat, HangWatch, Heartbeat, end_if_still
-from orchestrator.cluster.network import bind_collectives
+from orchestrator.cluster.network import UnreachedError, await_reach, bind_collectives
 from orchestrator.cluster.nodes import alive_nodes, this_node
 from orchestrator.cluster.placement import Placement, share_of_node, wait_for_room
 from orchestrator.cluster.relay import Way
-from orchestrator.cluster.survey import unreached
 from orchestrator.data.stream.ray_stream import RayStream, ScheduledDataConfig
 from orchestrator.errors import OrchestratorError, PreemptedError, StorageError
 from orchestrator.storage.bucket_lock import BucketLock
@@ -55,6 +54,9 @@ log = logging.getLogger(__name__)
 
 #: A task on the node of a rank that stands still has to start and end within this.
 _KILL_SECONDS = 30.0
+
+#: Nodes get so long to reach each other before an attempt, where ``cluster.hang_timeout`` is null.
+_REACH_SECONDS = 60.0
 
 #: Ray restarts nothing by itself; releases that know preemptions do so after one, for ever, unless
 #: they are told.
@@ -117,6 +119,7 @@ class _StoppableBackend(TorchConfig().backend_cls):  # type: ignore[misc]
 
     def on_start(self, worker_group: Any, backend_config: Any) -> None:
         worker_group.execute(bind_collectives)
+        await_reach(worker_group, backend_config.reach_s)
         super().on_start(worker_group, backend_config)
 
     def on_training_start(self, worker_group: Any, backend_config: Any) -> None:
@@ -124,7 +127,16 @@ class _StoppableBackend(TorchConfig().backend_cls):  # type: ignore[misc]
         worker_group.execute(stop_on_sigterm)
 
 
+@dataclasses.dataclass
 class _StoppableTorchConfig(TorchConfig):  # type: ignore[misc]
+    """See the backend.
+
+    Attributes:
+        reach_s: seconds that the workers' nodes get to reach each other.
+    """
+
+    reach_s: float = _REACH_SECONDS
+
     @property
     def backend_cls(self) -> type[_StoppableBackend]:
         return _StoppableBackend
@@ -266,13 +278,12 @@ def fit(
                 continue
             advanced = last_commit() != before
             fruitless = 0 if advanced else fruitless + 1
-            if marker is not None and isinstance(failure, HungError):
-                for line in unreached(alive_nodes()):
-                    log.warning("%s", line)
             # What took too long may have been slow, and would be again.
             patience = 2.0**fruitless if isinstance(failure, HungError) else 1.0
             if fruitless >= experiment.train.max_failures:
-                raise OrchestratorError(
+                # A network that is down is no fault of the program, and may come back.
+                kind = PreemptedError if isinstance(cause, UnreachedError) else OrchestratorError
+                raise kind(
                     f"training failed {fruitless} times without a new commit; the last cause was "
                     f"{type(cause).__name__}: {cause}"
                 ) from failure
@@ -328,7 +339,9 @@ def _attempt(
         timeout=timeout,
         way=way,
         torch_config=_StoppableTorchConfig(
-            backend=placement.accelerator.backend, **_timeout(timeout)
+            backend=placement.accelerator.backend,
+            reach_s=timeout or _REACH_SECONDS,
+            **_timeout(timeout),
         ),
         scaling_config=ScalingConfig(
             num_workers=job.experiment.cluster.workers,

@@ -33,7 +33,7 @@ from orchestrator.config.scalars import Json
 from orchestrator.config.shape import Shape
 from orchestrator.config.yaml_loader import Document, UnreadableError, load_documents
 from orchestrator.credentials import secret_in
-from orchestrator.errors import DataError, nearest
+from orchestrator.errors import DataError, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -232,8 +232,7 @@ def _model_of(sheet: Sheet, tree: dict[str, Json]) -> type[BaseModel] | None:
         kind = tree.get("kind")
         if kind in KINDS:
             return KINDS[str(kind)]
-        guess = nearest(str(kind), KINDS)
-        hint = f"; did you mean {guess!r}?" if guess else ""
+        hint = did_you_mean(str(kind), KINDS)
         sheet.report(
             ("kind",), f"found kind {kind!r}, allowed are {', '.join(sorted(KINDS))}{hint}"
         )

@@ -9,20 +9,24 @@ from __future__ import annotations
 
 import hashlib
 import posixpath
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.data.bucket_images import BucketImages
+from orchestrator.data.columns import with_columns
 from orchestrator.data.decode import STORED, Decoding
 from orchestrator.data.decoded_cache import DecodedCache
 from orchestrator.data.label_map import LabelMap
 from orchestrator.data.sharded_images import ShardedImages
 from orchestrator.data.string_column import Names
+
+_PIECE_ROWS = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -96,6 +100,15 @@ class Dataset:
     def __len__(self) -> int:
         return len(self.files)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Columns of a manifest that every node sees are not sent, but their places."""
+        state = dict(self.__dict__)
+        manifest = None if self.shards is None else self.shards.manifest
+        return state if manifest is None else manifest.without_columns(state)
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        self.__dict__.update(with_columns(state))
+
     def path(self, index: int) -> Path:
         """Absolute path of image ``index``."""
         root = next((root for first, root in reversed(self.parts) if index >= first), self.root)
@@ -145,18 +158,17 @@ class Dataset:
         """
         sha = hashlib.sha256()
         sha.update(self.label_map.to_json().encode())
-        sha.update("\0".join(self.files).encode())
-        for array, dtype in (
-            (self.image_ids, "<i8"),
-            (self.widths, "<i4"),
-            (self.heights, "<i4"),
-            (self.offsets, "<i8"),
-            (self.boxes_xywh, "<f8"),
-            (self.labels, "<i8"),
-            (self.areas, "<f8"),
-            (self.crowd, "|b1"),
-        ):
-            sha.update(np.ascontiguousarray(array, dtype=dtype).tobytes())
+        files = Names.of(self.files)
+        for rows in _pieces(len(self)):
+            sha.update(b"\0" * (rows.start > 0) + files.joined(rows, b"\0"))
+        _update(sha, self.image_ids, "<i8")
+        _update(sha, self.widths, "<i4")
+        _update(sha, self.heights, "<i4")
+        _update(sha, self.offsets, "<i8")
+        _update(sha, self.boxes_xywh, "<f8")
+        _update(sha, self.labels, "<i8")
+        _update(sha, self.areas, "<f8")
+        _update(sha, self.crowd, "|b1")
         return sha.hexdigest()
 
     @cached_property
@@ -168,14 +180,26 @@ class Dataset:
         """
         sha = hashlib.sha256()
         sha.update("\n".join(self.label_map.names).encode())
-        sha.update("\0".join(posixpath.normpath(file) for file in self.files).encode())
-        for array, dtype in (
-            (self.widths, "<i4"),
-            (self.heights, "<i4"),
-            (self.offsets, "<i8"),
-            (self.boxes_xywh + 0.0, "<f8"),  # -0.0 is 0.0
-            (self.labels, "<i8"),
-            (self.crowd, "|b1"),
-        ):
-            sha.update(np.ascontiguousarray(array, dtype=dtype).tobytes())
+        for rows in _pieces(len(self)):
+            names = "\0".join(posixpath.normpath(file) for file in self.files[rows])
+            sha.update(b"\0" * (rows.start > 0) + names.encode())
+        _update(sha, self.widths, "<i4")
+        _update(sha, self.heights, "<i4")
+        _update(sha, self.offsets, "<i8")
+        _update(sha, self.boxes_xywh, "<f8", plus=0.0)  # -0.0 is 0.0
+        _update(sha, self.labels, "<i8")
+        _update(sha, self.crowd, "|b1")
         return sha.hexdigest()
+
+
+def _pieces(count: int) -> Iterator[slice]:
+    """Rows that are worked on at a time, so that no copy of all is made."""
+    for first in range(0, count, _PIECE_ROWS):
+        yield slice(first, min(first + _PIECE_ROWS, count))
+
+
+def _update(sha: Any, array: NDArray[Any], dtype: str, *, plus: float | None = None) -> None:
+    """Update a digest by the bytes of an array."""
+    for rows in _pieces(len(array)):
+        values = array[rows] if plus is None else array[rows] + plus
+        sha.update(np.ascontiguousarray(values, dtype=dtype).reshape(-1))

@@ -16,16 +16,18 @@ import threading
 import uuid
 import zlib
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from orchestrator.data.columns import ManifestFile, with_columns
 from orchestrator.data.node_cache import private_folder
 from orchestrator.errors import DataError
 from orchestrator.storage.folders import Folder, open_folder, storage_errors
@@ -58,6 +60,7 @@ class ShardedImages:
         cache: folder of a node that shards of a bucket are fetched to; None: below the temporary
             folder.
         kept: shards that folder may hold; None for all.
+        manifest: of the shards, where every node sees it.
     """
 
     location: str
@@ -71,6 +74,15 @@ class ShardedImages:
     sha256: tuple[str, ...]
     cache: str | None = None
     kept: int | None = None
+    manifest: ManifestFile | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Columns of a manifest that every node sees are not sent, but their places."""
+        state = dict(self.__dict__)
+        return state if self.manifest is None else self.manifest.without_columns(state)
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        self.__dict__.update(with_columns(state))
 
     @cached_property
     def bounds(self) -> NDArray[np.int64]:

@@ -19,11 +19,11 @@ class Names(Sequence[str]):
 
     Attributes:
         text: (bytes,) uint8, all strings one after the other in UTF-8.
-        ends: (n,) int64, where each one ends.
+        ends: (n,) int64 or int32, where each one ends.
     """
 
     text: NDArray[np.uint8]
-    ends: NDArray[np.int64]
+    ends: NDArray[np.int64] | NDArray[np.int32]
 
     @classmethod
     def of(cls, names: Iterable[str]) -> Names:
@@ -72,7 +72,20 @@ class Names(Sequence[str]):
         return NotImplemented
 
     def __hash__(self) -> int:
-        return hash((self.text.tobytes(), self.ends.tobytes()))
+        return hash((self.text.tobytes(), len(self)))
+
+    def joined(self, rows: slice, separator: bytes) -> bytes:
+        """Some strings in a row, in UTF-8, as ``separator.join`` of them would give.
+
+        Args:
+            rows: of which, without a step.
+            separator: one byte.
+        """
+        first, last, _ = rows.indices(len(self))
+        ends = self.ends[first:last].astype(np.int64)
+        start = int(self.ends[first - 1]) if first else 0
+        text = self.text[start : int(ends[-1]) if len(ends) else start]
+        return np.insert(text, ends[:-1] - start, separator[0]).tobytes()
 
     def __repr__(self) -> str:
         shown = ", ".join(map(repr, self[:3]))

@@ -4,11 +4,22 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from orchestrator.cluster import network
-from orchestrator.cluster.network import Door, bind_collectives, interface_of, knock
+from orchestrator.cluster.network import (
+    Door,
+    UnreachedError,
+    await_reach,
+    bind_collectives,
+    close_door,
+    interface_of,
+    knock,
+    open_door,
+)
 from orchestrator.cluster.nodes import Node
 from orchestrator.cluster.survey import Needed, _require_seen
 from orchestrator.errors import ConfigError
@@ -75,6 +86,71 @@ def test_a_closed_door_is_told_from_an_open_one(here: pytest.MonkeyPatch) -> Non
         door.close()
     assert found == [None, "connection refused"] * 3
     assert knock([]) == []
+
+
+class Group:
+    """Workers of Ray Train, by their doors; their functions run here."""
+
+    def __init__(self, doors: list[tuple[str, int]]) -> None:
+        self.doors = doors
+        self.asked: list[int] = []
+        self.closed = False
+
+    def execute(self, function: Callable[..., Any]) -> list[Any]:
+        self.closed = function is close_door
+        return self.doors if function is open_door else []
+
+    def execute_single_async(self, rank: int, function: Callable[..., Any], *words: Any) -> Any:
+        self.asked.append(rank)
+        return function(*words)
+
+
+@pytest.fixture
+def two_nodes(here: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    nodes = [Node(f"n{i}", f"host{i}", f"127.0.0.{i}", {"CPU": 1.0}) for i in (1, 2)]
+    here.setattr(network, "alive_nodes", lambda: nodes)
+    here.setattr(network.ray, "get", lambda answers: answers)
+    return here
+
+
+def door_at(monkeypatch: pytest.MonkeyPatch, address: str) -> Door:
+    monkeypatch.setattr(network.ray.util, "get_node_ip_address", lambda: address)
+    return Door()
+
+
+def test_one_worker_of_each_node_speaks_for_it(two_nodes: pytest.MonkeyPatch) -> None:
+    doors = [door_at(two_nodes, f"127.0.0.{i}") for i in (1, 1, 2)]
+    group = Group([(door.address, door.port) for door in doors])
+    await_reach(group, 0.0)
+    assert (sorted(group.asked), group.closed) == ([0, 2], True)
+    alone = Group(group.doors[:2])
+    await_reach(alone, 0.0)
+    assert (alone.asked, alone.closed) == ([], True)
+    for door in doors:
+        door.close()
+
+
+def test_a_link_that_comes_back_is_waited_for(two_nodes: pytest.MonkeyPatch) -> None:
+    first, second = (door_at(two_nodes, f"127.0.0.{i}") for i in (1, 2))
+    second.close()
+    group = Group([(door.address, door.port) for door in (first, second)])
+    with pytest.raises(UnreachedError) as caught:
+        await_reach(group, 0.0)
+    port = second.port
+    text = f"host1 (127.0.0.1) does not reach host2 (127.0.0.2) on port {port} (connection refused)"
+    assert str(caught.value) == text
+
+    back = socket.socket()
+
+    def repair(seconds: float) -> None:
+        back.bind(("127.0.0.2", port))
+        back.listen()
+
+    two_nodes.setattr(network.time, "sleep", repair)
+    await_reach(group, 60.0)
+    assert group.closed
+    back.close()
+    first.close()
 
 
 def test_what_a_node_does_not_see_is_named() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import pickle
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestrator.data import dataset
 from orchestrator.data.dataset import Dataset
 from orchestrator.data.label_map import LabelMap
 from orchestrator.data.string_column import Names
@@ -27,6 +29,42 @@ def test_it_is_the_sequence_it_was_made_of(names: list[str], others: list[str]) 
     assert (made == tuple(others)) == (names == others)
     assert Names.of(made) is made
     assert pickle.loads(pickle.dumps(made)) == made
+
+
+@given(names=TEXTS, cuts=st.tuples(st.integers(0, 9), st.integers(0, 9)))
+def test_some_of_it_are_joined(names: list[str], cuts: tuple[int, int]) -> None:
+    rows = slice(min(cuts), max(cuts))
+    assert Names.of(names).joined(rows, b"|") == "|".join(names[rows]).encode()
+
+
+@pytest.mark.parametrize("rows", [1, 3, 1 << 18])
+def test_a_digest_does_not_depend_on_how_much_is_worked_on_at_a_time(
+    rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The whole in one piece, as digests were made from the first version on."""
+    monkeypatch.setattr(dataset, "_PIECE_ROWS", rows)
+    rng = np.random.Generator(np.random.PCG64(1))
+    data = Dataset(
+        label_map=LabelMap(("one", "zwei"), (1, 7)),
+        root="/data",
+        files=["a/ä.jpg", "", "b/../c.jpg", "d"],
+        image_ids=np.array([5, 3, 9, 4]),
+        widths=np.arange(4, dtype=np.int32),
+        heights=np.arange(4, dtype=np.int32) * 2,
+        offsets=np.array([0, 2, 2, 3, 7]),
+        boxes_xywh=np.where(rng.random((7, 4)) < 0.3, -0.0, rng.random((7, 4))),
+        labels=rng.integers(0, 2, 7),
+        areas=rng.random(7),
+        crowd=rng.random(7) < 0.5,
+    )
+    head = data.label_map.to_json().encode() + "a/ä.jpg\0\0b/../c.jpg\0d".encode()
+    arrays = (data.image_ids, data.widths, data.heights, data.offsets, data.boxes_xywh)
+    tail = b"".join(a.tobytes() for a in (*arrays, data.labels, data.areas, data.crowd))
+    assert data.digest == hashlib.sha256(head + tail).hexdigest()
+    head = "one\nzweia/ä.jpg\0.\0c.jpg\0d".encode()
+    arrays = (data.widths, data.heights, data.offsets, data.boxes_xywh + 0.0)
+    tail = b"".join(a.tobytes() for a in (*arrays, data.labels, data.crowd))
+    assert data.content_digest == hashlib.sha256(head + tail).hexdigest()
 
 
 def test_names_that_are_no_utf8_come_back() -> None:

@@ -9,19 +9,21 @@ from pydantic import BaseModel, Field
 from orchestrator.cluster_files.models.base import Camel, Count, Text
 from orchestrator.cluster_files.models.kubernetes import (
     ConfigMap,
-    EnvFrom,
-    EnvVar,
     Job,
     Namespace,
     NetworkPolicy,
     ObjectMeta,
     PersistentVolume,
     PersistentVolumeClaim,
+    Secret,
+    Service,
+)
+from orchestrator.cluster_files.models.pods import (
+    EnvFrom,
+    EnvVar,
     PodTemplate,
     Resources,
-    Secret,
     SecurityContext,
-    Service,
     VolumeMount,
 )
 

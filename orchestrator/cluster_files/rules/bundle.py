@@ -12,8 +12,8 @@ from orchestrator.cluster_files.models.kubernetes import (
     NetworkPolicy,
     PersistentVolume,
     PersistentVolumeClaim,
-    PodTemplate,
 )
+from orchestrator.cluster_files.models.pods import PodTemplate
 from orchestrator.cluster_files.models.ray import (
     ClusterSpec,
     RayCluster,

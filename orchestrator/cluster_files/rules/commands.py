@@ -14,10 +14,12 @@ from orchestrator.cluster_files.sheet import Sheet
 from orchestrator.cluster_files.shell import Command, ShellError, commands
 from orchestrator.config.problems import KeyPath
 from orchestrator.credentials import holds_secret, names_secret
-from orchestrator.errors import ConfigError, nearest
+from orchestrator.errors import ConfigError, did_you_mean, nearest
 
 MODE = "RAY_AUTH_MODE"
 GRACE, GRACE_SECONDS = "RAY_JOB_STOP_WAIT_TIME_S", 120
+#: Of the memory of a container, what Ray takes for its object store.
+STORE_SHARE = 0.3
 #: What is likely to be meant by a word that is none of these.
 _KNOWN = ("ray", "orchestrator", "python", "mlflow", "make", "pip")
 #: Other commands that cluster files use.
@@ -266,8 +268,7 @@ def _start_option(
     sheet: Sheet, path: KeyPath, verb: str, name: str, value: str, known: Mapping[str, bool]
 ) -> None:
     if name not in known:
-        guess = nearest(name, known)
-        hint = f"; did you mean {guess}?" if guess else ""
+        hint = did_you_mean(name, known, quoted=False)
         sheet.report(path, f"`ray {verb}` has no option {name}{hint}", name)
         return
     message = option_problem(name, value)
@@ -389,8 +390,7 @@ def _run(sheet: Sheet, path: KeyPath, words: tuple[str, ...], found: Found) -> N
     if not file.is_file():
         root = sheet.project.root
         known = [] if root is None else (root / "experiments").glob("*.yaml")
-        guess = nearest(name, [f"experiments/{each.name}" for each in known])
-        hint = f"; did you mean {guess}?" if guess else ""
+        hint = did_you_mean(name, [f"experiments/{each.name}" for each in known], quoted=False)
         sheet.report(path, f"there is no experiment {name}{hint}", name)
         return
     kept = tuple(word for word in overrides if "$" not in word)

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import yaml
 
-from orchestrator.cluster_files.models.kubernetes import Container, NetworkPolicy, PodTemplate
+from orchestrator.cluster_files.models.kubernetes import NetworkPolicy
+from orchestrator.cluster_files.models.pods import PodTemplate
 from orchestrator.cluster_files.models.ray import (
     ClusterSpec,
-    HeadGroup,
     RayCluster,
     RayJob,
     WorkerGroup,
 )
-from orchestrator.cluster_files.quantities import gib
 from orchestrator.cluster_files.rules.bundle import Bundle
 from orchestrator.cluster_files.rules.commands import (
     GRACE,
@@ -23,29 +21,21 @@ from orchestrator.cluster_files.rules.commands import (
     MODE,
     examine,
     grace,
-    option_problem,
-    resources_of,
-    start_options,
 )
 from orchestrator.cluster_files.rules.places import check_places
 from orchestrator.cluster_files.rules.pods import (
-    GPU,
-    NPUS,
     SPOT_LABELS,
     check_pod,
     check_resources,
-    container_commands,
     env_of,
     limits_of,
-    shm_of,
 )
-from orchestrator.cluster_files.sheet import Nodes, Run, Sheet
+from orchestrator.cluster_files.rules.ray_pods import check_ray_pod
+from orchestrator.cluster_files.sheet import Run, Sheet
 from orchestrator.config.problems import KeyPath
 from orchestrator.credentials import names_secret
-from orchestrator.errors import nearest
+from orchestrator.errors import did_you_mean
 
-#: Of its memory, what Ray takes for its object store.
-_STORE_SHARE = 0.3
 _RUNTIME_ENV = (
     "working_dir",
     "py_modules",
@@ -58,8 +48,6 @@ _RUNTIME_ENV = (
     "image_uri",
     "config",
 )
-#: What KubeRay writes into the command itself.
-_OF_KUBERAY = ("block", "head", "address", "port")
 
 
 def check_cluster(sheet: Sheet, document: RayCluster, bundle: Bundle) -> None:
@@ -124,8 +112,7 @@ def _runtime_env(sheet: Sheet, text: str | None) -> dict[str, str]:
         return {}
     for key in found:
         if key not in _RUNTIME_ENV:
-            guess = nearest(str(key), _RUNTIME_ENV)
-            hint = f"; did you mean {guess!r}?" if guess else ""
+            hint = did_you_mean(str(key), _RUNTIME_ENV)
             sheet.report(path, f"a runtime environment has no key {key!r}{hint}", str(key))
     variables = found.get("env_vars") or {}
     for name, value in variables.items() if isinstance(variables, dict) else ():
@@ -174,7 +161,7 @@ def _spec(sheet: Sheet, path: KeyPath, spec: ClusterSpec, bundle: Bundle) -> Non
 def _head(sheet: Sheet, path: KeyPath, spec: ClusterSpec, bundle: Bundle) -> None:
     head = spec.head_group_spec
     check_pod(sheet, (*path, "template"), head.template, bundle)
-    _ray_pod(sheet, path, spec, head)
+    check_ray_pod(sheet, path, spec, head)
     container = head.template.spec.containers[0]
     at = (*path, "template", "spec", "containers", 0)
     variables = env_of(container)
@@ -247,171 +234,7 @@ def _group(
             f"without enableInTreeAutoscaling there are always {count}, never {most}; write it, "
             "or the same number for all three",
         )
-    _ray_pod(sheet, path, spec, group)
-
-
-def _ray_pod(
-    sheet: Sheet, path: KeyPath, spec: ClusterSpec, group: HeadGroup | WorkerGroup
-) -> None:
-    container, pod = group.template.spec.containers[0], group.template.spec
-    at: KeyPath = (*path, "template", "spec", "containers", 0)
-    resources = _start_params(sheet, path, group, container)
-    limits = limits_of(container.resources)
-    if "memory" not in container.resources.limits:
-        sheet.report(
-            (*at, "resources"), "no limit of memory: Ray would take the whole node's for its own"
-        )
-    _memory(sheet, path, group, container, limits)
-    container_commands(sheet, at, container.command, container.args, env_of(container))
-    if spec.enable_in_tree_autoscaling and pod.restart_policy not in ("Never",):
-        sheet.report(
-            (*path, "template", "spec", *(("restartPolicy",) if pod.restart_policy else ())),
-            "a container that starts again in its pod is a node that Ray's autoscaler does not "
-            "know; write restartPolicy: Never",
-        )
-    seconds = pod.termination_grace_period_seconds
-    if seconds is None or seconds < GRACE_SECONDS:
-        last = () if seconds is None else ("terminationGracePeriodSeconds",)
-        sheet.report(
-            (*path, "template", "spec", *last),
-            f"the pod is killed {30 if seconds is None else seconds} s after it was asked to end, "
-            "which a step and its commit may not fit in; write terminationGracePeriodSeconds: "
-            f"{GRACE_SECONDS} or more",
-        )
-    if isinstance(group, WorkerGroup):
-        hosts = group.num_of_hosts
-        count = group.min_replicas if spec.enable_in_tree_autoscaling else group.replicas
-        nodes = Nodes(group.group_name, count * hosts, resources, group.max_replicas * hosts)
-        sheet.nodes.append(nodes)
-    else:
-        sheet.nodes.append(Nodes("head", 1, resources))
-
-
-def _start_params(
-    sheet: Sheet, path: KeyPath, group: HeadGroup | WorkerGroup, container: Container
-) -> dict[str, float]:
-    """Check ``rayStartParams`` and say what Ray will take the pod for."""
-    known = [name.removeprefix("--") for name in start_options() if name.startswith("--")]
-    limits = limits_of(container.resources)
-    at: KeyPath = (*path, "rayStartParams")
-    cpus = limits.get("cpu", 0.0)
-    have = {"CPU": float(int(cpus)) if cpus >= 1 else cpus, "GPU": limits.get(GPU, 0.0)}
-    for name, value in group.ray_start_params.items():
-        here = (*at, name)
-        if name not in known:
-            guess = nearest(name, known)
-            hint = f"; did you mean {guess!r}?" if guess else ""
-            sheet.report(here, f"`ray start` has no option --{name}{hint}")
-            continue
-        if name == "resources":
-            have |= _declared(sheet, here, value)
-            continue
-        message = option_problem(f"--{name}", value)
-        if message is not None:
-            sheet.report(here, message)
-        elif name == "num-cpus":
-            if float(value) > cpus:
-                sheet.report(here, f"num-cpus is {value}, the container's limit {cpus:g} CPUs")
-            have["CPU"] = float(value)
-        elif name == "num-gpus":
-            if float(value) != limits.get(GPU, 0.0):
-                sheet.report(
-                    here, f"num-gpus is {value}, the container's limit {limits.get(GPU, 0.0):g}"
-                )
-            have["GPU"] = float(value)
-    npus = sum(limits.get(name, 0.0) for name in NPUS)
-    if npus != have.get("NPU", 0.0):
-        declared = f"{have['NPU']:g}" if "NPU" in have else "none"
-        sheet.report(
-            (*at, "resources") if "resources" in group.ray_start_params else at,
-            f"the container gets {npus:g} NPUs and Ray is told of {declared}; write resources: "
-            f'\'"{{\\"NPU\\": {npus:g}}}"\'',
-        )
-    return {name: value for name, value in have.items() if value}
-
-
-def _declared(sheet: Sheet, path: KeyPath, value: str) -> dict[str, float]:
-    text = value.strip()
-    if text[:1] == text[-1:] == "'" and len(text) > 1:
-        text = text[1:-1]
-    elif text[:1] == '"':
-        try:
-            text = json.loads(text)
-        except ValueError:
-            sheet.report(path, f'found {value}, which no shell reads; write \'"{{\\"NPU\\": 8}}"\'')
-            return {}
-    else:
-        sheet.report(
-            path,
-            f"found {value}, whose quotes the shell of the pod takes away; write "
-            '\'"{\\"NPU\\": 8}"\'',
-        )
-        return {}
-    found, message = resources_of(str(text))
-    if message is not None:
-        sheet.report(path, message)
-    return found
-
-
-def _memory(
-    sheet: Sheet,
-    path: KeyPath,
-    group: HeadGroup | WorkerGroup,
-    container: Container,
-    limits: dict[str, float],
-) -> None:
-    memory = limits.get("memory", 0.0)
-    shm = shm_of(container, group.template.spec)
-    given = group.ray_start_params.get("object-store-memory", "")
-    store = float(given) if given.isdigit() else memory * _STORE_SHARE
-    at: KeyPath = (*path, "template", "spec")
-    key = ("rayStartParams", "object-store-memory") if given else ("template", "spec", "volumes")
-    if shm is None:
-        sheet.report(
-            at,
-            "containers have 64 MiB of shared memory, and the object store needs "
-            f"{gib(store)}; mount an emptyDir with medium: Memory at /dev/shm",
-        )
-    elif shm < store:
-        index = _shm_index(group.template)
-        here = (*path, *key) if index is None else (*at, "volumes", index, "emptyDir", "sizeLimit")
-        sheet.report(
-            here,
-            f"/dev/shm holds {gib(shm)}, Ray's object store takes {gib(store)}"
-            + ("" if given else f", {_STORE_SHARE:.0%} of the memory")
-            + "; it would be moved to a disk",
-        )
-    elif memory and shm != float("inf") and shm >= memory:
-        index = _shm_index(group.template)
-        sheet.report(
-            (*at, "volumes", index or 0, "emptyDir", "sizeLimit"),
-            f"/dev/shm may take {gib(shm)}, all of the container's {gib(memory)}",
-        )
-    most = group.ray_start_params.get("memory", "")
-    if memory and most.isdigit() and float(most) > memory:
-        sheet.report(
-            (*path, "rayStartParams", "memory"),
-            f"memory is {gib(float(most))}, the container's limit {gib(memory)}",
-        )
-    elif memory and most.isdigit() and float(most) + store > memory and given:
-        sheet.report(
-            (*path, "rayStartParams", "memory"),
-            f"memory and object-store-memory are {gib(float(most) + store)} together, the "
-            f"container's limit {gib(memory)}",
-        )
-    if memory and given.isdigit() and store >= memory:
-        sheet.report(
-            (*path, "rayStartParams", "object-store-memory"),
-            f"object-store-memory is {gib(store)}, the container's limit {gib(memory)}",
-        )
-
-
-def _shm_index(template: PodTemplate) -> int | None:
-    container = template.spec.containers[0]
-    name = next(
-        (each.name for each in container.volume_mounts if each.mount_path == "/dev/shm"), ""
-    )
-    return next((n for n, each in enumerate(template.spec.volumes) if each.name == name), None)
+    check_ray_pod(sheet, path, spec, group)
 
 
 def _token(sheet: Sheet, path: KeyPath, spec: ClusterSpec) -> None:

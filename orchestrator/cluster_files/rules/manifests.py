@@ -30,7 +30,7 @@ from orchestrator.cluster_files.rules.pods import (
     quantity,
 )
 from orchestrator.cluster_files.sheet import Nodes, Run, Sheet
-from orchestrator.errors import nearest
+from orchestrator.errors import did_you_mean
 
 _RAY_PORTS = {
     6379: "control store",
@@ -90,8 +90,7 @@ def _claim(sheet: Sheet, document: PersistentVolumeClaim, bundle: Bundle) -> Non
         return
     volume = bundle.volumes.get(spec.volume_name)
     if volume is None:
-        guess = nearest(spec.volume_name, bundle.volumes)
-        hint = f"; did you mean {guess!r}?" if guess else ""
+        hint = did_you_mean(spec.volume_name, bundle.volumes)
         sheet.report(
             ("spec", "volumeName"),
             f"no PersistentVolume {spec.volume_name!r} in these files{hint}",
@@ -127,8 +126,7 @@ def _policy(sheet: Sheet, document: NetworkPolicy, bundle: Bundle) -> None:
     if bundle.pods and not bundle.selects(labels):
         known = sorted({f"{key}: {value}" for pod in bundle.pods for key, value in pod.items()})
         text = ", ".join(f"{key}: {value}" for key, value in labels.items())
-        guess = nearest(text, known)
-        hint = f"; did you mean {guess!r}?" if guess else ""
+        hint = did_you_mean(text, known)
         sheet.report(
             ("spec", "podSelector"),
             f"the policy guards no pod of these files, none has {text or 'no labels'}{hint}",
@@ -225,8 +223,7 @@ def _train_job(sheet: Sheet, document: TrainJob, bundle: Bundle) -> None:
     reference = spec.runtime_ref
     runtime = bundle.runtimes.get(reference.name)
     if reference.kind == "TrainingRuntime" and runtime is None:
-        guess = nearest(reference.name, bundle.runtimes)
-        hint = f"; did you mean {guess!r}?" if guess else ""
+        hint = did_you_mean(reference.name, bundle.runtimes)
         sheet.report(
             ("spec", "runtimeRef", "name"),
             f"no TrainingRuntime {reference.name!r} in these files{hint}",

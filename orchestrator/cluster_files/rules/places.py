@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from urllib.parse import urlsplit
 
-from orchestrator.cluster_files.models.kubernetes import PodTemplate
+from orchestrator.cluster_files.models.pods import PodTemplate
 from orchestrator.cluster_files.project import FOLDER
 from orchestrator.cluster_files.sheet import Sheet
 from orchestrator.config.places import places_of

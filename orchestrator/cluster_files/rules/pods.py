@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from difflib import SequenceMatcher
 
 from orchestrator.cluster_files import instances
-from orchestrator.cluster_files.models.kubernetes import (
+from orchestrator.cluster_files.models.pods import (
     Container,
     EnvVar,
     PodSpec,
@@ -23,7 +23,7 @@ from orchestrator.cluster_files.rules.commands import Found, check_mode, check_n
 from orchestrator.cluster_files.sheet import Sheet
 from orchestrator.config.problems import KeyPath
 from orchestrator.credentials import names_secret
-from orchestrator.errors import nearest
+from orchestrator.errors import did_you_mean, nearest
 
 GPU = "nvidia.com/gpu"
 NPUS = ("huawei.com/Ascend910", "huawei.com/Ascend310P", "huawei.com/Ascend310")
@@ -141,27 +141,23 @@ def check_secret(
 ) -> None:
     """Report a secret that nothing says how to make, or a key that it does not get."""
     if name not in bundle.secrets:
-        guess = nearest(name, bundle.secrets)
-        hint = f"; did you mean {guess!r}?" if guess else ""
+        hint = did_you_mean(name, bundle.secrets)
         sheet.report(
             (*path, at),
             f"no comment of these files says how secret {name!r} is made (`kubectl create secret "
             f"generic {name} …`){hint}",
         )
     elif key is not None and key not in bundle.secrets[name]:
-        guess = nearest(key, bundle.secrets[name])
-        hint = f"; did you mean {guess!r}?" if guess else ""
+        hint = did_you_mean(key, bundle.secrets[name])
         sheet.report((*path, "key"), f"secret {name!r} is made without a key {key!r}{hint}")
 
 
 def _known(sheet: Sheet, path: KeyPath, name: str, key: str | None, bundle: Bundle) -> None:
     if name not in bundle.configs:
-        guess = nearest(name, bundle.configs)
-        hint = f"; did you mean {guess!r}?" if guess else ""
+        hint = did_you_mean(name, bundle.configs)
         sheet.report((*path, "name"), f"there is no ConfigMap {name!r} in these files{hint}")
     elif key is not None and key not in bundle.configs[name]:
-        guess = nearest(key, bundle.configs[name])
-        hint = f"; did you mean {guess!r}?" if guess else ""
+        hint = did_you_mean(key, bundle.configs[name])
         sheet.report((*path, "key"), f"ConfigMap {name!r} has no key {key!r}{hint}")
 
 
@@ -216,8 +212,7 @@ def _sources(volume: Volume) -> Iterator[tuple[str, bool]]:
 def _source(sheet: Sheet, path: KeyPath, volume: Volume, bundle: Bundle) -> None:
     claim = volume.persistent_volume_claim
     if claim is not None and claim.claim_name not in bundle.claims:
-        guess = nearest(claim.claim_name, bundle.claims)
-        hint = f"; did you mean {guess!r}?" if guess else ""
+        hint = did_you_mean(claim.claim_name, bundle.claims)
         sheet.report(
             (*path, "persistentVolumeClaim", "claimName"),
             f"no PersistentVolumeClaim {claim.claim_name!r} in these files{hint}",
@@ -360,8 +355,7 @@ def _container(
     for index, mount in enumerate(container.volume_mounts):
         here = (*path, "volumeMounts", index)
         if mount.name not in names:
-            guess = nearest(mount.name, names)
-            hint = f"; did you mean {guess!r}?" if guess else ""
+            hint = did_you_mean(mount.name, names)
             sheet.report((*here, "name"), f"the pod has no volume {mount.name!r}{hint}")
         if mount.mount_path in paths[:index]:
             sheet.report((*here, "mountPath"), f"{mount.mount_path} is mounted twice")

@@ -16,7 +16,7 @@ from orchestrator.cluster_files.rules.commands import (
 from orchestrator.cluster_files.sheet import Nodes, Run, Sheet
 from orchestrator.config.problems import KeyPath
 from orchestrator.credentials import names_secret
-from orchestrator.errors import nearest
+from orchestrator.errors import did_you_mean
 
 _SBATCH = re.findall(
     r"\S+",
@@ -125,8 +125,7 @@ def check_batch(sheet: Sheet) -> None:
                 sheet.report((), "Slurm passes over this line; write #SBATCH", line)
             continue
         if found[1] not in _SBATCH:
-            guess = nearest(found[1], _SBATCH)
-            hint = f"; did you mean {guess}?" if guess else ""
+            hint = did_you_mean(found[1], _SBATCH, quoted=False)
             sheet.report((), f"sbatch has no option {found[1]}{hint}", line)
         if found[1] in options:
             sheet.report((), f"{found[1]} is given twice", line)
@@ -166,8 +165,7 @@ def check_dockerfile(sheet: Sheet) -> None:
     user, arguments = "", dict[str, str]()
     for start, word, rest in _instructions(sheet.lines):
         if word not in _INSTRUCTIONS:
-            guess = nearest(word, _INSTRUCTIONS)
-            hint = f"; did you mean {guess}?" if guess else ""
+            hint = did_you_mean(word, _INSTRUCTIONS, quoted=False)
             sheet.report((), f"there is no instruction {word}{hint}", start)
         elif word == "ARG":
             name, _, value = rest.partition("=")

@@ -145,8 +145,9 @@ class Experiment(Settings):
         if self.sweep is not None and self.in_bucket:
             yield Conflict(
                 "storage",
-                f"storage is {self.storage}, and a sweep needs a folder that all nodes share, in "
-                "which its trials see each other; write such a path, or remove sweep",
+                f"storage is {self.storage}, and a sweep needs a folder: its journal grows line by "
+                "line, and verdicts are files, which a bucket has neither of. The disk of the node "
+                "that drives it will do; write a path, or remove sweep",
             )
         if self.sweep is not None:
             if self.train.evaluation == "beside":

@@ -20,12 +20,13 @@ from collections.abc import Callable
 from dataclasses import astuple, replace
 from pathlib import Path
 
+from orchestrator.data.columns import INDEX, MANIFEST, OF_DATASET, read_columns
 from orchestrator.data.findings import Finding, ReadResult
 from orchestrator.data.node_cache import cache_folder, private_folder
 from orchestrator.data.readers.build import MISSING_IMAGE, missing_files
 from orchestrator.data.readers.fingerprint import Source, fingerprint
-from orchestrator.data.shards.manifest import MANIFEST, decode, encode, open_manifest
-from orchestrator.data.shards.split import INDEX, Index, read_index
+from orchestrator.data.shards.manifest import decode, encode, open_manifest
+from orchestrator.data.shards.split import Index, read_index
 from orchestrator.errors import OrchestratorError
 from orchestrator.storage.folders import LocalFolder
 
@@ -90,7 +91,7 @@ def _kept(
         notes = batch.schema.metadata or {}
         if notes.get(_FINGERPRINT.encode()) != expected.encode():
             return None
-        data = decode(batch, index.label_map, str(root))
+        data = decode(read_columns(batch, OF_DATASET), index.label_map, str(root))
         findings = [
             Finding(kind, count, action, tuple(examples))
             for kind, count, action, examples in json.loads(notes[_FINDINGS.encode()])

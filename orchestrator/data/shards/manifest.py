@@ -14,16 +14,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
+from orchestrator.data.columns import MANIFEST, OF_DATASET
 from orchestrator.data.dataset import Dataset
 from orchestrator.data.label_map import LabelMap
 from orchestrator.data.sharded_images import ShardedImages
-from orchestrator.data.string_column import Names
 from orchestrator.errors import DataError
 from orchestrator.storage.folders import Folder, storage_errors
-
-MANIFEST = "manifest.arrow"
 
 #: Columns that shards and manifest share.
 ROW_FIELDS = (
@@ -105,55 +102,34 @@ def open_manifest(folder: Folder, sha256: str) -> pa.RecordBatch | None:
         StorageError: it cannot be read.
     """
     place = folder.path(MANIFEST)
+    sha = hashlib.sha256()
     try:
         with storage_errors(place):
             if folder.local is not None:
-                buffer = pa.memory_map(str(folder.local / MANIFEST)).read_buffer()
+                # Read, not mapped: what has been mapped counts as this process's memory.
+                for chunk in folder.chunks(MANIFEST):
+                    sha.update(chunk)
+                buffer = pa.memory_map(str(folder.local / MANIFEST))
             else:
                 buffer = pa.py_buffer(folder.read(MANIFEST))
+                sha.update(buffer)
     except FileNotFoundError as error:
         raise DataError(f"{place}: missing\nrun orchestrator shard again") from error
-    if hashlib.sha256(buffer).hexdigest() != sha256:
+    if sha.hexdigest() != sha256:
         return None
     return pa.ipc.open_file(buffer).get_batch(0)
 
 
 def decode(
-    batch: pa.RecordBatch, label_map: LabelMap, root: str, shards: ShardedImages | None = None
+    columns: Mapping[str, Any], label_map: LabelMap, root: str, shards: ShardedImages | None = None
 ) -> Dataset:
     """The split that these columns describe.
 
     Args:
-        batch: of the manifest.
+        columns: of the manifest, by field.
         label_map: its classes.
         root: see :class:`Dataset`.
         shards: that hold the images.
     """
-    boxes = batch["boxes"]
-    return Dataset(
-        label_map=label_map,
-        root=root,
-        files=_names(batch["file"]),
-        image_ids=flat(batch["image_id"]),
-        widths=flat(batch["width"]),
-        heights=flat(batch["height"]),
-        offsets=boxes.offsets.to_numpy().astype(np.int64),
-        boxes_xywh=boxes.values.values.to_numpy().reshape(-1, 4),
-        labels=flat(batch["labels"].values),
-        areas=flat(batch["areas"].values),
-        crowd=flat(batch["crowd"].values),
-        shards=shards,
-    )
-
-
-def flat(array: pa.Array) -> NDArray[Any]:
-    """A column as NumPy sees it, mapped where it can be (Arrow packs booleans into bits)."""
-    values: NDArray[Any] = array.to_numpy(zero_copy_only=not pa.types.is_boolean(array.type))
-    return values
-
-
-def _names(array: pa.Array) -> Names:
-    """A column of strings, mapped."""
-    _, offsets, text = array.buffers()
-    ends = np.frombuffer(offsets, dtype=np.int32)[1 : len(array) + 1]
-    return Names(np.frombuffer(text, dtype=np.uint8)[: ends[-1]], ends.astype(np.int64))
+    own = {name: columns[name] for name in OF_DATASET}
+    return Dataset(label_map=label_map, root=root, shards=shards, **own)

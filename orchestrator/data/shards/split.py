@@ -23,16 +23,23 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from orchestrator.data.columns import (
+    INDEX,
+    MANIFEST,
+    OF_DATASET,
+    OF_SHARDS,
+    ManifestFile,
+    read_columns,
+)
 from orchestrator.data.dataset import Dataset
 from orchestrator.data.findings import ReadResult
 from orchestrator.data.label_map import LabelMap
 from orchestrator.data.sharded_images import ShardedImages, shard_name
-from orchestrator.data.shards.manifest import MANIFEST, decode, encode, flat, open_manifest
+from orchestrator.data.shards.manifest import decode, encode, open_manifest
 from orchestrator.errors import DataError
 from orchestrator.storage.folders import Folder, open_folder
 
 FORMAT = 1
-INDEX = "index.json"
 
 _PLACE_TYPES = {
     "shard": pa.int32(),
@@ -220,16 +227,23 @@ def _dataset(folder: Folder, index: Index, cache: str | None) -> Dataset:
     batch = open_manifest(folder, index.manifest_sha256)
     if batch is None:
         raise DataError(f"{place}: does not match its digest\nrun orchestrator shard again")
-    found: dict[str, Any] = {name: flat(batch[name]) for name in _PLACE_TYPES}
+    manifest = None
+    if folder.local is None:
+        columns = read_columns(batch, {**OF_DATASET, **OF_SHARDS})
+    else:
+        manifest = ManifestFile(str(folder.local), index.manifest_sha256)
+        columns = manifest.columns()
+    places = {name: columns[name] for name in OF_SHARDS}
     shards = ShardedImages(
         location=folder.location,
         digest=index.digest,
         sizes=np.array(index.sizes, dtype=np.int64),
         sha256=index.sha256,
         cache=cache,
-        **found,
+        manifest=manifest,
+        **places,
     )
-    return decode(batch, index.label_map, folder.location, shards)
+    return decode(columns, index.label_map, folder.location, shards)
 
 
 def keep_shards(data: Dataset, count: int | None) -> Dataset:

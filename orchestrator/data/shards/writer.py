@@ -19,14 +19,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from orchestrator.data.columns import INDEX, MANIFEST
 from orchestrator.data.dataset import Dataset
 from orchestrator.data.decode import BadImageError, require_sound
 from orchestrator.data.images import image_bytes, stored_length
 from orchestrator.data.sharded_images import ShardedImages, shard_name
-from orchestrator.data.shards.manifest import MANIFEST, ROW_FIELDS, columns
+from orchestrator.data.shards.manifest import ROW_FIELDS, columns
 from orchestrator.data.shards.split import (
     FORMAT,
-    INDEX,
     Index,
     manifest_bytes,
     read_index,

@@ -22,7 +22,7 @@ from orchestrator.data.dataset import Dataset
 from orchestrator.data.decode import BadImageError
 from orchestrator.data.images import fetch_images, image_pixels
 from orchestrator.data.shards.split import keep_shards
-from orchestrator.data.stream.sampling import visit_factors
+from orchestrator.data.stream.sampling import SampleIds, visit_factors
 from orchestrator.data.stream.schedule import Schedule, eval_slots
 from orchestrator.data.tiling import tiled, tiles_of
 from orchestrator.errors import DataError
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 #: Samples tried in place of one that cannot be decoded before the data set is given up.
 MAX_REPLACEMENTS = 32
+_PIECE_IMAGES = 1 << 16
 
 _Replaced = tuple[int, int, str]
 
@@ -188,7 +189,7 @@ class BatchPlan:
         boxes, labels = self.train.training_boxes(used, with_crowd=self.with_crowd)
         return used, Picture(image, boxes, labels)
 
-    def _partner(self, pool: NDArray[np.int64], number: int) -> Picture:
+    def _partner(self, pool: NDArray[np.int64] | SampleIds, number: int) -> Picture:
         """The picture of the ``number``-th sample of ``pool``.
 
         Where it has to be replaced nobody is told: that happens when its own turn comes.
@@ -237,23 +238,31 @@ def _shard_bounds(data: Dataset) -> NDArray[np.int64] | None:
     return np.searchsorted(data.tiling.images, data.shards.bounds).astype(np.int64)
 
 
-def training_samples(config: DataConfig, train: Dataset) -> NDArray[np.int64]:
+def training_samples(config: DataConfig, train: Dataset) -> SampleIds:
     """(n,) indices of the images that take part in training, in the order of the data set."""
     if config.keep_empty:
-        return np.arange(len(train), dtype=np.int64)
+        return SampleIds(len(train), np.empty(0, np.int64))
     counts = usable_boxes(train, with_crowd=config.crowd == "include")
-    return np.flatnonzero(counts).astype(np.int64, copy=False)
+    return SampleIds(len(train), np.flatnonzero(counts == 0).astype(np.int64, copy=False))
 
 
-def usable_boxes(dataset: Dataset, *, with_crowd: bool) -> NDArray[np.int64]:
-    """(n,) int64: how many boxes of each image training can learn from."""
-    per_image = np.diff(dataset.offsets)
-    sizes = np.stack([dataset.widths, dataset.heights], axis=1).repeat(per_image, axis=0)
-    low = np.clip(dataset.boxes_xywh[:, :2], 0, sizes)
-    high = np.clip(dataset.boxes_xywh[:, :2] + dataset.boxes_xywh[:, 2:], 0, sizes)
-    usable = (high > low).all(axis=1) & (with_crowd | ~dataset.crowd)
-    image = np.arange(len(dataset)).repeat(per_image)
-    return np.bincount(image[usable], minlength=len(dataset)).astype(np.int64, copy=False)
+def usable_boxes(dataset: Dataset, *, with_crowd: bool) -> NDArray[np.int32]:
+    """(n,) int32: how many boxes of each image training can learn from."""
+    counts = np.empty(len(dataset), np.int32)
+    # Some at a time: what is computed on the way takes several times the room of the boxes.
+    for first in range(0, len(dataset), _PIECE_IMAGES):
+        rows = slice(first, min(first + _PIECE_IMAGES, len(dataset)))
+        boxes = slice(int(dataset.offsets[rows.start]), int(dataset.offsets[rows.stop]))
+        per_image = np.diff(dataset.offsets[rows.start : rows.stop + 1])
+        sizes = np.stack([dataset.widths[rows], dataset.heights[rows]], axis=1)
+        sizes = sizes.repeat(per_image, axis=0)
+        xywh = dataset.boxes_xywh[boxes]
+        low = np.clip(xywh[:, :2], 0, sizes)
+        high = np.clip(xywh[:, :2] + xywh[:, 2:], 0, sizes)
+        usable = (high > low).all(axis=1) & (with_crowd | ~dataset.crowd[boxes])
+        image = np.arange(len(per_image)).repeat(per_image)
+        counts[rows] = np.bincount(image[usable], minlength=len(per_image))
+    return counts
 
 
 class _BatchBuilder:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,8 +16,42 @@ if TYPE_CHECKING:
     from orchestrator.config.schema import DataConfig
 
 
+@dataclass(frozen=True, eq=False)
+class SampleIds:
+    """The indices of a data set that take part, rising, without a table of them.
+
+    Attributes:
+        images: in the data set.
+        left_out: (k,) int64 indices that take no part, rising.
+    """
+
+    images: int
+    left_out: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return self.images - len(self.left_out)
+
+    @overload
+    def __getitem__(self, places: int) -> int: ...
+
+    @overload
+    def __getitem__(self, places: NDArray[np.int64]) -> NDArray[np.int64]: ...
+
+    def __getitem__(self, places: int | NDArray[np.int64]) -> int | NDArray[np.int64]:
+        passed = np.searchsorted(self._before, places, side="right")
+        return int(places + passed) if isinstance(places, int) else places + passed
+
+    @cached_property
+    def _before(self) -> NDArray[np.int64]:
+        """How many that take part lie before each that does not."""
+        return self.left_out - np.arange(len(self.left_out))
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        return np.asarray(self[np.arange(len(self))], dtype=dtype)
+
+
 def visit_factors(
-    config: DataConfig, train: Dataset, samples: NDArray[np.int64]
+    config: DataConfig, train: Dataset, samples: NDArray[np.int64] | SampleIds
 ) -> NDArray[np.float64] | None:
     """Mean number of visits of each training image in an epoch.
 
@@ -32,6 +68,7 @@ def visit_factors(
     weights = [config.weight, *(source.weight for source in config.sources)]
     if config.repeat_threshold is None and all(weight == 1.0 for weight in weights):
         return None
+    samples = np.asarray(samples)
     starts = np.array([first for first, _ in train.parts], np.int64)
     factors = np.array(weights)[np.searchsorted(starts, samples, side="right")]
     if config.repeat_threshold is not None:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from orchestrator.data.counter_rng import Domain, uniforms, words
 from orchestrator.data.stream.permutation import permuted
-from orchestrator.data.stream.sampling import visits_of
+from orchestrator.data.stream.sampling import SampleIds, visits_of
 from orchestrator.errors import ConfigError, DataError
 
 
@@ -88,7 +88,8 @@ class Schedule:
 
     Attributes:
         seed: of the experiment.
-        sample_ids: (n,) int64 indices into the data set that take part in training, distinct.
+        sample_ids: (n,) int64 indices into the data set that take part in training, distinct; or
+            what stands for them.
         batch_size: B, images of one step over all workers.
         epochs: how often the samples are visited.
         factors: (n,) float64 mean visits of each sample in an epoch; None for one visit each. See
@@ -105,7 +106,7 @@ class Schedule:
     """
 
     seed: int
-    sample_ids: NDArray[np.int64]
+    sample_ids: NDArray[np.int64] | SampleIds
     batch_size: int
     epochs: int
     window: int | None = None
@@ -195,7 +196,8 @@ class Schedule:
             return permuted(self.seed, epoch, n, np.arange(n))
         if self.window is None or self.bounds is None:
             return order(self.seed, epoch, n)
-        samples = self.sample_ids if positions is None else self.sample_ids[positions]
+        samples = np.asarray(self.sample_ids)
+        samples = samples if positions is None else samples[positions]
         shard = np.searchsorted(self.bounds, samples, side="right")
         return windowed_order(self.seed, epoch, shard, self.window)
 
@@ -217,7 +219,7 @@ class Schedule:
         first = self._first_place(step)
         return visits[first : first + self.batch_size]
 
-    def partners(self, step: int) -> NDArray[np.int64]:
+    def partners(self, step: int) -> NDArray[np.int64] | SampleIds:
         """(w,) int64 data-set indices from which the samples of ``step`` may be made up.
 
         All there are, or with a window those of the places around the step, so that they lie in

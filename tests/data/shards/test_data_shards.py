@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import json
+import os
+import pickle
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -68,6 +71,59 @@ def test_what_was_written_is_read_back(source: Dataset, shards: Path) -> None:
         assert np.array_equal(image_pixels(back, index), read_image(source.path(index)))
         header = image_header(back, index)
         assert (header.height, header.width) == (source.heights[index], source.widths[index])
+
+
+def test_what_every_node_sees_is_not_sent(shards: Path, tmp_path: Path) -> None:
+    """A process is given the places of columns, and maps the manifest that it finds there."""
+    here = tmp_path / "train"
+    shutil.copytree(shards, here)
+    data = read_shards(str(here)).dataset
+    kept = replace(data, shards=replace(data.shards, kept=3))
+    fields = ("image_ids", "widths", "heights", "boxes_xywh", "labels", "areas", "crowd")
+    places = ("shard", "offset", "length", "crc", "sound")
+    script = (
+        "import pickle, sys\n"
+        "data = pickle.load(sys.stdin.buffer)\n"
+        f"values = [getattr(data, name).tolist() for name in {(*fields, 'offsets')!r}]\n"
+        f"values += [getattr(data.shards, name).tolist() for name in {places!r}]\n"
+        "sys.stdout.buffer.write(pickle.dumps((values, list(data.files), data.digest)))\n"
+    )
+
+    def elsewhere() -> subprocess.CompletedProcess[bytes]:
+        command = [sys.executable, "-c", script]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        return subprocess.run(
+            command, input=sent, capture_output=True, check=False, env=environment
+        )
+
+    sent = pickle.dumps(kept)
+    for name in fields:
+        values = getattr(data, name)
+        assert values.strides == (0,) or values.tobytes() not in sent, name
+    done = elsewhere()
+    assert done.returncode == 0, done.stderr
+    values, files, digest = pickle.loads(done.stdout)
+    assert values[:8] == [getattr(data, name).tolist() for name in (*fields, "offsets")]
+    assert values[8:] == [getattr(data.shards, name).tolist() for name in places]
+    assert (files, digest) == (list(data.files), data.digest)
+    # Part of it is no column of the file any more.
+    part = pickle.loads(pickle.dumps(replace(data, image_ids=data.image_ids[::-1])))
+    assert part.image_ids.tolist() == data.image_ids.tolist()[::-1]
+
+    index = json.loads((here / "index.json").read_text())
+    (here / "index.json").write_text(json.dumps({**index, "manifest_sha256": "0" * 64}, indent=1))
+    assert "not the one that this run has begun with" in elsewhere().stderr.decode()
+
+
+def test_flags_that_differ_are_sent(tmp_path: Path) -> None:
+    write_coco(tmp_path, 6)
+    tree = json.loads((tmp_path / "instances.json").read_text())
+    tree["annotations"][1]["iscrowd"] = 1
+    (tmp_path / "instances.json").write_text(json.dumps(tree))
+    data = read_coco(tmp_path / "images", tmp_path / "instances.json").dataset
+    shard_here(data, str(tmp_path / "out"))
+    back = pickle.loads(pickle.dumps(read_shards(str(tmp_path / "out")).dataset))
+    assert back.crowd.tolist() == data.crowd.tolist() == [i == 1 for i in range(len(data.crowd))]
 
 
 def test_any_parquet_reader_can_read_a_shard(source: Dataset, shards: Path) -> None:

@@ -82,7 +82,7 @@ def test_configuration_chooses_samples_and_slots(
     config: dict[str, object], samples: list[int], slots: int
 ) -> None:
     plan = plan_for(MIXED, **config)
-    assert plan.schedule.sample_ids.tolist() == samples
+    assert np.asarray(plan.schedule.sample_ids).tolist() == samples
     assert plan.box_slots == slots
 
 

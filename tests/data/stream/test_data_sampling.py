@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from orchestrator.config.schema import DataConfig, SourceConfig, SplitConfig
 from orchestrator.data.counter_rng import Domain, SampleKey, uniforms, words
@@ -17,7 +19,12 @@ from orchestrator.data.mixture import MixedSource, mix_sources
 from orchestrator.data.readers.split import read_splits, read_training
 from orchestrator.data.stream.assemble import BatchPlan, training_samples
 from orchestrator.data.stream.local import LocalStream
-from orchestrator.data.stream.sampling import repeat_factors, visit_factors, visits_of
+from orchestrator.data.stream.sampling import (
+    SampleIds,
+    repeat_factors,
+    visit_factors,
+    visits_of,
+)
 from orchestrator.data.stream.schedule import Schedule, order
 from orchestrator.errors import DataError
 from orchestrator.runs.identity import config_digest
@@ -266,3 +273,14 @@ def test_an_experiment_of_before_keeps_its_identity() -> None:
     assert config_digest(old) == config_digest(new)
     new["data"]["repeat_threshold"] = 0.001  # type: ignore[index]
     assert config_digest(old) != config_digest(new)
+
+
+@given(takes_part=st.lists(st.booleans(), max_size=60))
+def test_ids_without_a_table_are_those_of_a_table(takes_part: list[bool]) -> None:
+    table = np.flatnonzero(takes_part)
+    ids = SampleIds(len(takes_part), np.flatnonzero(~np.array(takes_part, bool)))
+    assert len(ids) == len(table)
+    assert np.asarray(ids).tolist() == table.tolist()
+    places = np.arange(len(table))[::-1]
+    assert ids[places].tolist() == table[places].tolist()
+    assert [ids[place] for place in range(len(table))] == table.tolist()

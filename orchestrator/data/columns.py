@@ -1,0 +1,146 @@
+"""Columns of ``manifest.arrow`` as NumPy sees them, and their places in a file that nodes see.
+
+What lies in a file that every node sees need not be sent through the cluster. A process that is
+given the place of a column maps the file for itself: nothing is copied, all processes of a node
+share its pages, and only what is looked at is ever read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from orchestrator.data.string_column import Names
+from orchestrator.errors import DataError
+
+MANIFEST, INDEX = "manifest.arrow", "index.json"
+
+_PIECE_BYTES = 1 << 20
+
+
+def flat(array: pa.Array) -> NDArray[Any]:
+    """A column as NumPy sees it, mapped where it can be (Arrow packs booleans into bits)."""
+    values: NDArray[Any] = array.to_numpy(zero_copy_only=not pa.types.is_boolean(array.type))
+    return values
+
+
+def _flags(array: pa.Array) -> NDArray[Any]:
+    """The same of booleans; where all are equal, which is usual, one of them stands for all."""
+    if array.true_count not in (0, len(array)):
+        return flat(array)
+    return np.broadcast_to(np.bool_(array.true_count > 0), len(array))
+
+
+def _names(array: pa.Array) -> Names:
+    """A column of strings, mapped."""
+    _, offsets, text = array.buffers()
+    ends = np.frombuffer(offsets, dtype=np.int32)[1 : len(array) + 1]
+    return Names(np.frombuffer(text, dtype=np.uint8)[: ends[-1]], ends)
+
+
+_Readers = Mapping[str, Callable[[pa.RecordBatch], Any]]
+#: By field of ``Dataset``, and of ``ShardedImages``, how it is had from the columns of a manifest.
+OF_DATASET: _Readers = {
+    "files": lambda batch: _names(batch["file"]),
+    "image_ids": lambda batch: flat(batch["image_id"]),
+    "widths": lambda batch: flat(batch["width"]),
+    "heights": lambda batch: flat(batch["height"]),
+    "offsets": lambda batch: batch["boxes"].offsets.to_numpy().astype(np.int64),
+    "boxes_xywh": lambda batch: batch["boxes"].values.values.to_numpy().reshape(-1, 4),
+    "labels": lambda batch: flat(batch["labels"].values),
+    "areas": lambda batch: flat(batch["areas"].values),
+    "crowd": lambda batch: _flags(batch["crowd"].values),
+}
+OF_SHARDS: _Readers = {
+    "shard": lambda batch: flat(batch["shard"]),
+    "offset": lambda batch: flat(batch["offset"]),
+    "length": lambda batch: flat(batch["length"]),
+    "crc": lambda batch: flat(batch["crc"]),
+    "sound": lambda batch: _flags(batch["sound"]),
+}
+#: Fields that a copy is made of, which a node had better share through the object store; flags are
+#: among them where they differ.
+_COPIED, _FLAGS = frozenset({"offsets"}), frozenset({"crowd", "sound"})
+
+
+def read_columns(batch: pa.RecordBatch, readers: _Readers) -> dict[str, Any]:
+    """Columns by field."""
+    return {name: read(batch) for name, read in readers.items()}
+
+
+@dataclass(frozen=True)
+class ManifestFile:
+    """The manifest in a folder of shards that every node sees.
+
+    Attributes:
+        folder: absolute path.
+        sha256: of the manifest, in hex.
+    """
+
+    folder: str
+    sha256: str
+
+    def columns(self) -> dict[str, Any]:
+        """All columns by field, the same objects each time."""
+        return _columns(self)
+
+    def without_columns(self, state: Mapping[str, Any]) -> dict[str, Any]:
+        """What is to be pickled of an object: its mapped columns as their places."""
+        places = {
+            id(value): name
+            for name, value in self.columns().items()
+            if name not in _COPIED and (name not in _FLAGS or value.strides == (0,))
+        }
+        return {
+            name: _Place(self, places[id(value)]) if id(value) in places else value
+            for name, value in state.items()
+        }
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A column of a manifest, in place of its values."""
+
+    file: ManifestFile
+    column: str
+
+
+def with_columns(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Inverse of :meth:`ManifestFile.without_columns`, in a process that may be on another node.
+
+    Raises:
+        DataError: the manifest is another one by now.
+    """
+    return {
+        name: value.file.columns()[value.column] if isinstance(value, _Place) else value
+        for name, value in state.items()
+    }
+
+
+@lru_cache(maxsize=4)
+def _columns(file: ManifestFile) -> dict[str, Any]:
+    folder = Path(file.folder)
+    # To compare the manifest itself would take every process seconds.
+    if f'"{file.sha256}"'.encode() not in _head_of_index(folder):
+        raise DataError(
+            f"{folder / MANIFEST}: not the one that this run has begun with: the shards were "
+            "written anew, or this node has others at that path. Next: run the same command again"
+        )
+    batch = pa.ipc.open_file(pa.memory_map(str(folder / MANIFEST))).get_batch(0)
+    return read_columns(batch, {**OF_DATASET, **OF_SHARDS})
+
+
+def _head_of_index(folder: Path) -> bytes:
+    """The index without its list of shards, which may be long."""
+    head = b""
+    with (folder / INDEX).open("rb") as file:
+        while b'"shards": [' not in head and (piece := file.read(_PIECE_BYTES)):
+            head += piece
+    return head
