@@ -32,6 +32,7 @@ class Detector(nn.Module, ABC):
     Args:
         title: what the network calls itself; None for the name of the class.
         input_size: (H, W) of the images it takes.
+        train_canvases: (H, W) of those it learns from, a batch all of one; none for ``input_size``.
         num_classes: K, foreground classes only.
         pixel_mean, pixel_std: on the 0..255 scale, in RGB order.
     """
@@ -53,6 +54,7 @@ class Detector(nn.Module, ABC):
         *,
         title: str | None = None,
         input_size: tuple[int, int],
+        train_canvases: Sequence[tuple[int, int]] = (),
         num_classes: int,
         pixel_mean: tuple[float, float, float] = IMAGENET_MEAN,
         pixel_std: tuple[float, float, float] = IMAGENET_STD,
@@ -60,6 +62,7 @@ class Detector(nn.Module, ABC):
         super().__init__()
         self.title = type(self).__name__ if title is None else title
         self.input_size = input_size
+        self.train_canvases = tuple(train_canvases) or (input_size,)
         self.num_classes = num_classes
         shape = (1, 3, 1, 1)
         self.register_buffer("class_weights", None, persistent=False)
@@ -76,7 +79,7 @@ class Detector(nn.Module, ABC):
         Raises:
             ValueError: images of another size, for which priors would not fit.
         """
-        if images.shape[-2:] != self.input_size:
+        if tuple(images.shape[-2:]) not in (self.input_size, *self.train_canvases):
             height, width = self.input_size
             raise ValueError(
                 f"{self.title} takes images of {height} x {width} pixels, got a batch of shape "

@@ -6,10 +6,11 @@ import math
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from detectors.boxes import to_corners
 from detectors.priors import Level, grid_boxes
+from detectors.roi_align import pyramid_layout
 
 #: Pixels per cell of the published levels.
 STRIDES = (4, 8, 16, 32, 64)
@@ -19,6 +20,51 @@ RATIOS = (0.5, 1.0, 2.0)
 
 #: Side of the square anchor, in strides.
 _SCALE = 8
+
+#: Levels of the pyramid that proposals are pooled from.
+ROI_LEVELS = 4
+
+
+class Canvas(nn.Module):
+    """What follows from the size of the images alone, on the device beforehand.
+
+    What the host made there in a step, it would have to wait for.
+
+    Args:
+        size: height and width.
+        legacy: see :func:`pyramid_anchors`; no box reaches beyond the last pixel then.
+        cross_border: whether anchors that reach beyond the image are learnt from.
+        strides: pixels per cell of each level.
+
+    Attributes:
+        anchors: (A, 4), see :func:`pyramid_anchors`.
+        usable: (1, A) bool, those that are learnt from.
+        limit: (2,) largest x and y of a box.
+        layout: of the levels that proposals are pooled from.
+        level_lengths: anchors of each level.
+    """
+
+    anchors: Tensor
+    usable: Tensor
+    limit: Tensor
+    layout: Tensor
+
+    def __init__(
+        self, size: tuple[int, int], *, legacy: bool, cross_border: bool, strides: Sequence[int]
+    ) -> None:
+        super().__init__()
+        sizes = level_sizes(size, strides)
+        self.level_lengths = [rows * columns * len(RATIOS) for rows, columns in sizes]
+        anchors = pyramid_anchors(size, legacy=legacy, strides=strides)
+        beyond = 1 if legacy else 0
+        limit = torch.tensor([size[1] - beyond, size[0] - beyond], dtype=torch.float32)
+        inside = (anchors >= 0).all(1) & (anchors[:, 2:] <= limit).all(1)
+        usable = torch.ones_like(inside) if cross_border else inside
+        layout = pyramid_layout(sizes[:ROI_LEVELS], strides[:ROI_LEVELS])
+        self.register_buffer("anchors", anchors, persistent=False)
+        self.register_buffer("usable", usable.unsqueeze(0), persistent=False)
+        self.register_buffer("limit", limit, persistent=False)
+        self.register_buffer("layout", layout, persistent=False)
 
 
 def level_sizes(size: tuple[int, int], strides: Sequence[int] = STRIDES) -> list[tuple[int, int]]:

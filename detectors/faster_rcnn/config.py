@@ -158,6 +158,9 @@ class FasterRCNNConfig(DetectorConfig):
         name: selects this detector.
         variant: whose recipe: the MindSpore model zoo's or torchvision's first version.
         input_size: height and width of the canvas, multiples of 32.
+        train_canvas: height and width, multiples of 32, of the canvas of images that are wider than
+            high in training; the others come on it turned by 90 degrees, and a batch holds images
+            of one kind. Null for ``input_size``, which evaluation has always.
         depth: of the ResNet.
         width: factor on every channel count, rounded to multiples of 8. Anything but 1 is a network
             of our own, and :attr:`title` says so.
@@ -185,6 +188,7 @@ class FasterRCNNConfig(DetectorConfig):
     variant: Variant = "faster_rcnn_mindspore"
     # A preset has laid itself over the JSON by the time this is read, and lists are no longer JSON.
     input_size: Annotated[tuple[_Size, _Size], Field(strict=False)]
+    train_canvas: Annotated[tuple[_Size, _Size], Field(strict=False)] | None = None
     depth: Depth = 50
     width: Annotated[float, Field(gt=0.0, le=4.0)] = 1.0
     norm: NormName
@@ -212,8 +216,27 @@ class FasterRCNNConfig(DetectorConfig):
     @model_validator(mode="after")
     def _backbone_fits(self) -> Self:
         own = ("depth", "norm", "bn_eps", "frozen_parts")
-        check_fit(self, self.backbone, strides=(8,), size=self.input_size, replaced=own)
+        for size in (self.input_size, *self.train_canvases):
+            check_fit(self, self.backbone, strides=(8,), size=size, replaced=own)
         return self
+
+    @model_validator(mode="after")
+    def _canvas_turns_within_the_input(self) -> Self:
+        if self.train_canvas is None:
+            return self
+        height, width = self.train_canvas
+        if not height < width <= min(self.input_size):
+            raise ValueError(
+                f"train_canvas is {height} x {width}; its width has to be larger than its height "
+                f"and, so that images are as large in evaluation however they are turned, at most "
+                f"the shorter side of input_size, {min(self.input_size)}"
+            )
+        return self
+
+    @property
+    def train_canvases(self) -> tuple[tuple[int, int], ...]:
+        """Height and width of the canvases of training, wide and tall; none for the input's."""
+        return () if self.train_canvas is None else (self.train_canvas, self.train_canvas[::-1])
 
     @property
     def own_backbone(self) -> ResNetConfig:

@@ -9,9 +9,10 @@ Fitting two stages into the contract: ``forward`` goes the whole way with the nu
 its raw outputs hold the proposals, and ``decode`` needs nothing else. The proposals that training
 learns from depend on the boxes, so ``loss`` goes its own way after the first stage.
 
-Deviations: images are padded to one canvas of known size, and boxes are cut to that rather than to
-what the image fills of it (torchvision), which mapping back to the original image does anyway; a
-box without area claims no anchor; in training mode too, ``forward`` proposes as in evaluation.
+Deviations: images are padded to a canvas of known size, in training to one of two where
+``train_canvas`` is set, and boxes are cut to that rather than to what the image fills of it
+(torchvision), which mapping back to the original image does anyway; a box without area claims no
+anchor; in training mode too, ``forward`` proposes as in evaluation.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from detectors import draws
@@ -30,7 +31,7 @@ from detectors.backbones.layers import make_divisible
 from detectors.base import Detector
 from detectors.boxes import to_centers, to_corners
 from detectors.coding import decode, encode
-from detectors.faster_rcnn.anchors import RATIOS, level_sizes, pyramid_anchors
+from detectors.faster_rcnn.anchors import Canvas
 from detectors.faster_rcnn.assignment import Samples, assign, draw
 from detectors.faster_rcnn.config import FasterRCNNConfig
 from detectors.faster_rcnn.heads import RPN, RoIHeads, init_mindspore
@@ -82,24 +83,24 @@ class FasterRCNN(Detector):
     weighs_classes = True
     ranked = ("proposals", "proposal_scores", "cls", "loc")
 
-    anchors: Tensor
-    anchor_usable: Tensor
-    limit: Tensor
     pixel: Tensor
 
     def __init__(self, config: FasterRCNNConfig, *, num_classes: int) -> None:
-        super().__init__(title=config.title, input_size=config.input_size, num_classes=num_classes)
+        super().__init__(
+            title=config.title,
+            input_size=config.input_size,
+            train_canvases=config.train_canvases,
+            num_classes=num_classes,
+        )
         self.config = config
         backbone = build_backbone(config.backbone or config.own_backbone)
         if not (config.backbone or config.own_backbone).even:
             channels = make_divisible(_CHANNELS * config.width)
             backbone = PyramidBackbone(backbone, finest=_FINEST, channels=channels, extra="pool")
         self.backbone = backbone
-        sizes = level_sizes(config.input_size, backbone.strides)
         self.rpn = RPN(backbone.channels[0])
         self.roi_heads = RoIHeads(
             channels=backbone.channels[0],
-            sizes=sizes,
             strides=backbone.strides,
             hidden=make_divisible(_HIDDEN * config.width),
             classes=1 + num_classes,
@@ -108,24 +109,19 @@ class FasterRCNN(Detector):
         )
         if config.variant == "faster_rcnn_mindspore":
             init_mindspore(self.backbone, self.roi_heads)
-        anchors = pyramid_anchors(
-            config.input_size, legacy=config.legacy_boxes, strides=backbone.strides
-        )
-        self.level_lengths = [rows * columns * len(RATIOS) for rows, columns in sizes]
-        height, width = config.input_size
-        beyond = 1 if config.legacy_boxes else 0
-        # On the device beforehand: what the host made there in a step, it would have to wait for.
-        limit = torch.tensor([width - beyond, height - beyond], dtype=torch.float32)
-        self.register_buffer("limit", limit, persistent=False)
+        self.canvases = nn.ModuleDict()
+        for size in (config.input_size, *config.train_canvases):
+            self.canvases[_name(size)] = Canvas(
+                size,
+                legacy=config.legacy_boxes,
+                cross_border=config.rpn.cross_border,
+                strides=backbone.strides,
+            )
         self.register_buffer("pixel", torch.tensor([0.0, 0.0, 1.0, 1.0]), persistent=False)
-        inside = (anchors >= 0).all(1) & (anchors[:, 2:] <= limit).all(1)
-        usable = torch.ones_like(inside) if config.rpn.cross_border else inside
-        self.register_buffer("anchors", anchors, persistent=False)
-        self.register_buffer("anchor_usable", usable.unsqueeze(0), persistent=False)
 
     def prior_boxes(self) -> Tensor:
         """(A, 4) float32 xyxy pixels of the input: the anchors, level by level."""
-        return self.anchors
+        return self._canvas(self.input_size).anchors
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Raw outputs of both stages.
@@ -143,12 +139,13 @@ class FasterRCNN(Detector):
             ValueError: images of another size than the anchors were made for.
         """
         maps = self._features(images)
+        canvas = self._canvas(images.shape[-2:])
         objectness, offsets = self.rpn.head(maps)
         rule = self.config.rpn
         proposals, scores = self.propose(
-            objectness, offsets, before=rule.before_test, after=rule.after_test
+            objectness, offsets, canvas, before=rule.before_test, after=rule.after_test
         )
-        cls, loc = self.roi_heads(maps, proposals)
+        cls, loc = self.roi_heads(maps, proposals, canvas.layout)
         return {
             "objectness": objectness,
             "rpn_offsets": offsets,
@@ -162,24 +159,29 @@ class FasterRCNN(Detector):
         """``rpn_cls``, ``rpn_loc``, ``cls`` and ``loc``, to be divided by the examples drawn."""
         targets = with_a_slot(targets)
         maps = self._features(images)
+        canvas = self._canvas(images.shape[-2:])
         objectness, offsets = self.rpn.head(maps)
-        terms = self._first_stage(objectness, offsets, targets)
-        examples = self._second_examples(objectness, offsets, targets)
-        return terms | self._second_stage(maps, examples, targets)
+        terms = self._first_stage(objectness, offsets, targets, canvas)
+        examples = self._second_examples(objectness, offsets, targets, canvas)
+        return terms | self._second_stage(maps, examples, targets, canvas)
 
     @torch.no_grad()
     def loss_divisors(self, images: Tensor, targets: Targets) -> dict[str, Tensor]:
         """Examples drawn; how many proposals there are to draw from the first stage has to say."""
         targets = with_a_slot(targets)
         objectness, offsets = self.rpn.head(self._features(images))
-        first = self._first_stage(objectness, offsets, targets)
-        count = self._second_examples(objectness, offsets, targets).drawn.valid.sum()
+        canvas = self._canvas(images.shape[-2:])
+        first = self._first_stage(objectness, offsets, targets, canvas)
+        count = self._second_examples(objectness, offsets, targets, canvas).drawn.valid.sum()
         return {name: term.divisor for name, term in first.items()} | {"cls": count, "loc": count}
 
     def decode(self, raw: dict[str, Tensor]) -> Candidates:
         """Boxes (N, P, K, 4), cut to the canvas, and scores (N, P, K)."""
         boxes = self._boxes(
-            raw["loc"][:, :, 1:], raw["proposals"].unsqueeze(2), variances=_HEAD_VARIANCES
+            raw["loc"][:, :, 1:],
+            raw["proposals"].unsqueeze(2),
+            self._canvas(self.input_size).limit,
+            variances=_HEAD_VARIANCES,
         )
         scores = raw["cls"].softmax(-1)[..., 1:]
         sides = boxes[..., 2:] - boxes[..., :2]
@@ -189,13 +191,14 @@ class FasterRCNN(Detector):
 
     @torch.no_grad()
     def propose(
-        self, objectness: Tensor, offsets: Tensor, *, before: int, after: int
+        self, objectness: Tensor, offsets: Tensor, canvas: Canvas, *, before: int, after: int
     ) -> tuple[Tensor, Tensor]:
         """The best of the boxes that the first stage sees, as constants.
 
         Args:
             objectness: (N, A) logits.
             offsets: (N, A, 4).
+            canvas: of the images.
             before: best anchors of each level that suppression gets to see.
             after: best boxes of all levels to return.
 
@@ -206,11 +209,13 @@ class FasterRCNN(Detector):
         kept_boxes, kept_scores = [], []
         start = 0
         # Over levels, whose number and lengths are fixed; images go together.
-        for length in self.level_lengths:
+        for length in canvas.level_lengths:
             logits, index = objectness[:, start : start + length].topk(min(before, length), dim=1)
             rows = (start + index).unsqueeze(-1).expand(-1, -1, 4)
-            anchors = self.anchors.expand(objectness.shape[0], -1, -1).gather(1, rows)
-            boxes = self._boxes(offsets.gather(1, rows), anchors, variances=_RPN_VARIANCES)
+            anchors = canvas.anchors.expand(objectness.shape[0], -1, -1).gather(1, rows)
+            boxes = self._boxes(
+                offsets.gather(1, rows), anchors, canvas.limit, variances=_RPN_VARIANCES
+            )
             # A diverged network must reach the guard against that with its loss, and not fail here.
             finite = boxes.isfinite().all(-1) & logits.isfinite()
             boxes = torch.where(finite.unsqueeze(-1), boxes, 0.0)
@@ -226,22 +231,20 @@ class FasterRCNN(Detector):
         return torch.where((scores >= 0).unsqueeze(-1), boxes, self.pixel), scores
 
     def _first_stage(
-        self, objectness: Tensor, offsets: Tensor, targets: Targets
+        self, objectness: Tensor, offsets: Tensor, targets: Targets, canvas: Canvas
     ) -> dict[str, LossTerm]:
         """Losses of anchors, over those drawn."""
         rule = self.config.rpn
         found = match_by_images(
             targets.boxes,
-            self.anchors,
-            lambda iou, images: assign(
-                iou, targets.valid[images], self.anchor_usable, rule.assignment
-            ),
+            canvas.anchors,
+            lambda iou, images: assign(iou, targets.valid[images], canvas.usable, rule.assignment),
             plus_one=self.config.legacy_boxes,
         )
         keys = draws.rand(objectness.shape, device=objectness.device)
         drawn = draw(found, keys, rule.assignment)
         rows = drawn.rows.unsqueeze(-1).expand(-1, -1, 4)
-        anchors = self.anchors.expand(objectness.shape[0], -1, -1).gather(1, rows)
+        anchors = canvas.anchors.expand(objectness.shape[0], -1, -1).gather(1, rows)
         slot = found.box.gather(1, drawn.rows)
         wanted = self._offsets(_rows(targets.boxes, slot), anchors, _RPN_VARIANCES)
         cls = F.binary_cross_entropy_with_logits(
@@ -258,11 +261,13 @@ class FasterRCNN(Detector):
             "rpn_loc": LossTerm(loc.sum(), count),
         }
 
-    def _second_examples(self, objectness: Tensor, offsets: Tensor, targets: Targets) -> _Examples:
+    def _second_examples(
+        self, objectness: Tensor, offsets: Tensor, targets: Targets, canvas: Canvas
+    ) -> _Examples:
         """Proposals and the boxes themselves, and which of them the second stage learns from."""
         rpn, rule = self.config.rpn, self.config.head
         proposals, scores = self.propose(
-            objectness, offsets, before=rpn.before_train, after=rpn.after_train
+            objectness, offsets, canvas, before=rpn.before_train, after=rpn.after_train
         )
         boxes = torch.cat([proposals, targets.boxes], dim=1)
         usable = torch.cat([scores >= 0, targets.valid], dim=1)
@@ -283,7 +288,7 @@ class FasterRCNN(Detector):
         return _Examples(boxes, found, draw(found, keys, rule.assignment))
 
     def _second_stage(
-        self, maps: Sequence[Tensor], examples: _Examples, targets: Targets
+        self, maps: Sequence[Tensor], examples: _Examples, targets: Targets, canvas: Canvas
     ) -> dict[str, LossTerm]:
         """Losses of the examples drawn."""
         boxes, found, drawn = examples
@@ -291,7 +296,7 @@ class FasterRCNN(Detector):
         slot = found.box.gather(1, drawn.rows)
         channel = torch.where(drawn.positive, targets.labels.gather(1, slot) + 1, 0)
         wanted = self._offsets(_rows(targets.boxes, slot), chosen, _HEAD_VARIANCES)
-        logits, offsets = self.roi_heads(maps, chosen)
+        logits, offsets = self.roi_heads(maps, chosen, canvas.layout)
         own = channel.view(*channel.shape, 1, 1).expand(-1, -1, 1, 4)
         cls = F.cross_entropy(logits.flatten(0, 1), channel.flatten(), reduction="none")
         factors = self.class_factors(channel - 1)
@@ -309,6 +314,10 @@ class FasterRCNN(Detector):
             "loc": LossTerm(loc.sum(), count),
         }
 
+    def _canvas(self, size: Sequence[int]) -> Canvas:
+        canvas: Canvas = self.canvases[_name(size)]  # type: ignore[assignment]
+        return canvas
+
     def _features(self, images: Tensor) -> list[Tensor]:
         return list(self.backbone(self.normalize(images)))
 
@@ -321,7 +330,9 @@ class FasterRCNN(Detector):
             variances=variances,
         )
 
-    def _boxes(self, offsets: Tensor, priors: Tensor, *, variances: tuple[float, float]) -> Tensor:
+    def _boxes(
+        self, offsets: Tensor, priors: Tensor, limit: Tensor, *, variances: tuple[float, float]
+    ) -> Tensor:
         """Boxes (..., 4) xyxy on the canvas, from offsets and anchors or proposals xyxy."""
         legacy = self.config.legacy_boxes
         centers = decode(
@@ -331,9 +342,14 @@ class FasterRCNN(Detector):
             log_ratios=(-_LARGEST_LOG if legacy else -math.inf, _LARGEST_LOG),
         )
         corners = to_corners(centers, plus_one=legacy)
-        low, high = (part.clamp(min=0).minimum(self.limit) for part in corners.chunk(2, dim=-1))
+        low, high = (part.clamp(min=0).minimum(limit) for part in corners.chunk(2, dim=-1))
         # Less than a pixel long, a legacy box ends before it begins.
         return torch.cat([low, high.maximum(low)], dim=-1)
+
+
+def _name(size: Sequence[int]) -> str:
+    """Key of the canvas of a height and a width."""
+    return f"{size[0]}x{size[1]}"
 
 
 def _rows(boxes: Tensor, index: Tensor) -> Tensor:

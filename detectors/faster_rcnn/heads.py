@@ -11,16 +11,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from detectors.backbones.layers import Backbone
-from detectors.faster_rcnn.anchors import RATIOS
+from detectors.faster_rcnn.anchors import RATIOS, ROI_LEVELS
 from detectors.pyramid import PyramidBackbone
-from detectors.roi_align import pyramid_layout, pyramid_roi_align
+from detectors.roi_align import pyramid_roi_align
 
 #: Cells of a pooled proposal and sample points per cell, in each direction.
 POOLED = 7
 _SAMPLES = 2
-
-#: Levels of the pyramid that proposals are pooled from.
-ROI_LEVELS = 4
 
 
 class RPNHead(nn.Module):
@@ -97,7 +94,6 @@ class RoIHeads(nn.Module):
 
     Args:
         channels: of the pyramid.
-        sizes: rows and columns of its maps.
         strides: of its maps.
         hidden: of the fully connected layers.
         classes: class channels, background included.
@@ -105,13 +101,10 @@ class RoIHeads(nn.Module):
         legacy: whether a proposal is a pixel longer than its corners are apart.
     """
 
-    layout: Tensor
-
     def __init__(
         self,
         *,
         channels: int,
-        sizes: Sequence[tuple[int, int]],
         strides: Sequence[int],
         hidden: int,
         classes: int,
@@ -122,13 +115,16 @@ class RoIHeads(nn.Module):
         self.box_head = BoxHead(channels, hidden)
         self.box_predictor = BoxPredictor(hidden, classes)
         self.strides = strides[:ROI_LEVELS]
-        layout = pyramid_layout(sizes[:ROI_LEVELS], self.strides)
-        self.register_buffer("layout", layout, persistent=False)
         self.aligned = aligned
         self.legacy = legacy
 
-    def forward(self, maps: Sequence[Tensor], boxes: Tensor) -> tuple[Tensor, Tensor]:
-        """Maps and proposals (N, R, 4) to logits (N, R, 1 + K) and offsets (N, R, 1 + K, 4)."""
+    def forward(
+        self, maps: Sequence[Tensor], boxes: Tensor, layout: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Maps and proposals (N, R, 4) to logits (N, R, 1 + K) and offsets (N, R, 1 + K, 4).
+
+        ``layout`` is that of :func:`detectors.roi_align.pyramid_layout` for the maps.
+        """
         pooled = pyramid_roi_align(
             maps[:ROI_LEVELS],
             boxes,
@@ -137,7 +133,7 @@ class RoIHeads(nn.Module):
             size=POOLED,
             samples=_SAMPLES,
             aligned=self.aligned,
-            layout=self.layout,
+            layout=layout,
         )
         logits, offsets = self.box_predictor(self.box_head(pooled))
         return logits, offsets

@@ -26,6 +26,7 @@ import torch
 
 from orchestrator.accelerators import Accelerator, of_this_process
 from orchestrator.benchmark import device_parts as parts
+from orchestrator.benchmark import device_steps as steps
 from orchestrator.benchmark.device_parts import Setting
 
 Tree: TypeAlias = dict[str, Any]
@@ -50,10 +51,10 @@ class Part:
 
 
 PARTS = (
-    Part("correctness", 70, parts.correctness),
-    Part("waits", 60, parts.waits),
-    Part("throughput", 170, parts.throughput),
-    Part("gains", 90, parts.gains),
+    Part("correctness", 70, steps.correctness),
+    Part("waits", 60, steps.waits),
+    Part("throughput", 170, steps.throughput),
+    Part("gains", 90, steps.gains),
     Part("feeding", 40, parts.feeding),
     Part("evaluation", 50, parts.evaluation),
     Part("checkpoint", 30, parts.checkpoint),

@@ -1,17 +1,16 @@
 """The parts of a check of a device, each a function that answers one question.
 
-None of them reads a data set: images and boxes are drawn, and the detectors have drawn weights, so
-that a bare machine will do.
+Here is what they share, and those around training steps; those about steps are in a file of their
+own. None of them reads a data set: images and boxes are drawn, and the detectors have drawn
+weights, so that a bare machine will do.
 """
 
 from __future__ import annotations
 
 import os
 import time
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeAlias
@@ -23,7 +22,6 @@ from numpy.typing import NDArray
 
 from detectors.base import Detector
 from detectors.config import PostprocessConfig
-from detectors.counted import count
 from detectors.postprocess import SHORTLIST
 from detectors.registry import build_detector, variant_config
 from orchestrator.accelerators import Accelerator, Precision
@@ -157,12 +155,12 @@ def matrix_rate(accelerator: Accelerator, device: torch.device, *, quick: bool) 
             continue
         a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
         repeats = 3 if quick else 20
-        seconds = _timed(accelerator, partial(torch.mm, a, b), repeats)
+        seconds = timed(accelerator, partial(torch.mm, a, b), repeats)
         rates[name] = 2 * side**3 / seconds / 1e12
     return rates
 
 
-def _timed(accelerator: Accelerator, work: Callable[[], Any], repeats: int, skip: int = 2) -> float:
+def timed(accelerator: Accelerator, work: Callable[[], Any], repeats: int, skip: int = 2) -> float:
     """Mean seconds of a call."""
     for _ in range(skip):
         work()
@@ -172,213 +170,6 @@ def _timed(accelerator: Accelerator, work: Callable[[], Any], repeats: int, skip
         work()
     accelerator.synchronize()
     return (time.perf_counter() - started) / repeats
-
-
-# ---- Correctness ----
-
-
-def correctness(setting: Setting) -> Tree:
-    """Small detectors in fp32: losses as on the CPU, the same bits twice, bad steps left out."""
-    setting.accelerator.set_determinism(True, None)
-    found: Tree = {}
-    for case in CASES:
-        if not setting.time_left:
-            found[case.variant] = "no time was left"
-            continue
-        found[case.variant] = _compared(case, setting.accelerator)
-    return found
-
-
-def _compared(case: Case, accelerator: Accelerator) -> Tree:
-    def train(kind: Accelerator) -> tuple[Stepper, list[float]]:
-        stepper = stepper_of(make(case, small=True), kind, "fp32", 2)
-        size = stepper.model.input_size
-        losses = []
-        for number in range(3):
-            report = stepper.run(batch_of(number, 2, size), learning_rate=1e-3, stop=False)
-            losses.append(report.losses["loss"])
-        return stepper, losses
-
-    stepper, losses = train(accelerator)
-    again, _ = train(accelerator)
-    _, expected = train(Accelerator("cpu"))
-    state, other = stepper.model.state_dict(), again.model.state_dict()
-    same = all(torch.equal(state[name], other[name]) for name in state)
-    before = {name: value.clone() for name, value in state.items()}
-    applied = _bad_step(stepper)
-    return {
-        "losses": losses,
-        "apart_from_cpu": max(
-            abs(mine - theirs) / abs(theirs) for mine, theirs in zip(losses, expected, strict=True)
-        ),
-        "same_bits_twice": same,
-        "bad_step_applied": applied,
-        "bad_step_changed": [n for n, v in before.items() if not torch.equal(v, state[n])],
-    }
-
-
-def _bad_step(stepper: Stepper) -> bool:
-    """Do a step whose losses are not finite; whether it was applied."""
-    model: Any = stepper.model
-    true = model.loss_terms
-
-    def spoilt(*inputs: Any) -> Any:
-        return {name: term._replace(sum=term.sum * np.nan) for name, term in true(*inputs).items()}
-
-    model.loss_terms = spoilt
-    try:
-        batch = batch_of(3, 2, stepper.model.input_size)
-        return stepper.run(batch, learning_rate=1e-3, stop=False).applied
-    finally:
-        del model.loss_terms
-
-
-# ---- Waits ----
-
-
-def waits(setting: Setting) -> Tree:
-    """Where the host waits for the device in a step, by torch's debug mode for it."""
-    accelerator = setting.accelerator
-    module = getattr(torch, accelerator.device_type)
-    if not hasattr(module, "set_sync_debug_mode"):
-        return {"left out": f"torch has no debug mode for waits on {accelerator.kind}"}
-    found: Tree = {}
-    for case in CASES:
-        if not setting.time_left:
-            found[case.variant] = "no time was left"
-            continue
-        stepper = stepper_of(make(case, small=True), accelerator, "fp32", 2)
-        batches = [batch_of(number, 2, stepper.model.input_size) for number in range(4)]
-        for batch in batches[:2]:
-            stepper.run(batch, learning_rate=1e-3, stop=False)
-        with warnings.catch_warnings(record=True) as said:
-            warnings.simplefilter("always")
-            module.set_sync_debug_mode("warn")
-            try:
-                for batch in batches[2:]:
-                    stepper.begin(batch, learning_rate=1e-3, stop=False)
-            finally:
-                module.set_sync_debug_mode("default")
-        found[case.variant] = sorted({f"{w.filename}:{w.lineno}: {w.message}" for w in said})
-    return found
-
-
-# ---- Throughput ----
-
-
-def throughput(setting: Setting) -> Tree:
-    """Images/s in the published sizes and batches, and with batches that fill a card."""
-    accelerator, device = setting.accelerator, setting.accelerator.device()
-    rates = matrix_rate(accelerator, device, quick=setting.quick)
-    precision = accelerator.resolve_precision("auto")
-    found: Tree = {"matrix_tflops": rates}
-    for deterministic in (False, True):
-        accelerator.set_determinism(deterministic, None)
-        for which in ("batch", "full"):
-            for case in CASES:
-                name = f"{case.variant} {which} {'deterministic' if deterministic else 'fast'}"
-                if not setting.time_left or (setting.quick and which == "full"):
-                    found[name] = "left out"
-                    continue
-                images = 2 if setting.quick else getattr(case, which)
-                try:
-                    found[name] = _speed(case, setting, precision, images, rates)
-                except torch.OutOfMemoryError as error:
-                    found[name] = f"out of memory: {str(error).splitlines()[0]}"
-    accelerator.set_determinism(True, None)
-    return found
-
-
-def _speed(
-    case: Case, setting: Setting, precision: Precision, images: int, rates: dict[str, float]
-) -> Tree:
-    accelerator = setting.accelerator
-    accelerator.forget_peak()
-    stepper = stepper_of(make(case, small=setting.quick), accelerator, precision, images)
-    size = stepper.model.input_size
-    batches = [batch_of(number, images, size) for number in range(2)]
-    steps = 2 if setting.quick else 20
-    number = 0
-
-    def step() -> None:
-        nonlocal number
-        batch = replace(batches[number % 2], step=number)
-        stepper.read(stepper.begin(batch, learning_rate=1e-4, stop=False))
-        number += 1
-
-    seconds = _timed(accelerator, step, steps, skip=1 if setting.quick else 5)
-    with _shares(stepper, accelerator) as shares:
-        for _ in range(2 if setting.quick else 5):
-            step()
-    total = sum(shares.values())
-    result: Tree = {
-        "images": images,
-        "precision": precision,
-        "images_per_s": images / seconds,
-        "step_ms": seconds * 1e3,
-        "shares": {name: spent / total for name, spent in shares.items()},
-        "peak_bytes": accelerator.peak_memory(),
-    }
-    if not setting.quick:
-        operations = count(case.variant, num_classes=CLASSES).multiply_adds * 6
-        rate = rates.get(precision, rates["fp32"]) * 1e12
-        result["fraction_of_matrix_rate"] = operations * images / seconds / rate
-    return result
-
-
-@contextmanager
-def _shares(stepper: Stepper, accelerator: Accelerator) -> Iterator[dict[str, float]]:
-    """Seconds of forward pass with losses, of the backward pass and of the rest meanwhile."""
-    spent = {"forward": 0.0, "backward": 0.0, "rest": 0.0}
-    loss_terms, backward, begin = stepper.model.loss_terms, stepper.backward, stepper.begin
-
-    def timed(name: str, true: Callable[..., Any], outer: str | None) -> Callable[..., Any]:
-        def call(*arguments: Any, **keywords: Any) -> Any:
-            accelerator.synchronize()
-            started = time.perf_counter()
-            result = true(*arguments, **keywords)
-            accelerator.synchronize()
-            took = time.perf_counter() - started
-            spent[name] += took
-            if outer is not None:
-                spent[outer] -= took
-            return result
-
-        return call
-
-    owner: Any = stepper
-    owner.model.loss_terms = timed("forward", loss_terms, "backward")
-    owner.backward = timed("backward", backward, "rest")
-    owner.begin = timed("rest", begin, None)
-    try:
-        yield spent
-    finally:
-        del owner.model.loss_terms, owner.backward, owner.begin
-
-
-# ---- Gains ----
-
-
-def gains(setting: Setting) -> Tree:
-    """What capturing forward pass and losses as one graph gains, beside eager steps."""
-    accelerator = setting.accelerator
-    if setting.quick:
-        return {"left out": "compiling takes minutes"}
-    precision = accelerator.resolve_precision("auto")
-    found: Tree = {}
-    for case in CASES:
-        if not setting.time_left:
-            found[case.variant] = "no time was left"
-            continue
-        seconds = {}
-        for compile_ in ("off", "graph"):
-            model = make(case, small=False)
-            stepper = stepper_of(model, accelerator, precision, case.batch, compile_=compile_)
-            batch = batch_of(0, case.batch, model.input_size)
-            work = partial(stepper.run, batch, learning_rate=1e-4, stop=False)
-            seconds[compile_] = _timed(accelerator, work, 20)
-        found[case.variant] = {"ms": seconds, "gain": seconds["off"] / seconds["graph"]}
-    return found
 
 
 # ---- Feeding ----
@@ -449,10 +240,10 @@ def evaluation(setting: Setting) -> Tree:
             precision=precision,
             device=device,
         )
-        seconds = _timed(accelerator, predict, 1, skip=1)
+        seconds = timed(accelerator, predict, 1, skip=1)
         with torch.inference_mode(), accelerator.autocast(precision):
             pixels = images_to_device(batches[0], device)
-            whole = _timed(
+            whole = timed(
                 accelerator,
                 lambda: [c.float().cpu() for c in model.decode(model(pixels))],  # noqa: B023
                 2,

@@ -221,7 +221,7 @@ class _Trials:
             collective=Collective(device),
         )
         for step in range(2):
-            batch = worst_batch(step, images, model.input_size, self.slots)
+            batch = worst_batch(step, images, model.train_canvases[0], self.slots)
             stepper.run(batch, learning_rate=0.0, stop=False)
 
 

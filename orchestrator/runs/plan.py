@@ -103,6 +103,7 @@ def make_plan(
         # Evaluation batches, too, are then of one shape whatever the number of workers.
         workers=shards.count or experiment.cluster.workers,
         input_size=model.input_size,
+        canvases=model.train_canvases,
     )
     require_warmup_ends(experiment.train, steps_per_epoch=batches.schedule.steps_per_epoch)
     if not len(val.dataset.labels):
@@ -177,7 +178,7 @@ def _require_variance(model: Detector, experiment: Experiment, shards: Shards) -
     pieces = (shards.count or workers) * train.accumulate
     if train.batch_size > pieces or (train.sync_batch_norm and workers > 1):
         return
-    layers = single_values(model, model.input_size)
+    layers = single_values(model, model.train_canvases[0])
     if not layers:
         return
     more = f" and {len(layers) - 1} more" if len(layers) > 1 else ""

@@ -61,6 +61,8 @@ class RankTask:
         """Train this rank's share in this process."""
         if self.world == 1:
             return self._train()
+        # NCCL takes the current device, and hccl is not known before torch_npu is imported.
+        self.accelerator.device(self.rank)
         dist.init_process_group(
             self.accelerator.backend,
             init_method=f"file://{self.meeting}",

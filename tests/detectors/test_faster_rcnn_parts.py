@@ -77,10 +77,10 @@ def test_zoo_anchors() -> None:
 def test_anchors_across_the_border_are_not_learnt_from_in_the_zoo() -> None:
     for cross_border in (False, True):
         model = small(input_size=(128, 192), rpn={"cross_border": cross_border})
-        x1, y1, x2, y2 = model.anchors.unbind(1)
+        x1, y1, x2, y2 = model.prior_boxes().unbind(1)
         inside = (x1 >= 0) & (y1 >= 0) & (x2 <= 191) & (y2 <= 127)
         assert 0 < inside.sum() < len(inside)
-        assert torch.equal(model.anchor_usable[0], inside | cross_border)
+        assert torch.equal(model.canvases["128x192"].usable[0], inside | cross_border)
 
 
 def test_level_edges() -> None:

@@ -40,6 +40,7 @@ PORTABLE = {
 _LONG = "train.epochs=1000"
 _FASTER_RCNN = (
     "detector.input_size=[128, 128]",
+    "detector.train_canvas=null",
     "detector.width=0.125",
     "detector.norm=batch",
     _LONG,

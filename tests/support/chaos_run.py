@@ -12,7 +12,6 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from detectors.base import Detector
@@ -33,6 +32,10 @@ from tests.support.child_processes import CHILDREN, start_server
 from tests.support.faulty_storage import FaultyStorage, Moment, QuickStorage
 
 CPU = Accelerator("cpu")
+_KIND: Any = os.environ.get("ORCHESTRATOR_TEST_DEVICE", "cpu")
+#: What the small run computes on, where a test does not ask for a CPU: see
+#: ``tests/devices/test_promises_on_the_simulated_npu.py``.
+DEVICE = Accelerator(_KIND)
 STEPS = 12
 #: Seconds after which a start that should have ended hangs; long, for machines with other work.
 HANGS = 600.0
@@ -79,15 +82,15 @@ class SmallDetector(Detector):
     def loss_terms(self, images: Tensor, targets: Targets) -> dict[str, LossTerm]:
         wanted = (targets.boxes * targets.valid.unsqueeze(-1)).sum(1) / 64
         error = (self(images)["boxes"] - wanted).square()
-        count = torch.tensor(2 * len(images))
+        count = error.new_tensor(2 * len(images))
         return {
             "near": LossTerm(error[:, :2].sum(), count),
             "far": LossTerm(error[:, 2:].sum(), count),
         }
 
     def decode(self, raw: dict[str, Tensor]) -> Candidates:
-        boxes = raw["boxes"][:, None] + torch.tensor([0.0, 0.0, 8.0, 8.0])
-        return Candidates(boxes, torch.full((len(boxes), 1, 10), 0.5))
+        boxes = raw["boxes"][:, None] + raw["boxes"].new_tensor([0.0, 0.0, 8.0, 8.0])
+        return Candidates(boxes, boxes.new_full((len(boxes), 1, 10), 0.5))
 
 
 def small_detector(*_: Any, **__: Any) -> SmallDetector:
@@ -256,7 +259,7 @@ class Chaos:
         arguments: Any = (str(self.books.folder), strike or Strike(None))
         return LocalRanks(
             self.plan,
-            accelerator=CPU,
+            accelerator=DEVICE,
             target=chaotic_rank,
             arguments=arguments,
             context=CHILDREN,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 from orchestrator.data.augment.ssd import SSDAugment
 from orchestrator.data.batch import Batch
 from orchestrator.data.readers.coco import read_coco
-from orchestrator.data.stream.assemble import BatchPlan
+from orchestrator.data.stream.assemble import BatchPlan, View
 from orchestrator.data.stream.schedule import Schedule
 
 #: A COCO tree with one image, one box and category ids that are not contiguous.
@@ -87,6 +87,17 @@ def make_plan(folder: Path, *, batch_size: int = 4, epochs: int = 3, seed: int =
         box_slots=3,
         with_crowd=False,
         eval_batch=2,
+    )
+
+
+def with_two_canvases(plan: BatchPlan, size: tuple[int, int] = (48, 64)) -> BatchPlan:
+    """The plan with a canvas for images that are wider than high, and one turned for the others."""
+    data = plan.train
+    higher = (data.heights >= data.widths)[plan.schedule.sample_ids]
+    return replace(
+        plan,
+        schedule=replace(plan.schedule, canvases=higher.astype(np.int8)),
+        canvases=tuple(View(one, SSDAugment(size=one)) for one in (size, size[::-1])),
     )
 
 

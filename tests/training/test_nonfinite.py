@@ -32,7 +32,7 @@ from orchestrator.training.replay import replay
 from orchestrator.training.session import open_store, run_rank
 from orchestrator.training.state import capture
 from orchestrator.training.stepper import Stepper
-from tests.support.chaos_run import CPU, SmallDetector, small_plan
+from tests.support.chaos_run import DEVICE, SmallDetector, small_plan
 
 VALUES = (math.nan, math.inf, -math.inf)
 
@@ -55,15 +55,16 @@ def batch_of(step: int) -> Batch:
 def stepper_of(rng: random.Random) -> Stepper:
     torch.manual_seed(0)
     optimizer = rng.choice([SGDOptimizer(lr=0.1, momentum=0.9), AdamWOptimizer(lr=0.01)])
+    device = DEVICE.device()
     return Stepper(
-        SmallDetector().train(),
+        SmallDetector().to(device).train(),
         TrainConfig(
             epochs=1, batch_size=4, optimizer=optimizer, ema=EmaConfig(decay=0.9, warmup_steps=0)
         ),
         seed=1,
-        accelerator=CPU,
+        accelerator=DEVICE,
         precision="fp32",
-        collective=Collective(torch.device("cpu")),
+        collective=Collective(device),
     )
 
 
@@ -73,7 +74,7 @@ def bits(stepper: Stepper) -> str:
     digest = hashlib.sha256()
     for group, tensors in state.groups().items():
         for name, tensor in sorted(tensors.items()):
-            digest.update(f"{group}/{name}".encode() + tensor.detach().numpy().tobytes())
+            digest.update(f"{group}/{name}".encode() + tensor.detach().cpu().numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -150,7 +151,7 @@ class Poisoned(LocalStream):
 
 
 def run(plan: Plan, stream: LocalStream) -> Any:
-    return run_rank(plan.job, stream, accelerator=CPU)
+    return run_rank(plan.job, stream, accelerator=DEVICE)
 
 
 def test_after_some_in_a_row_the_run_is_back_at_its_last_good_commit(
@@ -181,7 +182,7 @@ def test_the_evidence_repeats_the_step(
         assert np.array_equal(getattr(found.batches[0], name), getattr(expected, name)), name
     # The state is that after four good steps, which the bad ones left alone.
     assert weights_digest(found.state) == weights_digest(open_store(plan.job).load(4))
-    replayed = replay(plan.job.path, 5, accelerator=CPU)
+    replayed = replay(plan.job.path, 5, accelerator=DEVICE)
     assert replayed.reproduced
     assert replayed.images == [expected.image_ids[1]]
     assert replayed.weights == []
@@ -207,7 +208,7 @@ def test_a_replay_names_the_module_and_the_gradients(tmp_path: Path, digits: Pat
     with mock.patch.object(session, "build_detector", builder(Exploding)):
         with pytest.raises(NonFiniteError):
             run(plan, LocalStream(plan.batches))
-        replayed = replay(plan.job.path, None, accelerator=CPU)
+        replayed = replay(plan.job.path, None, accelerator=DEVICE)
     assert replayed.reproduced
     assert replayed.modules == ["head (Linear)"]
     assert "head.weight" in replayed.gradients
@@ -226,7 +227,7 @@ def test_what_is_finite_when_repeated_blames_the_machine(tmp_path: Path, digits:
         pytest.raises(NonFiniteError),
     ):
         run(plan, LocalStream(plan.batches))
-    replayed = replay(plan.job.path, 0, accelerator=CPU)
+    replayed = replay(plan.job.path, 0, accelerator=DEVICE)
     assert not replayed.reproduced
     assert "look at the machine" in list(replayed.lines())[-1]
 

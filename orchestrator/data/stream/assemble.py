@@ -6,6 +6,7 @@ function of the plan, the step, the rank and the number of ranks, they yield the
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -38,6 +39,27 @@ _Replaced = tuple[int, int, str]
 
 
 @dataclass(frozen=True, eq=False)
+class View:
+    """How the images of a training step are brought to the network.
+
+    Attributes:
+        size: (H, W) of its images.
+        augment: applied to them.
+        mix: makes samples of several images; None leaves them alone.
+    """
+
+    size: tuple[int, int]
+    augment: Augment
+    mix: Mix | None = None
+
+    @classmethod
+    def of(cls, config: DataConfig, size: tuple[int, int]) -> View:
+        """What the ``data`` section asks for, for images of this size."""
+        mix = None if config.mix is None else Mix(size=size, **config.mix.model_dump())
+        return cls(size, build_augment(config.augmentation, size), mix)
+
+
+@dataclass(frozen=True, eq=False)
 class BatchPlan:
     """Everything that decides what is in which batch; plain data, picklable.
 
@@ -50,6 +72,8 @@ class BatchPlan:
         with_crowd: whether crowd boxes are training targets.
         eval_batch: images per rank in one evaluation batch.
         mix: makes training samples of several images; None leaves them alone.
+        canvases: of training steps, by :meth:`Schedule.canvas`, in the place of the three above;
+            none where all training images are of ``input_size``.
     """
 
     train: Dataset
@@ -61,6 +85,7 @@ class BatchPlan:
     with_crowd: bool
     eval_batch: int
     mix: Mix | None = None
+    canvases: tuple[View, ...] = ()
 
     @classmethod
     def from_config(
@@ -74,6 +99,7 @@ class BatchPlan:
         batch_size: int,
         workers: int,
         input_size: tuple[int, int],
+        canvases: Sequence[tuple[int, int]] = (),
     ) -> BatchPlan:
         """Plan a run.
 
@@ -85,6 +111,8 @@ class BatchPlan:
             batch_size: images of one step over all workers.
             workers: number of ranks; evaluation batches are as large as a rank's training batches.
             input_size: (H, W) of the network.
+            canvases: (H, W) of training images that are wider than high, and of the others, where
+                those are not of ``input_size``.
 
         Raises:
             DataError: too few usable images, or splits with different classes.
@@ -98,6 +126,8 @@ class BatchPlan:
             train, val = tiled(train, tiles), tiled(val, tiles)
             counts = usable_boxes(train, with_crowd=with_crowd)
         samples = training_samples(config, train)
+        turned = len(canvases) > 1
+        higher = train.heights[samples] >= train.widths[samples]
         schedule = Schedule(
             seed=seed,
             sample_ids=samples,
@@ -107,21 +137,29 @@ class BatchPlan:
             bounds=_shard_bounds(train),
             factors=visit_factors(config, train, samples),
             computed=config.order == "computed",
+            canvases=higher.astype(np.int8) if turned else None,
         )
         reach = schedule.shards_in_reach
-        mix = None if config.mix is None else Mix(size=input_size, **config.mix.model_dump())
-        images = 1 if mix is None else mix.images
+        view = View.of(config, input_size)
+        images = 1 if view.mix is None else view.mix.images
         return cls(
             train=keep_shards(train, reach),
             val=keep_shards(val, reach),
             schedule=schedule,
-            augment=build_augment(config.augmentation, input_size),
+            augment=view.augment,
             input_size=input_size,
             box_slots=config.max_boxes or max(1, images * int(counts.max())),
             with_crowd=with_crowd,
             eval_batch=schedule.rank_batch(workers),
-            mix=mix,
+            mix=view.mix,
+            canvases=tuple(View.of(config, size) for size in canvases) if turned else (),
         )
+
+    def view(self, step: int) -> View:
+        """How the images of a training step are made."""
+        if not self.canvases:
+            return View(self.input_size, self.augment, self.mix)
+        return self.canvases[self.schedule.canvas(step)]
 
     def train_batch(self, step: int, rank: int, world: int, into: Batch | None = None) -> Batch:
         """One rank's share of training step ``step``.
@@ -129,7 +167,8 @@ class BatchPlan:
         Args:
             step: of the run.
             rank, world: whose share of it.
-            into: a batch of the same shapes whose arrays to fill; None makes new ones.
+            into: a batch whose arrays to fill, of the same shapes but for how its pixels make rows
+                and columns; None makes new ones.
 
         Raises:
             DataError: neither an image nor any of its replacements could be decoded.
@@ -137,15 +176,16 @@ class BatchPlan:
         epoch = self.schedule.epoch_of(step)
         samples = self.schedule.rank_samples(step, rank, world)
         visits = self.schedule.rank_visits(step, rank, world).tolist()
+        view = self.view(step)
         fetch_images(self.train, samples)
-        builder = _BatchBuilder(self.train, step, self._memory(len(samples), into))
+        builder = _BatchBuilder(self.train, step, self._memory(len(samples), view.size, into))
         for position, sample in enumerate(samples.tolist()):
             used, picture = self._picture(position, sample, builder.replaced)
             key = SampleKey(self.schedule.seed, epoch, used, visit=visits[position])
-            if self.mix is not None:
+            if view.mix is not None:
                 pool = self.schedule.partners(step)
-                picture = self.mix(picture, key, len(pool), partial(self._partner, pool))
-            made = self.augment(*picture, key, builder.room(position))
+                picture = view.mix(picture, key, len(pool), partial(self._partner, pool))
+            made = view.augment(*picture, key, builder.room(position))
             builder.put(position, used, made)
         return builder.finish()
 
@@ -162,7 +202,7 @@ class BatchPlan:
         slots = eval_slots(len(self.val), rank, world, self.eval_batch)[index]
         fetch_images(self.val, slots[slots >= 0])
         prepare = self.augment.plain()
-        builder = _BatchBuilder(self.val, -1, self._memory(len(slots), into))
+        builder = _BatchBuilder(self.val, -1, self._memory(len(slots), self.input_size, into))
         for position, sample in enumerate(slots.tolist()):
             if sample < 0:
                 continue
@@ -176,10 +216,10 @@ class BatchPlan:
             builder.put(position, sample, made)
         return builder.finish()
 
-    def _memory(self, n: int, into: Batch | None) -> Batch:
+    def _memory(self, n: int, size: tuple[int, int], into: Batch | None) -> Batch:
         if into is not None:
-            return into
-        return Batch.unfilled(n, self.input_size, self.box_slots)
+            return replace(into, images=into.images.reshape(n, *size, 3))
+        return Batch.unfilled(n, size, self.box_slots)
 
     def _picture(
         self, position: int, sample: int, replaced: list[_Replaced]

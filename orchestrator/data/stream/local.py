@@ -59,7 +59,8 @@ class LocalStream:
             if self.allocate is np.empty:
                 return plan.train_batch(step, self.rank, self.world)
             images = plan.schedule.rank_batch(self.world)
-            into = Batch.unfilled(images, plan.input_size, plan.box_slots, self.allocate)
+            size = plan.view(step).size
+            into = Batch.unfilled(images, size, plan.box_slots, self.allocate)
             return plan.train_batch(step, self.rank, self.world, into)
 
         batches = _ahead(make, range(start_step, stop_step), self.prefetch)

@@ -364,10 +364,11 @@ def _make_rows(
 def _pack(make: Callable[[int, Batch | None], Batch], numbers: Sequence[int]) -> Rows:
     """The batches of ``numbers``, one at least, as columns with one row each.
 
-    All but the first, which tells the shapes, are made right where they belong.
+    All but the first, which tells the shapes, are made right where they belong. Images of another
+    batch may be turned by 90 degrees; they have as many bytes.
     """
     packed: Rows = {}
-    steps, replaced = [], []
+    steps, replaced, shapes = [], [], []
     for row, number in enumerate(numbers):
         if row == 0:
             batch = make(number, None)
@@ -378,8 +379,10 @@ def _pack(make: Callable[[int, Batch | None], Batch], numbers: Sequence[int]) ->
         else:
             batch = make(number, Batch(step=-1, **{name: packed[name][row] for name in _ARRAYS}))
         steps.append(batch.step)
+        shapes.append(batch.images.shape)
         replaced.append(json.dumps(batch.replaced))
-    return {**packed, "step": np.array(steps), "replaced": np.array(replaced)}
+    columns = {"step": steps, "shape": shapes, "replaced": replaced}
+    return packed | {name: np.array(values) for name, values in columns.items()}
 
 
 def _unpack(rows: Rows, allocate: Allocate) -> Iterator[Batch]:
@@ -395,10 +398,12 @@ def _unpack(rows: Rows, allocate: Allocate) -> Iterator[Batch]:
         kinds = {kind.__name__: kind for kind in (ConfigError, StorageError)}
         raise kinds.get(str(rows["error"][0]), DataError)(str(rows["message"][0]))
     for row, step in enumerate(rows["step"].tolist()):
+        arrays = {name: _copied(rows[name][row], allocate) for name in _ARRAYS}
+        arrays["images"] = arrays["images"].reshape(rows["shape"][row])
         yield Batch(
             step=step,
             replaced=tuple((p, s, why) for p, s, why in json.loads(rows["replaced"][row])),
-            **{name: _copied(rows[name][row], allocate) for name in _ARRAYS},
+            **arrays,
         )
 
 

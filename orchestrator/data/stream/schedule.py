@@ -6,7 +6,8 @@ them, so the sample ids of a step do not depend on ``W`` and a run can begin at 
 images are not visited once each, the order is one of visits instead.
 
 Samples in shards can be ordered by :func:`windowed_order` instead: shards one after the other, and
-mixed within a window that moves along.
+mixed within a window that moves along. Where images of two shapes have canvases of their own,
+:func:`batched_by_canvas` cuts the order into batches of one canvas each.
 """
 
 from __future__ import annotations
@@ -69,6 +70,36 @@ def windowed_order(
     return np.lexsort((places, keys)).astype(np.int64, copy=False)
 
 
+def batched_by_canvas(canvases: NDArray[np.int8], batch: int, steps: int) -> NDArray[np.int64]:
+    """Places of an epoch's order, cut into batches whose images come on one canvas.
+
+    Places are collected by canvas as they come, and a batch is complete with its last one, as in
+    Detectron2's grouping by aspect ratio, so the mixing of the order is kept. What an epoch leaves
+    out, since it fills no batch, are the last places of the more frequent canvas. So no image of
+    the other one is left out, however few they are, and one batch at most is of both.
+
+    Args:
+        canvases: (m,) of each place, 0 or 1.
+        batch: B, images of a step.
+        steps: of the epoch, with B times as many places as there are or fewer.
+
+    Returns:
+        (steps * B,) distinct places, batch after batch.
+    """
+    frequent = int(np.bincount(canvases, minlength=2).argmax())
+    kept = np.ones(len(canvases), np.bool_)
+    rarest_last = np.lexsort((-np.arange(len(canvases)), canvases != frequent))
+    kept[rarest_last[: len(canvases) - steps * batch]] = False
+    whole, rest = [], []
+    for canvas in (0, 1):
+        places = np.flatnonzero(kept & (canvases == canvas))
+        full = len(places) // batch * batch
+        whole.append(places[:full].reshape(-1, batch))
+        rest.append(places[full:])
+    batches = np.concatenate([*whole, np.sort(np.concatenate(rest)).reshape(-1, batch)])
+    return batches[np.argsort(batches[:, -1])].reshape(-1)
+
+
 @lru_cache(maxsize=2)
 def _cached_places(
     schedule: Schedule, epoch: int
@@ -99,6 +130,7 @@ class Schedule:
         window: samples that are mixed with each other; None for all.
         bounds: (s + 1,) int64 first data-set index of each shard, and of what follows the last;
             None without shards.
+        canvases: (n,) int8 canvas, 0 or 1, that each sample belongs on; None where all are on one.
 
     Raises:
         ConfigError: a seed that does not fit 64 bits.
@@ -113,6 +145,7 @@ class Schedule:
     bounds: NDArray[np.int64] | None = None
     factors: NDArray[np.float64] | None = None
     computed: bool = False
+    canvases: NDArray[np.int8] | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 1 << 64:
@@ -125,6 +158,11 @@ class Schedule:
                 if n
                 else "training set: no image has a box to learn from; "
                 "check data.train, or set data.keep_empty to train on empty images"
+            )
+        if self.computed and self.canvases is not None:
+            raise ConfigError(
+                "data.order: computed knows no place before it is asked for, so it cannot collect "
+                "images by canvas. Next: leave data.order or detector.train_canvas out"
             )
         if not self.steps_per_epoch:
             raise DataError(
@@ -169,12 +207,21 @@ class Schedule:
         """What each place of an epoch takes.
 
         With factors an epoch may draw fewer visits than its steps take. The order then begins
-        anew, with further visits of the samples it began with.
+        anew, with further visits of the samples it began with. With two canvases places that fill
+        no batch are left out.
 
         Returns:
             (n,) int64 positions among ``sample_ids``, and (n,) int64 which visit of the sample in
             this epoch that is, from 0; None where there are no others.
         """
+        positions, visits = self._visited(epoch)
+        if self.canvases is None:
+            return positions, visits
+        chosen = batched_by_canvas(self.canvases[positions], self.batch_size, self.steps_per_epoch)
+        return positions[chosen], None if visits is None else visits[chosen]
+
+    def _visited(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:
+        """As :meth:`places`, whatever canvas the samples belong on."""
         if self.factors is None:
             return self._mixed(epoch, None), None
         counts = visits_of(self.seed, epoch, self.factors)
@@ -210,6 +257,14 @@ class Schedule:
             return self.sample_ids[permuted(self.seed, epoch, n, places)]
         return self.sample_ids[self._order(step)[first : first + self.batch_size]]
 
+    def canvas(self, step: int) -> int:
+        """The canvas of the images of ``step``: the one that most of them belong on."""
+        if self.canvases is None:
+            return 0
+        first = self._first_place(step)
+        of_images = self.canvases[self._order(step)[first : first + self.batch_size]]
+        return int(np.bincount(of_images, minlength=2).argmax())
+
     def visits(self, step: int) -> NDArray[np.int64]:
         """(B,) int64: which visit of its sample in the epoch each image of ``step`` is, from 0."""
         if self.factors is None:
@@ -240,13 +295,18 @@ class Schedule:
         """Shards that steps close to each other may need; None for all.
 
         The samples of a place lie less than a window before or behind it, partners half a window
-        further, and the next steps are prepared meanwhile.
+        further, and the next steps are prepared meanwhile. With two canvases a batch of the rarer
+        one is collected from further away.
         """
         if self.window is None or self.bounds is None:
             return None
         shards = len(self.bounds) - 1
         visited = min(len(self.sample_ids), self.visits_per_epoch)
-        near = math.ceil(3 * self.window * shards / visited)
+        reach = 3 * self.window
+        if self.canvases is not None:
+            rarer = np.bincount(self.canvases, minlength=2).min()
+            reach += self.batch_size * len(self.canvases) // max(int(rarer), 1)
+        near = math.ceil(reach * shards / visited)
         return min(near + 8, shards)
 
     def _order(self, step: int) -> NDArray[np.int64]:

@@ -28,7 +28,7 @@ from orchestrator.data.stream.assemble import BatchPlan
 from orchestrator.data.stream.local import LocalStream
 from orchestrator.data.stream.ray_stream import RayStream, ScheduledDataConfig, free_tasks
 from orchestrator.errors import DataError, OrchestratorError
-from tests.support.data_cases import assert_same_batch, make_plan, write_coco
+from tests.support.data_cases import assert_same_batch, make_plan, with_two_canvases, write_coco
 from tests.support.shard_cases import shard_here
 
 
@@ -76,8 +76,10 @@ def segment_threads() -> list[threading.Thread]:
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("cluster", "short_segments")
-@pytest.mark.parametrize("world", [1, 2])
-def test_same_batches_as_without_ray(plan: BatchPlan, world: int) -> None:
+@pytest.mark.parametrize(("world", "canvases"), [(1, 1), (2, 1), (2, 2)])
+def test_same_batches_as_without_ray(plan: BatchPlan, world: int, canvases: int) -> None:
+    if canvases == 2:
+        plan = with_two_canvases(plan)
     for rank, stream in enumerate(streams(plan, world)):
         local = LocalStream(plan, rank=rank, world=world)
         for one, other in zip(stream.train_batches(0, 15), local.train_batches(0, 15), strict=True):

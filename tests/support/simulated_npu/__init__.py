@@ -2,7 +2,8 @@
 
 :func:`install` compiles ``device.cpp`` once into the build folder of the working copy, makes torch
 know the device ``npu`` and puts a small ``torch_npu`` into ``sys.modules``. A process has the
-device from then on, so tests that use it start processes of their own.
+device from then on, so tests that use it start processes of their own. In :func:`surroundings` any
+process, a worker of Ray's too, has it as soon as it imports ``torch_npu``.
 
 ``hccl`` is gloo on the memory that device and host share.
 """
@@ -25,7 +26,9 @@ import torch
 SOURCE = Path(__file__).with_name("device.cpp")
 #: Operators of Ascend's op-plugin that this program's steps call.
 OPERATORS = Path(__file__).with_name("operators.txt")
-_BUILD = Path(__file__).parents[3] / "build" / "simulated_npu"
+_PACKAGES = Path(__file__).with_name("packages")
+_ROOT = Path(__file__).parents[3]
+_BUILD = _ROOT / "build" / "simulated_npu"
 
 
 def missing() -> str | None:
@@ -33,6 +36,16 @@ def missing() -> str | None:
     if shutil.which("g++") is None:
         return "the simulated NPU needs a C++ compiler, and there is no g++ here"
     return None
+
+
+def surroundings(*folders: str) -> dict[str, str]:
+    """The environment of a process on a machine with eight such devices.
+
+    Args:
+        folders: of the Python path, behind those that are needed for that.
+    """
+    path = [str(_PACKAGES), str(_ROOT), *folders]
+    return {"PYTHONPATH": os.pathsep.join(path), "OMP_NUM_THREADS": "1"}
 
 
 def _compiled() -> Path:
@@ -100,16 +113,17 @@ def _torch_npu(model: str) -> types.ModuleType:
 
 def install(model: str = "Ascend910B2") -> None:
     """Give this process the device; again does nothing."""
-    if "torch_npu" in sys.modules:
+    if hasattr(torch, "npu"):
         return
     torch.ops.load_library(str(_compiled()))
     torch.utils.rename_privateuse1_backend("npu")
     torch._register_device_module("npu", _torch_npu(model))
     torch.utils.generate_methods_for_privateuse1_backend(for_storage=True)
-    package = types.ModuleType("torch_npu")
-    # What `importlib.util.find_spec` looks for.
-    package.__spec__ = types.SimpleNamespace(name="torch_npu")  # type: ignore[assignment]
-    sys.modules["torch_npu"] = package
+    if "torch_npu" not in sys.modules:
+        package = types.ModuleType("torch_npu")
+        # What `importlib.util.find_spec` looks for.
+        package.__spec__ = types.SimpleNamespace(name="torch_npu")  # type: ignore[assignment]
+        sys.modules["torch_npu"] = package
     torch.distributed.Backend.register_backend(
         "hccl", _Hccl, extended_api=False, devices=["npu", "cpu"]
     )

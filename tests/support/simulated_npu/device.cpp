@@ -32,10 +32,11 @@ const c10::Device kDevice(kNpu, 0);
 
 // ---- What is counted ----
 
-std::mutex mutex;
-std::map<std::string, std::int64_t> operators;
-std::map<std::string, std::int64_t> events;
-std::set<void*> pinned;
+// Never destroyed: threads of autograd's and tensors of Python's outlive what is static.
+std::mutex& mutex = *new std::mutex;
+auto& operators = *new std::map<std::string, std::int64_t>;
+auto& events = *new std::map<std::string, std::int64_t>;
+auto& pinned = *new std::set<void*>;
 std::atomic<std::int64_t> held{0}, peak{0}, limit{0};
 
 void count(std::map<std::string, std::int64_t>& table, const std::string& name,
@@ -80,7 +81,7 @@ struct NpuAllocator final : c10::Allocator {
     default_copy_data(to, from, bytes);
   }
 };
-NpuAllocator npu_allocator;
+auto& npu_allocator = *new NpuAllocator;
 REGISTER_ALLOCATOR(kNpu, &npu_allocator);
 
 void release_pinned(void* context) {
@@ -105,7 +106,7 @@ struct PinnedAllocator final : c10::Allocator {
     default_copy_data(to, from, bytes);
   }
 };
-PinnedAllocator pinned_allocator;
+auto& pinned_allocator = *new PinnedAllocator;
 
 bool is_pinned(const at::Tensor& tensor) {
   const std::lock_guard<std::mutex> lock(mutex);
@@ -241,7 +242,7 @@ void take_over(const Shared& one) {
 
 // ---- Every operator ----
 
-const std::set<std::string> kShapeFromValues = {
+const auto& kShapeFromValues = *new std::set<std::string>{
     "aten::nonzero", "aten::masked_select", "aten::_unique2", "aten::unique_dim",
     "aten::unique_consecutive", "aten::repeat_interleave.Tensor", "aten::bincount"};
 
