@@ -5,9 +5,11 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 from orchestrator.cli._shared.parser import Parser
 from orchestrator.errors import ConfigError
+from orchestrator.layouts.layout import Task
 
 
 def main(argv: Sequence[str]) -> int:
@@ -18,7 +20,16 @@ def main(argv: Sequence[str]) -> int:
         "Label Studio, FiftyOne, Pascal VOC, COCO), split it where it is not, examine it, and "
         "write an experiment file that runs. The folder itself is left alone",
     )
-    parser.add_argument("folder", metavar="FOLDER", type=Path, help="or its data.yaml")
+    parser.add_argument(
+        "folder", metavar="FOLDER", type=Path, help="or its data.yaml, or one COCO file"
+    )
+    parser.add_argument(
+        "--task",
+        choices=get_args(Task),
+        default="detect",
+        help="what the folder was annotated for; a detector learns boxes, so of outlines (segment, "
+        "obb) the boxes around them are taken, of key points (pose) their boxes (default: detect)",
+    )
     parser.add_argument("--name", help="of the run (default: the folder's)")
     parser.add_argument(
         "--output", type=Path, metavar="FILE.yaml", help="experiment file (default: NAME.yaml)"
@@ -49,7 +60,12 @@ def main(argv: Sequence[str]) -> int:
     from orchestrator.init.make import Wanted, look, make
 
     wanted = Wanted(
-        arguments.name, arguments.output, arguments.seed, arguments.val, arguments.overwrite
+        arguments.name,
+        arguments.output,
+        arguments.seed,
+        arguments.val,
+        arguments.overwrite,
+        arguments.task,
     )
     source = look(arguments.folder, wanted)
     print("\n".join(source.lines()))

@@ -42,6 +42,8 @@ from orchestrator.tracking.run_card import read_tables
 _MOST_BARS, _MOST_ROWS = 100, 20
 #: Of a picture on the page, pixels; the page is a file that people send to each other.
 _PICTURE_SIDE = 640
+#: False positives drawn on one picture: of more, nothing could be seen. True positives are few.
+_MOST_FALSE = 30
 _LAYERS = ("both", "detections", "annotations")
 
 
@@ -111,10 +113,11 @@ def _sections(
     yield Section("Errors", tuple(_errors(tree)))
     yield Section("Confusion", tuple(_confusion(analysis, colours)))
     yield Section("Images with most errors", tuple(_worst(dataset, results, analysis)))
-    facts = facts_table(("", ""), files.card.get("", {}).items())
-    versions = facts_table(("package", "version"), files.card.get("Versions", {}).items())
-    where = facts_table(("what", "where"), files.card.get("Files", {}).items())
-    yield Section("Run", (Row((facts, versions)), where))
+    if files.card:
+        facts = facts_table(("", ""), files.card.get("", {}).items())
+        versions = facts_table(("package", "version"), files.card.get("Versions", {}).items())
+        where = facts_table(("what", "where"), files.card.get("Files", {}).items())
+        yield Section("Run", (Row((facts, versions)), where))
     yield Section("Experiment", (Code(files.experiment),))
 
 
@@ -281,6 +284,7 @@ def _worst(dataset: Dataset, results: Results, analysis: Analysis) -> Iterator[B
     unreadable: list[Block] = []
     pictures: list[tuple[Figure, ...]] = []
     labels: set[int] = set()
+    crowded = False
     for one in analysis.worst:
         index = position[one.image_id]
         try:
@@ -290,6 +294,9 @@ def _worst(dataset: Dataset, results: Results, analysis: Analysis) -> Iterator[B
             continue
         working = analysis.working_score
         detections, annotations = marks_in(dataset, index, results, score=working)
+        false = [mark for mark in detections if mark.kind == "false positive"]
+        detections = [mark for mark in detections if mark not in false[_MOST_FALSE:]]
+        crowded = crowded or len(false) > _MOST_FALSE
         labels.update(mark.label for mark in (*detections, *annotations))
         height, width = pixels.shape[:2]
         caption = (
@@ -305,6 +312,8 @@ def _worst(dataset: Dataset, results: Results, analysis: Analysis) -> Iterator[B
             )
         )
     if pictures:
+        if crowded:
+            yield Text(f"Of an image's false positives the {_MOST_FALSE} best are drawn.")
         names = analysis.label_map.names
         shown = {names[label]: css(colour_of(label)) for label in sorted(labels)[:_MOST_ROWS]}
         yield Legend(

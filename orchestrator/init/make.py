@@ -13,12 +13,13 @@ from pathlib import Path
 from orchestrator.data.dataset import Dataset
 from orchestrator.data.findings import ReadResult
 from orchestrator.data.readers.convert import read_places
+from orchestrator.data.readers.paths import ReadRules
 from orchestrator.data.readers.writers import write_coco
 from orchestrator.errors import DataError, StorageError
 from orchestrator.init.choosing import Choice, Kind, choose
 from orchestrator.init.splitting import split
 from orchestrator.init.writing import DataSection, experiment_text
-from orchestrator.layouts.layout import Layout, Place
+from orchestrator.layouts.layout import Layout, Place, Task
 from orchestrator.layouts.recognise import find_layout
 from orchestrator.storage.atomic import write_atomic
 
@@ -35,6 +36,7 @@ class Wanted:
         seed: of the split, where one has to be made.
         share: of the images that are evaluated on then.
         overwrite: whether an experiment file that is there may be replaced.
+        task: what the folder was annotated for; boxes are taken in any case.
     """
 
     name: str | None = None
@@ -42,6 +44,7 @@ class Wanted:
     seed: int = 1
     share: float = 0.2
     overwrite: bool = False
+    task: Task = "detect"
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,8 @@ class Source:
         """What was found, for people."""
         classes = next(iter(self.read.values())).dataset.label_map.names
         shown = ", ".join(classes[:10]) + (", …" if len(classes) > 10 else "")
-        lines = [f"{self.layout.root}: {self.layout.title}, {len(classes)} classes: {shown}"]
+        root = _path(self.layout.root)
+        lines = [f"{root}: {self.layout.title}, {len(classes)} classes: {shown}"]
         for name, one in self.read.items():
             lines.append(f"  {name}: {len(one.dataset)} images, {len(one.dataset.labels)} boxes")
             lines += [f"    {finding}" for finding in one.findings]
@@ -90,7 +94,9 @@ def look(folder: Path, wanted: Wanted) -> Source:
         layout.require_pair()
     used = pair or (next(iter(layout.splits)),)
     places = {split_name: layout.splits[split_name] for split_name in used}
-    return Source(layout, read_places(layout.kind, places, layout.classes), name, output)
+    rules = ReadRules(task=wanted.task)
+    read = read_places(layout.kind, places, layout.classes, rules)
+    return Source(layout, read, name, output)
 
 
 def make(
@@ -122,7 +128,12 @@ def make(
     layout, told = source.layout, []
     if (pair := layout.pair()) is not None:
         train, val = (source.read[one].dataset for one in pair)
-        section = _as_it_is(layout, pair)
+        if layout.kind == "yolo" and wanted.task != "detect":
+            about = f"Boxes of annotations for {wanted.task}, taken by orchestrator init."
+            section = _written(source, {"train": train, "val": val}, wanted, "boxes", [about])
+            told.append(f"{section.root}/: train.json and val.json, COCO, with the boxes")
+        else:
+            section = _as_it_is(layout, pair)
         if pair[1].startswith("test"):
             told.append("no split for validation, so the one for tests is evaluated on")
     else:
@@ -134,16 +145,23 @@ def make(
             seed=wanted.seed,
             progress=lambda seen: progress(seen, len(data)),
         )
-        section = _write_split(source, {"train": train, "val": val}, wanted)
+        about = f"Split by orchestrator init with seed {wanted.seed}: classes shared out alike,"
+        more = "images that look the same kept together."
+        section = _written(source, {"train": train, "val": val}, wanted, "split", [about, more])
         told += [
-            f"no split, so one was made (seed {wanted.seed}): {len(train)} images to learn from, "
-            f"{len(val)} to evaluate on",
+            f"no split, so one was made (seed {wanted.seed}); images to learn from: {len(train)}, "
+            f"to evaluate on: {len(val)}",
             f"  {section.root}/: train.json and val.json, COCO; nothing else was touched",
         ]
     if not len(train.labels):
         raise DataError(f"{layout.root}: no boxes to learn from")
     name = "torchvision:mobilenet_v2" if kind == "cpu" else "torchvision:ssd300_vgg16"
     available = weights(name)
+    if not available:
+        told.append(
+            "published weights are out of reach, so the run begins with random ones and learns "
+            f"more slowly; {source.output} says how to change that"
+        )
     choice = choose(train, kind, weights=available)
     images = _path((Path(val.root) / val.files[0]).parent)
     commands = [
@@ -188,23 +206,31 @@ def _as_it_is(layout: Layout, pair: tuple[str, str]) -> DataSection:
     return DataSection(layout.kind, _path(layout.root), classes, train, val, [found])
 
 
-def _write_split(source: Source, parts: dict[str, Dataset], wanted: Wanted) -> DataSection:
-    """Write the two parts as COCO files into a folder of their own."""
-    folder = source.output.parent / f"{source.name}-split"
-    images = Path(next(iter(parts.values())).root)
+def _written(
+    source: Source,
+    parts: dict[str, Dataset],
+    wanted: Wanted,
+    purpose: str,
+    comments: list[str],
+) -> DataSection:
+    """Write the two parts as COCO files into a folder of their own, named after its purpose."""
+    folder = source.output.parent / f"{source.name}-{purpose}"
     try:
         for name, part in parts.items():
-            write_coco(part, Place(images, folder / f"{name}.json"))
-        about = {"from": str(source.layout.root), "seed": wanted.seed, "share": wanted.share}
-        write_atomic(folder / "split.json", json.dumps(about, indent=2).encode())
+            write_coco(part, Place(Path(part.root), folder / f"{name}.json"))
+        about = {"from": str(source.layout.root), "task": wanted.task}
+        if purpose == "split":
+            about |= {"seed": wanted.seed, "share": wanted.share}
+        write_atomic(folder / f"{purpose}.json", json.dumps(about, indent=2).encode())
     except OSError as error:
         raise StorageError(f"{folder} cannot be written: {error}") from error
-    below = images.is_relative_to(Path.cwd())
-    where = os.path.relpath(images, folder.absolute()) if below else str(images)
-    comments = [
-        f"Data: {source.layout.title}. Split by orchestrator init with seed {wanted.seed}: classes",
-        "shared out alike, images that look the same kept together. If annotations change later,",
-        "run init again.",
-    ]
-    train, val = (where, "train.json"), (where, "val.json")
-    return DataSection("coco", _path(folder), None, train, val, comments)
+
+    def place(name: str) -> tuple[str, str]:
+        images = Path(parts[name].root)
+        below = images.is_relative_to(Path.cwd())
+        where = os.path.relpath(images, folder.absolute()) if below else str(images)
+        return where, f"{name}.json"
+
+    lines = [f"Data: {source.layout.title}.", *comments]
+    lines.append("If annotations change later, run init again.")
+    return DataSection("coco", _path(folder), None, place("train"), place("val"), lines)

@@ -13,6 +13,10 @@ from orchestrator.errors import DataError
 #: Annotation formats, as ``data.format`` names them.
 Kind: TypeAlias = Literal["coco", "voc", "txt", "yolo"]
 
+#: What a folder was annotated for, as Ultralytics calls it. Of all but ``detect``, YOLO's lines
+#: hold more than boxes.
+Task: TypeAlias = Literal["detect", "segment", "obb", "pose"]
+
 #: Usual names of splits, most usual first.
 SPLITS = ("train", "val", "valid", "validation", "test", "trainval")
 #: Name of the only split of a folder that has none.
@@ -76,10 +80,16 @@ class Layout:
         if pair is None:
             found = ", ".join(self.splits)
             notes = "".join(f"\n  {note}" for note in self.notes)
+            if len(set(self.splits.values())) == 1:
+                step = f"`orchestrator init {self.root}` splits them and writes an experiment file"
+            elif self.kind == "coco":
+                first = next(iter(self.splits.values())).annotations
+                step = f"`orchestrator init {first}` splits the images of that file"
+            else:
+                step = "call two of them train and val"
             raise DataError(
                 f"{self.root}: {self.title}, but no images to learn from and others to evaluate "
-                f"on; found: {found}{notes}\nNext: `orchestrator init {self.root}` splits them and "
-                "writes an experiment file, or name data.train and data.val"
+                f"on; found: {found}{notes}\nNext: {step}, or name data.train and data.val"
             )
         return pair
 

@@ -30,7 +30,7 @@ def find_layout(path: Path, kind: str | None = None, wanted: Iterable[str] = ())
     """The layout of a data set.
 
     Args:
-        path: its folder, or its ``data.yaml``.
+        path: its folder, its ``data.yaml``, or one COCO file.
         kind: format of the annotations, where it is known: coco, voc, txt or yolo.
         wanted: names of splits that must be there; none given takes all.
 
@@ -39,6 +39,8 @@ def find_layout(path: Path, kind: str | None = None, wanted: Iterable[str] = ())
     """
     if path.suffix in _YAMLS and is_file(path):
         layout: Layout | None = _of_yaml(path)
+    elif path.suffix == ".json" and is_file(path):
+        layout = _of_json(path)
     elif is_folder(path):
         layout = _recognise(path, kind)
     else:
@@ -224,6 +226,21 @@ def _coco(root: Path) -> Layout | None:
     title = {"result.json": "Label Studio's COCO", "instances_default.json": "CVAT's COCO"}
     known = next((title[name] for name in names if name in title), "COCO")
     return Layout(known, "coco", root, splits) if splits else None
+
+
+def _of_json(path: Path) -> Layout:
+    """One COCO file, without splits; its images lie beside it or in a usual folder."""
+    name = first_image(path)
+    if name is None:
+        raise DataError(f"{path}: no COCO file, for it names no images by file_name")
+    for root in (path.parent, path.parent.parent):
+        images = _images_of(root, path, path.stem.removeprefix("instances_"))
+        if images is not None and is_file(images / name):
+            return Layout("COCO", "coco", root, {ALL: Place(images, path)})
+    raise DataError(
+        f"{path}: its first image, {name}, is neither beside it nor in "
+        f"{', '.join(_IMAGE_FOLDERS)} beside it or one folder up"
+    )
 
 
 def _usual_first(split: str) -> tuple[int, str]:

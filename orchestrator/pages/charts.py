@@ -11,7 +11,7 @@ from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator
+from matplotlib.ticker import LogLocator, MaxNLocator
 
 _RECALLS = [number / 100 for number in range(101)]
 #: More lines than this in one chart cannot be told apart.
@@ -19,6 +19,8 @@ MOST_LINES = 10
 
 #: From this ratio of a curve's highest value to its median on, its scale is logarithmic.
 _CLIFF = 8.0
+#: Least right end of a scale of bars.
+LEAST_SCALE = 0.05
 #: Okabe and Ito's colours, told apart by people of any colour vision, and two more.
 _PALETTE = (
     "#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00",
@@ -77,6 +79,8 @@ def lines(
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_locator(LogLocator(subs=(2.0, 5.0)))
         axes.yaxis.set_minor_formatter("{x:g}")
+    # Steps and epochs are counted.
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
     if len(series) > 1 or colour is not None:
@@ -105,7 +109,8 @@ def bars(
         text = "-" if values[name] < 0 else f"{values[name]:.3f}"
         axes.text(max(values[name], 0.0), place, f" {text}", va="center", fontsize="small")
     axes.invert_yaxis()
-    axes.margins(x=0.15)
+    # What is written as 0.000 has no long bar.
+    axes.set_xlim(0.0, max(LEAST_SCALE, 1.15 * max(values.values(), default=0.0)))
     axes.set_xlabel(x_label)
     return svg_uri(figure)
 

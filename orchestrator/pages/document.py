@@ -47,6 +47,8 @@ class Table:
         colours: of a swatch before the first cell of rows, by the text in it.
         shades: of the background of a cell, by row and column; None for none.
         styles: class of each row in the style sheet; empty for none.
+        stacked: whether cells stand below each other, each after the name of its column, where a
+            page is narrow: for rows of sentences.
     """
 
     head: tuple[str, ...]
@@ -55,6 +57,7 @@ class Table:
     colours: Mapping[str, str] = field(default_factory=dict)
     shades: Mapping[tuple[int, int], str] = field(default_factory=dict)
     styles: tuple[str, ...] = ()
+    stacked: bool = False
     kind: str = field(default="table", init=False)
 
     @property
@@ -80,6 +83,14 @@ class Figure:
     caption: str
     width: int | None = None
     kind: str = field(default="figure", init=False)
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Small pictures of equal rank, as many in a row as a page has room for."""
+
+    figures: tuple[Figure, ...]
+    kind: str = field(default="gallery", init=False)
 
 
 @dataclass(frozen=True)
@@ -168,7 +179,9 @@ class Row:
     kind: str = field(default="row", init=False)
 
 
-Block: TypeAlias = "Text | Table | Figure | Layers | Legend | Bars | Histogram | Code | Row"
+Block: TypeAlias = (
+    "Text | Table | Figure | Gallery | Layers | Legend | Bars | Histogram | Code | Row"
+)
 
 
 @dataclass(frozen=True)

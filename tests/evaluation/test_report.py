@@ -11,11 +11,13 @@ from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 from coco_cases import dataset_of, random_case
 
 from orchestrator.cli.main import main
 from orchestrator.errors import DataError, StorageError
+from orchestrator.evaluation import report
 from orchestrator.evaluation.analysis import analyse
 from orchestrator.evaluation.report import render_report
 from orchestrator.evaluation.results import Results, read_results, write_results
@@ -183,6 +185,41 @@ def test_class_names_cannot_become_markup(tmp_path):
     # Neither card, log nor images are there: the numbers are all the same.
     assert "Training" not in page.headings
     assert "AP50" in {row[0] for row in page.rows}
+
+
+def test_of_many_false_positives_the_best_are_drawn(copy, small_run, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(report, "draw", lambda image, marks: drawn.append(marks) or image)
+    dataset = read_split(load_detector(small_run).resolved.experiment, "val")
+    row = int(dataset.offsets[0])
+    place, label = dataset.boxes_xywh[row], int(dataset.labels[row])
+    # Forty wrong detections with higher scores than the right one, all on the first image.
+    wrong = [((1 + k % 8, 1 + k // 8, 3, 3), 0.5 + k / 100) for k in range(40)]
+    boxes, scores = zip(*wrong, (tuple(place), 0.3), strict=True)
+    count = len(scores)
+    results = Results(
+        dataset.image_ids,
+        np.repeat(dataset.image_ids[:1], count),
+        np.repeat(np.int64(label), count),
+        np.array(boxes, np.float64),
+        np.array(scores),
+    )
+    write_results(copy / "eval" / "coco_results.json", results, dataset.label_map)
+    text = render_report(copy, dataset)
+    assert "40 false positives" in text
+    assert "the 30 best are drawn" in text
+    first = max(drawn, key=len)
+    kinds = [mark.kind for mark in first]
+    assert kinds == ["false positive"] * 30 + ["detection", "annotation"]
+    assert min(float(mark.text[-4:]) for mark in first[:30]) == 0.6
+
+
+def test_bars_of_nearly_nothing_are_short():
+    tree = ElementTree.fromstring(
+        base64.b64decode(charts.bars({"a": 1e-5}, x_label="AP").split(",", 1)[1])
+    )
+    texts = {"".join(node.itertext()).strip() for node in tree.iter() if node.tag[-4:] == "text"}
+    assert {"0.00", "0.05"} <= texts
 
 
 def test_a_run_without_results_is_refused(tmp_path, dataset):

@@ -15,13 +15,15 @@ class Verdict(IntEnum):
     """What happens because of a diagnosis, from harmless to fatal.
 
     ``NOTE``: nothing. ``REPAIR``: it is put right while reading. ``QUARANTINE``: the image is
-    replaced by another one in training. ``REFUSE``: no run starts on this data set.
+    replaced by another one in training. ``WARNING``: a run starts, but its numbers do not mean what
+    they seem to. ``REFUSE``: no run starts on this data set.
     """
 
     NOTE = 0
     REPAIR = 1
     QUARANTINE = 2
-    REFUSE = 3
+    WARNING = 3
+    REFUSE = 4
 
 
 #: Verdict on what a reader found and dealt with.

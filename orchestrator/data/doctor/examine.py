@@ -212,12 +212,18 @@ def _classes(report: Report, name: str, data: Dataset) -> None:
     counts = np.bincount(real, minlength=len(data.label_map))
     names = np.array(data.label_map.names, dtype=object)
     if len(unused := names[counts == 0].tolist()):
-        report.add(Verdict.NOTE, name, Finding.at("class_without_boxes", "kept", unused))
+        report.add(
+            Verdict.NOTE,
+            name,
+            Finding.at("class_without_boxes", "that nothing is annotated as", unused),
+        )
     used = counts[counts > 0]
     if len(used) and used.max() > _IMBALANCE * used.min():
         rare, common = int(np.argmin(np.where(counts > 0, counts, counts.max()))), counts.argmax()
         examples = (f"{names[common]}: {counts[common]}", f"{names[rare]}: {counts[rare]}")
-        report.add(Verdict.NOTE, name, Finding("class_imbalance", 1, "kept", examples))
+        action = f"class with less than 1/{_IMBALANCE} of the boxes of another"
+        count = int((used * _IMBALANCE < used.max()).sum())
+        report.add(Verdict.NOTE, name, Finding("class_imbalance", count, action, examples))
 
 
 def _training_images(report: Report, config: DataConfig, train: Dataset) -> None:
@@ -247,7 +253,7 @@ def _priors(report: Report, config: DataConfig, train: Dataset, source: PriorSou
         if size != "all" and of["recall"] < _LOW_RECALL
     ]
     if poor:
-        action = "kept; a larger input or other priors would find more of them"
+        action = "sizes of boxes with few priors; a larger input or other ones would find more"
         report.add(Verdict.NOTE, "train", Finding.at("poor_priors", action, poor))
 
 
@@ -307,6 +313,10 @@ def _duplicates(
             if not places:
                 continue
             where = "train, val" if across else "one split"
-            action = "kept; val is no test of what was learnt by heart" if across else "kept"
+            action = "pairs, used as they are"
+            if across:
+                action += "; val is no test of what was learnt by heart"
             name = f"{kind}_across_splits" if across else kind
-            report.add(Verdict.NOTE, where, Finding.at(name, action, places))
+            certain = across and kind == "equal_images"
+            verdict = Verdict.WARNING if certain else Verdict.NOTE
+            report.add(verdict, where, Finding.at(name, action, places))

@@ -50,9 +50,9 @@ def crowded(data: Dataset) -> Finding | None:
         for pair, count in zip(pairs[over], counts[over], strict=True)
     ]
     action = (
-        f"kept; COCO's numbers count the {COUNTED} best detections of a class in an image, so that "
-        f"even perfect ones get AP {np.mean(ceilings):.4f}. `evaluate --max-detections N` gives "
-        "AP and AR at another limit beside them"
+        f"used as they are; COCO's numbers count the {COUNTED} best detections of a class in an "
+        f"image, so that even perfect ones get AP {np.mean(ceilings):.4f}. "
+        "`evaluate --max-detections N` gives AP and AR at another limit beside them"
     )
     return Finding.at("crowded_image", action, places)
 

@@ -10,12 +10,13 @@ from numpy.typing import NDArray
 
 from orchestrator.data.dataset import Dataset
 from orchestrator.data.doctor.diagnosis import Report
-from orchestrator.data.doctor.pictures import contact_sheet, heat, heat_picture
+from orchestrator.data.doctor.pictures import heat, heat_picture, tiles
 from orchestrator.pages.charts import image_uri
 from orchestrator.pages.document import (
     Bars,
     Block,
     Figure,
+    Gallery,
     Histogram,
     Legend,
     Row,
@@ -27,8 +28,8 @@ from orchestrator.pages.document import (
 )
 from orchestrator.pages.drawing import Image, colour_of, encode_jpeg
 
-#: Images on a contact sheet, taken at equal distances.
-SHEET_IMAGES = 24
+#: Images of a split that are shown, taken at equal distances.
+SHOWN_IMAGES = 24
 _BARS = 40
 _MOST_COLOURS = 40
 
@@ -64,13 +65,13 @@ def _findings(report: Report) -> Block:
     ]
     styles = tuple(one.verdict.name.lower() for one in found)
     head = ("verdict", "split", "finding", "count", "what is done", "examples")
-    return facts_table(head, rows, styles=styles)
+    return facts_table(head, rows, styles=styles, stacked=True)
 
 
 def _split(data: Dataset, facts: Mapping[str, Any]) -> Iterator[Block]:
     yield Text(
-        f"{facts['images']} images, {facts['boxes']} boxes, {facts['crowd_boxes']} of them "
-        f"crowds; {facts['images_without_boxes']} images without boxes.",
+        f"images: {facts['images']}, without boxes: {facts['images_without_boxes']}; "
+        f"boxes: {facts['boxes']}, crowds: {facts['crowd_boxes']}",
         style="",
     )
     names = data.label_map.names
@@ -80,7 +81,7 @@ def _split(data: Dataset, facts: Mapping[str, Any]) -> Iterator[Block]:
     sides = np.sqrt(np.prod(data.boxes_xywh[~data.crowd, 2:], axis=1))
     if len(sides):
         figures.append(_histogram(sides))
-        figures.append(Figure(_uri(heat_picture(heat(data))), "where boxes lie"))
+        figures.append(Figure(_uri(heat_picture(heat(data))), "where boxes lie; most in yellow"))
     yield Row(tuple(figures))
     if recall := facts.get("prior_recall"):
         rows = (
@@ -89,12 +90,13 @@ def _split(data: Dataset, facts: Mapping[str, Any]) -> Iterator[Block]:
         )
         head = ("boxes", "compared", "with a prior of IoU 0.5", "mean best IoU")
         yield facts_table(head, rows)
-    chosen = np.unique(np.linspace(0, len(data) - 1, SHEET_IMAGES).astype(np.int64)).tolist()
-    picture = contact_sheet(data, chosen)
-    if picture is not None:
+    chosen = np.unique(np.linspace(0, len(data) - 1, SHOWN_IMAGES).astype(np.int64)).tolist()
+    figures = [Figure(_uri(image), data.files[index]) for index, image in tiles(data, chosen)]
+    if figures:
         if len(names) <= _MOST_COLOURS:
             yield Legend(colours)
-        yield Figure(_uri(picture), "images at equal distances")
+        yield Gallery(tuple(figures))
+        yield Text("Images at equal distances.")
 
 
 def _uri(image: Image) -> str:

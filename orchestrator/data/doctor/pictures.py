@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import cv2
 import numpy as np
@@ -36,9 +36,8 @@ def sheet(tiles: Sequence[Image]) -> Image:
     return drawing.contact_sheet(tiles, columns=_COLUMNS, cell=_TILE, enlarge=False, gap=_GAP)
 
 
-def contact_sheet(data: Dataset, indices: Iterable[int]) -> Image | None:
-    """The images at ``indices`` with all their boxes; None when none of them can be read."""
-    tiles = []
+def tiles(data: Dataset, indices: Iterable[int]) -> Iterator[tuple[int, Image]]:
+    """Index and tile of the images at ``indices`` that can be read, with all their boxes."""
     for index in indices:
         try:
             image = image_pixels(data, index, declared=False)
@@ -48,8 +47,7 @@ def contact_sheet(data: Dataset, indices: Iterable[int]) -> Image | None:
         rows = data.boxes_of(index)
         xywh = data.boxes_xywh[rows]
         xyxy = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1)
-        tiles.append(tile(image, xyxy, data.labels[rows]))
-    return sheet(tiles) if tiles else None
+        yield index, tile(image, xyxy, data.labels[rows])
 
 
 def batch_sheet(batches: Iterable[Batch]) -> Image:

@@ -13,6 +13,7 @@ from orchestrator.data.findings import MAX_PROBLEMS
 from orchestrator.data.orientation import Orientation
 from orchestrator.errors import DataError, SecurityError, nearest
 from orchestrator.layouts.files import exists, is_file, is_folder
+from orchestrator.layouts.layout import Task
 
 
 @dataclass(frozen=True)
@@ -23,11 +24,13 @@ class ReadRules:
         orientation: in which the sizes of images are taken from their headers.
         follow_links: symbolic links may lead out of the folder, as DVC's and git-annex's do.
         need_images: image files are looked for.
+        task: what YOLO's label files were written for, which says how a line becomes a box.
     """
 
     orientation: Orientation = "stored"
     follow_links: bool = False
     need_images: bool = True
+    task: Task = "detect"
 
 
 #: Of who says nothing else.

@@ -4,6 +4,10 @@ Source: the Darknet format, https://github.com/AlexeyAB/darknet, section "How to
 your custom objects". Each line is ``class x_centre y_centre width height``, all but the class
 divided by the image's width or height. An image without a label file has no objects. The label file
 of ``images/a.jpg`` is ``labels/a.txt``.
+
+Label files of other tasks, as https://docs.ultralytics.com/datasets has them, are read where
+:attr:`ReadRules.task` says so: of outlines (``class x y x y ...``; four corners where boxes are
+turned) the upright boxes around them, of key points (``class`` and box first) the box.
 """
 
 from __future__ import annotations
@@ -29,6 +33,7 @@ from orchestrator.data.readers.txt import class_label
 from orchestrator.errors import DataError, SecurityError
 from orchestrator.layouts.data_yaml import labels_beside
 from orchestrator.layouts.files import is_file, is_folder
+from orchestrator.layouts.layout import Task
 
 #: Files beside images that nobody takes for some.
 _NO_IMAGES = frozenset(
@@ -40,6 +45,22 @@ PIXEL_QUANTUM = Decimal("1e-30")
 
 _VALUES = ("x_centre", "y_centre", "width", "height")
 _HALF = Decimal("0.5")
+
+
+#: Kind and action of the finding about lines with more than a box, by task.
+_OTHERS: dict[Task, tuple[str, str]] = {
+    "segment": ("outline", "the upright box around it"),
+    "obb": ("rotated_box", "the upright box around it"),
+    "pose": ("key_points", "left out; the box is used"),
+}
+
+
+class _Boxes(BoxList):
+    """Boxes, and the places of lines with more than a box."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.others: list[str] = []
 
 
 def read_yolo(
@@ -72,13 +93,15 @@ def read_yolo(
     # Before any of them is opened, they must be known to lie below the folder.
     missing_files(root, files, source, rules)
     sizes, findings = header_sizes(root, files, rules.orientation)
-    boxes = BoxList()
+    boxes = _Boxes()
     for position, name in enumerate(label_files):
         if sizes[position] != (0, 0):
             if not rules.follow_links:
                 _refuse_link_out(labels, name)
-            _read_labels(labels, name, position, sizes[position], classes, boxes, problems)
+            _read_labels(labels, name, position, sizes[position], classes, rules, boxes, problems)
     problems.raise_any()
+    if boxes.others:
+        findings.append(Finding.at(*_OTHERS[rules.task], boxes.others))
     if is_folder(source):
         findings += [*_orphans(labels, frozenset(label_files)), *_passed_over(root)]
     result = build_dataset(
@@ -176,7 +199,8 @@ def _read_labels(
     position: int,
     size: tuple[int, int],
     classes: LabelMap,
-    boxes: BoxList,
+    rules: ReadRules,
+    boxes: _Boxes,
     problems: Problems,
 ) -> None:
     path = folder / name
@@ -191,36 +215,55 @@ def _read_labels(
         return
     for line, text in lines:
         try:
-            xywh, label = _box(text, size, classes)
+            xywh, label = _box(text, size, classes, rules.task)
         except ValueError as error:  # noqa: PERF203 - every bad line is to be listed
             problems.add(f"{shown_name}:{line}", str(error))
         else:
             boxes.add(position, xywh, label, False, line)
+            if len(text.split()) > 5:
+                boxes.others.append(f"{shown_name}:{line}")
 
 
 def _box(
-    text: str, size: tuple[int, int], classes: LabelMap
+    text: str, size: tuple[int, int], classes: LabelMap, task: Task
 ) -> tuple[tuple[float, float, float, float], int]:
     """The box in pixels, and the label, of one line."""
     parts = text.split()
-    if len(parts) != 5:
-        outline = "; outlines of segments are not boxes" if len(parts) > 6 else ""
-        raise ValueError(f"has {len(parts)} values, expected class {' '.join(_VALUES)}{outline}")
+    if task == "pose":
+        parts = parts[:5]
+    outline = task in ("segment", "obb") and len(parts) >= 7 and len(parts) % 2 == 1
+    if len(parts) != 5 and not outline:
+        hint = (
+            "; outlines of segments are not boxes: with --task, `orchestrator init` takes the boxes"
+            if len(parts) > 6 and task == "detect"
+            else ""
+        )
+        raise ValueError(f"has {len(parts)} values, expected class {' '.join(_VALUES)}{hint}")
     label = class_label(parts[0], classes)
-    values = []
-    for name, part in zip(_VALUES, parts[1:], strict=True):
-        value = number(name, part)
-        if not -1 <= value <= 2:
-            raise ValueError(f"{name} is {shown(part)}, expected a fraction of the image, 0 to 1")
-        values.append(value)
-    x, y, w, h = values
+    names = _VALUES if not outline else ("x", "y") * (len(parts) // 2)
+    values = [_fraction(name, part) for name, part in zip(names, parts[1:], strict=True)]
+    if outline:
+        xs, ys = values[0::2], values[1::2]
+        left, top = min(xs), min(ys)
+        w, h = EXACT.subtract(max(xs), left), EXACT.subtract(max(ys), top)
+    else:
+        x, y, w, h = values
+        left = EXACT.subtract(x, EXACT.multiply(w, _HALF))
+        top = EXACT.subtract(y, EXACT.multiply(h, _HALF))
     height, width = size
     return (
-        _pixels(EXACT.subtract(x, EXACT.multiply(w, _HALF)), width),
-        _pixels(EXACT.subtract(y, EXACT.multiply(h, _HALF)), height),
+        _pixels(left, width),
+        _pixels(top, height),
         _pixels(w, width),
         _pixels(h, height),
     ), label
+
+
+def _fraction(name: str, part: str) -> Decimal:
+    value = number(name, part)
+    if not -1 <= value <= 2:
+        raise ValueError(f"{name} is {shown(part)}, expected a fraction of the image, 0 to 1")
+    return value
 
 
 def _pixels(fraction: Decimal, side: int) -> float:

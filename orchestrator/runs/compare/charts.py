@@ -58,6 +58,7 @@ def grouped_bars(
         )
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
+    axes.set_xlim(0.0, max(charts.LEAST_SCALE, axes.get_xlim()[1]))
     axes.set_xlabel(x_label)
     if len(groups) > 1:
         axes.legend(fontsize="small")
@@ -113,10 +114,18 @@ def parallel_coordinates(
     for at, marks in enumerate(ticks):
         axes.axvline(at, color="grey", linewidth=0.8)
         for height, text in marks.items():
-            axes.text(at, height, f" {text}", fontsize="x-small", va="center")
+            axes.text(
+                at + 0.02,
+                height,
+                text,
+                fontsize="small",
+                va="center",
+                bbox={"boxstyle": "round,pad=0.1", "facecolor": "white", "edgecolor": "none"},
+            )
     names = [path.removeprefix("train.") for path in columns]
     axes.set_xticks(range(len(scaled)), [*names, label], fontsize="small")
     axes.set_xlim(-0.1, len(scaled) - 0.6)
+    axes.set_ylim(-0.08, 1.08)
     axes.set_yticks([])
     axes.grid(visible=False)
     return charts.svg_uri(figure)

@@ -123,7 +123,7 @@ def test_images_that_are_there_twice(folder: Path) -> None:
     result = examine(config_of(folder))
     kinds = found(result)
     assert kinds["equal_images"] == ("note", "one split", 1)
-    assert kinds["equal_images_across_splits"] == ("note", "train, val", 1)
+    assert kinds["equal_images_across_splits"] == ("warning", "train, val", 1)
     assert kinds["similar_images_across_splits"] == ("note", "train, val", 2)
     examples = {one.finding.kind: one.finding.examples for one in result.report.diagnoses}
     assert examples["equal_images"] == ("train 000.jpg = train 001.jpg",)
@@ -169,6 +169,21 @@ def test_many_equal_looks_do_not_take_all_pairs() -> None:
 def test_equal_files_are_grouped() -> None:
     facts = [ImageFacts(i, content=c) for i, c in enumerate(["a", "b", "a", "", "a", ""])]
     assert equal_files(facts) == [[0, 2, 4]]
+
+
+def test_rare_classes_are_counted(folder: Path) -> None:
+    def edit(tree: Any) -> None:
+        first = tree["annotations"][0]
+        many = [{**first, "id": 1000 + k, "bbox": [k % 20, k // 20, 9, 9]} for k in range(201)]
+        tree["annotations"] = [{**one, "category_id": 1} for one in many]
+        tree["annotations"] += [{**first, "id": 2000, "category_id": 2}]
+
+    change(folder, "train", edit)
+    (one,) = [d for d in examine(config_of(folder)).report.diagnoses if "imbal" in d.finding.kind]
+    assert str(one) == (
+        "note       train: class_imbalance: 1 class with less than 1/100 of the boxes of another "
+        "(one: 201, two: 1)"
+    )
 
 
 def test_classes_crowds_and_empty_images_are_noted(folder: Path) -> None:
@@ -377,7 +392,12 @@ def test_command_writes_report_page_and_sheet(
     tags = Tags()
     tags.feed(html)
     assert tags.opened.count("h2") == 2
-    assert tags.opened.count("img") == 4  # heat and images of each split
+    # Of each split where boxes lie and its images, which are fewer than the 24 of a page.
+    assert tags.opened.count("img") == 2 + 8 + 4
+    val = json.loads((folder / "val" / "instances.json").read_text())["images"]
+    assert all(f"<figcaption>{one['file_name']}</figcaption>" in html for one in val)
+    # Sentences stand below the names of their columns where a page is narrow.
+    assert '<td data-head="what is done">' in html
     assert "script" not in tags.opened
     assert "b" not in tags.opened
     assert all(source.startswith(("data:image/jpeg;base64,", "#")) for source in tags.sources)

@@ -6,9 +6,11 @@ import pytest
 
 from orchestrator.data.findings import ReadResult
 from orchestrator.data.label_map import LabelMap
+from orchestrator.data.readers.paths import ReadRules
 from orchestrator.data.readers.yolo import read_yolo
 from orchestrator.errors import DataError, SecurityError
 from orchestrator.layouts.data_yaml import labels_beside
+from orchestrator.layouts.layout import Task
 from tests.support.data_cases import textured, write_image
 
 CLASSES = LabelMap(("cat", "dog"), (0, 1))
@@ -92,6 +94,46 @@ def test_unreadable_image_is_left_out_with_its_labels(folder: Path) -> None:
     assert result.dataset.offsets.tolist() == [0, 1, 1]
     (finding,) = result.findings
     assert (finding.kind, finding.count) == ("unreadable_image", 1)
+
+
+@pytest.mark.parametrize(
+    ("task", "line", "finding"),
+    [
+        # A triangle with its corners at (4, 3), (24, 6) and (8, 15) in 40 x 30 pixels.
+        ("segment", "1 .1 .1 .6 .2 .2 .5", "outline: 1 the upright box around it"),
+        # A rhombus with its corners at (14, 3), (24, 9), (14, 15) and (4, 9).
+        ("obb", "1 .35 .1 .6 .3 .35 .5 .1 .3", "rotated_box: 1 the upright box around it"),
+        # The same box, and a key point with its visibility.
+        ("pose", "1 .35 .3 .5 .4 .9 .9 2", "key_points: 1 left out; the box is used"),
+    ],
+)
+def test_annotations_for_other_tasks_have_boxes(
+    task: Task, line: str, finding: str, folder: Path
+) -> None:
+    (folder / "labels" / "a.txt").write_text(f"{line}\n0 .5 .5 .5 .5\n")
+    rules = ReadRules(task=task)
+    result = read_yolo(folder / "images", folder / "labels", CLASSES, rules)
+    assert result.dataset.boxes_xywh.tolist() == [[4, 3, 20, 12], [10, 7.5, 20, 15]]
+    assert result.dataset.labels.tolist() == [1, 0]
+    assert [str(one) for one in result.findings] == [f"{finding} (labels/a.txt:1)"]
+
+
+@pytest.mark.parametrize(
+    ("task", "line", "message"),
+    [
+        ("segment", "0 .1 .1 .2 .1 .2", "has 6 values"),
+        ("segment", "0 .1 .1 .2 .1 .2 .2 .3", "has 8 values"),
+        ("segment", "0 .1 .1 .2 .1 .2 9", "y is '9', expected a fraction"),
+        ("pose", "0 .1 .1 .2", "has 4 values"),
+        ("detect", "0 .1 .1 .2 .1 .2 .2", "with --task, `orchestrator init` takes the boxes"),
+    ],
+)
+def test_other_tasks_refuse_what_is_no_outline(
+    task: Task, line: str, message: str, folder: Path
+) -> None:
+    (folder / "labels" / "a.txt").write_text(line)
+    with pytest.raises(DataError, match=message):
+        read_yolo(folder / "images", folder / "labels", CLASSES, ReadRules(task=task))
 
 
 MALFORMED: dict[str, tuple[str | bytes, str]] = {
