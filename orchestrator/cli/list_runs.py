@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -26,5 +27,7 @@ def main(argv: Sequence[str]) -> int:
         runs = standings(arguments.folder)
         for each in runs:
             print(printable(each.text()))
+        if not runs:
+            print(f"no run or sweep below {arguments.folder}", file=sys.stderr)
         emit({"runs": [asdict(each) for each in runs]})
     return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import secrets
 from collections.abc import Iterable
@@ -21,8 +22,12 @@ NonNegative: TypeAlias = Annotated[float, Field(ge=0.0)]
 Fraction: TypeAlias = Annotated[float, Field(ge=0.0, le=1.0)]
 #: A decay or momentum: at 1 nothing new would ever count.
 Decay: TypeAlias = Annotated[float, Field(ge=0.0, lt=1.0)]
-#: What a shell would expand, where a name of a path begins; elsewhere a ``$`` is part of a name.
-_VARIABLE = re.compile(r"(?<![^/])\$[A-Za-z_][A-Za-z0-9_]*")
+#: What a shell would expand, where a name of a path begins; elsewhere it is part of a name.
+_VARIABLE = re.compile(
+    r"(?<![^/])(\$[A-Za-z_][A-Za-z0-9_]*|\$\([^)]*\)|`[^`]*`|%[A-Za-z_][A-Za-z0-9_]*%|\{\{.*?\}\})"
+)
+#: How a path of Windows begins: a drive, or the name of a server.
+_WINDOWS = re.compile(r"[A-Za-z]:[\\/]|\\\\\w")
 #: A shell-style pattern of names.
 Pattern: TypeAlias = Annotated[str, Field(min_length=1)]
 
@@ -52,7 +57,7 @@ def no_variable(path: str) -> str:
     """The path or address itself.
 
     Raises:
-        PydanticCustomError: a name in it begins like a variable of a shell.
+        PydanticCustomError: a name in it begins like what a shell or a template expands.
     """
     found = _VARIABLE.search(path)
     if found is not None:
@@ -61,6 +66,24 @@ def no_variable(path: str) -> str:
             "found {path}, and nothing expands {name}; write the path itself, or give it as an "
             "override, where the shell expands it",
             {"path": repr(shorten(path)), "name": found[0]},
+        )
+    return path
+
+
+def _named_here(path: str) -> str:
+    """What a run would make, literally, where a mistake is likelier."""
+    if path != path.strip():
+        raise PydanticCustomError(
+            "blank_at_the_end",
+            "found {path}, which begins or ends with a blank; remove it",
+            {"path": repr(shorten(path))},
+        )
+    if os.name == "posix" and _WINDOWS.match(path):
+        raise PydanticCustomError(
+            "windows_path",
+            "found {path}, a path of Windows, where none of this machine's begins so; write the "
+            "path that the machines which train have, such as /mnt/c/runs",
+            {"path": repr(shorten(path))},
         )
     return path
 
@@ -102,9 +125,11 @@ Location: TypeAlias = Annotated[
     AfterValidator(no_variable),
 ]
 #: A path of a file system, never a bucket.
-Folder: TypeAlias = Annotated[Location, AfterValidator(_no_scheme)]
+Folder: TypeAlias = Annotated[Location, AfterValidator(_named_here), AfterValidator(_no_scheme)]
 #: A path of a file system, or ``s3://`` and ``gs://``.
-FolderOrBucket: TypeAlias = Annotated[Location, AfterValidator(_folder_or_bucket)]
+FolderOrBucket: TypeAlias = Annotated[
+    Location, AfterValidator(_named_here), AfterValidator(_folder_or_bucket)
+]
 
 
 def _drawn(seed: object) -> object:

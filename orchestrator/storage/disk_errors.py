@@ -9,7 +9,13 @@ from pathlib import Path
 
 from orchestrator.errors import StorageError
 
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.ELOOP}
+#: What helps against those that more room does not help against.
+_ADVICE = {
+    errno.EROFS: "choose a place that can be written",
+    errno.EFBIG: "raise the largest size of a file ('ulimit -f') or choose another disk",
+    errno.ELOOP: "remove the links that lead to each other",
+}
 #: What libraries make of them that raise classes of their own.
 _TEXTS = ("No space left on device", "Disk quota exceeded", "Read-only file system")
 
@@ -30,9 +36,10 @@ def disk_refusal(error: BaseException) -> StorageError | None:
             where = getattr(seen, "filename", None)
             place = f"{where}: " if where else ""
             reason = getattr(seen, "strerror", None) or next(iter(str(seen).splitlines()))
+            advice = _ADVICE.get(getattr(seen, "errno", None) or 0, "make room there")
             return StorageError(
-                f"{place}{reason}. Next: make room there, then run the same command again; a run "
-                "goes on from its newest whole checkpoint"
+                f"{place}{reason}. Next: {advice}, then run the same command again; a run goes on "
+                "from its newest whole checkpoint"
             )
         seen = seen.__cause__ or seen.__context__
     return None

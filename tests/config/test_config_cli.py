@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -203,3 +204,73 @@ def test_a_reader_that_stops_early_is_no_error() -> None:
     os.close(write)
     assert done.stderr == ""
     assert done.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (MemoryError(), 64, "no more memory"),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), 64, "no more memory"),
+        (ImportError("libx.so: failed to map segment", name="cv2"), 64, "no more memory"),
+        (RuntimeError("can't start new thread"), 64, "no more threads"),
+        (BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable"), 64, "no more threads"),
+        (OSError(errno.EMFILE, "Too many open files", "x.jpg"), 64, "ulimit -n"),
+        (ModuleNotFoundError("No module named 'rich'", name="rich"), 64, "No module named 'rich'"),
+        (ModuleNotFoundError("No module named 'native.x'", name="native.x"), 70, "Traceback"),
+        (PermissionError(errno.EACCES, "Permission denied", "/a/b"), 71, "/a/b: Permission denied"),
+        (OSError(errno.ENAMETOOLONG, "File name too long", "/a/b"), 71, "/a/b: File name too long"),
+        (OSError(errno.EIO, "Input/output error", "/a/b"), 71, "/a/b: Input/output error"),
+        (OSError(errno.EFBIG, "File too large", "/a/b"), 71, "ulimit -f"),
+        (OSError("no number, no name"), 70, "Traceback"),
+    ],
+)
+def test_what_the_machine_refuses_is_no_bug(
+    error: Exception, code: int, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail() -> int:
+        raise error
+
+    assert run_guarded(fail) == code
+    shown = capsys.readouterr().err
+    assert said in shown
+    assert ("Traceback" in shown) == (code == 70)
+
+
+@pytest.mark.parametrize(
+    ("redirection", "code", "said"),
+    [
+        ("<&-", 0, ""),
+        (">&-", 0, ""),
+        ("2>&-", 0, ""),
+        ("<&- >&- 2>&-", 0, ""),
+        (">/dev/full", 71, "No space left on device"),
+        (">/dev/full 2>/dev/full", 71, ""),
+    ],
+)
+def test_standard_streams_that_are_not_there_or_full(
+    redirection: str, code: int, said: str
+) -> None:
+    program = "import sys; from orchestrator.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    shell = f'exec "$0" -c "$1" models {redirection}'
+    done = subprocess.run(
+        ["/bin/sh", "-c", shell, sys.executable, program],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == code, done.stderr
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_file_never_takes_the_number_of_a_stream_that_is_closed(tmp_path: Path) -> None:
+    program = (
+        "import os, sys; from orchestrator.cli._shared.exit import run_guarded\n"
+        "def work():\n"
+        "    with open(sys.argv[1], 'w'):\n"
+        "        return os.write(1, b'from a library')\n"
+        "run_guarded(work); sys.exit(os.path.getsize(sys.argv[1]))"
+    )
+    shell = 'exec "$0" -c "$1" "$2" <&- >&- 2>&-'
+    words = ["/bin/sh", "-c", shell, sys.executable, program, tmp_path / "log"]
+    assert subprocess.run(words, cwd=ROOT).returncode == 0

@@ -55,6 +55,41 @@ SCHEMA: dict[str, tuple[str, str, str]] = {
         "e.yaml:2 tracking.mlflow: found 'sqlite:///$HOME/runs.db', and nothing expands $HOME; "
         "write the path itself, or give it as an override, where the shell expands it",
     ),
+    "command in a path": (
+        "name: run",
+        "name: run\nstorage: $(pwd)/runs",
+        "e.yaml:2 storage: found '$(pwd)/runs', and nothing expands $(pwd); write the path "
+        "itself, or give it as an override, where the shell expands it",
+    ),
+    "backquotes in a path": (
+        "name: run",
+        "name: run\nstorage: '`pwd`/runs'",
+        "e.yaml:2 storage: found '`pwd`/runs', and nothing expands `pwd`; write the path "
+        "itself, or give it as an override, where the shell expands it",
+    ),
+    "variable of Windows": (
+        "name: run",
+        "name: run\nstorage: '%TEMP%/runs'",
+        "e.yaml:2 storage: found '%TEMP%/runs', and nothing expands %TEMP%; write the path "
+        "itself, or give it as an override, where the shell expands it",
+    ),
+    "template": (
+        "name: run",
+        "name: run\nstorage: /shared/{{ user }}/runs",
+        "e.yaml:2 storage: found '/shared/{{ user }}/runs', and nothing expands {{ user }}; write "
+        "the path itself, or give it as an override, where the shell expands it",
+    ),
+    "blank at the end": (
+        "name: run",
+        "name: run\nstorage: 'runs '",
+        "e.yaml:2 storage: found 'runs ', which begins or ends with a blank; remove it",
+    ),
+    "path of Windows": (
+        "name: run",
+        "name: run\nstorage: C:/runs",
+        "e.yaml:2 storage: found 'C:/runs', a path of Windows, where none of this machine's begins "
+        "so; write the path that the machines which train have, such as /mnt/c/runs",
+    ),
     "empty text": (
         "images: a,",
         "images: '',",

@@ -94,6 +94,17 @@ def test_servers_and_databases_stay(uri):
         ("sqllite:///a.db", "did you mean sqlite"),
         ("sqlite://", "expected sqlite:///FILE"),
         ("sqlite:///:memory:", "a database in memory"),
+        ("sqlite:///~/x.db", "is not expanded"),
+        ("localhost:5000", "did you mean http://localhost:5000"),
+        ("127.0.0.1:5000/x", "did you mean http://127.0.0.1:5000/x"),
+        ("http://", "names no host"),
+        ("https://:443/x", "names no host"),
+        ("http:/mlflow", "names no host"),
+        ("http://h:99999", "no address"),
+        ("http://h:port/", "no address"),
+        ("http://[::1", "no address"),
+        ("http://h:0", "port is 0"),
+        ("http://my server/", "holds a blank"),
     ],
 )
 def test_what_mlflow_does_not_serve_is_refused(uri, message):
@@ -105,6 +116,7 @@ def test_what_mlflow_does_not_serve_is_refused(uri, message):
     ("uri", "expected"),
     [
         ("sqlite:///x.db?timeout=60", "sqlite:////base/x.db?timeout=60"),
+        ("SQLite:///x.db", "sqlite:////base/x.db"),
         ("sqlite:////a/x.db?timeout=60&cache=shared", "sqlite:////a/x.db?timeout=60&cache=shared"),
         ("sqlite+pysqlite:///r/x.db?a=b", "sqlite+pysqlite:////base/r/x.db?a=b"),
         (

@@ -7,7 +7,9 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 
+from orchestrator.cli._shared.machine_errors import machine_refusal
 from orchestrator.credentials import mask
 from orchestrator.errors import OrchestratorError, printable
 from orchestrator.storage.disk_errors import disk_refusal
@@ -31,13 +33,20 @@ def run_guarded(function: Callable[[], int]) -> int:
 
     Returns:
         That code; the code of an :class:`OrchestratorError`, whose message is printed without a
-        traceback; 71 where a disk was full; 130 after Ctrl-C; 0 where the reader of the output,
+        traceback; 71 where a disk was full or a path cannot be used; 64 where the machine gives
+        no more memory, threads or open files; 130 after Ctrl-C; 0 where the reader of the output,
         such as ``head``, has seen enough; 70 for any other exception, with its traceback.
     """
+    _open_standard_streams()
+    code = _guarded(function)
     try:
-        return _guarded(function)
-    finally:
-        _let_go_of_output()
+        _let_go_of(sys.stdout, 1)
+    except OSError as error:
+        # What was to be said is not where it was to go.
+        code = code or _refused(error)
+    with suppress(OSError):
+        _let_go_of(sys.stderr, 2)
+    return code
 
 
 def _guarded(function: Callable[[], int]) -> int:
@@ -45,33 +54,68 @@ def _guarded(function: Callable[[], int]) -> int:
         logging.lastResort.setFormatter(_Masking())
     try:
         return function()
-    except OrchestratorError as error:
-        print(printable(str(error)), file=sys.stderr)
-        return error.exit_code
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        _tell("interrupted")
         return _INTERRUPTED
     except Exception as error:
-        if isinstance(error, BrokenPipeError) and not _let_go_of_output():
+        if isinstance(error, BrokenPipeError) and not _let_go_of(sys.stdout, 1):
             return 0
-        refusal = disk_refusal(error)
-        if refusal is not None:
-            print(refusal, file=sys.stderr)
-            return refusal.exit_code
-        print(mask(traceback.format_exc()), file=sys.stderr)
-        print(
-            "This is a bug in the program, not a mistake of yours; please report the lines above.",
-            file=sys.stderr,
-        )
-        return _BUG
+        return _refused(error)
 
 
-def _let_go_of_output() -> bool:
-    """Write what is left to standard output; whether somebody reads it."""
+def _refused(error: Exception) -> int:
+    """Say what an error means, and return its exit code."""
+    known = error if isinstance(error, OrchestratorError) else None
+    known = known or disk_refusal(error) or machine_refusal(error)
+    if known is not None:
+        _tell(printable(str(known)))
+        return known.exit_code
+    _tell(mask("".join(traceback.format_exception(error))))
+    _tell("This is a bug in the program, not a mistake of yours; please report the lines above.")
+    return _BUG
+
+
+def _tell(text: str) -> None:
+    # With standard error on a full disk the exit code is all that is left.
+    with suppress(OSError):
+        print(text, file=sys.stderr)
+
+
+def _open_standard_streams() -> None:
+    """Give whoever started this process without standard streams ones that lead nowhere.
+
+    The next file to be opened would take the free number otherwise, and what a library prints
+    would go into that file.
+    """
+    for number in range(3):
+        if not _is_open(number):
+            os.open(os.devnull, os.O_RDWR)  # The lowest number that is free: this one.
+    if sys.stdout is None:
+        sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+
+
+def _is_open(number: int) -> bool:
     try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # Python would complain again when it exits.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.fstat(number)
+    except OSError:
         return False
+    return True
+
+
+def _let_go_of(stream: object, number: int) -> bool:
+    """Write what is left to a standard stream; whether somebody reads it.
+
+    Raises:
+        OSError: it cannot be written, and whoever can was not asked to go away.
+    """
+    try:
+        stream.flush()  # type: ignore[attr-defined]
+    except OSError as error:
+        # Python would complain again when it exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+        if isinstance(error, BrokenPipeError):
+            return False
+        raise
     return True
