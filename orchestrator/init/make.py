@@ -218,7 +218,7 @@ def _written(
     try:
         for name, part in parts.items():
             write_coco(part, Place(Path(part.root), folder / f"{name}.json"))
-        about = {"from": str(source.layout.root), "task": wanted.task}
+        about: dict[str, str | int | float] = {"from": str(source.layout.root), "task": wanted.task}
         if purpose == "split":
             about |= {"seed": wanted.seed, "share": wanted.share}
         write_atomic(folder / f"{purpose}.json", json.dumps(about, indent=2).encode())

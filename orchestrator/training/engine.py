@@ -171,7 +171,8 @@ class Engine:
             if self.stepper.shards.text:
                 self._note("virtual_shards", self.stepper.shards.text, step=start)
         pulse.mark("waiting for a batch", start)
-        if self.validation.abandoned:
+        abandoned = self.validation.abandoned
+        if abandoned:
             return self._outcome("preempted", start)
         if self._ends_early():
             return self._outcome("done", start)
