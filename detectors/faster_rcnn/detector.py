@@ -119,9 +119,14 @@ class FasterRCNN(Detector):
             )
         self.register_buffer("pixel", torch.tensor([0.0, 0.0, 1.0, 1.0]), persistent=False)
 
-    def prior_boxes(self) -> Tensor:
-        """(A, 4) float32 xyxy pixels of the input: the anchors, level by level."""
+    @property
+    def anchors(self) -> Tensor:
+        """(A, 4) float32 xyxy pixels of the input, level by level."""
         return self._canvas(self.input_size).anchors
+
+    def prior_boxes(self) -> Tensor:
+        """The anchors."""
+        return self.anchors
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Raw outputs of both stages.
