@@ -2,7 +2,14 @@
 
 Both give the same bits. The environment variable ``ORCHESTRATOR_NATIVE`` chooses: ``0`` forces the
 reference, ``1`` refuses to run without the compiled kernels, unset takes what is there.
+
+A copy of the package without compiled kernels, such as a job that was uploaded to a cluster, uses
+those of an installed package that were built of the same sources.
 """
+
+from pkgutil import extend_path
+
+__path__ = extend_path(__path__, __name__)
 
 from native.coco import Curves, DetectionMatches, accumulate, match_detections
 from native.dispatch import backend

@@ -10,6 +10,7 @@ import importlib
 import logging
 import os
 from functools import cache
+from pathlib import Path
 from types import ModuleType
 from typing import Literal, Protocol, cast
 
@@ -91,7 +92,7 @@ def kernels() -> Kernels:
     try:
         return _complete(importlib.import_module("native._core"))
     except ImportError as error:
-        remedy = "reinstall where a C++17 compiler is detections (c++ --version) to build them"
+        remedy = "reinstall where a C++17 compiler is found (c++ --version) to build them"
         if wish == "1":
             raise ImportError(f"{_VARIABLE}=1, but: {error}; {remedy}") from error
         _logger.warning(
@@ -111,12 +112,21 @@ def _complete(module: ModuleType) -> Kernels:
     """The module, if it was built from these sources.
 
     Raises:
-        ImportError: a kernel is missing.
+        ImportError: a kernel is missing, or the module is another package's, of other sources.
     """
+    here, there = Path(__file__).parent, Path(str(module.__file__)).parent
+    if there != here and _sources(there) != _sources(here):
+        raise ImportError(f"none in {here}, and those in {there} were built of other sources")
     missing = [name for name in vars(Kernels) if name[0] != "_" and not hasattr(module, name)]
     if missing:
         raise ImportError(f"native._core is older than this package: no {', '.join(missing)} in it")
     return cast(Kernels, module)
+
+
+def _sources(package: Path) -> dict[str, bytes]:
+    """What kernels are built of, which is installed beside them."""
+    files = [package / "binding.cpp", *sorted(package.glob("core/*.*"))]
+    return {file.name: file.read_bytes() for file in files if file.is_file()}
 
 
 def default_threads() -> int:

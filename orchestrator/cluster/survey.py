@@ -19,6 +19,7 @@ import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+import native
 from orchestrator.cluster.connection import is_own_ray
 from orchestrator.cluster.network import Door, knock
 from orchestrator.cluster.nodes import Node, alive_nodes, names_of
@@ -55,6 +56,10 @@ class _Scout:
         """Which paths are there, and may be read."""
         return [os.access(path, os.R_OK) for path in paths]
 
+    def kernels(self) -> str:
+        """Which implementation of the kernels serves there."""
+        return native.backend()
+
     def door(self) -> tuple[str, int]:
         """Where it accepts connections."""
         return self._door.address, self._door.port
@@ -89,6 +94,7 @@ def survey(
             paths.append(str(marker))
         seen = _ask(scouts, "look", dict.fromkeys(scouts, (paths,)))
         _require_seen(needed, seen)
+        _tell_of_kernels(_ask(scouts, "kernels", dict.fromkeys(scouts, ())))
         unreached = _unreached(scouts)
         if unreached:
             more = f"; and {len(unreached) - _NAMED} more" if len(unreached) > _NAMED else ""
@@ -187,6 +193,18 @@ def _require_seen(needed: Sequence[Needed], seen: Mapping[Node, Sequence[bool]])
             f"{names_of(blind)}, which may get work. Next: mount that folder at the same path "
             "on every node, put it there, or name a place in a bucket: shards as "
             "data.train.shards and data.val.shards"
+        )
+
+
+def _tell_of_kernels(serving: Mapping[Node, str]) -> None:
+    """Say which nodes have no compiled kernels; a folder that is uploaded brings none."""
+    without = [node for node, kernels in serving.items() if kernels == "reference"]
+    if without:
+        log.warning(
+            "kernels: %s %s no compiled ones; the Python reference gives the same results there, "
+            "slower. Next: install the same version there, with a C++17 compiler",
+            names_of(without),
+            "has" if len(without) == 1 else "have",
         )
 
 

@@ -35,14 +35,16 @@ sys.meta_path[:] = [f for f in sys.meta_path if "editable" not in getattr(f, "__
 """
 
 
-def _run(code: str, folder: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
+def _run(
+    code: str, folder: Path = ROOT, *behind: Path, **environment: str
+) -> subprocess.CompletedProcess[str]:
     if folder != ROOT:
         code = _NO_EDITABLE + code
     clean = {k: v for k, v in os.environ.items() if k != "ORCHESTRATOR_NATIVE"}
     return subprocess.run(
         [sys.executable, "-c", code],
         cwd=folder,
-        env={**clean, "PYTHONPATH": str(folder), **environment},
+        env={**clean, "PYTHONPATH": os.pathsep.join(map(str, (folder, *behind))), **environment},
         capture_output=True,
         text=True,
         check=False,
@@ -111,3 +113,17 @@ def test_kernels_built_from_older_sources_are_not_used(
     done = _run(_TWO_CALLS, tmp_path)
     assert done.stdout == "reference [1]\n", done.stderr
     assert "native._core is older than this package: no first_bad_box" in done.stderr
+
+
+def test_a_copy_without_kernels_uses_those_of_an_installed_package(
+    without_kernels: Path, tmp_path: Path
+) -> None:
+    compiled()
+    done = _run(_TWO_CALLS, without_kernels, ROOT)
+    assert (done.stdout, done.stderr) == ("native [1]\n", "")
+    shutil.copytree(without_kernels / "native", tmp_path / "native")
+    changed = tmp_path / "native" / "core" / "matching.cpp"
+    changed.write_text(changed.read_text() + "// Another version.\n")
+    done = _run(_TWO_CALLS, tmp_path, ROOT)
+    assert done.stdout == "reference [1]\n", done.stderr
+    assert "were built of other sources" in done.stderr
