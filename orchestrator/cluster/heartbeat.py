@@ -14,7 +14,8 @@ alive but get no further, because a link between them is cut, or nobody makes th
 stand still together: one that computes, or waits for something that may take long, is what the
 others wait for. So they are killed once none of them has got further for half the timeout, or four
 times as long as the longest such pause of this start if that is more. Until the first step nobody
-knows how long a step takes, and they have ten timeouts.
+knows how long a step takes, and they have ten timeouts. So long, and two minutes at least, has the
+controller to bring them up.
 
 No clock of one machine is compared with that of another.
 """
@@ -56,6 +57,8 @@ _SAMPLE, _STARVED = 1.0, 4.0
 _FIRST_PATIENCE, _NEXT_PATIENCE, _PAUSES = 10.0, 1 / 2, 4.0
 #: Processes of other nodes that are killed at a time.
 _AT_ONCE = 32
+#: Seconds that processes may at least take to start, whatever the timeout.
+_START_SECONDS = 120.0
 #: Share of its time that a thread has a processor when it computes.
 _BUSY = 0.2
 
@@ -231,6 +234,9 @@ class HangWatch:
             still = self._progress.look(ranks.values(), now)
             if still is not None:
                 self._end_all(ranks, still)
+                for path, (beat, _) in seen.items():
+                    if path.stem == CONTROLLER and not ranks:
+                        self._end_starter(path, beat, still)
                 looked = time.monotonic()
 
     def _end_all(self, ranks: Mapping[Path, Beat], silence: float) -> None:
@@ -241,6 +247,11 @@ class HangWatch:
                 where = f"{beat.phase}, {beat.step} steps done"
                 text = f"{path.stem} ({beat.process}) got no further for {silence:.0f} s ({where})"
                 pool.submit(self._kill_one, path, beat, text, spare=False)
+
+    def _end_starter(self, path: Path, beat: Beat, silence: float) -> None:
+        """Kill who was to start the ranks, none of which has come."""
+        text = f"{path.stem} ({beat.process}) has had no worker begin for {silence:.0f} s"
+        self._kill_one(path, beat, text, spare=False)
 
     def _end(self, path: Path, beat: Beat, silence: float) -> None:
         text = f"{path.stem} ({beat.process}) gave no sign of life for {silence:.0f} s"
@@ -293,9 +304,11 @@ class _Progress:
             elif self._first_step is not None and step > self._first_step:
                 # What went before was the start, and says nothing about the pauses to come.
                 self._longest = 0.0
-        elif any(beat.moving for beat in ranks) or not ranks:
+        elif any(beat.moving for beat in ranks) or (not ranks and self._first_step is not None):
             self._moved = now
         patience = _FIRST_PATIENCE * self._timeout
+        if self._first_step is None:
+            patience = max(patience, _START_SECONDS)
         if self._longest is not None:
             patience = max(self._timeout * _NEXT_PATIENCE, _PAUSES * self._longest)
         silence = now - self._moved

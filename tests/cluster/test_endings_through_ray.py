@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,9 +14,12 @@ import psutil
 import pytest
 from mlflow.tracking import MlflowClient
 
+from orchestrator.cluster.submission import connect, follow, prepare, submit
 from orchestrator.data.demo.digits import Recipe, build_digits
+from orchestrator.errors import PreemptedError
 from orchestrator.tracking.events import METRICS, read_events
 from tests.cluster.test_run_through_ray import EXPERIMENT
+from tests.support.job_cluster import job_cluster
 from tests.support.user_command import finish, result, start
 
 pytestmark = [pytest.mark.ray, pytest.mark.chaos]
@@ -41,6 +45,24 @@ def newest(log: Path) -> int:
     return max((event.step for event in read_events(log) if event.kind == METRICS), default=0)
 
 
+def wait_for(condition: Callable[[], bool], process: Any = None) -> None:
+    """Wait until a run is so far, but no longer than its process lives."""
+    deadline = time.monotonic() + 300
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come so far"
+        assert process is None or process.poll() is None, process.communicate()
+        time.sleep(0.05)
+
+
+def status_in_mlflow(folder: Path, name: str) -> str:
+    client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+    (tracked,) = client.search_runs(
+        [client.get_experiment_by_name("tests").experiment_id],
+        f"attributes.run_name = '{name}'",
+    )
+    return str(tracked.info.status)
+
+
 def part(process: Any, name: str) -> psutil.Process:
     """A process of the Ray that the driver has started."""
     children = psutil.Process(process.pid).children(recursive=True)
@@ -51,6 +73,11 @@ def end(process: Any) -> None:
     os.killpg(process.pid, signal.SIGTERM)
 
 
+def end_as_queues_do(process: Any) -> None:
+    """Through `timeout`, which passes the signal on twice, and kills after its grace."""
+    process.terminate()
+
+
 def kill_raylet(process: Any) -> None:
     part(process, "raylet").kill()
 
@@ -59,25 +86,29 @@ def kill_gcs(process: Any) -> None:
     part(process, "gcs_server").kill()
 
 
+def stop_raylet(process: Any) -> None:
+    part(process, "raylet").suspend()
+
+
 def stop_gcs(process: Any) -> None:
     part(process, "gcs_server").suspend()
 
 
-@pytest.mark.parametrize("strike", [end, kill_raylet, kill_gcs, stop_gcs])
+@pytest.mark.parametrize(
+    "strike", [end, end_as_queues_do, kill_raylet, kill_gcs, stop_raylet, stop_gcs]
+)
 def test_a_run_ends_with_75_in_time_and_goes_on(
     strike: Callable[[Any], None], folder: Path
 ) -> None:
     name = strike.__name__
     words = ("tiny.yaml", f"name={name}", *OVERRIDES)
-    if strike is not end:
+    politely = strike in (end, end_as_queues_do)
+    if not politely:
         words = (*words, "train.checkpoint={every_steps: 1}")
-    process = start(folder, *words)
+    queue = ("timeout", f"--kill-after={GRACE_SECONDS}", "3600")
+    process = start(folder, *words, before=queue if strike is end_as_queues_do else ())
     log = folder / "runs" / name / "events.jsonl"
-    deadline = time.monotonic() + 300
-    while newest(log) < 5:
-        assert time.monotonic() < deadline, "no step was taken"
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.05)
+    wait_for(lambda: newest(log) >= 5, process)
     family = psutil.Process(process.pid).children(recursive=True)
     strike(process)
     struck = time.monotonic()
@@ -88,15 +119,64 @@ def test_a_run_ends_with_75_in_time_and_goes_on(
     assert seconds < GRACE_SECONDS
     _, alive = psutil.wait_procs(family, timeout=20)
     assert alive == []
-    client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
-    (tracked,) = client.search_runs(
-        [client.get_experiment_by_name("tests").experiment_id],
-        f"attributes.run_name = '{name}'",
-    )
-    assert tracked.info.status == "KILLED"
-    if strike is end:
+    assert status_in_mlflow(folder, name) == "KILLED"
+    if politely:
         stopped = result(folder, name)
         assert (stopped["state"], stopped["steps"]) == ("preempted", newest(log))
     again = start(folder, *words, f"train.max_steps={newest(log) + 5}")
     finish(again)
     assert result(folder, name)["resumed_from"] >= newest(log) - 6
+
+
+def test_a_run_that_is_ended_before_its_first_step_ends_at_once(folder: Path) -> None:
+    process = start(folder, "tiny.yaml", "name=early", *OVERRIDES)
+    run = folder / "runs" / "early"
+    # Made when workers are asked for, who take seconds to come.
+    wait_for((run / "ray").exists, process)
+    family = psutil.Process(process.pid).children(recursive=True)
+    end(process)
+    output = finish(process, code=75)
+    assert "stopping: no step is under way" in output
+    assert "asked to stop while no worker was training" in output
+    _, alive = psutil.wait_procs(family, timeout=20)
+    assert alive == []
+    assert newest(run / "events.jsonl") == 0
+    assert status_in_mlflow(folder, "early") == "KILLED"
+
+
+def test_ray_job_stop_lets_the_step_be_committed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    monkeypatch.delenv("RAY_JOB_STOP_WAIT_TIME_S", raising=False)
+    places = (
+        f"data.root={folder / 'digits'}",
+        f"storage={folder / 'runs'}",
+        f"tracking.mlflow=sqlite:///{folder / 'mlflow.db'}",
+        "name=job",
+        *OVERRIDES,
+    )
+    log = folder / "runs" / "job" / "events.jsonl"
+
+    def sent(*overrides: str) -> str:
+        words = (*places, *overrides)
+        submission = prepare(
+            Path("tiny.yaml"), words, working_dir=folder, excludes=["digits", "runs", "mlflow*"]
+        )
+        return submit(client, submission)
+
+    with job_cluster(monkeypatch) as address:
+        client = connect(address)
+        job = sent()
+        wait_for(lambda: newest(log) >= 5)
+        words = ["ray", "job", "stop", "--address", address, job]
+        struck = time.monotonic()
+        subprocess.run(words, check=True, capture_output=True, timeout=GRACE_SECONDS)
+        with pytest.raises(PreemptedError, match="submit the same command to go on"):
+            follow(client, job)
+        print(f"ray job stop: over after {time.monotonic() - struck:.1f} s")
+        stopped = result(folder, "job")
+        assert (stopped["state"], stopped["steps"]) == ("preempted", newest(log))
+        assert status_in_mlflow(folder, "job") == "KILLED"
+        follow(client, sent(f"train.max_steps={newest(log) + 5}"))
+        assert result(folder, "job")["resumed_from"] == stopped["steps"]

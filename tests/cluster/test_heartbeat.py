@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from orchestrator.cluster import heartbeat
-from orchestrator.cluster.heartbeat import Beat, HangWatch, Heartbeat
+from orchestrator.cluster.heartbeat import CONTROLLER, Beat, HangWatch, Heartbeat
 from orchestrator.config.schema import ClusterConfig
 from orchestrator.storage.lease import Holder
 from orchestrator.training.pulse import Pulse, pulse
@@ -27,7 +27,7 @@ from orchestrator.training.pulse import Pulse, pulse
 TIMEOUT = 3.0
 
 
-def lives(folder: Path, rank: int, what: str, timeout: float, ready: Any) -> None:
+def lives(folder: Path, rank: int | str, what: str, timeout: float, ready: Any) -> None:
     """A rank: waits for ever, or locks its interpreter."""
     with Heartbeat(folder, rank, timeout):
         ready.set()
@@ -39,7 +39,7 @@ def lives(folder: Path, rank: int, what: str, timeout: float, ready: Any) -> Non
 
 @contextmanager
 def rank(
-    folder: Path, number: int, what: str = "waits", timeout: float = TIMEOUT
+    folder: Path, number: int | str, what: str = "waits", timeout: float = TIMEOUT
 ) -> Iterator[BaseProcess]:
     context = multiprocessing.get_context("forkserver")
     ready = context.Event()
@@ -294,6 +294,25 @@ def test_ranks_that_get_no_further_are_all_killed(tmp_path: Path) -> None:
     for line in watch.hung:
         assert " got no further for " in line
         assert line.endswith(" s (step, 3 steps done) and was killed")
+
+
+def test_a_controller_that_brings_up_nobody_is_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    progress = watched()
+    assert progress.look([], 300.0) is None
+    assert progress.look([], 301.0) == pytest.approx(301.0)
+    assert watched(3.0).look([], 120.0) is None
+    monkeypatch.setattr(heartbeat, "_FIRST_PATIENCE", 0.5)
+    monkeypatch.setattr(heartbeat, "_START_SECONDS", 0.0)
+    folder = tmp_path / "beats"
+    with rank(folder, CONTROLLER) as controller, HangWatch(folder, TIMEOUT, never) as watch:
+        controller.join(60)
+        assert controller.exitcode == -signal.SIGKILL
+        wait_for(lambda: watch.hung, 5)
+    (line,) = watch.hung
+    assert line.startswith(f"controller (process {controller.pid} on ")
+    assert " has had no worker begin for " in line
 
 
 def test_the_time_that_a_thread_computes_is_seen_by_another() -> None:

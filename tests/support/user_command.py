@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ def start(
     module: str = "orchestrator.run",
     address: str | None = None,
     surroundings: Mapping[str, str] | None = None,
+    before: Sequence[str] = (),
 ) -> subprocess.Popen[str]:
     """Start ``python -m MODULE WORDS`` in ``folder``, which is its home, too.
 
@@ -32,6 +33,7 @@ def start(
         module: what is run.
         address: of the Ray cluster to join; None for a local one.
         surroundings: variables of the environment that differ from usual.
+        before: command that is given this one.
     """
     environment = {
         **os.environ,
@@ -44,7 +46,7 @@ def start(
         environment["RAY_ADDRESS"] = address
     environment.update(surroundings or {})
     return subprocess.Popen(
-        [sys.executable, "-m", module, *words],
+        [*before, sys.executable, "-m", module, *words],
         cwd=folder,
         env=environment,
         stdout=subprocess.PIPE,
