@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -45,7 +44,6 @@ def on_workers(
     *,
     workers: int,
     needed: Sequence[Needed],
-    shared: Path | None = None,
 ) -> Iterator[Any]:
     """Results of shares as the workers finish them, in any order.
 
@@ -59,7 +57,6 @@ def on_workers(
         shares: of the work.
         workers: processes.
         needed: what each node that may get one has to see.
-        shared: folder that they write to and this process reads from.
 
     Raises:
         ConfigError: more workers than the cluster holds, or a node does not see what it needs.
@@ -68,7 +65,7 @@ def on_workers(
     config = cluster.model_copy(update={"workers": workers})
     with connected(config):
         placement = place(config)
-        look_around(needed, shared)
+        look_around(needed)
         options = actor_options(placement.resources_per_worker)
         actor = ray.remote(**options)(worker)
         sent = [ray.put(argument) for argument in arguments]

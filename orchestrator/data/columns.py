@@ -1,8 +1,9 @@
 """Columns of ``manifest.arrow`` as NumPy sees them, and their places in a file that nodes see.
 
-What lies in a file that every node sees need not be sent through the cluster. A process that is
-given the place of a column maps the file for itself: nothing is copied, all processes of a node
-share its pages, and only what is looked at is ever read.
+What lies beside shards, which every node sees, need not be sent through the cluster. A process that
+is given the place of a column maps the file for itself: nothing is copied, all processes of a node
+share its pages, and only what is looked at is ever read. A manifest in a bucket is fetched to each
+node once.
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from orchestrator.data.node_cache import fetch, private_folder
 from orchestrator.data.string_column import Names
 from orchestrator.errors import DataError
+from orchestrator.storage.folders import open_folder
 
 MANIFEST, INDEX = "manifest.arrow", "index.json"
 
@@ -77,15 +80,18 @@ def read_columns(batch: pa.RecordBatch, readers: _Readers) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class ManifestFile:
-    """The manifest in a folder of shards that every node sees.
+    """The manifest in a folder of shards.
 
     Attributes:
-        folder: absolute path.
+        location: absolute path or URI of the folder.
         sha256: of the manifest, in hex.
+        cache: folder of a node that a manifest in a bucket is fetched to; None: below the temporary
+            folder.
     """
 
-    folder: str
+    location: str
     sha256: str
+    cache: str | None = None
 
     def columns(self) -> dict[str, Any]:
         """All columns by field, the same objects each time."""
@@ -126,14 +132,19 @@ def with_columns(state: Mapping[str, Any]) -> dict[str, Any]:
 
 @lru_cache(maxsize=4)
 def _columns(file: ManifestFile) -> dict[str, Any]:
-    folder = Path(file.folder)
-    # To compare the manifest itself would take every process seconds.
-    if f'"{file.sha256}"'.encode() not in _head_of_index(folder):
-        raise DataError(
-            f"{folder / MANIFEST}: not the one that this run has begun with: the shards were "
-            "written anew, or this node has others at that path. Next: run the same command again"
-        )
-    batch = pa.ipc.open_file(pa.memory_map(str(folder / MANIFEST))).get_batch(0)
+    folder = open_folder(file.location)
+    if folder.local is None:
+        path = private_folder(file.cache) / "manifests" / f"{file.sha256[:16]}.arrow"
+        fetch(folder, MANIFEST, file.sha256, path)
+    else:
+        path = folder.local / MANIFEST
+        # To compare the manifest itself would take every process seconds.
+        if f'"{file.sha256}"'.encode() not in _head_of_index(folder.local):
+            raise DataError(
+                f"{path}: not the one that this run has begun with: the shards were written anew, "
+                "or this node has others at that path. Next: run the same command again"
+            )
+    batch = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
     return read_columns(batch, {**OF_DATASET, **OF_SHARDS})
 
 

@@ -101,7 +101,7 @@ class Dataset:
         return len(self.files)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Columns of a manifest that every node sees are not sent, but their places."""
+        """Columns of a manifest beside shards are not sent, but their places."""
         state = dict(self.__dict__)
         manifest = None if self.shards is None else self.shards.manifest
         return state if manifest is None else manifest.without_columns(state)

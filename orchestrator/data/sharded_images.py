@@ -9,16 +9,13 @@ holds no more shards than the window of the schedule needs.
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
 import os
 import threading
-import uuid
 import zlib
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -28,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.data.columns import ManifestFile, with_columns
-from orchestrator.data.node_cache import private_folder
+from orchestrator.data.node_cache import another, fetch, private_folder
 from orchestrator.errors import DataError
 from orchestrator.storage.folders import Folder, open_folder, storage_errors
 
@@ -60,7 +57,7 @@ class ShardedImages:
         cache: folder of a node that shards of a bucket are fetched to; None: below the temporary
             folder.
         kept: shards that folder may hold; None for all.
-        manifest: of the shards, where every node sees it.
+        manifest: of the shards, which every process maps for itself.
     """
 
     location: str
@@ -77,7 +74,7 @@ class ShardedImages:
     manifest: ManifestFile | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Columns of a manifest that every node sees are not sent, but their places."""
+        """Columns of a manifest are not sent, but their places."""
         state = dict(self.__dict__)
         return state if self.manifest is None else self.manifest.without_columns(state)
 
@@ -137,38 +134,12 @@ class ShardedImages:
         """The shard as a file of this node, fetched by the first process that asks for it."""
         home = private_folder(self.cache) / self.digest[:16]
         target = home / f"{self.sha256[number][:16]}.parquet"
-        with storage_errors(str(home)):
-            home.mkdir(mode=0o700, exist_ok=True)
-            if _touched(target):
-                return target
-            with _locked(home / f"{target.stem}.lock"):
-                if not _touched(target):
-                    self._download(folder, number, target)
-                    self._make_room(home, target)
-        return target
-
-    def _download(self, folder: Folder, number: int, target: Path) -> None:
-        name = shard_name(number)
-        fresh = target.with_suffix(f".{uuid.uuid4().hex}.part")
-        sha = hashlib.sha256()
         try:
-            with fresh.open("xb") as file:
-                for chunk in folder.chunks(name):
-                    sha.update(chunk)
-                    file.write(chunk)
-            if sha.hexdigest() != self.sha256[number]:
-                raise DataError(
-                    _another(
-                        folder.path(name),
-                        f"sha256 {self.sha256[number]}",
-                        f"sha256 {sha.hexdigest()}",
-                    )
-                )
-            fresh.rename(target)
+            if fetch(folder, shard_name(number), self.sha256[number], target):
+                self._make_room(home, target)
         except FileNotFoundError as error:
-            raise DataError(_gone(folder.path(name))) from error
-        finally:
-            fresh.unlink(missing_ok=True)
+            raise DataError(_gone(self._path(number))) from error
+        return target
 
     def _make_room(self, home: Path, newest: Path) -> None:
         """Delete what was not used for longest; who still reads it keeps it open."""
@@ -223,7 +194,7 @@ def _opened(path: Path, size: int) -> _File:
     with storage_errors(str(path)):
         file = _File(path)
     if file.size != size:
-        raise DataError(_another(str(path), f"{size} bytes", f"{file.size} bytes"))
+        raise DataError(another(str(path), f"{size} bytes", f"{file.size} bytes"))
     with _files_lock:
         _files[path] = file
         while len(_files) > _OPEN_FILES:
@@ -236,35 +207,12 @@ def _folder(location: str) -> Folder:
     return open_folder(location)
 
 
-def _touched(path: Path) -> bool:
-    """Whether the file is there; if so, it is the one that was used last."""
-    try:
-        os.utime(path)
-    except FileNotFoundError:
-        return False
-    return True
-
-
 def _used(path: Path) -> int:
     """When the file was used last; long ago if it has gone."""
     try:
         return path.stat().st_mtime_ns
     except FileNotFoundError:
         return 0
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def _another(path: str, expected: str, found: str) -> str:
-    return (
-        f"{path}: not the shard that the index speaks of, which has {expected}; this one has "
-        f"{found}\nwrite the shards again into a new folder: orchestrator shard"
-    )
 
 
 def _gone(path: str) -> str:

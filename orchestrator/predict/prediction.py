@@ -132,7 +132,9 @@ def predict(
     done = len(job.pictures) - sum(len(_share_of(job, number)) for number in missing)
     on_progress(done)
     make = _in_process if workers == 1 else _on_ray
-    for number in make(job, folder, missing, workers):
+    for number, predictions in make(job, missing, workers):
+        trees = [one.__dict__ for one in predictions]
+        write_atomic(_part(folder, number), json.dumps(trees, allow_nan=False).encode())
         done += len(_share_of(job, number))
         on_progress(done)
     found = [
@@ -153,8 +155,7 @@ def finish(output: Path) -> None:
 def _claim(job: PredictJob, output: Path) -> Path:
     """The folder for the parts of this prediction; it belongs to the one digest it is named by.
 
-    Neither what a cut-off :func:`finish` left behind nor a worker that outlived its killed driver
-    can then slip a part into another prediction.
+    What a cut-off :func:`finish` left behind can then slip no part into another prediction.
     """
     folder = work_folder(output)
     digest = job.digest
@@ -178,21 +179,16 @@ def _share_of(job: PredictJob, number: int) -> Sequence[Picture]:
 
 
 class ShareWorker:
-    """Predicts shares and puts them into the folder; made once in each process."""
+    """Predicts shares; made once in each process."""
 
-    def __init__(
-        self, job: PredictJob, folder: str, accelerator: Accelerator | None = None
-    ) -> None:
+    def __init__(self, job: PredictJob, accelerator: Accelerator | None = None) -> None:
         torch.set_num_threads(job.threads)
         self.job = job
-        self.folder = Path(folder)
         self.network = network_of(job.loaded, None if accelerator is None else accelerator.kind)
 
-    def run(self, number: int) -> int:
-        """Do a share and return its number."""
-        found = [one.__dict__ for one in self._predictions(_share_of(self.job, number))]
-        write_atomic(_part(self.folder, number), json.dumps(found, allow_nan=False).encode())
-        return number
+    def run(self, number: int) -> tuple[int, list[Prediction]]:
+        """Do a share; its number, and what was found in its pictures."""
+        return number, list(self._predictions(_share_of(self.job, number)))
 
     def _predictions(self, pictures: Sequence[Picture]) -> Iterator[Prediction]:
         size = self.job.batch_size
@@ -241,15 +237,16 @@ def kept(key: str, height: int, width: int, found: ImageDetections) -> Predictio
 
 
 def _in_process(
-    job: PredictJob, folder: Path, numbers: Sequence[int], workers: int
-) -> Iterator[int]:
+    job: PredictJob, numbers: Sequence[int], workers: int
+) -> Iterator[tuple[int, list[Prediction]]]:
     if numbers:
-        worker = ShareWorker(job, str(folder))
-        yield from map(worker.run, numbers)
+        yield from map(ShareWorker(job).run, numbers)
 
 
-def _on_ray(job: PredictJob, folder: Path, numbers: Sequence[int], workers: int) -> Iterator[int]:
-    """Share numbers as workers on the cluster finish them."""
+def _on_ray(
+    job: PredictJob, numbers: Sequence[int], workers: int
+) -> Iterator[tuple[int, list[Prediction]]]:
+    """Shares as workers on the cluster finish them."""
     if not numbers:
         return
     # Here, so that one process alone starts without Ray.
@@ -257,20 +254,11 @@ def _on_ray(job: PredictJob, folder: Path, numbers: Sequence[int], workers: int)
     from orchestrator.cluster.survey import Needed
 
     cluster = job.loaded.resolved.experiment.cluster
-    arguments = (job, str(folder.resolve()))
     ends = {job.pictures[0].path, job.pictures[-1].path}
     needed = [
         Needed("images", str(Path(path).absolute())) for path in sorted(ends) if not is_remote(path)
     ]
-    yield from on_workers(
-        cluster,
-        ShareWorker,
-        arguments,
-        numbers,
-        workers=workers,
-        needed=needed,
-        shared=folder.resolve(),
-    )
+    yield from on_workers(cluster, ShareWorker, (job,), numbers, workers=workers, needed=needed)
 
 
 def for_display(

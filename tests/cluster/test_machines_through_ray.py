@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 
 from orchestrator.data.demo.digits import Recipe, build_digits
@@ -75,9 +78,9 @@ def cluster(folder: Path) -> Iterator[list[Machine]]:
 
 
 def begin(
-    machine: Machine, head: Machine, *words: str, **surroundings: str
+    machine: Machine, head: Machine, *words: str, more: str = "", **surroundings: str
 ) -> subprocess.Popen[str]:
-    text = EXPERIMENT.replace("ROOT", "/mnt/data")
+    text = EXPERIMENT.replace("ROOT", "/mnt/data") + more
     (machine.root / "mnt/home/tiny.yaml").write_text(text)
     address = f"cluster.address={head.ray}"
     strategy = "cluster.placement=strict_spread"
@@ -90,10 +93,14 @@ def run_folder(machine: Machine) -> Path:
 
 
 def wait_for_step(process: subprocess.Popen[str], log: Path, step: int) -> None:
+    wait_until(process, lambda: max((e.step for e in read_events(log)), default=0) >= step)
+
+
+def wait_until(process: subprocess.Popen[str], reached: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 300
-    while max((event.step for event in read_events(log)), default=0) < step:
+    while not reached():
         assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline, "the step was not taken"
+        assert time.monotonic() < deadline, "it did not get so far"
         time.sleep(0.05)
 
 
@@ -139,6 +146,80 @@ def test_a_stop_and_a_lost_machine_change_nothing(
         left = {path.name for path in (machine.root / "tmp").iterdir()}
         assert not {name for name in left if name.startswith("orchestrator-run-")}
         assert not run_folder(machine).exists()
+
+
+def test_a_link_between_workers_that_is_cut_is_waited_for(
+    cluster: list[Machine], whole: dict[str, Any]
+) -> None:
+    driver, *workers, _ = cluster
+    log = run_folder(driver) / "events.jsonl"
+    run = begin(driver, driver)
+    wait_for_step(run, log, 6)
+    for worker in workers:
+        worker.set_apart(True)
+    # Ranks that stand still are killed, and the next attempt is begun while the link is cut.
+    time.sleep(20)
+    for worker in workers:
+        worker.set_apart(False)
+    output = finish(run, timeout=300.0)
+    assert "got no further for" in output
+    require_whole(run_folder(driver), whole)
+    attempts = [event.text for event in read_events(log) if event.kind == "resume"]
+    assert len(attempts) == 1, attempts
+
+
+SWEEP = """
+sweep:
+  metric: val/AP
+  trials: 8
+  search: random
+  space: {train.optimizer.lr: {loguniform: [1.0e-4, 1.0e-2]}}
+"""
+
+
+def test_a_sweep_does_without_a_machine_that_is_lost(cluster: list[Machine]) -> None:
+    driver, second, _, spare = cluster
+    spare.join(driver, cpus=2)
+    words = ("cluster.workers=1", "train.epochs=2", "train.evaluate_every_epochs=1")
+    sweep = begin(driver, driver, *words, more=SWEEP)
+    folder = driver.root / "mnt/home/runs/tiny"
+    # All three are at work, and one trial has ended.
+    wait_until(sweep, lambda: len(list(folder.glob("trial-*/result.json"))) >= 1)
+    second.power_off()
+    output = finish(sweep, timeout=600.0)
+    assert "3 at a time" in output
+    tree = json.loads((folder / "sweep.json").read_text())
+    assert [trial["state"] for trial in tree["trials"]] == ["done"] * 8
+    for number in range(8):
+        found = json.loads((folder / f"trial-{number:03d}/result.json").read_text())
+        assert (found["state"], found["steps"]) == ("done", 12)
+        events = read_events(folder / f"trial-{number:03d}/events.jsonl")
+        losses = [event.step for event in events if "train/loss" in event.values]
+        assert losses == list(range(1, 13))
+
+
+def test_predict_does_without_a_machine_that_is_lost(
+    cluster: list[Machine], folder: Path, whole: dict[str, Any]
+) -> None:
+    driver, second, _, spare = cluster
+    spare.join(driver, cpus=2)
+    small = folder / "digits" / "small"
+    small.mkdir()
+    rng = np.random.Generator(np.random.PCG64(1))
+    for number in range(500):
+        pixels = rng.integers(0, 256, (48, 64, 3), np.uint8)
+        assert cv2.imwrite(str(small / f"{number:03d}.png"), pixels)
+    shutil.copytree(folder / "runs" / "tiny", driver.root / "mnt/home/trained")
+    words = ("-m", "orchestrator.cli.main", "predict", "trained", "/mnt/data/small", "--all")
+    alone = driver.start(sys.executable, *words, "--output", "alone.json")
+    finish(alone, timeout=300.0)
+    several = (f"cluster.address={driver.ray}", "--workers", "4")
+    run = driver.start(sys.executable, *words, *several)
+    home = driver.root / "mnt/home"
+    wait_until(run, lambda: len(list(home.glob("predictions.json.parts/*/part-*"))) >= 1)
+    second.power_off()
+    assert "500 images" in finish(run, timeout=300.0)
+    assert (home / "predictions.json").read_bytes() == (home / "alone.json").read_bytes()
 
 
 def test_what_cannot_work_is_refused_before_the_first_step(cluster: list[Machine]) -> None:

@@ -88,8 +88,8 @@ def test_killed_twice_it_ends_as_the_unbroken_one(small_run, images, tmp_path, m
         if len(done) in (1, 3):
             done.append(-1)
             raise KeyboardInterrupt
-        done.append(true(self, number))
-        return number
+        done.append(number)
+        return true(self, number)
 
     monkeypatch.setattr(prediction.ShareWorker, "run", dying)
     arguments = ["predict", str(small_run), str(images), "--output", str(out), "--batch", "4"]

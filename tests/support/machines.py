@@ -39,12 +39,14 @@ class Machine:
         name: of the host.
         address: of its only interface beside the loopback.
         namespace: of its network, as ``ip netns`` names it.
+        hub: the namespace of the bridge that joins them.
         init: the process that ends with it.
     """
 
     name: str
     address: str
     namespace: str
+    hub: str
     init: subprocess.Popen[bytes]
 
     @property
@@ -121,9 +123,10 @@ class Machine:
         self.init.kill()
         self.init.wait()
 
-    def link(self, state: str) -> None:
-        """Set its link ``up`` or ``down``."""
-        _ip("netns", "exec", self.namespace, "ip", "link", "set", "eth0", state)
+    def set_apart(self, apart: bool) -> None:
+        """Let no packet pass between it and others that are set apart; all else passes."""
+        port, state = f"p{self.name[1:]}", "on" if apart else "off"
+        _ip("-n", self.hub, "link", "set", port, "type", "bridge_slave", "isolated", state)
 
 
 @contextmanager
@@ -177,7 +180,7 @@ def _machine(folder: Path, data: Path, number: int, mark: str, hub: str, hosts: 
     """
     enter = ["ip", "netns", "exec", namespace, "unshare", "-m", "-u", "-p", "-f", "--mount-proc"]
     init = subprocess.Popen([*enter, "sh", "-c", script], start_new_session=True)
-    machine = Machine(name, address, namespace, init)
+    machine = Machine(name, address, namespace, hub, init)
     deadline = time.monotonic() + 20
     while True:
         with suppress(OSError, IndexError):

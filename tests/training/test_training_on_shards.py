@@ -248,7 +248,7 @@ def test_a_node_keeps_no_more_than_it_needs_and_trusts_nothing(
     folder = open_folder(bucket)
     other = folder.read(shard_name(1))
     folder.write(shard_name(0), other)
-    with pytest.raises(DataError, match=r"shard-00000.parquet: not the shard that the index"):
+    with pytest.raises(DataError, match=r"shard-00000.parquet: not the one that the index"):
         shards.read(0)
     folder.remove(shard_name(0))
     with pytest.raises(DataError, match=r"shard-00000.parquet: the shard is missing"):

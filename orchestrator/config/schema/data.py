@@ -258,10 +258,10 @@ class DataConfig(Settings):
                 ]
             )
         visits = self.sources or self.weight != 1.0 or self.repeat_threshold is not None
-        if self.order == "computed" and (visits or self.window is not None):
+        if self.order == "computed" and visits:
             message = (
-                "data.order: computed visits every image once and mixes all; leave it out, or "
-                "data.window, data.sources, data.weight and data.repeat_threshold"
+                "data.order: computed visits every image once; leave it out, or data.sources, "
+                "data.weight and data.repeat_threshold"
             )
             refuse([Conflict("order", message)])
         if self.sources and self.train.shards is not None:

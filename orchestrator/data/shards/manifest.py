@@ -20,7 +20,7 @@ from orchestrator.data.dataset import Dataset
 from orchestrator.data.label_map import LabelMap
 from orchestrator.data.sharded_images import ShardedImages
 from orchestrator.errors import DataError
-from orchestrator.storage.folders import Folder, storage_errors
+from orchestrator.storage.folders import LocalFolder, storage_errors
 
 #: Columns that shards and manifest share.
 ROW_FIELDS = (
@@ -91,8 +91,8 @@ def encode(
     return sink.getvalue()
 
 
-def open_manifest(folder: Folder, sha256: str) -> pa.RecordBatch | None:
-    """The columns of the manifest in a folder, mapped where it is a local one.
+def open_manifest(folder: LocalFolder, sha256: str) -> pa.RecordBatch | None:
+    """The columns of the manifest in a folder, mapped.
 
     Returns:
         None when the file is not the one with this SHA-256, in hex.
@@ -105,19 +105,14 @@ def open_manifest(folder: Folder, sha256: str) -> pa.RecordBatch | None:
     sha = hashlib.sha256()
     try:
         with storage_errors(place):
-            if folder.local is not None:
-                # Read, not mapped: what has been mapped counts as this process's memory.
-                for chunk in folder.chunks(MANIFEST):
-                    sha.update(chunk)
-                buffer = pa.memory_map(str(folder.local / MANIFEST))
-            else:
-                buffer = pa.py_buffer(folder.read(MANIFEST))
-                sha.update(buffer)
+            # Read, not mapped: what has been mapped counts as this process's memory.
+            for chunk in folder.chunks(MANIFEST):
+                sha.update(chunk)
     except FileNotFoundError as error:
         raise DataError(f"{place}: missing\nrun orchestrator shard again") from error
     if sha.hexdigest() != sha256:
         return None
-    return pa.ipc.open_file(buffer).get_batch(0)
+    return pa.ipc.open_file(pa.memory_map(str(folder.local / MANIFEST))).get_batch(0)
 
 
 def decode(

@@ -23,21 +23,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from orchestrator.data.columns import (
-    INDEX,
-    MANIFEST,
-    OF_DATASET,
-    OF_SHARDS,
-    ManifestFile,
-    read_columns,
-)
+from orchestrator.data.columns import INDEX, MANIFEST, OF_SHARDS, ManifestFile
 from orchestrator.data.dataset import Dataset
 from orchestrator.data.findings import ReadResult
 from orchestrator.data.label_map import LabelMap
 from orchestrator.data.sharded_images import ShardedImages, shard_name
 from orchestrator.data.shards.manifest import decode, encode, open_manifest
 from orchestrator.errors import DataError
-from orchestrator.storage.folders import Folder, open_folder
+from orchestrator.storage.folders import Folder, LocalFolder, open_folder
 
 FORMAT = 1
 
@@ -223,16 +216,15 @@ def _require_files(folder: Folder, index: Index) -> None:
 
 
 def _dataset(folder: Folder, index: Index, cache: str | None) -> Dataset:
-    place = folder.path(MANIFEST)
-    batch = open_manifest(folder, index.manifest_sha256)
-    if batch is None:
+    sha256, place = index.manifest_sha256, folder.path(MANIFEST)
+    # One in a bucket is compared as it is fetched.
+    if isinstance(folder, LocalFolder) and open_manifest(folder, sha256) is None:
         raise DataError(f"{place}: does not match its digest\nrun orchestrator shard again")
-    manifest = None
-    if folder.local is None:
-        columns = read_columns(batch, {**OF_DATASET, **OF_SHARDS})
-    else:
-        manifest = ManifestFile(str(folder.local), index.manifest_sha256)
+    manifest = ManifestFile(folder.location, sha256, cache)
+    try:
         columns = manifest.columns()
+    except FileNotFoundError as error:
+        raise DataError(f"{place}: missing\nrun orchestrator shard again") from error
     places = {name: columns[name] for name in OF_SHARDS}
     shards = ShardedImages(
         location=folder.location,

@@ -41,6 +41,10 @@ class SampleIds:
         passed = np.searchsorted(self._before, places, side="right")
         return int(places + passed) if isinstance(places, int) else places + passed
 
+    def before(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        """How many that take part lie before indices of the data set."""
+        return indices - np.searchsorted(self.left_out, indices)
+
     @cached_property
     def _before(self) -> NDArray[np.int64]:
         """How many that take part lie before each that does not."""

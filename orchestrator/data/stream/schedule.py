@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.data.counter_rng import Domain, uniforms, words
-from orchestrator.data.stream.permutation import permuted
+from orchestrator.data.stream.permutation import mixed_within, permuted
 from orchestrator.data.stream.sampling import SampleIds, visits_of
 from orchestrator.errors import ConfigError, DataError
 
@@ -110,6 +110,18 @@ def _cached_places(
     return permutation, visits
 
 
+@lru_cache(maxsize=4)
+def _laid_out_shards(schedule: Schedule, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Shards in the order of an epoch: (s,) first position of each, and (s,) first place."""
+    bounds, ids = schedule.bounds, schedule.sample_ids
+    assert bounds is not None, "there is a window"
+    starts = ids.before(bounds) if isinstance(ids, SampleIds) else np.searchsorted(ids, bounds)
+    keys = words(schedule.seed, Domain.SHARDS, epoch=epoch, count=len(bounds) - 1)
+    sequence = np.argsort(keys, kind="stable")
+    sizes = np.diff(starts)[sequence]
+    return starts[:-1][sequence], np.cumsum(sizes) - sizes
+
+
 @dataclass(frozen=True, eq=False)
 class Schedule:
     """The training samples of every step of a run.
@@ -126,7 +138,7 @@ class Schedule:
         factors: (n,) float64 mean visits of each sample in an epoch; None for one visit each. See
             :mod:`orchestrator.data.stream.sampling`.
         computed: the order is computed place by place, so that no process holds it; another order
-            than otherwise. Not with a window or factors.
+            than otherwise. Not with factors.
         window: samples that are mixed with each other; None for all.
         bounds: (s + 1,) int64 first data-set index of each shard, and of what follows the last;
             None without shards.
@@ -240,7 +252,7 @@ class Schedule:
         """The order of ``positions`` among ``sample_ids``, never decreasing; None for all."""
         n = len(self.sample_ids) if positions is None else len(positions)
         if self.computed:
-            return permuted(self.seed, epoch, n, np.arange(n))
+            return self._computed(epoch, np.arange(n))
         if self.window is None or self.bounds is None:
             return order(self.seed, epoch, n)
         samples = np.asarray(self.sample_ids)
@@ -248,13 +260,22 @@ class Schedule:
         shard = np.searchsorted(self.bounds, samples, side="right")
         return windowed_order(self.seed, epoch, shard, self.window)
 
+    def _computed(self, epoch: int, places: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The positions among ``sample_ids`` that some places of an epoch take."""
+        n = len(self.sample_ids)
+        if self.window is None or self.bounds is None or self.window >= n:
+            return permuted(self.seed, epoch, n, places)
+        first, laid_out = _laid_out_shards(self, epoch)
+        mixed = mixed_within(self.seed, epoch, n, self.window, places)
+        shard = np.searchsorted(laid_out, mixed, side="right") - 1
+        return first[shard] + mixed - laid_out[shard]
+
     def samples(self, step: int) -> NDArray[np.int64]:
         """(B,) int64 data-set indices of the images of ``step``."""
         first = self._first_place(step)
         if self.computed:
             places = np.arange(first, first + self.batch_size)
-            epoch, n = self.epoch_of(step), len(self.sample_ids)
-            return self.sample_ids[permuted(self.seed, epoch, n, places)]
+            return self.sample_ids[self._computed(self.epoch_of(step), places)]
         return self.sample_ids[self._order(step)[first : first + self.batch_size]]
 
     def canvas(self, step: int) -> int:
@@ -282,13 +303,15 @@ class Schedule:
         """
         if self.window is None or self.bounds is None:
             return self.sample_ids
-        places = self._order(step)
-        n = len(places)
+        n = len(self.sample_ids) if self.computed else len(self._order(step))
         if self.window >= n:
             return self.sample_ids
         middle = self._first_place(step) + self.batch_size // 2
         first = min(max(middle - self.window // 2, 0), n - self.window)
-        return self.sample_ids[places[first : first + self.window]]
+        if self.computed:
+            places = np.arange(first, first + self.window)
+            return self.sample_ids[self._computed(self.epoch_of(step), places)]
+        return self.sample_ids[self._order(step)[first : first + self.window]]
 
     @property
     def shards_in_reach(self) -> int | None:

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.config.schema import DataConfig, SplitConfig
-from orchestrator.data.stream.permutation import permuted
+from orchestrator.data.stream.permutation import mixed_within, permuted
+from orchestrator.data.stream.sampling import SampleIds
 from orchestrator.data.stream.schedule import Schedule
 
 
@@ -84,6 +85,53 @@ def test_a_step_of_a_billion_images_takes_no_memory() -> None:
     found = permuted(1, 2, 10**9, places)
     assert len(set(found.tolist())) == 64
     assert found.max() < 10**9
+
+
+@given(seed=st.integers(0, 2**64 - 1), n=st.integers(1, 200), window=st.integers(1, 260))
+def test_a_window_is_a_permutation_that_moves_nothing_far(seed: int, n: int, window: int) -> None:
+    whole = mixed_within(seed, 4, n, window, np.arange(n))
+    assert sorted(whole.tolist()) == list(range(n))
+    assert np.abs(whole - np.arange(n)).max() < max(1, window)
+    some = np.arange(n)[:: max(1, n // 7)]
+    assert mixed_within(seed, 4, n, window, some).tolist() == whole[some].tolist()
+
+
+def test_a_window_has_no_border_that_nothing_crosses_and_no_block_like_another() -> None:
+    n, window = 4000, 40
+    whole = mixed_within(1, 0, n, window, np.arange(n))
+    # At every place but the ends something comes from before and goes behind it.
+    reach = np.maximum.accumulate(whole)
+    assert (reach[:-1] > np.arange(n - 1)).mean() > 0.99
+    blocks = (whole - np.arange(n)).reshape(-1, window)
+    assert len(np.unique(blocks, axis=0)) == len(blocks)
+    assert whole.tolist() != mixed_within(1, 1, n, window, np.arange(n)).tolist()
+
+
+@pytest.mark.parametrize("without_table", [False, True])
+def test_a_computed_window_reads_shard_after_shard(without_table: bool) -> None:
+    left_out = np.array([0, 5, 6, 41])
+    ids = np.setdiff1d(np.arange(100), left_out)
+    plan = Schedule(
+        seed=3,
+        sample_ids=SampleIds(100, left_out) if without_table else ids,
+        batch_size=4,
+        epochs=2,
+        window=12,
+        bounds=np.array([0, 5, 7, 30, 60, 100]),
+        computed=True,
+    )
+    for epoch in range(2):
+        whole = ids[plan.order(epoch)]
+        assert sorted(whole.tolist()) == ids.tolist()
+        steps = [plan.samples(epoch * 24 + step) for step in range(24)]
+        assert np.concatenate(steps).tolist() == whole.tolist()
+        # A window's length from its first image to its last one, a shard has all of its images.
+        shard = np.searchsorted(plan.bounds, whole, side="right")
+        for number in np.unique(shard):
+            places = np.flatnonzero(shard == number)
+            assert np.ptp(places) < len(places) + 2 * 12
+        partners = plan.partners(epoch * 24 + 10)
+        assert np.asarray(partners).tolist() == whole[36:48].tolist()
 
 
 def test_visits_that_are_not_one_each_are_refused() -> None:
