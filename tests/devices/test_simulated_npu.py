@@ -92,25 +92,26 @@ def test_nothing_waits_and_every_operator_is_ascends(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_every_variant_with_every_optimizer(optimizer: str) -> None:
-    cases = [{"fields": fields_of(variant), "optimizer": optimizer} for variant in OWN]
-    for variant, result in zip(OWN, in_a_process(cases), strict=True):
-        print(variant)
+@pytest.mark.parametrize("variant", OWN)
+def test_every_variant_with_every_optimizer(variant: str) -> None:
+    fields = fields_of(variant)
+    for result in in_a_process([{"fields": fields, "optimizer": one} for one in ("sgd", "adamw")]):
         assert_like_the_cpu(result)
+        assert result["detections"] > 0
         assert_nothing_waits(result)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("card", "precision"), [("Ascend910A", "fp16"), ("Ascend910B2", "bf16")])
-def test_a_card_computes_in_half_precision(card: str, precision: str) -> None:
-    cases = [
-        {"fields": fields_of(variant), "optimizer": "sgd", "precision": "auto"}
-        for variant in SMALLEST
-    ]
-    for result in in_a_process(cases, card=card):
-        assert result["precision"] == precision
-        assert_nothing_waits(result)
+@pytest.mark.parametrize("variant", SMALLEST)
+def test_a_card_computes_in_half_precision(variant: str, card: str, precision: str) -> None:
+    case = {"fields": fields_of(variant), "optimizer": "sgd", "precision": "auto"}
+    (result,) = in_a_process([case], card=card)
+    assert result["precision"] == precision
+    # Ahead of the first update, which fp16 begins by leaving out; 8 bits of mantissa in bf16.
+    single, half = result["losses"][0]
+    assert half["loss"] == pytest.approx(single["loss"], rel=0.02)
+    assert_nothing_waits(result)
 
 
 @pytest.mark.slow
