@@ -377,6 +377,7 @@ def _train(
         prefetch=experiment.data.prefetch,
         tasks=tasks,
         worker_cpus=placement.busy_cpus,
+        any_node=experiment.data.tasks_on == "any_node",
     )
 
     def ask_to_stop() -> None:

@@ -55,6 +55,7 @@ NOT_IDENTITY = (
     "data.root",  # The data's digest is part of the identity, the place it lies at is not.
     "data.prefetch",
     "data.tasks",
+    "data.tasks_on",
     "data.cache",
     "data.keep_decoded",
     "data.follow_links",

@@ -180,6 +180,9 @@ class DataConfig(Settings):
         tasks: tasks that read and augment for a worker at a time, on its own node while that has
             CPUs for them; ``auto`` for its part of the cores that the node's workers leave free,
             two at least.
+        tasks_on: ``own_node``, so that no batch crosses the network while that node has CPUs; or
+            ``any_node``, which takes nodes without workers as readers. ``auto`` then counts the
+            free cores of all.
         window: with shards, images among which the order of an epoch is mixed, so that shards are
             read one after the other; null mixes all, as without shards. See docs/data.md.
         order: of an epoch: ``sorted`` sorts a random word of each image, which takes 8 bytes an
@@ -212,6 +215,7 @@ class DataConfig(Settings):
     follow_links: bool = False
     prefetch: Count = 4
     tasks: Count | Literal["auto"] = "auto"
+    tasks_on: Literal["own_node", "any_node"] = "own_node"
     window: Count | None = None
     order: Literal["sorted", "computed"] = "sorted"
     cache: Folder | None = None

@@ -20,7 +20,7 @@ from __future__ import annotations
 import json
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import fields
 from functools import lru_cache, partial
@@ -80,7 +80,7 @@ class RayStream:
         prefetch: batches that a segment holds at least.
         tasks: map tasks that work at a time for this rank on a node.
         task_cpus: logical CPUs of one such task.
-        node: id of the node that tasks run on while it has CPUs for them; None for any.
+        node: id of the node that tasks run on while it has CPUs for them; None for all in turn.
         allocate: makes the arrays of batches, into which they are copied from shared memory.
         plan_ref: what is in which batch, in the object store.
         name: of this stream, like no other's.
@@ -211,7 +211,7 @@ class RayStream:
         On a node whose CPUs are all reserved tasks would wait for ever, so they go elsewhere then.
         """
         if self.node is None:
-            return {}
+            return {"scheduling_strategy": "SPREAD"}
         here: dict[str, str] = {_NODE_LABEL: self.node}
         return {"label_selector": here, "fallback_strategy": [{"label_selector": {}}]}
 
@@ -245,6 +245,7 @@ class ScheduledDataConfig(ray.train.DataConfig):  # type: ignore[misc]  # Ray is
         tasks: int | None = None,
         task_cpus: float = 0.25,
         worker_cpus: float = 1.0,
+        any_node: bool = False,
     ) -> None:
         """Put ``plan`` into the object store; Ray must have been initialised.
 
@@ -257,6 +258,7 @@ class ScheduledDataConfig(ray.train.DataConfig):  # type: ignore[misc]  # Ray is
             task_cpus: logical CPUs of one task. The cluster must have a few to spare for each
                 worker, or training waits for its first batch for ever.
             worker_cpus: cores that a worker keeps busy.
+            any_node: tasks run on all nodes in turn, and not on that of their worker.
         """
         # Named data sets are only split on request; without, no rank waits for the others here.
         super().__init__(datasets_to_split=[])
@@ -266,6 +268,7 @@ class ScheduledDataConfig(ray.train.DataConfig):  # type: ignore[misc]  # Ray is
         self._tasks = tasks
         self._task_cpus = task_cpus
         self._worker_cpus = worker_cpus
+        self._any_node = any_node
         height, width = plan.input_size
         self._image_bytes = height * width * 3
         self._batch_size = plan.schedule.batch_size
@@ -286,7 +289,6 @@ class ScheduledDataConfig(ray.train.DataConfig):  # type: ignore[misc]  # Ray is
         nodes: list[str | None] = [None] * world_size
         if worker_node_ids is not None:
             nodes = list(worker_node_ids)
-        resources = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
         task_bytes = max(
             min(TASK_IMAGES * self._image_bytes, TASK_BYTES),
             self._batch_size // world_size * self._image_bytes,
@@ -297,38 +299,41 @@ class ScheduledDataConfig(ray.train.DataConfig):  # type: ignore[misc]  # Ray is
                 rank=rank,
                 world=world_size,
                 prefetch=self._prefetch,
-                tasks=self._tasks
-                or free_tasks(
-                    {} if node is None else resources.get(node, {}),
-                    workers=nodes.count(node),
-                    worker_cpus=self._worker_cpus,
-                    task_bytes=task_bytes,
-                ),
+                tasks=self._tasks or self._free_tasks(node, nodes, task_bytes),
                 task_cpus=self._task_cpus,
-                node=node,
+                node=None if self._any_node else node,
             )
             for rank, node in enumerate(nodes)
         )
         return [dict.fromkeys(datasets, stream) for stream in streams]
 
+    def _free_tasks(self, node: str | None, nodes: Sequence[str | None], task_bytes: int) -> int:
+        """Map tasks of a worker on ``node``, one of the ``nodes`` of all workers."""
+        resources = {one["NodeID"]: one["Resources"] for one in ray.nodes() if one["Alive"]}
+        own = resources.get(node or "", {})
+        cpus = own.get("CPU", 0.0) / nodes.count(node)
+        if self._any_node:
+            cpus = sum(one.get("CPU", 0.0) for one in resources.values()) / len(nodes)
+        return free_tasks(
+            cpus - self._worker_cpus,
+            # What is made on other nodes is fetched into it as well.
+            own.get("object_store_memory", 0.0) / nodes.count(node),
+            task_bytes=task_bytes,
+        )
 
-def free_tasks(
-    resources: Mapping[str, float], *, workers: int, worker_cpus: float, task_bytes: int
-) -> int:
-    """Map tasks of one of the workers on a node: its part of the cores that they leave free.
+
+def free_tasks(cpus: float, store: float, *, task_bytes: int) -> int:
+    """Map tasks of one worker: as many as there are cores for.
 
     Two at least, as many as a worker waits for on a small node; and no more than the object store
     has room for, twice over: what they make is there until it is taken.
 
     Args:
-        resources: of the node, as Ray counts them.
-        workers: on it.
-        worker_cpus: cores that each keeps busy.
+        cpus: that are free for this worker's tasks.
+        store: bytes of its node's object store for this worker.
         task_bytes: that a task makes at most.
     """
-    free = resources.get("CPU", 0.0) - workers * worker_cpus
-    room = resources.get("object_store_memory", 0.0) / (2 * task_bytes)
-    return max(MIN_TASKS, int(min(free, room) / max(workers, 1)))
+    return max(MIN_TASKS, int(min(cpus, store / (2 * task_bytes))))
 
 
 @lru_cache(maxsize=2)

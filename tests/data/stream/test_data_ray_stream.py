@@ -431,8 +431,26 @@ def test_data_tasks_import_neither_torch_nor_a_detector() -> None:
 def test_tasks_take_the_cores_that_workers_leave(
     cpus: int, workers: int, busy: float, store: int, tasks: int
 ) -> None:
-    node = {"CPU": float(cpus), "object_store_memory": float(store)}
-    assert tasks == free_tasks(node, workers=workers, worker_cpus=busy, task_bytes=128 << 20)
+    share = cpus / workers - busy
+    assert tasks == free_tasks(share, store / workers, task_bytes=128 << 20)
+
+
+@pytest.mark.parametrize(("any_node", "tasks"), [(False, [7, 7, 31]), (True, [15, 15, 15])])
+def test_tasks_may_take_the_cores_of_nodes_without_workers(
+    plan: BatchPlan, monkeypatch: pytest.MonkeyPatch, any_node: bool, tasks: list[int]
+) -> None:
+    def node(name: str, cpus: float, *, alive: bool = True) -> dict[str, Any]:
+        resources = {"CPU": cpus, "object_store_memory": float(64 << 30)}
+        return {"NodeID": name, "Alive": alive, "Resources": resources}
+
+    nodes = [node("a", 16), node("b", 32), node("gone", 99, alive=False)]
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    monkeypatch.setattr(ray, "put", lambda value: value)
+    config = ScheduledDataConfig(plan, any_node=any_node)
+    found = config.configure({"train": None}, 3, None, ["a", "a", "b"])
+    assert [one["train"].tasks for one in found] == tasks
+    where = {"scheduling_strategy": "SPREAD"}
+    assert all((one["train"]._where() == where) == any_node for one in found)
 
 
 @pytest.mark.ray
