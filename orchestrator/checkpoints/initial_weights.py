@@ -27,6 +27,7 @@ from orchestrator.checkpoints.manifest import MANIFEST_NAME, verify
 from orchestrator.checkpoints.published import local_path
 from orchestrator.checkpoints.source import checkpoint_of, weights_errors
 from orchestrator.config.schema import Experiment
+from orchestrator.data.files import open_regular
 from orchestrator.data.label_map import LabelMap
 from orchestrator.errors import DataError, StorageError
 from orchestrator.storage.local import LocalStorage
@@ -240,7 +241,7 @@ def _compare(there: Sequence[str] | None, here: Sequence[str]) -> list[str]:
 
 def _sha256(path: Path) -> str:
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         while chunk := file.read(2**20):
             digest.update(chunk)
     return digest.hexdigest()

@@ -91,13 +91,18 @@ def checkpoint_of(path: Path, *, step: int | None = None) -> Path:
 
 
 def require_there(path: Path) -> None:
-    """Raise unless a path exists, with the nearest one that does.
+    """Raise unless a path is a file or a folder, with the nearest one that is there.
 
     Raises:
-        StorageError: it does not.
+        StorageError: it is not.
     """
-    if path.exists():
+    if path.is_file() or path.is_dir():
         return
+    if path.exists():
+        raise StorageError(
+            f"{path}: is neither a file nor a folder\n"
+            "name a run folder, a checkpoint folder or a file of weights"
+        )
     siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
     guess = nearest(path.name, siblings)
     hint = f"; did you mean {path.parent / guess}?" if guess else ""

@@ -52,13 +52,14 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--sheets", action="store_true", help="contact sheets of 24 as well")
     arguments = parser.parse_args(argv)
 
+    from orchestrator.data.files import read_text_bytes
     from orchestrator.data.readers.coco import read_coco
     from orchestrator.data.readers.paths import ReadRules
     from orchestrator.pages.drawing import DISPLAY_LIMIT, DISPLAY_SCORE
     from orchestrator.predict.draw_predictions import Truth, draw_predictions, read_seed_json
 
     try:
-        tree = json.loads(arguments.predictions.read_bytes())
+        tree = json.loads(read_text_bytes(arguments.predictions))
     except (OSError, ValueError) as error:
         raise DataError(f"{arguments.predictions}: cannot be read as JSON ({error})") from error
     found, label_map = read_seed_json(tree, arguments.predictions)

@@ -36,6 +36,8 @@ log = logging.getLogger(__name__)
 
 #: Seconds in which a cluster has to accept a connection, and then to say a word.
 ANSWER_SECONDS = 5.0
+#: Of Ray's own, where an address names none.
+_PORTS = {"ray": 10001}
 #: Failed questions after which a cluster is gone, and seconds for leaving one that is.
 _FAILURES, _LEAVE_SECONDS = 3, 10.0
 #: Length of a socket's path that Linux allows (sun_path of unix(7), less the zero at its end).
@@ -243,7 +245,7 @@ def require_answer(address: str) -> str | None:
     scheme, _, rest = address.rpartition("://")
     try:
         parts = urlsplit(f"//{rest}")
-        host, port = parts.hostname, parts.port
+        host, port = parts.hostname, parts.port or _PORTS.get(scheme)
     except ValueError as error:
         return str(error)
     if scheme not in ("", "ray") or host is None or port is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from pathlib import Path
@@ -21,7 +22,7 @@ def open_regular(path: Path) -> BinaryIO:
         ValueError: the path holds a null byte.
     """
     if not stat.S_ISREG(path.stat().st_mode):
-        raise OSError("not a file")
+        raise OSError(errno.EINVAL, "not a file", str(path))
     return path.open("rb")
 
 

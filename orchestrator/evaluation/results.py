@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.data.dataset import Dataset
+from orchestrator.data.files import read_text_bytes
 from orchestrator.data.findings import Problems
 from orchestrator.data.label_map import LabelMap
 from orchestrator.data.readers.coco_tables import Table, describe, positions_in
@@ -142,7 +143,7 @@ def read_results(path: Path, dataset: Dataset, *, label_map: LabelMap | None = N
 
 def _load(path: Path) -> list[Any]:
     try:
-        tree = json.loads(path.read_bytes())
+        tree = json.loads(read_text_bytes(path))
     except OSError as error:
         raise DataError(
             f"{path}: cannot be read ({error.strerror}); name a results file"

@@ -15,6 +15,8 @@ from orchestrator.errors import ConfigError, StorageError
 
 #: Of the object stores.
 SCHEMES: Final = ("s3", "gs")
+#: Option of an address of Google's store, and seconds where it says nothing.
+_PATIENCE, _PATIENCE_SECONDS = "retry_limit_seconds", 10
 #: Part of the name of whatever is still being written or deleted, followed by 32 hex digits.
 TEMPORARY: Final = ".tmp-"
 
@@ -114,12 +116,23 @@ def open_store(uri: str) -> tuple[Any, str]:
 
     plain = Place.of(uri).plain
     try:
-        filesystem, path = pyarrow.fs.FileSystem.from_uri(uri)
+        filesystem, path = pyarrow.fs.FileSystem.from_uri(_with_patience(uri))
     except pyarrow.ArrowInvalid as error:
         raise ConfigError(f"{plain}: its options cannot be used ({error})") from error
     except OSError as error:
         raise unreachable(plain, error) from error
     return filesystem, path
+
+
+def _with_patience(uri: str) -> str:
+    """The URI with a limit on how long a store that does not answer is asked again.
+
+    Google's client would be silent for 15 minutes without network or credentials, Amazon's for 6 s.
+    """
+    place = Place.of(uri)
+    if place.scheme != "gs" or _PATIENCE in place.options:
+        return uri
+    return f"{uri}{'&' if place.options else '?'}{_PATIENCE}={_PATIENCE_SECONDS}"
 
 
 def unreachable(place: str, error: OSError) -> StorageError:

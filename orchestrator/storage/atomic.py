@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import uuid
 from pathlib import Path
@@ -21,6 +22,9 @@ def write_atomic(path: Path, data: bytes | memoryview) -> None:
         OSError: nothing was replaced.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        # As root even /dev/null could be replaced, and everybody's output would fill the file.
+        raise OSError(errno.EEXIST, "a pipe or a device, which no file replaces", str(path))
     # Names of their own keep two writers apart; the last rename wins.
     # A name may be as long as the file system allows, so the temporary one has only its beginning.
     start = path.name.encode("utf-8", "surrogateescape")[:_KEPT_BYTES].decode("utf-8", "ignore")

@@ -11,6 +11,7 @@ import pyarrow.fs
 import pytest
 
 from orchestrator.errors import ConfigError, SecurityError, StorageError
+from orchestrator.storage.address import open_store
 from orchestrator.storage.bucket import ObjectStorage, open_storage
 from orchestrator.storage.local import CHUNK_BYTES, LocalStorage, Storage, temporary
 
@@ -225,3 +226,15 @@ class TestLocations:
     def test_unknown_options_are_refused(self) -> None:
         with pytest.raises(ConfigError, match="Unexpected query parameter"):
             open_storage("s3://bucket/x?colour=red&region=us-east-1")
+
+
+@pytest.mark.parametrize(
+    ("uri", "limit"),
+    [("gs://b/x", 10), ("gs://b/x?scheme=http", 10), ("gs://b/x?retry_limit_seconds=40", 40)],
+)
+def test_a_store_of_google_that_does_not_answer_is_given_up(uri: str, limit: int) -> None:
+    filesystem, path = open_store(uri)
+    assert path == "b/x"
+    # What pickling takes along are all of its options.
+    options = filesystem.__reduce__()[1][0]
+    assert options["retry_time_limit"].total_seconds() == limit

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.config.resolve import ResolvedExperiment, load_experiment
+from orchestrator.data.files import read_text_bytes
 from orchestrator.errors import ConfigError, StorageError, nearest
 from orchestrator.evaluation.coco import METRICS
 from orchestrator.runs.identity import Identity, config_digest, recorded_identity
@@ -194,7 +195,7 @@ def _folders(path: Path) -> list[Path]:
 
 def _read_result(path: Path) -> dict[str, Any]:
     try:
-        tree = json.loads(path.read_text("utf-8"))
+        tree = json.loads(read_text_bytes(path))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
