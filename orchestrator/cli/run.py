@@ -53,9 +53,11 @@ def main(argv: Sequence[str]) -> int:
         sys.stdout.write(print_config(resolved))
         return 0
     from orchestrator.storage.run_files import RESULT, SWEEP_RESULT
+    from orchestrator.training.interrupt import stopping_at_once
 
     sweep = resolved.experiment.sweep is not None
-    with json_output(arguments.json) as emit:
+    # What follows imports for seconds.
+    with stopping_at_once(), json_output(arguments.json) as emit:
         if sweep:
             from orchestrator.sweeps.driver import drive_sweep, folder_of_sweep
 

@@ -12,6 +12,7 @@ import os
 import secrets
 import shlex
 import shutil
+import signal
 import socket
 import stat
 import sys
@@ -19,12 +20,13 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 from urllib.parse import urlsplit
 
 import ray
 from ray._common.network_utils import build_address
-from ray._private import services
+from ray._private import services, utils
 from typing_extensions import Self
 
 from orchestrator.cluster.nodes import alive_nodes
@@ -175,6 +177,36 @@ def _own_sessions() -> Iterator[None]:
         services.ConsolePopen = started
 
 
+@contextmanager
+def _own_handler() -> Iterator[None]:
+    """Keep this process's answer to SIGTERM, where it has one, and give it once Ray has started.
+
+    Ray sets one that ends the process with 1 or 15, and its core another one below Python's, which
+    prints the stack and aborts the process three seconds later. What is raised while Ray starts is
+    lost in places.
+    """
+    answer = signal.getsignal(signal.SIGTERM)
+    if not callable(answer) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    noted: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        signal.alarm(0)
+        noted.append(number)
+
+    sets = utils.set_sigterm_handler
+    utils.set_sigterm_handler = lambda handler: None
+    signal.signal(signal.SIGTERM, note)
+    try:
+        yield
+    finally:
+        utils.set_sigterm_handler = sets
+        signal.signal(signal.SIGTERM, answer)
+        if noted:
+            answer(signal.SIGTERM, None)
+
+
 def _join(address: str, key: str) -> None:
     """Connect to a cluster.
 
@@ -185,8 +217,11 @@ def _join(address: str, key: str) -> None:
     silence = require_answer(address)
     if silence is None:
         try:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+            with _own_handler():
+                ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
             return
+        except PreemptedError:
+            raise
         except Exception as error:
             silence = _first_line(error)
     raise ConfigError(
@@ -202,7 +237,7 @@ def _start(cpus: int) -> None:
     # Ray hands its workers' command to a shell, with every word quoted but the first.
     python = shlex.quote(sys.executable)
     try:
-        with _own_sessions():
+        with _own_sessions(), _own_handler():
             ray.init(
                 address="local",
                 num_cpus=cpus,
@@ -213,6 +248,8 @@ def _start(cpus: int) -> None:
                 labels={_OWN: "true"},
                 runtime_env=None if python == sys.executable else {"py_executable": python},
             )
+    except PreemptedError:
+        raise
     except Exception as error:
         raise ConfigError(
             f"Ray cannot start on this machine: {_first_line(error)}. Next: look into "

@@ -182,7 +182,8 @@ class StopWish:
             self._file.unlink(missing_ok=True)
         # After that: whoever asks sets it first.
         self.check()
-        self._begun_at = self._log.stat().st_size if self._log.exists() else 0
+        for event in read_events(self._log, self._begun_at):
+            self._begun_at = event.end
 
     def check(self) -> None:
         """Raise :class:`PreemptedError` if somebody has asked to stop."""

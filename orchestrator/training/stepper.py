@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -26,12 +26,14 @@ from orchestrator.training.collective import Collective
 from orchestrator.training.ema import WeightAverage
 from orchestrator.training.feeding import Inputs, inputs_of
 from orchestrator.training.gradients import Gradients
-from orchestrator.training.graph import LossGraph
 from orchestrator.training.optim import build_optimizer
 from orchestrator.training.ordered_sum import OrderedSum
 from orchestrator.training.saved_tensors import SavedTensors
 from orchestrator.training.shards import Shards, shards_of
 from orchestrator.training.update import DeviceUpdate, HostUpdate, Numbers, Update, Updated
+
+if TYPE_CHECKING:
+    from orchestrator.training.graph import LossGraph
 
 
 @dataclass(frozen=True)
@@ -176,7 +178,12 @@ class Stepper:
         self._wishes = torch.tensor([[0.0], [1.0]], device=collective.device).unbind()
         self._begun = 0
         #: What forward pass and losses were compiled to; None where they are not.
-        self.graph = LossGraph(model, accelerator) if config.compile == "graph" else None
+        self.graph: LossGraph | None = None
+        if config.compile == "graph":
+            # The compiler takes seconds to load, in every process that knows of steps.
+            from orchestrator.training.graph import LossGraph
+
+            self.graph = LossGraph(model, accelerator)
         updated = Updated(
             optimizer=self.optimizer,
             scaler=self.scaler,

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -50,6 +54,16 @@ def test_options_and_overrides_stand_in_any_order(words, capsys):
 
 def test_actions_below_a_verb_take_any_order_too(capsys):
     assert main(["config", "show-schedule", RECIPE, "--images", "64", "train.epochs=2"]) == 0
+
+
+def test_a_run_that_is_stopped_while_it_imports_ends_with_75(monkeypatch, capsys):
+    stopped = SimpleNamespace(
+        folder_of=lambda experiment: Path("runs"),
+        drive=lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM),
+    )
+    monkeypatch.setitem(sys.modules, "orchestrator.runs.driver", stopped)
+    assert main(["run", RECIPE]) == 75
+    assert "asked to stop while nothing was being trained" in capsys.readouterr().err
 
 
 def test_version_and_help(capsys):

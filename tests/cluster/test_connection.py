@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,7 +24,8 @@ import ray
 from orchestrator.cluster import connection
 from orchestrator.cluster.connection import connected, ray_folder, require_answer
 from orchestrator.config.schema import ClusterConfig
-from orchestrator.errors import ConfigError, StorageError
+from orchestrator.errors import ConfigError, PreemptedError, StorageError
+from orchestrator.training.interrupt import stopping_at_once
 
 #: What Ray 2.60 names its longest socket below its folder, with seven digits of a process's number.
 SOCKET = "session_2026-11-29_00-36-23_979180_4194304/sockets/plasma_store"
@@ -111,6 +114,38 @@ def test_what_ray_says_in_vain_is_one_line(monkeypatch: pytest.MonkeyPatch) -> N
         pass
     assert "\n" not in str(refused.value)
     assert "Ray cannot start on this machine: No space left on device. Next: " in str(refused.value)
+
+
+@pytest.mark.parametrize("address", ["local", "10.0.0.1:6379"])
+def test_sigterm_is_answered_by_the_run_and_not_by_ray(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def init(**_: Any) -> None:
+        ray._private.utils.set_sigterm_handler(lambda number, frame: sys.exit(1))
+        if asked:
+            # What is raised here is lost in Ray.
+            with suppress(Exception):
+                os.kill(os.getpid(), asked.pop())
+
+    asked: list[int] = []
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(connection, "require_answer", lambda address: None)
+    config = ClusterConfig(address=address)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with stopping_at_once():
+            ours = signal.getsignal(signal.SIGTERM)
+            with connected(config):
+                assert signal.getsignal(signal.SIGTERM) is ours
+        # Of a command that has none Ray's is better than none: it ends what it has started.
+        with connected(config):
+            assert signal.getsignal(signal.SIGTERM) not in (ours, before)
+        signal.signal(signal.SIGTERM, before)
+        asked.append(signal.SIGTERM)
+        with pytest.raises(PreemptedError), stopping_at_once(), connected(config):
+            pytest.fail("went on")
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_a_python_whose_path_has_blanks_starts_workers(
