@@ -107,6 +107,7 @@ class BatchPlan:
             bounds=_shard_bounds(train),
             factors=visit_factors(config, train, samples),
             computed=config.order == "computed",
+            lanes=config.lanes,
         )
         reach = schedule.shards_in_reach
         mix = None if config.mix is None else Mix(size=input_size, **config.mix.model_dump())
