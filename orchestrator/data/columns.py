@@ -34,9 +34,13 @@ def flat(array: pa.Array) -> NDArray[Any]:
     return values
 
 
+def _are_alike(flags: pa.Array) -> bool:
+    return flags.true_count in (0, len(flags))
+
+
 def _flags(array: pa.Array) -> NDArray[Any]:
     """The same of booleans; where all are equal, which is usual, one of them stands for all."""
-    if array.true_count not in (0, len(array)):
+    if not _are_alike(array):
         return flat(array)
     return np.broadcast_to(np.bool_(array.true_count > 0), len(array))
 
@@ -68,9 +72,13 @@ OF_SHARDS: _Readers = {
     "crc": lambda batch: flat(batch["crc"]),
     "sound": lambda batch: _flags(batch["sound"]),
 }
-#: Fields that a copy is made of, which a node had better share through the object store; flags are
-#: among them where they differ.
-_COPIED, _FLAGS = frozenset({"offsets"}), frozenset({"crowd", "sound"})
+#: Whether a field is mapped. Of others a copy is made, which a node had better share through the
+#: object store.
+_IS_MAPPED: Mapping[str, Callable[[pa.RecordBatch], bool]] = {
+    "offsets": lambda batch: False,
+    "crowd": lambda batch: _are_alike(batch["crowd"].values),
+    "sound": lambda batch: _are_alike(batch["sound"]),
+}
 
 
 def read_columns(batch: pa.RecordBatch, readers: _Readers) -> dict[str, Any]:
@@ -94,16 +102,14 @@ class ManifestFile:
     cache: str | None = None
 
     def columns(self) -> dict[str, Any]:
-        """All columns by field, the same objects each time."""
-        return _columns(self)
+        """All columns by field; those that are mapped are the same objects each time."""
+        mapped, batch = _mapped(self), _opened(self)
+        others = {k: read for k, read in {**OF_DATASET, **OF_SHARDS}.items() if k not in mapped}
+        return {**mapped, **read_columns(batch, others)}
 
     def without_columns(self, state: Mapping[str, Any]) -> dict[str, Any]:
         """What is to be pickled of an object: its mapped columns as their places."""
-        places = {
-            id(value): name
-            for name, value in self.columns().items()
-            if name not in _COPIED and (name not in _FLAGS or value.strides == (0,))
-        }
+        places = {id(value): name for name, value in _mapped(self).items()}
         return {
             name: _Place(self, places[id(value)]) if id(value) in places else value
             for name, value in state.items()
@@ -125,13 +131,21 @@ def with_columns(state: Mapping[str, Any]) -> dict[str, Any]:
         DataError: the manifest is another one by now.
     """
     return {
-        name: value.file.columns()[value.column] if isinstance(value, _Place) else value
+        name: _mapped(value.file)[value.column] if isinstance(value, _Place) else value
         for name, value in state.items()
     }
 
 
 @lru_cache(maxsize=4)
-def _columns(file: ManifestFile) -> dict[str, Any]:
+def _mapped(file: ManifestFile) -> dict[str, Any]:
+    """The columns that are mapped."""
+    batch, readers = _opened(file), {**OF_DATASET, **OF_SHARDS}
+    wanted = {k: v for k, v in readers.items() if k not in _IS_MAPPED or _IS_MAPPED[k](batch)}
+    return read_columns(batch, wanted)
+
+
+@lru_cache(maxsize=4)
+def _opened(file: ManifestFile) -> pa.RecordBatch:
     folder = open_folder(file.location)
     if folder.local is None:
         path = private_folder(file.cache) / "manifests" / f"{file.sha256[:16]}.arrow"
@@ -144,8 +158,7 @@ def _columns(file: ManifestFile) -> dict[str, Any]:
                 f"{path}: not the one that this run has begun with: the shards were written anew, "
                 "or this node has others at that path. Next: run the same command again"
             )
-    batch = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
-    return read_columns(batch, {**OF_DATASET, **OF_SHARDS})
+    return pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
 
 
 def _head_of_index(folder: Path) -> bytes:

@@ -86,6 +86,7 @@ _LATER_KEYS: Mapping[str, Json] = {
     "data.tiles": None,
     "data.max_pixels": 89_478_485,
     "data.order": "sorted",
+    "data.lanes": 1,
     "train.lr_reference_batch": None,
     "train.lr_rule": "linear",
     "train.compile": "auto",

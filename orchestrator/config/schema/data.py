@@ -188,6 +188,9 @@ class DataConfig(Settings):
         order: of an epoch: ``sorted`` sorts a random word of each image, which takes 8 bytes an
             image in every process that reads; ``computed`` computes it place by place from the
             seed, for tens of millions of images. They are different orders.
+        lanes: parts of a batch, each of which goes through a part of the shards of its own, so that
+            each of as many nodes reads other shards; with ``order: computed`` and a ``window``,
+            which they share. See docs/data.md.
         cache: folder of each node, this user's alone, that manifests are kept in and shards of a
             bucket fetched to; null for one below the temporary folder.
         keep_decoded: GiB of each node's ``cache`` for decoded images, so that each is decoded once;
@@ -218,6 +221,7 @@ class DataConfig(Settings):
     tasks_on: Literal["own_node", "any_node"] = "own_node"
     window: Count | None = None
     order: Literal["sorted", "computed"] = "sorted"
+    lanes: Count = 1
     cache: Folder | None = None
     keep_decoded: Positive | None = None
 
@@ -261,6 +265,12 @@ class DataConfig(Settings):
                     )
                 ]
             )
+        if self.lanes > 1 and (self.order != "computed" or self.window is None):
+            message = (
+                f"data.lanes is {self.lanes}, and lanes go with data.order: computed and a "
+                "data.window; write these, or leave data.lanes out"
+            )
+            refuse([Conflict("lanes", message)])
         visits = self.sources or self.weight != 1.0 or self.repeat_threshold is not None
         if self.order == "computed" and visits:
             message = (

@@ -159,6 +159,12 @@ class Experiment(Settings):
             yield from self._sweep_conflicts(self.sweep)
         if self.cluster.min_workers is not None:
             yield from self._range_conflicts(self.cluster.min_workers)
+        if self.train.batch_size % self.data.lanes:
+            yield Conflict(
+                "data.lanes",
+                f"data.lanes is {self.data.lanes}, which does not divide train.batch_size "
+                f"{self.train.batch_size}; write a divisor of it, best a multiple of the nodes",
+            )
         if isinstance(self.train.virtual_shards, int):
             yield from self._shard_conflicts(self.train.virtual_shards)
             return

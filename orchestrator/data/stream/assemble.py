@@ -137,6 +137,7 @@ class BatchPlan:
             bounds=_shard_bounds(train),
             factors=visit_factors(config, train, samples),
             computed=config.order == "computed",
+            lanes=config.lanes,
             canvases=higher.astype(np.int8) if turned else None,
         )
         reach = schedule.shards_in_reach

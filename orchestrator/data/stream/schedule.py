@@ -140,6 +140,8 @@ class Schedule:
         computed: the order is computed place by place, so that no process holds it; another order
             than otherwise. Not with factors.
         window: samples that are mixed with each other; None for all.
+        lanes: parts of a batch, each of which goes through a part of the shards of its own; with
+            ``computed`` and a window.
         bounds: (s + 1,) int64 first data-set index of each shard, and of what follows the last;
             None without shards.
         canvases: (n,) int8 canvas, 0 or 1, that each sample belongs on; None where all are on one.
@@ -157,6 +159,7 @@ class Schedule:
     bounds: NDArray[np.int64] | None = None
     factors: NDArray[np.float64] | None = None
     computed: bool = False
+    lanes: int = 1
     canvases: NDArray[np.int8] | None = None
 
     def __post_init__(self) -> None:
@@ -266,17 +269,28 @@ class Schedule:
         if self.window is None or self.bounds is None or self.window >= n:
             return permuted(self.seed, epoch, n, places)
         first, laid_out = _laid_out_shards(self, epoch)
-        mixed = mixed_within(self.seed, epoch, n, self.window, places)
+        # Place c of step s is of the lane c // width, which has all its steps in a row.
+        steps, width = self.steps_per_epoch, self.batch_size // self.lanes
+        step, slot = np.divmod(places, self.batch_size)
+        lane, within = np.divmod(slot, width)
+        in_lanes = lane * (steps * width) + step * width + within
+        places = np.where(places < steps * self.batch_size, in_lanes, places)
+        window = max(1, self.window // self.lanes)
+        mixed = mixed_within(self.seed, epoch, n, window, places)
         shard = np.searchsorted(laid_out, mixed, side="right") - 1
         return first[shard] + mixed - laid_out[shard]
 
     def samples(self, step: int) -> NDArray[np.int64]:
         """(B,) int64 data-set indices of the images of ``step``."""
+        return self._samples(step, slice(0, self.batch_size))
+
+    def _samples(self, step: int, share: slice) -> NDArray[np.int64]:
+        """Of a part of them; no more than that is computed."""
         first = self._first_place(step)
         if self.computed:
-            places = np.arange(first, first + self.batch_size)
+            places = np.arange(first + share.start, first + share.stop)
             return self.sample_ids[self._computed(self.epoch_of(step), places)]
-        return self.sample_ids[self._order(step)[first : first + self.batch_size]]
+        return self.sample_ids[self._order(step)[first + share.start : first + share.stop]]
 
     def canvas(self, step: int) -> int:
         """The canvas of the images of ``step``: the one that most of them belong on."""
@@ -330,7 +344,7 @@ class Schedule:
             rarer = np.bincount(self.canvases, minlength=2).min()
             reach += self.batch_size * len(self.canvases) // max(int(rarer), 1)
         near = math.ceil(reach * shards / visited)
-        return min(near + 8, shards)
+        return min(near + 8 * self.lanes, shards)
 
     def _order(self, step: int) -> NDArray[np.int64]:
         return _cached_places(self, self.epoch_of(step))[0]
@@ -344,7 +358,7 @@ class Schedule:
         Raises:
             ConfigError: the batch does not divide among the workers.
         """
-        return self.samples(step)[self._share(rank, world)]
+        return self._samples(step, self._share(rank, world))
 
     def rank_visits(self, step: int, rank: int, world: int) -> NDArray[np.int64]:
         """(B / world,) int64: the share of ``visits(step)`` that goes with ``rank_samples``."""

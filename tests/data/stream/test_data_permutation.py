@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.config.schema import DataConfig, SplitConfig
+from orchestrator.config.schema import DataConfig, Experiment, SplitConfig
 from orchestrator.data.stream.permutation import mixed_within, permuted
 from orchestrator.data.stream.sampling import SampleIds
 from orchestrator.data.stream.schedule import Schedule
@@ -132,6 +134,73 @@ def test_a_computed_window_reads_shard_after_shard(without_table: bool) -> None:
             assert np.ptp(places) < len(places) + 2 * 12
         partners = plan.partners(epoch * 24 + 10)
         assert np.asarray(partners).tolist() == whole[36:48].tolist()
+
+
+@pytest.mark.parametrize("workers", [8, 4])
+def test_lanes_go_through_shards_of_their_own(workers: int) -> None:
+    """Workers of as many nodes: each reads a part of the shards, and all of them every image."""
+    n, per = 20_000, 50
+    plan = Schedule(
+        seed=3,
+        sample_ids=np.arange(n),
+        batch_size=64,
+        epochs=1,
+        window=800,
+        bounds=np.arange(0, n + 1, per),
+        computed=True,
+        lanes=8,
+    )
+    whole = plan.order(0)
+    assert sorted(whole.tolist()) == list(range(n))
+    steps = range(plan.steps_per_epoch)
+    assert np.array_equal(
+        np.concatenate([plan.samples(s) for s in steps]), whole[: 64 * len(steps)]
+    )
+    read = [
+        {int(i) // per for s in steps for i in plan.rank_samples(s, rank, workers)}
+        for rank in range(workers)
+    ]
+    # Besides its part, a lane sees some of what lies a window's part before and behind it.
+    most = n // per // workers + 2 * (800 // 8 // per + 1)
+    assert max(map(len, read)) <= most
+    # What a step and the next ones need at a time fits what a node is said to keep.
+    near = {int(i) // per for s in range(100, 103) for i in plan.samples(s)}
+    assert len(near) <= (plan.shards_in_reach or 0)
+    alike = dataclasses.replace(plan, lanes=1)
+    assert alike.samples(5).tolist() != plan.samples(5).tolist()
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        ({"lanes": 4}, "lanes go with data.order: computed and a data.window"),
+        ({"lanes": 4, "order": "computed"}, "lanes go with data.order: computed and a data.window"),
+    ],
+)
+def test_lanes_without_a_computed_window_are_refused(
+    words: dict[str, object], problem: str
+) -> None:
+    split = SplitConfig(shards="a")
+    with pytest.raises(ValueError, match=problem):
+        DataConfig(train=split, val=split, **words)
+
+
+def test_lanes_divide_a_batch() -> None:
+    tree: dict[str, Any] = {
+        "name": "a",
+        "detector": {"name": "ssd"},
+        "data": {
+            "train": {"shards": "a"},
+            "val": {"shards": "b"},
+            "order": "computed",
+            "window": 64,
+            "lanes": 3,
+        },
+        "train": {"epochs": 1, "batch_size": 8, "optimizer": {"name": "sgd", "lr": 0.1}},
+    }
+    with pytest.raises(ValueError, match=r"data\.lanes is 3, which does not divide .* 8"):
+        Experiment.model_validate(tree)
+    Experiment.model_validate({**tree, "train": {**tree["train"], "batch_size": 9}})
 
 
 def test_visits_that_are_not_one_each_are_refused() -> None:
