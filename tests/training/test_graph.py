@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -32,14 +33,14 @@ def small_model(monkeypatch: pytest.MonkeyPatch) -> None:
     torch._dynamo.reset()
 
 
-def steppers(variant: str, **changes: Any) -> tuple[Stepper, Stepper]:
+def steppers(variant: str, **fields: Any) -> tuple[Stepper, Stepper]:
     """Without and with a graph, of the same weights."""
     made = []
     for how in ("off", "graph"):
         torch.manual_seed(0)
-        config = variant_config(variant, **CASES[variant])
+        config = variant_config(variant, **CASES[variant], **fields)
         model = build_detector(config, num_classes=3).train()
-        made.append(stepper_for(model, compile=how, **changes))
+        made.append(stepper_for(model, compile=how))
     return made[0], made[1]
 
 
@@ -60,21 +61,37 @@ def batch_of(stepper: Stepper, step: int) -> Batch:
         for name in CASES
     ],
 )
-def test_a_step_of_every_detector_is_one_graph_whatever_its_targets(
+def test_a_step_of_every_detector_is_one_graph_whatever_its_targets_and_rate(
     variant: str, steps: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counter = CompileCounter()
     monkeypatch.setattr(graph, "BACKEND", counter)
     eager, captured = steppers(variant)
     for step in range(steps):
-        batch = batch_of(eager, step)
-        reports = [s.run(batch, learning_rate=1e-4, stop=False) for s in (eager, captured)]
+        batch, rate = batch_of(eager, step), 1e-4 / (1 + step)
+        reports = [s.run(batch, learning_rate=rate, stop=False) for s in (eager, captured)]
         assert reports[0].applied
         # The same operators in the same order, so the same bits.
         assert reports[0] == reports[1]
     assert captured.graph is not None
     assert captured.graph.trouble is None
     assert counter.frame_count == 1
+
+
+@pytest.mark.slow
+def test_each_canvas_has_one_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    counter = CompileCounter()
+    monkeypatch.setattr(graph, "BACKEND", counter)
+    eager, captured = steppers("faster_rcnn_torchvision", train_canvas=(64, 96))
+    for step in range(6):
+        size: Any = SimpleNamespace(input_size=eager.model.train_canvases[step % 2])
+        batch = dataclasses.replace(batch_for(size), step=step)
+        one, two = (s.run(batch, learning_rate=1e-4, stop=False) for s in (eager, captured))
+        assert one.applied
+        assert one == two
+    assert captured.graph is not None
+    assert captured.graph.trouble is None
+    assert counter.frame_count == 2
 
 
 @pytest.mark.slow
