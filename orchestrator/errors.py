@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable
+from pathlib import Path
 
 from orchestrator.credentials import mask
 
@@ -72,3 +73,13 @@ def nearest(word: str, candidates: Iterable[str]) -> str | None:
     """The candidate closest to ``word``, or None when none is close enough to be a likely typo."""
     found = difflib.get_close_matches(word, list(candidates), n=1, cutoff=0.6)
     return found[0] if found else None
+
+
+def nearest_path(path: Path) -> str:
+    """Which neighbour of a path that is not there was likely meant, as the end of a sentence."""
+    try:
+        siblings = [entry.name for entry in path.parent.iterdir()]
+    except (OSError, ValueError):
+        return ""
+    guess = nearest(path.name, siblings)
+    return f"; did you mean {path.parent / guess}?" if guess else ""
