@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable
+from pathlib import Path
 
 from orchestrator.credentials import mask
 
@@ -81,3 +82,13 @@ def did_you_mean(word: str, candidates: Iterable[str], *, quoted: bool = True) -
     if guess is None:
         return ""
     return f"; did you mean {guess!r}?" if quoted else f"; did you mean {guess}?"
+
+
+def nearest_path(path: Path) -> str:
+    """Which neighbour of a path that is not there was likely meant, as the end of a sentence."""
+    try:
+        siblings = [entry.name for entry in path.parent.iterdir()]
+    except (OSError, ValueError):
+        return ""
+    guess = nearest(path.name, siblings)
+    return f"; did you mean {path.parent / guess}?" if guess else ""

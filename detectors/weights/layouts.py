@@ -5,7 +5,9 @@ a *part*, such as VGG16-reduced, and ``SITES`` says under which prefix each dete
 part.
 
 Sources of the names: amdegroot/ssd.pytorch, VDIGPKU/M2Det, yan-roo/SpineNet-Pytorch,
-mindspore-ai/models (official/cv/SSD, official/cv/FasterRCNN, the port of M2Det), torchvision 0.29.
+mindspore-ai/models (official/cv/SSD, the port of M2Det, and official/cv/FasterRCNN: of
+src/FasterRcnn at e60768e the files fpn_neck.py and rcnn.py, its tools for checkpoints that speak of
+``rpn_with_loss.rpn_convs_list.0.rpn_conv``), torchvision 0.29.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, TypeAlias
 
+import torch
 from torch import Tensor
 
 from detectors.weights.archives import WeightsError
@@ -67,7 +70,8 @@ class Layout:
         landmarks: names that are all present in it.
         rename: name in the file to the name in the part; None where the part has no place for it.
         sites: prefix of the part in each detector that has it.
-        reshape: by name in the file: what to do to the tensor, and how to call that.
+        reshape: by name in the file: what to do to the tensor, given all of them, and how to call
+            that.
         classes: rows for classes, if it has any.
     """
 
@@ -76,7 +80,9 @@ class Layout:
     landmarks: tuple[str, ...]
     rename: Callable[[str], str | None]
     sites: Mapping[str, str]
-    reshape: Mapping[str, tuple[Callable[[Tensor], Tensor], str]] = field(default_factory=dict)
+    reshape: Mapping[str, tuple[Callable[[Tensor, Tensors], Tensor], str]] = field(
+        default_factory=dict
+    )
     classes: Classes | None = None
 
     def fits(self, tensors: Tensors) -> bool:
@@ -90,7 +96,7 @@ class Layout:
             if source in self.reshape:
                 function, change = self.reshape[source]
                 try:
-                    value = function(tensor)
+                    value = function(tensor, tensors)
                 except (RuntimeError, IndexError) as error:
                     raise WeightsError(
                         f"{source}: found shape {tuple(tensor.shape)}, which is not that of "
@@ -122,12 +128,12 @@ def _substitute(*rules: tuple[str, str]) -> Callable[[str], str | None]:
     return rename
 
 
-def _fc6(weight: Tensor) -> Tensor:
+def _fc6(weight: Tensor, _: Tensors) -> Tensor:
     """(4096, 25088) to (1024, 512, 3, 3): every fourth output, every third tap of 7 x 7."""
     return weight.view(4096, 512, 7, 7)[::4, :, ::3, ::3]
 
 
-def _fc7(weight: Tensor) -> Tensor:
+def _fc7(weight: Tensor, _: Tensors) -> Tensor:
     """(4096, 4096) to (1024, 1024, 1, 1): every fourth output and input."""
     return weight.view(4096, 4096, 1, 1)[::4, ::4]
 
@@ -197,6 +203,42 @@ def _mindspore_resnet(name: str) -> str | None:
     name = re.sub(r"\.(?:down_sample_layer\.0|conv_down_sample)\.", ".downsample.0.", name)
     name = re.sub(r"\.(?:down_sample_layer\.1|bn_down_sample)\.", ".downsample.1.", name)
     return name if re.match(r"(conv1|bn1|layer\d)\.", name) else None
+
+
+_mindspore_heads = _substitute(
+    (r"fpn_n(?:eck|cek)\.lateral_convs_list\.(\d)\.(\w+)", r"backbone.fpn.inner_blocks.\1.0.\2"),
+    (r"fpn_n(?:eck|cek)\.fpn_convs_list\.(\d)\.(\w+)", r"backbone.fpn.layer_blocks.\1.0.\2"),
+    # All levels share the layers of the first.
+    (r"rpn_with_loss\.rpn_convs_list\.0\.rpn_conv\.(\w+)", r"rpn.head.conv.0.0.\1"),
+    (r"rpn_with_loss\.rpn_convs_list\.0\.rpn_cls\.(\w+)", r"rpn.head.cls_logits.\1"),
+    (r"rpn_with_loss\.rpn_convs_list\.0\.rpn_reg\.(\w+)", r"rpn.head.bbox_pred.\1"),
+    (r"rcnn\.shared_fc_0\.(\w+)", r"roi_heads.box_head.fc6.\1"),
+    (r"rcnn\.shared_fc_1\.(\w+)", r"roi_heads.box_head.fc7.\1"),
+    (r"rcnn\.cls_scores\.(\w+)", r"roi_heads.box_predictor.cls_score.\1"),
+    (r"rcnn\.reg_scores\.(\w+)", r"roi_heads.box_predictor.bbox_pred.\1"),
+)
+
+
+def _mindspore_faster_rcnn(name: str) -> str | None:
+    """The zoo's Faster R-CNN, whose pyramid was called ``fpn_ncek`` in its first releases."""
+    if not name.startswith("backbone."):
+        return _mindspore_heads(name)
+    body = _mindspore_resnet(name)
+    return body and f"backbone.body.{body}"
+
+
+def _turned(weight: Tensor, _: Tensors) -> Tensor:
+    """(in, out), as its layers without transposition hold it, to (out, in)."""
+    return weight.t()
+
+
+def _offsets(values: Tensor, tensors: Tensors) -> Tensor:
+    """Offsets of the boxes of all classes, with those of the background, which newer files lack."""
+    rows = values.t() if values.dim() == 2 else values
+    lacking = 4 * len(tensors["rcnn.cls_scores.bias"]) - len(rows)
+    if lacking != 4:
+        return rows
+    return torch.cat([rows.new_zeros(4, *rows.shape[1:]), rows])
 
 
 _CONF_ROWS: tuple[tuple[str, Literal["inner", "outer"]], ...] = ((r"conf\.\d+\.\w+", "inner"),)
@@ -289,6 +331,30 @@ LAYOUTS: tuple[Layout, ...] = (
         classes=Classes("conf.0.bias", 6, _CONF_ROWS),
     ),
     Layout(
+        name="mindspore_faster_rcnn",
+        title="a Faster R-CNN of the MindSpore model zoo",
+        landmarks=(
+            "backbone.conv1.weight",
+            "rpn_with_loss.rpn_convs_list.0.rpn_conv.weight",
+            "rcnn.cls_scores.bias",
+        ),
+        rename=_mindspore_faster_rcnn,
+        sites={"faster_rcnn": ""},
+        reshape={
+            **{
+                f"rcnn.{layer}.weight": (_turned, "turned")
+                for layer in ("shared_fc_0", "shared_fc_1", "cls_scores")
+            },
+            "rcnn.reg_scores.weight": (_offsets, "turned, with rows of the background"),
+            "rcnn.reg_scores.bias": (_offsets, "with rows of the background"),
+        },
+        classes=Classes(
+            "rcnn.cls_scores.bias",
+            1,
+            ((r"roi_heads\.box_predictor\.(cls_score|bbox_pred)\.\w+", "outer"),),
+        ),
+    ),
+    Layout(
         name="mindspore_resnet",
         title="a ResNet classifier of the MindSpore model zoo",
         landmarks=("conv1.weight", "bn1.gamma", "layer1.0.down_sample_layer.0.weight"),
@@ -328,9 +394,9 @@ LAYOUTS: tuple[Layout, ...] = (
         sites=_VGG_SITES,
         reshape={
             "classifier.0.weight": (_fc6, f"{_EVERY_FOURTH}, every third tap of 7x7"),
-            "classifier.0.bias": (lambda bias: bias[::4], _EVERY_FOURTH),
+            "classifier.0.bias": (lambda bias, _: bias[::4], _EVERY_FOURTH),
             "classifier.3.weight": (_fc7, f"{_EVERY_FOURTH} and input"),
-            "classifier.3.bias": (lambda bias: bias[::4], _EVERY_FOURTH),
+            "classifier.3.bias": (lambda bias, _: bias[::4], _EVERY_FOURTH),
         },
     ),
     Layout(

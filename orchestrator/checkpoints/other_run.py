@@ -14,12 +14,11 @@ from orchestrator.checkpoints.codec import TrainState, decode
 from orchestrator.checkpoints.commit import CommitStore
 from orchestrator.checkpoints.initial_weights import InitialWeights
 from orchestrator.checkpoints.manifest import MANIFEST_NAME, Manifest, read_verified, verify
-from orchestrator.checkpoints.source import require_there
 from orchestrator.data.label_map import LabelMap
 from orchestrator.errors import ConfigError, DataError, StorageError
 from orchestrator.storage.address import is_remote
 from orchestrator.storage.local import LocalStorage
-from orchestrator.storage.run_files import LABEL_MAP
+from orchestrator.storage.run_files import LABEL_MAP, require_there
 from orchestrator.storage.sealed import UnusableError
 
 _KEY = "train.continue_from"

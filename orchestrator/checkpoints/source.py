@@ -14,7 +14,7 @@ from detectors.weights.archives import UnsafeWeightsError, WeightsError
 from orchestrator.checkpoints.commit import CommitStore
 from orchestrator.checkpoints.manifest import MANIFEST_NAME
 from orchestrator.config.resolve import load_experiment
-from orchestrator.errors import DataError, SecurityError, StorageError, nearest
+from orchestrator.errors import DataError, SecurityError, StorageError
 from orchestrator.storage.local import LocalStorage
 from orchestrator.storage.run_files import CHECKPOINTS, RESOLVED
 
@@ -88,27 +88,6 @@ def checkpoint_of(path: Path, *, step: int | None = None) -> Path:
             f"{path}: a folder without checkpoints so far. Next: let the run train until its first"
         )
     return Path(commit.path)
-
-
-def require_there(path: Path) -> None:
-    """Raise unless a path is a file or a folder, with the nearest one that is there.
-
-    Raises:
-        StorageError: it is not.
-    """
-    if path.is_file() or path.is_dir():
-        return
-    if path.exists():
-        raise StorageError(
-            f"{path}: is neither a file nor a folder\n"
-            "name a run folder, a checkpoint folder or a file of weights"
-        )
-    siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-    guess = nearest(path.name, siblings)
-    hint = f"; did you mean {path.parent / guess}?" if guess else ""
-    raise StorageError(
-        f"{path}: does not exist{hint}\nname a run folder, a checkpoint folder or a file of weights"
-    )
 
 
 def _metric_of(run_dir: Path) -> str:

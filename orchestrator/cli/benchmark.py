@@ -48,21 +48,24 @@ def main(argv: Sequence[str]) -> int:
             raise ConfigError(f"--{name} {getattr(arguments, name)}: must be at least {least}")
     batches = _batches(arguments.batches)
 
+    from orchestrator.config.resolve import load_experiment
+
+    source = Path(arguments.experiment)
+    file = source / RESOLVED if source.is_dir() else source
+    experiment = load_experiment(file, arguments.overrides)
+
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
     from orchestrator.benchmark.measure import benchmark
     from orchestrator.benchmark.result import BenchmarkResult, differences, rows
-    from orchestrator.config.resolve import load_experiment
     from orchestrator.storage.atomic import write_atomic
 
     with json_output(arguments.json) as emit:
         against = None if arguments.against is None else BenchmarkResult.read(arguments.against)
-        source = Path(arguments.experiment)
-        file = source / RESOLVED if source.is_dir() else source
         result = benchmark(
-            load_experiment(file, arguments.overrides),
+            experiment,
             steps=arguments.steps,
             skip=arguments.skip,
             batches=batches,

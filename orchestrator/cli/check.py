@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.cli._shared.detector import require_source
 from orchestrator.cli._shared.parser import Parser
 from orchestrator.errors import ConfigError, printable
 
@@ -63,15 +64,19 @@ def main(argv: Sequence[str]) -> int:
     if arguments.suspects is not None and arguments.detector is None:
         raise ConfigError("--suspects: is where --with RUN leaves its lists; name a run")
 
+    from orchestrator.config.resolve import load_experiment
+
+    experiment = load_experiment(arguments.experiment, arguments.overrides).experiment
+    if arguments.detector is not None:
+        require_source(arguments.detector)
+
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-    from orchestrator.config.resolve import load_experiment
     from orchestrator.data.doctor.examine import examine
     from orchestrator.data.doctor.page import page
     from orchestrator.storage.atomic import write_atomic
 
-    experiment = load_experiment(arguments.experiment, arguments.overrides).experiment
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
     with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
         tasks = {name: bars.add_task(name, total=None) for name in ("train", "val")}

@@ -29,7 +29,12 @@ def main(argv: Sequence[str]) -> int:
     if arguments.steps < 2 or arguments.kills < 1:
         parser.error(f"--steps {arguments.steps} --kills {arguments.kills}: at least 2 and 1")
 
+    from orchestrator.config.resolve import load_experiment
     from orchestrator.errors import OrchestratorError
+
+    # What is wrong with it is said before the seconds that loading PyTorch takes.
+    load_experiment(arguments.experiment, arguments.overrides)
+
     from orchestrator.runs.check_resume import check_resume
 
     with json_output(arguments.json) as emit:

@@ -57,6 +57,10 @@ def main(argv: Sequence[str]) -> int:
     if arguments.resamples < 100:
         raise ConfigError(f"--resamples {arguments.resamples}: must be at least 100")
 
+    from orchestrator.storage.run_files import RUN_OR_SWEEP, require_there
+
+    require_there(*map(Path, folders), what=RUN_OR_SWEEP)
+
     from rich.console import Console
 
     from orchestrator.runs.compare.comparison import compare_runs

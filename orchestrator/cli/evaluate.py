@@ -13,6 +13,7 @@ from orchestrator.cli._shared.detector import (
     detect_options,
     load,
     name,
+    require_source,
     split_overrides,
 )
 from orchestrator.cli._shared.json_output import add_json, json_output
@@ -89,11 +90,16 @@ def main(argv: Sequence[str]) -> int:
             raise ConfigError(f"--{option.replace('_', '-')} {value}: must be at least 1")
     if arguments.annotations is not None and arguments.predictions is None:
         raise ConfigError("--annotations: is what --predictions are scored against; name those")
+    if sources:
+        require_source(sources[0])
     with json_output(arguments.json) as emit:
         if not sources and not overrides and arguments.annotations is not None:
             emit(_score(arguments))
         elif len(sources) != 1:
-            raise ConfigError(f"{parser.prog}: expected one detector, found {sources or 'none'}")
+            raise ConfigError(
+                f"{parser.prog}: expected one RUN, CHECKPOINT or WEIGHTS, found "
+                f"{' '.join(sources) or 'none'}"
+            )
         elif arguments.predictions is not None:
             emit(_score_of_detector(sources[0], overrides, arguments))
         else:

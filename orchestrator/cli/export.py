@@ -8,7 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator.cli._shared.detector import add_source_options, load, split_overrides
+from orchestrator.cli._shared.detector import (
+    add_source_options,
+    load,
+    require_source,
+    split_overrides,
+)
 from orchestrator.cli._shared.json_output import add_json, json_output
 from orchestrator.cli._shared.parser import Parser
 from orchestrator.errors import ConfigError
@@ -54,6 +59,7 @@ def main(argv: Sequence[str]) -> int:
     overrides, sources = split_overrides(arguments.words)
     if len(sources) != 1:
         raise ConfigError(f"{parser.prog}: expected one detector, found {sources or 'none'}")
+    require_source(sources[0])
 
     from orchestrator.export.artifact import require_export_packages
     from orchestrator.export.export import export

@@ -39,12 +39,15 @@ def main(argv: Sequence[str]) -> int:
         if given is not None and given < 1:
             raise ConfigError(f"--{name} {given}: must be at least 1")
 
-    from orchestrator.benchmark.fit import fit
     from orchestrator.config.resolve import load_experiment
+
+    experiment = load_experiment(arguments.experiment, arguments.overrides)
+
+    from orchestrator.benchmark.fit import fit
 
     with json_output(arguments.json) as emit:
         found = fit(
-            load_experiment(arguments.experiment, arguments.overrides),
+            experiment,
             memory=None if arguments.memory is None else int(arguments.memory),
             headroom=arguments.headroom,
             boxes=arguments.boxes,

@@ -51,6 +51,11 @@ def main(argv: Sequence[str]) -> int:
     if arguments.seed < 0:
         raise ConfigError(f"--seed {arguments.seed}: must be 0 or more")
 
+    from orchestrator.layouts.recognise import find_layout
+
+    # What is wrong with it is said before the seconds that loading PyTorch takes.
+    find_layout(arguments.folder)
+
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 

@@ -11,6 +11,7 @@ from orchestrator.cli._shared.detector import (
     add_detect_options,
     add_source_options,
     load,
+    require_source,
     shown_options,
     split_overrides,
 )
@@ -97,7 +98,10 @@ def main(argv: Sequence[str]) -> int:
     if arguments.show or arguments.frames is not None:
         raise ConfigError("--show, --frames: belong to --camera or --video; name one of those")
     if len(words) < 2:
-        raise ConfigError(f"{parser.prog}: expected a detector and at least one input")
+        raise ConfigError(
+            f"{parser.prog}: expected a RUN, CHECKPOINT or WEIGHTS and at least one INPUT, found "
+            f"{' '.join(words) or 'none'}"
+        )
     return _predict(words[0], words[1:], overrides, arguments)
 
 
@@ -114,15 +118,17 @@ def _add_live_options(parser: Parser) -> None:
 
 
 def _watch(words: list[str], overrides: list[str], arguments: Any) -> int:
+    if len(words) != 1:
+        raise ConfigError("--camera, --video: stand in place of inputs; name a detector alone")
+    if arguments.form != "seed" or arguments.workers != 1:
+        raise ConfigError("--camera, --video: go with --form seed and --workers 1")
+    require_source(words[0])
+
     from rich.console import Console
     from rich.progress import Progress, TimeElapsedColumn
 
     from orchestrator.predict.live import Viewing, watch
 
-    if len(words) != 1:
-        raise ConfigError("--camera, --video: stand in place of inputs; name a detector alone")
-    if arguments.form != "seed" or arguments.workers != 1:
-        raise ConfigError("--camera, --video: go with --form seed and --workers 1")
     loaded = load(words[0], overrides, arguments)
     how = shown_options(loaded, arguments, overrides)
     console = Console(stderr=True, soft_wrap=True)
@@ -148,16 +154,20 @@ def _watch(words: list[str], overrides: list[str], arguments: Any) -> int:
 
 
 def _predict(source: str, words: list[str], overrides: list[str], arguments: Any) -> int:
+    require_source(source)
+
+    from orchestrator.predict.inputs import list_pictures, passed_over
+
+    pictures = list_pictures(words)
+
     from rich.console import Console
     from rich.progress import Progress
 
     from orchestrator.pages.drawing import DISPLAY_LIMIT
     from orchestrator.predict.draw_predictions import draw_predictions, require_apart
-    from orchestrator.predict.inputs import list_pictures, passed_over
     from orchestrator.predict.prediction import PredictJob, finish, predict
 
     console = Console(stderr=True, soft_wrap=True)
-    pictures = list_pictures(words)
     if others := passed_over(words):
         listed = ", ".join(f"{count} {suffix}" for suffix, count in others.items())
         _say(console, f"passed over, being no images that are read: {listed}")

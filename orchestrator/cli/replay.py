@@ -26,6 +26,10 @@ def main(argv: Sequence[str]) -> int:
     )
     arguments = parser.parse_args(argv)
 
+    from orchestrator.storage.run_files import require_there
+
+    require_there(arguments.run, what="a run folder")
+
     from orchestrator.accelerators import of_this_process
     from orchestrator.training.replay import replay
 

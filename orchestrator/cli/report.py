@@ -27,19 +27,25 @@ def main(argv: Sequence[str]) -> int:
     add_json(parser)
     arguments = parser.parse_args(argv)
 
-    from orchestrator.config.resolve import load_experiment
-    from orchestrator.evaluation.report import render_report
-    from orchestrator.predict.scoring import read_split
-    from orchestrator.storage.atomic import write_atomic
-    from orchestrator.storage.run_files import REPORT
+    from orchestrator.storage.run_files import require_there
 
+    require_there(arguments.run, what="the folder that training printed as `run folder`")
     config = arguments.run / RESOLVED
     if not config.is_file():
         raise StorageError(
             f"{arguments.run}: is no run folder (it has no config/resolved.yaml). Next: name the "
             "folder that training printed as `run folder`"
         )
+
+    from orchestrator.config.resolve import load_experiment
+
     experiment = load_experiment(config, arguments.overrides).experiment
+
+    from orchestrator.evaluation.report import render_report
+    from orchestrator.predict.scoring import read_split
+    from orchestrator.storage.atomic import write_atomic
+    from orchestrator.storage.run_files import REPORT
+
     path = arguments.output or arguments.run / REPORT
     page = render_report(arguments.run, read_split(experiment, "val"))
     write_atomic(path, page.encode("utf-8"))

@@ -46,6 +46,10 @@ def main(argv: Sequence[str]) -> int:
     if len(folders) != 1:
         raise ConfigError(f"{parser.prog}: expected one folder, found {folders or 'none'}")
 
+    from orchestrator.storage.run_files import RUN_OR_SWEEP, require_there
+
+    require_there(Path(folders[0]), what=RUN_OR_SWEEP)
+
     from orchestrator.sweeps.rerun import find_run, rerun
 
     with json_output(arguments.json) as emit:

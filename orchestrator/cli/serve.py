@@ -13,6 +13,7 @@ from orchestrator.cli._shared.detector import (
     add_source_options,
     detect_options,
     load,
+    require_source,
     split_overrides,
 )
 from orchestrator.cli._shared.parser import Parser
@@ -97,6 +98,8 @@ def _require_in_range(arguments: Any) -> None:
 
 
 def _serve(source: str, overrides: list[str], arguments: Any) -> int:
+    require_source(source)
+
     from orchestrator.serving.service import Limits, token_digest
 
     host = "127.0.0.1" if arguments.host == "localhost" else arguments.host

@@ -44,6 +44,8 @@ def main(argv: Sequence[str]) -> int:
     if arguments.images_per_shard is not None and arguments.images_per_shard < 1:
         raise ConfigError(f"--images-per-shard is {arguments.images_per_shard}, allowed is >= 1")
 
+    found = find_source(arguments)
+
     import ray
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -56,7 +58,7 @@ def main(argv: Sequence[str]) -> int:
     from orchestrator.runs.reach import images_of
     from orchestrator.storage.address import below, is_remote
 
-    splits = read_places(*find_source(arguments))
+    splits = read_places(*found)
     written = {}
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
     with (

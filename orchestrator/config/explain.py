@@ -119,6 +119,12 @@ def unknown_key(path: KeyPath, tree: Json, root: Shape | None = None) -> str:
     return f"unknown key{of}; allowed are {one_of(allowed)}{hint}"
 
 
+def field_named(name: str) -> str | None:
+    """The key path of the uppermost value whose last part is this one; None where there is none."""
+    found = [field for field in Shape.root().fields() if field[-1] == name.replace("-", "_")]
+    return dotted(min(found, key=len)) if found else None
+
+
 def _elsewhere(path: KeyPath, root: Shape) -> str | None:
     """A field with this very name in another section, the nearest one first."""
     wanted = str(path[-1]).split(".")[-1]

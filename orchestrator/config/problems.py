@@ -86,5 +86,6 @@ def error_of(problems: Iterable[Problem], source: str) -> ConfigError:
     lines = [f"{source}: {count}", *map(str, found[:_SHOWN])]
     if len(found) > _SHOWN:
         lines.append(f"… and {len(found) - _SHOWN} more")
-    lines.append(f"Correct this and check it with: orchestrator config show {source}")
+    same = " and the same overrides" if any(one.place.is_override for one in found) else ""
+    lines.append(f"Correct this and check it with: orchestrator config show {source}{same}")
     return ConfigError("\n".join(lines))

@@ -42,6 +42,7 @@ def find_layout(path: Path, kind: str | None = None, wanted: Iterable[str] = ())
     elif path.suffix == ".json" and is_file(path):
         layout = _of_json(path)
     elif is_folder(path):
+        _refuse_own_forms(path)
         layout = _recognise(path, kind)
     else:
         raise DataError(f"{path}: no such folder; give the folder of a data set, or an experiment")
@@ -58,6 +59,26 @@ def find_layout(path: Path, kind: str | None = None, wanted: Iterable[str] = ())
             )
     splits = {name: layout.splits[name] for name in wanted or layout.splits}
     return Layout(layout.title, layout.kind, layout.root, splits, layout.classes, layout.notes)
+
+
+def _refuse_own_forms(root: Path) -> None:
+    """Say of the forms that tools keep for themselves which of their exports is read.
+
+    Sources: docs.cvat.ai, "CVAT for image 1.1"; labelstud.io/guide/export, "JSON".
+    """
+    path = root / "annotations.xml"
+    if is_file(path) and "<annotations>" in " ".join(first_lines(path, 3)):
+        raise DataError(
+            f"{path}: CVAT's own XML, of which boxes are not read. Next: export the task as "
+            "COCO 1.0 or YOLO 1.1, with images, and name that folder"
+        )
+    for path in sorted(root.glob("*.json"))[:10]:
+        head = " ".join(first_lines(path))[:4096]
+        if head.startswith("[") and '"data"' in head and first_image(path) is None:
+            raise DataError(
+                f"{path}: looks like Label Studio's own JSON, of which boxes are not read. Next: "
+                "export the project as COCO or YOLO, with images, and name that folder"
+            )
 
 
 def _recognise(root: Path, kind: str | None) -> Layout | None:

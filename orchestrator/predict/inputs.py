@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from orchestrator.data.decode import SUFFIXES, BadImageError, Decoding, read_image
 from orchestrator.data.readers.text_files import read_lines
-from orchestrator.errors import DataError, nearest
+from orchestrator.errors import DataError, nearest_path
 from orchestrator.predict.remote import list_remote, read_remote, stamps
 from orchestrator.storage.address import Place, is_remote
 
@@ -122,12 +122,9 @@ def passed_over(words: Sequence[str]) -> dict[str, int]:
 
 
 def _nothing(path: Path) -> str:
-    siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-    guess = nearest(path.name, siblings)
-    hint = f"; did you mean {path.parent / guess}?" if guess else ""
     return (
         f"{path}: there is no such image, folder, list or video, and no file fits it as a "
-        f"pattern{hint}"
+        f"pattern{nearest_path(path)}"
     )
 
 

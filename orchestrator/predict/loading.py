@@ -25,7 +25,7 @@ from orchestrator.checkpoints.codec import (
 )
 from orchestrator.checkpoints.initial_weights import read_label_map
 from orchestrator.checkpoints.manifest import MANIFEST_NAME, Manifest, read_verified
-from orchestrator.checkpoints.source import checkpoint_of, require_there, weights_errors
+from orchestrator.checkpoints.source import checkpoint_of, weights_errors
 from orchestrator.config.resolve import ResolvedExperiment, load_experiment
 from orchestrator.data.augment.protocol import Augment, build_augment
 from orchestrator.data.decode import Decoding
@@ -34,7 +34,7 @@ from orchestrator.data.readers.split import read_split
 from orchestrator.data.tiling import Tiles, tiles_of
 from orchestrator.errors import ConfigError, DataError, StorageError, nearest
 from orchestrator.storage.local import LocalStorage
-from orchestrator.storage.run_files import CHECKPOINTS, LABEL_MAP, RESOLVED
+from orchestrator.storage.run_files import CHECKPOINTS, LABEL_MAP, RESOLVED, require_there
 from orchestrator.storage.sealed import UnusableError
 
 _MAX_MANIFEST_BYTES = 16 * 2**20

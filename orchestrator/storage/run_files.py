@@ -17,7 +17,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Final
+
+from orchestrator.errors import StorageError, nearest_path
 
 RESOLVED: Final = "config/resolved.yaml"
 IDENTITY: Final = "run.json"
@@ -62,3 +65,30 @@ RECORDS: Final = (*DESCRIBING, *MEASURED, RESULT, RUN_CARD, REPORT)
 def trial_name(number: int) -> str:
     """Folder of a sweep's trial, which is its run's name as well."""
     return f"trial-{number:03d}"
+
+
+#: What most verbs about the past take, in words.
+RUN_OR_SWEEP: Final = "a run folder, or that of a sweep"
+
+
+def require_there(
+    *paths: Path, what: str = "a run folder, a checkpoint folder or a file of weights"
+) -> None:
+    """Raise unless all paths are files or folders, with the nearest ones of those that are not there.
+
+    Args:
+        paths: as they were named.
+        what: they should have been.
+
+    Raises:
+        StorageError: some are not; all of these are listed.
+    """
+    lines = [
+        f"{path}: is neither a file nor a folder"
+        if path.exists()
+        else f"{path}: does not exist{nearest_path(path)}"
+        for path in paths
+        if not (path.is_file() or path.is_dir())
+    ]
+    if lines:
+        raise StorageError("\n".join([*lines, f"name {what}"]))

@@ -45,7 +45,8 @@ def mistakes(load: Callable[..., ResolvedExperiment]) -> Callable[..., list[str]
             load(text, *overrides)
         first, *lines, last = str(caught.value).splitlines()
         assert first.startswith("e.yaml: ")
-        assert last == "Correct this and check it with: orchestrator config show e.yaml"
+        same = any(line.startswith("override '") for line in lines) * " and the same overrides"
+        assert last == f"Correct this and check it with: orchestrator config show e.yaml{same}"
         return lines
 
     return mistakes

@@ -26,6 +26,7 @@ M2DET = variant_config("m2det320_vgg16")
 VGG = variant_config("ssd300_vgg16")
 SPINENET = variant_config("retinanet_spinenet49s")
 RCNN = variant_config("faster_rcnn_torchvision")
+ZOO_RCNN = variant_config("faster_rcnn_mindspore")
 MOBILENET = variant_config("ssd300_mobilenet_v2")
 
 
@@ -115,6 +116,53 @@ def test_a_mindspore_resnet_fills_the_backbone(converted: bool) -> None:
     for name, value in state.items():
         if not name.endswith("num_batches_tracked") and not name.startswith("fc"):
             assert torch.equal(fitted.tensors[f"backbone.body.{name}"], value), name
+
+
+#: Parts of the zoo's Faster R-CNN by torchvision's names; see its fpn_neck.py, rpn.py and rcnn.py.
+ZOO_NAMES = {
+    "rpn.head.conv.0.0": "rpn_with_loss.rpn_convs_list.0.rpn_conv",
+    "rpn.head.cls_logits": "rpn_with_loss.rpn_convs_list.0.rpn_cls",
+    "rpn.head.bbox_pred": "rpn_with_loss.rpn_convs_list.0.rpn_reg",
+    "roi_heads.box_head.fc6": "rcnn.shared_fc_0",
+    "roi_heads.box_head.fc7": "rcnn.shared_fc_1",
+    "roi_heads.box_predictor.cls_score": "rcnn.cls_scores",
+    "roi_heads.box_predictor.bbox_pred": "rcnn.reg_scores",
+}
+
+
+@pytest.mark.parametrize("background", [True, False], ids=["324 offsets", "320 offsets"])
+@pytest.mark.parametrize("neck", ["fpn_ncek", "fpn_neck"])
+def test_a_mindspore_faster_rcnn_fills_the_network(neck: str, background: bool) -> None:
+    state = like(skeleton(ZOO_RCNN, num_classes=80).state_dict())
+    boxes = "roi_heads.box_predictor.bbox_pred"
+    if not background:
+        for ending in ("weight", "bias"):
+            state[f"{boxes}.{ending}"][:4] = 0.0
+    tensors = {}
+    for name, value in as_mindspore(state).items():
+        stem, _, ending = name.rpartition(".")
+        if match := re.fullmatch(r"backbone\.fpn\.(inner|layer)_blocks\.(\d)\.0", stem):
+            kind = {"inner": "lateral", "layer": "fpn"}[match[1]]
+            stem = f"{neck}.{kind}_convs_list.{match[2]}"
+        elif stem.startswith("backbone.body."):
+            stem = stem.replace("body.", "").replace("downsample.0", "conv_down_sample")
+            stem = stem.replace("downsample.1", "bn_down_sample")
+        else:
+            stem = ZOO_NAMES[stem]
+        if stem == "rcnn.reg_scores" and not background:
+            value = value[4:]
+        # Dense layers without transposition: input first.
+        turned = stem.startswith("rcnn.") and ending == "weight"
+        tensors[f"{stem}.{ending}"] = value.t().contiguous() if turned else value
+    assert tensors["rcnn.reg_scores.weight"].shape == (1024, 324 if background else 320)
+    fitted = convert(tensors, ZOO_RCNN)
+    assert (fitted.report.layout, fitted.num_classes) == ("mindspore_faster_rcnn", 80)
+    assert (fitted.report.counts["left over"], fitted.report.counts["missing"]) == (0, 0)
+    assert all(torch.equal(fitted.tensors[name], state[name]) for name in fitted.tensors)
+
+    narrow = convert(tensors, ZOO_RCNN, class_names=("car", "person"))
+    rows = [*range(4), *range(12, 16), *range(4, 8)]  # Background, car (3), person (1).
+    assert narrow.tensors[f"{boxes}.bias"].tolist() == state[f"{boxes}.bias"][rows].tolist()
 
 
 def test_the_vgg_of_the_mindspore_port_fills_the_backbone() -> None:

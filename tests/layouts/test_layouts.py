@@ -183,6 +183,31 @@ def test_exports_as_they_are(name: str, title: str, images: dict[str, int]) -> N
     assert {one.dataset.label_map.names for one in read.values()} == {("cell", "plate")}
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        (
+            "annotations.xml",
+            '<?xml version="1.0"?>\n<annotations>\n<image id="0" name="p000.jpg"></image>\n'
+            "</annotations>\n",
+            r"CVAT's own XML.*\n?.*export the task as COCO 1\.0 or YOLO 1\.1",
+        ),
+        (
+            "project-1.json",
+            '[{"id": 1, "data": {"image": "/data/p000.jpg"}, "annotations": []}]',
+            "looks like Label Studio's own JSON.*export the project as COCO or YOLO",
+        ),
+    ],
+)
+def test_forms_that_tools_keep_for_themselves_are_told_apart(
+    name: str, text: str, message: str, tmp_path: Path
+) -> None:
+    layout_folders.draw(tmp_path / "images", TRAIN)
+    (tmp_path / name).write_text(text)
+    with pytest.raises(DataError, match=message):
+        find_layout(tmp_path)
+
+
 # One data set as it is published in three forms
 
 

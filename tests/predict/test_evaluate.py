@@ -113,7 +113,7 @@ def test_other_classes_are_refused(small_run, tmp_path):
         (["--fusion-iou", "2"], "--fusion-iou 2"),
         (["--workers", "0"], "--workers 0: must be at least 1"),
         (["--limit", "0"], "--limit 0"),
-        (["second"], "expected one detector"),
+        (["second"], "expected one RUN, CHECKPOINT or WEIGHTS"),
     ],
 )
 def test_bad_options_are_refused(small_run, tmp_path, capsys, words, message):

@@ -193,7 +193,7 @@ def test_the_same_as_json(storage: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_wrong_folders_and_names(storage: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(StorageError, match=r"no such folder; did you mean .*weak-1"):
+    with pytest.raises(StorageError, match=r"does not exist; did you mean .*weak-1"):
         read_runs([storage / "waek-1"])
     with pytest.raises(StorageError, match="neither a run folder"):
         read_runs([storage / "weak-1" / "eval"])

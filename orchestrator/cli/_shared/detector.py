@@ -22,6 +22,17 @@ def split_overrides(words: list[str]) -> tuple[list[str], list[str]]:
     return overrides, [word for word in words if word not in overrides]
 
 
+def require_source(source: str) -> None:
+    """Refuse a detector that is not there, before the seconds that loading PyTorch takes.
+
+    Raises:
+        StorageError: it is not.
+    """
+    from orchestrator.storage.run_files import require_there
+
+    require_there(Path(source))
+
+
 def add_source_options(parser: argparse.ArgumentParser) -> None:
     """Options of :func:`load`."""
     group = parser.add_argument_group("which detector")

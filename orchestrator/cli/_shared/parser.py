@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
@@ -66,7 +67,8 @@ class Parser(argparse.ArgumentParser):
             hint = self._hint(message.removeprefix(_UNKNOWN).split())
         if message.startswith(_MISSING):
             optional = [a.metavar for a in self._get_positional_actions() if a.nargs in ("*", "?")]
-            names = message.removeprefix(_MISSING).split(", ")
+            # What stands in brackets there is not required.
+            names = re.sub(r" \[.*?\](?=, |$)", "", message.removeprefix(_MISSING)).split(", ")
             message = _MISSING + ", ".join(name for name in names if name not in optional)
         raise ConfigError(f"{self.prog}: {message}{hint}\n{self.prog} --help shows the usage")
 
@@ -83,11 +85,24 @@ class Parser(argparse.ArgumentParser):
         guess = nearest(f"--{key}", alike)
         if guess is not None:
             return f"; did you mean {guess}?"
-        if "." not in key and not equals:
+        path = key if "." in key else _field(key) or (key if equals else None)
+        if path is None or not (equals or "." in key or self._takes_overrides):
             return ""
         after = words[place + 1 : place + 2]
         value = value or (after[0] if after and not after[0].startswith("-") else "VALUE")
-        return f"; overrides have no dashes, write {key}={value}"
+        return f"; overrides have no dashes, write {path}={value}"
+
+    @property
+    def _takes_overrides(self) -> bool:
+        names = (action.metavar for action in self._get_positional_actions())
+        return any("key.path=value" in str(name) for name in names)
+
+
+def _field(name: str) -> str | None:
+    """The key path of a value of an experiment by its last part; None where there is none."""
+    from orchestrator.config.explain import field_named
+
+    return field_named(name)
 
 
 def _exclusive_positionals(parser: argparse.ArgumentParser) -> bool:

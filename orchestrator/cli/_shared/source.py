@@ -109,12 +109,14 @@ def _refuse_options(arguments: argparse.Namespace) -> None:
 
 def _of_experiment(path: Path) -> Found:
     from orchestrator.config.resolve import load_experiment
+
+    data = load_experiment(path).experiment.data
+
     from orchestrator.data.decode import Decoding
     from orchestrator.data.readers.classes import class_file
     from orchestrator.data.readers.split import rules_of
     from orchestrator.layouts.layout import Place
 
-    data = load_experiment(path).experiment.data
     root = Path(data.root).resolve()
     places = {}
     for name, split in (("train", data.train), ("val", data.val)):

@@ -15,7 +15,14 @@ from orchestrator.data.files import read_text_bytes
 from orchestrator.errors import ConfigError, StorageError, nearest
 from orchestrator.evaluation.coco import METRICS
 from orchestrator.runs.identity import Identity, config_digest, recorded_identity
-from orchestrator.storage.run_files import DETECTIONS, EVENTS, RESOLVED, RESULT
+from orchestrator.storage.run_files import (
+    DETECTIONS,
+    EVENTS,
+    RESOLVED,
+    RESULT,
+    RUN_OR_SWEEP,
+    require_there,
+)
 from orchestrator.tracking.events import read_events
 
 _PER_CLASS = "val/AP/"
@@ -176,11 +183,7 @@ def run_named(runs: Sequence[RunFolder], name: str) -> RunFolder:
 
 
 def _folders(path: Path) -> list[Path]:
-    if not path.is_dir():
-        siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-        guess = nearest(path.name, siblings)
-        hint = f"; did you mean {path.parent / guess}?" if guess else ""
-        raise StorageError(f"{path}: no such folder{hint}\nname a run folder, or that of a sweep")
+    require_there(path, what=RUN_OR_SWEEP)
     if config_file(path).is_file():
         return [path]
     inside = sorted(entry for entry in path.iterdir() if config_file(entry).is_file())
