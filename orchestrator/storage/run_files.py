@@ -74,7 +74,7 @@ RUN_OR_SWEEP: Final = "a run folder, or that of a sweep"
 def require_there(
     *paths: Path, what: str = "a run folder, a checkpoint folder or a file of weights"
 ) -> None:
-    """Raise unless all paths are files or folders, with the nearest ones of those that are not there.
+    """Raise unless all paths are files or folders; names the nearest ones that are there.
 
     Args:
         paths: as they were named.
