@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ray.exceptions import RayError
 from rich.console import Console
@@ -72,6 +74,8 @@ from orchestrator.tracking.mlflow_shipper import RunStatus, Shipped
 from orchestrator.training.interrupt import in_thread, stopping_at_once, stopping_politely
 from orchestrator.training.job import Outcome, TrainingJob
 from orchestrator.training.session import open_store
+
+T = TypeVar("T")
 
 
 def bucket_of(experiment: Experiment) -> str | None:
@@ -210,7 +214,8 @@ def _train_in(
             say(console, warning)
         tracking = Tracking(resolved, plan, trial, tell=lambda text: say(console, text))
         experiment = resolved.experiment
-        with connected(experiment.cluster, beside=experiment.train.evaluation == "beside"):
+        beside = experiment.train.evaluation == "beside"
+        with connected(experiment.cluster, beside=beside), ClusterWatch() as watch:
             shards = plan.job.shards
             placement = place(
                 experiment.cluster,
@@ -232,9 +237,13 @@ def _train_in(
             where = "beside training" if in_loop is None else in_turn
             say(console, f"evaluation: {where}")
             if trial is None:
-                wait_for_room(
-                    experiment.cluster.least_workers, placement, lambda text: say(console, text)
+                wait = partial(
+                    wait_for_room,
+                    experiment.cluster.least_workers,
+                    placement,
+                    lambda text: say(console, text),
                 )
+                _while_it_lasts(watch, wait)
             with marked_folder(
                 plan, run_dir, done=done, say=lambda text: say(console, text)
             ) as marker:
@@ -254,7 +263,7 @@ def _train_in(
                     driver_began=began,
                 )
                 outcome, shipped = _tracked(
-                    plan, job, placement, console, lock, tracking, mirror, marker
+                    plan, job, placement, console, lock, tracking, mirror, marker, watch
                 )
         # Nothing is written in the place of a folder that is gone.
         lock.fence()()
@@ -294,6 +303,7 @@ def _tracked(
     tracking: Tracking,
     mirror: BucketMirror | None,
     marker: str | None,
+    watch: ClusterWatch,
 ) -> tuple[Outcome, Shipped | None]:
     """Train while MLflow is kept up to date, and tell it how the run ended, whatever happens."""
     if mirror is not None:
@@ -305,7 +315,7 @@ def _tracked(
     outcome: Outcome | None = None
     best: str | None = None
     try:
-        outcome = _train(plan, job, placement, console, lock, mirror, marker)
+        outcome = _train(plan, job, placement, console, lock, mirror, marker, watch)
         best = outcome.best_checkpoint
         if mirror is not None and best is not None:
             best = str(copy_commit(mirror.storage, best, LocalStorage(job.path)))
@@ -365,6 +375,7 @@ def _train(
     lock: RunLock,
     mirror: BucketMirror | None,
     marker: str | None,
+    watch: ClusterWatch,
 ) -> Outcome:
     """Train on the cluster, showing progress and listening for a wish to stop."""
     experiment = job.experiment
@@ -401,9 +412,8 @@ def _train(
             say(console, "stopping: the step under way is finished and committed first")
 
     def useless() -> BaseException | None:
-        if stop.asked.is_set() and stop.is_before_training():
-            return stop.error()
-        return watch.error()
+        before = stop.asked.is_set() and stop.is_before_training()
+        return stop.error() if before else None
 
     def newest_step() -> int | None:
         found = store.latest()
@@ -421,24 +431,36 @@ def _train(
             stop=stop,
         )
 
-    with (
-        shown_progress(job, console, offset=offset),
-        stopping_politely(ask_to_stop),
-        ClusterWatch() as watch,
-    ):
+    with shown_progress(job, console, offset=offset), stopping_politely(ask_to_stop):
         try:
-            outcome = in_thread(training, given_up=useless)
-        except Exception as error:
-            # Of a cluster that is gone Ray says all kinds of things, some of them at once.
-            if isinstance(error, RayError) or type(error) is OrchestratorError:
-                watch.look()
-                raise watch.error() or error from error
-            raise
+            outcome = _while_it_lasts(watch, training, useless)
         finally:
             # What goes on in the thread must not begin anew, on a Ray started for it alone.
             stop.asked.set()
     _require_commit(store, outcome)
     return outcome
+
+
+def _while_it_lasts(
+    watch: ClusterWatch,
+    function: Callable[[], T],
+    useless: Callable[[], BaseException | None] = lambda: None,
+) -> T:
+    """Wait for what the cluster does, but no longer than it is there; its own answers take minutes.
+
+    Args:
+        watch: over the cluster.
+        function: run in another thread.
+        useless: see :func:`in_thread`.
+    """
+    try:
+        return in_thread(function, given_up=lambda: useless() or watch.error())
+    except Exception as error:
+        # Of a cluster that is gone Ray says all kinds of things, some of them at once.
+        if isinstance(error, RayError) or type(error) is OrchestratorError:
+            watch.look()
+            raise watch.error() or error from error
+        raise
 
 
 def _require_commit(store: CommitStore, outcome: Outcome) -> None:
