@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ray.exceptions import RayError
 from rich.console import Console
@@ -70,6 +72,8 @@ from orchestrator.tracking.mlflow_shipper import RunStatus, Shipped
 from orchestrator.training.interrupt import in_thread, stopping_at_once, stopping_politely
 from orchestrator.training.job import Outcome, TrainingJob
 from orchestrator.training.session import open_store
+
+T = TypeVar("T")
 
 
 def bucket_of(experiment: Experiment) -> str | None:
@@ -194,8 +198,9 @@ def _train_in(
             run.say(warning)
         tracking = Tracking(resolved, plan, trial, tell=run.say)
         experiment = resolved.experiment
-        with connected(experiment.cluster, beside=experiment.train.evaluation == "beside"):
-            placement, in_loop = _placed(plan, run, in_sweep=trial is not None)
+        beside = experiment.train.evaluation == "beside"
+        with connected(experiment.cluster, beside=beside), ClusterWatch() as watch:
+            placement, in_loop = _placed(plan, run, watch, in_sweep=trial is not None)
             with marked_folder(plan, run_dir, done=done, say=run.say) as marker:
                 # Only now does the folder belong to this experiment: a start that finds no cluster,
                 # or none that will do, leaves nothing that would refuse the next.
@@ -212,7 +217,7 @@ def _train_in(
                     extensions=claim.extensions,
                     driver_began=began,
                 )
-                outcome, shipped = _tracked(run, plan, job, placement, tracking, marker)
+                outcome, shipped = _tracked(run, plan, job, placement, tracking, marker, watch)
         # Nothing is written in the place of a folder that is gone.
         lock.fence()()
     result = result_of(job, outcome, shipped, time.monotonic() - started)
@@ -244,7 +249,9 @@ def _say_plan(plan: Plan, experiment: Experiment, console: Console) -> None:
     say_initial(plan.job, console)
 
 
-def _placed(plan: Plan, run: Run, *, in_sweep: bool) -> tuple[Placement, str | None]:
+def _placed(
+    plan: Plan, run: Run, watch: ClusterWatch, *, in_sweep: bool
+) -> tuple[Placement, str | None]:
     """Find room in the cluster, and wait for it if it is taken.
 
     Returns:
@@ -270,7 +277,8 @@ def _placed(plan: Plan, run: Run, *, in_sweep: bool) -> tuple[Placement, str | N
     in_turn = f"in the loop, {in_loop}; training pauses for it"
     run.say(f"evaluation: {'beside training' if in_loop is None else in_turn}")
     if not in_sweep:
-        wait_for_room(experiment.cluster.least_workers, placement, run.say)
+        least = experiment.cluster.least_workers
+        _while_it_lasts(watch, partial(wait_for_room, least, placement, run.say))
     return placement, in_loop
 
 
@@ -297,6 +305,7 @@ def _tracked(
     placement: Placement,
     tracking: Tracking,
     marker: str | None,
+    watch: ClusterWatch,
 ) -> tuple[Outcome, Shipped | None]:
     """Train while MLflow is kept up to date, and tell it how the run ended, whatever happens."""
     mirror = run.mirror
@@ -309,7 +318,7 @@ def _tracked(
     outcome: Outcome | None = None
     best: str | None = None
     try:
-        outcome = _train(run, plan, job, placement, marker)
+        outcome = _train(run, plan, job, placement, marker, watch)
         best = outcome.best_checkpoint
         if mirror is not None and best is not None:
             best = str(copy_commit(mirror.storage, best, LocalStorage(run.folder)))
@@ -351,7 +360,12 @@ def _report(run: Run) -> None:
 
 
 def _train(
-    run: Run, plan: Plan, job: TrainingJob, placement: Placement, marker: str | None
+    run: Run,
+    plan: Plan,
+    job: TrainingJob,
+    placement: Placement,
+    marker: str | None,
+    watch: ClusterWatch,
 ) -> Outcome:
     """Train on the cluster, showing progress and listening for a wish to stop."""
     experiment = job.experiment
@@ -388,9 +402,8 @@ def _train(
             run.say("stopping: the step under way is finished and committed first")
 
     def useless() -> BaseException | None:
-        if stop.asked.is_set() and stop.is_before_training():
-            return stop.error()
-        return watch.error()
+        before = stop.asked.is_set() and stop.is_before_training()
+        return stop.error() if before else None
 
     def newest_step() -> int | None:
         found = store.latest()
@@ -408,21 +421,33 @@ def _train(
             stop=stop,
         )
 
-    with (
-        shown_progress(job, run.console, offset=offset),
-        stopping_politely(ask_to_stop),
-        ClusterWatch() as watch,
-    ):
+    with shown_progress(job, run.console, offset=offset), stopping_politely(ask_to_stop):
         try:
-            outcome = in_thread(training, given_up=useless)
-        except Exception as error:
-            # Of a cluster that is gone Ray says all kinds of things, some of them at once.
-            if isinstance(error, RayError) or type(error) is OrchestratorError:
-                watch.look()
-                raise watch.error() or error from error
-            raise
+            outcome = _while_it_lasts(watch, training, useless)
         finally:
             # What goes on in the thread must not begin anew, on a Ray started for it alone.
             stop.asked.set()
     run.require_commit(outcome.steps)
     return outcome
+
+
+def _while_it_lasts(
+    watch: ClusterWatch,
+    function: Callable[[], T],
+    useless: Callable[[], BaseException | None] = lambda: None,
+) -> T:
+    """Wait for what the cluster does, but no longer than it is there; its own answers take minutes.
+
+    Args:
+        watch: over the cluster.
+        function: run in another thread.
+        useless: see :func:`in_thread`.
+    """
+    try:
+        return in_thread(function, given_up=lambda: useless() or watch.error())
+    except Exception as error:
+        # Of a cluster that is gone Ray says all kinds of things, some of them at once.
+        if isinstance(error, RayError) or type(error) is OrchestratorError:
+            watch.look()
+            raise watch.error() or error from error
+        raise

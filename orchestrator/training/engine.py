@@ -205,8 +205,10 @@ class Engine:
                 if stopped or self.job.commits_after(done):
                     self._commit()
                 if not stopped and self.job.evaluates_after(done):
-                    self.validation.after(self.step, committed=self._committed == self.step)
-                    stopped = self.validation.abandoned
+                    scored = self.validation.after(
+                        self.step, committed=self._committed == self.step
+                    )
+                    stopped = not scored
                     if stopped and self._committed != self.step:
                         self._commit()
                     ended = not stopped and self._ends_early()
@@ -220,6 +222,7 @@ class Engine:
         if not stopped:
             # Whoever asked for a stop does not wait for it; the next start has it done again.
             self.validation.finish()
+        stopped = stopped or self.validation.abandoned
         state = "preempted" if stopped else "stopped" if given_up else "done"
         return self._outcome(state, start)
 

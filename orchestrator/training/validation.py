@@ -145,22 +145,25 @@ class Validation:
         self._beside = job.evaluates_beside
         self._outstanding: int | None = None
 
-    def after(self, step: int, *, committed: bool) -> None:
+    def after(self, step: int, *, committed: bool) -> bool:
         """Have the live weights scored; called by all ranks where an evaluation is due.
 
         Args:
             step: optimizer steps behind the weights.
             committed: whether rank 0 has asked for their commit; other ranks need not know.
+
+        Returns:
+            False where that was given up; the same on all ranks.
         """
         committed = self._collective.from_main(committed)
         if committed and step < self._job.total_steps and self._hand_over(step):
-            return
+            return not self.abandoned
         scored = self._score()
-        if self.abandoned:
-            return
-        # Its place in the log is before this one.
-        self.finish()
-        self._record(step, scored, committed=committed)
+        if not self.abandoned:
+            # Its place in the log is before this one.
+            self.finish()
+            self._record(step, scored, committed=committed)
+        return not self.abandoned
 
     def catch_up(self, step: int) -> None:
         """Have the commits scored that were not when the run was interrupted; for all ranks.

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,6 +28,7 @@ from orchestrator.cluster.nodes import Node
 from orchestrator.cluster.placement import place, wait_for_room
 from orchestrator.config.schema import ClusterConfig
 from orchestrator.errors import ConfigError, DataError, OrchestratorError, PreemptedError
+from orchestrator.runs import driver
 from orchestrator.runs.progress import Narrator, duration, shown_progress
 from orchestrator.runs.report import say_next, say_where
 from orchestrator.tracking.events import Event, EventLog
@@ -390,6 +392,30 @@ def test_waiting_ends_once_it_has_become_useless() -> None:
     with pytest.raises(PreemptedError, match="gone"):
         in_thread(lambda: over.wait(60), given_up=lambda: next(answers))
     over.set()
+
+
+def test_what_ray_says_of_a_cluster_that_is_gone_is_told_from_other_failures() -> None:
+    class Watch:
+        lost: PreemptedError | None = None
+
+        def look(self) -> None:
+            self.lost = gone
+
+        def error(self) -> PreemptedError | None:
+            return self.lost
+
+    def fail(error: Exception) -> None:
+        raise error
+
+    gone: PreemptedError | None = PreemptedError("the Ray cluster of this run is gone")
+    for error in (RayActorError(), OrchestratorError("training failed 3 times")):
+        with pytest.raises(PreemptedError, match="is gone"):
+            driver._while_it_lasts(Watch(), partial(fail, error))  # type: ignore[arg-type]
+    with pytest.raises(DataError):
+        driver._while_it_lasts(Watch(), partial(fail, DataError("an image")))  # type: ignore[arg-type]
+    gone = None
+    with pytest.raises(RayActorError):
+        driver._while_it_lasts(Watch(), partial(fail, RayActorError()))  # type: ignore[arg-type]
 
 
 def test_a_thread_gives_back_what_it_returns_or_raises() -> None:
