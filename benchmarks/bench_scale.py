@@ -166,9 +166,9 @@ def reader(folder: Path) -> dict[str, Any]:
     import orchestrator.data.stream.ray_stream  # noqa: F401
     from orchestrator.data.stream.assemble import BatchPlan
 
+    imports = rss()["RssAnon"]
     with (folder / "plan.pickle").open("rb") as file:
         stream, buffers = pickle.load(file)
-    imports = rss()["RssAnon"]
     with Peak() as peak:
         began = time.perf_counter()
         plan: BatchPlan = pickle.loads(stream, buffers=buffers)
