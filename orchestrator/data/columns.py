@@ -12,16 +12,19 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from orchestrator.data.node_cache import fetch, private_folder
 from orchestrator.data.string_column import Names
 from orchestrator.errors import DataError
 from orchestrator.storage.folders import open_folder
+
+if TYPE_CHECKING:
+    # Who reads no shards needs no pyarrow.
+    import pyarrow as pa
 
 MANIFEST, INDEX = "manifest.arrow", "index.json"
 
@@ -30,7 +33,7 @@ _PIECE_BYTES = 1 << 20
 
 def flat(array: pa.Array) -> NDArray[Any]:
     """A column as NumPy sees it, mapped where it can be (Arrow packs booleans into bits)."""
-    values: NDArray[Any] = array.to_numpy(zero_copy_only=not pa.types.is_boolean(array.type))
+    values: NDArray[Any] = array.to_numpy(zero_copy_only=array.type != "bool")
     return values
 
 
@@ -52,7 +55,7 @@ def _names(array: pa.Array) -> Names:
     return Names(np.frombuffer(text, dtype=np.uint8)[: ends[-1]], ends)
 
 
-_Readers = Mapping[str, Callable[[pa.RecordBatch], Any]]
+_Readers: TypeAlias = "Mapping[str, Callable[[pa.RecordBatch], Any]]"
 #: By field of ``Dataset``, and of ``ShardedImages``, how it is had from the columns of a manifest.
 OF_DATASET: _Readers = {
     "files": lambda batch: _names(batch["file"]),
@@ -146,6 +149,8 @@ def _mapped(file: ManifestFile) -> dict[str, Any]:
 
 @lru_cache(maxsize=4)
 def _opened(file: ManifestFile) -> pa.RecordBatch:
+    import pyarrow as pa
+
     folder = open_folder(file.location)
     if folder.local is None:
         path = private_folder(file.cache) / "manifests" / f"{file.sha256[:16]}.arrow"
