@@ -41,7 +41,7 @@ class Part:
 
     Attributes:
         name: of its file.
-        seconds: it should take at most.
+        seconds: it should take at most, of :data:`_SECONDS` for all.
         work: answers it, until the moment it is given.
     """
 
@@ -91,7 +91,8 @@ class Check:
             if left <= 0:
                 self._write(f"{number:02}_{part.name}", {"left out": "no time was left"})
                 continue
-            until = time.monotonic() + min(left, part.seconds)
+            share = part.seconds / _SECONDS * self.seconds
+            until = time.monotonic() + min(left, share)
             self._run(f"{number:02}_{part.name}", part, until)
         return len(self.failed)
 

@@ -82,7 +82,7 @@ class SmallDetector(Detector):
     def loss_terms(self, images: Tensor, targets: Targets) -> dict[str, LossTerm]:
         wanted = (targets.boxes * targets.valid.unsqueeze(-1)).sum(1) / 64
         error = (self(images)["boxes"] - wanted).square()
-        count = error.new_tensor(2 * len(images))
+        count = error.new_full((), 2 * len(images))
         return {
             "near": LossTerm(error[:, :2].sum(), count),
             "far": LossTerm(error[:, 2:].sum(), count),

@@ -185,12 +185,16 @@ class Counts:
         host_reads: times the host waited for a value.
         awaited_copies: copies to the device from memory that is not pinned, which the host waits
             for.
+        copies: copies to the device that it does not.
+        copies_beside: copies to the device, of either kind, on a stream of their own.
         bytes_to_host: copied in either way.
     """
 
     operators: dict[str, int] = field(default_factory=dict)
     host_reads: int = 0
     awaited_copies: int = 0
+    copies: int = 0
+    copies_beside: int = 0
     bytes_to_host: int = 0
 
     def unknown(self) -> set[str]:
@@ -212,6 +216,8 @@ def counts() -> Counts:
         operators=tree["operators"],
         host_reads=events.get("host_read", 0),
         awaited_copies=events.get("awaited_copy_to_device", 0),
+        copies=events.get("copy_to_device", 0),
+        copies_beside=events.get("copy_beside", 0),
         bytes_to_host=events.get("bytes_to_host", 0),
     )
 

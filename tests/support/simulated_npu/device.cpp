@@ -113,19 +113,28 @@ bool is_pinned(const at::Tensor& tensor) {
   return pinned.count(tensor.storage().mutable_data()) > 0;
 }
 
-// ---- One device, one stream, nothing asynchronous ----
+// ---- One device, streams in name, nothing asynchronous ----
+
+std::atomic<c10::StreamId> streams{0};
+thread_local c10::StreamId current_stream = 0;
 
 struct Guard final : c10::impl::DeviceGuardImplInterface {
-  c10::Stream stream() const { return c10::Stream(c10::Stream::DEFAULT, kDevice); }
+  c10::Stream stream(c10::StreamId id) const {
+    return c10::Stream(c10::Stream::UNSAFE, kDevice, id);
+  }
   c10::DeviceType type() const override { return kNpu; }
   c10::Device exchangeDevice(c10::Device) const override { return kDevice; }
   c10::Device getDevice() const override { return kDevice; }
   void setDevice(c10::Device) const override {}
   void uncheckedSetDevice(c10::Device) const noexcept override {}
-  c10::Stream getStream(c10::Device) const override { return stream(); }
-  c10::Stream getDefaultStream(c10::Device) const override { return stream(); }
-  c10::Stream getNewStream(c10::Device, int) const override { return stream(); }
-  c10::Stream exchangeStream(c10::Stream) const override { return stream(); }
+  c10::Stream getStream(c10::Device) const override { return stream(current_stream); }
+  c10::Stream getDefaultStream(c10::Device) const override { return stream(0); }
+  c10::Stream getNewStream(c10::Device, int) const override { return stream(++streams); }
+  c10::Stream exchangeStream(c10::Stream next) const override {
+    const c10::StreamId before = current_stream;
+    current_stream = next.id();
+    return stream(before);
+  }
   c10::DeviceIndex deviceCount() const noexcept override { return 1; }
   void record(void**, const c10::Stream&, const c10::DeviceIndex,
               const c10::EventFlag) const override {}
@@ -382,6 +391,7 @@ at::Tensor copy_from(const at::Tensor& self, const at::Tensor& to, bool non_bloc
   } else {
     const bool awaited = !(non_blocking && is_pinned(self));
     count(events, awaited ? "awaited_copy_to_device" : "copy_to_device");
+    if (current_stream != 0) count(events, "copy_beside");
     count(events, "bytes_to_device", bytes);
   }
   target.copy_(source);
