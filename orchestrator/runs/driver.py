@@ -229,7 +229,7 @@ def _train_in(
                 epochs=plan.job.total_steps / plan.job.schedule.steps_per_epoch,
                 in_sweep=trial is not None,
             )
-            in_turn = f"in the loop, {in_loop}; training pauses for it"
+            in_turn = f"training pauses for it, {in_loop}"
             where = "beside training" if in_loop is None else in_turn
             say(console, f"evaluation: {where}")
             if trial is None:

@@ -76,6 +76,7 @@ NOT_IDENTITY = (
 #: Keys that runs begun before them do not have, and the values that change nothing.
 _LATER_KEYS: Mapping[str, Json] = {
     "detector.class_weights": None,
+    "detector.loss.prior_score": None,
     "data.orientation": "stored",
     "data.levels": "full",
     "data.sources": [],
