@@ -23,7 +23,7 @@ from orchestrator.errors import printable
 from orchestrator.evaluation.coco import cell
 from orchestrator.evaluation.label_errors import Suspect, find_suspects
 from orchestrator.pages.charts import image_uri
-from orchestrator.pages.document import Block, Figure, Legend, Row, Section, Text, css, render
+from orchestrator.pages.document import Block, Figure, Gallery, Legend, Section, Text, css, render
 from orchestrator.pages.drawing import Mark, colour_of, draw, encode_jpeg
 from orchestrator.predict.identify import match_classes
 from orchestrator.predict.loading import LoadedDetector
@@ -215,7 +215,7 @@ def _page(title: str, listed: Sequence[Listed]) -> str:
             if label is not None:
                 colours[one.data.label_map.names[label]] = css(colour_of(label))
         uri = image_uri(encode_jpeg(picture), "jpeg")
-        figures.append(Figure(uri, printable(f"{rank}. {one}"), width=_PICTURE))
+        figures.append(Figure(uri, printable(f"{rank}. {one}")))
     about = Text(
         f"{len(listed)} suspects, the first {len(figures)} of them here, most suspicious first; "
         f"found by {printable(title)}."
@@ -224,7 +224,7 @@ def _page(title: str, listed: Sequence[Listed]) -> str:
     if figures:
         shown = dict(sorted(colours.items())[:_MOST_COLOURS])
         blocks.append(Legend(shown, (("full", "found"), ("thin", "annotated"))))
-        blocks.append(Row(tuple(figures)))
+        blocks.append(Gallery(tuple(figures), large=True))
     return render("Boxes that a detector contradicts", [Section("", tuple(blocks))])
 
 
