@@ -77,6 +77,10 @@ class FocalLossConfig(Settings):
         gamma: focusing exponent; 0 is plain binary cross entropy.
         loc_reduction: smooth-L1 of a prior is the sum of its four coordinates (mindspore-ai/models
             since 2021) or their mean (model_zoo before).
+        prior_score: what every prior begins with for each class, and 1 minus it for the background
+            (Lin et al., Focal Loss for Dense Object Detection, section 4.1, which has 0.01), so
+            that the first steps are not spent on the background; None begins at 0.5, as MindSpore's
+            does.
     """
 
     name: Literal["focal"] = "focal"
@@ -84,6 +88,7 @@ class FocalLossConfig(Settings):
     alpha: Unit = 0.75
     gamma: NonNegative = 2.0
     loc_reduction: Literal["sum", "mean"] = "sum"
+    prior_score: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
 
 
 class MultiBoxLossConfig(Settings):

@@ -85,7 +85,7 @@ def main(argv: Sequence[str]) -> int:
             for finding in split.findings:
                 bars.console.print(f"{name}: {finding}", highlight=False, markup=False)
     with json_output(arguments.json) as emit:
-        print("\n".join(_lines(written, arguments.target)))
+        print("\n".join(summary(written, arguments.target)))
         emit({"splits": {name: _document(one) for name, one in written.items()}})
     return 0
 
@@ -110,9 +110,9 @@ def _document(one: Written) -> dict[str, Any]:
     }
 
 
-def _lines(written: dict[str, Written], target: str) -> list[str]:
+def summary(written: dict[str, Written], target: str) -> list[str]:
     """What is there now, and how to train on it."""
-    from orchestrator.storage.address import below
+    from orchestrator.storage.address import below, is_remote
 
     lines = []
     for name, one in written.items():
@@ -130,10 +130,12 @@ def _lines(written: dict[str, Written], target: str) -> list[str]:
                 f"  {len(one.unsound)} images cannot be used, others take their place: "
                 f"{', '.join(one.unsound[:5])}{more}"
             )
-    lines += ["", "data:"]
+    # An experiment has a root of its own, which paths of shards are relative to.
+    lines += ["", "data:", *([] if is_remote(target) else [f"  root: {target}"])]
     for name in written:
         key = next((key for key in ("train", "val") if name.startswith(key)), f"# {name}")
-        lines.append(f"  {key}: {{shards: {below(target, name)}}}")
+        place = below(target, name) if is_remote(target) else name
+        lines.append(f"  {key}: {{shards: {place}}}")
     if any(one.index.images > _WINDOW for one in written.values()):
         lines.append(f"  window: {_WINDOW}")
     return lines

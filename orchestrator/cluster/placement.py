@@ -312,4 +312,8 @@ def place_evaluation(
     each["CPU"] = max(each["CPU"], placement.threads or 0)
     with_threads = replace(placement, resources_per_worker=each)
     missing = shortage(cluster.workers, with_threads, free_nodes(), beside=True)
-    return None if missing is None else f"since one worker more would make {missing} free"
+    return (
+        None
+        if missing is None
+        else f"since one worker more, to evaluate beside it, would make {missing} free"
+    )

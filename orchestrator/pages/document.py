@@ -76,20 +76,24 @@ class Figure:
     Attributes:
         uri: ``data:`` URI of the picture.
         caption: as text.
-        width: on the page, pixels; None for that of the picture.
     """
 
     uri: str
     caption: str
-    width: int | None = None
     kind: str = field(default="figure", init=False)
 
 
 @dataclass(frozen=True)
 class Gallery:
-    """Small pictures of equal rank, as many in a row as a page has room for."""
+    """Pictures of equal rank, as many in a row as a page has room for.
+
+    Attributes:
+        figures: the pictures.
+        large: whether a phone shows one in a row instead of two.
+    """
 
     figures: tuple[Figure, ...]
+    large: bool = False
     kind: str = field(default="gallery", init=False)
 
 

@@ -23,8 +23,8 @@ from orchestrator.errors import printable
 from orchestrator.evaluation.coco import cell
 from orchestrator.evaluation.label_errors import Suspect, find_suspects
 from orchestrator.pages.charts import image_uri
-from orchestrator.pages.document import Figure, Row, Section, Text, render
-from orchestrator.pages.drawing import Mark, draw, encode_jpeg
+from orchestrator.pages.document import Block, Figure, Gallery, Legend, Section, Text, css, render
+from orchestrator.pages.drawing import Mark, colour_of, draw, encode_jpeg
 from orchestrator.predict.identify import match_classes
 from orchestrator.predict.loading import LoadedDetector
 from orchestrator.predict.predictor import DetectOptions
@@ -47,6 +47,8 @@ _WORDS = {
     "wrong_place": "another place",
 }
 _MARGIN, _PICTURE = 0.75, 320
+#: Classes of a legend.
+_MOST_COLOURS = 40
 
 
 @dataclass(frozen=True)
@@ -203,19 +205,27 @@ def _table(trees: Sequence[Mapping[str, Any]]) -> str:
 
 def _page(title: str, listed: Sequence[Listed]) -> str:
     figures = []
+    colours: dict[str, str] = {}
     for rank, one in enumerate(listed[:SHOWN], start=1):
         try:
             picture = _cut_out(one)
         except BadImageError:
             continue
+        for label in (one.suspect.label, one.suspect.found_label):
+            if label is not None:
+                colours[one.data.label_map.names[label]] = css(colour_of(label))
         uri = image_uri(encode_jpeg(picture), "jpeg")
-        figures.append(Figure(uri, printable(f"{rank}. {one}"), width=_PICTURE))
+        figures.append(Figure(uri, printable(f"{rank}. {one}")))
     about = Text(
-        f"{len(listed)} suspects, the first {len(figures)} of them here. A full line is what was "
-        f"found by {printable(title)}, the other what is annotated."
+        f"{len(listed)} suspects, the first {len(figures)} of them here, most suspicious first; "
+        f"found by {printable(title)}."
     )
-    heading = "Boxes that a detector contradicts"
-    return render(heading, [Section("", (about, Row(tuple(figures))))])
+    blocks: list[Block] = [about]
+    if figures:
+        shown = dict(sorted(colours.items())[:_MOST_COLOURS])
+        blocks.append(Legend(shown, (("full", "found"), ("thin", "annotated"))))
+        blocks.append(Gallery(tuple(figures), large=True))
+    return render("Boxes that a detector contradicts", [Section("", tuple(blocks))])
 
 
 def _cut_out(one: Listed) -> NDArray[np.uint8]:

@@ -274,7 +274,7 @@ def _placed(
         epochs=plan.job.total_steps / plan.job.schedule.steps_per_epoch,
         in_sweep=in_sweep,
     )
-    in_turn = f"in the loop, {in_loop}; training pauses for it"
+    in_turn = f"training pauses for it, {in_loop}"
     run.say(f"evaluation: {'beside training' if in_loop is None else in_turn}")
     if not in_sweep:
         least = experiment.cluster.least_workers

@@ -78,6 +78,7 @@ NOT_IDENTITY = (
 _LATER_KEYS: Mapping[str, Json] = {
     "detector.class_weights": None,
     "detector.train_canvas": None,
+    "detector.loss.prior_score": None,
     "data.orientation": "stored",
     "data.levels": "full",
     "data.sources": [],

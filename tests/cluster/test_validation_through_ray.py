@@ -49,7 +49,7 @@ def test_a_run_that_evaluates_beside_training_ends_as_one_in_the_loop(
     workers: int, folder: Path
 ) -> None:
     logs, results = [], []
-    for where, said in (("in_loop", "in the loop, as train.evaluation"), ("beside", "beside tr")):
+    for where, said in (("in_loop", "training pauses for it, as train"), ("beside", "beside tr")):
         name = f"{where}{workers}"
         words = (f"name={name}", f"train.evaluation={where}", f"cluster.workers={workers}")
         assert f"evaluation: {said}" in finish(start(folder, "tiny.yaml", *words), timeout=900.0)

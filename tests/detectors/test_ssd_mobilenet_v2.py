@@ -379,3 +379,17 @@ def test_decoding_inverts_assignment() -> None:
 def test_images_of_another_size_are_refused() -> None:
     with pytest.raises(ValueError, match=r"300 x 300 pixels, got a batch of shape \(1, 3, 320, 3"):
         build(width=0.25)(torch.zeros(1, 3, 320, 300))
+
+
+def test_a_head_can_begin_with_the_score_of_a_rare_object() -> None:
+    """Lin et al., section 4.1: what the biases say alone, whatever the layers below put out."""
+    plain, begun = build(width=0.25), build(width=0.25, loss={"prior_score": 0.01})
+    for name, tensor in plain.state_dict().items():
+        same = torch.equal(tensor, begun.state_dict()[name])
+        assert same != bool(re.fullmatch(r"multi_box\.multi_cls_layers\.\d\.3\.bias", name)), name
+    for head in begun.multi_box.multi_cls_layers:
+        nn.init.zeros_(head.get_parameter("3.weight"))
+    scores = begun.eval()(torch.zeros(1, 3, 300, 300))["cls"].sigmoid()
+    assert scores.shape == (1, 1917, 1 + CLASSES)
+    torch.testing.assert_close(scores[..., 1:], torch.full((1, 1917, CLASSES), 0.01))
+    torch.testing.assert_close(scores[..., 0], torch.full((1, 1917), 0.99))

@@ -77,5 +77,8 @@ def test_names_are_shown_and_never_computed(tmp_path: Path) -> None:
     assert "'=1+1" in files["csv"].read_text()
     page = files["html"].read_text()
     assert "<b>" not in page
+    # Both classes and both kinds of line stand in the legend.
+    assert page.count('class="swatch"') == 2
+    assert page.count('class="line ') == 2
     assert "<i>detector" not in page
     assert np.isclose(json.loads(files["json"].read_text())["suspects"][1]["suspicion"], 0.5)

@@ -351,8 +351,8 @@ def test_beside_where_there_is_room_and_nothing_waits(
     assert auto.train.evaluation == "auto"
     assert where(monkeypatch, auto, {"CPU": 3.0}) is None
     assert where(monkeypatch, auto, {"CPU": 2.0}) == (
-        "since one worker more would make (1 + 1) workers x 1 CPU + 1 CPU for reading data = 3 "
-        "CPU, but the cluster has 2 free"
+        "since one worker more, to evaluate beside it, would make (1 + 1) workers x 1 CPU + 1 CPU "
+        "for reading data = 3 CPU, but the cluster has 2 free"
     )
     # Threads are as real as what has been reserved.
     assert "(1 + 1) workers x 3 CPU" in str(where(monkeypatch, auto, {"CPU": 4.0}, threads=3))

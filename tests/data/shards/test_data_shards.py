@@ -14,11 +14,15 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
+from orchestrator.cli.shard import summary
+from orchestrator.config.schema import DataConfig
 from orchestrator.data.dataset import Dataset
 from orchestrator.data.decode import BadImageError, read_image
 from orchestrator.data.images import image_bytes, image_header, image_pixels
 from orchestrator.data.readers.coco import read_coco
+from orchestrator.data.readers.split import read_split
 from orchestrator.data.shards.split import read_shards
 from orchestrator.errors import ConfigError, DataError, StorageError
 from orchestrator.storage.address import below
@@ -296,6 +300,20 @@ def test_places_and_what_lies_below_them() -> None:
         open_folder("ftp://h/p")
 
 
+def test_the_printed_section_can_be_pasted(tmp_path: Path) -> None:
+    """Into an experiment whose ``data.root`` is another folder, too."""
+    write_coco(tmp_path / "set", 3)
+    data = read_coco(tmp_path / "set" / "images", tmp_path / "set" / "instances.json").dataset
+    target = str(tmp_path / "out")
+    written = {name: shard_here(data, f"{target}/{name}") for name in ("train", "val")}
+    section = yaml.safe_load("\n".join(summary(written, target)).partition("\n\n")[2])["data"]
+    config = DataConfig.model_validate({"format": "coco", **section})
+    for split in (config.train, config.val):
+        assert read_split(config, split).dataset.content_digest == data.content_digest
+    lines = summary(written, "s3://b/p")
+    assert lines[-3:] == ["data:", *(f"  {n}: {{shards: s3://b/p/{n}}}" for n in ("train", "val"))]
+
+
 @pytest.mark.ray
 @pytest.mark.slow
 def test_the_command_killed_again_and_again_ends_in_the_same_bytes(tmp_path: Path) -> None:
@@ -310,7 +328,7 @@ def test_the_command_killed_again_and_again_ends_in_the_same_bytes(tmp_path: Pat
 
     said = finish(command("whole"))
     assert "train: 60 images in 30 shards" in said
-    assert "train: {shards: whole/train}" in said
+    assert "\n  root: whole\n  train: {shards: train}\n" in said
     folder = tmp_path / "broken" / "train"
     # Right after the index, twice in between, and when hardly one is missing. The last of these
     # loses the driver alone, whose workers go on for a while.
