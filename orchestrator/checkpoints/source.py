@@ -43,7 +43,8 @@ def weights_errors(path: str | Path, *, setting: str | None = None) -> Iterator[
         name = "" if str(path) in str(error) else f"{path}: "
         raise DataError(f"{before}{name}{error}") from error
     except OSError as error:
-        reason = error.strerror or "no such file"
+        missing = isinstance(error, FileNotFoundError)
+        reason = error.strerror or ("no such file" if missing else str(error))
         raise DataError(
             f"{before}{path} cannot be read ({reason}). Next: see that the path is right"
         ) from error

@@ -10,11 +10,13 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Iterator
+import os
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+from orchestrator.config.places import places_of
 from orchestrator.config.scalars import Json
-from orchestrator.config.schema import Domain
+from orchestrator.config.schema import Domain, Experiment
 from orchestrator.errors import nearest
 from orchestrator.sweeps.space import Space, Values, combinations, holds, look_up, options
 
@@ -56,6 +58,36 @@ def findings(space: Space, base: Json) -> Iterator[Finding]:
             )
         if _is_below(second, first):
             yield from _replaced_parts(space, base, first, second)
+
+
+def missing_places(
+    space: Space, base: Experiment, trials: Iterable[Experiment]
+) -> Iterator[Finding]:
+    """Files and folders that trials name, other than the experiment itself does, and that are gone.
+
+    Args:
+        space: of the sweep.
+        base: the experiment as it stands.
+        trials: some with the values of every choice.
+    """
+    told = set(places_of(base))
+    for trial in trials:
+        for place in places_of(trial):
+            if place in told or place.is_written or "://" in place.location:
+                continue
+            told.add(place)
+            if not os.path.exists(place.location):  # noqa: PTH110
+                key = _setter(space, place.key)
+                yield Finding(
+                    key, f"{place.key} would be {place.location}, which does not exist; correct it"
+                )
+
+
+def _setter(space: Space, key: str) -> str:
+    """The key of a space by which ``key`` has its value."""
+    section = key.partition(".")[0]
+    near = (one for one in space if key == one or _is_below(key, one) or one == f"{section}.root")
+    return next(near, next(iter(space)))
 
 
 def _is_below(key: str, section: str) -> bool:
@@ -137,7 +169,8 @@ def _why_never(space: Space, base: Json, key: str) -> str:
         guess = next((one for one in guesses if one is not None), None)
         hint = f"; did you mean {_text(guess)}?" if guess is not None else ""
         return (
-            f"no trial would set it: when asks for {on} {' or '.join(map(_text, wants))}, and it "
+            f"no trial would set it: when asks for {on} "
+            f"{' or '.join(map(_text, wants)) or 'of an empty list'}, and it "
             f"is {' or '.join(distinct)} in every trial{hint}"
         )
     conditions = " and ".join(space[key].when)

@@ -14,7 +14,7 @@ from orchestrator.config.schema import SweepConfig
 from orchestrator.config.shape import Shape
 from orchestrator.errors import ConfigError, nearest
 from orchestrator.storage.run_files import trial_name
-from orchestrator.sweeps.conflicts import Finding, findings
+from orchestrator.sweeps.conflicts import Finding, findings, missing_places
 from orchestrator.sweeps.space import Values, corners, draw, grid, is_finite
 
 #: Keys in which trials differ without being different.
@@ -140,9 +140,9 @@ class Planner:
         """
         space, base = self.sweep.space, self.base.tree
         self._refuse(self._unknown_conditions())
-        for values in corners(space, base):
-            self._resolve(values)
+        at_worst = [self._resolve(values).experiment for values in corners(space, base)]
         self._refuse(findings(space, base))
+        self._refuse(missing_places(space, self.base.experiment, at_worst))
         if self.sweep.search == "optuna":
             # The trials of other searches are all resolved before the first of them starts.
             for number in range(min(self.sweep.trials or 0, _SAMPLED)):

@@ -43,7 +43,11 @@ def assign(space: Space, base: Json, choose: Callable[[str, Domain], Json]) -> V
 
 def holds(value: Json, wanted: object) -> bool:
     """Whether a value is the one that a condition asks for, or one of its list."""
-    return value in wanted if isinstance(wanted, list | tuple) else value == wanted
+    wants = wanted if isinstance(wanted, list | tuple) else (wanted,)
+    # Python takes true for 1 and false for 0.
+    return any(
+        value == want and isinstance(value, bool) == isinstance(want, bool) for want in wants
+    )
 
 
 def look_up(key: str, values: Values, base: Json) -> Json:

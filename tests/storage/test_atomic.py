@@ -30,8 +30,9 @@ def test_a_failure_leaves_the_old_content_and_nothing_else(tmp_path, monkeypatch
         monkeypatch.setattr(os, "fsync", fail)
     else:
         monkeypatch.setattr(type(path), "replace", fail)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(OSError, match="no space") as failed:
         write_atomic(path, b"new")
+    assert failed.value.filename == str(path)
     assert path.read_bytes() == b"old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
 

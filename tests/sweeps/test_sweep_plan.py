@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -97,7 +98,11 @@ def test_a_corner_that_is_not_valid_is_refused_before_anything_starts(tmp_path: 
 
 
 def test_equal_effective_configurations_are_refused(tmp_path: Path) -> None:
-    section = "search: grid\nspace:\n  train.optimizer.lr: {choice: [0.02, 0.03, 0.02]}"
+    # Without a warm-up is what a schedule is when nothing is said about it.
+    section = (
+        "search: grid\nspace:\n  train.schedule: {choice: "
+        "[{name: cosine}, {name: constant}, {name: cosine, warmup_epochs: 0}]}"
+    )
     with pytest.raises(ConfigError, match=r"trial-000 .* and trial-002 .* have equal effective"):
         planner(tmp_path, section).planned()
 
@@ -133,6 +138,16 @@ def test_every_combination_runs_with_every_seed(tmp_path: Path) -> None:
             "cannot change while a trial trains",
         ),
         (
+            "trials: 2\nsearch: optuna\nobjectives: [val/AP]\n"
+            "space:\n  train.optimizer.lr: {uniform: [0.1, 0.2]}",
+            "names one twice, or sweep.metric",
+        ),
+        (
+            "trials: 4\nscheduler: pbt\npbt: {factors: [1], resample_probability: 0}\n"
+            "space:\n  train.optimizer.lr: {uniform: [0.1, 0.2]}",
+            "no value would ever change",
+        ),
+        (
             "trials: 4\nscheduler: asha\nasha: {grace_epochs: 9}\n"
             "space:\n  train.optimizer.lr: {uniform: [0.1, 0.2]}",
             "no trial would be judged",
@@ -144,6 +159,43 @@ def test_sections_that_make_no_sense_are_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         planner(tmp_path, section)
+
+
+@pytest.mark.parametrize(
+    ("line", "at", "message"),
+    [
+        ("train.optimizer.lr: {uniform: [0.1, 0.2], step: 0.5}", "step", "0.1 alone would be"),
+        ("train.batch_size: {integer: [4, 8], step: 5}", "step", "4 alone would be tried"),
+        ("train.optimizer.lr: {choice: [0.1, 0.3, 0.1]}", "choice", "value 3 .* equal to value 1"),
+        ("train.clip_norm: {choice: [null, 1, 1.0]}", "choice", "value 3 .* equal to value 2"),
+        (
+            "train.schedule: {choice: [{name: cosine, warmup_epochs: 2}, {warmup_epochs: 2.0, "
+            "name: cosine}]}",
+            "choice",
+            "value 2 .* equal to value 1",
+        ),
+        ("train.optimizer.lr: {loguniform: [0, 0.1]}", "loguniform.0", "allowed is a number > 0"),
+        ("train.batch_size: {logint: [0, 8]}", "logint.0", "allowed is a whole number >= 1"),
+        ("train.optimizer.lr: {choice: [.nan, 0.1]}", "choice.0", "every number must be finite"),
+        ("train.optimizer.lr: {uniform: [0.1, 0.1]}", "uniform", "not upwards"),
+        ("train.optimizer.lr: {choice: []}", "choice", "at least 1"),
+    ],
+)
+def test_a_domain_that_cannot_be_is_refused_at_its_line(
+    tmp_path: Path, line: str, at: str, message: str
+) -> None:
+    for search in ("random", "optuna"):
+        with pytest.raises(ConfigError) as refused:
+            planner(tmp_path, f"trials: 2\nsearch: {search}\nspace:\n  {line}")
+        number = (tmp_path / "swept.yaml").read_text().splitlines().index(f"    {line}") + 1
+        key = line.partition(":")[0]
+        assert f"swept.yaml:{number} sweep.space.{key}.{at}: " in str(refused.value)
+        assert re.search(message, str(refused.value))
+
+
+def test_true_is_not_one(tmp_path: Path) -> None:
+    section = "trials: 2\nspace:\n  data.keep_empty: {choice: [true, false]}"
+    assert len(planner(tmp_path, section).planned()) == 2
 
 
 def test_a_sweep_file_takes_the_place_of_the_section(tmp_path: Path) -> None:
@@ -193,6 +245,10 @@ OPTIMIZERS = "train.optimizer: {choice: [{name: sgd%s}, {name: adamw%s}]}"
             1,
             NEVER,
         ),
+        ([LR % "{train.optimizer.nesterov: 0}"], 0, NEVER),
+        ([LR % "{train.optimizer.name: []}"], 0, "asks for train.optimizer.name of an empty list"),
+        ([LR % "{train.optimizer: {name: sgd}}"], 0, NEVER),
+        (["train.accumulate: {choice: [1, 2]}", LR % "{train.accumulate: true}"], 1, NEVER),
         # On a key that is itself not set there.
         (
             [
@@ -211,6 +267,17 @@ OPTIMIZERS = "train.optimizer: {choice: [{name: sgd%s}, {name: adamw%s}]}"
             ],
             2,
             "it is not given or 5.0 in every trial",
+        ),
+        # Weights and data that are not there.
+        (
+            ["train.init_from: {choice: [null, /nowhere/a.pth]}"],
+            0,
+            "train.init_from would be /nowhere/a.pth, which does not exist",
+        ),
+        (
+            ["data.val.annotations: {choice: [annotations/instances_val.json, nowhere.json]}"],
+            0,
+            "squares/nowhere.json, which does not exist",
         ),
         # The section comes after its part.
         (

@@ -61,6 +61,26 @@ def test_a_file_that_does_not_pass_whole_arrives_in_parts(run_dir, connect, monk
         assert server.arrivals == before
 
 
+def test_a_server_that_refuses_every_size_is_given_up_and_said(run_dir, connect, monkeypatch):
+    monkeypatch.setattr(artifacts, "SMALLEST_PART", 64 * KIB)
+    with LineServer(largest=20 * KIB) as server:
+        with pytest.raises(Exception, match="413"):
+            RunShipper(run_dir, spec_of(run_dir, server.uri), connect).finish("FINISHED")
+        assert server.arrivals == ["card.md"]
+        assert server.statuses == ["FINISHED"]
+        state = ShipState.load(run_dir)
+        assert state is not None
+        # The smallest part that was tried: 900 KiB halved to 450, 225 and 112.5.
+        assert state.parts == {"checkpoints/best/weights": 115200}
+        # Later the server takes more, and the file is there once.
+        server.largest = 200 * KIB
+        RunShipper(run_dir, spec_of(run_dir, server.uri), connect).finish("FINISHED")
+        parts = sorted(name for name in server.files if ".parts/" in name)
+        assert len(parts) == 8
+        sent = (run_dir / "best" / "weights").read_bytes()
+        assert b"".join(server.files[name] for name in parts) == sent
+
+
 def test_an_upload_in_parts_goes_on_where_it_was(run_dir, connect, monkeypatch):
     monkeypatch.setattr(artifacts, "SMALLEST_PART", 64 * KIB)
     spec = spec_of(run_dir, "")

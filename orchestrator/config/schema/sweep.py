@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Annotated, Literal, TypeAlias
 
@@ -91,6 +92,22 @@ class Domain(Settings):
             yield Conflict("step", f"step belongs to uniform or integer, not to {given[0]}")
         if self.step is not None and self.integer is not None and not self.step.is_integer():
             yield Conflict("step", f"step of integer is {self.step:g}; it must be a whole number")
+        elif self.step is not None and self.ends is not None:
+            low, high = self.ends
+            if self.step > high - low:
+                yield Conflict(
+                    "step",
+                    f"step is {self.step:g}, more than the range from {low:g} to {high:g}: "
+                    f"{low:g} alone would be tried",
+                )
+        seen: dict[str, int] = {}
+        for position, value in enumerate(self.choice or (), start=1):
+            first = seen.setdefault(_canonical(value), position)
+            if first != position:
+                yield Conflict(
+                    "choice",
+                    f"value {position} of choice is equal to value {first}; leave one of them out",
+                )
 
 
 class AshaConfig(Settings):
@@ -179,6 +196,20 @@ class SweepConfig(Settings):
                 "sweep.objectives needs sweep.search optuna and sweep.scheduler none: other "
                 "searches and the schedulers look at sweep.metric alone",
             )
+        if len({self.metric, *self.objectives}) <= len(self.objectives):
+            yield Conflict(
+                "objectives",
+                f"sweep.objectives {', '.join(self.objectives)} names one twice, or sweep.metric, "
+                f"which is {self.metric} and counts anyway; leave it out",
+            )
+        pbt = self.pbt
+        still = set(pbt.factors) == {1.0} and pbt.resample_probability == 0
+        if self.scheduler == "pbt" and still:
+            yield Conflict(
+                "pbt.factors",
+                "sweep.pbt.factors are all 1 and sweep.pbt.resample_probability is 0, so that no "
+                "value would ever change; give other factors or a probability",
+            )
         if self.seeds > 1 and (self.search == "optuna" or self.scheduler != "none"):
             yield Conflict(
                 "seeds",
@@ -220,6 +251,20 @@ class SweepConfig(Settings):
                     f"{key} is a continuous range, of which a grid needs the values: "
                     "give choice, or a step",
                 )
+
+
+def _canonical(value: JsonValue) -> str:
+    """A text that equal values share: 1 and 1.0 are equal, 1 and true are not."""
+
+    def plain(part: JsonValue) -> JsonValue:
+        if isinstance(part, dict):
+            return {key: plain(child) for key, child in part.items()}
+        if isinstance(part, list | tuple):
+            return [plain(child) for child in part]
+        whole = isinstance(part, float) and part.is_integer()
+        return int(part) if whole else part  # type: ignore[arg-type]
+
+    return json.dumps(plain(value), sort_keys=True)
 
 
 def _is_below(key: str, parents: tuple[str, ...]) -> bool:
