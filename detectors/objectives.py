@@ -5,8 +5,11 @@ Class logits are (N, A, 1 + K) with background first; labels (N, A) are channels
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from detectors.config import FocalLossConfig, MultiBoxLossConfig
@@ -36,6 +39,13 @@ class Objective(Protocol):
         """(N, A, K) scores of the foreground classes."""
         ...
 
+    def begin(self, biases: Sequence[Tensor], channels: int) -> None:
+        """Set the biases of the last layers, whose outputs are all channels of prior after prior.
+
+        Left as they are where the configuration says nothing.
+        """
+        ...
+
 
 class FocalObjective:
     """Every prior counts, easy ones little; each channel, background too, is a sigmoid."""
@@ -57,6 +67,17 @@ class FocalObjective:
         """Sigmoid of each foreground channel."""
         return logits[..., 1:].sigmoid()
 
+    @torch.no_grad()
+    def begin(self, biases: Sequence[Tensor], channels: int) -> None:
+        """A class begins with ``prior_score``, the background with 1 minus it."""
+        score = self.config.prior_score
+        if score is None:
+            return
+        logit = math.log(score / (1.0 - score))
+        for bias in biases:
+            rows = bias.view(-1, channels)
+            rows[:, 0], rows[:, 1:] = -logit, logit
+
 
 class MultiBoxObjective:
     """Softmax over all classes; the hardest negatives only, a fixed number for each positive."""
@@ -77,6 +98,9 @@ class MultiBoxObjective:
     def scores(self, logits: Tensor) -> Tensor:
         """Softmax, background left out."""
         return logits.softmax(-1)[..., 1:]
+
+    def begin(self, biases: Sequence[Tensor], channels: int) -> None:
+        """The hardest negatives alone count, so the background does not swamp the first steps."""
 
 
 def make_objective(config: FocalLossConfig | MultiBoxLossConfig) -> Objective:

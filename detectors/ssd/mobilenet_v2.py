@@ -15,12 +15,10 @@ by 0.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from functools import partial
 from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from detectors.backbones.layers import (
@@ -31,7 +29,6 @@ from detectors.backbones.layers import (
 )
 from detectors.backbones.mobilenet_v2 import InvertedResidual, MobileNetV2
 from detectors.base import IMAGENET_MEAN, IMAGENET_STD
-from detectors.config import FocalLossConfig
 from detectors.objectives import Objective, make_objective
 from detectors.priors import grid_boxes, mindspore_ssd300_levels
 from detectors.single_shot import SingleShot, flatten_cells
@@ -75,14 +72,6 @@ class MultiBox(nn.Module):
         self.multi_loc_layers = nn.ModuleList(_head(c, 4 * a, norm=norm) for c, a in pairs)
         self.multi_cls_layers = nn.ModuleList(_head(c, channels * a, norm=norm) for c, a in pairs)
 
-    @torch.no_grad()
-    def begin_with(self, score: float) -> None:
-        """Set the biases so that a class has this score and the background 1 minus it."""
-        logit = math.log(score / (1.0 - score))
-        for head in self.multi_cls_layers:
-            rows = head.get_parameter("3.bias").view(-1, self.channels)
-            rows[:, 0], rows[:, 1:] = -logit, logit
-
     def forward(self, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Maps (N, C, H, W) to offsets (N, A, 4) and class logits (N, A, channels)."""
         loc = [head(x) for head, x in zip(self.multi_loc_layers, maps, strict=True)]
@@ -99,7 +88,6 @@ class SSDMobileNetV2(SingleShot):
         bn_eps, bn_momentum: constants of batch normalisation, torch's convention.
         objective: matching and classification.
         title: what the network calls itself.
-        prior_score: see :class:`detectors.config.FocalLossConfig`.
     """
 
     y_first: ClassVar[bool] = True
@@ -113,7 +101,6 @@ class SSDMobileNetV2(SingleShot):
         bn_momentum: float,
         objective: Objective,
         title: str,
-        prior_score: float | None = None,
     ) -> None:
         levels = mindspore_ssd300_levels()
         super().__init__(
@@ -140,8 +127,8 @@ class SSDMobileNetV2(SingleShot):
         boxes_per_cell = [len(level.shapes) for level in levels]
         self.multi_box = MultiBox(channels, boxes_per_cell, channels=1 + num_classes, norm=norm)
         init_truncated_normal(self)
-        if prior_score is not None:
-            self.multi_box.begin_with(prior_score)
+        heads = self.multi_box.multi_cls_layers
+        objective.begin([head.get_parameter("3.bias") for head in heads], 1 + num_classes)
 
     @classmethod
     def from_config(cls, config: SSDConfig, *, num_classes: int) -> SSDMobileNetV2:
@@ -155,9 +142,6 @@ class SSDMobileNetV2(SingleShot):
             bn_momentum=config.bn_momentum,
             objective=make_objective(config.loss),
             title=config.title,
-            prior_score=(
-                config.loss.prior_score if isinstance(config.loss, FocalLossConfig) else None
-            ),
         )
 
     def predict(self, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -92,6 +92,7 @@ class SSDVGG16(SingleShot):
             nn.Conv2d(c, (1 + num_classes) * a, 3, padding=1) for c, a in pairs
         )
         init_xavier(self)
+        objective.begin([head.get_parameter("bias") for head in self.conf], 1 + num_classes)
 
     @classmethod
     def from_config(cls, config: SSDConfig, *, num_classes: int) -> SSDVGG16:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,12 +11,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from detectors.backbones.layers import SameConv2d, make_divisible
-from detectors.registry import build_detector
+from detectors.base import Detector
+from detectors.registry import build_detector, variant_config
 from detectors.ssd.config import SSDConfig
 from detectors.ssd.mobilenet_v2 import SSDMobileNetV2
 from detectors.structures import Targets
 
 CLASSES = 5
+FOCAL: dict[str, Any] = {"name": "focal"}
 
 
 def build(*, num_classes: int = CLASSES, seed: int = 0, **fields: object) -> SSDMobileNetV2:
@@ -381,15 +384,31 @@ def test_images_of_another_size_are_refused() -> None:
         build(width=0.25)(torch.zeros(1, 3, 320, 300))
 
 
-def test_a_head_can_begin_with_the_score_of_a_rare_object() -> None:
+@pytest.mark.parametrize(
+    ("fields", "heads"),
+    [
+        ({"width": 0.25}, r"multi_box\.multi_cls_layers\.\d\.3"),
+        ({"variant": "ssd300_vgg16", "width": 0.125}, r"conf\.\d"),
+    ],
+)
+def test_a_head_can_begin_with_the_score_of_a_rare_object(
+    fields: dict[str, Any], heads: str
+) -> None:
     """Lin et al., section 4.1: what the biases say alone, whatever the layers below put out."""
-    plain, begun = build(width=0.25), build(width=0.25, loss={"prior_score": 0.01})
+
+    def made(**loss: float) -> Detector:
+        torch.manual_seed(0)
+        config = variant_config(**{"variant": "ssd300_mobilenet_v2"} | fields, loss=FOCAL | loss)
+        return build_detector(config, num_classes=CLASSES)
+
+    plain, begun = made(), made(prior_score=0.01)
     for name, tensor in plain.state_dict().items():
         same = torch.equal(tensor, begun.state_dict()[name])
-        assert same != bool(re.fullmatch(r"multi_box\.multi_cls_layers\.\d\.3\.bias", name)), name
-    for head in begun.multi_box.multi_cls_layers:
-        nn.init.zeros_(head.get_parameter("3.weight"))
+        assert same != bool(re.fullmatch(rf"{heads}\.bias", name)), name
+    with torch.no_grad():
+        for name, tensor in begun.named_parameters():
+            if re.fullmatch(rf"{heads}\.weight", name):
+                tensor.zero_()
     scores = begun.eval()(torch.zeros(1, 3, 300, 300))["cls"].sigmoid()
-    assert scores.shape == (1, 1917, 1 + CLASSES)
-    torch.testing.assert_close(scores[..., 1:], torch.full((1, 1917, CLASSES), 0.01))
-    torch.testing.assert_close(scores[..., 0], torch.full((1, 1917), 0.99))
+    torch.testing.assert_close(scores[..., 1:], torch.full_like(scores[..., 1:], 0.01))
+    torch.testing.assert_close(scores[..., 0], torch.full_like(scores[..., 0], 0.99))
