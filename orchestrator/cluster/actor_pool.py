@@ -84,8 +84,8 @@ def share_out(processes: Iterable[Any], shares: Iterable[Any]) -> Iterator[Any]:
             following = again.popleft() if again else next(waiting, None)
             if following is None:
                 break
-            process = free.pop()
-            running[process.run.remote(following[0])] = process, *following
+            process, (share, losses) = free.pop(), following
+            running[process.run.remote(share)] = process, share, losses
         if not running:
             break
         (answer,), _ = ray.wait(list(running))

@@ -115,7 +115,10 @@ def _laid_out_shards(schedule: Schedule, epoch: int) -> tuple[NDArray[np.int64],
     """Shards in the order of an epoch: (s,) first position of each, and (s,) first place."""
     bounds, ids = schedule.bounds, schedule.sample_ids
     assert bounds is not None, "there is a window"
-    starts = ids.before(bounds) if isinstance(ids, SampleIds) else np.searchsorted(ids, bounds)
+    if isinstance(ids, SampleIds):
+        starts = ids.before(bounds)
+    else:
+        starts = np.searchsorted(ids, bounds).astype(np.int64, copy=False)
     keys = words(schedule.seed, Domain.SHARDS, epoch=epoch, count=len(bounds) - 1)
     sequence = np.argsort(keys, kind="stable")
     sizes = np.diff(starts)[sequence]
