@@ -114,7 +114,7 @@ def test_raw_outputs_are_torchvisions(pair: tuple[nn.Module, FasterRCNN]) -> Non
         cls, loc = theirs.roi_heads.box_predictor(theirs.roi_heads.box_head(pooled))
     assert isinstance(prepared, ImageList)
     assert prepared.image_sizes == [(HEIGHT, WIDTH)] * 2
-    assert torch.equal(mine.anchors, anchors[0])
+    assert torch.equal(mine.prior_boxes(), anchors[0])
     close = {"rtol": 1e-4, "atol": 1e-4}
     torch.testing.assert_close(raw["objectness"].flatten(), logits.flatten(), **close)
     torch.testing.assert_close(raw["rpn_offsets"].flatten(0, 1), offsets, **close)

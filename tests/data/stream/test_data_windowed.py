@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -151,9 +152,14 @@ def test_another_process_finds_the_same_order() -> None:
     assert done.stdout.strip() == str(here.tolist())
 
 
-def test_steps_that_are_close_need_few_shards() -> None:
+@pytest.mark.parametrize(("rare", "reach"), [(0.0, 15), (0.1, 19)])
+def test_steps_that_are_close_need_few_shards(rare: float, reach: int) -> None:
+    """A batch of one image in ten is collected from 80 places, of 20 a shard."""
     plan = schedule(n=2000, per=60, window=100)
-    assert plan.shards_in_reach == 3 * 5 + 8
+    if rare:
+        higher = np.random.default_rng(1).permutation(2000) < rare * 2000
+        plan = replace(plan, canvases=higher.astype(np.int8))
+    assert plan.shards_in_reach == reach + 8
     for epoch in range(3):
         steps = range(epoch * 250, epoch * 250 + 250)
         shards = [set((plan.samples(step) // 60).tolist()) for step in steps]
