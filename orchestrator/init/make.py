@@ -9,6 +9,7 @@ import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from orchestrator.data.dataset import Dataset
 from orchestrator.data.findings import ReadResult
@@ -218,7 +219,7 @@ def _written(
     try:
         for name, part in parts.items():
             write_coco(part, Place(Path(part.root), folder / f"{name}.json"))
-        about = {"from": str(source.layout.root), "task": wanted.task}
+        about: dict[str, Any] = {"from": str(source.layout.root), "task": wanted.task}
         if purpose == "split":
             about |= {"seed": wanted.seed, "share": wanted.share}
         write_atomic(folder / f"{purpose}.json", json.dumps(about, indent=2).encode())

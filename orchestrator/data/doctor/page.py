@@ -91,11 +91,11 @@ def _split(data: Dataset, facts: Mapping[str, Any]) -> Iterator[Block]:
         head = ("boxes", "compared", "with a prior of IoU 0.5", "mean best IoU")
         yield facts_table(head, rows)
     chosen = np.unique(np.linspace(0, len(data) - 1, SHOWN_IMAGES).astype(np.int64)).tolist()
-    figures = [Figure(_uri(image), data.files[index]) for index, image in tiles(data, chosen)]
-    if figures:
+    shown = [Figure(_uri(image), data.files[index]) for index, image in tiles(data, chosen)]
+    if shown:
         if len(names) <= _MOST_COLOURS:
             yield Legend(colours)
-        yield Gallery(tuple(figures))
+        yield Gallery(tuple(shown))
         yield Text("Images at equal distances.")
 
 
