@@ -1,0 +1,226 @@
+"""Every file of a run folder damaged in every way, one at a time: exact, or refused with a reason.
+
+The files are those that the folder has, so that one which is new is damaged, too.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext, redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+from rich.console import Console
+
+from orchestrator.checkpoints.commit import CommitStore
+from orchestrator.cli.main import main
+from orchestrator.cluster.placement import Placement
+from orchestrator.config.resolve import load_experiment
+from orchestrator.data.stream.local import LocalStream
+from orchestrator.errors import OrchestratorError
+from orchestrator.runs import driver
+from orchestrator.runs import plan as planning
+from orchestrator.runs.identity import Identity, config_digest, open_run
+from orchestrator.runs.plan import Plan
+from orchestrator.storage.local import LocalStorage
+from orchestrator.storage.run_files import EVENTS, RESOLVED, RESULT, STOP
+from orchestrator.tracking.events import metric_history
+from orchestrator.training import session
+from orchestrator.training.job import Outcome, TrainingJob
+from orchestrator.training.session import run_rank
+from tests.support.chaos_run import CPU, EXPERIMENT, STEPS, digests, small_detector
+from tests.support.local_runs import StoppingStream
+
+#: What people and clean-up jobs get wrong: anything but a bug in the program.
+REFUSALS = {64, 65, 71, 77}
+
+
+def _folder(file: Path) -> None:
+    file.unlink()
+    file.mkdir()
+
+
+def _link(file: Path) -> None:
+    file.rename(file.with_name("elsewhere"))
+    file.symlink_to(file.with_name("elsewhere"))
+
+
+def _dangling(file: Path) -> None:
+    file.unlink()
+    file.symlink_to("nowhere")
+
+
+DAMAGE: dict[str, Callable[[Path], object]] = {
+    "deleted": Path.unlink,
+    "emptied": lambda file: file.write_bytes(b""),
+    "cut": lambda file: file.write_bytes(file.read_bytes()[: file.stat().st_size // 2]),
+    "junk": lambda file: file.write_bytes(bytes(range(256)) * 4),
+    "folder": _folder,
+    "link": _link,
+    "dangling": _dangling,
+}
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """The driver trains in this process, as if its cluster were here."""
+
+    def trained(plan: Plan, job: TrainingJob, *_: object) -> Outcome:
+        (job.path / STOP).unlink(missing_ok=True)
+        return run_rank(job, STREAM(plan), accelerator=CPU)
+
+    here = Placement(CPU, {"CPU": 1.0}, 1)
+    with ExitStack() as patches:
+        for target, name, replacement in (
+            (driver, "connected", lambda *_, **__: nullcontext()),
+            (driver, "place", lambda *_, **__: here),
+            (driver, "place_evaluation", lambda *_, **__: "there is no cluster"),
+            (driver, "wait_for_room", lambda *_: None),
+            (driver, "marked_folder", lambda *_, **__: nullcontext()),
+            (driver, "_train", trained),
+            (driver, "_report", lambda *_: None),  # A process of its own, for seconds.
+            (session, "build_detector", small_detector),
+            (session, "_STOP_POLL_SECONDS", 0.0),
+            (planning, "skeleton", small_detector),
+        ):
+            patches.enter_context(mock.patch.object(target, name, replacement))
+        yield
+
+
+def _whole(plan: Plan) -> LocalStream:
+    return LocalStream(plan.batches)
+
+
+STREAM: Callable[[Plan], LocalStream] = _whole
+
+
+def start(file: Path, folder: Path, said: io.StringIO) -> dict[str, Any]:
+    """Start the run, or go on with it; content of its result."""
+    console = Console(file=said, soft_wrap=True)
+    return driver.train(
+        load_experiment(file), folder, force_resume=False, console=console, trial=None
+    )
+
+
+def losses(folder: Path) -> list[tuple[int, float]]:
+    """What the event log says of the loss: step and value."""
+    return [(p.step, p.value) for p in metric_history(folder / EVENTS, "train/loss")]
+
+
+def copies(folder: Path, target: Path, damage: str) -> Iterator[tuple[Path, Path]]:
+    """A copy of a run for each of its files, in which that file is damaged; and the file."""
+    for original in sorted(path for path in folder.rglob("*") if path.is_file()):
+        shutil.rmtree(target, ignore_errors=True)
+        shutil.copytree(folder, target, symlinks=True)
+        file = target / original.relative_to(folder)
+        DAMAGE[damage](file)
+        yield target, file
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> dict[str, Path]:
+    """A run that was interrupted, the same when it has ended, and the experiment."""
+    global STREAM
+    root = tmp_path_factory.mktemp("every")
+    file = root / "e.yaml"
+    text = EXPERIMENT.replace("every_steps: 1, keep_last: 20", "every_steps: 3, keep_last: 2")
+    file.write_text(text % json.dumps(str(digits)))
+    folder = root / "chaos"
+    with alone():
+        STREAM = lambda plan: StoppingStream(plan, 6)  # noqa: E731
+        try:
+            assert start(file, folder, io.StringIO())["state"] == "preempted"
+        finally:
+            STREAM = _whole
+        interrupted = shutil.copytree(folder, root / "interrupted")
+        assert start(file, folder, io.StringIO())["state"] == "done"
+    return {"file": file, "interrupted": interrupted, "finished": folder}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("state", ["interrupted", "finished"])
+def test_going_on_is_exact_or_refused(
+    state: str, damage: str, runs: dict[str, Path], tmp_path: Path
+) -> None:
+    expected = digests(runs["finished"])[STEPS]
+    metrics = json.loads((runs["finished"] / RESULT).read_bytes())["metrics"]
+    points = losses(runs["finished"])
+    problems: list[str] = []
+    for folder, file in copies(runs[state], tmp_path / "run", damage):
+        name, said = file.relative_to(folder), io.StringIO()
+        try:
+            with alone():
+                result = start(runs["file"], folder, said)
+        except OrchestratorError as error:
+            if error.exit_code not in REFUSALS or str(folder) not in str(error):
+                problems.append(f"{name}: exit code {error.exit_code}: {error}")
+            continue
+        except Exception as error:
+            problems.append(f"{name}: {error!r}")
+            continue
+        if result["state"] != "done" or result["metrics"] != metrics:
+            problems.append(f"{name}: {result['state']}, {result['metrics']}")
+        if digests(folder).get(STEPS) != expected:
+            problems.append(f"{name}: other weights")
+        kept = losses(folder)
+        # A run that has nothing left to do says so each time, and adds nothing to its log.
+        if kept != points and f"warning: {EVENTS}: " not in said.getvalue():
+            problems.append(f"{name}: {len(kept)} of {len(points)} points, and no word")
+    assert not problems, "\n".join(problems)
+
+
+def command(*words: str) -> tuple[int, str, str]:
+    """Exit code, standard output and standard error of a verb, run in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        code = main(words)
+    return code, out.getvalue(), err.getvalue()
+
+
+def answers(folder: Path, images: Path) -> Iterator[tuple[str, int, str, str]]:
+    """Of verbs after training: name, exit code, results, and what they say of trouble."""
+    found = folder.parent / "found.json"
+    found.unlink(missing_ok=True)
+    code, out, err = command("evaluate", str(folder), "--json")
+    yield "evaluate", code, "" if code else str(json.loads(out)["metrics"]), err
+    code, out, err = command("predict", str(folder), str(images), "--output", str(found))
+    yield "predict", code, found.read_text() if found.is_file() else "", err
+    for verb in ("list", "status"):
+        code, out, err = command(verb, str(folder if verb == "status" else folder.parent))
+        yield verb, code, "", err
+
+
+def _data_digest(folder: Path) -> str:
+    """Of the data that a run's commits were trained on."""
+    commit = CommitStore(LocalStorage(folder)).latest().commit
+    assert commit is not None
+    return commit.manifest.data_digest
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_verbs_after_training_are_exact_or_refuse(
+    damage: str, small_run: Path, tmp_path: Path
+) -> None:
+    original = shutil.copytree(small_run, tmp_path / "original" / "tiny")
+    resolved = load_experiment(original / RESOLVED)
+    identity = Identity(config_digest(resolved.tree), _data_digest(original))
+    open_run(original, identity, resolved.tree)
+    images, untouched = small_run.parent / "squares" / "images", tmp_path / "run"
+    shutil.copytree(original, untouched)
+    expected = {verb: said for verb, _, said, _ in answers(untouched, images)}
+    problems: list[str] = []
+    for folder, file in copies(original, tmp_path / "run", damage):
+        name = file.relative_to(folder)
+        for verb, code, said, trouble in answers(folder, images):
+            if "Traceback" in trouble or code not in {0, *REFUSALS}:
+                problems.append(f"{verb}, {name}: exit code {code}: {trouble}")
+            elif code != 0 and not trouble.strip():
+                problems.append(f"{verb}, {name}: exit code {code} and no word")
+            elif code == 0 and said != expected[verb]:
+                problems.append(f"{verb}, {name}: other results: {said[:200]}")
+    assert not problems, "\n".join(problems)
