@@ -26,7 +26,7 @@ from urllib.parse import urlsplit
 
 import ray
 from ray._common.network_utils import build_address
-from ray._private import services, utils
+from ray._private import auto_init_hook, services, utils
 from typing_extensions import Self
 
 from orchestrator.cluster.nodes import alive_nodes
@@ -71,6 +71,8 @@ def connected(config: ClusterConfig, *, beside: bool = False) -> Iterator[None]:
     # Results are noticed by polling; two seconds (Ray's default) is long for short runs.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # A thread that still waits for a Ray that was left would start another one by any call.
+    auto_init_hook.enable_auto_connect = False
     if ray.is_initialized():
         yield
         return

@@ -274,6 +274,7 @@ def fit(
             # What the user or the data got wrong stays wrong however often it is tried.
             if isinstance(cause, OrchestratorError):
                 raise cause from failure
+            stop.check()
             if _is_preemption(failure):
                 log.warning("a node was taken back; starting again from the newest commit")
                 continue
@@ -381,6 +382,8 @@ def _attempt(
 
 def _free_what_is_left() -> None:
     """Free what a killed controller had reserved; the attempt is over whether that works or not."""
+    if not ray.is_initialized():
+        return
     try:
         freed = free_orphans()
     except Exception as error:

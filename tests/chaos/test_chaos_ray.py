@@ -138,7 +138,7 @@ def test_kills_on_a_ray_of_its_own(part: str, folder: Path, expected: dict[str, 
         elif part == "controller":
             run.controller().kill()
         else:
-            own = psutil.Process(run.driver.pid) if part == "driver" else run.part(f"/{part}")
+            own = psutil.Process(run.driver.pid) if part == "driver" else run.part(part)
             own.kill()
             assert run.driver.wait(120) == (-signal.SIGKILL if part == "driver" else 75)
             print(f"{part}: driver gone after {time.time() - struck:.1f} s")

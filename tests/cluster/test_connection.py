@@ -20,6 +20,8 @@ from typing import Any
 import grpc
 import pytest
 import ray
+from ray._private import auto_init_hook
+from ray.exceptions import RaySystemError
 
 from orchestrator.cluster import connection
 from orchestrator.cluster.connection import connected, ray_folder, require_answer
@@ -146,6 +148,18 @@ def test_sigterm_is_answered_by_the_run_and_not_by_ray(
             pytest.fail("went on")
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def test_a_ray_that_was_left_is_not_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a thread that still waits for it, say: any call of Ray's would start one."""
+    started: list[int] = []
+    monkeypatch.setattr(auto_init_hook, "enable_auto_connect", True)
+    monkeypatch.setattr(ray, "init", lambda **_: started.append(1))
+    with connected(ClusterConfig()):
+        pass
+    with pytest.raises(RaySystemError, match="has not been started"):
+        ray.put(1)
+    assert started == [1]
 
 
 def test_a_python_whose_path_has_blanks_starts_workers(

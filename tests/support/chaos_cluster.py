@@ -159,14 +159,13 @@ class Run:
         assert self.driver is not None
         return psutil.Process(self.driver.pid).children(recursive=True)
 
-    def part(self, *words: str) -> psutil.Process:
-        """One of them whose command line has all of these words, once there is one."""
+    def part(self, name: str) -> psutil.Process:
+        """One of them whose program, or title, has this in its name, once there is one."""
 
         def found() -> psutil.Process | None:
             for process in self.every_process():
-                with suppress(psutil.Error):
-                    line = " ".join(process.cmdline())
-                    if all(word in line for word in words):
+                with suppress(psutil.Error, IndexError):
+                    if name in Path(process.cmdline()[0]).name:
                         return process
             return None
 
