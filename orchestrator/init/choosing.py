@@ -119,6 +119,8 @@ def _small_ssd(*, weights: bool) -> Iterator[Recipe]:
         "variant": "ssd300_mobilenet_v2",
         "width": 1.0 if weights else 0.35,
         "bn_momentum": 0.1,
+        # The head is drawn anew in any case; without it the first steps learn what background is.
+        "loss": {"prior_score": 0.01},
         "postprocess": {"score_threshold": 0.02, "iou_threshold": 0.5, "plus_one": False},
     }
     adamw = {"name": "adamw", "lr": 1e-3 if weights else 2e-3, "weight_decay": 0.05}
