@@ -16,7 +16,7 @@ from orchestrator.data.counter_rng import SampleKey
 from orchestrator.data.dataset import Dataset
 from orchestrator.data.doctor.boxes import PRIOR_IOU, View, describe, prior_recall
 from orchestrator.data.doctor.diagnosis import Report, Verdict
-from orchestrator.data.doctor.image_notes import crowded, few_levels, tagged
+from orchestrator.data.doctor.image_notes import alike_classes, crowded, few_levels, tagged
 from orchestrator.data.doctor.images import ImageFacts, alike, equal_files, scan
 from orchestrator.data.findings import Finding
 from orchestrator.data.images import image_name
@@ -149,7 +149,8 @@ def require_usable(
             than can be chance. Or images of more than 8 bits would become one grey.
     """
     n = len(data)
-    notes = [note for note in [crowded(data) if name == "val" else None] if note is not None]
+    found = crowded(data) if name == "val" else alike_classes(data)
+    notes = [] if found is None else [found]
     if data.shards is not None:
         unsound = np.flatnonzero(~data.shards.sound)
         if len(unsound) > max_bad_fraction * n:
@@ -176,7 +177,7 @@ def require_usable(
 def _image_notes(
     report: Report, name: str, data: Dataset, facts: Sequence[ImageFacts], *, fractions: bool
 ) -> None:
-    for note in (tagged(data, facts, fractions=fractions), crowded(data)):
+    for note in (tagged(data, facts, fractions=fractions), crowded(data), alike_classes(data)):
         # What cannot be counted matters where it is scored.
         if note is not None and (name == "val" or note.kind != "crowded_image"):
             report.add(Verdict.NOTE, name, note)

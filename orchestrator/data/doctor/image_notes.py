@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -26,6 +27,23 @@ _COMPARED = 24
 #: How many times better boxes must fit one orientation than the other.
 _BETTER = 1.5
 _ENOUGH_BOXES = 8
+
+
+def alike_classes(data: Dataset) -> Finding | None:
+    """Classes whose names people cannot tell apart: in capitals, blanks or composed letters alone.
+
+    Annotators who write one class in two ways make two classes, each with a part of the boxes.
+    """
+    names: dict[str, list[str]] = {}
+    for name in data.label_map.names:
+        plain = unicodedata.normalize("NFKC", name).casefold()
+        kept = (letter for letter in plain if unicodedata.category(letter)[0] not in "CZ")
+        names.setdefault("".join(kept).replace("_", "").replace("-", ""), []).append(name)
+    alike = [" and ".join(map(ascii, group)) for group in names.values() if len(group) > 1]
+    if not alike:
+        return None
+    action = "kept as classes of their own; if they are one, give them one name in the annotations"
+    return Finding.at("alike_classes", action, alike)
 
 
 def crowded(data: Dataset) -> Finding | None:

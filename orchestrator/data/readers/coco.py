@@ -25,6 +25,8 @@ from orchestrator.data.findings import CONTROL, Finding, Problems, ReadResult
 from orchestrator.data.label_map import LabelMap
 from orchestrator.data.readers.build import BoxColumns, ImageColumns, build_dataset
 from orchestrator.data.readers.coco_oddities import (
+    AREA_OF_CORNERS,
+    check_modes,
     mended_areas,
     root_finding,
     unused_root,
@@ -89,6 +91,14 @@ def read_coco(
         place=lambda row: f"/annotations/{row}/bbox",
         rules=rules,
     )
+    # What does not fit into the images has been refused with more to say about it.
+    for finding in findings:
+        if finding.kind == AREA_OF_CORNERS:
+            raise DataError(
+                f"{path}: {finding.count} of {len(boxes.labels)} boxes have the area that they "
+                f"have as x1, y1, x2, y2; the first is at {finding.examples[0]}\n"
+                "write [x, y, width, height]: width is x2 - x1, height is y2 - y1"
+            )
     return ReadResult(result.dataset, (*findings, *result.findings))
 
 
@@ -298,6 +308,7 @@ def _annotations(
     areas[without_area] = xywh[without_area, 2] * xywh[without_area, 3]
     crowd = table.flags("iscrowd")
     ignored = table.flags("ignore")
+    check_modes(table)
     odd = [*upright(table, xywh, areas), *mended_areas(table, xywh, areas, crowd)]
     if ignored.any():
         places = [table.at(int(row)) for row in np.flatnonzero(ignored)]

@@ -23,6 +23,9 @@ ROTATED_BOX = "rotated_box"
 #: What is done about it.
 ROTATED_ACTION = "replaced by the upright box around the turned one"
 
+#: Kind of the finding for areas that boxes have as corners, not as they are given.
+AREA_OF_CORNERS = "area_of_corners"
+
 #: A segment may be larger than its box by what rounding makes of it.
 _ROUNDING, _ROUNDING_PIXELS = 1.05, 4.0
 #: Fewer areas may stand in any relation to their boxes.
@@ -44,7 +47,7 @@ def upright(table: Table, xywh: NDArray[np.float64], areas: NDArray[np.float64])
     """Replace turned boxes by their hulls, in place; an area that was the box's stays as it is."""
     turned = []
     for row, entry in enumerate(table.rows):
-        degrees = _angle(entry)
+        degrees = _angle(table, row, entry)
         if degrees is None or xywh[row, 2] <= 0 or xywh[row, 3] <= 0:
             continue
         if not math.isfinite(degrees):
@@ -57,15 +60,48 @@ def upright(table: Table, xywh: NDArray[np.float64], areas: NDArray[np.float64])
     return [Finding.at(ROTATED_BOX, ROTATED_ACTION, turned)] if turned else []
 
 
-def _angle(entry: dict[str, Any]) -> float | None:
+def _angle(table: Table, row: int, entry: dict[str, Any]) -> float | None:
     """Degrees that the box of an annotation is turned by; None for none."""
-    attributes = entry.get("attributes")
-    for owner in (attributes, entry):
-        if isinstance(owner, dict):
-            value = owner.get("rotation")
-            if isinstance(value, (int, float)) and not isinstance(value, bool) and value:
-                return float(value) if abs(value) < 1e9 else math.inf
+    for owner in (entry.get("attributes"), entry):
+        if not isinstance(owner, dict):
+            continue
+        for key in ("rotation", "angle"):
+            value = _number(owner.get(key))
+            if value:
+                return value
+        if _number(owner.get("theta")):
+            table.problems.add(
+                table.at(row, "theta"),
+                "turns the box by an angle in a unit that nobody knows; write degrees, as "
+                "attributes.rotation",
+            )
     return None
+
+
+def _number(value: object) -> float | None:
+    """A number, also one that was written as text; infinity for what is far from any angle."""
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            return None
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return None
+    return float(value) if abs(value) < 1e9 else math.inf
+
+
+def check_modes(table: Table) -> None:
+    """Report boxes that say of themselves that they are no ``[x, y, width, height]``.
+
+    Detectron2 writes ``bbox_mode`` beside each box: 1, or ``XYWH_ABS``, is what COCO has.
+    """
+    for row, entry in enumerate(table.rows):
+        mode = entry.get("bbox_mode", 1)
+        if mode not in (1, "XYWH_ABS", "BoxMode.XYWH_ABS") or isinstance(mode, bool):
+            table.problems.add(
+                table.at(row, "bbox_mode"),
+                f"is {mode!r}, expected 1 (XYWH_ABS): boxes are [x, y, width, height] in pixels",
+            )
 
 
 def mended_areas(
@@ -79,6 +115,13 @@ def mended_areas(
     sound = (xywh[:, 2] > 0) & (xywh[:, 3] > 0)
     action = "set to width * height, as the size of a box is what evaluation sorts by"
     findings = []
+    corners = (xywh[:, 2] - xywh[:, 0]) * (xywh[:, 3] - xywh[:, 1])
+    of_corners = np.isclose(areas, corners, rtol=1e-3) & ~np.isclose(areas, boxes, rtol=1e-3)
+    if len(areas) >= _ENOUGH and of_corners.mean() > 0.9:
+        found = np.flatnonzero(of_corners).tolist()
+        findings.append(
+            Finding.at(AREA_OF_CORNERS, "refused", [table.at(row, "bbox") for row in found])
+        )
 
     def mend(kind: str, rows: NDArray[np.bool_], why: str) -> None:
         if rows.any():

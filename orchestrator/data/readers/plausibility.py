@@ -29,6 +29,10 @@ _EDGE = 2.0
 _OVER_EDGE = 0.25
 #: Share of the boxes from which on equal ones are the mistake of an export. COCO has a few.
 _DOUBLED_SHARE = 0.01
+#: Share of the boxes from which on those that would be dropped are no slips of the hand.
+_LOST_SHARE = 0.1
+#: Boxes from which on the range of whole numbers says what they are parts of.
+_MANY = 30
 #: Places behind the point that tell two boxes apart.
 _DECIMALS = 3
 
@@ -105,15 +109,20 @@ def _meant_otherwise(
         )
     if count < _ENOUGH:
         return None
-    hundred = (low >= -1) & (right <= 100.01) & (bottom <= 100.01)
-    reach = max(right.max(), bottom.max())
-    if hundred.all() and sizes.min() >= _LARGE_SIDE and broken.mean() > 0.5 and reach > 50:
-        return (
-            np.arange(count),
-            "lie within the first hundred pixels of larger images, as per cent of the image do",
-            "divide by 100 and multiply x and width by the width of the image, y and height by its "
-            "height; boxes are in pixels",
-        )
+    spread = min(right.max(), bottom.max())
+    for whole, named, unit in ((100, "hundred", "per cent"), (1000, "thousand", "per mille")):
+        inside = low.min() >= -1 and max(right.max(), bottom.max()) <= whole * 1.0001
+        if not inside or sizes.min() < _LARGE_SIDE * whole / 100:
+            continue
+        # Whole numbers tell less: of them there have to be more, over all of that range.
+        fractions = broken.mean() > 0.5 and max(right.max(), bottom.max()) > whole / 2
+        if fractions or (count >= _MANY and spread > 0.9 * whole):
+            return (
+                np.arange(count),
+                f"lie within the first {named} pixels of larger images, as {unit} of the image do",
+                f"divide by {whole} and multiply x and width by the width of the image, y and "
+                "height by its height; boxes are in pixels",
+            )
     width, height = sizes.T
     over = (right > width + _EDGE) | (bottom > height + _EDGE)
     corners = (w > x) & (h > y) & (w <= width + _EDGE) & (h <= height + _EDGE) & (low >= -_EDGE)
@@ -123,7 +132,45 @@ def _meant_otherwise(
             "reach over the edge of their images, and all would fit as x1, y1, x2, y2",
             "write [x, y, width, height]: width is x2 - x1, height is y2 - y1",
         )
+    centres = (x >= w / 2 - _EDGE) & (y >= h / 2 - _EDGE) & (w > 0) & (h > 0)
+    centres &= (x + w / 2 <= width + _EDGE) & (y + h / 2 <= height + _EDGE)
+    if centres.all() and over.mean() >= _LOST_SHARE:
+        return (
+            np.flatnonzero(over),
+            "reach over the edge of their images, and all would fit with x and y as their centres",
+            "write [x, y, width, height] with the left and upper edge: x - width / 2, "
+            "y - height / 2",
+        )
+    negative = (w < 0) | (h < 0)
+    if negative.mean() >= _LOST_SHARE:
+        return (
+            np.flatnonzero(negative),
+            "have a negative width or height",
+            "see whether their corners stand in another order; a box begins at its upper left",
+        )
+    outside = (right <= 0) | (bottom <= 0) | (x >= width) | (y >= height)
+    if outside.mean() >= _LOST_SHARE:
+        return np.flatnonzero(outside), "lie outside of their images", _likely(xywh, sizes)
     return None
+
+
+def _likely(xywh: NDArray[np.float64], sizes: NDArray[np.int32]) -> str:
+    """What boxes that lie outside of their images may be, and what to write instead."""
+    x, y, w, h = xywh.T
+    width, height = sizes.T
+    right, bottom = x + w, y + h
+    wanted = "write [x, y, width, height] in pixels of the image"
+    if (right <= height + _EDGE).all() and (bottom <= width + _EDGE).all():
+        return f"all would fit with x and y exchanged; {wanted}"
+    fitting = float(np.minimum(width / right, height / bottom).min())
+    if min(right.max(), bottom.max()) > 900 and max(right.max(), bottom.max()) <= 1000.1:
+        return f"they may be per mille of the image; {wanted}"
+    if fitting > 0:
+        return (
+            f"all would fit at {fitting:.2g} times their size: they may be pixels of images before "
+            f"these were made smaller; {wanted}"
+        )
+    return wanted
 
 
 def _doubled(
