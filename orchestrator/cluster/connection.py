@@ -27,6 +27,7 @@ from urllib.parse import urlsplit
 import ray
 from ray._common.network_utils import build_address
 from ray._private import auto_init_hook, services, utils
+from ray._private.ray_constants import PROCESS_TYPE_RAYLET
 from typing_extensions import Self
 
 from orchestrator.cluster.nodes import alive_nodes
@@ -42,6 +43,8 @@ ANSWER_SECONDS = 5.0
 _PORTS = {"ray": 10001}
 #: Failed questions after which a cluster is gone, and seconds for leaving one that is.
 _FAILURES, _LEAVE_SECONDS = 3, 10.0
+#: What is lost when that is what does not answer.
+_RAYLET = "its raylet on this machine"
 #: Length of a socket's path that Linux allows (sun_path of unix(7), less the zero at its end).
 _SOCKET_BYTES = 107
 #: What Ray puts below its folder: the longest name of a session, of a socket, and a counter.
@@ -142,9 +145,17 @@ class ClusterWatch:
         while node is not None and not self._over.wait(self._interval):
             loss = _silence(node)
             failures = 0 if loss is None else failures + 1
-            if failures == _FAILURES:
+            if failures == _FAILURES and loss is not None:
+                if loss.startswith(_RAYLET):
+                    _kill_own_raylet(node)
                 self._loss = loss
                 return
+
+
+def _kill_own_raylet(node: Any) -> None:
+    """End what was started for this process and does not answer; its exit would wait for it."""
+    for started in node.all_processes.get(PROCESS_TYPE_RAYLET, ()):
+        started.process.kill()
 
 
 def _silence(node: Any) -> str | None:
@@ -154,7 +165,7 @@ def _silence(node: Any) -> str | None:
     """
     silence = require_answer(build_address(node.node_ip_address, node.node_manager_port))
     if silence is not None:
-        return f"its raylet on this machine ({silence})"
+        return f"{_RAYLET} ({silence})"
     silence = require_answer(node.gcs_address)
     return None if silence is None else f"its head at {node.gcs_address} ({silence})"
 

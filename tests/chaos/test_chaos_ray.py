@@ -133,6 +133,7 @@ def test_kills_on_a_ray_of_its_own(part: str, folder: Path, expected: dict[str, 
         family = run.every_process()
         starts = len(run.resumes())
         struck, at = time.time(), run.step()
+        ends = part not in ("worker", "controller")
         if part == "worker":
             kill_worker(run, number)
         elif part == "controller":
@@ -142,9 +143,6 @@ def test_kills_on_a_ray_of_its_own(part: str, folder: Path, expected: dict[str, 
             own.kill()
             assert run.driver.wait(120) == (-signal.SIGKILL if part == "driver" else 75)
             print(f"{part}: driver gone after {time.time() - struck:.1f} s")
-            # Whatever was started for it ends with it.
-            _, alive = psutil.wait_procs(family, timeout=30)
-            assert alive == []
             run.start()
         run.wait(lambda starts=starts: len(run.resumes()) > starts)
         if part == "worker":
@@ -153,6 +151,11 @@ def test_kills_on_a_ray_of_its_own(part: str, folder: Path, expected: dict[str, 
         print(f"{part}: seconds from the kill to {run.since(struck)}")
         assert at - run.resumes()[-1] <= 1
         assert len(run.resumes()) == starts + 1
+        if ends:
+            # Whatever was started for that driver ends with it; agents of Ray's, which first want
+            # to tell a head that is gone of it, after a minute.
+            _, alive = psutil.wait_procs(family, timeout=120)
+            assert alive == []
     result = run.finish(0)
     assert result["weights_sha256"] == expected["weights_sha256"]
     assert result["metrics"] == expected["metrics"]

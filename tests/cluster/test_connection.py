@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -148,6 +149,33 @@ def test_sigterm_is_answered_by_the_run_and_not_by_ray(
             pytest.fail("went on")
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.parametrize(
+    ("lost", "killed"), [("its raylet on this machine", True), ("its head", False)]
+)
+def test_a_raylet_of_its_own_that_stands_still_is_ended(
+    lost: str, killed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The end of this process would wait for it; without its head it ends by itself."""
+    raylet = subprocess.Popen(["sleep", "600"])
+    try:
+        os.kill(raylet.pid, signal.SIGSTOP)
+        node = SimpleNamespace(all_processes={"raylet": [SimpleNamespace(process=raylet)]})
+        monkeypatch.setattr(ray._private.worker, "_global_node", node)
+        monkeypatch.setattr(connection, "_silence", lambda node: lost)
+        with connection.ClusterWatch(interval=0.01) as watch:
+            deadline = time.monotonic() + 30
+            while watch.error() is None and time.monotonic() < deadline:
+                time.sleep(0.01)
+        assert lost in str(watch.error())
+        if killed:
+            assert raylet.wait(30) == -signal.SIGKILL
+        else:
+            assert raylet.poll() is None
+    finally:
+        raylet.kill()
+        raylet.wait()
 
 
 def test_a_ray_that_was_left_is_not_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
