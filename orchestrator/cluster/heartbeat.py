@@ -75,6 +75,7 @@ class Beat:
         phase: what it does now.
         marks: raised with all progress.
         moving: whether it computes, or does what may take as long as it likes.
+        taken: of the steps, those of this start.
     """
 
     process: Holder
@@ -84,6 +85,7 @@ class Beat:
     phase: str = "start"
     marks: int = 0
     moving: bool = True
+    taken: int = 0
 
     @classmethod
     def read(cls, path: Path) -> Beat | None:
@@ -159,6 +161,7 @@ class Heartbeat:
                 pulse.phase,
                 pulse.marks,
                 busy or pulse.patient,
+                pulse.taken,
             )
             try:
                 self._send(self._path.name, json.dumps(asdict(beat)))
@@ -283,7 +286,6 @@ class _Progress:
     def __init__(self, timeout: float) -> None:
         self._timeout = timeout
         self._began = self._moved = time.monotonic()
-        self._first_step: int | None = None
         self._longest: float | None = None
         self._marks: tuple[tuple[int, int], ...] = ()
 
@@ -294,14 +296,11 @@ class _Progress:
     def look(self, ranks: Collection[Beat], now: float) -> float | None:
         """Seconds without progress, once they are too many; None before."""
         marks = tuple(sorted((beat.process.pid, beat.marks) for beat in ranks))
-        step = max((beat.step for beat in ranks), default=0)
-        if self._first_step is None and ranks:
-            self._first_step = step
         if marks != self._marks:
             pause, self._moved, self._marks = now - self._moved, now, marks
             if self._longest is not None:
                 self._longest = max(self._longest, pause)
-            elif self._first_step is not None and step > self._first_step:
+            elif any(beat.taken for beat in ranks):
                 # What went before was the start, and says nothing about the pauses to come.
                 self._longest = 0.0
         elif any(beat.moving for beat in ranks) or (not ranks and self._first_step is not None):

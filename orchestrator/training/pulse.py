@@ -19,6 +19,7 @@ class Pulse:
 
     Attributes:
         step: optimizer steps that are done.
+        taken: of these, steps that were done since :meth:`begin`.
         phase: what is being done now.
         marks: raised with all progress.
         patient: whether what is being done may take as long as it likes.
@@ -27,6 +28,8 @@ class Pulse:
 
     def __init__(self) -> None:
         self.step = 0
+        self.taken = 0
+        self._first: int | None = None
         self.phase = "start"
         self.marks = 0
         self.patient = True
@@ -37,6 +40,7 @@ class Pulse:
     def begin(self) -> None:
         """Count what is spent from here on."""
         self.spent, self._since = {}, time.monotonic()
+        self.taken, self._first = 0, None
 
     def _enter(self, phase: str, patient: bool) -> None:
         now = time.monotonic()
@@ -48,7 +52,9 @@ class Pulse:
         self._thread = threading.get_ident()
         self._enter(phase, patient=False)
         if step is not None:
-            self.step = step
+            # A run that goes on begins with steps of the start before it.
+            self._first = step if self._first is None else self._first
+            self.step, self.taken = step, step - self._first
         self.marks += 1
 
     @contextmanager

@@ -210,11 +210,23 @@ def test_half_a_file_is_no_sign(tmp_path: Path) -> None:
     assert Beat.read(path) is None
 
 
-def ranks(*states: tuple[int, int, bool]) -> list[Beat]:
-    """Signs of life of ranks by steps done, marks and whether they move."""
+def ranks(*states: tuple[int, int, bool], began: int = 0) -> list[Beat]:
+    """Signs of life of ranks by steps done, marks and whether they move.
+
+    ``began`` is the step that this start goes on from.
+    """
     process = Holder.this_process()
     return [
-        Beat(dataclasses.replace(process, pid=number), None, 0, step, "step", marks, moving)
+        Beat(
+            dataclasses.replace(process, pid=number),
+            None,
+            0,
+            step,
+            "step",
+            marks,
+            moving,
+            step - began,
+        )
         for number, (step, marks, moving) in enumerate(states)
     ]
 
@@ -227,10 +239,33 @@ def watched(timeout: float = 30.0) -> heartbeat._Progress:
 
 def test_until_the_first_step_there_are_ten_timeouts() -> None:
     progress = watched()
-    starting = ranks((7, 1, False), (7, 1, False))
+    starting = ranks((7, 1, False), (7, 1, False), began=7)
     assert progress.look(starting, 1.0) is None
     assert progress.look(starting, 300.0) is None
     assert progress.look(starting, 302.0) == pytest.approx(301.0)
+
+
+def test_to_go_on_from_a_commit_is_no_step() -> None:
+    """A rank says step 0 until it has read the commit of step 7, and then waits for data."""
+    progress = watched()
+    assert progress.look(ranks((0, 1, False), (0, 1, False)), 1.0) is None
+    resumed = ranks((7, 2, False), (7, 2, False), began=7)
+    assert progress.look(resumed, 2.0) is None
+    assert progress.look(resumed, 300.0) is None
+    assert progress.look(resumed, 303.0) == pytest.approx(301.0)
+
+
+def test_steps_of_a_start_are_told_from_those_before_it() -> None:
+    seen = Pulse()
+    seen.begin()
+    seen.mark("waiting for a batch", 7)
+    assert (seen.step, seen.taken) == (7, 0)
+    seen.mark("step", 7)
+    seen.mark("waiting for a batch", 9)
+    assert (seen.step, seen.taken) == (9, 2)
+    seen.begin()
+    seen.mark("waiting for a batch", 8)
+    assert (seen.step, seen.taken) == (8, 0)
 
 
 def test_ranks_that_wait_for_each_other_are_noticed_within_the_timeout() -> None:

@@ -61,7 +61,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def whole(folder: Path) -> dict[str, Any]:
     """Result of an unbroken run on this machine alone."""
     (folder / "tiny.yaml").write_text(EXPERIMENT.replace("ROOT", str(folder / "digits")))
-    finish(start(folder, "tiny.yaml"), timeout=600.0)
+    finish(start(folder, "tiny.yaml"), timeout=900.0)
     return result(folder, "tiny")
 
 
@@ -137,7 +137,7 @@ def test_a_stop_and_a_lost_machine_change_nothing(
     # Rank 0 is on either of them.
     workers[0].power_off()
     spare.join(driver, cpus=2)
-    finish(second, timeout=300.0)
+    finish(second, timeout=900.0)
     require_whole(run_folder(driver), whole)
     best = result(driver.root / "mnt/home", "tiny")["best_checkpoint"]
     assert (run_folder(driver) / best / "weights.safetensors").is_file()
@@ -161,7 +161,7 @@ def test_a_link_between_workers_that_is_cut_is_waited_for(
     time.sleep(20)
     for worker in workers:
         worker.set_apart(False)
-    output = finish(run, timeout=300.0)
+    output = finish(run, timeout=900.0)
     assert "got no further for" in output
     require_whole(run_folder(driver), whole)
     attempts = [event.text for event in read_events(log) if event.kind == "resume"]
@@ -186,7 +186,7 @@ def test_a_sweep_does_without_a_machine_that_is_lost(cluster: list[Machine]) -> 
     # All three are at work, and one trial has ended.
     wait_until(sweep, lambda: len(list(folder.glob("trial-*/result.json"))) >= 1)
     second.power_off()
-    output = finish(sweep, timeout=600.0)
+    output = finish(sweep, timeout=900.0)
     assert "3 at a time" in output
     tree = json.loads((folder / "sweep.json").read_text())
     assert [trial["state"] for trial in tree["trials"]] == ["done"] * 8
@@ -212,13 +212,13 @@ def test_predict_does_without_a_machine_that_is_lost(
     shutil.copytree(folder / "runs" / "tiny", driver.root / "mnt/home/trained")
     words = ("-m", "orchestrator.cli.main", "predict", "trained", "/mnt/data/small", "--all")
     alone = driver.start(sys.executable, *words, "--output", "alone.json")
-    finish(alone, timeout=300.0)
+    finish(alone, timeout=900.0)
     several = (f"cluster.address={driver.ray}", "--workers", "4")
     run = driver.start(sys.executable, *words, *several)
     home = driver.root / "mnt/home"
     wait_until(run, lambda: len(list(home.glob("predictions.json.parts/*/part-*"))) >= 1)
     second.power_off()
-    assert "500 images" in finish(run, timeout=300.0)
+    assert "500 images" in finish(run, timeout=900.0)
     assert (home / "predictions.json").read_bytes() == (home / "alone.json").read_bytes()
 
 
@@ -270,9 +270,9 @@ def test_a_run_in_a_bucket_goes_on_from_another_machine(
         finish(first, code=75)
 
         # The folder that this driver works in, and its event log, have never been there.
-        output = finish(begin(other, driver, storage, **keys), timeout=300.0)
+        output = finish(begin(other, driver, storage, **keys), timeout=900.0)
         assert "report: /mnt/home/runs/tiny/report.html" in output
         require_whole(run_folder(other), whole)
         # What the bucket has is what yet another start finds.
-        assert "val AP" not in finish(begin(driver, driver, storage, **keys))
+        assert "val AP" not in finish(begin(driver, driver, storage, **keys), timeout=900.0)
         require_whole(run_folder(driver), whole)
