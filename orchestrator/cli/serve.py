@@ -98,12 +98,11 @@ def _require_in_range(arguments: Any) -> None:
 
 
 def _serve(source: str, overrides: list[str], arguments: Any) -> int:
-    require_source(source)
-
     from orchestrator.serving.service import Limits, token_digest
 
     host = "127.0.0.1" if arguments.host == "localhost" else arguments.host
     token_sha256 = token_digest(_token(arguments.token_file), host)
+    require_source(source)
 
     from orchestrator.serving.serving import ServeJob, require_serve_packages, serve_detector
 

@@ -72,7 +72,6 @@ def test_the_help_of_every_command_loads_nothing_heavy(tmp_path: Path) -> None:
         (["predict", "none", "x.jpg"], 71),
         (["evaluate", "none"], 71),
         (["export", "none"], 71),
-        (["serve", "none"], 71),
         (["report", "none"], 71),
         (["replay", "none"], 71),
         (["compare", "none", "other"], 71),
