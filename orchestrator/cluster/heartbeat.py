@@ -286,6 +286,8 @@ class _Progress:
     def __init__(self, timeout: float) -> None:
         self._timeout = timeout
         self._began = self._moved = time.monotonic()
+        #: Whether a rank has ever begun.
+        self._come = False
         self._longest: float | None = None
         self._marks: tuple[tuple[int, int], ...] = ()
 
@@ -296,6 +298,7 @@ class _Progress:
     def look(self, ranks: Collection[Beat], now: float) -> float | None:
         """Seconds without progress, once they are too many; None before."""
         marks = tuple(sorted((beat.process.pid, beat.marks) for beat in ranks))
+        self._come = self._come or bool(ranks)
         if marks != self._marks:
             pause, self._moved, self._marks = now - self._moved, now, marks
             if self._longest is not None:
@@ -303,10 +306,10 @@ class _Progress:
             elif any(beat.taken for beat in ranks):
                 # What went before was the start, and says nothing about the pauses to come.
                 self._longest = 0.0
-        elif any(beat.moving for beat in ranks) or (not ranks and self._first_step is not None):
+        elif any(beat.moving for beat in ranks) or (not ranks and self._come):
             self._moved = now
         patience = _FIRST_PATIENCE * self._timeout
-        if self._first_step is None:
+        if not self._come:
             patience = max(patience, _START_SECONDS)
         if self._longest is not None:
             patience = max(self._timeout * _NEXT_PATIENCE, _PAUSES * self._longest)
