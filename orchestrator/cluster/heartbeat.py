@@ -245,7 +245,7 @@ class HangWatch:
     def _end_all(self, ranks: Mapping[Path, Beat], silence: float) -> None:
         """Kill all ranks, none of which gets any further."""
         # At once: what kills a process of another node has to be started there first.
-        with ThreadPoolExecutor(min(_AT_ONCE, len(ranks))) as pool:
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
             for path, beat in sorted(ranks.items()):
                 where = f"{beat.phase}, {beat.step} steps done"
                 text = f"{path.stem} ({beat.process}) got no further for {silence:.0f} s ({where})"
