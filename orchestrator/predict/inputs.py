@@ -123,7 +123,8 @@ def passed_over(words: Sequence[str]) -> dict[str, int]:
 
 def _nothing(path: Path) -> str:
     siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-    guess = nearest(path.name, siblings)
+    # What is there, but of another kind, is no guess at itself.
+    guess = nearest(path.name, [name for name in siblings if name != path.name])
     hint = f"; did you mean {path.parent / guess}?" if guess else ""
     return (
         f"{path}: there is no such image, folder, list or video, and no file fits it as a "

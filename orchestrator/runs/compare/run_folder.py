@@ -178,7 +178,8 @@ def run_named(runs: Sequence[RunFolder], name: str) -> RunFolder:
 def _folders(path: Path) -> list[Path]:
     if not path.is_dir():
         siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-        guess = nearest(path.name, siblings)
+        # What is there, but of another kind, is no guess at itself.
+        guess = nearest(path.name, [name for name in siblings if name != path.name])
         hint = f"; did you mean {path.parent / guess}?" if guess else ""
         raise StorageError(f"{path}: no such folder{hint}\nname a run folder, or that of a sweep")
     if config_file(path).is_file():
