@@ -71,8 +71,7 @@ def printable(text: str) -> str:
 
 def nearest(word: str, candidates: Iterable[str]) -> str | None:
     """The candidate closest to ``word``, or None when none is close enough to be a likely typo."""
-    others = [candidate for candidate in candidates if candidate != word]
-    found = difflib.get_close_matches(word, others, n=1, cutoff=0.6)
+    found = difflib.get_close_matches(word, list(candidates), n=1, cutoff=0.6)
     return found[0] if found else None
 
 

@@ -184,6 +184,8 @@ def run_named(runs: Sequence[RunFolder], name: str) -> RunFolder:
 
 def _folders(path: Path) -> list[Path]:
     require_there(path, what=RUN_OR_SWEEP)
+    if not path.is_dir():
+        raise StorageError(f"{path}: is a file\nname {RUN_OR_SWEEP}")
     if config_file(path).is_file():
         return [path]
     inside = sorted(entry for entry in path.iterdir() if config_file(entry).is_file())
