@@ -356,10 +356,14 @@ train: {epochs: 2, batch_size: 2, optimizer: {name: sgd, lr: 0.1}}
 
 
 def test_training_takes_what_the_doctor_kept(
-    tmp_path: Path, parsed: list[Source], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    parsed: list[Source],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     root = tmp_path / "set"
     write_coco(root, 6)
+    monkeypatch.chdir(root)
     shutil.copyfile(root / "instances.json", root / "val.json")
     (root / "instances.json").rename(root / "train.json")
     before = sorted(root.rglob("*"))
