@@ -27,6 +27,12 @@ from orchestrator.training.pulse import Pulse, pulse
 TIMEOUT = 3.0
 
 
+@pytest.fixture(autouse=True)
+def _no_steps_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever other tests have trained in this process."""
+    monkeypatch.setattr(heartbeat, "pulse", Pulse())
+
+
 def lives(folder: Path, rank: int | str, what: str, timeout: float, ready: Any) -> None:
     """A rank: waits for ever, or locks its interpreter."""
     with Heartbeat(folder, rank, timeout):

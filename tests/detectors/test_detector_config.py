@@ -46,6 +46,7 @@ def test_mobilenet_defaults_are_the_published_recipe() -> None:
             "alpha": 0.75,
             "gamma": 2.0,
             "loc_reduction": "sum",
+            "prior_score": None,
         },
         "postprocess": {
             "score_threshold": 0.1,

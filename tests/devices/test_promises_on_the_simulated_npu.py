@@ -42,6 +42,7 @@ def again(*tests: str) -> list[str]:
     return done.stdout.splitlines()
 
 
+@pytest.mark.slow
 def test_numbers_that_are_not_finite_change_nothing() -> None:
     *_, summary, operators = again("tests/training/test_nonfinite.py")
     assert " passed" in summary
