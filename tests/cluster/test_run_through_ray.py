@@ -1,8 +1,10 @@
-"""The user's command, as a process of its own, on a local Ray."""
+"""The user's command, as a process of its own, on a local Ray.
+
+One run serves all of it: Ctrl-C stops it with two workers, and the same command goes on with one.
+"""
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import signal
@@ -13,7 +15,10 @@ from typing import Any
 import pytest
 from mlflow.tracking import MlflowClient
 
+from orchestrator.config.resolve import load_experiment
 from orchestrator.data.demo.digits import Recipe, build_digits
+from orchestrator.runs.plan import make_plan
+from tests.support.local_runs import train
 from tests.support.user_command import finish, result, start
 
 pytestmark = pytest.mark.ray
@@ -28,6 +33,7 @@ data:
 train:
   epochs: 6
   batch_size: 4
+  virtual_shards: 2
   optimizer: {name: adamw, lr: 0.001}
   schedule: {name: cosine, warmup_epochs: 1}
   evaluate_every_epochs: 3
@@ -45,10 +51,50 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def whole(folder: Path) -> tuple[str, dict[str, Any]]:
-    """Output and result of an unbroken run with one worker."""
+def stopped(folder: Path) -> tuple[str, dict[str, Any]]:
+    """Output and result of two workers, stopped with Ctrl-C, who have no home and a long TMPDIR."""
+    temporary = folder / "t".ljust(90 - len(str(folder)), "t")
+    temporary.mkdir()
+    # No user can make a folder below a device, not even root.
+    surroundings = {"HOME": "/dev/null/home", "TMPDIR": str(temporary)}
+    process = start(folder, "tiny.yaml", "cluster.workers=2", surroundings=surroundings)
+    log = folder / "runs" / "tiny" / "events.jsonl"
+    deadline = time.monotonic() + 200
+    while '"step":5,' not in (log.read_text() if log.exists() else ""):
+        assert time.monotonic() < deadline, "no step was taken"
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    return finish(process, code=75), result(folder, "tiny")
+
+
+@pytest.fixture(scope="module")
+def whole(stopped: tuple[str, dict[str, Any]], folder: Path) -> tuple[str, dict[str, Any]]:
+    """Output and result of the same command, with one worker, which goes on to the end."""
     output = finish(start(folder, "tiny.yaml"))
     return output, result(folder, "tiny")
+
+
+def test_ctrl_c_commits_and_the_same_command_goes_on(
+    stopped: tuple[str, dict[str, Any]],
+    whole: tuple[str, dict[str, Any]],
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    output, first = stopped
+    assert "run the same command again" in output
+    assert 5 <= first["steps"] < 36
+    assert first["workers"] == 2
+    resumed = whole[1]
+    assert resumed["resumed_from"] == first["steps"]
+    assert resumed["workers"] == 1
+    assert resumed["mlflow_run_id"] == first["mlflow_run_id"]
+    # The same as of a run that is never stopped, in one process, without Ray.
+    monkeypatch.chdir(folder)
+    alone = folder / "alone"
+    alone.mkdir()
+    outcome = train(make_plan(load_experiment("tiny.yaml"), alone, threads=1))
+    assert resumed["weights_sha256"] == outcome.weights_sha256
+    assert resumed["metrics"] == outcome.metrics
 
 
 def test_a_run_says_what_it_did(whole: tuple[str, dict[str, Any]], folder: Path) -> None:
@@ -122,50 +168,6 @@ def test_mlflow_holds_the_run(whole: tuple[str, dict[str, Any]], folder: Path) -
     kept = {item.path for item in client.list_artifacts(run.info.run_id, "checkpoints/best")}
     assert "checkpoints/best/weights.safetensors" in kept
     assert "checkpoints/best/optimizer.safetensors" not in kept
-
-
-def test_ctrl_c_commits_and_the_same_command_goes_on(
-    whole: tuple[str, dict[str, Any]], folder: Path
-) -> None:
-    process = start(folder, "tiny.yaml", "name=broken")
-    log = folder / "runs" / "broken" / "events.jsonl"
-    deadline = time.monotonic() + 200
-    while '"step":5,' not in (log.read_text() if log.exists() else ""):
-        assert time.monotonic() < deadline, "no step was taken"
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    output = finish(process, code=75)
-    assert "run the same command again" in output
-    stopped = result(folder, "broken")
-    assert 5 <= stopped["steps"] < 36
-    finish(start(folder, "tiny.yaml", "name=broken"))
-    resumed = result(folder, "broken")
-    assert resumed["resumed_from"] == stopped["steps"]
-    assert resumed["weights_sha256"] == whole[1]["weights_sha256"]
-    assert resumed["metrics"] == whole[1]["metrics"]
-    assert resumed["mlflow_run_id"] == stopped["mlflow_run_id"]
-
-
-def test_two_workers_train_one_run_without_a_home_and_with_a_long_tmpdir(
-    whole: tuple[str, dict[str, Any]], folder: Path
-) -> None:
-    temporary = folder / "t".ljust(90 - len(str(folder)), "t")
-    temporary.mkdir()
-    # No user can make a folder below a device, not even root.
-    surroundings = {"HOME": "/dev/null/home", "TMPDIR": str(temporary)}
-    words = ("tiny.yaml", "name=pair", "cluster.workers=2", "train.max_steps=8")
-    finish(start(folder, *words, surroundings=surroundings))
-    pair = result(folder, "pair")
-    assert (pair["steps"], pair["samples"], pair["workers"]) == (8, 32, 2)
-    # Sums over two ranks round differently and batch norm sees half the images, but it is the same
-    # data in the same order: the first step, before anything has been learnt, agrees closely.
-    first, second = (
-        json.loads(line)["values"]["train/loss"]
-        for name in ("tiny", "pair")
-        for line in (folder / "runs" / name / "events.jsonl").read_text().splitlines()
-        if '"step":1,' in line and "train/loss" in line
-    )
-    assert second == pytest.approx(first, rel=0.25)
 
 
 def test_another_experiment_under_the_same_name_is_refused(

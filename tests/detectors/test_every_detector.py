@@ -31,8 +31,7 @@ from tests.detectors.small_detectors import (
 #: Learning rate and steps in which four images are learnt, where the usual ones do not do:
 #: without batch normalisation, or through many layers, it takes longer.
 PATIENCE = {
-    "faster_rcnn_mindspore": (2e-3, 120),
-    "faster_rcnn_torchvision": (2e-3, 120),
+    **dict.fromkeys(("faster_rcnn_mindspore", "faster_rcnn_torchvision"), (2e-3, 120)),
     "ssd300_vgg16": (1.5e-3, 75),
     "ssd512_vgg16": (1.5e-3, 110),
     **dict.fromkeys(get_args(retinanet.Variant), (1e-2, 80)),
@@ -45,7 +44,7 @@ LEFT_OVER = 0.25
 LEFT_OVER_ELSEWHERE = 0.5
 
 #: Left to the slow lane where the same network is learnt at a smaller size already.
-SLOW_TO_LEARN = SLOW | {"ssd512_vgg16", "faster_rcnn_mindspore", "faster_rcnn_torchvision"}
+SLOW_TO_LEARN = SLOW | {"ssd512_vgg16", "faster_rcnn_mindspore"}
 
 #: Likewise: the compiler takes its time over two stages.
 SLOW_TO_TRACE = SLOW | {"faster_rcnn_mindspore", "faster_rcnn_torchvision"}
@@ -231,7 +230,7 @@ def test_four_images_can_be_learnt_by_heart(fields: dict[str, Any], seed: int) -
     assert sum(hits(model, images, targets, best=2, overlap=0.75)) >= 7
 
 
-@pytest.mark.parametrize("fields", variants(slow=SLOW_TO_TRACE))
+@pytest.mark.parametrize("fields", variants(slow=SLOW_TO_TRACE | {"retinanet_spinenet49s"}))
 def test_decoded_network_exports_with_a_free_batch_size(fields: dict[str, Any]) -> None:
     model = build(fields).eval()
 
