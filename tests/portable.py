@@ -20,13 +20,26 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 #: Everything in them that starts no cluster and takes no minute.
-TESTS = ("tests/detectors", "tests/evaluation", "tests/native", "tests/training")
+TESTS = (
+    "tests/detectors",
+    "tests/native",
+    "tests/training",
+    # Of evaluation, which else is NumPy and our kernels, what is made of a run that was trained.
+    "tests/evaluation/test_marks.py",
+    "tests/evaluation/test_report.py",
+)
 WHICH = "not ray and not slow and not chaos"
-#: Names, counts and orders, on which no kernel has a say.
+#: Names, counts, orders and who waits for whom, on which no kernel has a say.
 NO_ARITHMETIC = (
-    "tests/detectors/test_weights_layouts.py",
+    "tests/detectors/test_detector_config.py",
     "tests/detectors/test_published.py",
+    "tests/detectors/test_weights_files.py",
+    "tests/detectors/test_weights_layouts.py",
+    "tests/training/test_early_stopping.py",
+    "tests/training/test_out_of_memory.py",
+    "tests/training/test_schedules.py",
     "tests/training/test_training_on_shards.py",
+    "tests/training/test_validation.py",
 )
 
 #: Compilers and exporters are the same whatever the instructions are.
