@@ -71,7 +71,8 @@ lint: $(DEVELOPMENT)  ## ruff, mypy and the import contracts
 	$(BIN)/lint-imports
 
 test: $(if $(filter floor,$(VERSIONS)),$(DEVELOPMENT),lint)  ## everything CI runs: lint and all tests but the slow ones
-	$(PYTEST) -n $(WORKERS) --dist loadfile -m "not slow and not chaos"
+	$(PYTEST) -n $(WORKERS) --dist loadfile --no-loadscope-reorder \
+		-m "not slow and not chaos"
 
 test-slow: $(DEVELOPMENT)  ## the tests that take minutes: compilers, learning VGG, a submitted job
 	$(PYTEST) -m "slow and not chaos"

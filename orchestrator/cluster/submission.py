@@ -11,11 +11,13 @@ import ipaddress
 import os
 import shlex
 import sys
+import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from orchestrator.cluster.upload import UploadedFile, check_working_dir, uploaded_files
@@ -39,12 +41,17 @@ _SHADOWING = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 _POLL_SECONDS = 1.0
 #: For how long a cluster that does not answer is asked again.
 _PATIENCE_SECONDS = 60.0
+#: For how long an upload may take; its size is limited, and Ray sets no limit of time.
+_UPLOAD_SECONDS = 600.0
 #: Ray sets this for whatever is started as a job.
 _INSIDE_A_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
 
 #: What commands write into the current folder unless they are told otherwise: results, no sources.
 _OUTPUTS = ("/predictions.json*", "/drawn", "/evaluation*", "/suspects")
+
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -176,10 +183,10 @@ def connect(address: str | None = None) -> Any:
 
     headers = None if token is None else {"Authorization": f"Bearer {token}"}
     try:
-        return JobSubmissionClient(address, headers=headers)
+        return _within(_PATIENCE_SECONDS, lambda: JobSubmissionClient(address, headers=headers))
     except AuthenticationError as error:
         raise SecurityError(f"{address}: {error}") from error
-    except (ConnectionError, RuntimeError) as error:
+    except (OSError, RuntimeError) as error:
         raise ConfigError(
             f"--address: no Ray job server answers at {address} ({error}). Next: start one "
             f"(clusters/README.md) or open a tunnel to it"
@@ -190,7 +197,7 @@ def submit(client: Any, submission: Submission) -> str:
     """Upload and start a job; returns its id.
 
     Raises:
-        ConfigError: the cluster refuses the job.
+        ConfigError: the cluster refuses the job, or does not answer.
     """
     environment: dict[str, Any] = {
         "working_dir": str(submission.working_dir),
@@ -200,8 +207,17 @@ def submit(client: Any, submission: Submission) -> str:
     environment["env_vars"] = {GRACE: _grace()}
     if git := git_info(submission.working_dir / "setup.cfg"):
         environment["env_vars"][COMMIT_VARIABLE] = git.commit + "+" * git.dirty
-    try:
+
+    def send() -> str:
         return str(client.submit_job(entrypoint=submission.entrypoint, runtime_env=environment))
+
+    try:
+        return _within(_UPLOAD_SECONDS, send)
+    except TimeoutError as error:
+        raise ConfigError(
+            f"the cluster did not take the job: {error}. Next: see by `ray job list` whether it "
+            "has started all the same, and restart the head node's dashboard if that hangs, too"
+        ) from error
     except RuntimeError as error:
         raise ConfigError(f"the cluster refused the job: {error}") from error
 
@@ -270,14 +286,45 @@ def _info_of(client: Any, job: str) -> Any:
 def _asked(client: Any, job: str) -> tuple[Any, str | None]:
     """What is said of a job, or why nothing is."""
     try:
-        return client.get_job_info(job), None
+        return _within(_PATIENCE_SECONDS, lambda: client.get_job_info(job)), None
     except (RuntimeError, OSError) as error:
         return None, mask(str(error)).partition("\n")[0]
 
 
+def _within(seconds: float, ask: Callable[[], _T]) -> _T:
+    """What ``ask`` returns; Ray's client waits for ever for a server that takes its request.
+
+    Raises:
+        TimeoutError: there was no answer in ``seconds``; the thread that waits goes with the
+            process.
+    """
+    answer: Future[_T] = Future()
+
+    def wait() -> None:
+        try:
+            answer.set_result(ask())
+        except BaseException as error:
+            answer.set_exception(error)
+
+    asking = threading.Thread(target=wait, name="asking", daemon=True)
+    asking.start()
+    asking.join(seconds)
+    if asking.is_alive():
+        raise TimeoutError(f"no answer for {seconds:g} s")
+    return answer.result()
+
+
 async def _print_logs(client: Any, job: str) -> None:
-    async for lines in client.tail_job_logs(job):
-        sys.stdout.write(lines)
+    log = aiter(client.tail_job_logs(job))
+    while True:
+        lines = asyncio.ensure_future(anext(log, None))
+        # A job may have nothing to say for long, and so has a server that is stopped.
+        while not (await asyncio.wait({lines}, timeout=_PATIENCE_SECONDS))[0]:
+            if (await asyncio.to_thread(_info_of, client, job)).status.is_terminal():
+                return
+        if (text := lines.result()) is None:
+            return
+        sys.stdout.write(text)
         sys.stdout.flush()
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import re
 import shutil
+import socket
 import stat
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -304,6 +307,39 @@ def test_a_cluster_that_does_not_answer_is_asked_again_and_given_up(
     jobs.answers = [refused] * 1000
     with pytest.raises(PreemptedError, match=r"job-1: the cluster has not answered.*go on"):
         follow(jobs, "job-1")
+
+
+@pytest.mark.usefixtures("no_address")
+def test_a_server_that_is_stopped_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It takes connections and requests and answers none, like a dashboard after SIGSTOP."""
+    monkeypatch.setattr("orchestrator.cluster.submission._PATIENCE_SECONDS", 0.2)
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        pytest.raises(ConfigError, match=r"no Ray job server answers .*no answer for 0.2 s"),
+    ):
+        connect(f"http://127.0.0.1:{server.getsockname()[1]}")
+
+    class Stopped(Jobs):
+        async def tail_job_logs(self, job: str) -> AsyncIterator[str]:
+            yield "step 1\n"
+            await asyncio.Event().wait()
+
+        def get_job_info(self, job: str) -> SimpleNamespace:
+            if self.answers:
+                return super().get_job_info(job)
+            time.sleep(3600)
+            raise AssertionError
+
+    jobs = Stopped(JobStatus.RUNNING)
+    with pytest.raises(PreemptedError, match=r"has not answered .*no answer for 0.2 s"):
+        follow(jobs, "job-1")
+    assert capsys.readouterr().out == "step 1\n"
+    assert jobs.answers == []
+    # A job that ends while its log says nothing.
+    jobs.answers = [JobStatus.RUNNING, JobStatus.SUCCEEDED, JobStatus.SUCCEEDED]
+    follow(jobs, "job-1")
 
 
 @pytest.fixture
