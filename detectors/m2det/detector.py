@@ -12,8 +12,6 @@ of a ResNet, which takes no part, is frozen.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from typing import ClassVar, Literal
 
 import torch
@@ -26,9 +24,9 @@ from detectors.backbones.resnet import ResNet, make_norm
 from detectors.backbones.vgg import VGG16Reduced
 from detectors.base import CAFFE_MEAN, NO_STD
 from detectors.m2det.blocks import BasicConv, ScaleAttention, ThinnedUShape, fuse
-from detectors.m2det.config import M2DetConfig, PublishedBackbone, Size
+from detectors.m2det.config import M2DetConfig, PublishedBackbone
 from detectors.m2det.priors import BOXES_PER_CELL, SCALES, m2det_priors, scale_cells
-from detectors.objectives import MultiBoxObjective, Objective
+from detectors.objectives import MultiBoxObjective
 from detectors.single_shot import SingleShot, flatten_cells
 
 #: Channels of the reduced shallow and deep features, of the input every level shares, and of the
@@ -60,49 +58,35 @@ class M2Det(SingleShot):
 
     With VGG16 and 80 classes 132,633,140 parameters, whatever the input size.
 
+    Of the backbone the first map of stride 8 and the first of stride 16 are taken.
+
     Args:
+        config: validated configuration.
         num_classes: foreground classes.
-        size: height and width of the input.
-        backbone: makes what the features come from; its first map of stride 8 and its first of
-            stride 16 are taken.
-        width: factor on every channel count.
-        levels: modules of the pyramid one after the other.
-        sfam: whether the channels of each scale are weighed.
-        initialization: whose; see :class:`~detectors.m2det.config.M2DetConfig`.
-        objective: matching and classification.
-        title: what the network calls itself.
     """
 
     bgr: ClassVar[bool] = True
     cut_boxes: ClassVar[bool] = False
 
-    def __init__(
-        self,
-        *,
-        num_classes: int,
-        size: Size,
-        backbone: Callable[[], Backbone],
-        width: float,
-        levels: int,
-        sfam: bool,
-        initialization: Literal["released", "mindspore"],
-        objective: Objective,
-        title: str,
-    ) -> None:
+    def __init__(self, config: M2DetConfig, *, num_classes: int) -> None:
         super().__init__(
-            size=size,
+            size=config.size,
             num_classes=num_classes,
             pixel_mean=CAFFE_MEAN,
             pixel_std=NO_STD,
-            priors=m2det_priors(size),
-            objective=objective,
-            title=title,
+            priors=m2det_priors(config.size),
+            objective=MultiBoxObjective(config.loss),
+            title=config.title,
         )
+        width, levels = config.width, config.levels
         shallow, deep, shared, planes = (
             make_divisible(channels * width) for channels in (_SHALLOW, _DEEP, _SHARED, _PLANES)
         )
-        self.smallest_map = scale_cells(size)[-1]
-        self.base = backbone()
+        self.smallest_map = scale_cells(config.size)[-1]
+        if config.backbone is None:
+            self.base = _published_backbone(config.published_backbone, width=width)
+        else:
+            self.base = build_backbone(config.backbone)
         self.taps = [self.base.strides.index(stride) for stride in (8, 16)]
         taken = [self.base.channels[tap] for tap in self.taps]
         self.reduce = BasicConv(taken[0], shallow, 3, padding=1)
@@ -116,30 +100,11 @@ class M2Det(SingleShot):
         for level, unet in enumerate(self.unets, start=1):
             self.add_module(f"unet{level}", unet)
         channels = planes * levels
-        self.sfam_module = ScaleAttention(channels, scales=SCALES) if sfam else None
+        self.sfam_module = ScaleAttention(channels, scales=SCALES) if config.sfam else None
         self.Norm = nn.BatchNorm2d(channels)
         self.loc = self._heads(channels, 4)
         self.conf = self._heads(channels, 1 + num_classes)
-        self._initialize(initialization)
-
-    @classmethod
-    def from_config(cls, config: M2DetConfig, *, num_classes: int) -> M2Det:
-        """Build from a configuration."""
-        return cls(
-            num_classes=num_classes,
-            size=config.size,
-            backbone=(
-                partial(_published_backbone, config.published_backbone, width=config.width)
-                if config.backbone is None
-                else partial(build_backbone, config.backbone)
-            ),
-            width=config.width,
-            levels=config.levels,
-            sfam=config.sfam,
-            initialization=config.initialization,
-            objective=MultiBoxObjective(config.loss),
-            title=config.title,
-        )
+        self._initialize(config.initialization)
 
     @staticmethod
     def _heads(channels: int, columns: int) -> nn.ModuleList:

@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from detectors.backbones import build_backbone
 from detectors.backbones.layers import make_divisible
 from detectors.backbones.spinenet import ACTIVATIONS
-from detectors.base import Detector
 from detectors.boxes import clip_boxes, to_centers, to_corners
 from detectors.coding import decode, encode
 from detectors.losses import positive_smooth_l1, sigmoid_focal
@@ -30,6 +29,7 @@ from detectors.priors import Level, grid_boxes
 from detectors.pyramid import PyramidBackbone
 from detectors.retinanet.config import AnchorConfig, RetinaNetConfig
 from detectors.retinanet.head import RetinaHead
+from detectors.single_shot import DenseDetector
 from detectors.structures import Candidates, LossTerm, Targets
 
 #: Offsets are not divided by anything.
@@ -68,7 +68,7 @@ def pyramid_levels(
     return levels
 
 
-class RetinaNet(Detector):
+class RetinaNet(DenseDetector):
     """Dense prediction of offsets and classes at fixed anchors.
 
     Channel k of the class logits is class k of the data; there is none for background. The losses
@@ -81,8 +81,6 @@ class RetinaNet(Detector):
     Attributes:
         anchors: (A, 4) xyxy in pixels of the input, level by level.
     """
-
-    weighs_classes = True
 
     anchors: Tensor
     anchor_centers: Tensor
@@ -122,32 +120,13 @@ class RetinaNet(Detector):
         """(A, 4) float32 xyxy pixels of the input: the anchors, level by level."""
         return self.anchors
 
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Raw outputs.
-
-        Args:
-            images: (N, 3, H, W) RGB on the 0..255 scale, uint8 or float.
-
-        Returns:
-            ``loc`` (N, A, 4) offsets and ``cls`` (N, A, K) logits, float32 whatever the precision
-            inside.
-
-        Raises:
-            ValueError: images of another size, for which the anchors would not fit.
-        """
-        loc, cls = self.bbox_head(self.backbone(self.normalize(images)))
-        return {"loc": loc.float(), "cls": cls.float()}
-
-    def loss_terms(self, images: Tensor, targets: Targets) -> dict[str, LossTerm]:
-        """``cls`` and ``loc``, each to be divided by the positive anchors."""
-        return self.terms_of(self(images), targets)
-
-    def losses_of(self, raw: dict[str, Tensor], targets: Targets) -> dict[str, Tensor]:
-        """The losses of raw outputs of a whole batch, divided."""
-        return {name: term.over(term.divisor) for name, term in self.terms_of(raw, targets).items()}
+    def predict(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Normalised images to offsets and class logits, level by level."""
+        loc, cls = self.bbox_head(self.backbone(x))
+        return loc, cls
 
     def terms_of(self, raw: dict[str, Tensor], targets: Targets) -> dict[str, LossTerm]:
-        """What :meth:`loss_terms` makes of raw outputs."""
+        """``cls`` and ``loc``; both count all positive anchors."""
         rule = self.config.loss
         wanted, labels, learnt = self.assign(targets)
         positive = labels >= 0
