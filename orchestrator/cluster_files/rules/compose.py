@@ -91,7 +91,7 @@ def _image(sheet: Sheet, path: KeyPath, service: ServiceFile) -> None:
     dockerfile = context / build.dockerfile
     if not dockerfile.is_file():
         near = dockerfile.parent.glob("*") if dockerfile.parent.is_dir() else ()
-        hint = did_you_mean(dockerfile.name, [each.name for each in near], quoted=False)
+        hint = did_you_mean(dockerfile.name, [each.name for each in near], like="{}")
         sheet.report(
             (*path, "build", "dockerfile"),
             f"there is no file {build.dockerfile} in {context}{hint}",
@@ -100,7 +100,7 @@ def _image(sheet: Sheet, path: KeyPath, service: ServiceFile) -> None:
     arguments = re.findall(r"(?m)^ARG\s+(\w+)", dockerfile.read_text(encoding="utf-8"))
     for name in build.args:
         if name not in arguments:
-            hint = did_you_mean(name, arguments, quoted=False)
+            hint = did_you_mean(name, arguments, like="{}")
             sheet.report(
                 (*path, "build", "args", name), f"{build.dockerfile} has no ARG {name}{hint}"
             )

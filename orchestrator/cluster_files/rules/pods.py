@@ -322,9 +322,8 @@ def _device(
     resources: Resources,
 ) -> None:
     if name not in _DEVICES:
-        guess = nearest(name, (*_DEVICES, *_PLAIN))
-        if guess is not None or "/" not in name:
-            hint = f"; did you mean {guess!r}?" if guess else ""
+        hint = did_you_mean(name, (*_DEVICES, *_PLAIN))
+        if hint or "/" not in name:
             sheet.report(path, f"unknown resource {name!r}{hint}")
         return
     if number is not None and number != int(number):
