@@ -24,18 +24,12 @@ from orchestrator.data.augment.crop import (
     find_crop,
 )
 from orchestrator.data.augment.geometry import Sample, flipped, resized
-from orchestrator.data.augment.plain import PlainResize
+from orchestrator.data.augment.plain import Stretching
 from orchestrator.data.counter_rng import Domain, SampleKey
 
 
-class SSDAugment(SSDAugmentation):
-    """The augmentation as a pure function of an image, its boxes and a key.
-
-    Attributes:
-        size: (H, W) of the network input.
-    """
-
-    size: tuple[int, int]
+class SSDAugment(SSDAugmentation, Stretching):
+    """The augmentation as a pure function of an image, its boxes and a key."""
 
     def __call__(
         self,
@@ -45,15 +39,7 @@ class SSDAugment(SSDAugmentation):
         key: SampleKey,
         into: NDArray[np.uint8] | None = None,
     ) -> Sample:
-        """Augment one image.
-
-        Args:
-            image: (h, w, 3) uint8 RGB.
-            boxes: (k, 4) float32 xyxy within the image.
-            labels: (k,) int64.
-            key: addresses the draws.
-            into: (H, W, 3) memory that the result may be made in.
-        """
+        """Augment one image; see :class:`~orchestrator.data.augment.protocol.Augment`."""
         boxes = np.rint(boxes)
         whole = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
         sample = self._crop(image, boxes[whole], labels[whole], key)
@@ -68,14 +54,6 @@ class SSDAugment(SSDAugmentation):
             into=into,
         )
         return Sample(coloured, sample.boxes, sample.labels, sample.transform)
-
-    def plain(self) -> PlainResize:
-        """A plain resize, as evaluation does it."""
-        return PlainResize(size=self.size)
-
-    @property
-    def padding(self) -> None:
-        """Images are stretched, not padded."""
 
     def _crop(
         self,
