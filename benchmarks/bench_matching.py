@@ -21,7 +21,7 @@ from torchvision.ops import box_iou
 
 import native
 from detectors.boxes import pairwise_iou, to_corners
-from detectors.m2det.priors import m2det_levels
+from detectors.m2det.detector import m2det_levels
 from detectors.matching import match_last_claim
 from detectors.priors import grid_boxes, mindspore_ssd300_levels
 

@@ -25,10 +25,9 @@ from orchestrator.data.readers.coco import read_coco
 from orchestrator.data.readers.paths import ReadRules
 from orchestrator.errors import ConfigError
 from orchestrator.evaluation.analysis import Analysis, analyse
-from orchestrator.evaluation.coco import write_per_class
+from orchestrator.evaluation.coco import StreamingEvaluator, write_per_class
 from orchestrator.evaluation.detections import Detections
 from orchestrator.evaluation.results import Results, read_results, write_results
-from orchestrator.evaluation.streaming import StreamingEvaluator
 from orchestrator.predict.identify import match_classes
 from orchestrator.predict.loading import LoadedDetector, NamedDetector
 from orchestrator.predict.predictor import DetectOptions, TorchNetwork, detect, to_detections

@@ -16,9 +16,8 @@ from torchvision.ops import box_iou
 from detectors.boxes import to_centers, to_corners
 from detectors.coding import decode, encode
 from detectors.faster_rcnn.anchors import level_sizes, pyramid_anchors
-from detectors.faster_rcnn.assignment import Assignment, assign, draw
 from detectors.faster_rcnn.config import AssignmentConfig, FasterRCNNConfig
-from detectors.faster_rcnn.detector import FasterRCNN
+from detectors.faster_rcnn.detector import Assignment, FasterRCNN, assign, draw
 from detectors.faster_rcnn.heads import roi_levels
 from detectors.structures import Targets
 
