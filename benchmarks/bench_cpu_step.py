@@ -23,6 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from timing import table
 
 from detectors.registry import build_detector
 from detectors.structures import Targets
@@ -92,8 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.arm:
         print(json.dumps(steps(options.experiments[0], options.arm)))
         return
-    print(f"| experiment | {' | '.join(ARMS)} | torch / placed |")
-    print("|---" * (len(ARMS) + 2) + "|")
+    table("experiment", *ARMS, "torch / placed")
     for path in options.experiments:
         times: dict[str, list[float]] = {arm: [] for arm in ARMS}
         for _ in range(options.rounds):

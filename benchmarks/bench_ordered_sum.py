@@ -24,6 +24,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from results import keep
+from timing import table
 
 from detectors.registry import build_detector
 from orchestrator.accelerators import Accelerator
@@ -91,8 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--images", type=int, default=8, help="of each rank")
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args(arguments)
-    print("| ranks | " + " | ".join(f"{arm}, ms" for arm in ARMS) + " | ordered / all-reduce |")
-    print("|---" * (len(ARMS) + 2) + "|")
+    table("ranks", *(f"{arm}, ms" for arm in ARMS), "ordered / all-reduce")
     kept = {}
     for world in options.ranks:
         with tempfile.TemporaryDirectory() as folder:
