@@ -30,7 +30,8 @@ from orchestrator.evaluation.detections import Detections
 from orchestrator.evaluation.results import Results, read_results, write_results
 from orchestrator.predict.identify import match_classes
 from orchestrator.predict.loading import LoadedDetector, NamedDetector
-from orchestrator.predict.predictor import DetectOptions, TorchNetwork, detect, to_detections
+from orchestrator.predict.prediction import network_of
+from orchestrator.predict.predictor import DetectOptions, detect, to_detections
 from orchestrator.storage.atomic import write_atomic
 
 Split: TypeAlias = Literal["train", "val"]
@@ -201,9 +202,7 @@ class _Worker:
     def __init__(self, task: _Task, accelerator: Accelerator) -> None:
         torch.set_num_threads(task.threads)
         self.task = task
-        wanted = task.loaded.resolved.experiment.train.precision
-        precision = accelerator.resolve_precision(wanted)
-        self.network = TorchNetwork(task.loaded.model, accelerator, precision)
+        self.network = network_of(task.loaded, accelerator.kind)
 
     def batches(self, numbers: Sequence[int]) -> Iterator[tuple[Detections, list[str]]]:
         """Detections of each batch, and what could not be read; the next one is read meanwhile."""
