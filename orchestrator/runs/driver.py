@@ -24,7 +24,7 @@ from orchestrator.config.printing import dump_yaml
 from orchestrator.config.resolve import ResolvedExperiment
 from orchestrator.config.schema import Experiment
 from orchestrator.data.doctor.examine import require_usable
-from orchestrator.data.stream.ray_stream import MIN_TASKS, ScheduledDataConfig
+from orchestrator.data.stream.ray_config import MIN_TASKS, ScheduledDataConfig
 from orchestrator.errors import OrchestratorError, PreemptedError
 from orchestrator.runs.identity import (
     Identity,
