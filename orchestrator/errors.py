@@ -10,8 +10,12 @@ import difflib
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from orchestrator.credentials import mask
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 #: What moves the cursor of a terminal, colours it, or turns the order of letters around.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
@@ -67,6 +71,11 @@ def printable(text: str) -> str:
     shown = _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
     # File systems have names that are no text.
     return shown.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def say(console: Console, text: str) -> None:
+    """Print a plain line: no colours guessed, no brackets taken for markup."""
+    console.print(printable(text), highlight=False, markup=False)
 
 
 def first_line(error: BaseException | None) -> str:

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from orchestrator.checkpoints.commit import CommitStore
 from orchestrator.config.resolve import ResolvedExperiment, diff, load_experiment, read_template
-from orchestrator.errors import ConfigError, StorageError
+from orchestrator.errors import ConfigError, StorageError, say
 from orchestrator.runs.compare.run_folder import RunFolder, config_file, read_runs
 from orchestrator.runs.driver import drive
 from orchestrator.runs.identity import (
@@ -21,7 +21,6 @@ from orchestrator.runs.identity import (
     identity_tree,
     recorded_identity,
 )
-from orchestrator.runs.report import say
 from orchestrator.storage.local import LocalStorage
 from orchestrator.storage.run_files import SWEEP_RESULT, trial_name
 from orchestrator.sweeps.journal import Entry, read_journal
