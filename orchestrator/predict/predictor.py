@@ -24,7 +24,7 @@ from orchestrator.data.augment.geometry import Sample
 from orchestrator.data.augment.protocol import Augment
 from orchestrator.data.tiling import Tiles
 from orchestrator.evaluation.detections import Detections
-from orchestrator.evaluation.tile_merging import merge_image
+from orchestrator.evaluation.tile_merging import merge_image, overlaps
 from orchestrator.predict.tta import Views
 
 Fusion: TypeAlias = Literal["nms", "wbf"]
@@ -241,8 +241,8 @@ def _clusters(
     means = np.zeros((len(boxes), 4))
     count = 0
     for box, score in zip(boxes, scores, strict=True):
-        overlaps = _iou(box, means[:count])
-        place = int(overlaps.argmax()) if count and overlaps.max() > iou else count
+        shared = overlaps(box[None], means[:count])[0]
+        place = int(shared.argmax()) if count and shared.max() > iou else count
         count = max(count, place + 1)
         sums[place] += box * score
         totals[place] += score
@@ -250,13 +250,3 @@ def _clusters(
         means[place] = sums[place] / totals[place]
     score_of = totals[:count] / members[:count] * np.minimum(members[:count], views) / views
     return list(zip(means[:count], score_of.tolist(), strict=True))
-
-
-def _iou(box: NDArray[np.float64], others: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(n,) overlap of one xyxy box with others."""
-    low, high = np.maximum(box[:2], others[:, :2]), np.minimum(box[2:], others[:, 2:])
-    overlap = np.clip(high - low, 0, None).prod(axis=1)
-    union = (box[2:] - box[:2]).prod() + (others[:, 2:] - others[:, :2]).prod(axis=1) - overlap
-    iou = np.zeros(len(others))
-    np.divide(overlap, union, out=iou, where=union > 0)
-    return iou

@@ -155,13 +155,13 @@ def _is_command(name: str) -> bool:
     return name in _OTHERS or "$" in name or re.fullmatch(r"(python|pip)3\.\d+", name) is not None
 
 
-def check_name(sheet: Sheet, path: KeyPath, name: str, needle: str = "") -> None:
+def check_name(sheet: Sheet, path: KeyPath, name: str) -> None:
     """Report a variable whose name is nearly that of one that programs read."""
     if name in _VARIABLES:
         return
     guess = difflib.get_close_matches(name, _VARIABLES, n=1, cutoff=0.88)
     if guess:
-        sheet.report(path, f"nothing reads {name}; did you mean {guess[0]}?", needle or name)
+        sheet.report(path, f"nothing reads {name}; did you mean {guess[0]}?", name)
 
 
 def _secrets(sheet: Sheet, path: KeyPath, command: Command) -> None:

@@ -33,7 +33,6 @@ class ScheduledDataConfig(ray.train.DataConfig):  # type: ignore[misc]  # Ray is
         *,
         prefetch: int = 4,
         tasks: int | None = None,
-        task_cpus: float = 0.25,
         worker_cpus: float = 1.0,
         any_node: bool = False,
     ) -> None:
@@ -45,8 +44,6 @@ class ScheduledDataConfig(ray.train.DataConfig):  # type: ignore[misc]  # Ray is
             tasks: map tasks per worker that work at a time on a node; for a worker that waits there
                 is one more in reserve. None for as many as its node has free cores, see
                 :func:`free_tasks`.
-            task_cpus: logical CPUs of one task. The cluster must have a few to spare for each
-                worker, or training waits for its first batch for ever.
             worker_cpus: cores that a worker keeps busy.
             any_node: tasks run on all nodes in turn, and not on that of their worker.
         """
@@ -56,7 +53,6 @@ class ScheduledDataConfig(ray.train.DataConfig):  # type: ignore[misc]  # Ray is
         self._total_steps = plan.schedule.total_steps
         self._prefetch = prefetch
         self._tasks = tasks
-        self._task_cpus = task_cpus
         self._worker_cpus = worker_cpus
         self._any_node = any_node
         height, width = plan.input_size
@@ -90,7 +86,6 @@ class ScheduledDataConfig(ray.train.DataConfig):  # type: ignore[misc]  # Ray is
                 world=world_size,
                 prefetch=self._prefetch,
                 tasks=self._tasks or self._free_tasks(node, nodes, task_bytes),
-                task_cpus=self._task_cpus,
                 node=None if self._any_node else node,
             )
             for rank, node in enumerate(nodes)

@@ -52,6 +52,9 @@ SEGMENT_STEPS = 1000
 #: Images one task prepares at most, and their bytes: enough that the cost of a task (40 ms of CPU
 #: time) does not count, and no more than Ray Data keeps in one block.
 TASK_IMAGES, TASK_BYTES = 512, 128 << 20
+#: Logical CPUs of one task. The cluster must have a few to spare for each worker, or training waits
+#: for its first batch for ever.
+_TASK_CPUS = 0.25
 #: Share of its time that a consumer waits when it is called starved.
 STARVED = 0.25
 
@@ -73,7 +76,6 @@ class RayStream:
         rank, world: whose share this stream yields.
         prefetch: batches that a segment holds at least.
         tasks: map tasks that work at a time for this rank on a node.
-        task_cpus: logical CPUs of one such task.
         node: id of the node that tasks run on while it has CPUs for them; None for all in turn.
         allocate: makes the arrays of batches, into which they are copied from shared memory.
         plan_ref: what is in which batch, in the object store.
@@ -88,14 +90,12 @@ class RayStream:
         world: int,
         prefetch: int,
         tasks: int,
-        task_cpus: float,
         node: str | None = None,
     ) -> None:
         self.rank = rank
         self.world = world
         self.prefetch = prefetch
         self.tasks = tasks
-        self.task_cpus = task_cpus
         self.node = node
         self.allocate: Allocate = np.empty
         self.plan_ref = plan
@@ -189,7 +189,7 @@ class RayStream:
             batch_size=None,
             batch_format="numpy",
             compute=TaskPoolStrategy(size=min(self.tasks + starved, len(blocks))),
-            num_cpus=self.task_cpus,
+            num_cpus=_TASK_CPUS,
             **self._where(),
         )
         dataset.context.execution_options.preserve_order = True

@@ -371,7 +371,7 @@ def test_tasks_of_a_starved_consumer_begin_with_short_ones(
     plan: BatchPlan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ray_stream, "TASK_IMAGES", 9 * plan.schedule.rank_batch(1))
-    stream = ray_stream.RayStream(plan, rank=0, world=1, prefetch=4, tasks=2, task_cpus=0.25)
+    stream = ray_stream.RayStream(plan, rank=0, world=1, prefetch=4, tasks=2)
     monkeypatch.setattr(ray_stream, "_plan", lambda ref: ref)
 
     def lengths(first: int, end: int, *, starved: bool) -> list[int]:
