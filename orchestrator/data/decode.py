@@ -13,6 +13,8 @@ from __future__ import annotations
 import io
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -141,13 +143,9 @@ def read_image(
             large, or of another size than declared. An image whose file is whole but whose bytes
             were changed in the middle cannot be told from a good one.
     """
-    try:
+    with naming_image(path):
         data = file_bytes(path, max_pixels=max_pixels or decoding.max_pixels)
         return decode_image(data, size=size, max_pixels=max_pixels, decoding=decoding)
-    except (OSError, ValueError) as error:
-        raise _unreadable(path, error) from error
-    except BadImageError as error:
-        raise type(error)(f"{path}: {error}") from error.__cause__
 
 
 def file_bytes(path: Path, *, max_pixels: int = MAX_PIXELS) -> bytes:
@@ -174,8 +172,15 @@ def most_bytes(max_pixels: int) -> int:
     return max(MAX_BYTES, 3 * max_pixels + 2**20)
 
 
-def _unreadable(path: Path, error: OSError | ValueError) -> BadImageError:
-    return BadImageError(f"{path}: cannot be read ({reason(error)})")
+@contextmanager
+def naming_image(place: Path | str) -> Iterator[None]:
+    """Name the image in whatever goes wrong with it, each time as a :class:`BadImageError`."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise BadImageError(f"{place}: cannot be read ({reason(error)})") from error
+    except BadImageError as error:
+        raise type(error)(f"{place}: {error}") from error.__cause__
 
 
 def decode_image(
@@ -295,13 +300,8 @@ def read_header(path: Path) -> Header:
     Raises:
         BadImageError: the file is missing, empty or not an image of a known format.
     """
-    try:
-        with open_regular(path) as file:
-            return _open(file, file.read(16))
-    except (OSError, ValueError) as error:
-        raise _unreadable(path, error) from error
-    except BadImageError as error:
-        raise type(error)(f"{path}: {error}") from error.__cause__
+    with naming_image(path), open_regular(path) as file:
+        return _open(file, file.read(16))
 
 
 def header_in(data: bytes) -> Header:
