@@ -329,29 +329,3 @@ def test_published_recipes_and_what_is_laid_over_them() -> None:
 def test_thresholds_in_the_wrong_order_are_refused() -> None:
     with pytest.raises(ValidationError, match="one anchor would be both"):
         variant_config("retinanet_spinenet49", loss={"positive_iou": 0.4})
-
-
-def test_images_of_another_size_are_refused() -> None:
-    with pytest.raises(ValueError, match="takes images of 256 x 384 pixels, got a batch of shape"):
-        build()(torch.zeros(1, 3, 128, 128))
-
-
-@pytest.mark.slow
-def test_twenty_steps_overfit_four_images() -> None:
-    model = build(input_size=(128, 128), width=0.125, anchors={"base": 1.0}, num_classes=2).train()
-    images = torch.full((4, 3, 128, 128), 40, dtype=torch.uint8)
-    boxes = torch.tensor([[[24.0, 24, 56, 56]], [[64, 40, 96, 72]], [[40, 64, 88, 112]]])
-    boxes = torch.cat([boxes, torch.tensor([[[16.0, 48, 64, 96]]])])
-    labels = torch.tensor([[0], [1], [0], [1]])
-    for image, (x1, y1, x2, y2) in enumerate(boxes[:, 0].int().tolist()):
-        images[image, labels[image], y1:y2, x1:x2] = 250
-    targets = Targets(boxes, labels, torch.ones(4, 1, dtype=torch.bool))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-2)
-    history = []
-    for _ in range(20):
-        loss = torch.stack(list(model.loss(images, targets).values())).sum()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        history.append(loss.item())
-    assert history[-1] < 0.2 * history[0]
