@@ -12,15 +12,12 @@ and the same offsets, to rounding, where there is one to learn.
 
 from __future__ import annotations
 
-import argparse
-
+import bench_matching
 import torch
-from bench_matching import THRESHOLD, make_batch, median_ms
 from results import keep
+from timing import median_ms, rounds_asked, table
 from torch import Tensor
-from torchvision.ops import box_iou
 
-import native
 from detectors.m2det.config import M2DetConfig
 from detectors.registry import build_detector
 from detectors.single_shot import SingleShot
@@ -33,17 +30,11 @@ CLASSES = 80
 
 def loop(targets: Targets, priors: Tensor, corners: Tensor) -> tuple[Tensor, Tensor]:
     codes, channels = [], []
-    for image, classes, slots in zip(*targets, strict=True):
-        truth = image[slots] / SIZE
-        overlaps = box_iou(truth, corners)
-        best_prior = overlaps.max(1).indices
-        best, box = overlaps.max(0)
-        best.index_fill_(0, best_prior, 2)
-        for slot in range(len(best_prior)):
-            box[best_prior[slot]] = slot
-        matched = truth[box]
+    matches = bench_matching.loop(targets.boxes / SIZE, targets.valid, corners)
+    for image, classes, slots, box, positive in zip(*targets, *matches, strict=True):
+        matched = (image[slots] / SIZE)[box]
         label = classes[slots][box] + 1
-        label[best < THRESHOLD] = 0
+        label[~positive] = 0
         center = (matched[:, :2] + matched[:, 2:]) / 2 - priors[:, :2]
         center = center / (0.1 * priors[:, 2:])
         size = torch.log((matched[:, 2:] - matched[:, :2]) / priors[:, 2:]) / 0.2
@@ -53,21 +44,16 @@ def loop(targets: Targets, priors: Tensor, corners: Tensor) -> tuple[Tensor, Ten
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--rounds", type=int, default=5)
-    rounds = parser.parse_args().rounds
-    torch.set_num_threads(1)
+    rounds = rounds_asked(__doc__)
     keep_freed_memory()  # As in training.
     # Priors and assignment do not depend on width and levels.
     config = M2DetConfig(variant="m2det512_vgg16", width=1 / 16, levels=2)
     model = build_detector(config, num_classes=CLASSES)
     assert isinstance(model, SingleShot)
-    print(f"kernels: {native.backend()}\n")
-    print("| priors | boxes | loop ms | batched ms | loop / batched |")
-    print("|---|---|---|---|---|")
+    table("priors", "boxes", "loop ms", "batched ms", "loop / batched")
     ratios = {}
     for objects in (None, 100):
-        boxes, valid = make_batch(objects)
+        boxes, valid = bench_matching.make_batch(objects)
         generator = torch.Generator().manual_seed(1)
         labels = torch.randint(0, CLASSES, valid.shape, generator=generator)
         targets = Targets(boxes * SIZE, labels * valid, valid)

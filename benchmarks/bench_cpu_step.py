@@ -2,8 +2,8 @@
 
     python benchmarks/bench_cpu_step.py [--rounds 5] [EXPERIMENT.yaml ...]
 
-Forward pass, loss, backward pass and optimizer of the detectors of small experiments, on random
-images with 16 boxes each, one thread. *torch* is the network in channels_last and nothing else,
+Forward pass, loss, backward pass and optimizer of the detectors of small experiments, on drawn
+images with 7 boxes each, one thread. *torch* is the network in channels_last and nothing else,
 *oneDNN* moves the 1x1 convolutions of small batches to oneDNN, *memory* has the C library keep what
 is freed, *placed* is both, which is what every run does. The memory policy belongs to a process, so
 each figure comes from one of its own; arms take turns in every round. CPU time of the process,
@@ -23,12 +23,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from timing import table
 
 from detectors.registry import build_detector
-from detectors.structures import Targets
 from orchestrator.accelerators import use_onednn
+from orchestrator.benchmark.device_parts import batch_of
 from orchestrator.config.resolve import load_experiment
 from orchestrator.memory import keep_freed_memory
+from orchestrator.training.feeding import inputs_of
 from orchestrator.training.optim import build_optimizer
 
 ARMS = ("torch", "oneDNN", "memory", "placed")
@@ -37,7 +39,7 @@ EXPERIMENTS = (
     "experiments/retinanet_spinenet_bccd.yaml",
     "experiments/faster_rcnn_bccd.yaml",
 )
-CLASSES, BOXES = 3, 16
+CLASSES = 3
 WARM_UP, STEPS = 2, 8
 
 
@@ -53,18 +55,8 @@ def steps(path: str, arm: str) -> list[float]:
     if arm in ("memory", "placed"):
         keep_freed_memory()
     optimizer = build_optimizer(model, experiment.train.optimizer)
-    height, width = model.input_size
-    batch = experiment.train.batch_size
-    images = torch.randint(0, 256, (batch, 3, height, width), dtype=torch.uint8)
-    images = images.contiguous(memory_format=torch.channels_last)
-    size = torch.tensor([width, height])
-    low = torch.rand(batch, BOXES, 2) * size * 0.7
-    high = low + (0.05 + 0.25 * torch.rand(batch, BOXES, 2)) * size
-    targets = Targets(
-        torch.cat([low, high], dim=-1),
-        torch.randint(0, CLASSES, (batch, BOXES)),
-        torch.ones(batch, BOXES, dtype=torch.bool),
-    )
+    batch = batch_of(1, experiment.train.batch_size, model.input_size, classes=CLASSES)
+    images, targets = inputs_of(batch, torch.device("cpu"))
     taken = []
     for _ in range(WARM_UP + STEPS):
         start = time.process_time()
@@ -92,8 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.arm:
         print(json.dumps(steps(options.experiments[0], options.arm)))
         return
-    print(f"| experiment | {' | '.join(ARMS)} | torch / placed |")
-    print("|---" * (len(ARMS) + 2) + "|")
+    table("experiment", *ARMS, "torch / placed")
     for path in options.experiments:
         times: dict[str, list[float]] = {arm: [] for arm in ARMS}
         for _ in range(options.rounds):

@@ -51,7 +51,7 @@ from orchestrator.data.images import image_pixels
 from orchestrator.data.readers.coco import read_coco
 from orchestrator.data.stream.assemble import BatchPlan
 from orchestrator.data.stream.local import LocalStream
-from orchestrator.data.stream.ray_stream import ScheduledDataConfig
+from orchestrator.data.stream.ray_config import ScheduledDataConfig
 from orchestrator.data.stream.schedule import Schedule
 from orchestrator.memory import keep_freed_memory
 

@@ -29,6 +29,8 @@ from unittest import mock
 
 import torch
 from results import keep
+from small_runs import train
+from timing import table
 
 import native
 from detectors.registry import build_detector
@@ -40,7 +42,7 @@ from orchestrator.evaluation.coco import evaluate
 from orchestrator.evaluation.detections import Detections
 from orchestrator.runs.plan import make_plan
 from orchestrator.training import predictor
-from orchestrator.training.session import open_store, run_rank
+from orchestrator.training.session import open_store
 
 METHODS = ("hard", "soft_linear", "soft_gaussian")
 PARTS = ("data", "network", "suppression", "matching")
@@ -134,12 +136,8 @@ def small_run(folder: Path) -> Path:
     build_digits(folder / "digits", Recipe(train=64, val=64))
     overrides = [f"data.root={folder / 'digits'}", "train.max_steps=30", "tracking.mlflow=null"]
     resolved = load_experiment("experiments/quickstart.yaml", overrides)
-    run = folder / "run"
-    (run / "config").mkdir(parents=True)
-    (run / "config" / "resolved.yaml").write_text(json.dumps(resolved.tree))
-    plan = make_plan(resolved, run, threads=1)
-    run_rank(plan.job, LocalStream(plan.batches), accelerator=Accelerator("cpu"))
-    return run
+    train(resolved, folder / "run")
+    return folder / "run"
 
 
 def main() -> None:
@@ -166,7 +164,7 @@ def main() -> None:
             backend, tables[choice] = json.loads(done.stdout.splitlines()[-1])
             assert backend == ("native" if choice == "1" else "reference")
     columns = ["suppression", "kernels", *(f"{part} ms" for part in PARTS), "share", "AP"]
-    print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
+    table(*columns)
     ratios = {}
     for name in METHODS:
         slow, fast = (tables[choice][name]["suppression"] for choice in ("0", "1"))

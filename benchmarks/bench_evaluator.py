@@ -31,11 +31,10 @@ from results import keep
 from orchestrator.data.dataset import Dataset
 from orchestrator.data.label_map import LabelMap
 from orchestrator.evaluation.analysis import analyse
-from orchestrator.evaluation.coco import METRICS, evaluate
+from orchestrator.evaluation.coco import METRICS, StreamingEvaluator, evaluate
 from orchestrator.evaluation.coco_matching import CocoMatcher, fastest
 from orchestrator.evaluation.detections import Detections
 from orchestrator.evaluation.results import Results
-from orchestrator.evaluation.streaming import StreamingEvaluator
 from orchestrator.predict.scoring import write_evaluation
 
 CLASSES = 80

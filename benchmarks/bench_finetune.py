@@ -18,18 +18,15 @@ import tempfile
 import time
 from pathlib import Path
 
+import small_runs
 import torch
 from safetensors.torch import load_file
 
-from orchestrator.accelerators import of_this_process
 from orchestrator.config.resolve import load_experiment
 from orchestrator.data.demo.digits import Recipe, build_digits
-from orchestrator.data.stream.local import LocalStream
 from orchestrator.pages import charts
-from orchestrator.runs.plan import make_plan
 from orchestrator.storage.run_files import CHECKPOINTS, EVENTS
 from orchestrator.tracking.events import read_events
-from orchestrator.training.session import run_rank
 
 EXPERIMENT = "experiments/quickstart.yaml"
 #: Blocks of the first half of the backbone, which the model zoo cuts in two.
@@ -51,9 +48,7 @@ def train(folder: Path, data: Path, steps: int, *overrides: str) -> list[tuple[f
         "tracking.mlflow=null",
         *overrides,
     ]
-    folder.mkdir(parents=True)
-    plan = make_plan(load_experiment(EXPERIMENT, words), folder, threads=1)
-    run_rank(plan.job, LocalStream(plan.batches), accelerator=of_this_process("cpu"))
+    small_runs.train(load_experiment(EXPERIMENT, words), folder)
     return [
         (float(event.step), event.values["val/AP"])
         for event in read_events(folder / EVENTS)

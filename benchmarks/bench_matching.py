@@ -10,18 +10,16 @@ detectors.matching, which training on a GPU or NPU uses.
 
 from __future__ import annotations
 
-import argparse
-
 import numpy as np
 import torch
 from results import keep
-from timing import median_ms
+from timing import median_ms, rounds_asked, table
 from torch import Tensor
 from torchvision.ops import box_iou
 
 import native
 from detectors.boxes import pairwise_iou, to_corners
-from detectors.m2det.priors import m2det_levels
+from detectors.m2det.detector import m2det_levels
 from detectors.matching import match_last_claim
 from detectors.priors import grid_boxes, mindspore_ssd300_levels
 
@@ -70,13 +68,8 @@ def ours(boxes: Tensor, valid: Tensor, priors: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--rounds", type=int, default=5)
-    rounds = parser.parse_args().rounds
-    torch.set_num_threads(1)
-    print(f"kernels: {native.backend()}\n")
-    print("| priors | boxes | loop | padded torch | native | loop / native |")
-    print("|---|---|---|---|---|---|")
+    rounds = rounds_asked(__doc__)
+    table("priors", "boxes", "loop", "padded torch", "native", "loop / native")
     ratios = {}
     for name, levels in (
         ("M2Det-512", m2det_levels(512)),

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from results import keep
-from timing import median_ms
+from timing import median_ms, table
 from torchvision.ops import batched_nms
 
 import native
@@ -198,7 +198,8 @@ def scene_name(scene: Scene) -> str:
 
 
 def show(title: str, rows: list[dict[str, str]]) -> None:
-    print(f"\n{title}\n\n| {' | '.join(rows[0])} |\n|{'---|' * len(rows[0])}")
+    print(f"\n{title}\n")
+    table(*rows[0])
     for row in rows:
         print(f"| {' | '.join(row.values())} |")
 

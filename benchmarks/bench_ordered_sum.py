@@ -2,7 +2,7 @@
 
     python benchmarks/bench_ordered_sum.py [--ranks 2 4] [--rounds 5] [EXPERIMENT.yaml]
 
-Every rank does the same steps of the program's own stepper on random images with 16 boxes each, one
+Every rank does the same steps of the program's own stepper on drawn images with 7 boxes each, one
 thread. *all-reduce* is ``train.virtual_shards: null``, where the backend adds; *ordered* is
 ``auto``, as many shards as ranks, with batch-norm statistics added up, too. The arms take turns
 step by step. CPU time of the process, gloo's threads and system time included: median over the
@@ -19,34 +19,21 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from results import keep
+from timing import table
 
 from detectors.registry import build_detector
 from orchestrator.accelerators import Accelerator
+from orchestrator.benchmark.device_parts import batch_of
 from orchestrator.config.resolve import load_experiment
-from orchestrator.data.batch import Batch
 from orchestrator.training.collective import Collective
 from orchestrator.training.stepper import Stepper
 
 ARMS = ("all-reduce", "ordered")
-CLASSES, BOXES, WARM_UP, STEPS = 3, 16, 2, 4
-
-
-def _batch(size: tuple[int, int], images: int, rank: int, step: int) -> Batch:
-    rng = np.random.default_rng((rank, step))
-    low = rng.uniform(0, 0.7, (images, BOXES, 2))
-    high = low + rng.uniform(0.05, 0.3, low.shape)
-    batch = Batch.unfilled(images, size, BOXES)
-    batch.images[:] = rng.integers(0, 256, batch.images.shape, dtype=np.uint8)
-    batch.boxes[:] = np.concatenate([low, high], -1) * [size[1], size[0], size[1], size[0]]
-    batch.labels[:] = rng.integers(0, CLASSES, batch.labels.shape)
-    batch.valid[:] = True
-    names = ("images", "boxes", "labels", "valid", "sample_ids", "image_ids", "sizes", "transforms")
-    return Batch(step=step, **{name: getattr(batch, name) for name in names})
+CLASSES, WARM_UP, STEPS = 3, 2, 4
 
 
 def _rank(rank: int, world: int, folder: str, path: str, images: int, rounds: int) -> None:
@@ -73,7 +60,7 @@ def _rank(rank: int, world: int, folder: str, path: str, images: int, rounds: in
     size = steppers[ARMS[0]].model.input_size
     taken: dict[str, list[float]] = {arm: [] for arm in ARMS}
     for step in range(WARM_UP + rounds * STEPS):
-        batch = _batch(size, images, rank, step)
+        batch = batch_of(step * world + rank, images, size, classes=CLASSES)
         for arm in ARMS if step % 2 else reversed(ARMS):
             dist.barrier()
             begin = time.process_time()
@@ -91,8 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--images", type=int, default=8, help="of each rank")
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args(arguments)
-    print("| ranks | " + " | ".join(f"{arm}, ms" for arm in ARMS) + " | ordered / all-reduce |")
-    print("|---" * (len(ARMS) + 2) + "|")
+    table("ranks", *(f"{arm}, ms" for arm in ARMS), "ordered / all-reduce")
     kept = {}
     for world in options.ranks:
         with tempfile.TemporaryDirectory() as folder:

@@ -10,13 +10,12 @@ timed. The outputs are drawn: background everywhere, one class likely at 400 pri
 
 from __future__ import annotations
 
-import argparse
 from types import SimpleNamespace
 
 import numpy as np
 import torch
 from results import keep
-from timing import median_ms
+from timing import median_ms, rounds_asked, table
 from torch import Tensor
 from torchvision.models.detection._utils import BoxCoder
 from torchvision.models.detection.ssd import SSD
@@ -82,14 +81,9 @@ def check(outputs: tuple[Tensor, Tensor, Tensor], config: PostprocessConfig) -> 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--rounds", type=int, default=5)
-    rounds = parser.parse_args().rounds
-    torch.set_num_threads(1)
-    print(f"kernels: {native.backend()}\n")
-    columns = ["priors", "threshold", "candidates", "torchvision", "ours", "faster"]
-    parts = ["softmax, decode", "suppress"]
-    print(f"| {' | '.join(columns + parts)} |\n|{'---|' * len(columns + parts)}")
+    rounds = rounds_asked(__doc__)
+    columns = ("priors", "threshold", "candidates", "torchvision", "ours", "faster")
+    table(*columns, "softmax, decode", "suppress")
     ratios = {}
     for priors, threshold in ((1917, 0.01), (1917, 0.1), (8732, 0.01), (32760, 0.01), (32760, 0.1)):
         outputs = make_outputs(priors)

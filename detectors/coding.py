@@ -13,11 +13,7 @@ SSD_VARIANCES = (0.1, 0.2)
 
 
 def encode(
-    boxes: Tensor,
-    priors: Tensor,
-    *,
-    variances: tuple[float, float] = SSD_VARIANCES,
-    smallest_ratio: float = 1e-6,
+    boxes: Tensor, priors: Tensor, *, variances: tuple[float, float] = SSD_VARIANCES
 ) -> Tensor:
     """Offsets that lead from priors to boxes.
 
@@ -25,13 +21,13 @@ def encode(
         boxes: (..., A, 4) centre form.
         priors: (A, 4) centre form, same axis order, positive sizes.
         variances: divisors of centre and size offsets.
-        smallest_ratio: floor of size / prior size, which keeps boxes without area finite.
 
     Returns:
         (..., A, 4) offsets.
     """
     centers = (boxes[..., :2] - priors[..., :2]) / (priors[..., 2:] * variances[0])
-    ratios = (boxes[..., 2:] / priors[..., 2:]).clamp(min=smallest_ratio)
+    # The floor keeps boxes without area finite.
+    ratios = (boxes[..., 2:] / priors[..., 2:]).clamp(min=1e-6)
     return torch.cat([centers, ratios.log() / variances[1]], dim=-1)
 
 

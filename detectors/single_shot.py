@@ -18,8 +18,46 @@ from detectors.objectives import Objective
 from detectors.structures import Candidates, LossTerm, Targets
 
 
-class SingleShot(Detector):
-    """Dense prediction of offsets and classes at fixed priors.
+class DenseDetector(Detector):
+    """Offsets and class logits at fixed priors, learnt from without choosing among them first."""
+
+    weighs_classes = True
+
+    @abstractmethod
+    def predict(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Normalised images (N, 3, H, W) to offsets (N, A, 4) and class logits (N, A, channels)."""
+
+    @abstractmethod
+    def terms_of(self, raw: dict[str, Tensor], targets: Targets) -> dict[str, LossTerm]:
+        """What :meth:`loss_terms` makes of raw outputs."""
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Raw outputs.
+
+        Args:
+            images: (N, 3, H, W) RGB on the 0..255 scale, uint8 or float.
+
+        Returns:
+            ``loc`` (N, A, 4) offsets and ``cls`` (N, A, channels) logits, float32 whatever the
+            precision inside.
+
+        Raises:
+            ValueError: images of another size, for which the priors would not fit.
+        """
+        loc, cls = self.predict(self.normalize(images))
+        return {"loc": loc.float(), "cls": cls.float()}
+
+    def loss_terms(self, images: Tensor, targets: Targets) -> dict[str, LossTerm]:
+        """``cls`` and ``loc``, each to be divided by the positive priors."""
+        return self.terms_of(self(images), targets)
+
+    def losses_of(self, raw: dict[str, Tensor], targets: Targets) -> dict[str, Tensor]:
+        """The losses of raw outputs of a whole batch, divided."""
+        return {name: term.over(term.divisor) for name, term in self.terms_of(raw, targets).items()}
+
+
+class SingleShot(DenseDetector):
+    """Dense prediction with a background channel, as in SSD.
 
     Channel 0 of the class logits is background; class k of the data is channel k + 1. The losses
     of a batch are divided by its number of positive priors, or by 1 if it has none.
@@ -36,8 +74,6 @@ class SingleShot(Detector):
         y_first: whether priors and raw offsets hold y before x, as the published weights expect.
         cut_boxes: whether decoded boxes are cut to the image.
     """
-
-    weighs_classes = True
 
     y_first: ClassVar[bool] = False
     cut_boxes: ClassVar[bool] = True
@@ -77,36 +113,8 @@ class SingleShot(Detector):
         """(A, 4) float32 xyxy pixels of the input."""
         return (self.prior_corners * self.pixels).float()
 
-    @abstractmethod
-    def predict(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Normalised images (N, 3, H, W) to offsets (N, A, 4) and class logits (N, A, 1 + K)."""
-
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Raw outputs.
-
-        Args:
-            images: (N, 3, H, W) RGB on the 0..255 scale, uint8 or float.
-
-        Returns:
-            ``loc`` (N, A, 4) offsets and ``cls`` (N, A, 1 + K) logits, float32 whatever the
-            precision inside.
-
-        Raises:
-            ValueError: images of another size, for which the priors would not fit.
-        """
-        loc, cls = self.predict(self.normalize(images))
-        return {"loc": loc.float(), "cls": cls.float()}
-
-    def loss_terms(self, images: Tensor, targets: Targets) -> dict[str, LossTerm]:
-        """``cls`` and ``loc``, each to be divided by the positive priors."""
-        return self.terms_of(self(images), targets)
-
-    def losses_of(self, raw: dict[str, Tensor], targets: Targets) -> dict[str, Tensor]:
-        """The losses of raw outputs of a whole batch, divided."""
-        return {name: term.over(term.divisor) for name, term in self.terms_of(raw, targets).items()}
-
     def terms_of(self, raw: dict[str, Tensor], targets: Targets) -> dict[str, LossTerm]:
-        """What :meth:`loss_terms` makes of raw outputs."""
+        """``cls`` and ``loc``; both count all positive priors."""
         wanted, labels = self.assign(targets)
         positive = labels > 0
         count = positive.sum()

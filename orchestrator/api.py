@@ -23,7 +23,8 @@ from orchestrator.pages.drawing import DISPLAY_LIMIT, DISPLAY_SCORE, Mark
 from orchestrator.pages.drawing import draw as draw_marks
 from orchestrator.predict.inputs import UPRIGHT_PICTURES
 from orchestrator.predict.loading import LoadedDetector, load_detector
-from orchestrator.predict.predictor import DetectOptions, TorchNetwork, detect
+from orchestrator.predict.prediction import network_of
+from orchestrator.predict.predictor import DetectOptions, detect
 from orchestrator.storage.run_files import RESULT
 
 #: A path, or (h, w, 3) uint8 RGB pixels.
@@ -149,14 +150,10 @@ class TrainedDetector:
         accelerator: str = "auto",
         batch_size: int = 8,
     ) -> None:
-        from orchestrator.accelerators import of_this_process
-
         self._loaded: LoadedDetector = load_detector(
             source, experiment=experiment, overrides=overrides
         )
-        found = of_this_process(accelerator)
-        precision = found.resolve_precision(self._loaded.resolved.experiment.train.precision)
-        self._network = TorchNetwork(self._loaded.model, found, precision)
+        self._network = network_of(self._loaded, accelerator)
         self._batch = batch_size
 
     @property

@@ -10,8 +10,12 @@ import difflib
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from orchestrator.credentials import mask
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 #: What moves the cursor of a terminal, colours it, or turns the order of letters around.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
@@ -69,18 +73,33 @@ def printable(text: str) -> str:
     return shown.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
+def say(console: Console, text: str) -> None:
+    """Print a plain line: no colours guessed, no brackets taken for markup."""
+    console.print(printable(text), highlight=False, markup=False)
+
+
+def first_line(error: BaseException | None) -> str:
+    """What an error begins with, which may go on for pages; its class where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
 def nearest(word: str, candidates: Iterable[str]) -> str | None:
     """The candidate closest to ``word``, or None when none is close enough to be a likely typo."""
     found = difflib.get_close_matches(word, list(candidates), n=1, cutoff=0.6)
     return found[0] if found else None
 
 
-def did_you_mean(word: str, candidates: Iterable[str], *, quoted: bool = True) -> str:
-    """The end of a message that names the candidate closest to ``word``; empty without one."""
+def did_you_mean(word: str, candidates: Iterable[str], like: str = "{!r}") -> str:
+    """The end of a message that names the candidate closest to ``word``; empty without one.
+
+    Args:
+        word: that is none of them.
+        candidates: what it may have been meant for.
+        like: how the candidate is shown.
+    """
     guess = nearest(word, candidates)
-    if guess is None:
-        return ""
-    return f"; did you mean {guess!r}?" if quoted else f"; did you mean {guess}?"
+    return "" if guess is None else f"; did you mean {like.format(guess)}?"
 
 
 def nearest_path(path: Path) -> str:

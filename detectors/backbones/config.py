@@ -106,7 +106,7 @@ class SpineNetConfig(BackboneConfig):
         bn_eps: added to the variance in batch normalisation.
     """
 
-    builder = "detectors.backbones.spinenet:SpineNet.from_config"
+    builder = "detectors.backbones.spinenet:SpineNet"
     strides = (8, 16, 32, 64, 128)
     divisor = 128
     even = True

@@ -255,34 +255,20 @@ class SpineNet(Backbone):
     Initialisation is He's normal by fan-out, as in SpineNet-Pytorch.
 
     Args:
-        arch: member of the family.
-        width: factor on every channel count.
-        norm: makes the normalisation layers.
-        act: makes the activations.
-        activated_endpoints: activation after the last normalisation, as tensorflow/tpu has it;
-            SpineNet-Pytorch and the MindSpore port hand out linear maps.
-        stochastic_depth: probability with which the last block's convolutions are left out; that
-            of the others grows linearly towards it, from a fifteenth.
-        zero_init: begin with residual units that do nothing, their last scale being 0.
+        config: validated configuration. Where it leaves out convolutions by chance, that of the
+            blocks before the last grows linearly towards the last's, from a fifteenth.
 
     Attributes:
         channels: of each map handed out.
         strides: of each map.
     """
 
-    def __init__(
-        self,
-        arch: Arch,
-        *,
-        width: float,
-        norm: NormFactory,
-        act: ActFactory,
-        activated_endpoints: bool,
-        stochastic_depth: float,
-        zero_init: bool,
-    ) -> None:
+    def __init__(self, config: SpineNetConfig) -> None:
         super().__init__()
-        architecture = ARCHITECTURES[arch]
+        width = config.width
+        norm = partial(nn.BatchNorm2d, eps=config.bn_eps, momentum=config.bn_momentum)
+        act = ACTIVATIONS[config.activation]
+        architecture = ARCHITECTURES[config.arch]
         widths = {lv: int(base * architecture.scale * width) for lv, base in _WIDTHS.items()}
         channels = int(architecture.endpoint_channels * width)
         self.channels = (channels,) * len(LEVELS)
@@ -327,14 +313,14 @@ class SpineNet(Backbone):
         for index, block in enumerate(permuted):
             first, second = (BLOCKS[parent] for parent in block.inputs)
             self.merge_ops.append(Merge(resample(first, block), resample(second, block)))
-            drop = stochastic_depth * (index + 1) / len(permuted)
+            drop = config.stochastic_depth * (index + 1) / len(permuted)
             self.scale_permuted_blocks.append(group(expanded(block), block, drop))
         self.endpoint_convs = nn.ModuleDict(
             {
                 str(block.level): ConvNormAct(
                     _conv(expanded(block), channels, 1),
                     norm(channels),
-                    act() if activated_endpoints else None,
+                    act() if config.endpoints == "activated" else None,
                 )
                 for block in permuted
                 if block.output
@@ -342,20 +328,7 @@ class SpineNet(Backbone):
         )
         self.act = act()
         self._links = extra_links()
-        self._init_weights(zero_init=zero_init)
-
-    @classmethod
-    def from_config(cls, config: SpineNetConfig) -> SpineNet:
-        """Build from a configuration."""
-        return cls(
-            config.arch,
-            width=config.width,
-            norm=partial(nn.BatchNorm2d, eps=config.bn_eps, momentum=config.bn_momentum),
-            act=ACTIVATIONS[config.activation],
-            activated_endpoints=config.endpoints == "activated",
-            stochastic_depth=config.stochastic_depth,
-            zero_init=config.zero_init,
-        )
+        self._init_weights(zero_init=config.zero_init)
 
     def _init_weights(self, *, zero_init: bool) -> None:
         for part in self.modules():

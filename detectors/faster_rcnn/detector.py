@@ -32,14 +32,71 @@ from detectors.base import Detector
 from detectors.boxes import to_centers, to_corners
 from detectors.coding import decode, encode
 from detectors.faster_rcnn.anchors import Canvas
-from detectors.faster_rcnn.assignment import Samples, assign, draw
-from detectors.faster_rcnn.config import FasterRCNNConfig
+from detectors.faster_rcnn.config import AssignmentConfig, FasterRCNNConfig
 from detectors.faster_rcnn.heads import RPN, RoIHeads, init_mindspore
 from detectors.losses import positive_smooth_l1
-from detectors.matching import Assignment, match_by_images, with_a_slot
+from detectors.matching import Assignment, match_by_images, match_with_band, with_a_slot
 from detectors.pyramid import PyramidBackbone
 from detectors.structures import Candidates, LossTerm, Targets
 from detectors.suppression import suppress_sorted
+
+
+class Samples(NamedTuple):
+    """Anchors or proposals that were drawn.
+
+    Attributes:
+        rows: (N, S) int64 which; arbitrary where not valid.
+        valid: (N, S) bool.
+        positive: (N, S) bool.
+    """
+
+    rows: Tensor
+    valid: Tensor
+    positive: Tensor
+
+
+def assign(iou: Tensor, valid: Tensor, usable: Tensor, config: AssignmentConfig) -> Assignment:
+    """Match anchors or proposals with boxes; see :func:`~detectors.matching.match_with_band`.
+
+    Args:
+        iou: (N, G, A), at least one slot.
+        valid: (N, G) bool, the slots that hold boxes.
+        usable: (N, A) or (1, A) bool; the rest is ignored.
+        config: thresholds and claims.
+    """
+    return match_with_band(
+        iou,
+        valid,
+        usable,
+        positive_iou=config.positive_iou,
+        negative_iou=config.negative_iou,
+        claims=config.claims,
+        claim_iou=config.claim_iou,
+    )
+
+
+def draw(found: Assignment, keys: Tensor, config: AssignmentConfig) -> Samples:
+    """Draw examples: positives up to their share, then negatives until ``samples`` are there.
+
+    On the device that the tensors are on, so that nothing waits for the host.
+
+    Args:
+        found: what can be drawn.
+        keys: (N, A) uniform in [0, 1); the smallest are drawn.
+        config: how many.
+
+    Returns:
+        As many slots as ``samples``, or as anchors if those are fewer.
+    """
+    slots = min(config.samples, keys.shape[1])
+    most = min(int(config.samples * config.positive_fraction), keys.shape[1])
+    # A chosen positive keeps its key, below 1; negatives follow from 1 to 2; 3 is never taken.
+    first = torch.where(found.positive, keys, 3.0).topk(most, dim=1, largest=False, sorted=False)
+    chosen = torch.full_like(keys, 3.0).scatter(1, first.indices, first.values)
+    order = torch.where(found.negative, keys + 1.0, chosen)
+    taken = order.topk(slots, dim=1, largest=False)
+    return Samples(rows=taken.indices, valid=taken.values < 2.0, positive=taken.values < 1.0)
+
 
 #: Channels of the pyramid and of the fully connected layers, at width 1.
 _CHANNELS = 256

@@ -74,7 +74,7 @@ class M2DetConfig(DetectorConfig):
             of stride 8 and 16.
     """
 
-    builder = "detectors.m2det.detector:M2Det.from_config"
+    builder = "detectors.m2det.detector:M2Det"
     published = "detectors.m2det.published:PUBLISHED"
     presets = _PRESETS
 

@@ -4,7 +4,9 @@ State-dict names are those of VDIGPKU/M2Det: ``base.*``, ``reduce.*``, ``up_redu
 ``leach.<i>.*``, ``unet<i>.*``, ``Norm.*``, ``loc.<s>.*``, ``conf.<s>.*`` and, with SFAM,
 ``sfam_module.*``; its released weights load as they are. So do its preprocessing, BGR less the mean
 and not divided, whatever the backbone, and what its code does otherwise than the paper: all levels
-share one reduction of the base feature, and the largest scale alone is normalised.
+share one reduction of the base feature, and the largest scale alone is normalised. Priors are a
+function of the input size alone (configs/m2det{320,512,704,800}_*.py and
+layers/functions/prior_box.py there).
 
 Deviations: without pretrained weights VGG16 is initialised as He et al. (2015) do; the classifier
 of a ResNet, which takes no part, is frozen.
@@ -12,8 +14,7 @@ of a ResNet, which takes no part, is frozen.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+import math
 from typing import ClassVar, Literal
 
 import torch
@@ -27,9 +28,63 @@ from detectors.backbones.vgg import VGG16Reduced
 from detectors.base import CAFFE_MEAN, NO_STD
 from detectors.m2det.blocks import BasicConv, ScaleAttention, ThinnedUShape, fuse
 from detectors.m2det.config import M2DetConfig, PublishedBackbone, Size
-from detectors.m2det.priors import BOXES_PER_CELL, SCALES, m2det_priors, scale_cells
-from detectors.objectives import MultiBoxObjective, Objective
+from detectors.objectives import MultiBoxObjective
+from detectors.priors import Level, elongated, grid_boxes
 from detectors.single_shot import SingleShot, flatten_cells
+
+#: Scales of the pyramid, and priors at each of their cells.
+SCALES = 6
+BOXES_PER_CELL = 6
+
+#: Distance in pixels between the cells of each scale, by input size.
+_STEPS: dict[Size, tuple[int, ...]] = {
+    320: (8, 16, 32, 64, 107, 320),
+    512: (8, 16, 32, 64, 128, 256),
+    704: (8, 16, 32, 64, 117, 176),
+    800: (8, 16, 32, 62, 115, 160),
+}
+
+#: Side of the square at each scale and at the one that would follow, relative to the input size.
+_SIDES: dict[Size, tuple[float, ...]] = {
+    320: (0.08, 0.15, 0.33, 0.51, 0.69, 0.87, 1.05),
+    512: (0.06, 0.15, 0.33, 0.51, 0.69, 0.87, 1.05),
+    704: (0.04, 0.11, 0.23, 0.39, 0.58, 0.80, 1.05),
+    800: (0.04, 0.15, 0.33, 0.51, 0.69, 0.87, 1.05),
+}
+
+
+def scale_cells(size: Size) -> list[int]:
+    """Cells along a side of each scale's map, large to small.
+
+    The maps from stride 8 on halve, rounding up; the last comes from a 3x3 convolution without
+    padding.
+    """
+    cells = [size // 8]
+    for _ in range(SCALES - 2):
+        cells.append(-(-cells[-1] // 2))
+    return [*cells, cells[-1] - 2]
+
+
+def m2det_levels(size: Size) -> list[Level]:
+    """The boxes at each scale: a square, one between it and the next, elongated ones of 2 and 3."""
+    sides = [round(size * share, 2) / size for share in _SIDES[size]]
+    levels = []
+    for index, (cells, step) in enumerate(zip(scale_cells(size), _STEPS[size], strict=True)):
+        side, following = sides[index : index + 2]
+        between = math.sqrt(side * following)
+        shapes = [(side, side), (between, between), *elongated(side, (2, 3))]
+        levels.append(Level(cells, cells, step / size, shapes))
+    return levels
+
+
+def m2det_priors(size: Size) -> Tensor:
+    """(A, 4) float64 ``cx, cy, w, h`` relative to the input size.
+
+    Each of the four numbers is cut to [0, 1], not the corners: boxes may reach beyond the image.
+    12,810 priors at 320 pixels, 32,760 at 512, 62,022 at 704, 80,208 at 800.
+    """
+    return grid_boxes(m2det_levels(size)).clamp(0.0, 1.0)
+
 
 #: Channels of the reduced shallow and deep features, of the input every level shares, and of the
 #: maps of a level.
@@ -60,49 +115,35 @@ class M2Det(SingleShot):
 
     With VGG16 and 80 classes 132,633,140 parameters, whatever the input size.
 
+    Of the backbone the first map of stride 8 and the first of stride 16 are taken.
+
     Args:
+        config: validated configuration.
         num_classes: foreground classes.
-        size: height and width of the input.
-        backbone: makes what the features come from; its first map of stride 8 and its first of
-            stride 16 are taken.
-        width: factor on every channel count.
-        levels: modules of the pyramid one after the other.
-        sfam: whether the channels of each scale are weighed.
-        initialization: whose; see :class:`~detectors.m2det.config.M2DetConfig`.
-        objective: matching and classification.
-        title: what the network calls itself.
     """
 
     bgr: ClassVar[bool] = True
     cut_boxes: ClassVar[bool] = False
 
-    def __init__(
-        self,
-        *,
-        num_classes: int,
-        size: Size,
-        backbone: Callable[[], Backbone],
-        width: float,
-        levels: int,
-        sfam: bool,
-        initialization: Literal["released", "mindspore"],
-        objective: Objective,
-        title: str,
-    ) -> None:
+    def __init__(self, config: M2DetConfig, *, num_classes: int) -> None:
         super().__init__(
-            size=size,
+            size=config.size,
             num_classes=num_classes,
             pixel_mean=CAFFE_MEAN,
             pixel_std=NO_STD,
-            priors=m2det_priors(size),
-            objective=objective,
-            title=title,
+            priors=m2det_priors(config.size),
+            objective=MultiBoxObjective(config.loss),
+            title=config.title,
         )
+        width, levels = config.width, config.levels
         shallow, deep, shared, planes = (
             make_divisible(channels * width) for channels in (_SHALLOW, _DEEP, _SHARED, _PLANES)
         )
-        self.smallest_map = scale_cells(size)[-1]
-        self.base = backbone()
+        self.smallest_map = scale_cells(config.size)[-1]
+        if config.backbone is None:
+            self.base = _published_backbone(config.published_backbone, width=width)
+        else:
+            self.base = build_backbone(config.backbone)
         self.taps = [self.base.strides.index(stride) for stride in (8, 16)]
         taken = [self.base.channels[tap] for tap in self.taps]
         self.reduce = BasicConv(taken[0], shallow, 3, padding=1)
@@ -116,30 +157,11 @@ class M2Det(SingleShot):
         for level, unet in enumerate(self.unets, start=1):
             self.add_module(f"unet{level}", unet)
         channels = planes * levels
-        self.sfam_module = ScaleAttention(channels, scales=SCALES) if sfam else None
+        self.sfam_module = ScaleAttention(channels, scales=SCALES) if config.sfam else None
         self.Norm = nn.BatchNorm2d(channels)
         self.loc = self._heads(channels, 4)
         self.conf = self._heads(channels, 1 + num_classes)
-        self._initialize(initialization)
-
-    @classmethod
-    def from_config(cls, config: M2DetConfig, *, num_classes: int) -> M2Det:
-        """Build from a configuration."""
-        return cls(
-            num_classes=num_classes,
-            size=config.size,
-            backbone=(
-                partial(_published_backbone, config.published_backbone, width=config.width)
-                if config.backbone is None
-                else partial(build_backbone, config.backbone)
-            ),
-            width=config.width,
-            levels=config.levels,
-            sfam=config.sfam,
-            initialization=config.initialization,
-            objective=MultiBoxObjective(config.loss),
-            title=config.title,
-        )
+        self._initialize(config.initialization)
 
     @staticmethod
     def _heads(channels: int, columns: int) -> nn.ModuleList:

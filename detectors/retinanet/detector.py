@@ -19,9 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from detectors.backbones import build_backbone
-from detectors.backbones.layers import make_divisible
-from detectors.backbones.spinenet import ACTIVATIONS
-from detectors.base import Detector
+from detectors.backbones.layers import ConvNormAct, NormFactory, make_divisible
+from detectors.backbones.spinenet import ACTIVATIONS, LEVELS, ActFactory
 from detectors.boxes import clip_boxes, to_centers, to_corners
 from detectors.coding import decode, encode
 from detectors.losses import positive_smooth_l1, sigmoid_focal
@@ -29,8 +28,82 @@ from detectors.matching import match_by_images, match_with_band, take_boxes, wit
 from detectors.priors import Level, grid_boxes
 from detectors.pyramid import PyramidBackbone
 from detectors.retinanet.config import AnchorConfig, RetinaNetConfig
-from detectors.retinanet.head import RetinaHead
+from detectors.single_shot import DenseDetector, flatten_cells
 from detectors.structures import Candidates, LossTerm, Targets
+
+#: Score of every anchor and class before training (Lin et al., section 4.1).
+PRIOR_SCORE = 0.01
+
+
+class RetinaHead(nn.Module):
+    """Offsets and class logits of every anchor, with normalisation of its own for each level.
+
+    Convolutions are shared by the levels ("separate BN"). Channels of the predictors vary fastest
+    by coordinate or class, then by anchor. State-dict names are those of mmdetection's
+    RetinaSepBNHead, which SpineNet-Pytorch uses: a shared convolution appears once for each level,
+    under ``cls_convs.<level>.<i>.conv``.
+
+    Args:
+        in_channels: of the maps.
+        channels: of the towers.
+        convs: convolutions of a tower.
+        anchors: anchors of a cell.
+        num_classes: foreground classes.
+        norm: makes the normalisation layers.
+        act: makes the activations.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int,
+        *,
+        convs: int,
+        anchors: int,
+        num_classes: int,
+        norm: NormFactory,
+        act: ActFactory,
+    ) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+
+        def towers() -> nn.ModuleList:
+            shared = [
+                nn.Conv2d(channels if i else in_channels, channels, 3, padding=1, bias=False)
+                for i in range(convs)
+            ]
+            return nn.ModuleList(
+                nn.ModuleList(ConvNormAct(conv, norm(channels), act()) for conv in shared)
+                for _ in LEVELS
+            )
+
+        self.cls_convs = towers()
+        self.reg_convs = towers()
+        self.retina_cls = nn.Conv2d(channels, anchors * num_classes, 3, padding=1)
+        self.retina_reg = nn.Conv2d(channels, anchors * 4, 3, padding=1)
+        for part in self.modules():
+            if isinstance(part, nn.Conv2d):
+                nn.init.normal_(part.weight, std=0.01)
+                if part.bias is not None:
+                    nn.init.zeros_(part.bias)
+        assert self.retina_cls.bias is not None
+        nn.init.constant_(self.retina_cls.bias, -math.log((1 - PRIOR_SCORE) / PRIOR_SCORE))
+
+    def forward(self, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Five maps (N, C, H, W) to offsets (N, A, 4) and class logits (N, A, K)."""
+        loc, cls = [], []
+        for x, cls_tower, reg_tower in zip(maps, self.cls_convs, self.reg_convs, strict=True):
+            cls.append(self.retina_cls(_through(cls_tower, x)))
+            loc.append(self.retina_reg(_through(reg_tower, x)))
+        return flatten_cells(loc, 4), flatten_cells(cls, self.num_classes)
+
+
+def _through(tower: nn.Module, x: Tensor) -> Tensor:
+    assert isinstance(tower, nn.ModuleList)
+    for layer in tower:
+        x = layer(x)
+    return x
+
 
 #: Offsets are not divided by anything.
 _VARIANCES = (1.0, 1.0)
@@ -68,7 +141,7 @@ def pyramid_levels(
     return levels
 
 
-class RetinaNet(Detector):
+class RetinaNet(DenseDetector):
     """Dense prediction of offsets and classes at fixed anchors.
 
     Channel k of the class logits is class k of the data; there is none for background. The losses
@@ -81,8 +154,6 @@ class RetinaNet(Detector):
     Attributes:
         anchors: (A, 4) xyxy in pixels of the input, level by level.
     """
-
-    weighs_classes = True
 
     anchors: Tensor
     anchor_centers: Tensor
@@ -122,32 +193,13 @@ class RetinaNet(Detector):
         """(A, 4) float32 xyxy pixels of the input: the anchors, level by level."""
         return self.anchors
 
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Raw outputs.
-
-        Args:
-            images: (N, 3, H, W) RGB on the 0..255 scale, uint8 or float.
-
-        Returns:
-            ``loc`` (N, A, 4) offsets and ``cls`` (N, A, K) logits, float32 whatever the precision
-            inside.
-
-        Raises:
-            ValueError: images of another size, for which the anchors would not fit.
-        """
-        loc, cls = self.bbox_head(self.backbone(self.normalize(images)))
-        return {"loc": loc.float(), "cls": cls.float()}
-
-    def loss_terms(self, images: Tensor, targets: Targets) -> dict[str, LossTerm]:
-        """``cls`` and ``loc``, each to be divided by the positive anchors."""
-        return self.terms_of(self(images), targets)
-
-    def losses_of(self, raw: dict[str, Tensor], targets: Targets) -> dict[str, Tensor]:
-        """The losses of raw outputs of a whole batch, divided."""
-        return {name: term.over(term.divisor) for name, term in self.terms_of(raw, targets).items()}
+    def predict(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Normalised images to offsets and class logits, level by level."""
+        loc, cls = self.bbox_head(self.backbone(x))
+        return loc, cls
 
     def terms_of(self, raw: dict[str, Tensor], targets: Targets) -> dict[str, LossTerm]:
-        """What :meth:`loss_terms` makes of raw outputs."""
+        """``cls`` and ``loc``; both count all positive anchors."""
         rule = self.config.loss
         wanted, labels, learnt = self.assign(targets)
         positive = labels >= 0

@@ -10,6 +10,5 @@ from detectors.ssd.vgg import SSDVGG16
 
 def build_ssd(config: SSDConfig, *, num_classes: int) -> SingleShot:
     """A freshly initialised network of the configured variant."""
-    if config.variant == "ssd300_mobilenet_v2":
-        return SSDMobileNetV2.from_config(config, num_classes=num_classes)
-    return SSDVGG16.from_config(config, num_classes=num_classes)
+    network = SSDMobileNetV2 if config.variant == "ssd300_mobilenet_v2" else SSDVGG16
+    return network(config, num_classes=num_classes)

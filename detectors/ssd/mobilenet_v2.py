@@ -29,7 +29,7 @@ from detectors.backbones.layers import (
 )
 from detectors.backbones.mobilenet_v2 import InvertedResidual, MobileNetV2
 from detectors.base import IMAGENET_MEAN, IMAGENET_STD
-from detectors.objectives import Objective, make_objective
+from detectors.objectives import make_objective
 from detectors.priors import grid_boxes, mindspore_ssd300_levels
 from detectors.single_shot import SingleShot, flatten_cells
 from detectors.ssd.config import SSDConfig
@@ -83,25 +83,13 @@ class SSDMobileNetV2(SingleShot):
     """SSD300-MobileNetV2, (N, 3, 300, 300) to 1,917 priors.
 
     Args:
+        config: validated configuration of a MobileNetV2 variant.
         num_classes: foreground classes.
-        width: factor on every channel count.
-        bn_eps, bn_momentum: constants of batch normalisation, torch's convention.
-        objective: matching and classification.
-        title: what the network calls itself.
     """
 
     y_first: ClassVar[bool] = True
 
-    def __init__(
-        self,
-        *,
-        num_classes: int,
-        width: float,
-        bn_eps: float,
-        bn_momentum: float,
-        objective: Objective,
-        title: str,
-    ) -> None:
+    def __init__(self, config: SSDConfig, *, num_classes: int) -> None:
         levels = mindspore_ssd300_levels()
         super().__init__(
             size=300,
@@ -109,15 +97,15 @@ class SSDMobileNetV2(SingleShot):
             pixel_mean=IMAGENET_MEAN,
             pixel_std=IMAGENET_STD,
             priors=grid_boxes(levels),
-            objective=objective,
-            title=title,
+            objective=make_objective(config.loss),
+            title=config.title,
         )
-        norm = partial(nn.BatchNorm2d, eps=bn_eps, momentum=bn_momentum)
-        self.backbone = MobileNetV2(width=width, norm=norm)
+        norm = partial(nn.BatchNorm2d, eps=config.bn_eps, momentum=config.bn_momentum)
+        self.backbone = MobileNetV2(width=config.width, norm=norm)
         channels = list(self.backbone.channels[-2:])
         self.multi_residual = nn.ModuleList()
         for base, ratio in _EXTRAS:
-            out_channels, hidden = make_divisible(base * width), round(channels[-1] * ratio)
+            out_channels, hidden = make_divisible(base * config.width), round(channels[-1] * ratio)
             self.multi_residual.append(
                 InvertedResidual(
                     channels[-1], hidden, out_channels, stride=2, norm=norm, last_relu=True
@@ -128,21 +116,7 @@ class SSDMobileNetV2(SingleShot):
         self.multi_box = MultiBox(channels, boxes_per_cell, channels=1 + num_classes, norm=norm)
         init_truncated_normal(self)
         heads = self.multi_box.multi_cls_layers
-        objective.begin([head.get_parameter("3.bias") for head in heads], 1 + num_classes)
-
-    @classmethod
-    def from_config(cls, config: SSDConfig, *, num_classes: int) -> SSDMobileNetV2:
-        """Build from a configuration of a MobileNetV2 variant."""
-        assert config.bn_eps is not None
-        assert config.bn_momentum is not None
-        return cls(
-            num_classes=num_classes,
-            width=config.width,
-            bn_eps=config.bn_eps,
-            bn_momentum=config.bn_momentum,
-            objective=make_objective(config.loss),
-            title=config.title,
-        )
+        self.objective.begin([head.get_parameter("3.bias") for head in heads], 1 + num_classes)
 
     def predict(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Normalised images to offsets ``dcy, dcx, dh, dw`` and class logits."""

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from detectors.backbones.layers import init_xavier, make_divisible
 from detectors.backbones.vgg import L2Norm, VGG16Reduced
 from detectors.base import CAFFE_MEAN, NO_STD
-from detectors.objectives import Objective, make_objective
+from detectors.objectives import make_objective
 from detectors.priors import classic_ssd_levels, grid_boxes
 from detectors.single_shot import SingleShot, flatten_cells
 from detectors.ssd.config import SSDConfig
@@ -47,33 +47,23 @@ class SSDVGG16(SingleShot):
     """SSD on VGG16: 8,732 priors at 300 pixels, 24,564 at 512.
 
     Args:
+        config: validated configuration of a VGG16 variant.
         num_classes: foreground classes.
-        size: height and width of the input.
-        recipe: whose prior sizes.
-        width: factor on every channel count.
-        objective: matching and classification.
-        title: what the network calls itself.
     """
 
-    def __init__(
-        self,
-        *,
-        num_classes: int,
-        size: Literal[300, 512],
-        recipe: Literal["voc", "coco"],
-        width: float,
-        objective: Objective,
-        title: str,
-    ) -> None:
-        levels = classic_ssd_levels(recipe, size)
+    def __init__(self, config: SSDConfig, *, num_classes: int) -> None:
+        assert config.priors != "mindspore"
+        size: Literal[300, 512] = 512 if config.variant == "ssd512_vgg16" else 300
+        width = config.width
+        levels = classic_ssd_levels(config.priors, size)
         super().__init__(
             size=size,
             num_classes=num_classes,
             pixel_mean=CAFFE_MEAN,
             pixel_std=NO_STD,
             priors=grid_boxes(levels),
-            objective=objective,
-            title=title,
+            objective=make_objective(config.loss),
+            title=config.title,
         )
         self.vgg = VGG16Reduced(width=width)
         self.L2Norm = L2Norm(self.vgg.channels[-2])
@@ -92,20 +82,7 @@ class SSDVGG16(SingleShot):
             nn.Conv2d(c, (1 + num_classes) * a, 3, padding=1) for c, a in pairs
         )
         init_xavier(self)
-        objective.begin([head.get_parameter("bias") for head in self.conf], 1 + num_classes)
-
-    @classmethod
-    def from_config(cls, config: SSDConfig, *, num_classes: int) -> SSDVGG16:
-        """Build from a configuration of a VGG16 variant."""
-        assert config.priors != "mindspore"
-        return cls(
-            num_classes=num_classes,
-            size=512 if config.variant == "ssd512_vgg16" else 300,
-            recipe=config.priors,
-            width=config.width,
-            objective=make_objective(config.loss),
-            title=config.title,
-        )
+        self.objective.begin([head.get_parameter("bias") for head in self.conf], 1 + num_classes)
 
     def predict(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Normalised images to offsets ``dcx, dcy, dw, dh`` and class logits."""

@@ -63,6 +63,12 @@ class Setting:
         """Whether there is time for something more."""
         return time.monotonic() < self.until
 
+    def of_each(self, work: Callable[[Case], Any]) -> Tree:
+        """What ``work`` finds for each of :data:`CASES`, by variant, while there is time."""
+        return {
+            case.variant: work(case) if self.time_left else "no time was left" for case in CASES
+        }
+
 
 @dataclass(frozen=True)
 class Case:
@@ -222,11 +228,8 @@ def evaluation(setting: Setting) -> Tree:
     """Images/s from arrays to detections, with the shortlist and with all candidates."""
     accelerator, device = setting.accelerator, setting.accelerator.device()
     precision = accelerator.resolve_precision("auto")
-    found: Tree = {"bytes_an_image": SHORTLIST * 24}
-    for case in CASES:
-        if not setting.time_left:
-            found[case.variant] = "no time was left"
-            continue
+
+    def speed(case: Case) -> Tree:
         images = 2 if setting.quick else 32
         model = accelerator.place(make(case, small=setting.quick), device).eval()
         batches = [batch_of(n, images, model.input_size) for n in range(2 if setting.quick else 6)]
@@ -245,14 +248,15 @@ def evaluation(setting: Setting) -> Tree:
             pixels = images_to_device(batches[0], device)
             whole = timed(
                 accelerator,
-                lambda: [c.float().cpu() for c in model.decode(model(pixels))],  # noqa: B023
+                lambda: [c.float().cpu() for c in model.decode(model(pixels))],
                 2,
             )
-        found[case.variant] = {
+        return {
             "images_per_s": images * len(batches) / seconds,
             "images_per_s_of_network_and_copy_of_all": images / whole,
         }
-    return found
+
+    return {"bytes_an_image": SHORTLIST * 24} | setting.of_each(speed)
 
 
 # ---- Checkpoint and export ----

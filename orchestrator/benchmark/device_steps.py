@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -27,19 +24,14 @@ from orchestrator.benchmark.device_parts import (
     stepper_of,
     timed,
 )
+from orchestrator.benchmark.training import Clock
 from orchestrator.training.stepper import Stepper
 
 
 def correctness(setting: Setting) -> Tree:
     """Small detectors in fp32: losses as on the CPU, the same bits twice, bad steps left out."""
     setting.accelerator.set_determinism(True, None)
-    found: Tree = {}
-    for case in CASES:
-        if not setting.time_left:
-            found[case.variant] = "no time was left"
-            continue
-        found[case.variant] = _compared(case, setting.accelerator)
-    return found
+    return setting.of_each(lambda case: _compared(case, setting.accelerator))
 
 
 def _compared(case: Case, accelerator: Accelerator) -> Tree:
@@ -95,11 +87,8 @@ def waits(setting: Setting) -> Tree:
     module = getattr(torch, accelerator.device_type)
     if not hasattr(module, "set_sync_debug_mode"):
         return {"left out": f"torch has no debug mode for waits on {accelerator.kind}"}
-    found: Tree = {}
-    for case in CASES:
-        if not setting.time_left:
-            found[case.variant] = "no time was left"
-            continue
+
+    def waiting(case: Case) -> list[str]:
         stepper = stepper_of(make(case, small=True), accelerator, "fp32", 2)
         batches = [batch_of(number, 2, stepper.model.input_size) for number in range(4)]
         for batch in batches[:2]:
@@ -112,8 +101,9 @@ def waits(setting: Setting) -> Tree:
                     stepper.begin(batch, learning_rate=1e-3, stop=False)
             finally:
                 module.set_sync_debug_mode("default")
-        found[case.variant] = sorted({f"{w.filename}:{w.lineno}: {w.message}" for w in said})
-    return found
+        return sorted({f"{w.filename}:{w.lineno}: {w.message}" for w in said})
+
+    return setting.of_each(waiting)
 
 
 # ---- Throughput ----
@@ -160,16 +150,21 @@ def _speed(
         number += 1
 
     seconds = timed(accelerator, step, steps, skip=1 if setting.quick else 5)
-    with _shares(stepper, accelerator) as shares:
+    clock = Clock(accelerator)
+    with (
+        clock.inside(stepper.model, "loss_terms", "forward"),
+        clock.inside(stepper, "backward", "backward"),
+        clock.inside(stepper, "begin", "rest"),
+    ):
         for _ in range(2 if setting.quick else 5):
             step()
-    total = sum(shares.values())
+    total = sum(clock.seconds.values())
     result: Tree = {
         "images": images,
         "precision": precision,
         "images_per_s": images / seconds,
         "step_ms": seconds * 1e3,
-        "shares": {name: spent / total for name, spent in shares.items()},
+        "shares": {name: clock.seconds[name] / total for name in ("forward", "backward", "rest")},
         "peak_bytes": accelerator.peak_memory(),
     }
     if not setting.quick:
@@ -177,36 +172,6 @@ def _speed(
         rate = rates.get(precision, rates["fp32"]) * 1e12
         result["fraction_of_matrix_rate"] = operations * images / seconds / rate
     return result
-
-
-@contextmanager
-def _shares(stepper: Stepper, accelerator: Accelerator) -> Iterator[dict[str, float]]:
-    """Seconds of forward pass with losses, of the backward pass and of the rest meanwhile."""
-    spent = {"forward": 0.0, "backward": 0.0, "rest": 0.0}
-    loss_terms, backward, begin = stepper.model.loss_terms, stepper.backward, stepper.begin
-
-    def timed(name: str, true: Callable[..., Any], outer: str | None) -> Callable[..., Any]:
-        def call(*arguments: Any, **keywords: Any) -> Any:
-            accelerator.synchronize()
-            started = time.perf_counter()
-            result = true(*arguments, **keywords)
-            accelerator.synchronize()
-            took = time.perf_counter() - started
-            spent[name] += took
-            if outer is not None:
-                spent[outer] -= took
-            return result
-
-        return call
-
-    owner: Any = stepper
-    owner.model.loss_terms = timed("forward", loss_terms, "backward")
-    owner.backward = timed("backward", backward, "rest")
-    owner.begin = timed("rest", begin, None)
-    try:
-        yield spent
-    finally:
-        del owner.model.loss_terms, owner.backward, owner.begin
 
 
 # ---- Gains ----
@@ -218,11 +183,8 @@ def gains(setting: Setting) -> Tree:
     if setting.quick:
         return {"left out": "compiling takes minutes"}
     precision = accelerator.resolve_precision("auto")
-    found: Tree = {}
-    for case in CASES:
-        if not setting.time_left:
-            found[case.variant] = "no time was left"
-            continue
+
+    def gain(case: Case) -> Tree:
         seconds = {}
         for compile_ in ("off", "graph"):
             model = make(case, small=False)
@@ -230,5 +192,6 @@ def gains(setting: Setting) -> Tree:
             batch = batch_of(0, case.batch, model.input_size)
             work = partial(stepper.run, batch, learning_rate=1e-4, stop=False)
             seconds[compile_] = timed(accelerator, work, 20)
-        found[case.variant] = {"ms": seconds, "gain": seconds["off"] / seconds["graph"]}
-    return found
+        return {"ms": seconds, "gain": seconds["off"] / seconds["graph"]}
+
+    return setting.of_each(gain)

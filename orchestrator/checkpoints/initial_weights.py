@@ -7,7 +7,6 @@ was moved is not.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ from orchestrator.checkpoints.manifest import MANIFEST_NAME, verify
 from orchestrator.checkpoints.published import local_path
 from orchestrator.checkpoints.source import checkpoint_of, weights_errors
 from orchestrator.config.schema import Experiment
-from orchestrator.data.files import open_regular
+from orchestrator.data.files import sha256_of
 from orchestrator.data.label_map import LabelMap
 from orchestrator.errors import DataError, StorageError
 from orchestrator.storage.local import LocalStorage
@@ -70,7 +69,7 @@ def convert_file(
     metadata: dict[str, Any] = {
         "detector": config.model_dump(mode="json"),
         "layout": fitted.report.layout,
-        "source_sha256": _sha256(Path(source)),
+        "source_sha256": sha256_of(Path(source)),
         "num_classes": fitted.num_classes,
         "class_names": fitted.class_names,
     }
@@ -132,7 +131,7 @@ def find_initial(location: str) -> InitialWeights:
     with weights_errors(path, setting="train.init_from"):
         if not path.is_dir():
             beside = path.with_name(MANIFEST_NAME).is_file() and path.name in TENSOR_FILES.values()
-            return InitialWeights(str(path), _sha256(path), "commit" if beside else "file")
+            return InitialWeights(str(path), sha256_of(path), "commit" if beside else "file")
         try:
             commit = checkpoint_of(path)
             manifest = verify(LocalStorage(commit.parent), commit.name)
@@ -189,7 +188,7 @@ def load_initial(source: InitialWeights, experiment: Experiment, label_map: Labe
     """
     path, config = Path(source.path), experiment.detector
     with weights_errors(path, setting="train.init_from"):
-        found = _sha256(path)
+        found = sha256_of(path)
         if found != source.sha256:
             raise WeightsError(
                 f"{path} has sha256 {found[:16]}, but the run was started with "
@@ -237,11 +236,3 @@ def _compare(there: Sequence[str] | None, here: Sequence[str]) -> list[str]:
         mark = "  " if old == new else "! "
         lines.append(f"  {mark}label {label}: {old:<24} {new}")
     return lines
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open_regular(path) as file:
-        while chunk := file.read(2**20):
-            digest.update(chunk)
-    return digest.hexdigest()

@@ -305,17 +305,6 @@ def seal_metrics(step: int, metrics: Mapping[str, float], *, interim: bool = Fal
     return seal("metrics", {**tree, "interim": True} if interim else tree)
 
 
-def read_metrics(storage: Storage, key: str) -> dict[str, float] | None:
-    """Metrics attached to a commit; None when there are none.
-
-    Raises:
-        UnusableError: the file is damaged or of another commit.
-        OSError: it cannot be read.
-    """
-    tree = _metrics_tree(storage, key)
-    return None if tree is None else _numbers(tree)
-
-
 def _numbers(tree: Mapping[str, Any]) -> dict[str, float]:
     return {name: float(value) for name, value in tree["metrics"].items()}
 

@@ -20,7 +20,8 @@ from typing import Any, NamedTuple
 from urllib.error import HTTPError
 from urllib.parse import urlsplit
 
-from orchestrator.errors import ConfigError, DataError, nearest
+from orchestrator.data.files import sha256_of
+from orchestrator.errors import ConfigError, DataError, did_you_mean
 
 SCHEME = "torchvision:"
 #: Models of torchvision whose weights one of the detectors has a place for.
@@ -78,8 +79,7 @@ def find_published(location: str) -> Published:
 
     model, _, version = location.removeprefix(SCHEME).partition(".")
     if model not in MODELS:
-        guess = nearest(model, MODELS)
-        hint = f"; did you mean '{SCHEME}{guess}'?" if guess else ""
+        hint = did_you_mean(model, MODELS, like=f"'{SCHEME}{{}}'")
         raise ConfigError(
             f"found {location!r}, allowed after {SCHEME} are {', '.join(MODELS)}{hint}"
         )
@@ -107,7 +107,7 @@ def local_path(location: str) -> Path:
         return Path(location)
     published = find_published(location)
     if published.path.is_file():
-        _require_digest(published, published.path, _sha256(published.path))
+        _require_digest(published, published.path, sha256_of(published.path))
         return published.path
     return _fetch(published, location)
 
@@ -186,11 +186,3 @@ def _require_digest(published: Published, path: Path, found: str) -> None:
             f"{path} has sha256 {found[:16]}, but {published.url} is published "
             f"with {published.sha256}…\nNext: remove it and fetch it again"
         )
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from orchestrator.cli._shared.json_output import add_json, json_output
-from orchestrator.cli._shared.parser import Parser
+from orchestrator.cli._shared.parser import Parser, require_at_least
 from orchestrator.errors import ConfigError
 from orchestrator.storage.run_files import RESOLVED
 
@@ -43,9 +43,8 @@ def main(argv: Sequence[str]) -> int:
     )
     add_json(parser)
     arguments = parser.parse_args(argv)
-    for name, least in (("steps", 1), ("skip", 0), ("repeats", 1)):
-        if getattr(arguments, name) < least:
-            raise ConfigError(f"--{name} {getattr(arguments, name)}: must be at least {least}")
+    require_at_least(arguments, "steps", "repeats")
+    require_at_least(arguments, "skip", least=0)
     batches = _batches(arguments.batches)
 
     from orchestrator.config.resolve import load_experiment

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.cli._shared.detector import split_overrides
-from orchestrator.cli._shared.parser import Parser
+from orchestrator.cli._shared.parser import Parser, require_at_least
 from orchestrator.errors import ConfigError, printable
 
 if TYPE_CHECKING:
@@ -54,8 +54,7 @@ def main(argv: Sequence[str]) -> int:
         raise ConfigError(f"{parser.prog}: expected run folders, found none")
     if not 0.5 <= arguments.level < 1:
         raise ConfigError(f"--level {arguments.level}: must lie between 0.5 and 1, such as 0.95")
-    if arguments.resamples < 100:
-        raise ConfigError(f"--resamples {arguments.resamples}: must be at least 100")
+    require_at_least(arguments, "resamples", least=100)
 
     from orchestrator.storage.run_files import RUN_OR_SWEEP, require_there
 

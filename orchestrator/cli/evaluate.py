@@ -17,8 +17,8 @@ from orchestrator.cli._shared.detector import (
     split_overrides,
 )
 from orchestrator.cli._shared.json_output import add_json, json_output
-from orchestrator.cli._shared.parser import Parser
-from orchestrator.errors import ConfigError, printable
+from orchestrator.cli._shared.parser import Parser, require_at_least
+from orchestrator.errors import ConfigError, printable, say
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -84,10 +84,7 @@ def main(argv: Sequence[str]) -> int:
     add_json(parser)
     arguments = parser.parse_args(argv)
     overrides, sources = split_overrides(arguments.words)
-    for option in ("workers", "threads", "batch", "max_detections"):
-        value = getattr(arguments, option)
-        if value is not None and value < 1:
-            raise ConfigError(f"--{option.replace('_', '-')} {value}: must be at least 1")
+    require_at_least(arguments, "workers", "threads", "batch", "max_detections")
     if arguments.annotations is not None and arguments.predictions is None:
         raise ConfigError("--annotations: is what --predictions are scored against; name those")
     if sources:
@@ -139,7 +136,7 @@ def _score_of_detector(source: str, overrides: list[str], arguments: Any) -> dic
     started = time.perf_counter()
     results, note = read_detectors_results(arguments.predictions, dataset, named)
     if note is not None:
-        _say(console, note)
+        say(console, note)
     analysis = analyse(dataset, results)
     about = {"detector": named.title, "split": arguments.split}
     about |= {"predictions": str(arguments.predictions)}
@@ -182,7 +179,7 @@ def _evaluate(source: str, overrides: list[str], arguments: Any) -> dict[str, An
     )
     results, analysis = Results.of(done.detections), done.analysis
     for line in done.unreadable:
-        _say(console, f"unreadable, its boxes count as missed: {line}")
+        say(console, f"unreadable, its boxes count as missed: {line}")
     about = {
         "detector": loaded.title,
         "split": arguments.split,
@@ -229,13 +226,13 @@ def _finish(
     _show(console, title, analysis, beside)
     note = crowded(dataset)
     if note is not None and limit is None:
-        _say(console, str(note))
-    _say(
+        say(console, str(note))
+    say(
         console,
         f"{len(dataset)} images, {len(results)} detections in {seconds:.1f} s; matched by "
         f"{analysis.backend}",
     )
-    _say(console, f"written: {', '.join(str(path) for path in files.values())}")
+    say(console, f"written: {', '.join(str(path) for path in files.values())}")
     return {"about": about, **analysis.to_json(), "files": files}
 
 
@@ -261,7 +258,3 @@ def _show(console: Console, title: str, analysis: Analysis, beside: dict[str, fl
 
 def _number(value: float) -> str:
     return "-" if value < 0 else f"{value:.4f}"
-
-
-def _say(console: Console, text: str) -> None:
-    console.print(printable(text), highlight=False, markup=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from orchestrator.cli._shared.json_output import add_json, json_output
-from orchestrator.cli._shared.parser import Parser
+from orchestrator.cli._shared.parser import Parser, require_at_least
 from orchestrator.errors import ConfigError
 
 
@@ -34,10 +34,7 @@ def main(argv: Sequence[str]) -> int:
         raise ConfigError(f"--headroom {arguments.headroom:g}: must be at least 0 and below 1")
     if arguments.memory is not None and arguments.memory <= 0:
         raise ConfigError(f"--memory {arguments.memory:g}: must be above 0")
-    for name in ("boxes", "classes"):
-        given = getattr(arguments, name)
-        if given is not None and given < 1:
-            raise ConfigError(f"--{name} {given}: must be at least 1")
+    require_at_least(arguments, "boxes", "classes")
 
     from orchestrator.config.resolve import load_experiment
 

@@ -15,12 +15,10 @@ from orchestrator.cli._shared.detector import (
     shown_options,
     split_overrides,
 )
-from orchestrator.cli._shared.parser import Parser
-from orchestrator.errors import ConfigError, printable
+from orchestrator.cli._shared.parser import Parser, require_at_least
+from orchestrator.errors import ConfigError, say
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from orchestrator.predict.inputs import Picture
     from orchestrator.predict.loading import LoadedDetector
     from orchestrator.predict.prediction import Prediction
@@ -89,10 +87,7 @@ def main(argv: Sequence[str]) -> int:
     add_detect_options(parser)
     arguments = parser.parse_args(argv)
     overrides, words = split_overrides(arguments.words)
-    for name in ("workers", "threads", "batch", "frames"):
-        value = getattr(arguments, name)
-        if value is not None and value < 1:
-            raise ConfigError(f"--{name} {value}: must be at least 1")
+    require_at_least(arguments, "workers", "threads", "batch", "frames")
     if arguments.camera is not None or arguments.video is not None:
         return _watch(words, overrides, arguments)
     if arguments.show or arguments.frames is not None:
@@ -170,7 +165,7 @@ def _predict(source: str, words: list[str], overrides: list[str], arguments: Any
     console = Console(stderr=True, soft_wrap=True)
     if others := passed_over(words):
         listed = ", ".join(f"{count} {suffix}" for suffix, count in others.items())
-        _say(console, f"passed over, being no images that are read: {listed}")
+        say(console, f"passed over, being no images that are read: {listed}")
     if arguments.form != "coco" and arguments.annotations is not None:
         raise ConfigError("--annotations: gives ids to COCO results; add --form coco")
     if arguments.draw is not None:
@@ -178,7 +173,7 @@ def _predict(source: str, words: list[str], overrides: list[str], arguments: Any
     loaded = load(source, overrides, arguments)
     target = _target(pictures, loaded, arguments)
     if target.note is not None:
-        _say(console, target.note)
+        say(console, target.note)
     job = PredictJob(
         loaded=loaded,
         how=shown_options(loaded, arguments, overrides),
@@ -199,7 +194,7 @@ def _predict(source: str, words: list[str], overrides: list[str], arguments: Any
     finish(arguments.output)
     problems = [one.problem for one in found if one.problem is not None]
     for problem in problems:
-        _say(console, f"skipped: {problem}")
+        say(console, f"skipped: {problem}")
     boxes = sum(len(one.scores) for one in found)
     print(
         f"{len(found) - len(problems)} images, {boxes} detections{_rule(arguments, job.how)}: "
@@ -216,7 +211,7 @@ def _predict(source: str, words: list[str], overrides: list[str], arguments: Any
             decoding=target.decoding,
         )
         for problem in drawn.problems:
-            _say(console, f"not drawn: {problem}")
+            say(console, f"not drawn: {problem}")
         print(f"drawn: {len(drawn.pictures)} images in {arguments.draw}")
     return 0
 
@@ -238,10 +233,6 @@ def _rule(arguments: Any, how: DetectOptions) -> str:
     score, most = how.postprocess.score_threshold, how.postprocess.max_per_image
     limit = "" if most is None else f", at most {most} an image"
     return f" with scores above {score:g}{limit} (--all for the others)"
-
-
-def _say(console: Console, text: str) -> None:
-    console.print(printable(text), highlight=False, markup=False)
 
 
 def _write(

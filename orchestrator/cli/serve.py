@@ -16,7 +16,7 @@ from orchestrator.cli._shared.detector import (
     require_source,
     split_overrides,
 )
-from orchestrator.cli._shared.parser import Parser
+from orchestrator.cli._shared.parser import Parser, require_at_least
 from orchestrator.errors import ConfigError, SecurityError
 
 _TOKEN_VARIABLE = "ORCHESTRATOR_SERVE_TOKEN"
@@ -85,12 +85,8 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _require_in_range(arguments: Any) -> None:
-    names = ("workers", "threads", "batch")
     limits = ("max_image_mib", "max_megapixels", "max_pending", "max_pending_mib")
-    for name in (*names, *limits):
-        if getattr(arguments, name) < 1:
-            option = name.replace("_", "-")
-            raise ConfigError(f"--{option} {getattr(arguments, name)}: must be at least 1")
+    require_at_least(arguments, "workers", "threads", "batch", *limits)
     if not 0 <= arguments.port < 65536:
         raise ConfigError(f"--port {arguments.port}: must lie between 0 and 65535")
     if not 0 <= arguments.wait_ms <= 10_000:

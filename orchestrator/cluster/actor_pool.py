@@ -14,7 +14,7 @@ from orchestrator.cluster.connection import connected
 from orchestrator.cluster.placement import place
 from orchestrator.cluster.survey import Needed, look_around
 from orchestrator.config.schema import ClusterConfig
-from orchestrator.errors import PreemptedError
+from orchestrator.errors import PreemptedError, first_line
 
 log = logging.getLogger(__name__)
 
@@ -95,7 +95,7 @@ def share_out(processes: Iterable[Any], shares: Iterable[Any]) -> Iterator[Any]:
         except RayActorError as error:
             lost, losses = error, losses + 1
             log.warning(
-                "a process was lost; another one does what it was at: %s", _first_line(error)
+                "a process was lost; another one does what it was at: %s", first_line(error)
             )
             again.append((share, losses))
             if losses == _LOSSES:
@@ -106,9 +106,5 @@ def share_out(processes: Iterable[Any], shares: Iterable[Any]) -> Iterator[Any]:
     if again:
         raise PreemptedError(
             f"no process is left that works, or {_LOSSES} were lost at the same work: "
-            f"{_first_line(lost)}. Next: run the same command again"
+            f"{first_line(lost)}. Next: run the same command again"
         )
-
-
-def _first_line(error: BaseException | None) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -33,7 +33,7 @@ from typing_extensions import Self
 from orchestrator.cluster.nodes import alive_nodes
 from orchestrator.cluster.placement import DATA_CPUS
 from orchestrator.config.schema import ClusterConfig
-from orchestrator.errors import ConfigError, PreemptedError, StorageError
+from orchestrator.errors import ConfigError, PreemptedError, StorageError, first_line
 
 log = logging.getLogger(__name__)
 
@@ -236,7 +236,7 @@ def _join(address: str, key: str) -> None:
         except PreemptedError:
             raise
         except Exception as error:
-            silence = _first_line(error)
+            silence = first_line(error).rstrip(".: ")
     raise ConfigError(
         f"{key} is {address!r}, where no Ray cluster can be joined: {silence}. Next: correct or "
         f"unset {key} to train on a Ray of this run's own, or start the cluster and run this again"
@@ -264,8 +264,9 @@ def _start(cpus: int) -> None:
     except PreemptedError:
         raise
     except Exception as error:
+        why = first_line(error).rstrip(".: ")
         raise ConfigError(
-            f"Ray cannot start on this machine: {_first_line(error)}. Next: look into "
+            f"Ray cannot start on this machine: {why}. Next: look into "
             f"{folder}/session_latest/logs, or name a cluster by cluster.address"
         ) from error
 
@@ -273,12 +274,6 @@ def _start(cpus: int) -> None:
 def is_own_ray() -> bool:
     """Whether this process's Ray was started by a run, or a sweep, for itself, on one machine."""
     return any(_OWN in node.labels for node in alive_nodes())
-
-
-def _first_line(error: Exception) -> str:
-    """What an error of Ray's begins with, which may go on for pages."""
-    lines = str(error).strip().splitlines()
-    return (lines[0] if lines else type(error).__name__).rstrip(".: ")
 
 
 def require_answer(address: str) -> str | None:

@@ -15,14 +15,14 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from orchestrator.cluster.control import DriverLostError, RelayedFence, RelayedStorage, ask, signing
 from orchestrator.errors import OrchestratorError
 from orchestrator.storage.atomic import write_atomic
-from orchestrator.storage.local import CHUNK_BYTES, Storage, temporary
+from orchestrator.storage.bucket_mirror import chunks_of, files_of, state_of
+from orchestrator.storage.local import Storage, temporary
 from orchestrator.storage.run_files import (
     DECISIONS,
     EVENTS,
@@ -159,10 +159,11 @@ class Courier:
         with self._pushing:
             if self._main:
                 self._push_log()
-            for file in self._changed():
-                state = _state(file)
-                self._send(file)
-                self._brought[str(file)] = state
+            for file in self._files():
+                state = state_of(file)
+                if self._brought.get(str(file)) != state:
+                    self._send(file)
+                    self._brought[str(file)] = state
 
     def _fetch(self) -> None:
         """Take over what rank 0 of an earlier attempt, or the driver, has left."""
@@ -178,7 +179,7 @@ class Courier:
                     key = f"{NONFINITE}/{step.name}/{entry.name}"
                     write_atomic(self._folder / key, b"".join(self._storage.read(key)))
         for file in self._files():
-            self._brought[str(file)] = _state(file)
+            self._brought[str(file)] = state_of(file)
 
     def _push_log(self) -> None:
         try:
@@ -195,15 +196,7 @@ class Courier:
     def _files(self) -> list[Path]:
         """What is brought beside the log; what is being written is left out."""
         names = (*MEASURED, NONFINITE, EVENTS_KEPT) if self._main else (NONFINITE,)
-        found: list[Path] = []
-        for name in names:
-            path = self._folder / name
-            inside = sorted(path.rglob("*")) if path.is_dir() else [path]
-            found += [file for file in inside if file.is_file() and not file.name.startswith(".")]
-        return [file for file in found if file.name != EVENTS]
-
-    def _changed(self) -> list[Path]:
-        return [file for file in self._files() if self._brought.get(str(file)) != _state(file)]
+        return [file for file in files_of(self._folder, names) if file.name != EVENTS]
 
     def _send(self, file: Path) -> None:
         key = file.relative_to(self._folder).as_posix()
@@ -211,8 +204,7 @@ class Courier:
         folder, slash, name = key.rpartition("/")
         # Readers of the folder pass over hidden files.
         fresh = temporary(f"{folder}{slash}.{name}")
-        with file.open("rb") as source:
-            self._storage.write_file(fresh, iter(partial(source.read, CHUNK_BYTES), b""))
+        self._storage.write_file(fresh, chunks_of(file))
         self._storage.rename(fresh, key)
 
     def _run(self) -> None:
@@ -245,8 +237,3 @@ def _make_dirs(storage: Storage, key: str) -> None:
     parts = key.split("/")[:-1]
     for depth in range(1, len(parts) + 1):
         storage.make_dir("/".join(parts[:depth]))
-
-
-def _state(file: Path) -> tuple[int, int]:
-    found = file.stat()
-    return found.st_size, found.st_mtime_ns

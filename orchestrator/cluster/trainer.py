@@ -38,7 +38,8 @@ from orchestrator.cluster.network import UnreachedError, await_reach, bind_colle
 from orchestrator.cluster.nodes import alive_nodes, this_node
 from orchestrator.cluster.placement import Placement, share_of_node, wait_for_room
 from orchestrator.cluster.relay import Way
-from orchestrator.data.stream.ray_stream import RayStream, ScheduledDataConfig
+from orchestrator.data.stream.ray_config import ScheduledDataConfig
+from orchestrator.data.stream.ray_stream import RayStream
 from orchestrator.errors import OrchestratorError, PreemptedError, StorageError
 from orchestrator.storage.bucket_lock import BucketLock
 from orchestrator.storage.folder_lock import RunLock

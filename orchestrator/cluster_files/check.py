@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,8 @@ from orchestrator.cluster_files.models.sky import SkyTask
 from orchestrator.cluster_files.project import Project
 from orchestrator.cluster_files.rules import compose, launcher, manifests, scripts
 from orchestrator.cluster_files.rules.bundle import Bundle
-from orchestrator.cluster_files.sheet import Nodes, Sheet
-from orchestrator.config.explain import explain, suggestion
+from orchestrator.cluster_files.sheet import Nodes, Sheet, texts_of
+from orchestrator.config.explain import explain
 from orchestrator.config.problems import KeyPath, Place, Problem, dotted
 from orchestrator.config.resolve import ResolvedExperiment, load_experiment
 from orchestrator.config.scalars import Json
@@ -256,8 +256,7 @@ def _model_of(sheet: Sheet, tree: dict[str, Json]) -> type[BaseModel] | None:
     if not isinstance(kind, str):
         return AwsLauncher if "available_node_types" in tree else LocalLauncher
     if kind not in LAUNCHERS:
-        guess = suggestion(kind, LAUNCHERS)
-        hint = f"; did you mean {guess!r}?" if guess else ""
+        hint = did_you_mean(kind, LAUNCHERS)
         sheet.report(
             ("provider", "type"), f"no rules for {kind!r}, allowed are local, aws and gcp{hint}"
         )
@@ -266,7 +265,7 @@ def _model_of(sheet: Sheet, tree: dict[str, Json]) -> type[BaseModel] | None:
 
 
 def _check(sheet: Sheet, model: BaseModel | str | None, bundle: Bundle) -> None:
-    for path, text in _texts(sheet):
+    for path, text in texts_of(sheet.tree):
         found = secret_in(text)
         if found is not None:
             message = "a key, token or password stands here; take it from outside the file"
@@ -283,21 +282,6 @@ def _check(sheet: Sheet, model: BaseModel | str | None, bundle: Bundle) -> None:
         scripts.check_batch(sheet)
     elif model == "Dockerfile":
         scripts.check_dockerfile(sheet)
-
-
-def _texts(sheet: Sheet) -> Iterator[tuple[KeyPath, str]]:
-    def walk(tree: Json, path: KeyPath) -> Iterator[tuple[KeyPath, str]]:
-        if isinstance(tree, dict):
-            for key, value in tree.items():
-                yield from walk(value, (*path, key))
-        elif isinstance(tree, list):
-            for index, value in enumerate(tree):
-                yield from walk(value, (*path, index))
-        elif isinstance(tree, str):
-            yield path, tree
-
-    if sheet.is_yaml:
-        yield from walk(sheet.tree, ())
 
 
 def _report(file: _Read, wanted: Sequence[tuple[str, ResolvedExperiment | None]]) -> FileReport:

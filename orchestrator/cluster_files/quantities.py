@@ -32,6 +32,14 @@ def amount(text: int | float | str) -> float:
     return number / 1000 if unit == "m" else number * {**_BINARY, **_DECIMAL}.get(unit or "", 1)
 
 
+def amount_or_none(text: int | float | str) -> float | None:
+    """A quantity of Kubernetes as a number; None for what is none."""
+    try:
+        return amount(text)
+    except QuantityError:
+        return None
+
+
 def compose_bytes(text: str) -> float:
     """A size of Docker as bytes: ``8gb`` and ``8g`` are 8 GiB.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from orchestrator.cluster_files.project import Project
@@ -103,3 +103,15 @@ class Sheet:
 
 def _depth(line: str) -> int:
     return len(line) - len(line.lstrip(" "))
+
+
+def texts_of(tree: Json, path: KeyPath = ()) -> Iterator[tuple[KeyPath, str]]:
+    """Every text of a document or a part of it, with its place."""
+    if isinstance(tree, dict):
+        for key, value in tree.items():
+            yield from texts_of(value, (*path, key))
+    elif isinstance(tree, list):
+        for index, value in enumerate(tree):
+            yield from texts_of(value, (*path, index))
+    elif isinstance(tree, str):
+        yield path, tree

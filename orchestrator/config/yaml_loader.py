@@ -28,7 +28,7 @@ from orchestrator.config.scalars import (
     resolve_plain,
     shorten,
 )
-from orchestrator.errors import ConfigError, nearest
+from orchestrator.errors import ConfigError, did_you_mean
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 32
@@ -130,8 +130,7 @@ def _read(path: Path) -> bytes:
             data = stream.read(MAX_BYTES + 1)
     except FileNotFoundError:
         siblings = [str(other) for other in sorted(path.parent.glob("*.y*ml"))[:1000]]
-        guess = nearest(str(path), siblings)
-        hint = f"; did you mean {guess}?" if guess else ""
+        hint = did_you_mean(str(path), siblings, like="{}")
         raise ConfigError(f"experiment file {path} does not exist{hint}") from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
@@ -313,8 +312,8 @@ class _Composer:
                 where, f"found more than {MAX_ALIASES} aliases, which is the limit", path
             )
         if anchor not in self._anchors:
-            guess = nearest(anchor, self._anchors)
-            hint = f"; did you mean '*{guess}'?" if guess else "; set it with '&' further up"
+            hint = did_you_mean(anchor, self._anchors, like="'*{}'")
+            hint = hint or "; set it with '&' further up"
             message = f"alias '*{shorten(anchor)}' has no anchor{hint}"
             raise UnreadableError(where, message, path)
         node = self._anchors[anchor][1]

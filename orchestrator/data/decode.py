@@ -12,6 +12,9 @@ from __future__ import annotations
 
 import io
 import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -23,7 +26,6 @@ from PIL import Image
 
 from orchestrator.data.avif_frames import avif_problem
 from orchestrator.data.files import open_regular, reason
-from orchestrator.data.jpeg_stream import jpeg_problem
 from orchestrator.data.orientation import (
     UPRIGHT,
     Orientation,
@@ -141,13 +143,9 @@ def read_image(
             large, or of another size than declared. An image whose file is whole but whose bytes
             were changed in the middle cannot be told from a good one.
     """
-    try:
+    with naming_image(path):
         data = file_bytes(path, max_pixels=max_pixels or decoding.max_pixels)
         return decode_image(data, size=size, max_pixels=max_pixels, decoding=decoding)
-    except (OSError, ValueError) as error:
-        raise _unreadable(path, error) from error
-    except BadImageError as error:
-        raise type(error)(f"{path}: {error}") from error.__cause__
 
 
 def file_bytes(path: Path, *, max_pixels: int = MAX_PIXELS) -> bytes:
@@ -174,8 +172,15 @@ def most_bytes(max_pixels: int) -> int:
     return max(MAX_BYTES, 3 * max_pixels + 2**20)
 
 
-def _unreadable(path: Path, error: OSError | ValueError) -> BadImageError:
-    return BadImageError(f"{path}: cannot be read ({reason(error)})")
+@contextmanager
+def naming_image(place: Path | str) -> Iterator[None]:
+    """Name the image in whatever goes wrong with it, each time as a :class:`BadImageError`."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise BadImageError(f"{place}: cannot be read ({reason(error)})") from error
+    except BadImageError as error:
+        raise type(error)(f"{place}: {error}") from error.__cause__
 
 
 def decode_image(
@@ -295,13 +300,8 @@ def read_header(path: Path) -> Header:
     Raises:
         BadImageError: the file is missing, empty or not an image of a known format.
     """
-    try:
-        with open_regular(path) as file:
-            return _open(file, file.read(16))
-    except (OSError, ValueError) as error:
-        raise _unreadable(path, error) from error
-    except BadImageError as error:
-        raise type(error)(f"{path}: {error}") from error.__cause__
+    with naming_image(path), open_regular(path) as file:
+        return _open(file, file.read(16))
 
 
 def header_in(data: bytes) -> Header:
@@ -382,3 +382,53 @@ def _png_is_whole(data: bytes) -> bool:
             return True
         position += _PNG_CHUNK + length
     return False
+
+
+#: Scans that are decoded. Encoders write about ten; each costs a pass over the whole picture.
+MAX_SCANS = 64
+#: Pixels times scans that are decoded: 24 passes over the largest picture there may be.
+MAX_SCANNED_PIXELS = 24 * 89_478_485
+
+_START_OF_IMAGE, _END_OF_IMAGE, _START_OF_SCAN = 0xD8, 0xD9, 0xDA
+#: A marker in entropy-coded data: no escaped 0xFF, no restart interval and no fill byte.
+_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
+#: Markers without a length behind them, beside those two.
+_ALONE = frozenset((0x01, *range(0xD0, 0xD8)))
+#: What may follow the data of a scan: tables, another scan, the end, number of lines, a comment.
+_AFTER_SCAN = frozenset((0xC4, 0xCC, *range(0xD9, 0xE0), *range(0xE0, 0xF0), 0xFE))
+
+
+def jpeg_problem(data: bytes, pixels: int) -> str | None:
+    """Why the picture of a JPEG is not to be decoded; None where nothing speaks against it.
+
+    Source: ITU-T T.81, annex B. Entropy-coded data escape every 0xFF byte (B.1.1.5), so a marker
+    cannot occur in them by chance. What follows the end of the picture - the clip of a phone's
+    moving photo, a second picture, a maker's notes - may hold any bytes and is not looked at.
+    Some decoders fill the missing rows of a truncated file with grey and report success; files
+    padded with zeros after a broken download even satisfy the stricter ones.
+
+    Args:
+        data: of the file, which begins with the marker of a JPEG.
+        pixels: height * width.
+    """
+    position, scans = 2, 0
+    while True:
+        found = _MARKER.search(data, position)
+        if found is None:
+            return "truncated JPEG: no end-of-image marker"
+        kind, position = data[found.start() + 1], found.end()
+        if kind == _END_OF_IMAGE:
+            return None if scans else "truncated JPEG: it ends before its first scan"
+        if kind == _START_OF_IMAGE:
+            return "truncated JPEG: another file begins before its end-of-image marker"
+        if kind in _ALONE or (scans and kind not in _AFTER_SCAN):
+            # Decoders pass over stray bytes, too.
+            continue
+        position += int.from_bytes(data[position : position + 2], "big")
+        if kind == _START_OF_SCAN:
+            scans += 1
+            if scans > MAX_SCANS or scans * pixels > MAX_SCANNED_PIXELS:
+                return (
+                    f"more than {scans - 1} scans over {pixels} pixels, which take too long to "
+                    "decode; save it anew with another program"
+                )

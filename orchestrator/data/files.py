@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import stat
 from pathlib import Path
@@ -42,6 +43,19 @@ def read_text_bytes(path: Path, *, limit: int = MAX_TEXT_BYTES) -> bytes:
                 raise OSError("begins with a null byte; is this a text file?")
             file.seek(0)
         return file.read()
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256, in hex, of a file's bytes.
+
+    Raises:
+        OSError: it cannot be read, or is no file.
+    """
+    digest = hashlib.sha256()
+    with open_regular(path) as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def reason(error: OSError | ValueError) -> str:

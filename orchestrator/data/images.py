@@ -16,11 +16,11 @@ from orchestrator.data.decode import (
     file_bytes,
     header_in,
     most_bytes,
+    naming_image,
     read_header,
     read_image,
 )
 from orchestrator.data.decoded_cache import key_of
-from orchestrator.data.files import reason
 from orchestrator.data.sharded_images import DamagedError
 
 #: The last whole image that a tile of was asked for, of each thread.
@@ -49,16 +49,11 @@ def image_bytes(data: Dataset, index: int) -> bytes:
             return data.shards.read(data.stored_index(index))
         except DamagedError as error:
             raise BadImageError(f"{image_name(data, index)}: damaged ({error})") from error
-    path = image_name(data, index)
-    try:
+    with naming_image(image_name(data, index)):
         if data.bucket is not None:
             at, most = data.stored_index(index), most_bytes(data.decoding.max_pixels)
             return data.bucket.read(data.files[index], at, most_bytes=most)
         return file_bytes(data.path(index), max_pixels=data.decoding.max_pixels)
-    except (OSError, ValueError) as error:
-        raise BadImageError(f"{path}: cannot be read ({reason(error)})") from error
-    except BadImageError as error:
-        raise type(error)(f"{path}: {error}") from error.__cause__
 
 
 def image_pixels(data: Dataset, index: int, *, declared: bool = True) -> NDArray[np.uint8]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from orchestrator.data.dataset import Dataset
 from orchestrator.data.label_map import LabelMap
-from orchestrator.errors import DataError, nearest
+from orchestrator.errors import DataError, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -65,14 +65,12 @@ def _problems(target: LabelMap, source: MixedSource) -> list[str]:
     names = source.data.label_map.names
     for name in source.class_map:
         if name not in names:
-            guess = nearest(name, names)
-            hint = f"; did you mean {guess!r}?" if guess else f"; it has {', '.join(names)}"
+            hint = did_you_mean(name, names) or f"; it has {', '.join(names)}"
             lines.append(f"{source.name}.class_map: {name!r} is no class of this source{hint}")
     for name in names:
         mapped = source.class_map.get(name, name)
         if mapped is not None and mapped not in target.names:
-            guess = nearest(mapped, target.names)
-            hint = f"; did you mean {guess!r}?" if guess else ""
+            hint = did_you_mean(mapped, target.names)
             lines.append(
                 f"{source.name}: {mapped!r} is no class of data.train, which has "
                 f"{', '.join(target.names[:20])}{hint}\nmap it by {source.name}.class_map: "

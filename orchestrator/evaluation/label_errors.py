@@ -20,6 +20,7 @@ from sklearn.isotonic import IsotonicRegression
 from orchestrator.data.dataset import Dataset
 from orchestrator.data.readers.coco_tables import positions_in
 from orchestrator.evaluation.detections import Detections
+from orchestrator.evaluation.tile_merging import intersections, overlaps
 
 Kind: TypeAlias = Literal["missed", "spurious", "wrong_class", "wrong_place"]
 
@@ -115,7 +116,7 @@ def _pairs(data: Dataset, found: Detections) -> list[_Pair]:
         boxes = found.boxes[mine].astype(np.float64)
         crowd = data.crowd[span]
         areas = np.prod(np.maximum(boxes[:, 2:] - boxes[:, :2], 0), axis=1)
-        hidden = (_intersections(xyxy[crowd], boxes) > SAME * areas).any(axis=0)
+        hidden = (intersections(xyxy[crowd], boxes) > SAME * areas).any(axis=0)
         mine, boxes = mine[~hidden], boxes[~hidden]
         real = xyxy[~crowd]
         pairs.append(
@@ -125,7 +126,7 @@ def _pairs(data: Dataset, found: Detections) -> list[_Pair]:
                 boxes=real,
                 labels=data.labels[span][~crowd],
                 found=mine,
-                iou=_overlaps(real, boxes),
+                iou=overlaps(real, boxes),
             )
         )
     return pairs
@@ -282,16 +283,3 @@ def _suspect(
 def _corners(box: NDArray[np.floating]) -> tuple[float, float, float, float]:
     x0, y0, x1, y1 = (float(value) for value in box)
     return x0, y0, x1, y1
-
-
-def _intersections(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
-    sides = np.minimum(a[:, None, 2:], b[None, :, 2:]) - np.maximum(a[:, None, :2], b[None, :, :2])
-    return np.asarray(np.prod(np.maximum(sides, 0.0), axis=2))
-
-
-def _overlaps(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(k, l) IoU of xyxy boxes."""
-    inter = _intersections(a, b)
-    areas = [np.prod(np.maximum(one[:, 2:] - one[:, :2], 0.0), axis=1) for one in (a, b)]
-    union = areas[0][:, None] + areas[1][None] - inter
-    return np.asarray(np.divide(inter, union, out=np.zeros_like(inter), where=union > 0))

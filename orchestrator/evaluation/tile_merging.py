@@ -163,7 +163,7 @@ def _joined(boxes: _Boxes, windows: NDArray[np.float64]) -> tuple[_Boxes, NDArra
     for i, j in _of_neighbours(boxes.tiles[cut], shown):
         strip = _within(shown[i[:1]], shown[j[:1]])
         mine, theirs = _within(grown[i], strip), _within(grown[j], strip)
-        for first, second in zip(*np.nonzero(_overlaps(mine, theirs) >= _CONTINUES), strict=True):
+        for first, second in zip(*np.nonzero(overlaps(mine, theirs) >= _CONTINUES), strict=True):
             group[group == group[j[second]]] = group[i[first]]
     names, members = np.unique(group, return_counts=True)
     several = names[members > 1]
@@ -196,7 +196,7 @@ def _suppressed(boxes: _Boxes, windows: NDArray[np.float64], iou: float) -> _Box
     cut = boxes.is_cut
     found = []
     for i, j in _of_neighbours(boxes.tiles, windows):
-        inter = _intersections(boxes.xyxy[i], boxes.xyxy[j])
+        inter = intersections(boxes.xyxy[i], boxes.xyxy[j])
         at, to = np.nonzero(inter > 0)
         first, second, shared = i[at], j[to], inter[at, to]
         swap = rank[first] > rank[second]
@@ -246,16 +246,16 @@ def _within(boxes: NDArray[np.float64], strip: NDArray[np.float64]) -> NDArray[n
     )
 
 
-def _overlaps(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
+def overlaps(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
     """(k, l) IoU; 0 where one is empty."""
-    inter = _intersections(a, b)
+    inter = intersections(a, b)
     areas = [np.prod(np.maximum(one[:, 2:] - one[:, :2], 0.0), axis=1) for one in (a, b)]
     union = areas[0][:, None] + areas[1][None] - inter
     there = (union > 0) & (inter > 0)
     return np.asarray(np.divide(inter, union, out=np.zeros_like(inter), where=there))
 
 
-def _intersections(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
+def intersections(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
     """(k, l) common areas."""
     width = np.minimum(a[:, None, 2], b[:, 2]) - np.maximum(a[:, None, 0], b[:, 0])
     height = np.minimum(a[:, None, 3], b[:, 3]) - np.maximum(a[:, None, 1], b[:, 1])

@@ -89,7 +89,6 @@ def export(
     format: Format,
     dataset: Dataset,
     nms: bool = False,
-    tolerance: Tolerance | None = None,
 ) -> Exported:
     """Write a detector as ``path`` and prove that it is the same detector.
 
@@ -99,11 +98,10 @@ def export(
         format: ONNX, or PyTorch's own archive of ``torch.export``.
         dataset: images and boxes on which both are compared.
         nms: append suppression to the graph; ONNX only.
-        tolerance: of the comparison; None for the usual one.
 
     Raises:
         ConfigError: packages are missing, or suppression that a graph cannot do is asked for.
-        ParityError: the file differs from PyTorch by more than the tolerance, and was removed.
+        ParityError: the file differs from PyTorch by more than is usual, and was removed.
     """
     if path.suffix != f".{format}":
         raise ConfigError(f"--output {path}: a file of this format ends in .{format}")
@@ -113,8 +111,7 @@ def export(
     unproven = path.with_name(f".unproven-{path.name}")
     try:
         metadata = _write(loaded, unproven, format, dataset, nms)
-        limits = tolerance or Tolerance()
-        parity = compare(loaded, ExportedDetector(unproven), dataset, limits)
+        parity = compare(loaded, ExportedDetector(unproven), dataset, Tolerance())
         if parity.failures:
             raise ParityError(
                 "\n".join(

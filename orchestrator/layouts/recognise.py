@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePath
 
-from orchestrator.errors import DataError, nearest
+from orchestrator.errors import DataError, did_you_mean
 from orchestrator.layouts.data_yaml import is_data_yaml, read_data_yaml
 from orchestrator.layouts.files import first_image, first_lines, has, is_file, is_folder
 from orchestrator.layouts.layout import ALL, SPLITS, Kind, Layout, Place
@@ -51,8 +51,7 @@ def find_layout(path: Path, kind: str | None = None, wanted: Iterable[str] = ())
     wanted = tuple(wanted)
     for name in wanted:
         if name not in layout.splits:
-            guess = nearest(name, layout.splits)
-            hint = f"; did you mean {guess!r}?" if guess else ""
+            hint = did_you_mean(name, layout.splits)
             raise DataError(
                 f"{path}: {layout.title}, no split {name!r}; found: "
                 f"{', '.join(layout.splits)}{hint}"

@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import torch
 
@@ -30,8 +30,6 @@ from orchestrator.predict.loading import LoadedDetector
 from orchestrator.predict.predictor import DetectOptions, Network, TorchNetwork, detect
 from orchestrator.storage.address import is_remote
 from orchestrator.storage.atomic import write_atomic
-
-Form: TypeAlias = Literal["seed", "coco"]
 
 #: Batches of one share: what a kill costs at most, in each worker.
 _SHARE_BATCHES = 8

@@ -24,8 +24,7 @@ from orchestrator.data.augment.geometry import Sample
 from orchestrator.data.augment.protocol import Augment
 from orchestrator.data.tiling import Tiles
 from orchestrator.evaluation.detections import Detections
-from orchestrator.evaluation.tile_merging import merge_image
-from orchestrator.predict.fusion import fuse
+from orchestrator.evaluation.tile_merging import merge_image, overlaps
 from orchestrator.predict.tta import Views
 
 Fusion: TypeAlias = Literal["nms", "wbf"]
@@ -192,3 +191,62 @@ def to_detections(image_ids: Sequence[int], found: Sequence[ImageDetections]) ->
         boxes=np.concatenate([one.boxes.numpy() for one in found]).astype(np.float32),
         scores=np.concatenate([one.scores.numpy() for one in found]).astype(np.float32),
     )
+
+
+def fuse(views: Sequence[ImageDetections], *, iou: float = 0.55) -> ImageDetections:
+    """Merge the detections of several views of one image, class by class: weighted boxes fusion.
+
+    Solovyev, Wang, Gabruseva, "Weighted boxes fusion: Ensembling boxes from different object
+    detection models", Image and Vision Computing 107, 2021, https://arxiv.org/abs/1910.13302.
+    Boxes are taken by falling score and join the fused box they overlap most, if by more than
+    ``iou``; a fused box is the mean of its members, weighted by their scores. Its score is their
+    mean, times the part of the views that saw it (equation 6 of the paper: min(members, views) /
+    views).
+
+    Args:
+        views: detections of each view in pixels of the image.
+        iou: overlap from which boxes are the same object.
+
+    Returns:
+        Fused detections, best first.
+    """
+    boxes = torch.cat([view.boxes for view in views]).numpy().astype(np.float64)
+    scores = torch.cat([view.scores for view in views]).numpy().astype(np.float64)
+    labels = torch.cat([view.labels for view in views]).numpy()
+    fused: list[tuple[float, int, NDArray[np.float64]]] = []
+    for label in np.unique(labels).tolist():
+        rows = np.flatnonzero(labels == label)
+        rows = rows[np.argsort(-scores[rows], kind="stable")]
+        fused += [
+            (score, label, box)
+            for box, score in _clusters(boxes[rows], scores[rows], iou, len(views))
+        ]
+    fused.sort(key=lambda one: -one[0])
+    return ImageDetections(
+        boxes=torch.tensor(
+            np.array([box for _, _, box in fused]).reshape(-1, 4), dtype=torch.float32
+        ),
+        scores=torch.tensor([score for score, _, _ in fused], dtype=torch.float32),
+        labels=torch.tensor([label for _, label, _ in fused], dtype=torch.int64),
+    )
+
+
+def _clusters(
+    boxes: NDArray[np.float64], scores: NDArray[np.float64], iou: float, views: int
+) -> list[tuple[NDArray[np.float64], float]]:
+    """Fused boxes and scores of one class; ``boxes`` are best first."""
+    sums = np.zeros((len(boxes), 4))
+    totals = np.zeros(len(boxes))
+    members = np.zeros(len(boxes), np.int64)
+    means = np.zeros((len(boxes), 4))
+    count = 0
+    for box, score in zip(boxes, scores, strict=True):
+        shared = overlaps(box[None], means[:count])[0]
+        place = int(shared.argmax()) if count and shared.max() > iou else count
+        count = max(count, place + 1)
+        sums[place] += box * score
+        totals[place] += score
+        members[place] += 1
+        means[place] = sums[place] / totals[place]
+    score_of = totals[:count] / members[:count] * np.minimum(members[:count], views) / views
+    return list(zip(means[:count], score_of.tolist(), strict=True))

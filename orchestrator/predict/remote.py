@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow.fs
 from numpy.typing import NDArray
 
-from orchestrator.data.decode import MAX_BYTES, BadImageError, Decoding, decode_image
+from orchestrator.data.decode import MAX_BYTES, BadImageError, Decoding, decode_image, naming_image
 from orchestrator.errors import DataError, StorageError
 from orchestrator.storage.address import Place, open_store, unreachable
 
@@ -67,10 +67,8 @@ def read_remote(uri: str, decoding: Decoding) -> NDArray[np.uint8]:
             data = file.read()
     except (OSError, StorageError) as error:
         raise BadImageError(f"{place.plain}: cannot be read ({error})") from error
-    try:
+    with naming_image(place.plain):
         return decode_image(data, decoding=decoding)
-    except BadImageError as error:
-        raise type(error)(f"{place.plain}: {error}") from error.__cause__
 
 
 def stamps(uris: Sequence[str]) -> dict[str, str]:

@@ -25,13 +25,13 @@ from orchestrator.data.readers.coco import read_coco
 from orchestrator.data.readers.paths import ReadRules
 from orchestrator.errors import ConfigError
 from orchestrator.evaluation.analysis import Analysis, analyse
-from orchestrator.evaluation.coco import write_per_class
+from orchestrator.evaluation.coco import StreamingEvaluator, write_per_class
 from orchestrator.evaluation.detections import Detections
 from orchestrator.evaluation.results import Results, read_results, write_results
-from orchestrator.evaluation.streaming import StreamingEvaluator
 from orchestrator.predict.identify import match_classes
 from orchestrator.predict.loading import LoadedDetector, NamedDetector
-from orchestrator.predict.predictor import DetectOptions, TorchNetwork, detect, to_detections
+from orchestrator.predict.prediction import network_of
+from orchestrator.predict.predictor import DetectOptions, detect, to_detections
 from orchestrator.storage.atomic import write_atomic
 
 Split: TypeAlias = Literal["train", "val"]
@@ -202,9 +202,7 @@ class _Worker:
     def __init__(self, task: _Task, accelerator: Accelerator) -> None:
         torch.set_num_threads(task.threads)
         self.task = task
-        wanted = task.loaded.resolved.experiment.train.precision
-        precision = accelerator.resolve_precision(wanted)
-        self.network = TorchNetwork(task.loaded.model, accelerator, precision)
+        self.network = network_of(task.loaded, accelerator.kind)
 
     def batches(self, numbers: Sequence[int]) -> Iterator[tuple[Detections, list[str]]]:
         """Detections of each batch, and what could not be read; the next one is read meanwhile."""

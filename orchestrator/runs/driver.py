@@ -24,8 +24,8 @@ from orchestrator.config.printing import dump_yaml
 from orchestrator.config.resolve import ResolvedExperiment
 from orchestrator.config.schema import Experiment
 from orchestrator.data.doctor.examine import require_usable
-from orchestrator.data.stream.ray_stream import MIN_TASKS, ScheduledDataConfig
-from orchestrator.errors import OrchestratorError, PreemptedError
+from orchestrator.data.stream.ray_config import MIN_TASKS, ScheduledDataConfig
+from orchestrator.errors import OrchestratorError, PreemptedError, say
 from orchestrator.runs.identity import (
     Identity,
     RunState,
@@ -40,7 +40,6 @@ from orchestrator.runs.report import (
     finished_result,
     result_of,
     run_card_of,
-    say,
     say_data,
     say_finished,
     say_initial,

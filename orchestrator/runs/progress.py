@@ -15,7 +15,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
-from orchestrator.errors import printable
+from orchestrator.errors import printable, say
 from orchestrator.storage.run_files import EVENTS
 from orchestrator.tracking.events import METRICS, Event, read_events
 from orchestrator.tracking.goodput import BOOKKEEPING
@@ -166,12 +166,12 @@ def _follow(
             offset = event.end
             line = narrator.tell(event)
             if line is not None:
-                console.print(printable(line), highlight=False, markup=False)
+                say(console, line)
         if bar is not None:
             bar.update()
         elif narrator.line != shown and time.monotonic() >= due:
             shown, due = narrator.line, time.monotonic() + _PLAIN_SECONDS
-            console.print(printable(shown), highlight=False, markup=False)
+            say(console, shown)
         if last_round:
             return
         over.wait(_POLL_SECONDS)

@@ -21,7 +21,7 @@ from orchestrator.checkpoints.initial_weights import load_initial
 from orchestrator.checkpoints.manifest import checked_commits
 from orchestrator.config.resolve import ResolvedExperiment
 from orchestrator.config.schema import TrainConfig
-from orchestrator.errors import printable
+from orchestrator.errors import say
 from orchestrator.evaluation.coco import METRICS
 from orchestrator.pages.document import number
 from orchestrator.runs.plan import Plan, require_state
@@ -357,8 +357,3 @@ def runs_page(server: str, experiment: str | None, *, sweep: str | None = None) 
         return page
     chosen = quote(f"tags.sweep = '{sweep}'", safe="")
     return f"{page}&searchFilter={chosen}&compareRunsMode=CHART"
-
-
-def say(console: Console, text: str) -> None:
-    """Print a plain line: no colours guessed, no brackets taken for markup."""
-    console.print(printable(text), highlight=False, markup=False)

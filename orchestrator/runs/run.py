@@ -8,8 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from orchestrator.checkpoints.manifest import checked_commits
-from orchestrator.errors import StorageError
-from orchestrator.runs.report import say
+from orchestrator.errors import StorageError, say
 from orchestrator.storage.atomic import write_atomic
 from orchestrator.storage.bucket import commit_storage
 from orchestrator.storage.bucket_lock import BucketLock

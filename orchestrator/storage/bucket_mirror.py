@@ -63,8 +63,8 @@ class Records:
     def mark_brought(self, names: Iterable[str]) -> None:
         """Take note that files are as the bucket has them, which was where they came from."""
         with self._pushing:
-            for file in _files(self._run_dir, names):
-                self._brought[str(file)] = _state(file)
+            for file in files_of(self._run_dir, names):
+                self._brought[str(file)] = state_of(file)
 
     def push(self, names: Iterable[str]) -> None:
         """Upload what has changed of files and folders.
@@ -85,8 +85,8 @@ class Records:
     def _push(self, names: Iterable[str]) -> None:
         changed = [
             (file, state)
-            for file in _files(self._run_dir, names)
-            if self._brought.get(str(file)) != (state := _state(file))
+            for file in files_of(self._run_dir, names)
+            if self._brought.get(str(file)) != (state := state_of(file))
         ]
         if changed:
             self._fence()
@@ -100,7 +100,7 @@ class Records:
         if folder:
             self._storage.make_dir(folder)
         if key != EVENTS:
-            self._storage.write_file(key, _chunks(file))
+            self._storage.write_file(key, chunks_of(file))
             return
         # The log grows meanwhile, and a line may be half there.
         content = file.read_bytes()
@@ -217,12 +217,13 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _state(file: Path) -> tuple[int, int]:
+def state_of(file: Path) -> tuple[int, int]:
+    """What changes when a file does: its size, and the time of its last change."""
     found = file.stat()
     return found.st_size, found.st_mtime_ns
 
 
-def _files(run_dir: Path, names: Iterable[str]) -> list[Path]:
+def files_of(run_dir: Path, names: Iterable[str]) -> list[Path]:
     """Files of these names, and all in the folders of these names; those being written left out."""
     found: list[Path] = []
     for name in names:
@@ -249,7 +250,8 @@ def _walk(storage: Storage, key: str) -> Iterator[str]:
             yield inner
 
 
-def _chunks(file: Path) -> Iterator[bytes]:
+def chunks_of(file: Path) -> Iterator[bytes]:
+    """Content of a file."""
     with file.open("rb") as source:
         while chunk := source.read(CHUNK_BYTES):
             yield chunk

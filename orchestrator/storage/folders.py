@@ -9,10 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from orchestrator.errors import StorageError
-from orchestrator.storage.address import file_system_path, open_store
+from orchestrator.storage.address import file_system_path
 from orchestrator.storage.atomic import write_atomic
-
-_CHUNK_BYTES = 4 << 20
+from orchestrator.storage.bucket import open_storage
+from orchestrator.storage.local import CHUNK_BYTES
 
 
 class Folder(ABC):
@@ -75,7 +75,7 @@ class LocalFolder(Folder):
     def chunks(self, name: str) -> Iterator[bytes]:
         """Content of a file."""
         with (self.local / name).open("rb") as file:
-            while chunk := file.read(_CHUNK_BYTES):
+            while chunk := file.read(CHUNK_BYTES):
                 yield chunk
 
     def write(self, name: str, data: bytes | memoryview) -> None:
@@ -94,40 +94,26 @@ class BucketFolder(Folder):
 
     def __init__(self, location: str) -> None:
         self.location = location
-        self._files, self._base = open_store(location)
-        self._base = self._base.rstrip("/")
+        self._storage = open_storage(location)
 
     def sizes(self) -> dict[str, int]:
         """Bytes of each object directly below the prefix."""
-        # Here, so that a machine without buckets needs no pyarrow.
-        import pyarrow.fs
-
         with storage_errors(self.location):
-            selector = pyarrow.fs.FileSelector(self._base, allow_not_found=True)
-            return {
-                info.base_name: info.size
-                for info in self._files.get_file_info(selector)
-                if info.type == pyarrow.fs.FileType.File
-            }
+            return {each.name: each.size for each in self._storage.list("") if not each.is_dir}
 
     def chunks(self, name: str) -> Iterator[bytes]:
         """Content of an object."""
-        with self._files.open_input_stream(f"{self._base}/{name}") as stream:
-            while chunk := stream.read(_CHUNK_BYTES):
-                yield chunk
+        return self._storage.read(name)
 
     def write(self, name: str, data: bytes | memoryview) -> None:
         """Upload."""
-        with (
-            storage_errors(self.path(name)),
-            self._files.open_output_stream(f"{self._base}/{name}") as stream,
-        ):
-            stream.write(data)
+        with storage_errors(self.path(name)):
+            self._storage.write_file(name, [data])
 
     def remove(self, name: str) -> None:
         """Delete an object."""
         with storage_errors(self.path(name)):
-            self._files.delete_file(f"{self._base}/{name}")
+            self._storage.unlink(name)
 
 
 def open_folder(location: str) -> Folder:

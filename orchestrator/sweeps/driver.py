@@ -19,10 +19,10 @@ from orchestrator.config.resolve import ResolvedExperiment, Template, diff
 from orchestrator.config.scalars import Json
 from orchestrator.config.schema import PARAMETERS, Experiment
 from orchestrator.data.doctor.examine import require_usable
-from orchestrator.errors import ConfigError, OrchestratorError, PreemptedError
+from orchestrator.errors import ConfigError, OrchestratorError, PreemptedError, say
 from orchestrator.runs.identity import identity_tree
 from orchestrator.runs.plan import make_plan
-from orchestrator.runs.report import say, say_data, say_where
+from orchestrator.runs.report import say_data, say_where
 from orchestrator.storage.folder_lock import RunLock
 from orchestrator.storage.run_files import STOP, trial_name
 from orchestrator.sweeps.capacity import agreed, capacity

@@ -16,7 +16,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from orchestrator.cluster.nodes import alive_nodes, this_node
-from orchestrator.errors import OrchestratorError, PreemptedError
+from orchestrator.errors import OrchestratorError, PreemptedError, first_line
 from orchestrator.storage.run_files import STOP, trial_name
 from orchestrator.sweeps.judge import Judge
 from orchestrator.sweeps.plan import Trial
@@ -112,7 +112,7 @@ class Fleet:
             # the cause, such as a lack of memory. Commits and journal hold all that was done.
             names = ", ".join(sorted(self.names())) or "no trial"
             raise PreemptedError(
-                f"Ray lost the process of a trial while {names} ran: {_first_line(error)}. Next: "
+                f"Ray lost the process of a trial while {names} ran: {first_line(error)}. Next: "
                 "run the same command again; trials under way go on from their commits"
             ) from error
         finally:
@@ -177,10 +177,6 @@ def _driver_resources() -> dict[str, float]:
     """Of the driver of a trial: beside that of the sweep, which sees the folder of the sweep."""
     here = next(node for node in alive_nodes() if node.id == this_node())
     return {"CPU": 0, here.own_resource: _A_LITTLE}
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 class _Unkept:

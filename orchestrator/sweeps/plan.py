@@ -12,7 +12,7 @@ from orchestrator.config.resolve import Difference, ResolvedExperiment, Template
 from orchestrator.config.scalars import Json, scalar_text
 from orchestrator.config.schema import SweepConfig
 from orchestrator.config.shape import Shape
-from orchestrator.errors import ConfigError, nearest
+from orchestrator.errors import ConfigError, did_you_mean
 from orchestrator.storage.run_files import trial_name
 from orchestrator.sweeps.conflicts import Finding, findings, missing_places
 from orchestrator.sweeps.space import Values, corners, draw, grid, is_finite
@@ -163,8 +163,7 @@ class Planner:
         for key, domain in self.sweep.space.items():
             for condition in domain.when:
                 if condition not in known:
-                    guess = nearest(condition, known)
-                    hint = f"; did you mean '{guess}'?" if guess else ""
+                    hint = did_you_mean(condition, known)
                     yield Finding(
                         key, f"when names {condition}, which is no key of an experiment{hint}"
                     )

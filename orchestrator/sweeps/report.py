@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from orchestrator.config.schema import PARAMETERS, SweepConfig
-from orchestrator.runs.report import say
+from orchestrator.errors import say
 from orchestrator.storage.atomic import write_atomic
 from orchestrator.storage.run_files import SWEEP_RESULT
 from orchestrator.sweeps.plan import Planner, Trial, describe, difference_rows

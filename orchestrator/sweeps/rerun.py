@@ -12,7 +12,7 @@ from rich.console import Console
 
 from orchestrator.checkpoints.commit import CommitStore
 from orchestrator.config.resolve import ResolvedExperiment, diff, load_experiment, read_template
-from orchestrator.errors import ConfigError, StorageError
+from orchestrator.errors import ConfigError, StorageError, say
 from orchestrator.runs.compare.run_folder import RunFolder, config_file, read_runs
 from orchestrator.runs.driver import drive
 from orchestrator.runs.identity import (
@@ -21,12 +21,53 @@ from orchestrator.runs.identity import (
     identity_tree,
     recorded_identity,
 )
-from orchestrator.runs.report import say
 from orchestrator.storage.local import LocalStorage
 from orchestrator.storage.run_files import SWEEP_RESULT, trial_name
-from orchestrator.sweeps.journal import read_journal
-from orchestrator.sweeps.lineage import Stretch, lineage
+from orchestrator.sweeps.journal import Entry, read_journal
 from orchestrator.sweeps.plan import describe
+from orchestrator.sweeps.space import Values
+
+# A member of a population that was replaced goes on from the commit of another one, so its weights
+# were not made by its own values alone. The journal says whose they were and with which values;
+# trained one after the other, these stretches make the same weights again.
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Steps that were trained by one member with the same values.
+
+    Attributes:
+        member: its number.
+        end: steps behind it, counted from the start of training.
+        values: that it trained with.
+    """
+
+    member: int
+    end: int
+    values: Values
+
+
+def lineage(entries: Sequence[Entry], member: int, steps: int) -> list[Stretch]:
+    """The stretches behind a member's weights, in order; a single one if it never was replaced.
+
+    Args:
+        entries: of the sweep's journal.
+        member: number of the trial.
+        steps: behind the weights.
+    """
+    begun = {e.content["trial"]: e.content["values"] for e in entries if e.kind == "trial"}
+    cloned = [entry.content for entry in entries if entry.kind == "cloned"]
+    found: list[Stretch] = []
+    while True:
+        # A clone of the last step is not behind the weights of that step: it came after them.
+        before = [c for c in cloned if c["trial"] == member and c["step"] < steps]
+        newest = max(before, key=lambda clone: int(clone["step"]), default=None)
+        values = begun[member] if newest is None else newest["values"]
+        found.append(Stretch(member, steps, dict(values)))
+        if newest is None:
+            return found[::-1]
+        member, steps = newest["donor"], newest["step"]
+
 
 _METRIC = "val/AP"
 

@@ -18,8 +18,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from orchestrator.config.schema import SweepConfig
+from orchestrator.errors import say
 from orchestrator.runs.progress import duration
-from orchestrator.runs.report import say
 from orchestrator.storage.run_files import EVENTS
 from orchestrator.sweeps.judge import judged_epochs
 from orchestrator.sweeps.report import Row, ranking

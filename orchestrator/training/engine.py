@@ -10,20 +10,17 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from detectors.base import Detector
-from orchestrator.accelerators import Accelerator, Precision
 from orchestrator.checkpoints.codec import TrainState, weights_digest
-from orchestrator.checkpoints.commit import CommitStore
 from orchestrator.checkpoints.initial_weights import load_initial
 from orchestrator.checkpoints.other_run import load_state
-from orchestrator.data.batch import Batch, BatchStream
+from orchestrator.data.batch import Batch
 from orchestrator.errors import OrchestratorError
 from orchestrator.storage.run_files import EVENTS
-from orchestrator.tracking.events import LOG_LOST, EventLog, lost_since, read_events
+from orchestrator.tracking.events import LOG_LOST, lost_since, read_events
 from orchestrator.tracking.goodput import (
     ACCOUNT,
     ATTEMPT,
@@ -31,13 +28,13 @@ from orchestrator.tracking.goodput import (
     attempt_text,
     goodput,
 )
-from orchestrator.training.collective import Collective
 from orchestrator.training.early_stopping import EarlyStopping
 from orchestrator.training.feeding import Inputs, fed
-from orchestrator.training.job import Outcome, TrainingJob
+from orchestrator.training.job import Outcome
 from orchestrator.training.nonfinite_guard import NonFiniteGuard
 from orchestrator.training.out_of_memory import explained
 from orchestrator.training.pulse import pulse
+from orchestrator.training.rank import Rank
 from orchestrator.training.schedules import LearningRate
 from orchestrator.training.state import capture, restore, shared
 from orchestrator.training.stepper import Stepper, StepReport, StepUnderWay
@@ -80,46 +77,26 @@ class Engine:
     """Trains one detector on one rank, in step with the other ranks.
 
     Args:
-        job: what to train.
+        rank: what it trains, and works with.
         model: on its device.
-        stream: this rank's batches.
-        store: where commits live; read by every rank, written by rank 0.
-        events: the run's log; None on every rank but 0.
-        stop_requested: asked once a step, and once a batch of an evaluation; true makes all ranks
-            commit and end.
         evaluator: scores commits beside the steps, see :class:`Validation`.
     """
 
-    def __init__(
-        self,
-        job: TrainingJob,
-        model: Detector,
-        *,
-        accelerator: Accelerator,
-        precision: Precision,
-        collective: Collective,
-        stream: BatchStream,
-        store: CommitStore,
-        events: EventLog | None,
-        stop_requested: Callable[[], bool],
-        evaluator: Evaluator | None = None,
-    ) -> None:
+    def __init__(self, rank: Rank, model: Detector, *, evaluator: Evaluator | None = None) -> None:
+        self.rank = rank
+        self.job = job = rank.job
         train = job.experiment.train
-        self.job = job
         self.model = model
-        self.accelerator = accelerator
-        self.collective = collective
-        self.stream = stream
-        self.store = store
-        self.events = events
-        self.stop_requested = stop_requested
+        self.collective = rank.collective
+        self.store = rank.store
+        self.events = rank.events
         self.stepper = Stepper(
             model,
             train,
             seed=job.experiment.seed,
-            accelerator=accelerator,
-            precision=precision,
-            collective=collective,
+            accelerator=rank.accelerator,
+            precision=rank.precision,
+            collective=rank.collective,
             shards=job.shards,
         )
         self.rate = LearningRate(
@@ -134,26 +111,9 @@ class Engine:
             if train.early_stopping is None
             else EarlyStopping(train.early_stopping, steps_per_epoch=job.schedule.steps_per_epoch)
         )
-        self.validation = Validation(
-            job,
-            self.stepper,
-            stream=stream,
-            store=store,
-            events=events,
-            early=self.early,
-            evaluator=evaluator,
-            stop_requested=stop_requested,
-        )
+        self.validation = Validation(rank, self.stepper, early=self.early, evaluator=evaluator)
         self.step = 0
-        self.guard = NonFiniteGuard(
-            job,
-            self.stepper,
-            collective=collective,
-            store=store,
-            precision=precision,
-            state=self._state,
-            note=self._note,
-        )
+        self.guard = NonFiniteGuard(rank, self.stepper, state=self._state, note=self._note)
         self.ending: dict[str, Any] | None = None
         self.throughput = _Throughput(skip=min(job.schedule.steps_per_epoch, 20))
         self._replaced = 0
@@ -182,7 +142,7 @@ class Engine:
         stopped, ended, given_up = False, False, False
         self._clock = time.perf_counter()
         for batch, inputs in fed(
-            self.stream.train_batches(self.step, self.job.total_steps), self.collective.device
+            self.rank.stream.train_batches(self.step, self.job.total_steps), self.collective.device
         ):
             pulse.mark("step", batch.step)
             expected = self.step + len(self._begun)
@@ -228,13 +188,13 @@ class Engine:
 
     def _begin_step(self, batch: Batch, inputs: Inputs) -> None:
         """Have a step done; its numbers are read later."""
-        rate, stop = self.rate(batch.step), self.stop_requested()
+        rate, stop = self.rate(batch.step), self.rank.stop_requested()
         self._begun.append(_Begun(batch, rate, stop, self._launch(batch, rate, stop, inputs)))
 
     def _launch(
         self, batch: Batch, rate: float, stop: bool, inputs: Inputs | None = None
     ) -> StepUnderWay:
-        with explained(self.job, batch.step, accelerator=self.accelerator):
+        with explained(self.job, batch.step, accelerator=self.rank.accelerator):
             return self.stepper.begin(batch, learning_rate=rate, stop=stop, inputs=inputs)
 
     def _read(self, *, keep: int) -> bool:
@@ -414,8 +374,7 @@ class Engine:
         )
 
     def _note(self, kind: str, text: str, *, step: int | None = None) -> None:
-        if self.events is not None:
-            self.events.note(kind, text, step=self.step if step is None else step)
+        self.rank.note(kind, text, step=self.step if step is None else step)
 
     def _account(self) -> None:
         """Leave in the log how the time of this start was spent."""

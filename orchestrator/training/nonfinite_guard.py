@@ -10,15 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from orchestrator.accelerators import Precision
 from orchestrator.checkpoints.codec import TrainState
-from orchestrator.checkpoints.commit import CommitStore
 from orchestrator.data.batch import Batch
 from orchestrator.errors import OrchestratorError
 from orchestrator.storage.run_files import NONFINITE
 from orchestrator.training import nonfinite_dump
-from orchestrator.training.collective import Collective
-from orchestrator.training.job import TrainingJob
+from orchestrator.training.rank import Rank
 from orchestrator.training.stepper import Stepper, StepReport
 
 
@@ -30,11 +27,8 @@ class NonFiniteGuard:
     """Looks at what came of each step, on every rank alike.
 
     Args:
-        job: what is trained.
+        rank: what is trained, and with whom.
         stepper: makes the steps.
-        collective: of the ranks.
-        store: where commits live; used by rank 0.
-        precision: of forward and backward.
         state: the state as it is now.
         note: writes to the run's log: kind, then text.
 
@@ -45,20 +39,16 @@ class NonFiniteGuard:
 
     def __init__(
         self,
-        job: TrainingJob,
+        rank: Rank,
         stepper: Stepper,
         *,
-        collective: Collective,
-        store: CommitStore,
-        precision: Precision,
         state: Callable[[], TrainState],
         note: Callable[[str, str], None],
     ) -> None:
-        self.job = job
+        self.rank = rank
+        self.job = rank.job
         self.stepper = stepper
-        self.collective = collective
-        self.store = store
-        self.precision = precision
+        self.collective = rank.collective
         self.bad_steps = 0
         self.overflows = 0
         self._state = state
@@ -148,7 +138,7 @@ class NonFiniteGuard:
                 report,
                 step=batch.step,
                 learning_rate=learning_rate,
-                precision=self.precision,
+                precision=self.rank.precision,
                 world=self.collective.world,
                 state=self._state() if self._first_bad == batch.step else None,
                 state_of=self._first_bad,
@@ -163,7 +153,7 @@ class NonFiniteGuard:
         """Leave the newest commit that no bad step led to as the newest; says which it is."""
         good: int | None = None
         if self.collective.is_main:
-            good = self.store.roll_back(lambda scalars: scalars["bad_steps"] == 0)
+            good = self.rank.store.roll_back(lambda scalars: scalars["bad_steps"] == 0)
             self._note("rollback", f"to commit {good}" if good else "to the beginning")
         good = self.collective.from_main(good)
         return "its beginning: no step was committed" if good is None else f"commit {good}"

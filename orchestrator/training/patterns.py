@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 
-from orchestrator.errors import nearest
+from orchestrator.errors import did_you_mean
 
 
 def fits(name: str, patterns: Iterable[str]) -> bool:
@@ -22,8 +22,7 @@ def nothing_fits(patterns: Sequence[str], names: Sequence[str], what: str) -> st
         what: they are names of, in the plural.
     """
     starts = {".".join(name.split(".")[:depth]) for name in names for depth in (1, 2, 3)}
-    guess = nearest(patterns[0].strip("*."), starts)
-    hint = f"; did you mean '{guess}*'?" if guess else ""
+    hint = did_you_mean(patterns[0].strip("*."), starts, like="'{}*'")
     first = f", the first of which is '{names[0]}'" if names else ""
     wanted = " or ".join(f"'{pattern}'" for pattern in patterns)
     return f"{wanted} fits none of the detector's {len(names)} {what}{first}{hint}"

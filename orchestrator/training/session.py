@@ -27,6 +27,7 @@ from orchestrator.training.freeze import adapt
 from orchestrator.training.interrupt import asked_to_stop
 from orchestrator.training.job import Outcome, TrainingJob
 from orchestrator.training.pulse import pulse
+from orchestrator.training.rank import Rank
 from orchestrator.training.validation import Evaluator
 
 #: A file of this name in the run folder asks the ranks to finish their step, commit and end.
@@ -121,56 +122,36 @@ def run_rank(
         OrchestratorError: what went wrong, if it was no bug.
     """
     with run_folder_errors(job.path):
-        return _run_rank(job, stream, accelerator, local_rank, evaluator, bring)
-
-
-def _run_rank(
-    job: TrainingJob,
-    stream: BatchStream,
-    accelerator: Accelerator,
-    local_rank: int,
-    evaluator: Evaluator | None,
-    bring: Callable[[], None] | None,
-) -> Outcome:
-    experiment = job.experiment
-    accelerator.set_determinism(experiment.train.deterministic, job.threads)
-    device = accelerator.device(local_rank)
-    model = initial_model(experiment, len(job.label_map), accelerator, device)
-    precision = accelerator.resolve_precision(experiment.train.precision)
-    collective = Collective(device, collective_timeout(experiment.cluster.hang_timeout))
-    if accelerator.kind != "cpu":
-        stream.allocate = accelerator.host_array
-    store = open_store(job, bring)
-    events = EventLog(job.path / EVENTS) if collective.is_main else None
-    try:
-        if events is not None:
-            for rejected in store.sweep():
-                events.note("checkpoint_rejected", rejected.describe(), step=0)
-            text = accelerator.numerics_text(experiment.train.deterministic, precision)
-            events.note("device", text, step=0)
-            # The last start may have been killed between a commit and the deletions it allows.
-            store.collect()
-        engine = Engine(
-            job,
-            model,
-            accelerator=accelerator,
-            precision=precision,
-            collective=collective,
-            stream=stream,
-            store=store,
-            events=events,
-            stop_requested=watch_for_stop(job.path),
-            evaluator=evaluator,
-        )
-        with accelerator.naming_operators():
-            outcome = engine.run()
-        with pulse.waiting("end"):
-            store.close()
-        if events is not None:
-            events.flush(sync=True)
-        return outcome
-    finally:
-        if evaluator is not None:
-            evaluator.close()
-        if events is not None:
-            events.close()
+        experiment = job.experiment
+        accelerator.set_determinism(experiment.train.deterministic, job.threads)
+        device = accelerator.device(local_rank)
+        model = initial_model(experiment, len(job.label_map), accelerator, device)
+        precision = accelerator.resolve_precision(experiment.train.precision)
+        collective = Collective(device, collective_timeout(experiment.cluster.hang_timeout))
+        if accelerator.kind != "cpu":
+            stream.allocate = accelerator.host_array
+        store = open_store(job, bring)
+        events = EventLog(job.path / EVENTS) if collective.is_main else None
+        try:
+            if events is not None:
+                for rejected in store.sweep():
+                    events.note("checkpoint_rejected", rejected.describe(), step=0)
+                text = accelerator.numerics_text(experiment.train.deterministic, precision)
+                events.note("device", text, step=0)
+                # The last start may have been killed between a commit and the deletions it allows.
+                store.collect()
+            stop = watch_for_stop(job.path)
+            rank = Rank(job, accelerator, precision, collective, stream, store, events, stop)
+            engine = Engine(rank, model, evaluator=evaluator)
+            with accelerator.naming_operators():
+                outcome = engine.run()
+            with pulse.waiting("end"):
+                store.close()
+            if events is not None:
+                events.flush(sync=True)
+            return outcome
+        finally:
+            if evaluator is not None:
+                evaluator.close()
+            if events is not None:
+                events.close()

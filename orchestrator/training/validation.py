@@ -15,7 +15,7 @@ none of those.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -25,19 +25,18 @@ from torch import Tensor
 
 from orchestrator.checkpoints.codec import STATE_NAME, TENSOR_FILES, Tensors, decode_weights
 from orchestrator.checkpoints.commit import CommitStore
-from orchestrator.data.batch import Batch, BatchStream
+from orchestrator.data.batch import Batch
 from orchestrator.errors import StorageError
 from orchestrator.evaluation.coco import CocoMetrics, evaluate, write_per_class
 from orchestrator.evaluation.detections import Detections
 from orchestrator.evaluation.marks import write_samples
 from orchestrator.evaluation.results import Results, write_results
 from orchestrator.storage.run_files import EVALUATION, SAMPLES
-from orchestrator.tracking.events import EventLog
 from orchestrator.training.early_stopping import EarlyStopping
 from orchestrator.training.ema import holding
-from orchestrator.training.job import TrainingJob
 from orchestrator.training.predictor import in_whole_images, predict_all
 from orchestrator.training.pulse import pulse
+from orchestrator.training.rank import Rank
 from orchestrator.training.stepper import Stepper
 
 
@@ -102,16 +101,11 @@ class Validation:
     """Evaluations of one run, seen from one rank.
 
     Args:
-        job: the run; says whether it evaluates beside the steps.
+        rank: says whether the run evaluates beside the steps, and when to give up what is scored.
         stepper: live weights, and their average.
-        stream: this rank's images.
-        store: where commits and their scores live.
-        events: the run's log; None on every rank but 0.
         early: watches the scores; None where nothing does.
         evaluator: scores commits beside the steps; None on every rank but 0, and in a run that
             evaluates in the loop.
-        stop_requested: asked once a batch; true makes all ranks give up what they score. Whoever
-            asks leaves less time than an evaluation may take, and the next start has it done again.
 
     Attributes:
         metrics: of the newest evaluation that is recorded, on rank 0.
@@ -120,29 +114,23 @@ class Validation:
 
     def __init__(
         self,
-        job: TrainingJob,
+        rank: Rank,
         stepper: Stepper,
         *,
-        stream: BatchStream,
-        store: CommitStore,
-        events: EventLog | None,
         early: EarlyStopping | None,
         evaluator: Evaluator | None,
-        stop_requested: Callable[[], bool],
     ) -> None:
         self.metrics: dict[str, float] = {}
         self.abandoned = False
-        self._stop_requested = stop_requested
-        self._job = job
+        self._rank = rank
+        self._job = rank.job
         self._stepper = stepper
-        self._collective = stepper.collective
-        self._stream = stream
-        self._store = store
-        self._events = events
+        self._collective = rank.collective
+        self._store = rank.store
         self._early = early
         self._evaluator = evaluator
         #: Both the same on all ranks.
-        self._beside = job.evaluates_beside
+        self._beside = rank.job.evaluates_beside
         self._outstanding: int | None = None
 
     def after(self, step: int, *, committed: bool) -> bool:
@@ -253,7 +241,7 @@ class Validation:
         config = self._job.experiment.detector.postprocess
         found = predict_all(
             stepper.model,
-            self._until_stopped(self._stream.eval_batches()),
+            self._until_stopped(self._rank.stream.eval_batches()),
             config,
             accelerator=stepper.accelerator,
             precision=stepper.precision,
@@ -273,7 +261,7 @@ class Validation:
         for batch in batches:
             pulse.mark("evaluation")
             yield batch
-            stop = self._stop_requested()
+            stop = self._rank.stop_requested()
             if self._collective.distributed:
                 words.append(self._collective.ask_async(stop))
                 stop = len(words) > _WORDS and _said(*words.popleft())
@@ -294,13 +282,13 @@ class Validation:
         if self._early is not None and self._job.counts_after(step):
             self._early.count(self.metrics, step=step)
         values = {f"val/{name}": value for name, value in numbers.items()}
-        if self._events is not None:
+        if self._rank.events is not None:
             per_class = {f"val/AP/{name}": v for name, v in scored.scores.per_class.items()}
             # -1 says that there is nothing to score; on a curve it would look like a score.
             defined = {k: v for k, v in {**values, **per_class}.items() if v >= 0}
             defined["val/epoch"] = step / self._job.schedule.steps_per_epoch
-            self._events.metrics(defined, step=step)
-            self._events.flush(sync=True)
+            self._rank.events.metrics(defined, step=step)
+            self._rank.events.flush(sync=True)
         if committed:
             self._store.attach_metrics(step, values)
 
@@ -314,5 +302,4 @@ class Validation:
         write_samples(self._job.path / SAMPLES / f"step-{step:08d}.jpg", self._job.val, results)
 
     def _note(self, step: int, text: str) -> None:
-        if self._events is not None:
-            self._events.note("evaluation", text, step=step)
+        self._rank.note("evaluation", text, step=step)

@@ -15,17 +15,12 @@ from orchestrator.data.demo.digits import Recipe, build_digits
 from orchestrator.storage.address import below
 from orchestrator.storage.bucket import open_storage
 from tests.support.buckets import fresh_location, needs_bucket
+from tests.support.experiments import experiment
 from tests.support.user_command import finish, kill_after, start
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, needs_bucket]
 
-EXPERIMENT = """
-name: tiny
-detector: {name: ssd, variant: ssd300_mobilenet_v2, width: 0.1, bn_momentum: 0.1}
-data:
-  root: digits
-  train: {images: images, annotations: annotations/instances_train.json}
-  val: {images: images, annotations: annotations/instances_val.json}
+EXPERIMENT = experiment("""\
 train:
   epochs: 8
   batch_size: 4
@@ -36,7 +31,7 @@ train:
   early_stopping: {patience: 2, min_delta: 0.9}
 scratch: work
 tracking: {mlflow: "sqlite:///mlflow.db", experiment: tests}
-"""
+""")
 
 
 @pytest.fixture

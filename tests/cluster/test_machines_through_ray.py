@@ -23,18 +23,14 @@ import pytest
 
 from orchestrator.data.demo.digits import Recipe, build_digits
 from orchestrator.tracking.events import read_events
+from tests.support.experiments import experiment
 from tests.support.machines import Machine, entered, machines, needs_machines
 from tests.support.user_command import finish, result, start
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, needs_machines]
 
-EXPERIMENT = """
-name: tiny
-detector: {name: ssd, variant: ssd300_mobilenet_v2, width: 0.1, bn_momentum: 0.1}
-data:
-  root: ROOT
-  train: {images: images, annotations: annotations/instances_train.json}
-  val: {images: images, annotations: annotations/instances_val.json}
+EXPERIMENT = experiment(
+    """\
 train:
   epochs: 6
   batch_size: 4
@@ -44,7 +40,9 @@ train:
   log_every_steps: 1
 cluster: {workers: 2, threads_per_worker: 1, hang_timeout: 15}
 tracking: {mlflow: null}
-"""
+""",
+    root="ROOT",
+)
 HOSTS = "127.0.0.1 localhost\n127.0.1.1 {name}\n"
 STEPS = 36
 SAME = ("state", "steps", "metrics", "best_metrics", "weights_sha256", "config_digest")

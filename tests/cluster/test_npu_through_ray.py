@@ -22,17 +22,13 @@ from orchestrator.runs.plan import make_plan
 from orchestrator.tracking.events import read_events
 from orchestrator.training.session import run_rank
 from tests.support import simulated_npu
+from tests.support.experiments import experiment
 from tests.support.user_command import finish, result, start
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
-EXPERIMENT = """
-name: npu
-detector: {name: ssd, variant: ssd300_mobilenet_v2, width: 0.1, bn_momentum: 0.1}
-data:
-  root: digits
-  train: {images: images, annotations: annotations/instances_train.json}
-  val: {images: images, annotations: annotations/instances_val.json}
+EXPERIMENT = experiment(
+    """\
 train:
   epochs: 2
   batch_size: 4
@@ -43,7 +39,9 @@ train:
   log_every_steps: 1
 cluster: {workers: 2, accelerator: npu, threads_per_worker: 1}
 tracking: {mlflow: null}
-"""
+""",
+    name="npu",
+)
 
 
 class Contiguous(Accelerator):

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image, ImageOps, features
 
 from orchestrator.data.decode import (
+    MAX_SCANS,
     STORED,
     BadImageError,
     Decoding,
@@ -18,7 +19,6 @@ from orchestrator.data.decode import (
     header_in,
     require_sound,
 )
-from orchestrator.data.jpeg_stream import MAX_SCANS
 from orchestrator.data.orientation import turned, turned_boxes
 from tests.support.data_cases import textured
 

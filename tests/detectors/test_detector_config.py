@@ -3,10 +3,12 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 from pydantic import TypeAdapter, ValidationError
 
-from detectors.registry import DETECTORS, AnyDetectorConfig, build_detector
+from detectors.registry import DETECTORS, AnyDetectorConfig, build_detector, variant_config
 from detectors.ssd.config import FocalLossConfig, SSDConfig
+from tests.detectors.small_detectors import SMALL
 
 ANY: TypeAdapter[AnyDetectorConfig] = TypeAdapter(AnyDetectorConfig)
 
@@ -133,3 +135,16 @@ def test_wrong_values_are_refused_where_they_stand(tree: dict[str, object], wher
 def test_a_detector_without_classes_is_refused() -> None:
     with pytest.raises(ValueError, match="at least one foreground class, got 0"):
         build_detector(SSDConfig(), num_classes=0)
+
+
+@pytest.mark.parametrize(
+    "variant", ["ssd300_mobilenet_v2", "faster_rcnn_mindspore", "retinanet_spinenet49"]
+)
+def test_images_of_another_size_are_refused(variant: str) -> None:
+    model = build_detector(variant_config(variant, **SMALL[variant]), num_classes=3)
+    height, width = model.input_size
+    message = (
+        rf"takes images of {height} x {width} pixels, got a batch of shape \(1, 3, {height + 20}"
+    )
+    with pytest.raises(ValueError, match=rf"{message}.*detector\.input_size"):
+        model(torch.zeros(1, 3, height + 20, width))

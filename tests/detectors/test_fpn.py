@@ -7,7 +7,7 @@ from collections import OrderedDict
 import torch
 from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool
 
-from detectors.backbones.fpn import FeaturePyramid
+from detectors.pyramid import FeaturePyramid
 
 CHANNELS = (8, 16, 32, 64)
 

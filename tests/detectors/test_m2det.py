@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from detectors.boxes import to_centers
 from detectors.m2det.config import M2DetConfig
-from detectors.m2det.detector import M2Det
-from detectors.m2det.priors import m2det_levels, m2det_priors, scale_cells
+from detectors.m2det.detector import M2Det, m2det_levels, m2det_priors, scale_cells
 from detectors.postprocess import postprocess
 from detectors.registry import build_detector
 from detectors.structures import Targets

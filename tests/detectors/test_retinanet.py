@@ -329,8 +329,3 @@ def test_published_recipes_and_what_is_laid_over_them() -> None:
 def test_thresholds_in_the_wrong_order_are_refused() -> None:
     with pytest.raises(ValidationError, match="one anchor would be both"):
         variant_config("retinanet_spinenet49", loss={"positive_iou": 0.4})
-
-
-def test_images_of_another_size_are_refused() -> None:
-    with pytest.raises(ValueError, match="takes images of 256 x 384 pixels, got a batch of shape"):
-        build()(torch.zeros(1, 3, 128, 128))

@@ -10,20 +10,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from detectors.backbones.config import SpineNetConfig
 from detectors.backbones.spinenet import ARCHITECTURES, Arch, SpineNet, Unit, extra_links
 
 ARCHS = tuple(ARCHITECTURES)
 
 
 def build(arch: Arch = "49S", *, width: float = 0.0625, **options: Any) -> SpineNet:
-    fields: dict[str, Any] = {
-        "norm": partial(nn.BatchNorm2d, eps=1e-3, momentum=0.01),
-        "act": nn.ReLU,
-        "activated_endpoints": False,
-        "stochastic_depth": 0.0,
-        "zero_init": False,
-    }
-    return SpineNet(arch, width=width, **{**fields, **options})
+    fields = {"zero_init": False, **options}
+    return SpineNet(SpineNetConfig(arch=arch, width=width, **fields))
 
 
 def published(arch: Arch) -> SpineNet:
@@ -140,7 +135,7 @@ def test_outputs_agree_with_an_independent_reading(arch: Arch) -> None:
 
 def test_silu_and_activated_endpoints() -> None:
     torch.manual_seed(4)
-    model = build(act=nn.SiLU, activated_endpoints=True)
+    model = build(activation="silu", endpoints="activated")
     stir(model)
     model = model.double().eval()
     images = torch.randn(1, 3, 128, 128, dtype=torch.float64)

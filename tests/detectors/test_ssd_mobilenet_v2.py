@@ -57,13 +57,8 @@ def random_rows(count: int, seed: int) -> list[tuple[float, ...]]:
 
 
 def test_parameter_counts_of_the_published_network(coco: SSDMobileNetV2) -> None:
-    # Executing mindspore-ai/models official/cv/SSD at eab643f5 gives these figures.
-    trainable = [p for p in coco.parameters() if p.requires_grad]
-    assert len(trainable) == 255
-    assert sum(p.numel() for p in trainable) == 4_393_461
-    stored = [v for k, v in coco.state_dict().items() if not k.endswith("num_batches_tracked")]
-    assert len(stored) == 409
-    assert sum(v.numel() for v in stored) == 4_445_365
+    # Executing mindspore-ai/models official/cv/SSD at eab643f5 gives these figures; the whole is
+    # counted in test_published.py.
     assert parameters(coco.backbone.expand_layer_conv_13) == 56_448
     assert parameters(coco.backbone.features_1) == 542_528
     assert parameters(coco.backbone.features_2) == 1_681_344
@@ -377,11 +372,6 @@ def test_decoding_inverts_assignment() -> None:
     for box in boxes[0][positive]:
         gaps = (targets.boxes[0] - box).abs().amax(-1)
         assert gaps.min() < 1e-2
-
-
-def test_images_of_another_size_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"300 x 300 pixels, got a batch of shape \(1, 3, 320, 3"):
-        build(width=0.25)(torch.zeros(1, 3, 320, 300))
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,15 @@ from torchvision.models.detection import fasterrcnn_resnet50_fpn, ssd300_vgg16
 from detectors.measure import skeleton
 from detectors.registry import DETECTORS, build_detector, variant_config
 from detectors.weights.archives import WeightsError
-from detectors.weights.classes import COCO_IDS, COCO_NAMES, COCO_NAMES_BY_ID, VOC_NAMES
-from detectors.weights.fit import convert, fit_native, without_classes
+from detectors.weights.fit import (
+    COCO_IDS,
+    COCO_NAMES,
+    COCO_NAMES_BY_ID,
+    VOC_NAMES,
+    convert,
+    fit_native,
+    without_classes,
+)
 from detectors.weights.layouts import LAYOUTS
 
 M2DET = variant_config("m2det320_vgg16")

@@ -8,7 +8,7 @@ from coco_cases import dataset_of, detections_of, random_case
 
 import native
 from orchestrator.errors import DataError
-from orchestrator.evaluation.coco import evaluate
+from orchestrator.evaluation.coco import StreamingEvaluator, evaluate
 from orchestrator.evaluation.coco_matching import (
     ASPECTS,
     SIZES,
@@ -19,7 +19,6 @@ from orchestrator.evaluation.coco_matching import (
 )
 from orchestrator.evaluation.detections import Detections
 from orchestrator.evaluation.results import Results
-from orchestrator.evaluation.streaming import StreamingEvaluator
 
 BACKENDS = ["native", "pycocotools"]
 

@@ -12,8 +12,7 @@ from detectors.config import PostprocessConfig
 from detectors.structures import Candidates, ImageDetections
 from orchestrator.data.augment.plain import PlainResize
 from orchestrator.data.augment.resize_pad import ResizePad
-from orchestrator.predict.fusion import fuse
-from orchestrator.predict.predictor import DetectOptions, detect
+from orchestrator.predict.predictor import DetectOptions, detect, fuse
 from orchestrator.predict.tta import Views
 
 SIZE = (64, 64)

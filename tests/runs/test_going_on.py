@@ -17,6 +17,7 @@ from orchestrator.training.state import capture, restore
 from orchestrator.training.stepper import Stepper
 from tests.support.chaos_run import CPU, SmallDetector, digests, small_detector, small_plan
 from tests.support.local_runs import train
+from tests.support.one_step import stepper_for
 from tests.training.test_freeze import config
 
 RARELY = "train.checkpoint={every_epochs: 1, keep_last: 20}"
@@ -54,14 +55,7 @@ def test_a_cosine_that_is_held_is_held_at_its_end(tmp_path: Path, digits: Path) 
 
 
 def stepper(model: SmallDetector, ema: EmaConfig | None) -> Stepper:
-    return Stepper(
-        model,
-        config(ema=ema),
-        seed=1,
-        accelerator=CPU,
-        precision="fp32",
-        collective=session.Collective(torch.device("cpu")),
-    )
+    return stepper_for(model, config(ema=ema), CPU)
 
 
 def test_an_average_that_is_new_begins_from_the_weights_that_are_there() -> None:

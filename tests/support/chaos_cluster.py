@@ -20,16 +20,11 @@ from orchestrator.cluster.heartbeat import CONTROLLER, Beat
 from orchestrator.data.demo.digits import Recipe, build_digits
 from orchestrator.tracking.events import METRICS, read_events
 from orchestrator.tracking.goodput import ATTEMPT
+from tests.support.experiments import experiment
 
 #: For the cluster to start; long, for machines with other work.
 NODES_SECONDS = 300
-EXPERIMENT = """
-name: tiny
-detector: {name: ssd, variant: ssd300_mobilenet_v2, width: 0.1, bn_momentum: 0.1}
-data:
-  root: digits
-  train: {images: images, annotations: annotations/instances_train.json}
-  val: {images: images, annotations: annotations/instances_val.json}
+EXPERIMENT = experiment("""\
 train:
   epochs: 10
   batch_size: 4
@@ -40,7 +35,7 @@ train:
   log_every_steps: 1
 cluster: {workers: 2, accelerator: cpu, threads_per_worker: 1}
 tracking: {mlflow: null}
-"""
+""")
 
 
 def make_folder(folder: Path) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from failing_store import Store
 
-from orchestrator.tracking.machine import Machine
+from orchestrator.tracking.ship import Machine
 from orchestrator.tracking.shipping import RunShipper, RunSpec, ShipState
 
 

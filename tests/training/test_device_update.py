@@ -25,12 +25,12 @@ from orchestrator.runs.plan import Plan
 from orchestrator.storage.run_files import STOP
 from orchestrator.tracking.events import metric_history, read_events
 from orchestrator.training import nonfinite_dump, session
-from orchestrator.training.collective import Collective
 from orchestrator.training.job import Outcome
 from orchestrator.training.saved_tensors import SavedTensors
 from orchestrator.training.session import open_store, run_rank
 from orchestrator.training.state import capture
 from orchestrator.training.stepper import Stepper
+from tests.support import one_step
 from tests.support.chaos_run import CPU, SmallDetector, digests, small_plan
 from tests.support.local_runs import StoppingStream
 
@@ -87,39 +87,19 @@ BAD = (0, 3, 4)
 
 
 def batch_of(step: int, *, bad: bool = False) -> Batch:
-    rng = np.random.default_rng(step)
-    boxes = rng.uniform(0, 16, (4, 2, 4)).astype(np.float32)
-    if bad:
-        boxes[1, 0, 2] = math.inf
-    return Batch(
-        step=step,
-        images=rng.integers(0, 256, (4, 16, 16, 3), dtype=np.uint8),
-        boxes=boxes,
-        labels=np.zeros((4, 2), np.int64),
-        valid=np.ones((4, 2), np.bool_),
-        sample_ids=np.arange(4),
-        image_ids=np.arange(4),
-        sizes=np.full((4, 2), 16, np.int32),
-        transforms=np.tile(np.array([1.0, 1.0, 0.0, 0.0]), (4, 1)),
-    )
+    return one_step.batch_of(step, spoilt=math.inf if bad else None)
 
 
 def stepper_on(accelerator: Accelerator, optimizer: Any, precision: Precision = "fp32") -> Stepper:
     torch.manual_seed(0)
-    return Stepper(
-        SmallDetector().train(),
-        TrainConfig(
-            epochs=1,
-            batch_size=4,
-            optimizer=optimizer,
-            clip_norm=0.5,
-            ema=EmaConfig(decay=0.9, warmup_steps=4),
-        ),
-        seed=1,
-        accelerator=accelerator,
-        precision=precision,
-        collective=Collective(torch.device("cpu")),
+    config = TrainConfig(
+        epochs=1,
+        batch_size=4,
+        optimizer=optimizer,
+        clip_norm=0.5,
+        ema=EmaConfig(decay=0.9, warmup_steps=4),
     )
+    return one_step.stepper_for(SmallDetector().train(), config, accelerator, precision=precision)
 
 
 def digest(stepper: Stepper) -> str:
@@ -171,7 +151,14 @@ def test_without_a_fused_kernel_every_bit_is_that_of_the_host(name: str) -> None
             assert repr(report) == repr(wanted[number])
             if not report.applied:
                 begun = [
-                    (n, behind.begin(batch_of(n, bad=n in BAD), learning_rate=0.05, stop=False))
+                    (
+                        n,
+                        behind.begin(
+                            batch_of(n, bad=n in BAD),
+                            learning_rate=0.05,
+                            stop=False,
+                        ),
+                    )
                     for n, _ in begun
                 ]
     assert digest(behind) == digest(expected)

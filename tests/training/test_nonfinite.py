@@ -26,46 +26,24 @@ from orchestrator.errors import StorageError
 from orchestrator.runs.plan import Plan
 from orchestrator.tracking.events import read_events
 from orchestrator.training import nonfinite_dump, session
-from orchestrator.training.collective import Collective
 from orchestrator.training.nonfinite_guard import NonFiniteError
 from orchestrator.training.replay import replay
 from orchestrator.training.session import open_store, run_rank
 from orchestrator.training.state import capture
 from orchestrator.training.stepper import Stepper
 from tests.support.chaos_run import DEVICE, SmallDetector, small_plan
+from tests.support.one_step import batch_of, stepper_for
 
 VALUES = (math.nan, math.inf, -math.inf)
-
-
-def batch_of(step: int) -> Batch:
-    rng = np.random.default_rng(step)
-    return Batch(
-        step=step,
-        images=rng.integers(0, 256, (4, 16, 16, 3), dtype=np.uint8),
-        boxes=rng.uniform(0, 16, (4, 2, 4)).astype(np.float32),
-        labels=np.zeros((4, 2), np.int64),
-        valid=np.ones((4, 2), np.bool_),
-        sample_ids=np.arange(4),
-        image_ids=np.arange(4) + 100,
-        sizes=np.full((4, 2), 16, np.int32),
-        transforms=np.tile(np.array([1.0, 1.0, 0.0, 0.0]), (4, 1)),
-    )
 
 
 def stepper_of(rng: random.Random) -> Stepper:
     torch.manual_seed(0)
     optimizer = rng.choice([SGDOptimizer(lr=0.1, momentum=0.9), AdamWOptimizer(lr=0.01)])
-    device = DEVICE.device()
-    return Stepper(
-        SmallDetector().to(device).train(),
-        TrainConfig(
-            epochs=1, batch_size=4, optimizer=optimizer, ema=EmaConfig(decay=0.9, warmup_steps=0)
-        ),
-        seed=1,
-        accelerator=DEVICE,
-        precision="fp32",
-        collective=Collective(device),
+    config = TrainConfig(
+        epochs=1, batch_size=4, optimizer=optimizer, ema=EmaConfig(decay=0.9, warmup_steps=0)
     )
+    return stepper_for(SmallDetector().to(DEVICE.device()).train(), config, DEVICE)
 
 
 def bits(stepper: Stepper) -> str:

@@ -19,9 +19,9 @@ from detectors.structures import Targets
 from orchestrator.accelerators import Accelerator
 from orchestrator.config.schema import SGDOptimizer, TrainConfig
 from orchestrator.data.batch import Batch
-from orchestrator.training.collective import Collective
 from orchestrator.training.stepper import Stepper
 from tests.detectors.small_detectors import SMALL
+from tests.support import one_step
 from tests.support.ranks import run_ranks
 
 CPU = Accelerator("cpu")
@@ -114,15 +114,7 @@ def stepper_for(model: Detector, *, rank: int | None = None, **changes: Any) -> 
     config = TrainConfig(
         epochs=1, batch_size=IMAGES, optimizer=SGDOptimizer(lr=0.1, momentum=0.0), **changes
     )
-    return Stepper(
-        model,
-        config,
-        seed=1,
-        accelerator=CPU,
-        precision="fp32",
-        collective=Collective(torch.device("cpu")),
-        rank=rank,
-    )
+    return one_step.stepper_for(model, config, CPU, rank=rank)
 
 
 def gradient_of(stepper: Stepper, batch: Batch, **how: Any) -> tuple[Tensor, dict[str, float]]:

@@ -20,9 +20,9 @@ from orchestrator.config.schema import (
     TrainConfig,
 )
 from orchestrator.data.batch import Batch
-from orchestrator.training.collective import Collective
 from orchestrator.training.optim import build_optimizer, parameter_groups
 from orchestrator.training.stepper import Stepper
+from tests.support.one_step import batch_of, stepper_for
 
 
 class TinyDetector(Detector):
@@ -54,22 +54,8 @@ class TinyDetector(Detector):
         return Candidates(raw["boxes"][:, None], torch.ones(len(raw["boxes"]), 1, 1))
 
 
-def _batch(step: int, *, size: int = 4, poison: float | None = None) -> Batch:
-    rng = np.random.default_rng(step)
-    boxes = rng.uniform(0, 8, (size, 2, 4)).astype(np.float32)
-    if poison is not None:
-        boxes[1, 0, 2] = poison
-    return Batch(
-        step=step,
-        images=rng.integers(0, 256, (size, 8, 8, 3), dtype=np.uint8),
-        boxes=boxes,
-        labels=np.zeros((size, 2), np.int64),
-        valid=np.ones((size, 2), np.bool_),
-        sample_ids=np.arange(size),
-        image_ids=np.arange(size),
-        sizes=np.full((size, 2), 8, np.int32),
-        transforms=np.tile(np.array([1.0, 1.0, 0.0, 0.0]), (size, 1)),
-    )
+def _batch(step: int, poison: float | None = None) -> Batch:
+    return batch_of(step, side=8, spoilt=poison)
 
 
 def _config(**changes: object) -> TrainConfig:
@@ -83,15 +69,7 @@ def _config(**changes: object) -> TrainConfig:
 
 def _stepper(config: TrainConfig) -> Stepper:
     torch.manual_seed(0)
-    model = TinyDetector().train()
-    return Stepper(
-        model,
-        config,
-        seed=1,
-        accelerator=Accelerator("cpu"),
-        precision="fp32",
-        collective=Collective(torch.device("cpu")),
-    )
+    return stepper_for(TinyDetector().train(), config, Accelerator("cpu"))
 
 
 def _state(stepper: Stepper) -> dict[str, Tensor]:

@@ -5,20 +5,18 @@ from __future__ import annotations
 import copy
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from detectors.structures import Targets
 from orchestrator.config.schema import SGDOptimizer, TrainConfig
-from orchestrator.data.batch import Batch
 from orchestrator.errors import ConfigError
 from orchestrator.tracking.events import metric_history
 from orchestrator.training.collective import Collective
 from orchestrator.training.ordered_sum import OrderedSum
-from orchestrator.training.stepper import Stepper
 from tests.support.chaos_run import CPU, Chaos, SmallDetector, digests
+from tests.support.one_step import batch_of, stepper_for
 
 STEPS = 6
 
@@ -68,28 +66,10 @@ def test_a_sharded_step_is_that_of_plain_torch() -> None:
     model = SmallDetector().train()
     model.drop.p = 0.0
     plain = copy.deepcopy(model)
-    stepper = Stepper(
-        model,
-        TrainConfig(
-            epochs=1, batch_size=4, optimizer=SGDOptimizer(lr=0.1, momentum=0.0), virtual_shards=2
-        ),
-        seed=1,
-        accelerator=CPU,
-        precision="fp32",
-        collective=Collective(torch.device("cpu")),
+    config = TrainConfig(
+        epochs=1, batch_size=4, optimizer=SGDOptimizer(lr=0.1, momentum=0.0), virtual_shards=2
     )
-    rng = np.random.default_rng(0)
-    batch = Batch(
-        step=0,
-        images=rng.integers(0, 256, (4, 16, 16, 3), dtype=np.uint8),
-        boxes=rng.uniform(0, 16, (4, 2, 4)).astype(np.float32),
-        labels=np.zeros((4, 2), np.int64),
-        valid=np.ones((4, 2), np.bool_),
-        sample_ids=np.arange(4),
-        image_ids=np.arange(4),
-        sizes=np.full((4, 2), 16, np.int32),
-        transforms=np.zeros((4, 4)),
-    )
+    stepper, batch = stepper_for(model, config, CPU), batch_of(0)
     report = stepper.run(batch, learning_rate=0.1, stop=False)
     norms = []
     total = 0.0

@@ -20,6 +20,18 @@ class _CapturedError(Exception):
         self.parser = parser
 
 
+def require_at_least(arguments: argparse.Namespace, *names: str, least: int = 1) -> None:
+    """Refuse numbers that are too small; options that were not given are passed over.
+
+    Raises:
+        ConfigError: naming the first of them.
+    """
+    for name in names:
+        value = getattr(arguments, name)
+        if value is not None and value < least:
+            raise ConfigError(f"--{name.replace('_', '-')} {value}: must be at least {least}")
+
+
 def options_of(main: Callable[[Sequence[str]], int]) -> list[str]:
     """Options of a verb, which is not run; none of one that chooses among verbs of its own."""
     Parser.capturing = True

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
 
-from orchestrator.errors import ConfigError, nearest
+from orchestrator.errors import ConfigError, did_you_mean
 
 
 class Verb(NamedTuple):
@@ -51,8 +51,7 @@ def dispatch(
         return dispatch(prog, verbs, [*rest[:1], "--help"], aliases=aliases)
     verb = verbs.get(aliases.get(name, name))
     if verb is None:
-        guess = nearest(name, [*verbs, *aliases])
-        hint = f"; did you mean '{guess}'?" if guess else ""
+        hint = did_you_mean(name, [*verbs, *aliases])
         raise ConfigError(f"{prog}: unknown command '{name}'{hint}\n\n{usage}")
     return verb.main(rest)
 

@@ -2,42 +2,53 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Field
 
 from orchestrator.cluster_files.models.base import Camel, Count, Port, Quantity, Text
-from orchestrator.cluster_files.models.pods import LabelSelector, Nfs, PodTemplate, Resources
+from orchestrator.cluster_files.models.pods import (
+    LabelSelector,
+    Nfs,
+    PodMeta,
+    PodTemplate,
+    Resources,
+)
+
+AccessModes: TypeAlias = Annotated[
+    list[Literal["ReadWriteOnce", "ReadOnlyMany", "ReadWriteMany", "ReadWriteOncePod"]],
+    Field(min_length=1),
+]
 
 
-class ObjectMeta(Camel):
+class ObjectMeta(PodMeta):
     """Name and labels of an object."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$")]
     namespace: Text | None = None
-    labels: dict[str, str] = Field(default_factory=dict)
-    annotations: dict[str, str] = Field(default_factory=dict)
+
+
+class Manifest(Camel):
+    """An object, by name."""
+
+    metadata: ObjectMeta
 
 
 class ClaimSpec(Camel):
     """Storage that is asked for."""
 
-    access_modes: Annotated[
-        list[Literal["ReadWriteOnce", "ReadOnlyMany", "ReadWriteMany", "ReadWriteOncePod"]],
-        Field(min_length=1),
-    ]
+    access_modes: AccessModes
     resources: Resources
     storage_class_name: str | None = None
     volume_name: Text | None = None
     volume_mode: Literal["Filesystem", "Block"] = "Filesystem"
 
 
-class PersistentVolumeClaim(Camel):
+class PersistentVolumeClaim(Manifest):
     """Storage that is asked for, by name."""
 
     api_version: Literal["v1"]
     kind: Literal["PersistentVolumeClaim"]
-    metadata: ObjectMeta
     spec: ClaimSpec
 
 
@@ -45,22 +56,18 @@ class VolumeSpec(Camel):
     """Storage that there is."""
 
     capacity: dict[str, Quantity]
-    access_modes: Annotated[
-        list[Literal["ReadWriteOnce", "ReadOnlyMany", "ReadWriteMany", "ReadWriteOncePod"]],
-        Field(min_length=1),
-    ]
+    access_modes: AccessModes
     nfs: Nfs
     mount_options: list[Text] = Field(default_factory=list)
     persistent_volume_reclaim_policy: Literal["Retain", "Delete", "Recycle"] = "Retain"
     storage_class_name: str | None = None
 
 
-class PersistentVolume(Camel):
+class PersistentVolume(Manifest):
     """Storage that there is, by name."""
 
     api_version: Literal["v1"]
     kind: Literal["PersistentVolume"]
-    metadata: ObjectMeta
     spec: VolumeSpec
 
 
@@ -110,12 +117,11 @@ class PolicySpec(Camel):
     egress: list[Egress] = Field(default_factory=list)
 
 
-class NetworkPolicy(Camel):
+class NetworkPolicy(Manifest):
     """Whom pods speak with, by name."""
 
     api_version: Literal["networking.k8s.io/v1"]
     kind: Literal["NetworkPolicy"]
-    metadata: ObjectMeta
     spec: PolicySpec
 
 
@@ -139,41 +145,37 @@ class ServiceSpec(Camel):
     load_balancer_source_ranges: list[Text] = Field(default_factory=list)
 
 
-class Service(Camel):
+class Service(Manifest):
     """A name for pods, by name."""
 
     api_version: Literal["v1"]
     kind: Literal["Service"]
-    metadata: ObjectMeta
     spec: ServiceSpec
 
 
-class ConfigMap(Camel):
+class ConfigMap(Manifest):
     """Files and values that are no secrets."""
 
     api_version: Literal["v1"]
     kind: Literal["ConfigMap"]
-    metadata: ObjectMeta
     data: dict[str, str] = Field(default_factory=dict)
 
 
-class Secret(Camel):
+class Secret(Manifest):
     """A secret, which a file must not hold."""
 
     api_version: Literal["v1"]
     kind: Literal["Secret"]
-    metadata: ObjectMeta
     type: Text | None = None
     data: dict[str, str] = Field(default_factory=dict)
     string_data: dict[str, str] = Field(default_factory=dict)
 
 
-class Namespace(Camel):
+class Namespace(Manifest):
     """A room of its own."""
 
     api_version: Literal["v1"]
     kind: Literal["Namespace"]
-    metadata: ObjectMeta
 
 
 class JobSpec(Camel):
@@ -187,10 +189,9 @@ class JobSpec(Camel):
     ttl_seconds_after_finished: Count | None = None
 
 
-class Job(Camel):
+class Job(Manifest):
     """A pod that ends, by name."""
 
     api_version: Literal["batch/v1"]
     kind: Literal["Job"]
-    metadata: ObjectMeta
     spec: JobSpec

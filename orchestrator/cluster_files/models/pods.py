@@ -111,29 +111,30 @@ class SeccompProfile(Camel):
     localhost_profile: Text | None = None
 
 
-class SecurityContext(Camel):
+class RunAs(Camel):
+    """Whom processes run as, and which system calls they have."""
+
+    run_as_non_root: bool = False
+    run_as_user: Count | None = None
+    run_as_group: Count | None = None
+    seccomp_profile: SeccompProfile | None = None
+
+
+class SecurityContext(RunAs):
     """What a container may do."""
 
     privileged: bool = False
     allow_privilege_escalation: bool = True
     read_only_root_filesystem: bool = False
-    run_as_non_root: bool = False
-    run_as_user: Count | None = None
-    run_as_group: Count | None = None
     capabilities: Capabilities | None = None
-    seccomp_profile: SeccompProfile | None = None
 
 
-class PodSecurityContext(Camel):
+class PodSecurityContext(RunAs):
     """What all containers of a pod may do."""
 
-    run_as_non_root: bool = False
-    run_as_user: Count | None = None
-    run_as_group: Count | None = None
     fs_group: Count | None = None
     fs_group_change_policy: Literal["OnRootMismatch", "Always"] | None = None
     supplemental_groups: list[Count] = Field(default_factory=list)
-    seccomp_profile: SeccompProfile | None = None
 
 
 class Exec(Camel):
@@ -156,24 +157,22 @@ class TcpSocket(Camel):
     port: int | str
 
 
-class Probe(Camel):
-    """How a container is asked whether it is well."""
+class Handler(Camel):
+    """What is done at a turn of a container's life, or asked of it."""
 
     exec: Exec | None = None
     http_get: HttpGet | None = None
+
+
+class Probe(Handler):
+    """How a container is asked whether it is well."""
+
     tcp_socket: TcpSocket | None = None
     initial_delay_seconds: Count = 0
     period_seconds: Annotated[int, Field(ge=1)] = 10
     timeout_seconds: Annotated[int, Field(ge=1)] = 1
     failure_threshold: Annotated[int, Field(ge=1)] = 3
     success_threshold: Annotated[int, Field(ge=1)] = 1
-
-
-class Handler(Camel):
-    """What is done at a turn of a container's life."""
-
-    exec: Exec | None = None
-    http_get: HttpGet | None = None
 
 
 class Lifecycle(Camel):

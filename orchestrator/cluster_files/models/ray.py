@@ -10,9 +10,9 @@ from orchestrator.cluster_files.models.base import Camel, Count, Text
 from orchestrator.cluster_files.models.kubernetes import (
     ConfigMap,
     Job,
+    Manifest,
     Namespace,
     NetworkPolicy,
-    ObjectMeta,
     PersistentVolume,
     PersistentVolumeClaim,
     Secret,
@@ -21,6 +21,7 @@ from orchestrator.cluster_files.models.kubernetes import (
 from orchestrator.cluster_files.models.pods import (
     EnvFrom,
     EnvVar,
+    PodMeta,
     PodTemplate,
     Resources,
     SecurityContext,
@@ -93,12 +94,11 @@ class ClusterSpec(Camel):
     suspend: bool = False
 
 
-class RayCluster(Camel):
+class RayCluster(Manifest):
     """A Ray cluster, by name."""
 
     api_version: Literal["ray.io/v1"]
     kind: Literal["RayCluster"]
-    metadata: ObjectMeta
     spec: ClusterSpec
 
 
@@ -131,12 +131,11 @@ class RayJobSpec(Camel):
     metadata: dict[str, str] = Field(default_factory=dict)
 
 
-class RayJob(Camel):
+class RayJob(Manifest):
     """A cluster that is there for one command, by name."""
 
     api_version: Literal["ray.io/v1"]
     kind: Literal["RayJob"]
-    metadata: ObjectMeta
     spec: RayJobSpec
 
 
@@ -168,20 +167,12 @@ class TrainJobSpec(Camel):
     suspend: bool = False
 
 
-class TrainJob(Camel):
+class TrainJob(Manifest):
     """A command on several nodes, by name."""
 
     api_version: Literal["trainer.kubeflow.org/v1alpha1"]
     kind: Literal["TrainJob"]
-    metadata: ObjectMeta
     spec: TrainJobSpec
-
-
-class RuntimeTemplateMeta(Camel):
-    """Labels of a job's template."""
-
-    labels: dict[str, str] = Field(default_factory=dict)
-    annotations: dict[str, str] = Field(default_factory=dict)
 
 
 class RuntimeJobSpec(Camel):
@@ -194,7 +185,7 @@ class RuntimeJobSpec(Camel):
 class RuntimeJob(Camel):
     """The job of one kind of pod, with labels."""
 
-    metadata: RuntimeTemplateMeta = RuntimeTemplateMeta()
+    metadata: PodMeta = PodMeta()
     spec: RuntimeJobSpec
 
 
@@ -240,12 +231,11 @@ class TrainingRuntimeSpec(Camel):
     template: JobSet
 
 
-class TrainingRuntime(Camel):
+class TrainingRuntime(Manifest):
     """A template of jobs, by name."""
 
     api_version: Literal["trainer.kubeflow.org/v1alpha1"]
     kind: Literal["TrainingRuntime"]
-    metadata: ObjectMeta
     spec: TrainingRuntimeSpec
 
 

@@ -155,13 +155,13 @@ def _is_command(name: str) -> bool:
     return name in _OTHERS or "$" in name or re.fullmatch(r"(python|pip)3\.\d+", name) is not None
 
 
-def check_name(sheet: Sheet, path: KeyPath, name: str, needle: str = "") -> None:
+def check_name(sheet: Sheet, path: KeyPath, name: str) -> None:
     """Report a variable whose name is nearly that of one that programs read."""
     if name in _VARIABLES:
         return
     guess = difflib.get_close_matches(name, _VARIABLES, n=1, cutoff=0.88)
     if guess:
-        sheet.report(path, f"nothing reads {name}; did you mean {guess[0]}?", needle or name)
+        sheet.report(path, f"nothing reads {name}; did you mean {guess[0]}?", name)
 
 
 def _secrets(sheet: Sheet, path: KeyPath, command: Command) -> None:
@@ -202,8 +202,7 @@ def _ray(sheet: Sheet, path: KeyPath, command: Command, found: Found, *, inside:
     verb = next((word for word in command.words[1:] if not word.startswith("-")), "")
     if verb not in verbs:
         if verb and "$" not in verb:
-            guess = nearest(verb, verbs)
-            hint = f"; did you mean 'ray {guess}'?" if guess else ""
+            hint = did_you_mean(verb, verbs, like="'ray {}'")
             sheet.report(path, f"Ray has no command {verb!r}{hint}", f"ray {verb}")
         return
     if verb not in ("start", "symmetric-run"):
@@ -268,7 +267,7 @@ def _start_option(
     sheet: Sheet, path: KeyPath, verb: str, name: str, value: str, known: Mapping[str, bool]
 ) -> None:
     if name not in known:
-        hint = did_you_mean(name, known, quoted=False)
+        hint = did_you_mean(name, known, like="{}")
         sheet.report(path, f"`ray {verb}` has no option {name}{hint}", name)
         return
     message = option_problem(name, value)
@@ -348,17 +347,15 @@ def _python(sheet: Sheet, path: KeyPath, words: tuple[str, ...], found: Found) -
         return
     ours = ("orchestrator", "detectors", "native")
     if top not in ours:
-        guess = nearest(top, ours)
-        if guess:
-            sheet.report(path, f"there is no module {module!r}; did you mean {guess}?", module)
+        if hint := did_you_mean(top, ours, like="{}"):
+            sheet.report(path, f"there is no module {module!r}{hint}", module)
         return
     root = sheet.project.root
     if root is not None:
         base = root.joinpath(*module.split("."))
         if not base.with_suffix(".py").is_file() and not (base / "__main__.py").is_file():
             siblings = [each.stem for each in base.parent.glob("*.py")]
-            guess = nearest(base.name, siblings)
-            hint = f"; did you mean {module.rpartition('.')[0]}.{guess}?" if guess else ""
+            hint = did_you_mean(base.name, siblings, like=f"{module.rpartition('.')[0]}.{{}}")
             sheet.report(path, f"there is no module {module!r}{hint}", module)
             return
     if module == "orchestrator.run":
@@ -370,8 +367,7 @@ def _orchestrator(sheet: Sheet, path: KeyPath, words: tuple[str, ...], found: Fo
         return
     verbs = sheet.project.verbs
     if verbs and words[0] not in verbs and not words[0].startswith("-"):
-        guess = nearest(words[0], verbs)
-        hint = f"; did you mean 'orchestrator {guess}'?" if guess else ""
+        hint = did_you_mean(words[0], verbs, like="'orchestrator {}'")
         sheet.report(path, f"orchestrator has no command {words[0]!r}{hint}", words[0])
         return
     if words[0] in ("run", "submit"):
@@ -390,7 +386,7 @@ def _run(sheet: Sheet, path: KeyPath, words: tuple[str, ...], found: Found) -> N
     if not file.is_file():
         root = sheet.project.root
         known = [] if root is None else (root / "experiments").glob("*.yaml")
-        hint = did_you_mean(name, [f"experiments/{each.name}" for each in known], quoted=False)
+        hint = did_you_mean(name, [f"experiments/{each.name}" for each in known], like="{}")
         sheet.report(path, f"there is no experiment {name}{hint}", name)
         return
     kept = tuple(word for word in overrides if "$" not in word)
@@ -413,8 +409,7 @@ def _make(sheet: Sheet, path: KeyPath, words: tuple[str, ...]) -> None:
     for word in words:
         if not targets or word.startswith("-") or "=" in word or "$" in word or word in targets:
             continue
-        guess = nearest(word, targets)
-        hint = f"; did you mean 'make {guess}'?" if guess else ""
+        hint = did_you_mean(word, targets, like="'make {}'")
         sheet.report(path, f"the Makefile has no target {word!r}{hint}", f"make {word}")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 import re
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,8 @@ from orchestrator.cluster_files.rules.commands import (
     examine,
 )
 from orchestrator.cluster_files.rules.compose_agreement import check_agreement
-from orchestrator.cluster_files.sheet import Sheet
+from orchestrator.cluster_files.sheet import Sheet, texts_of
 from orchestrator.config.problems import KeyPath
-from orchestrator.config.scalars import Json
 from orchestrator.credentials import names_secret
 from orchestrator.errors import did_you_mean
 
@@ -91,7 +90,7 @@ def _image(sheet: Sheet, path: KeyPath, service: ServiceFile) -> None:
     dockerfile = context / build.dockerfile
     if not dockerfile.is_file():
         near = dockerfile.parent.glob("*") if dockerfile.parent.is_dir() else ()
-        hint = did_you_mean(dockerfile.name, [each.name for each in near], quoted=False)
+        hint = did_you_mean(dockerfile.name, [each.name for each in near], like="{}")
         sheet.report(
             (*path, "build", "dockerfile"),
             f"there is no file {build.dockerfile} in {context}{hint}",
@@ -100,7 +99,7 @@ def _image(sheet: Sheet, path: KeyPath, service: ServiceFile) -> None:
     arguments = re.findall(r"(?m)^ARG\s+(\w+)", dockerfile.read_text(encoding="utf-8"))
     for name in build.args:
         if name not in arguments:
-            hint = did_you_mean(name, arguments, quoted=False)
+            hint = did_you_mean(name, arguments, like="{}")
             sheet.report(
                 (*path, "build", "args", name), f"{build.dockerfile} has no ARG {name}{hint}"
             )
@@ -169,17 +168,6 @@ def _durations(sheet: Sheet, path: KeyPath, service: ServiceFile) -> None:
             sheet.report((*path, *keys), f"found {text!r}, allowed is a time such as 1m30s")
 
 
-def _texts(tree: Json, path: KeyPath) -> Iterator[tuple[KeyPath, str]]:
-    if isinstance(tree, dict):
-        for key, value in tree.items():
-            yield from _texts(value, (*path, key))
-    elif isinstance(tree, list):
-        for index, value in enumerate(tree):
-            yield from _texts(value, (*path, index))
-    elif isinstance(tree, str):
-        yield path, tree
-
-
 def _environment(sheet: Sheet, path: KeyPath, service: ServiceFile) -> None:
     for name, value in service.environment.items():
         at = (*path, "environment", name)
@@ -205,7 +193,7 @@ def _environment(sheet: Sheet, path: KeyPath, service: ServiceFile) -> None:
             sheet.report(at, "the database asks nobody for a password; remove this")
     services = sheet.tree.get("services") if isinstance(sheet.tree, dict) else None
     own = services.get(str(path[-1])) if isinstance(services, dict) else None
-    for at, text in _texts(own, path):
+    for at, text in texts_of(own, path):
         for name in _SECRET_FILE.findall(text):
             if name not in service.secrets:
                 hint = did_you_mean(name, service.secrets)

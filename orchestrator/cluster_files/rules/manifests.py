@@ -15,7 +15,7 @@ from orchestrator.cluster_files.models.kubernetes import (
     Service,
 )
 from orchestrator.cluster_files.models.ray import RayCluster, RayJob, TrainingRuntime, TrainJob
-from orchestrator.cluster_files.quantities import QuantityError, amount
+from orchestrator.cluster_files.quantities import amount_or_none
 from orchestrator.cluster_files.rules.bundle import Bundle
 from orchestrator.cluster_files.rules.kuberay import check_cluster, check_job
 from orchestrator.cluster_files.rules.places import check_places
@@ -96,9 +96,8 @@ def _claim(sheet: Sheet, document: PersistentVolumeClaim, bundle: Bundle) -> Non
             f"no PersistentVolume {spec.volume_name!r} in these files{hint}",
         )
         return
-    try:
-        capacity = amount(volume.spec.capacity.get("storage", 0))
-    except QuantityError:
+    capacity = amount_or_none(volume.spec.capacity.get("storage", 0))
+    if capacity is None:
         return
     if number is not None and number > capacity:
         sheet.report(

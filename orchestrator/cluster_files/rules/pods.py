@@ -17,7 +17,7 @@ from orchestrator.cluster_files.models.pods import (
     Resources,
     Volume,
 )
-from orchestrator.cluster_files.quantities import QuantityError, amount, gib
+from orchestrator.cluster_files.quantities import QuantityError, amount, amount_or_none, gib
 from orchestrator.cluster_files.rules.bundle import Bundle
 from orchestrator.cluster_files.rules.commands import Found, check_mode, check_name, examine
 from orchestrator.cluster_files.sheet import Sheet
@@ -265,15 +265,8 @@ def quantity(sheet: Sheet, path: KeyPath, text: int | float | str) -> float | No
 def limits_of(resources: Resources) -> dict[str, float]:
     """What a container may take, in CPUs, bytes and devices; what is no quantity is left out."""
     given = {**resources.requests, **resources.limits}.items()
-    numbers = ((name, _amount_or_none(text)) for name, text in given)
+    numbers = ((name, amount_or_none(text)) for name, text in given)
     return {name: number for name, number in numbers if number is not None}
-
-
-def _amount_or_none(text: int | float | str) -> float | None:
-    try:
-        return amount(text)
-    except QuantityError:
-        return None
 
 
 def shm_of(container: Container, spec: PodSpec) -> float | None:
@@ -285,10 +278,7 @@ def shm_of(container: Container, spec: PodSpec) -> float | None:
                 return None
             if volume.empty_dir.size_limit is None:
                 return float("inf")
-            try:
-                return amount(volume.empty_dir.size_limit)
-            except QuantityError:
-                return None
+            return amount_or_none(volume.empty_dir.size_limit)
     return None
 
 
@@ -306,7 +296,7 @@ def check_resources(sheet: Sheet, path: KeyPath, resources: Resources) -> None:
         limit = resources.limits.get(name)
         if limit is None:
             continue
-        asked, most = _amount_or_none(text), _amount_or_none(limit)
+        asked, most = amount_or_none(text), amount_or_none(limit)
         if asked is not None and most is not None and asked > most:
             sheet.report(
                 (*path, "requests", name), f"{name} of {text} is asked for, the limit is {limit}"
@@ -322,9 +312,8 @@ def _device(
     resources: Resources,
 ) -> None:
     if name not in _DEVICES:
-        guess = nearest(name, (*_DEVICES, *_PLAIN))
-        if guess is not None or "/" not in name:
-            hint = f"; did you mean {guess!r}?" if guess else ""
+        hint = did_you_mean(name, (*_DEVICES, *_PLAIN))
+        if hint or "/" not in name:
             sheet.report(path, f"unknown resource {name!r}{hint}")
         return
     if number is not None and number != int(number):

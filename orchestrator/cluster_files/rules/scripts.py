@@ -125,7 +125,7 @@ def check_batch(sheet: Sheet) -> None:
                 sheet.report((), "Slurm passes over this line; write #SBATCH", line)
             continue
         if found[1] not in _SBATCH:
-            hint = did_you_mean(found[1], _SBATCH, quoted=False)
+            hint = did_you_mean(found[1], _SBATCH, like="{}")
             sheet.report((), f"sbatch has no option {found[1]}{hint}", line)
         if found[1] in options:
             sheet.report((), f"{found[1]} is given twice", line)
@@ -165,7 +165,7 @@ def check_dockerfile(sheet: Sheet) -> None:
     user, arguments = "", dict[str, str]()
     for start, word, rest in _instructions(sheet.lines):
         if word not in _INSTRUCTIONS:
-            hint = did_you_mean(word, _INSTRUCTIONS, quoted=False)
+            hint = did_you_mean(word, _INSTRUCTIONS, like="{}")
             sheet.report((), f"there is no instruction {word}{hint}", start)
         elif word == "ARG":
             name, _, value = rest.partition("=")

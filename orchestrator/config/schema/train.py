@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import Field, model_validator
 from typing_extensions import Self
@@ -121,17 +121,22 @@ class _Warmup(Settings):
     """Linear warm-up, which every schedule begins with.
 
     Attributes:
-        warmup_epochs: length in epochs, rounded to whole steps; 0 for none.
+        warmup_epochs: length of the warm-up in epochs, rounded to whole steps; 0 for none.
         warmup_start: learning rate that the warm-up starts from, absolute.
-        warmup_steps: length in steps, instead of ``warmup_epochs``.
-        warmup_ends: ``after``: the base rate comes with the first step after the warm-up; ``with``:
-            with its last one, and step 0 has one step's share already.
+        warmup_steps: length of the warm-up in steps, instead of ``warmup_epochs``.
+        warmup_ends: whether step 0 has ``warmup_start`` and the base rate comes ``after`` the
+            warm-up, or ``with`` its last step.
     """
 
     warmup_epochs: NonNegative = 0.0
     warmup_start: NonNegative = 0.0
     warmup_steps: NonNegativeInt | None = None
     warmup_ends: Literal["after", "with"] = "after"
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        # The schema that editors are given takes its words from docstrings.
+        super().__init_subclass__(**kwargs)
+        cls.__doc__ = f"{cls.__doc__}{(_Warmup.__doc__ or '').partition('Attributes:')[2]}"
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:
@@ -149,11 +154,6 @@ class ConstantSchedule(_Warmup):
 
     Attributes:
         name: selects this schedule.
-        warmup_epochs: length of the warm-up in epochs, rounded to whole steps; 0 for none.
-        warmup_start: learning rate that the warm-up starts from, absolute.
-        warmup_steps: length of the warm-up in steps, instead of ``warmup_epochs``.
-        warmup_ends: whether step 0 has ``warmup_start`` and the base rate comes ``after`` the
-            warm-up, or ``with`` its last step.
     """
 
     name: Literal["constant"] = "constant"
@@ -168,11 +168,6 @@ class CosineSchedule(_Warmup):
         period_epochs: epochs after the warm-up in which the cosine comes to its end; null: those
             that are left. The MindSpore Faster R-CNN recipe has one more than it trains, so that
             the rate does not reach its end.
-        warmup_epochs: length of the warm-up in epochs, rounded to whole steps; 0 for none.
-        warmup_start: learning rate that the warm-up starts from, absolute.
-        warmup_steps: length of the warm-up in steps, instead of ``warmup_epochs``.
-        warmup_ends: whether step 0 has ``warmup_start`` and the base rate comes ``after`` the
-            warm-up, or ``with`` its last step.
     """
 
     name: Literal["cosine"] = "cosine"
@@ -188,11 +183,6 @@ class MultistepSchedule(_Warmup):
         milestones: epochs at which the rate changes, increasing; fractions are allowed.
         factors: the rate after each milestone, as a multiple of the base rate (not of the rate
             before).
-        warmup_epochs: length of the warm-up in epochs, rounded to whole steps; 0 for none.
-        warmup_start: learning rate that the warm-up starts from, absolute.
-        warmup_steps: length of the warm-up in steps, instead of ``warmup_epochs``.
-        warmup_ends: whether step 0 has ``warmup_start`` and the base rate comes ``after`` the
-            warm-up, or ``with`` its last step.
     """
 
     name: Literal["multistep"] = "multistep"

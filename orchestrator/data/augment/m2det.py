@@ -37,7 +37,7 @@ from orchestrator.data.augment.patches import (
 )
 from orchestrator.data.augment.photometric import DRAWS as PHOTOMETRIC_DRAWS
 from orchestrator.data.augment.photometric import distort
-from orchestrator.data.augment.plain import PlainResize
+from orchestrator.data.augment.plain import Stretching
 from orchestrator.data.counter_rng import Domain, SampleKey
 
 #: One is drawn for each image.
@@ -61,14 +61,8 @@ class _Part:
     origin: tuple[int, int] = (0, 0)
 
 
-class M2DetAugment(M2DetAugmentation):
-    """The augmentation as a pure function of an image, its boxes and a key.
-
-    Attributes:
-        size: (H, W) of the network input.
-    """
-
-    size: tuple[int, int]
+class M2DetAugment(M2DetAugmentation, Stretching):
+    """The augmentation as a pure function of an image, its boxes and a key."""
 
     def __call__(
         self,
@@ -78,15 +72,7 @@ class M2DetAugment(M2DetAugmentation):
         key: SampleKey,
         into: NDArray[np.uint8] | None = None,
     ) -> Sample:
-        """Augment one image.
-
-        Args:
-            image: (h, w, 3) uint8 RGB.
-            boxes: (k, 4) float32 xyxy within the image.
-            labels: (k,) int64.
-            key: addresses the draws.
-            into: (H, W, 3) memory that the result may be made in.
-        """
+        """Augment one image; see :class:`~orchestrator.data.augment.protocol.Augment`."""
         draw = key.uniforms(Domain.RESIZE, 1)[0]
         interpolation = INTERPOLATIONS[int(draw * len(INTERPOLATIONS))]
         if len(boxes):
@@ -99,14 +85,6 @@ class M2DetAugment(M2DetAugmentation):
             if keep.any():
                 return replace(sample, boxes=sample.boxes[keep], labels=sample.labels[keep])
         return resized(image, boxes, labels, self.size, interpolation=interpolation)
-
-    def plain(self) -> PlainResize:
-        """A plain resize."""
-        return PlainResize(size=self.size)
-
-    @property
-    def padding(self) -> None:
-        """Images are stretched, not padded."""
 
     def _cropped(self, whole: _Part, key: SampleKey) -> _Part:
         height, width = whole.image.shape[:2]

@@ -5,19 +5,31 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.config.augmentations import NoAugmentation
+from orchestrator.config.augmentations import AugmentationSettings, NoAugmentation
 from orchestrator.data.augment.geometry import Sample, resized
 from orchestrator.data.counter_rng import SampleKey
 
 
-class PlainResize(NoAugmentation):
-    """No augmentation, and what evaluation does where training stretches images too.
+class Stretching(AugmentationSettings):
+    """What augmentations share that stretch images to the input size instead of padding them.
 
     Attributes:
         size: (H, W) of the network input.
     """
 
     size: tuple[int, int]
+
+    def plain(self) -> PlainResize:
+        """A plain resize, as evaluation does it."""
+        return PlainResize(size=self.size)
+
+    @property
+    def padding(self) -> None:
+        """None: images are stretched."""
+
+
+class PlainResize(NoAugmentation, Stretching):
+    """No augmentation, and what evaluation does where training stretches images too."""
 
     def __call__(
         self,
@@ -29,11 +41,3 @@ class PlainResize(NoAugmentation):
     ) -> Sample:
         """Stretch the image; nothing is drawn."""
         return resized(image, boxes, labels, self.size, into=into)
-
-    def plain(self) -> PlainResize:
-        """Itself."""
-        return self
-
-    @property
-    def padding(self) -> None:
-        """Images are stretched, not padded."""

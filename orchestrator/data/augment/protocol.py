@@ -24,9 +24,14 @@ class Augment(Protocol):
         key: SampleKey,
         into: NDArray[np.uint8] | None = None,
     ) -> Sample:
-        """(h, w, 3) RGB, (k, 4) xyxy and (k,) labels to a sample of the network's input size.
+        """The image and its boxes, brought to the network's input size.
 
-        Its image may be made in the memory of ``into``, (H, W, 3), and need not.
+        Args:
+            image: (h, w, 3) uint8 RGB.
+            boxes: (k, 4) float32 xyxy within the image.
+            labels: (k,) int64.
+            key: addresses the draws.
+            into: (H, W, 3) memory that the result may be made in, and need not.
         """
         ...
 

@@ -41,15 +41,7 @@ class ResizePad(ResizePadAugmentation):
         key: SampleKey,
         into: NDArray[np.uint8] | None = None,
     ) -> Sample:
-        """Augment one image.
-
-        Args:
-            image: (h, w, 3) uint8 RGB.
-            boxes: (k, 4) float32 xyxy within the image.
-            labels: (k,) int64.
-            key: addresses the draws.
-            into: (H, W, 3) memory that the result may be made in.
-        """
+        """Augment one image; see :class:`~orchestrator.data.augment.protocol.Augment`."""
         draws = key.uniforms(Domain.EXPAND, 4)
         expands = draws[0] < self.expand_probability
         ratio = 1.0 + (self.expand_ratio - 1.0) * float(draws[1]) if expands else 1.0

@@ -44,15 +44,7 @@ class ScaleJitter(ScaleJitterAugmentation):
         key: SampleKey,
         into: NDArray[np.uint8] | None = None,
     ) -> Sample:
-        """Augment one image.
-
-        Args:
-            image: (h, w, 3) uint8 RGB.
-            boxes: (k, 4) float32 xyxy within the image.
-            labels: (k,) int64.
-            key: addresses the draws.
-            into: (H, W, 3) memory that the result may be made in.
-        """
+        """Augment one image; see :class:`~orchestrator.data.augment.protocol.Augment`."""
         draws = key.uniforms(Domain.CROP, 3)
         scale = self.min_scale + (self.max_scale - self.min_scale) * float(draws[0])
         sample = self._part(image, boxes, labels, scale, (float(draws[1]), float(draws[2])))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from functools import partial
-from typing import Any
 
 import numpy as np
 import ray
@@ -13,12 +12,9 @@ import ray.data
 from ray.data import TaskPoolStrategy
 
 from orchestrator.data.dataset import Dataset
-from orchestrator.data.ray_log import hush_ray_data
+from orchestrator.data.ray_rows import Rows, hush_ray_data, require_rows, rows_or_error
 from orchestrator.data.shards.writer import Shard, put_shard
-from orchestrator.errors import ConfigError, DataError, SecurityError, StorageError
 from orchestrator.storage.folders import open_folder
-
-_KINDS = {kind.__name__: kind for kind in (ConfigError, DataError, SecurityError, StorageError)}
 
 
 def shards_by_ray(
@@ -51,24 +47,20 @@ def shards_by_ray(
     )
     dataset.context.enable_progress_bars = False
     for rows in dataset.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=0):
-        if "error" in rows:
-            raise _KINDS[str(rows["error"][0])](str(rows["message"][0]))
+        require_rows(rows)
         for text in rows["shard"]:
             yield Shard(**json.loads(text))
 
 
 def _put_rows(
-    rows: dict[str, Any],
-    *,
-    data_ref: ray.ObjectRef[Dataset],
-    location: str,
-    images_per_shard: int,
-) -> dict[str, Any]:
-    """The map stage; what is wrong travels as data, since of an exception Ray keeps the text."""
+    rows: Rows, *, data_ref: ray.ObjectRef[Dataset], location: str, images_per_shard: int
+) -> Rows:
+    """The map stage."""
     data: Dataset = ray.get(data_ref)
-    try:
+
+    def put() -> Rows:
         folder = open_folder(location)
         shards = [put_shard(data, folder, int(i), images_per_shard) for i in rows["data"]]
-    except tuple(_KINDS.values()) as error:
-        return {"error": np.array([type(error).__name__]), "message": np.array([str(error)])}
-    return {"shard": np.array([json.dumps(vars(shard)) for shard in shards])}
+        return {"shard": np.array([json.dumps(vars(shard)) for shard in shards])}
+
+    return rows_or_error(put)

@@ -26,27 +26,23 @@ from dataclasses import fields
 from functools import lru_cache, partial
 from queue import Empty, Full, Queue
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 from uuid import uuid4
 
 import numpy as np
 import pyarrow as pa
 import ray
 import ray.data
-import ray.train
 from numpy.typing import NDArray
 from ray.data import TaskPoolStrategy
 
 from orchestrator.data.batch import Allocate, Batch
-from orchestrator.data.ray_log import hush_ray_data
+from orchestrator.data.ray_rows import Rows, hush_ray_data, require_rows, rows_or_error
 from orchestrator.data.stream.assemble import BatchPlan
 from orchestrator.data.stream.local import EvalCache, in_order
 from orchestrator.data.stream.slots import slot
-from orchestrator.errors import ConfigError, DataError, OrchestratorError, StorageError
+from orchestrator.errors import OrchestratorError
 from orchestrator.memory import keep_freed_memory
-
-if TYPE_CHECKING:
-    from ray.actor import ActorHandle
 
 #: Batches of a segment together, as long as the consumer is the slower side.
 SEGMENT_BYTES = 128 << 20
@@ -56,8 +52,9 @@ SEGMENT_STEPS = 1000
 #: Images one task prepares at most, and their bytes: enough that the cost of a task (40 ms of CPU
 #: time) does not count, and no more than Ray Data keeps in one block.
 TASK_IMAGES, TASK_BYTES = 512, 128 << 20
-#: Map tasks of a worker on a node without cores to spare.
-MIN_TASKS = 2
+#: Logical CPUs of one task. The cluster must have a few to spare for each worker, or training waits
+#: for its first batch for ever.
+_TASK_CPUS = 0.25
 #: Share of its time that a consumer waits when it is called starved.
 STARVED = 0.25
 
@@ -67,19 +64,18 @@ _NODE_LABEL = "ray.io/node-id"
 _CLOSE_SECONDS = 10.0
 _POLL_SECONDS = 0.2
 
-Rows: TypeAlias = dict[str, Any]
 #: Plan, number, rank, world and whose arrays to fill.
 Make: TypeAlias = Callable[[BatchPlan, int, int, int, Batch | None], Batch]
 
 
 class RayStream:
-    """One rank's batches through Ray Data; made by :class:`ScheduledDataConfig`, small to pickle.
+    """One rank's batches through Ray Data; made by
+    :class:`~orchestrator.data.stream.ray_config.ScheduledDataConfig`, small to pickle.
 
     Attributes:
         rank, world: whose share this stream yields.
         prefetch: batches that a segment holds at least.
         tasks: map tasks that work at a time for this rank on a node.
-        task_cpus: logical CPUs of one such task.
         node: id of the node that tasks run on while it has CPUs for them; None for all in turn.
         allocate: makes the arrays of batches, into which they are copied from shared memory.
         plan_ref: what is in which batch, in the object store.
@@ -94,14 +90,12 @@ class RayStream:
         world: int,
         prefetch: int,
         tasks: int,
-        task_cpus: float,
         node: str | None = None,
     ) -> None:
         self.rank = rank
         self.world = world
         self.prefetch = prefetch
         self.tasks = tasks
-        self.task_cpus = task_cpus
         self.node = node
         self.allocate: Allocate = np.empty
         self.plan_ref = plan
@@ -195,7 +189,7 @@ class RayStream:
             batch_size=None,
             batch_format="numpy",
             compute=TaskPoolStrategy(size=min(self.tasks + starved, len(blocks))),
-            num_cpus=self.task_cpus,
+            num_cpus=_TASK_CPUS,
             **self._where(),
         )
         dataset.context.execution_options.preserve_order = True
@@ -229,113 +223,6 @@ class RayStream:
         return min(max(SEGMENT_BYTES // batch_bytes, self.prefetch), SEGMENT_STEPS)
 
 
-class ScheduledDataConfig(ray.train.DataConfig):  # type: ignore[misc]  # Ray is not typed
-    """Hands each Ray Train worker its :class:`RayStream`.
-
-    Ray Train calls :meth:`configure` whenever a worker group starts, also after a failure; the
-    streams it makes hold no position, since a worker asks for the steps after the commit it
-    loaded.
-    """
-
-    def __init__(
-        self,
-        plan: BatchPlan,
-        *,
-        prefetch: int = 4,
-        tasks: int | None = None,
-        task_cpus: float = 0.25,
-        worker_cpus: float = 1.0,
-        any_node: bool = False,
-    ) -> None:
-        """Put ``plan`` into the object store; Ray must have been initialised.
-
-        Args:
-            plan: what is in which batch.
-            prefetch: batches per worker that are made ahead, at least.
-            tasks: map tasks per worker that work at a time on a node; for a worker that waits there
-                is one more in reserve. None for as many as its node has free cores, see
-                :func:`free_tasks`.
-            task_cpus: logical CPUs of one task. The cluster must have a few to spare for each
-                worker, or training waits for its first batch for ever.
-            worker_cpus: cores that a worker keeps busy.
-            any_node: tasks run on all nodes in turn, and not on that of their worker.
-        """
-        # Named data sets are only split on request; without, no rank waits for the others here.
-        super().__init__(datasets_to_split=[])
-        self._plan_ref = ray.put(plan)
-        self._total_steps = plan.schedule.total_steps
-        self._prefetch = prefetch
-        self._tasks = tasks
-        self._task_cpus = task_cpus
-        self._worker_cpus = worker_cpus
-        self._any_node = any_node
-        height, width = plan.input_size
-        self._image_bytes = height * width * 3
-        self._batch_size = plan.schedule.batch_size
-
-    def datasets(self) -> dict[str, ray.data.Dataset]:
-        """What a trainer takes as ``datasets``: the schedule, one row per step."""
-        return {"train": ray.data.range(self._total_steps)}
-
-    def configure(
-        self,
-        datasets: dict[str, ray.data.Dataset],
-        world_size: int,
-        worker_handles: list[ActorHandle] | None,
-        worker_node_ids: list[str] | None,
-        **kwargs: Any,
-    ) -> list[dict[str, RayStream]]:
-        """One stream per rank under each name of ``datasets``."""
-        nodes: list[str | None] = [None] * world_size
-        if worker_node_ids is not None:
-            nodes = list(worker_node_ids)
-        task_bytes = max(
-            min(TASK_IMAGES * self._image_bytes, TASK_BYTES),
-            self._batch_size // world_size * self._image_bytes,
-        )
-        streams = (
-            RayStream(
-                self._plan_ref,
-                rank=rank,
-                world=world_size,
-                prefetch=self._prefetch,
-                tasks=self._tasks or self._free_tasks(node, nodes, task_bytes),
-                task_cpus=self._task_cpus,
-                node=None if self._any_node else node,
-            )
-            for rank, node in enumerate(nodes)
-        )
-        return [dict.fromkeys(datasets, stream) for stream in streams]
-
-    def _free_tasks(self, node: str | None, nodes: Sequence[str | None], task_bytes: int) -> int:
-        """Map tasks of a worker on ``node``, one of the ``nodes`` of all workers."""
-        resources = {one["NodeID"]: one["Resources"] for one in ray.nodes() if one["Alive"]}
-        own = resources.get(node or "", {})
-        cpus = own.get("CPU", 0.0) / nodes.count(node)
-        if self._any_node:
-            cpus = sum(one.get("CPU", 0.0) for one in resources.values()) / len(nodes)
-        return free_tasks(
-            cpus - self._worker_cpus,
-            # What is made on other nodes is fetched into it as well.
-            own.get("object_store_memory", 0.0) / nodes.count(node),
-            task_bytes=task_bytes,
-        )
-
-
-def free_tasks(cpus: float, store: float, *, task_bytes: int) -> int:
-    """Map tasks of one worker: as many as there are cores for.
-
-    Two at least, as many as a worker waits for on a small node; and no more than the object store
-    has room for, twice over: what they make is there until it is taken.
-
-    Args:
-        cpus: that are free for this worker's tasks.
-        store: bytes of its node's object store for this worker.
-        task_bytes: that a task makes at most.
-    """
-    return max(MIN_TASKS, int(min(cpus, store / (2 * task_bytes))))
-
-
 @lru_cache(maxsize=2)
 def _plan(ref: ray.ObjectRef[BatchPlan]) -> BatchPlan:
     """The plan, its arrays mapped from shared memory; kept for the next task of this process."""
@@ -352,18 +239,13 @@ def _make_rows(
     world: int,
     slots: Callable[[], AbstractContextManager[None]],
 ) -> Rows:
-    """The map stage: a column of step numbers to one packed batch per row.
-
-    What is wrong with the data travels as data: of an exception Ray would keep the text alone, and
-    print a page about its own insides.
-    """
+    """The map stage: a column of step numbers to one packed batch per row."""
     keep_freed_memory()
-    plan = _plan(plan_ref)
-    try:
-        with slots():
-            return _pack(lambda i, into: make(plan, i, rank, world, into), rows["number"].tolist())
-    except (ConfigError, DataError, StorageError) as error:
-        return {"error": np.array([type(error).__name__]), "message": np.array([str(error)])}
+    plan, numbers = _plan(plan_ref), rows["number"].tolist()
+    with slots():
+        return rows_or_error(
+            lambda: _pack(lambda i, into: make(plan, i, rank, world, into), numbers)
+        )
 
 
 def _pack(make: Callable[[int, Batch | None], Batch], numbers: Sequence[int]) -> Rows:
@@ -397,11 +279,9 @@ def _unpack(rows: Rows, allocate: Allocate) -> Iterator[Batch]:
     where a device can fetch them, and the object store can drop the block.
 
     Raises:
-        DataError: what the map stage found wrong; ConfigError and StorageError likewise.
+        OrchestratorError: what the map stage found wrong.
     """
-    if "error" in rows:
-        kinds = {kind.__name__: kind for kind in (ConfigError, StorageError)}
-        raise kinds.get(str(rows["error"][0]), DataError)(str(rows["message"][0]))
+    require_rows(rows)
     for row, step in enumerate(rows["step"].tolist()):
         arrays = {name: _copied(rows[name][row], allocate) for name in _ARRAYS}
         arrays["images"] = arrays["images"].reshape(rows["shape"][row])

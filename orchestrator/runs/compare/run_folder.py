@@ -12,7 +12,7 @@ from typing import Any
 
 from orchestrator.config.resolve import ResolvedExperiment, load_experiment
 from orchestrator.data.files import read_text_bytes
-from orchestrator.errors import ConfigError, StorageError, nearest
+from orchestrator.errors import ConfigError, StorageError, did_you_mean
 from orchestrator.evaluation.coco import METRICS
 from orchestrator.runs.identity import Identity, config_digest, recorded_identity
 from orchestrator.storage.run_files import (
@@ -177,8 +177,7 @@ def run_named(runs: Sequence[RunFolder], name: str) -> RunFolder:
         if run.name == name:
             return run
     names = [run.name for run in runs]
-    guess = nearest(name, names)
-    hint = f"; did you mean '{guess}'?" if guess else ""
+    hint = did_you_mean(name, names)
     raise ConfigError(f"no run '{name}' among {', '.join(names)}{hint}")
 
 

@@ -7,8 +7,10 @@ from hypothesis import strategies as st
 
 from orchestrator.config.augmentations import ChainAugmentation, PhotometricAugmentation
 from orchestrator.config.schema import (
+    M2DetAugmentation,
     NoAugmentation,
     ResizePadAugmentation,
+    ScaleJitterAugmentation,
     SSDAugmentation,
 )
 from orchestrator.data.augment.geometry import Sample, flipped, resized
@@ -113,15 +115,16 @@ def test_boxes_are_rounded_to_whole_pixels_half_to_even() -> None:
     assert sample.labels.tolist() == [4]
 
 
-def test_image_without_boxes() -> None:
+@pytest.mark.parametrize("augment", [SSDAugment(size=(30, 40)), M2DetAugment(size=(30, 40))])
+def test_image_without_boxes(augment: Augment) -> None:
     none, no_labels = np.zeros((0, 4), np.float32), np.zeros(0, np.int64)
     for sample_id in range(20):
-        key = SampleKey(1, 0, sample_id)
-        sample = SSDAugment(size=(30, 40))(textured(60, 80, 0), none, no_labels, key)
+        sample = augment(textured(60, 80, 0), none, no_labels, SampleKey(1, 0, sample_id))
         assert sample.boxes.shape == (0, 4)
         assert sample.labels.shape == (0,)
-        # Nothing to keep in view, so nothing is cut off.
+        # Nothing to keep in view, so nothing is cut off, and M2Det leaves it as it is.
         assert abs(sample.transform[0]) == 0.5
+        assert isinstance(augment, SSDAugment) or sample.transform == (0.5, 0.5, 0.0, 0.0)
 
 
 @settings(max_examples=150, deadline=None)
@@ -170,9 +173,17 @@ def test_transform_maps_pixels_where_the_image_shows_them() -> None:
     assert 5 < flips < 35
 
 
-def test_same_key_same_sample_and_another_key_another_one() -> None:
+@pytest.mark.parametrize(
+    "augment",
+    [
+        SSDAugment(size=(48, 64)),
+        M2DetAugment(size=(48, 64)),
+        ScaleJitter(size=(48, 64)),
+        ResizePad(size=(48, 64), expand_probability=1.0),
+    ],
+)
+def test_same_key_same_sample_and_another_key_another_one(augment: Augment) -> None:
     image = textured(60, 80, 0)
-    augment = SSDAugment(size=(48, 64))
     keys = [SampleKey(1, 2, 3), SampleKey(1, 2, 4), SampleKey(1, 3, 3), SampleKey(2, 2, 3)]
     first = [augment(image, BOXES, LABELS, key).image.tobytes() for key in keys]
     second = [augment(image, BOXES, LABELS, key).image.tobytes() for key in keys]
@@ -198,6 +209,16 @@ def test_draws_follow_the_configured_probabilities() -> None:
         (
             SSDAugmentation(crop_attempts=7, crop_overlap_rule="min", contrast=0.1),
             SSDAugment(size=(30, 40), crop_attempts=7, crop_overlap_rule="min", contrast=0.1),
+        ),
+        (M2DetAugmentation(), M2DetAugment(size=(30, 40))),
+        (
+            M2DetAugmentation(min_ious=("whole", 0.5), expand_ratio=2.0, fill=(1, 2, 3)),
+            M2DetAugment(size=(30, 40), min_ious=("whole", 0.5), expand_ratio=2.0, fill=(1, 2, 3)),
+        ),
+        (ScaleJitterAugmentation(), ScaleJitter(size=(30, 40), min_scale=0.5, max_scale=2.0)),
+        (
+            ScaleJitterAugmentation(min_scale=0.1, max_scale=1.9, fill=(124, 116, 104)),
+            ScaleJitter(size=(30, 40), min_scale=0.1, max_scale=1.9, fill=(124, 116, 104)),
         ),
     ],
 )

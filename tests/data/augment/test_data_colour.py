@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from orchestrator.data.augment.colour import (
+from orchestrator.data.augment.ssd import (
     adjust_brightness,
     adjust_colour,
     adjust_contrast,

@@ -118,14 +118,6 @@ def test_half_of_the_images_are_zoomed_out_and_each_anywhere() -> None:
     assert np.array(offsets)[zoomed].std() > 3
 
 
-def test_equal_keys_give_equal_samples() -> None:
-    augment = ResizePad(size=(60, 80), legacy_boxes=False)
-    for sample in range(5):
-        first, second = prepare(augment, sample=sample), prepare(augment, sample=sample)
-        assert np.array_equal(first.image, second.image)
-        assert np.array_equal(first.boxes, second.boxes)
-
-
 def test_configuration_fills_every_field() -> None:
     config = ResizePadAugmentation()
     assert build_augment(config, (768, 1280)) == ResizePad(

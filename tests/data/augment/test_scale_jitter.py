@@ -10,7 +10,6 @@ from pydantic import ValidationError
 from detectors.boxes import map_to_original
 from orchestrator.config.schema import ScaleJitterAugmentation
 from orchestrator.data.augment.geometry import Sample
-from orchestrator.data.augment.protocol import build_augment
 from orchestrator.data.augment.scale_jitter import ScaleJitter
 from orchestrator.data.counter_rng import SampleKey
 from tests.support.data_cases import textured
@@ -171,23 +170,6 @@ def test_boxes_stay_inside_and_follow_the_transform(
     kept = (expected[:, 2:] > expected[:, :2] + 1e-4).all(axis=1)
     assert set(np.flatnonzero(kept)) <= set(sample.labels.tolist())
     assert np.abs(sample.boxes - expected[sample.labels]).max(initial=0) < 1e-3
-
-
-def test_same_key_same_sample_and_another_key_another_one() -> None:
-    augment = ScaleJitter(size=(48, 64))
-    keys = [(1, 3), (1, 4), (2, 3), (5, 3)]
-    first = [prepare(augment, seed=seed, sample=index).image.tobytes() for seed, index in keys]
-    again = [prepare(augment, seed=seed, sample=index).image.tobytes() for seed, index in keys]
-    assert first == again
-    assert len(set(first)) == 4
-
-
-def test_built_from_configuration() -> None:
-    config = ScaleJitterAugmentation(min_scale=0.1, max_scale=1.9, fill=(124, 116, 104))
-    expected = ScaleJitter(size=(30, 40), min_scale=0.1, max_scale=1.9, fill=(124, 116, 104))
-    assert build_augment(config, (30, 40)) == expected
-    defaults = ScaleJitterAugmentation()
-    assert (defaults.min_scale, defaults.max_scale, defaults.flip_probability) == (0.5, 2.0, 0.5)
 
 
 def test_bounds_in_the_wrong_order_are_refused() -> None:

@@ -26,7 +26,8 @@ from orchestrator.data.shards.split import read_shards
 from orchestrator.data.shards.writer import write_shards
 from orchestrator.data.stream.assemble import BatchPlan
 from orchestrator.data.stream.local import LocalStream
-from orchestrator.data.stream.ray_stream import RayStream, ScheduledDataConfig, free_tasks
+from orchestrator.data.stream.ray_config import ScheduledDataConfig, free_tasks
+from orchestrator.data.stream.ray_stream import RayStream
 from orchestrator.errors import DataError, OrchestratorError
 from tests.support.data_cases import assert_same_batch, make_plan, with_two_canvases, write_coco
 from tests.support.shard_cases import shard_here
@@ -370,7 +371,7 @@ def test_tasks_of_a_starved_consumer_begin_with_short_ones(
     plan: BatchPlan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ray_stream, "TASK_IMAGES", 9 * plan.schedule.rank_batch(1))
-    stream = ray_stream.RayStream(plan, rank=0, world=1, prefetch=4, tasks=2, task_cpus=0.25)
+    stream = ray_stream.RayStream(plan, rank=0, world=1, prefetch=4, tasks=2)
     monkeypatch.setattr(ray_stream, "_plan", lambda ref: ref)
 
     def lengths(first: int, end: int, *, starved: bool) -> list[int]:
@@ -481,6 +482,7 @@ import sys, time
 from pathlib import Path
 import ray
 import orchestrator.data.stream.ray_stream as ray_stream
+from orchestrator.data.stream.ray_config import ScheduledDataConfig
 from ray.cluster_utils import Cluster
 from tests.support.data_cases import make_plan
 
@@ -503,7 +505,7 @@ def make_and_note(plan, number, rank, world, into):
     return batch
 
 ray_stream.TASK_IMAGES = 8
-config = ray_stream.ScheduledDataConfig(plan)
+config = ScheduledDataConfig(plan)
 stream = config.configure(config.datasets(), 1, None, [here])[0]["train"]
 dataset = stream._dataset(make_and_note, range(600), starved=True)
 began = time.time()
