@@ -88,7 +88,8 @@ def read_classes(path: str | Path) -> LabelMap:
         problems = Problems(str(path))
         for name in listed:
             if CONTROL.search(name):
-                problems.add(path.name, f"{shown(name)} holds a control character")
+                what = "a control character, or half of a surrogate pair"
+                problems.add(path.name, f"{shown(name)} holds {what}")
             elif not name.strip():
                 problems.add(path.name, f"{shown(name)} is no name")
         problems.raise_any()
