@@ -104,7 +104,7 @@ def read_data_yaml(path: Path) -> DataYaml:
                 f"{path}: {key} names {len(entry)} places, and a split is read from one\n"
                 f"Next: list all its images in one text file, one path a line, and name that"
             )
-        found = _find(entry, bases)
+        found = _find(entry, bases, path, key)
         if found is None:
             notes.append(f"{path.name} names {key}: {entry}, which is not there")
             continue
@@ -175,7 +175,12 @@ def _bases(tree: dict[str, Any], path: Path) -> list[Path]:
     return [base for base in [*bases, folder] if is_folder(base)]
 
 
-def _find(entry: str, bases: list[Path]) -> tuple[Path, Place] | None:
+def _find(entry: str, bases: list[Path], source: Path, key: str) -> tuple[Path, Place] | None:
+    """The folder that an entry is relative to, and the split there; None where nothing is.
+
+    Raises:
+        DataError: what is there is neither a folder nor a list.
+    """
     for base in bases:
         # Roboflow writes ../train/images for the train/images beside the file.
         for name in (entry, entry.removeprefix("../")):
@@ -184,6 +189,11 @@ def _find(entry: str, bases: list[Path]) -> tuple[Path, Place] | None:
                 return _tidy(base), _folder(_tidy(path))
             if path.suffix == ".txt" and is_file(path):
                 return _tidy(base), _list(_tidy(path))
+            if is_file(path):
+                raise DataError(
+                    f"{source}: {key} names {path}; allowed are a folder of images and a list of "
+                    "their paths whose name ends in .txt"
+                )
     return None
 
 
