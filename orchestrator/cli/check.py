@@ -102,7 +102,7 @@ def main(argv: Sequence[str]) -> int:
         write_atomic(arguments.json, json.dumps(report.to_json(), indent=2).encode())
     if arguments.page:
         html = page(f"Data of {experiment.name}", report, examination.splits)
-        write_atomic(arguments.page, html.encode())
+        write_atomic(arguments.page, html.encode("utf-8", "backslashreplace"))
     if arguments.show_augmented and not report.exit_code:
         write_atomic(
             arguments.show_augmented, _augmented(arguments.experiment, arguments.overrides)

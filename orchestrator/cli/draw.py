@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from orchestrator.cli._shared.parser import Parser
-from orchestrator.errors import DataError, printable
+from orchestrator.errors import printable
 
 
 def main(argv: Sequence[str]) -> int:
@@ -52,17 +51,13 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--sheets", action="store_true", help="contact sheets of 24 as well")
     arguments = parser.parse_args(argv)
 
-    from orchestrator.data.files import read_text_bytes
     from orchestrator.data.readers.coco import read_coco
     from orchestrator.data.readers.paths import ReadRules
     from orchestrator.pages.drawing import DISPLAY_LIMIT, DISPLAY_SCORE
-    from orchestrator.predict.draw_predictions import Truth, draw_predictions, read_seed_json
+    from orchestrator.predict.draw_predictions import Truth, draw_predictions
+    from orchestrator.predict.seed_form import read_seed_json
 
-    try:
-        tree = json.loads(read_text_bytes(arguments.predictions))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{arguments.predictions}: cannot be read as JSON ({error})") from error
-    found, label_map = read_seed_json(tree, arguments.predictions)
+    found, label_map = read_seed_json(arguments.predictions)
     truth = None
     if arguments.annotations is not None:
         file = arguments.annotations

@@ -255,4 +255,4 @@ def _write(
     else:
         tree = to_seed_json(found, label_map)
     text = json.dumps(tree, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
-    write_atomic(arguments.output, text.encode("utf-8"))
+    write_atomic(arguments.output, text.encode("utf-8", "backslashreplace"))

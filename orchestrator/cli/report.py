@@ -48,7 +48,7 @@ def main(argv: Sequence[str]) -> int:
 
     path = arguments.output or arguments.run / REPORT
     page = render_report(arguments.run, read_split(experiment, "val"))
-    write_atomic(path, page.encode("utf-8"))
+    write_atomic(path, page.encode("utf-8", "backslashreplace"))
     with json_output(arguments.json) as emit:
         print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
         emit({"page": path, "bytes": path.stat().st_size})

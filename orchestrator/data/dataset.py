@@ -182,7 +182,8 @@ class Dataset:
         sha.update("\n".join(self.label_map.names).encode())
         for rows in _pieces(len(self)):
             names = "\0".join(posixpath.normpath(file) for file in self.files[rows])
-            sha.update(b"\0" * (rows.start > 0) + names.encode())
+            # A name that is no text has its own bytes.
+            sha.update(b"\0" * (rows.start > 0) + names.encode("utf-8", "surrogateescape"))
         _update(sha, self.widths, "<i4")
         _update(sha, self.heights, "<i4")
         _update(sha, self.offsets, "<i8")

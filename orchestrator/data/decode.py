@@ -29,10 +29,10 @@ from orchestrator.data.files import open_regular, reason
 from orchestrator.data.orientation import (
     UPRIGHT,
     Orientation,
+    plain_tiff,
     swaps_sides,
     tag_of,
     turned,
-    without_tiff_tag,
 )
 from orchestrator.errors import DataError
 
@@ -54,7 +54,16 @@ MAX_BYTES = 2**28 + 2**20
 _LOOK_FIRST_BYTES = 2**24
 
 _DECODE_FLAGS = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
-_BITS_PER_SAMPLE = 258
+_BITS_PER_SAMPLE, _SAMPLE_FORMAT = 258, 339
+_SIGNED = 2
+#: First bytes of what is taken for an image by mistake, and what to do.
+_NO_IMAGES = (
+    (b"version https://", 0, "a pointer of Git LFS; `git lfs pull` fetches the image"),
+    (b"ftyphei", 4, "HEIC, which is not read; save it as JPEG"),
+    (b"ftypmif1", 4, "HEIF, which is not read; save it as JPEG"),
+    (b"II*\0", 0, "a TIFF of a form that is not read; save it with 8 or 16 bits a value"),
+    (b"MM\0*", 0, "a TIFF of a form that is not read; save it with 8 or 16 bits a value"),
+)
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 #: Bytes of a chunk beside its content: length, name and checksum.
 _PNG_CHUNK = 12
@@ -105,6 +114,8 @@ class Header:
         height, width: of the pixels as stored.
         tag: of its orientation, 1 to 8.
         deep: whether its values have more than 8 bits.
+        signed: whether its values have a sign.
+        white: the value of white, where it is below 255 (PPM).
     """
 
     kind: str
@@ -112,6 +123,8 @@ class Header:
     width: int
     tag: int = UPRIGHT
     deep: bool = False
+    signed: bool = False
+    white: int | None = None
 
     def size(self, orientation: Orientation) -> tuple[int, int]:
         """(height, width) as ``stored`` or ``displayed``."""
@@ -199,15 +212,13 @@ def decode_image(
 def _pixels(data: bytes, header: Header, decoding: Decoding) -> NDArray[np.uint8]:
     """Pixels as stored."""
     # OpenCV turns a TIFF even when it is told not to.
-    content = without_tiff_tag(data) if header.tag != UPRIGHT and header.kind == "TIFF" else data
+    content = plain_tiff(data) if header.kind == "TIFF" else data
+    if header.signed:
+        _refuse_negative(_imdecode(content, header, cv2.IMREAD_ANYDEPTH))
     own_levels = header.deep and decoding.levels != "full"
-    flags = _DECODE_FLAGS | (cv2.IMREAD_ANYDEPTH if own_levels else 0)
-    try:
-        image = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
-    except cv2.error as error:
-        raise BadImageError(f"{header.kind} cannot be decoded ({error.err})") from error
-    if image is None:
-        raise BadImageError(f"{header.kind} cannot be decoded; the file is truncated or damaged")
+    image = _imdecode(content, header, cv2.IMREAD_ANYDEPTH if own_levels else 0)
+    if header.white is not None:
+        image = _stretched(image, 0, header.white)
     if image.shape != (header.height, header.width, 3):
         raise BadImageError(
             f"header says {header.width}x{header.height}, decoded {image.shape[1]}x{image.shape[0]}"
@@ -218,22 +229,49 @@ def _pixels(data: bytes, header: Header, decoding: Decoding) -> NDArray[np.uint8
     return image.astype(np.uint8, copy=False)
 
 
+def _refuse_negative(values: NDArray[Any]) -> None:
+    lowest = values.min()
+    if lowest < 0:
+        raise BadImageError(
+            f"has values below 0, down to {lowest}, which would count as white; save it with "
+            "values without sign"
+        )
+
+
+def _imdecode(content: bytes, header: Header, flags: int) -> NDArray[Any]:
+    """Pixels as OpenCV gives them."""
+    try:
+        image = cv2.imdecode(np.frombuffer(content, np.uint8), _DECODE_FLAGS | flags)
+    except cv2.error as error:
+        raise BadImageError(f"{header.kind} cannot be decoded ({error.err})") from error
+    if image is None:
+        raise BadImageError(f"{header.kind} cannot be decoded; the file is truncated or damaged")
+    return image
+
+
 def used_levels(values: NDArray[Any]) -> tuple[float, float]:
     """The 0.1 % and the 99.9 % percentile of an image's values."""
     low, high = np.percentile(values, _USED)
     return float(low), float(high)
 
 
-def deep_values(data: bytes) -> NDArray[Any] | None:
+def deep_values(data: bytes, *, max_pixels: int | None = None) -> NDArray[Any] | None:
     """(h, w, 3) values of an image of more than 8 bits, as they are; None where it has not more.
+
+    Args:
+        data: of the file.
+        max_pixels: largest height * width that is decoded; None for that of :data:`STORED`.
 
     Raises:
         BadImageError: it cannot be decoded.
     """
-    if not require_sound(data).deep:
+    header = require_sound(data, max_pixels=max_pixels)
+    if not header.deep:
         return None
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), _DECODE_FLAGS | cv2.IMREAD_ANYDEPTH)
-    return None if image is None or image.dtype == np.uint8 else image
+    image = _imdecode(data, header, cv2.IMREAD_ANYDEPTH)
+    if header.signed:
+        _refuse_negative(image)
+    return None if image.dtype == np.uint8 else image
 
 
 def _stretched(image: NDArray[Any], low: float, high: float) -> NDArray[np.uint8]:
@@ -324,13 +362,18 @@ def _open(file: BinaryIO, start: bytes, data: bytes = b"") -> Header:
             height, width = sides[::-1] if kind == "TIFF" and swaps_sides(tag) else sides
             # A phone's file of several pictures begins with one that is like any other.
             kind = "JPEG" if kind == "MPO" else kind
-            return Header(kind, height, width, tag, _is_deep(image))
+            return Header(kind, height, width, tag, *_values_of(image))
     except Image.DecompressionBombError as error:
         raise TooManyPixelsError(f"more than {2 * MAX_PIXELS} pixels") from error
+    except BadImageError:
+        raise
     # A parser of foreign bytes may fail in any way; the verdict is the same.
     except Exception as error:
-        begins = repr(start.decode("latin-1"))
-        raise BadImageError(f"not an image of a known format; begins with {begins}") from error
+        for begins, at, what in _NO_IMAGES:
+            if start[at : at + len(begins)] == begins:
+                raise BadImageError(f"not an image of a known format: {what}") from error
+        shown = repr(start.decode("latin-1"))
+        raise BadImageError(f"not an image of a known format; begins with {shown}") from error
 
 
 def _opened(file: BinaryIO) -> Image.Image:
@@ -355,16 +398,27 @@ def _opened(file: BinaryIO) -> Image.Image:
         raise
 
 
-def _is_deep(image: Image.Image) -> bool:
-    """Whether the values of an opened file have more than 8 bits."""
-    if image.format == "TIFF":
-        bits = getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, (1,))
-        return bool(max(bits) > 8)
-    # Where Pillow has no mode of 16 bits, what it is to unpack tells.
+def _values_of(image: Image.Image) -> tuple[bool, bool, int | None]:
+    """Whether the values of an opened file have more than 8 bits and a sign, and what is white.
+
+    Raises:
+        BadImageError: they have more than 16 bits.
+    """
     tiles = getattr(image, "tile", [])
-    raw = tiles[0].args if tiles else ""
-    first = raw[0] if isinstance(raw, tuple) and raw else raw
-    return image.mode.startswith(("I", "F")) or "16" in str(first)
+    args = tiles[0].args if tiles else ""
+    if image.format == "TIFF":
+        tags = getattr(image, "tag_v2", {})
+        bits = max(tags.get(_BITS_PER_SAMPLE, (1,)))
+        if bits > 16:
+            raise BadImageError(
+                f"a TIFF of values of {bits} bits, allowed are 8 and 16; scale them and save it so"
+            )
+        return bits > 8, _SIGNED in tags.get(_SAMPLE_FORMAT, ()), None
+    # Where Pillow has no mode of 16 bits, what it is to unpack tells.
+    first = args[0] if isinstance(args, tuple) and args else args
+    deep = image.mode.startswith(("I", "F")) or "16" in str(first)
+    white = args[1] if image.format == "PPM" and isinstance(args, tuple) and len(args) > 1 else 255
+    return deep, False, white if isinstance(white, int) and 0 < white < 255 else None
 
 
 def _png_is_whole(data: bytes) -> bool:

@@ -12,8 +12,9 @@ from orchestrator.errors import DataError, printable
 
 #: Problems that are printed one by one; the rest is counted.
 MAX_PROBLEMS = 100
-#: What a name must not hold: it would move the cursor of a terminal, or turn the text around.
-CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+#: What a name must not hold: it would move the cursor of a terminal, turn the text around, or, half
+#: of a surrogate pair, be no text that can be written.
+CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 #: Places that a finding names.
 MAX_EXAMPLES = 5
 

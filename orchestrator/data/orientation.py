@@ -104,8 +104,13 @@ def turned_boxes(
     return np.stack(columns, axis=1)
 
 
-def without_tiff_tag(data: bytes) -> bytes:
-    """A TIFF whose orientation tag says upright, so that no decoder turns it.
+#: Values that keep a decoder from changing pixels, by tag: it would turn them, and multiply colours
+#: by an alpha that is said to be apart from them (2), but not by one that is in them already (1).
+_PLAIN_TIFF: Final = {_TAG: (None, UPRIGHT), 0x0152: (2, 1)}
+
+
+def plain_tiff(data: bytes) -> bytes:
+    """A TIFF whose pixels a decoder gives as they are stored: not turned, not mixed with black.
 
     Only the first directory is looked at, as only the first picture is decoded (TIFF 6.0, section
     2; BigTIFF where the version is 43).
@@ -121,11 +126,13 @@ def without_tiff_tag(data: bytes) -> bytes:
         entry, first = (20, start + 8) if big else (12, start + 2)
         for place in range(first, first + entry * min(count, 4096), entry):
             tag, kind = struct.unpack_from(f"{order}HH", data, place)
-            if tag != _TAG:
+            if tag not in _PLAIN_TIFF:
                 continue
-            at = place + (12 if big else 8)
-            value = struct.pack(f"{order}{'I' if kind == 4 else 'H'}", UPRIGHT)
-            return data[:at] + value + data[at + len(value) :]
+            changed, plain = _PLAIN_TIFF[tag]
+            at, form = place + (12 if big else 8), f"{order}{'I' if kind == 4 else 'H'}"
+            if changed is None or struct.unpack_from(form, data, at) == (changed,):
+                value = struct.pack(form, plain)
+                data = data[:at] + value + data[at + len(value) :]
     except struct.error:
         pass
     return data

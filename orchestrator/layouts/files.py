@@ -43,7 +43,7 @@ def first_lines(path: Path, count: int = 50) -> list[str]:
     """The first lines of a text that are not blank."""
     try:
         with path.open("rb") as file:
-            text = file.read(_HEAD_BYTES).decode("utf-8", errors="replace")
+            text = file.read(_HEAD_BYTES).decode("utf-8-sig", errors="replace")
     except OSError:
         return []
     lines = [line.strip() for line in text.splitlines()[:count]]

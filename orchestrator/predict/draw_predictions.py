@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +15,7 @@ from orchestrator.data.dataset import Dataset
 from orchestrator.data.decode import STORED, SUFFIXES, BadImageError, Decoding, read_header
 from orchestrator.data.label_map import LabelMap
 from orchestrator.data.orientation import UPRIGHT, Orientation, swaps_sides, turned_boxes
-from orchestrator.errors import ConfigError, DataError
+from orchestrator.errors import ConfigError
 from orchestrator.evaluation.marks import Boxes, marks_of
 from orchestrator.pages.drawing import Mark, contact_sheet, draw, encode_jpeg
 from orchestrator.predict.identify import identify
@@ -45,43 +44,6 @@ class Drawn:
     pictures: tuple[Path, ...]
     sheets: tuple[Path, ...]
     problems: tuple[str, ...]
-
-
-def read_seed_json(tree: Any, source: Path) -> tuple[list[Prediction], LabelMap]:
-    """Predictions and classes of a file in the seed's form.
-
-    Raises:
-        DataError: another form.
-    """
-    names: dict[int, tuple[str, int]] = {}
-    found = []
-    try:
-        for key, entry in tree.items():
-            for one in entry["predictions"]:
-                kind = one["class"]
-                names[int(kind["label"])] = (str(kind["name"]), int(kind["category_id"]))
-            corners = [
-                [b["x_min"], b["y_min"], b["x_min"] + b["width"], b["y_min"] + b["height"]]
-                for b in (one["bbox"] for one in entry["predictions"])
-            ]
-            found.append(
-                Prediction(
-                    key=str(key),
-                    height=int(entry["height"]),
-                    width=int(entry["width"]),
-                    boxes=[[float(value) for value in box] for box in corners],
-                    labels=[int(one["class"]["label"]) for one in entry["predictions"]],
-                    scores=[float(one["score"]) for one in entry["predictions"]],
-                )
-            )
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise DataError(
-            f"{source}: is not what `orchestrator predict` writes ({type(error).__name__}: {error})"
-        ) from error
-    # Classes without a detection have no name in the file, and need none here.
-    top = max(names, default=0) + 1
-    used = [names.get(label, (f"label {label}", -1 - label)) for label in range(top)]
-    return found, LabelMap(tuple(name for name, _ in used), tuple(number for _, number in used))
 
 
 @dataclass(frozen=True)

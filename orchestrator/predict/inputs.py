@@ -201,5 +201,6 @@ def digest_of(pictures: Sequence[Picture]) -> str:
         if picture.path not in stats:
             stat = Path(picture.path).stat()
             stats[picture.path] = f"{stat.st_size} {stat.st_mtime_ns}"
-        sha.update(f"{picture.key}\0{stats[picture.path]}\n".encode())
+        line = f"{picture.key}\0{stats[picture.path]}\n"
+        sha.update(line.encode("utf-8", "surrogateescape"))
     return sha.hexdigest()

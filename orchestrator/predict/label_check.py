@@ -180,7 +180,7 @@ def write_suspects(folder: Path, title: str, listed: Sequence[Listed]) -> dict[s
     trees = [one.to_json() for one in listed]
     tree = {"detector": title, "suspects": trees}
     text = json.dumps(tree, indent=1, allow_nan=False, ensure_ascii=False)
-    write_atomic(files["json"], text.encode("utf-8", "surrogatepass"))
+    write_atomic(files["json"], text.encode("utf-8", "backslashreplace"))
     write_atomic(files["csv"], _table(trees).encode("utf-8", "surrogatepass"))
     write_atomic(files["html"], _page(title, listed).encode("utf-8", "replace"))
     return files

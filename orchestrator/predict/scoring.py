@@ -301,5 +301,5 @@ def write_evaluation(
     write_per_class(files["per_class"], analysis.metrics)
     tree = {"about": about, **analysis.to_json()}
     text = json.dumps(tree, indent=1, allow_nan=False, ensure_ascii=False)
-    write_atomic(files["analysis"], text.encode("utf-8"))
+    write_atomic(files["analysis"], text.encode("utf-8", "backslashreplace"))
     return files

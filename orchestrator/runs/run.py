@@ -52,7 +52,7 @@ class Run:
     def write(self, name: str, text: str) -> None:
         """Write one of its small files, whole or not at all."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_atomic(self.folder / name, text.encode())
+        write_atomic(self.folder / name, text.encode("utf-8", "backslashreplace"))
 
     def is_held(self) -> bool:
         """Whether the folder is there, and still that of this process."""

@@ -6,22 +6,44 @@
 from __future__ import annotations
 
 import copy
+import json
 import sys
 import tempfile
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import yaml
 from cases_coco import TEXT, TREE, build_coco
 from cases_images import SOUND, build_image
 from cases_lines import build_classes, build_labels, build_list, build_txt
 from cases_voc import XML, build_voc
 from cases_yaml import YAML, build_yaml
 from catalogue_case import HangError, outcome
+from fuzz_readers import (
+    CLASS_MAP,
+    DATA_YAML,
+    INPUTS,
+    MIXTURES,
+    OBJ_DATA,
+    OUTLINES,
+    PREDICTIONS,
+    RESULTS,
+    TILED,
+    build_bucket,
+    build_class_map,
+    build_folder,
+    build_inputs,
+    build_predictions,
+    build_results,
+    build_task,
+    read_mixture,
+    read_tiles,
+)
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -159,6 +181,30 @@ def coco_values(edits: list[Any]) -> None:
     check(partial(build_coco, tree))
 
 
+_SLOTS = st.lists(st.tuples(st.integers(0, 1 << 16), _JSON), min_size=1, max_size=3)
+
+
+def tree_values(
+    sound: Any, build: Callable[[bytes, Path], partial[Any]], edits: list[tuple[int, Any]]
+) -> None:
+    """A sound tree with other values in some places, as JSON, which YAML also is."""
+    tree = copy.deepcopy(sound)
+    for place, value in edits:
+        slots = list(_slots(tree))
+        holder, key = slots[place % len(slots)] if slots else ({}, 0)
+        holder[key] = value
+    check(partial(build, json.dumps(tree).encode()))
+
+
+def _slots(tree: Any) -> Iterator[tuple[Any, Any]]:
+    """Every place of a value in a tree, with what holds it."""
+    entries = tree.items() if isinstance(tree, dict) else enumerate(tree)
+    for key, value in list(entries):
+        yield tree, key
+        if isinstance(value, dict | list):
+            yield from _slots(value)
+
+
 _KEYS = st.sampled_from(
     ["seed", "name", "train", "train.epochs", "data.train.images", "detector", "data.augmentation"]
 )
@@ -177,11 +223,27 @@ def overrides(drawn: tuple[list[str], str, list[Any]]) -> None:
     check(partial(build_yaml, YAML.encode(), given_ones))
 
 
+def drawn_values(read: Callable[[Any, Path], None], drawn: Any) -> None:
+    """Sound files of any values."""
+    check(lambda folder: partial(read, drawn, folder))
+
+
 #: Name to what is drawn, and what is done with it.
 TARGETS: dict[str, tuple[st.SearchStrategy[Any], Callable[[Any], None]]] = {
     "images": (st.tuples(st.sampled_from(sorted(SOUND)), _EDITS), images),
     "coco_values": (_VALUES, coco_values),
     "overrides": (_OVERRIDES, overrides),
+    "mixture": (MIXTURES, partial(drawn_values, read_mixture)),
+    "tiles": (TILED, partial(drawn_values, read_tiles)),
+    **{
+        f"{name}_values": (_SLOTS, partial(tree_values, sound, build))
+        for name, sound, build in (
+            ("data_yaml", yaml.safe_load(DATA_YAML), partial(build_folder, "data.yaml")),
+            ("class_map", json.loads(CLASS_MAP), build_class_map),
+            ("results", json.loads(RESULTS), build_results),
+            ("predictions", json.loads(PREDICTIONS), build_predictions),
+        )
+    },
     **{
         name: (_EDITS, partial(text, sound, build))
         for name, sound, build in (
@@ -193,6 +255,16 @@ TARGETS: dict[str, tuple[st.SearchStrategy[Any], Callable[[Any], None]]] = {
             ("yolo_list", "images/a.png\n./images/b.png\n", build_list),
             ("classes", "background\ncat\ntraffic light\n", build_classes),
             ("yaml", YAML, lambda data, folder: build_yaml(data, (), folder)),
+            ("data_yaml", DATA_YAML, partial(build_folder, "data.yaml")),
+            ("obj_data", OBJ_DATA, partial(build_folder, "obj.data")),
+            ("outlines", OUTLINES, partial(build_task, "segment")),
+            ("turned", OUTLINES, partial(build_task, "obb")),
+            ("key_points", OUTLINES, partial(build_task, "pose")),
+            ("class_map", CLASS_MAP, build_class_map),
+            ("results", RESULTS, build_results),
+            ("predictions", PREDICTIONS, build_predictions),
+            ("inputs", INPUTS, build_inputs),
+            ("bucket", "s3://bucket/prefix?region=eu&endpoint_override=127.0.0.1:9", build_bucket),
         )
     },
 }
@@ -232,7 +304,7 @@ def main(seconds: float) -> int:
                 print(f"{name}: {type(error).__name__}: {error}", flush=True)
                 print(*getattr(error, "__notes__", ()), sep="\n", flush=True)
     for name, count in rounds.items():
-        print(f"{name:<12} {count:>5} rounds of {_ROUND} examples, {failed[name]} failed")
+        print(f"{name:<18} {count:>5} rounds of {_ROUND} examples, {failed[name]} failed")
     return 1 if failed else 0
 
 

@@ -120,13 +120,17 @@ def _sized(data: Dataset, index: int, header: Header) -> ImageFacts:
     return ImageFacts(index, "wrong_size_image", f"{place}: {problem}", tag=header.tag)
 
 
-def levels_of(content: bytes) -> tuple[float, float] | None:
+def levels_of(content: bytes, *, max_pixels: int | None = None) -> tuple[float, float] | None:
     """Between which values almost all of an image lies; None for one of 8 bits.
+
+    Args:
+        content: of the file.
+        max_pixels: as of :func:`~orchestrator.data.decode.deep_values`.
 
     Raises:
         BadImageError: it cannot be decoded.
     """
-    values = deep_values(content)
+    values = deep_values(content, max_pixels=max_pixels)
     return None if values is None else used_levels(values)
 
 
@@ -140,7 +144,7 @@ def _whole(data: Dataset, index: int) -> ImageFacts:
         if sized.kind is not None:
             return sized
         look = look_of(content)
-        levels = levels_of(content) if sized.deep else None
+        levels = levels_of(content, max_pixels=data.decoding.max_pixels) if sized.deep else None
     except BadImageError as error:
         return _bad(data, index, f"{image_name(data, index)}: {error}")
     digest = hashlib.sha256(content).hexdigest()

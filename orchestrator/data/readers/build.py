@@ -34,6 +34,10 @@ class ImageColumns:
     widths: NDArray[np.int32]
     heights: NDArray[np.int32]
 
+    def sizes(self, rows: NDArray[np.int64]) -> NDArray[np.int32]:
+        """(len(rows), 2) widths and heights."""
+        return np.stack([self.widths[rows], self.heights[rows]], axis=1)
+
     def take(self, rows: NDArray[np.int64]) -> ImageColumns:
         """The images at ``rows``."""
         return ImageColumns(
@@ -103,7 +107,7 @@ def build_dataset(
     def place_of(row: int) -> str:
         return place(int(on_known[row]))
 
-    sizes = np.stack([images.widths[boxes.image], images.heights[boxes.image]], axis=1)
+    sizes = images.sizes(boxes.image)
     examined = examine_boxes(
         boxes.xywh,
         boxes.image,

@@ -36,16 +36,23 @@ _STRANGE: Sequence[tuple[re.Pattern[str], str]] = (
     (re.compile(r"\d+\s*:\s"), "an entry of a map in YAML"),
     (re.compile(r"[\[{\]}],?$|[\[{]\s*[\"'\w\[{]"), "JSON or YAML"),
     (re.compile(r"[\"'].*[\"'],$|[\"'].*[\"']\s*:"), "JSON"),
+    (re.compile(r"([\"']).*\1$"), "a name in quotes"),
+    (re.compile(r"(<{7}|\|{7}|>{7}) \S|={7}$"), "the mark of a merge in Git that was not resolved"),
+    (re.compile(r"version https://git-lfs\.|oid sha256:"), "a pointer of Git LFS (`git lfs pull`)"),
     (re.compile(r"#|//|;|/\*"), "a comment"),
     (re.compile(r"<[!?/\w]"), "XML or HTML"),
     (re.compile(r"(\S+\s+)?(-?\d*\.\d+(e[+-]?\d+)?[\s,]+){2,}", re.IGNORECASE), "boxes"),
     (re.compile(r"\d+(\s+-?\d*\.?\d+){4,}$"), "boxes"),
+    (re.compile(r".*\S(\s+\d+){3,}$"), "a name with numbers behind it, such as a colour"),
     (re.compile(r"-?\d*\.\d+$|-?\d+\.\d*$"), "a number"),
     (
         re.compile(r"__?(ignore|background)__?_?$|_+$|-+$|\?+$|\.+$", re.IGNORECASE),
         "a labelling tool's mark for what is no class",
     ),
 )
+#: First lines that no list of classes begins with: every number after them would be off by one.
+_HEADING = re.compile(r"(class|category|object)?[ _-]?names?$|class(es)?$|categor(y|ies)$", re.I)
+_BULLETS = ("- ", "* ", "\u2022 ")
 _WHOLE = re.compile(r"\d+")
 _NUMBERED = re.compile(r"(\d+)[\s.,;:)\]]+\S")
 _SEPARATORS = (",", ";", "\t", "|")
@@ -88,7 +95,8 @@ def read_classes(path: str | Path) -> LabelMap:
         problems = Problems(str(path))
         for name in listed:
             if CONTROL.search(name):
-                problems.add(path.name, f"{shown(name)} holds a control character")
+                what = "a control character, or half of a surrogate pair"
+                problems.add(path.name, f"{shown(name)} holds {what}")
             elif not name.strip():
                 problems.add(path.name, f"{shown(name)} is no name")
         problems.raise_any()
@@ -129,8 +137,10 @@ def _no_names(lines: Sequence[tuple[int, str]]) -> list[tuple[int, str]]:
     if found or not lines:
         return found
     first = lines[0][0]
-    if all(name.startswith("- ") for name in names):
-        return [(first, "a list in YAML")]
+    if any(all(name.startswith(bullet) for name in names) for bullet in _BULLETS):
+        return [(first, "a list in YAML or Markdown")]
+    if len(names) > 1 and _HEADING.match(names[0]):
+        return [(first, "the heading of a column")]
     whole = [(number, name) for number, name in lines if _WHOLE.fullmatch(name)]
     # Digits are classes, if they are all there in their order.
     if whole and [name for _, name in whole] != [str(i) for i in range(max(2, len(names)))]:

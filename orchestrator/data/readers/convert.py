@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import posixpath
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -33,6 +34,10 @@ from orchestrator.layouts.recognise import CLASSES_FILE
 
 #: Told each image that is in its place: images so far, images in all.
 Progress = Callable[[int, int], None]
+
+
+#: Bytes of a name that are no UTF-8, as Python has them in text.
+_NO_TEXT = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -126,6 +131,8 @@ def convert(
     first, *others = sources.values()
     for name, other in zip(list(sources)[1:], others, strict=True):
         first.label_map.require_equal(other.label_map, here=next(iter(sources)), there=name)
+    for data in sources.values():
+        _refuse_names(data, target_kind)
     shared = len({data.root for data in sources.values()}) == 1
     with _made_whole(target) as draft:
         _write_classes(first.label_map, target_kind, draft)
@@ -146,6 +153,22 @@ def convert(
         )
         for name, data in sources.items()
     }
+
+
+def _refuse_names(data: Dataset, kind: str) -> None:
+    """Refuse names of files that annotations of a format cannot hold.
+
+    Raises:
+        DataError: one is no UTF-8 text, or has an end of a line where names are lines.
+    """
+    for file in data.files:
+        ends = kind != "coco" and any(character in file for character in "\n\r")
+        if ends or _NO_TEXT.search(file):
+            what = "has an end of a line in it" if ends else "is no UTF-8 text"
+            raise DataError(
+                f"{data.root}: the name {file!a} {what}, and {kind} cannot hold it\n"
+                "rename the file, in the annotations too"
+            )
 
 
 def _kept(data: Dataset, drop_crowd: bool) -> Dataset:

@@ -169,9 +169,11 @@ _INPUTS = {"coco": _coco, "voc": _voc, "txt": _txt, "yolo": _yolo}
 
 @cache
 def _program() -> str:
-    """Digest of the sources of this room: what another version read may be read otherwise now."""
+    """Digest of the sources that annotations are read by: another version may read otherwise."""
     sha = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        _feed(sha, path.name.encode())
-        _feed(sha, path.read_bytes())
+    data = Path(__file__).parents[1]
+    for folder in (data, data / "readers", data.parent / "layouts"):
+        for path in sorted(folder.glob("*.py")):
+            _feed(sha, path.relative_to(data.parent).as_posix().encode())
+            _feed(sha, path.read_bytes())
     return sha.hexdigest()

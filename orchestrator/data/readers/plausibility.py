@@ -86,6 +86,52 @@ def examine_boxes(
     return _doubled(xywh, image, labels, crowd, place)
 
 
+def refuse_other_fractions(
+    xywh: NDArray[np.float64],
+    sizes: NDArray[np.int32],
+    source: Path,
+    place: Callable[[int], str],
+) -> None:
+    """Refuse YOLO's lines that hold no centres: corners, or what COCO's boxes begin with.
+
+    Args:
+        xywh: (m, 4) boxes in pixels, as they are if each line is ``x_centre y_centre width
+            height``.
+        sizes: (m, 2) width and height of each one's image.
+        source: annotations, for messages.
+        place: where a box, given by its row, is annotated.
+
+    Raises:
+        DataError: many reach over the edges, and none would if it were meant otherwise.
+    """
+    if len(xywh) < _ENOUGH:
+        return
+    x, y, w, h = xywh.T
+    width, height = sizes.T
+    # The four numbers of a line, times the sides of the image.
+    first, second = x + w / 2, y + h / 2
+    over = (x < -_EDGE) | (y < -_EDGE) | (x + w > width + _EDGE) | (y + h > height + _EDGE)
+    if over.sum() < _FEW:
+        return
+    corners = (w > first) & (h > second) & (w <= width + _EDGE) & (h <= height + _EDGE)
+    beginnings = (first + w <= width + _EDGE) & (second + h <= height + _EDGE)
+    forms = [
+        name
+        for name, fits in (
+            ("x1 y1 x2 y2", corners.all() and over.mean() >= _OVER_EDGE),
+            ("left top width height", beginnings.all() and over.mean() >= _LOST_SHARE),
+        )
+        if fits
+    ]
+    if forms:
+        raise DataError(
+            f"{source}: {int(over.sum())} of {len(xywh)} boxes reach over the edge of their "
+            f"images, and all would fit as {' or '.join(forms)}; the first is at "
+            f"{place(int(over.argmax()))}\n"
+            "write class x_centre y_centre width height, in fractions of the image"
+        )
+
+
 def _meant_otherwise(
     xywh: NDArray[np.float64], sizes: NDArray[np.int32]
 ) -> tuple[NDArray[np.int64], str, str] | None:

@@ -119,4 +119,11 @@ def class_label(text: str, classes: LabelMap) -> int:
         ValueError: no whole number, or none of the classes.
     """
     first, last = classes.ids[0], classes.ids[-1]
-    return classes.label_of_id[integer("class", text, low=first, high=last)]
+    try:
+        return classes.label_of_id[integer("class", text, low=first, high=last)]
+    except ValueError as error:
+        if text == str(last + 1):
+            raise ValueError(
+                f"{error}; the first of the {len(classes)} classes is {first}"
+            ) from None
+        raise

@@ -13,6 +13,9 @@ turned) the upright boxes around them, of key points (``class`` and box first) t
 from __future__ import annotations
 
 import os
+import unicodedata
+from collections import defaultdict
+from collections.abc import Sequence
 from decimal import ROUND_HALF_EVEN, Decimal
 from pathlib import Path, PurePath
 
@@ -22,6 +25,7 @@ from orchestrator.data.label_map import LabelMap
 from orchestrator.data.readers.build import build_dataset, missing_files
 from orchestrator.data.readers.numbers import EXACT, number, shown
 from orchestrator.data.readers.paths import USUAL, ReadRules, require_folder, split_key
+from orchestrator.data.readers.plausibility import refuse_other_fractions
 from orchestrator.data.readers.text_files import (
     BoxList,
     header_sizes,
@@ -89,6 +93,7 @@ def read_yolo(
     source = Path(annotations)
     problems = Problems(str(source))
     labels, files, label_files = yolo_files(root, source, problems)
+    _report_other_spellings(labels, label_files, problems)
     problems.raise_any()
     # Before any of them is opened, they must be known to lie below the folder.
     missing_files(root, files, source, rules)
@@ -104,15 +109,14 @@ def read_yolo(
         findings.append(Finding.at(*_OTHERS[rules.task], boxes.others))
     if is_folder(source):
         findings += [*_orphans(labels, frozenset(label_files)), *_passed_over(root)]
-    result = build_dataset(
-        root,
-        classes,
-        images_of(files, sizes),
-        boxes.columns(),
-        source=source,
-        place=lambda row: f"{labels.name}/{label_files[boxes.image(row)]}:{boxes.lines[row]}",
-        rules=rules,
-    )
+
+    def place(row: int) -> str:
+        return f"{labels.name}/{label_files[boxes.image(row)]}:{boxes.lines[row]}"
+
+    images, columns = images_of(files, sizes), boxes.columns()
+    if rules.task == "detect":
+        refuse_other_fractions(columns.xywh, images.sizes(columns.image), source, place)
+    result = build_dataset(root, classes, images, columns, source=source, place=place, rules=rules)
     return ReadResult(result.dataset, (*findings, *result.findings))
 
 
@@ -143,7 +147,8 @@ def yolo_files(root: Path, source: Path, problems: Problems) -> tuple[Path, list
 
 def all_labels(folder: Path) -> list[str]:
     """The label files below a folder, in the order of their names."""
-    return [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*.txt"))]
+    found = (path for path in sorted(folder.rglob("*")) if path.suffix.lower() == ".txt")
+    return [path.relative_to(folder).as_posix() for path in found]
 
 
 def _all_images(root: Path) -> list[str]:
@@ -182,6 +187,36 @@ def _report_shared(files: list[str], label_files: list[str], problems: Problems)
         other = first.setdefault(label_file, file)
         if other != file:
             problems.add(file, f"shares the label file {label_file} with {other}")
+
+
+def _report_other_spellings(labels: Path, names: Sequence[str], problems: Problems) -> None:
+    """Report label files that are there by another spelling: their images would have no objects.
+
+    That is what is left of ``ü`` when an archive of a Mac is opened elsewhere, or of ``A.TXT``.
+    """
+    lacking = defaultdict(list)
+    for name in names:
+        if not os.path.lexists(labels / name):
+            lacking[PurePath(name).parent].append(name)
+    known = frozenset(names)
+    for folder, own in lacking.items():
+        try:
+            entries = [path.name for path in (labels / folder).iterdir()]
+        except OSError:
+            continue
+        there = {_folded(entry): (folder / entry).as_posix() for entry in entries}
+        for name in own:
+            other = there.get(_folded(PurePath(name).name))
+            if other is not None and other not in known:
+                problems.add(
+                    f"{labels.name}/{other}",
+                    f"is the label file of no image, and {name!a} is not there, which differs "
+                    "in capitals or in how its letters are composed; rename it",
+                )
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def _refuse_link_out(labels: Path, name: str) -> None:
@@ -233,11 +268,12 @@ def _box(
         parts = parts[:5]
     outline = task in ("segment", "obb") and len(parts) >= 7 and len(parts) % 2 == 1
     if len(parts) != 5 and not outline:
-        hint = (
-            "; outlines of segments are not boxes: with --task, `orchestrator init` takes the boxes"
-            if len(parts) > 6 and task == "detect"
-            else ""
-        )
+        hint = ""
+        if len(parts) > 6 and task == "detect":
+            takes = "with --task, `orchestrator init` takes the boxes"
+            hint = f"; outlines of segments are not boxes: {takes}"
+        elif len(parts) == 6:
+            hint = "; with a score behind them, these are predictions and not annotations"
         raise ValueError(f"has {len(parts)} values, expected class {' '.join(_VALUES)}{hint}")
     label = class_label(parts[0], classes)
     names = _VALUES if not outline else ("x", "y") * (len(parts) // 2)
