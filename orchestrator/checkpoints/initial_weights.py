@@ -27,10 +27,10 @@ from orchestrator.checkpoints.manifest import MANIFEST_NAME, verify
 from orchestrator.checkpoints.published import local_path
 from orchestrator.checkpoints.source import checkpoint_of, weights_errors
 from orchestrator.config.schema import Experiment
-from orchestrator.data.files import open_regular
 from orchestrator.data.label_map import LabelMap
 from orchestrator.errors import DataError, StorageError
 from orchestrator.storage.local import LocalStorage
+from orchestrator.storage.plain_files import open_regular, read_json
 from orchestrator.storage.run_files import LABEL_MAP
 from orchestrator.storage.sealed import UnusableError
 
@@ -87,11 +87,10 @@ def read_label_map(path: str | Path) -> LabelMap:
     """
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
-        tree = json.loads(text)
+        tree = read_json(path)
         if "categories" in tree:
             return LabelMap.from_categories(tree["categories"])
-        return LabelMap.from_json(text)
+        return LabelMap.from_json(json.dumps(tree))
     except OSError as error:
         raise DataError(f"{path}: the label map cannot be read ({error.strerror})") from error
     except (ValueError, TypeError, KeyError) as error:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from orchestrator.data.avif_frames import avif_problem
-from orchestrator.data.files import open_regular, reason
+from orchestrator.data.files import reason
 from orchestrator.data.jpeg_stream import jpeg_problem
 from orchestrator.data.orientation import (
     UPRIGHT,
@@ -33,6 +33,7 @@ from orchestrator.data.orientation import (
     without_tiff_tag,
 )
 from orchestrator.errors import DataError
+from orchestrator.storage.plain_files import open_regular
 
 #: Pillow's plug-ins that may look at a file. EPS and its like, which start other programs, may not.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
