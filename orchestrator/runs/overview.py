@@ -14,6 +14,7 @@ from orchestrator.errors import StorageError
 from orchestrator.storage.local import LocalStorage
 from orchestrator.storage.plain_files import read_json
 from orchestrator.storage.run_files import (
+    CHECKPOINTS,
     EVENTS,
     IDENTITY,
     RESOLVED,
@@ -139,7 +140,11 @@ def is_outdated(result: Mapping[str, Any], step: int) -> bool:
 
 
 def newest_commit(folder: Path) -> Commit | None:
-    """The newest checkpoint of a run whose files are there; None without any."""
+    """The newest checkpoint of a run whose files are there; None without any.
+
+    Raises:
+        OSError: something else is in the place of the folder that holds them.
+    """
     return next(iter(checked_commits(LocalStorage(folder))), None)
 
 
@@ -155,7 +160,11 @@ def run_troubles(folder: Path) -> list[str]:
         except (OSError, UnusableError, StorageError) as error:
             why = "is missing" if isinstance(error, FileNotFoundError) else f"{error}"
             lines.append(f"{IDENTITY} {why}, so what decided the result is not recorded")
-    result, newest = read_result(folder), newest_commit(folder)
+    result, newest = read_result(folder), None
+    try:
+        newest = newest_commit(folder)
+    except OSError as error:
+        lines.append(f"{CHECKPOINTS}: {error.strerror}, so no checkpoint of it can be used")
     if os.path.lexists(folder / RESULT) and not result:
         lines.append(f"{RESULT} cannot be read, so it is not known how the run ended")
     if newest is not None and is_outdated(result, newest.step):

@@ -94,8 +94,17 @@ def test_a_fence_knows_a_folder_that_is_not_its_own(tmp_path: Path) -> None:
             with pytest.raises(StorageError, match="the run folder is gone, or another one"):
                 lock.fence()()
         (tmp_path / "run").rmdir()
-        (tmp_path / "away").rename(tmp_path / "run")
+        # A copy has the same leases, and is another folder.
+        shutil.copytree(tmp_path / "away", tmp_path / "run")
         lock.fence()()
+        with pytest.raises(StorageError, match="the run folder is gone, or another one"):
+            lock.require_in_place()
+        shutil.rmtree(tmp_path / "run")
+        (tmp_path / "run").symlink_to("away")
+        lock.require_in_place()
+        (tmp_path / "run").unlink()
+        (tmp_path / "away").rename(tmp_path / "run")
+        lock.require_in_place()
 
 
 def stopped(folder: Path, digits: Path, at: int = 5) -> Plan:
@@ -245,6 +254,18 @@ def test_damage_of_a_run_is_said_where_runs_are_listed(
     printed = capsys.readouterr().out
     assert printed.startswith(f"a: run {state}")
     assert said is None or said in printed + caplog.text
+
+
+def test_a_link_in_place_of_the_checkpoints_is_refused_with_its_place(
+    small_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = shutil.copytree(small_run, tmp_path / "runs" / "a")
+    (copy / "ckpt").rename(tmp_path / "larger-disk")
+    (copy / "ckpt").symlink_to(tmp_path / "larger-disk")
+    assert main(["list", str(copy.parent)]) == 0
+    assert "ckpt: Not a directory" in capsys.readouterr().out
+    assert main(["evaluate", str(copy)]) == 71
+    assert f"{copy}/ckpt" in capsys.readouterr().err
 
 
 def test_a_pipe_in_a_run_folder_holds_nobody_up(
