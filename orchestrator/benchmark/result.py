@@ -11,6 +11,7 @@ from typing import Any
 from orchestrator.benchmark.inference import Latency
 from orchestrator.benchmark.training import EvaluationSpeed, TrainingSpeed
 from orchestrator.errors import DataError, StorageError
+from orchestrator.storage.plain_files import read_json
 
 _VERSION = 2
 
@@ -55,7 +56,7 @@ class BenchmarkResult:
             DataError: none of ours.
         """
         try:
-            tree: dict[str, Any] = json.loads(path.read_bytes())
+            tree: dict[str, Any] = read_json(path)
             version = tree.pop("version")
             if version != _VERSION:
                 raise ValueError(f"version {version}, this program reads {_VERSION}")

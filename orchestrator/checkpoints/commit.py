@@ -290,13 +290,23 @@ class CommitStore:
         return self._checked()[::-1]
 
     def best(self) -> Commit | None:
-        """The verified commit with the best metric, the earliest of equals; None without scores."""
+        """The verified commit with the best metric, the earliest of equals; None without scores.
+
+        Commits that cannot be used, and of which one may be the best, are a warning.
+        """
         self.wait()
+        best, rejected = None, self._rejected()
         for commit in self.policy.ranked(self._checked()):
-            with suppress(UnusableError, OSError):
+            try:
                 verify(self.storage, commit.key)
-                return commit
-        return None
+            except (UnusableError, OSError) as error:
+                rejected.append(Rejected(commit.path, str(error)))
+                continue
+            best = commit
+            break
+        for one in rejected:
+            log.warning("not looked at for the best checkpoint: %s", one.describe())
+        return best
 
     def load(self, step: int) -> TrainState:
         """The state committed after ``step`` steps; the bytes decoded are the bytes verified.
@@ -436,6 +446,19 @@ class CommitStore:
     def _published(self) -> list[str]:
         with _advice("cannot list checkpoints", self.storage.describe(CHECKPOINTS)):
             return published(self.storage)
+
+    def _rejected(self) -> list[Rejected]:
+        """Commits, or their scores, that are there and can be told at a glance to be of no use."""
+        rejected = []
+        with _advice("cannot list checkpoints", self.storage.describe(CHECKPOINTS)):
+            for key in published(self.storage):
+                try:
+                    damage = with_metrics(self.storage, key, check(self.storage, key)).damage
+                except (UnusableError, OSError) as error:
+                    damage = None if was_cut_off(self.storage, key) else str(error)
+                if damage is not None:
+                    rejected.append(Rejected(self.storage.describe(key), damage))
+        return rejected
 
     def _checked(self) -> list[Commit]:
         with _advice("cannot list checkpoints", self.storage.describe(CHECKPOINTS)):

@@ -30,6 +30,7 @@ from orchestrator.data.files import sha256_of
 from orchestrator.data.label_map import LabelMap
 from orchestrator.errors import DataError, StorageError
 from orchestrator.storage.local import LocalStorage
+from orchestrator.storage.plain_files import read_json
 from orchestrator.storage.run_files import LABEL_MAP
 from orchestrator.storage.sealed import UnusableError
 
@@ -86,11 +87,10 @@ def read_label_map(path: str | Path) -> LabelMap:
     """
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
-        tree = json.loads(text)
+        tree = read_json(path)
         if "categories" in tree:
             return LabelMap.from_categories(tree["categories"])
-        return LabelMap.from_json(text)
+        return LabelMap.from_json(json.dumps(tree))
     except OSError as error:
         raise DataError(f"{path}: the label map cannot be read ({error.strerror})") from error
     except (ValueError, TypeError, KeyError) as error:

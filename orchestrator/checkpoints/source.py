@@ -6,17 +6,21 @@ same checkpoint of a run and say the same of a file that cannot be read.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from detectors.weights.archives import UnsafeWeightsError, WeightsError
 from orchestrator.checkpoints.commit import CommitStore
-from orchestrator.checkpoints.manifest import MANIFEST_NAME
+from orchestrator.checkpoints.manifest import MANIFEST_NAME, Commit, checked_commits
 from orchestrator.config.resolve import load_experiment
 from orchestrator.errors import DataError, SecurityError, StorageError
 from orchestrator.storage.local import LocalStorage
-from orchestrator.storage.run_files import CHECKPOINTS, RESOLVED
+from orchestrator.storage.plain_files import read_json
+from orchestrator.storage.run_files import CHECKPOINTS, RESOLVED, RESULT
+
+log = logging.getLogger(__name__)
 
 #: What ranks the checkpoints of a run that does not say it.
 _METRIC = "val/AP"
@@ -88,7 +92,26 @@ def checkpoint_of(path: Path, *, step: int | None = None) -> Path:
         raise WeightsError(
             f"{path}: a folder without checkpoints so far. Next: let the run train until its first"
         )
+    _compare_with_result(path, commit)
     return Path(commit.path)
+
+
+def _compare_with_result(run_dir: Path, chosen: Commit) -> None:
+    """Say that a run that has ended called another of its checkpoints the best."""
+    try:
+        result = read_json(run_dir / RESULT)
+        named, steps = Path(result["best_checkpoint"]).name, int(result["steps"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return  # Or no checkpoint of the run was scored.
+    commits = checked_commits(LocalStorage(run_dir))
+    if named != Path(chosen.path).name and all(commit.step <= steps for commit in commits):
+        log.warning(
+            "%s: %s is taken, and %s calls %s the best, which is gone or has lost its scores",
+            run_dir,
+            chosen.key,
+            RESULT,
+            result["best_checkpoint"],
+        )
 
 
 def _metric_of(run_dir: Path) -> str:

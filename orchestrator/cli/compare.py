@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -66,6 +67,9 @@ def main(argv: Sequence[str]) -> int:
     from orchestrator.runs.compare.run_folder import read_runs, run_named
 
     runs = read_runs([Path(folder) for folder in folders], overrides)
+    for run in runs:
+        for trouble in run.troubles:
+            print(printable(f"warning: {run.path}: {trouble}"), file=sys.stderr)
     named = arguments.baseline
     comparison = compare_runs(
         runs,

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import sys
 from collections.abc import Sequence
 
 from orchestrator.cli._shared.parser import Parser
@@ -58,7 +56,7 @@ def _show(experiment: str, overrides: Sequence[str]) -> None:
         from orchestrator.sweeps.plan import check_sweep
 
         check_sweep(template, resolved)
-    _write(print_config(resolved))
+    print(print_config(resolved), end="")
 
 
 def _show_schedule(
@@ -75,19 +73,10 @@ def _show_schedule(
         except DataError as error:
             raise DataError(f"{error}\nWith --images N the data set is not needed") from error
     table = ScheduleTable(resolved.experiment, images)
-    _write(json.dumps(table.to_json(), indent=2) + "\n" if as_json else table.to_text() + "\n")
+    print(json.dumps(table.to_json(), indent=2) if as_json else table.to_text())
 
 
 def _schema() -> None:
     from orchestrator.config.shape import published_schema
 
-    _write(json.dumps(published_schema(), indent=2) + "\n")
-
-
-def _write(text: str) -> None:
-    try:
-        sys.stdout.write(text)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # The reader, such as head, has seen enough. Python would complain again when it exits.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    print(json.dumps(published_schema(), indent=2))

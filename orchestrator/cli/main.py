@@ -74,10 +74,14 @@ ALIASES = {"train": "run", "val": "evaluate", "test": "evaluate", "infer": "pred
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; ``argv`` without the program's name."""
     arguments = sys.argv[1:] if argv is None else list(argv)
+    return run_guarded(lambda: _main(arguments))
+
+
+def _main(arguments: Sequence[str]) -> int:
     if arguments in (["--version"], ["-V"], ["version"]):
         print(f"orchestrator {_version()}")
         return 0
-    return run_guarded(lambda: dispatch("orchestrator", VERBS, arguments, aliases=ALIASES))
+    return dispatch("orchestrator", VERBS, arguments, aliases=ALIASES)
 
 
 def _version() -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from orchestrator.cli._shared.json_output import add_json, json_output
 from orchestrator.cli._shared.parser import Parser
-from orchestrator.errors import StorageError
+from orchestrator.errors import StorageError, printable
 from orchestrator.storage.run_files import RESOLVED
 
 
@@ -43,9 +44,12 @@ def main(argv: Sequence[str]) -> int:
 
     from orchestrator.evaluation.report import render_report
     from orchestrator.predict.scoring import read_split
+    from orchestrator.runs.overview import run_troubles
     from orchestrator.storage.atomic import write_atomic
     from orchestrator.storage.run_files import REPORT
 
+    for trouble in run_troubles(arguments.run):
+        print(printable(f"warning: {arguments.run}: {trouble}"), file=sys.stderr)
     path = arguments.output or arguments.run / REPORT
     page = render_report(arguments.run, read_split(experiment, "val"))
     write_atomic(path, page.encode("utf-8", "backslashreplace"))

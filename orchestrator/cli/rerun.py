@@ -69,6 +69,8 @@ def _verdict(name: str, done: Rerun) -> int:
     print(f"{name}: other weights\n  then sha256 {done.expected}\n  now  sha256 {done.found}")
     for line in done.changed:
         print(f"  not the same: {line}")
-    if not done.changed:
+    for line in done.unknown:
+        print(f"  not known: {line}")
+    if not done.changed and not done.unknown:
         print("  settings, data and program are the same; compare the machines in run_card.md")
     return 1

@@ -38,6 +38,7 @@ from pathlib import Path
 from typing_extensions import Self
 
 from orchestrator.storage.lease import Holder
+from orchestrator.storage.plain_files import read_json
 from orchestrator.training.pulse import pulse
 
 log = logging.getLogger(__name__)
@@ -91,7 +92,7 @@ class Beat:
     def read(cls, path: Path) -> Beat | None:
         """None when the file is just being written, or gone."""
         try:
-            tree = json.loads(path.read_bytes())
+            tree = read_json(path)
             return cls(**{**tree, "process": Holder(**tree["process"])})
         except (OSError, ValueError, TypeError, KeyError):
             return None

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from orchestrator.data.avif_frames import avif_problem
-from orchestrator.data.files import open_regular, reason
+from orchestrator.data.files import reason
 from orchestrator.data.orientation import (
     UPRIGHT,
     Orientation,
@@ -35,6 +35,7 @@ from orchestrator.data.orientation import (
     turned,
 )
 from orchestrator.errors import DataError
+from orchestrator.storage.plain_files import open_regular
 
 #: Pillow's plug-ins that may look at a file. EPS and its like, which start other programs, may not.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")

@@ -2,29 +2,16 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
-import stat
 from pathlib import Path
-from typing import BinaryIO
+
+from orchestrator.storage.plain_files import open_regular
 
 #: Largest text of annotations that is read: several times what COCO, Objects365 and LVIS have.
 MAX_TEXT_BYTES = 8 << 30
 #: A larger text is read only once it has begun like one.
 _LOOK_FIRST_BYTES = 1 << 24
-
-
-def open_regular(path: Path) -> BinaryIO:
-    """Open a file, but no pipe or device: those may have no end, and opening one may never end.
-
-    Raises:
-        OSError: it is none, or cannot be opened.
-        ValueError: the path holds a null byte.
-    """
-    if not stat.S_ISREG(path.stat().st_mode):
-        raise OSError(errno.EINVAL, "not a file", str(path))
-    return path.open("rb")
 
 
 def read_text_bytes(path: Path, *, limit: int = MAX_TEXT_BYTES) -> bytes:

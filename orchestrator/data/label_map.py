@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from orchestrator.errors import DataError
+from orchestrator.storage.plain_files import parse_json
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class LabelMap:
     @classmethod
     def from_json(cls, text: str) -> LabelMap:
         """Inverse of :meth:`to_json`."""
-        tree = json.loads(text)
+        tree = parse_json(text)
         return cls(names=tuple(tree["names"]), ids=tuple(int(i) for i in tree["ids"]))
 
     def to_json(self) -> str:

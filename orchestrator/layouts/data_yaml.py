@@ -26,7 +26,7 @@ _NULLS = frozenset(("", "~", "null", "Null", "NULL"))
 _BaseLoader: Any = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
 
 
-class _Loader(_BaseLoader):
+class _Loader(_BaseLoader):  # type: ignore[misc]
     """All scalars stay text, since a class called `no` or `12` is one; null is empty text."""
 
     def construct_scalar(self, node: yaml.ScalarNode) -> str:

@@ -30,6 +30,7 @@ from orchestrator.predict.loading import LoadedDetector
 from orchestrator.predict.predictor import DetectOptions
 from orchestrator.predict.scoring import detections_of
 from orchestrator.storage.atomic import write_atomic
+from orchestrator.storage.plain_files import read_json
 
 #: Suspects that the page shows.
 SHOWN = 60
@@ -150,7 +151,7 @@ def annotation_ids(data: Dataset, file: Path | None) -> dict[int, int]:
     if file is None:
         return {}
     try:
-        tree = json.loads(file.read_bytes())
+        tree = read_json(file)
     except (OSError, ValueError):
         return {}
     by_box: dict[tuple[object, ...], list[int]] = defaultdict(list)

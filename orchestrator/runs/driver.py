@@ -65,6 +65,7 @@ from orchestrator.storage.run_files import (
     REPORT,
     RESOLVED,
     RESULT,
+    RUN_CARD,
 )
 from orchestrator.tracking.events import EventLog
 from orchestrator.tracking.mlflow_shipper import RunStatus, Shipped
@@ -218,7 +219,7 @@ def _train_in(
                 )
                 outcome, shipped = _tracked(run, plan, job, placement, tracking, marker, watch)
         # Nothing is written in the place of a folder that is gone.
-        lock.fence()()
+        lock.require_in_place()
     result = result_of(job, outcome, shipped, time.monotonic() - started)
     run.write(RESULT, json.dumps(result, indent=2))
     say_result(resolved, result, console)
@@ -329,7 +330,11 @@ def _tracked(
         still_there = run.is_held()
         if still_there:
             card = run_card_of(job, outcome, status=status, accelerator=placement.accelerator.kind)
-            card.write(run.folder)
+            try:
+                card.write(run.folder)
+            except OSError as error:
+                # MLflow has to hear how the run ended, and people why.
+                run.say(f"warning: {RUN_CARD} was not written ({error.strerror})")
         elif status == "FINISHED":
             status, best = "FAILED", None
         if status == "FINISHED":

@@ -2,16 +2,34 @@
 
 from __future__ import annotations
 
-import json
+import os
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from orchestrator.checkpoints.manifest import Commit, checked_commits
 from orchestrator.errors import StorageError
-from orchestrator.storage.run_files import EVENTS, IDENTITY, RESULT, SWEEP_JOURNAL, SWEEP_RESULT
-from orchestrator.tracking.events import read_events
+from orchestrator.storage.local import LocalStorage
+from orchestrator.storage.plain_files import read_json
+from orchestrator.storage.run_files import (
+    CHECKPOINTS,
+    EVENTS,
+    IDENTITY,
+    RESOLVED,
+    RESULT,
+    SWEEP_JOURNAL,
+    SWEEP_RESULT,
+)
+from orchestrator.storage.sealed import UnusableError, unseal
+from orchestrator.tracking.events import Event, lost_since, read_events
 from orchestrator.tracking.goodput import BOOKKEEPING
+
+#: Any of these makes a folder one of a run or a sweep: what is damaged has to be seen.
+_OF_A_SWEEP = (SWEEP_JOURNAL, SWEEP_RESULT)
+_OF_A_RUN = (IDENTITY, RESOLVED, EVENTS)
+_MAX_BYTES = 16 * 2**20
 
 
 @dataclass(frozen=True)
@@ -26,6 +44,7 @@ class Standing:
         score: AP of the last evaluation, or the best one of a sweep; None before there is one.
         seconds: since something was written; None where nothing was.
         note: what was logged last, or which trial is best.
+        troubles: what of the folder is missing or damaged, and what is therefore not known.
     """
 
     name: str
@@ -35,6 +54,7 @@ class Standing:
     score: float | None
     seconds: float | None
     note: str
+    troubles: tuple[str, ...] = ()
 
     def text(self) -> str:
         """On one line."""
@@ -42,7 +62,8 @@ class Standing:
         score = "" if self.score is None else f", AP {self.score:.4f}"
         ago = "" if self.seconds is None else f", last written {_ago(self.seconds)} ago"
         note = f"; {self.note}" if self.note else ""
-        return f"{self.name}: {self.kind} {self.state}, {count}{score}{ago}{note}"
+        troubles = "".join(f"\n  warning: {line}" for line in self.troubles)
+        return f"{self.name}: {self.kind} {self.state}, {count}{score}{ago}{note}{troubles}"
 
 
 def standing(folder: Path) -> Standing:
@@ -51,9 +72,9 @@ def standing(folder: Path) -> Standing:
     Raises:
         StorageError: it holds neither.
     """
-    if (folder / SWEEP_JOURNAL).is_file():
+    if _is_any(folder, _OF_A_SWEEP):
         return _sweep(folder)
-    if (folder / IDENTITY).is_file():
+    if _is_any(folder, _OF_A_RUN):
         return _run(folder)
     raise StorageError(
         f"{folder}: is no folder of a run or a sweep. Next: `orchestrator list FOLDER` lists those "
@@ -69,40 +90,119 @@ def standings(root: Path) -> list[Standing]:
     """
     if not root.is_dir():
         raise StorageError(f"{root}: no such folder. Next: name the `storage` of your experiments")
-    kinds = (SWEEP_JOURNAL, IDENTITY)
-    found = [f for f in sorted(root.iterdir()) if any((f / kind).is_file() for kind in kinds)]
+    found = [f for f in sorted(root.iterdir()) if _is_any(f, (*_OF_A_SWEEP, *_OF_A_RUN))]
     return [standing(folder) for folder in found]
 
 
+def _is_any(folder: Path, names: tuple[str, ...]) -> bool:
+    """Whether a folder has one of these, in whatever condition."""
+    return any(os.path.lexists(folder / name) for name in names)
+
+
 def _run(folder: Path) -> Standing:
-    result = _read(folder / RESULT)
+    result, troubles = read_result(folder), run_troubles(folder)
     step, score, note = 0, None, ""
-    for event in read_events(folder / EVENTS):
-        step = max(step, event.step)
-        score = event.values.get("val/AP", score)
-        if event.text and event.kind not in BOOKKEEPING:
-            note = f"{event.kind}: {event.text}"
+    last: Event | None = None
+    try:
+        for last in read_events(folder / EVENTS):
+            step = max(step, last.step)
+            score = last.values.get("val/AP", score)
+            if last.text and last.kind not in BOOKKEEPING:
+                note = f"{last.kind}: {last.text}"
+    except OSError:
+        pass  # One of the troubles.
+    if last is not None and is_outdated(result, last.step):
+        result = {}
     state = str(result.get("state", "unfinished"))
-    # Notes of the way there are no news of a run that has arrived.
-    note = "" if state == "done" else note
-    return Standing(folder.name, "run", state, step, score, _age(folder / EVENTS), note)
+    if state == "done":
+        # Notes of the way there are no news of a run that has arrived, and its log may be gone.
+        note, step = "", max(step, int(result["steps"]))
+        score = result["metrics"].get("AP", score)
+    age = _age(folder / EVENTS)
+    return Standing(folder.name, "run", state, step, score, age, note, tuple(troubles))
+
+
+def read_result(folder: Path) -> dict[str, Any]:
+    """What ``result.json`` of a run says; nothing where there is none that can be read."""
+    result = _read(folder / RESULT)
+    whole = isinstance(result.get("steps"), int) and isinstance(result.get("metrics"), dict)
+    return result if whole else {}
+
+
+def is_outdated(result: Mapping[str, Any], step: int) -> bool:
+    """Whether a result is that of an earlier end, which the run has left behind since.
+
+    Args:
+        result: of the run; may be empty.
+        step: that the run has come to.
+    """
+    return step > int(result.get("steps", step))
+
+
+def newest_commit(folder: Path) -> Commit | None:
+    """The newest checkpoint of a run whose files are there; None without any.
+
+    Raises:
+        OSError: something else is in the place of the folder that holds them.
+    """
+    return next(iter(checked_commits(LocalStorage(folder))), None)
+
+
+def run_troubles(folder: Path) -> list[str]:
+    """What of a run folder is missing or damaged, and what is therefore not known.
+
+    Nothing of a run that only began, or of one that is whole.
+    """
+    lines = []
+    if os.path.lexists(folder / RESOLVED):
+        try:
+            unseal("run", LocalStorage(folder).read_file(IDENTITY, limit=_MAX_BYTES))
+        except (OSError, UnusableError, StorageError) as error:
+            why = "is missing" if isinstance(error, FileNotFoundError) else f"{error}"
+            lines.append(f"{IDENTITY} {why}, so what decided the result is not recorded")
+    result, newest = read_result(folder), None
+    try:
+        newest = newest_commit(folder)
+    except OSError as error:
+        lines.append(f"{CHECKPOINTS}: {error.strerror}, so no checkpoint of it can be used")
+    if os.path.lexists(folder / RESULT) and not result:
+        lines.append(f"{RESULT} cannot be read, so it is not known how the run ended")
+    if newest is not None and is_outdated(result, newest.step):
+        lines.append(
+            f"{RESULT} is that of step {result['steps']}, and the run has gone on to step "
+            f"{newest.step} since"
+        )
+    mark = None if newest is None else newest.manifest.log
+    try:
+        lost = None if mark is None else lost_since(folder / EVENTS, mark)
+    except OSError as error:
+        lost = f"it is {error.strerror}"
+    if newest is not None and lost is not None:
+        lines.append(f"{EVENTS}: {lost} when step {newest.step} was committed")
+    return lines
 
 
 def _sweep(folder: Path) -> Standing:
-    summary = _read(folder / SWEEP_RESULT)
+    summary, troubles = _read(folder / SWEEP_RESULT), []
     trials: list[dict[str, Any]] = summary.get("trials", [])
-    ended = sum(trial["state"] in ("done", "stopped", "failed") for trial in trials)
-    best = next((trial for trial in trials if trial["name"] == summary.get("best")), None)
-    note = "" if best is None else f"best {best['name']}"
-    score = None if best is None else best["score"]
+    try:
+        ended = sum(trial["state"] in ("done", "stopped", "failed") for trial in trials)
+        scores = {trial["name"]: trial["score"] for trial in trials}
+    except (TypeError, KeyError):
+        summary, ended, scores = {}, 0, {}
+    if os.path.lexists(folder / SWEEP_RESULT) and not summary:
+        troubles.append(f"{SWEEP_RESULT} cannot be read, so it is not known how its trials stand")
+    best = summary.get("best")
+    score = scores.get(best)
+    note = f"best {best}" if best in scores else ""
     state = str(summary.get("state", "unfinished"))
     age = _age(folder / SWEEP_JOURNAL)
-    return Standing(folder.name, "sweep", state, ended, score, age, note)
+    return Standing(folder.name, "sweep", state, ended, score, age, note, tuple(troubles))
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_bytes())
+        found = read_json(path)
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import subprocess
@@ -27,6 +26,7 @@ from orchestrator.pages.document import number
 from orchestrator.runs.plan import Plan, require_state
 from orchestrator.runs.progress import duration
 from orchestrator.storage.bucket import commit_storage
+from orchestrator.storage.plain_files import read_json
 from orchestrator.storage.run_files import CHECKPOINTS, EVENTS, REPORT, RESOLVED, RESULT, SAMPLES
 from orchestrator.tracking.events import read_events
 from orchestrator.tracking.git_info import git_info
@@ -84,7 +84,7 @@ def finished_result(job: TrainingJob, done: int) -> dict[str, Any] | None:
         done: optimizer steps behind its newest commit.
     """
     try:
-        result: dict[str, Any] = json.loads((job.path / RESULT).read_bytes())
+        result: dict[str, Any] = read_json(job.path / RESULT)
         same = (
             result["config_digest"] == job.config_digest
             and result["data_digest"] == job.data_digest

@@ -57,7 +57,7 @@ class Run:
     def is_held(self) -> bool:
         """Whether the folder is there, and still that of this process."""
         try:
-            self.folder_lock.fence()()
+            self.folder_lock.require_in_place()
         except (StorageError, OSError):
             return False
         return True

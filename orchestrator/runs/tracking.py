@@ -231,7 +231,10 @@ def description(plan: Plan) -> str:
 
 def log_tags(run_dir: Path) -> dict[str, str]:
     """A tag that says so, where lines of the event log were lost between two starts."""
-    lost = [event.text for event in read_events(run_dir / EVENTS) if event.kind == LOG_LOST]
+    try:
+        lost = [event.text for event in read_events(run_dir / EVENTS) if event.kind == LOG_LOST]
+    except OSError as error:
+        return {"event_log": f"cannot be read: {error.strerror}"}
     return {"event_log": f"incomplete: {lost[-1]}"} if lost else {}
 
 

@@ -99,6 +99,22 @@ class RunLock(LivingLock):
         """What a worker of this run checks before it changes anything."""
         return FolderFence(str(self.storage.root), self.token)
 
+    def require_in_place(self) -> None:
+        """Raise unless the run folder is held, and is the one that was taken.
+
+        A copy of it, put or mounted in its place, has the same leases.
+
+        Raises:
+            StorageError: it was taken over; or is gone, or another one.
+        """
+        self.fence()()
+        try:
+            there = os.lstat(self.storage.describe(f"{LOCK}/flock"))
+        except OSError as error:
+            raise vanished(self.storage.root) from error
+        if self._descriptor is None or not os.path.samestat(there, os.fstat(self._descriptor)):
+            raise vanished(self.storage.root)
+
     def _take(self) -> None:
         make_private(self.storage.root)
         self.storage.make_dir(LOCK)

@@ -217,6 +217,11 @@ class LocalStorage(Storage):
                 os.close(descriptor)
                 descriptor = inner
             yield descriptor, name
+        except OSError as error:
+            # Relative to a descriptor, a name says nothing to anybody.
+            if isinstance(error.filename, str) and not Path(error.filename).is_absolute():
+                error.filename, error.filename2 = self.describe(key), None
+            raise
         finally:
             os.close(descriptor)
 

@@ -25,6 +25,7 @@ from typing import Any
 
 from orchestrator.config.scalars import Json
 from orchestrator.errors import StorageError
+from orchestrator.storage.plain_files import open_regular, parse_json
 from orchestrator.storage.run_files import SWEEP_JOURNAL
 
 
@@ -49,7 +50,8 @@ def read_journal(folder: Path) -> list[Entry]:
     """
     path = folder / SWEEP_JOURNAL
     try:
-        lines = path.read_bytes().splitlines(keepends=True)
+        with open_regular(path) as file:
+            lines = file.readlines()
     except FileNotFoundError:
         return []
     except OSError as error:
@@ -62,7 +64,7 @@ def read_journal(folder: Path) -> list[Entry]:
 
 def _parse(path: Path, line: bytes, number: int) -> Entry:
     try:
-        tree = json.loads(line)
+        tree = parse_json(line)
         return Entry(str(tree.pop("kind")), tree)
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise StorageError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from orchestrator.runs.identity import (
     recorded_identity,
 )
 from orchestrator.storage.local import LocalStorage
+from orchestrator.storage.plain_files import read_json
 from orchestrator.storage.run_files import SWEEP_RESULT, trial_name
 from orchestrator.sweeps.journal import Entry, read_journal
 from orchestrator.sweeps.plan import describe
@@ -82,6 +82,7 @@ class Rerun:
         expected: digest of the first run's weights.
         found: of the second's; empty before its end.
         changed: what was not the same for both, as far as it is recorded.
+        unknown: what of it is not recorded, and why.
     """
 
     run_dir: Path
@@ -89,6 +90,7 @@ class Rerun:
     expected: str
     found: str
     changed: tuple[str, ...]
+    unknown: tuple[str, ...] = ()
 
     @property
     def equal(self) -> bool:
@@ -149,7 +151,7 @@ def _best(folder: Path, runs: Sequence[RunFolder]) -> RunFolder:
 
 def _metric(folder: Path) -> str:
     try:
-        tree: Any = json.loads((folder / SWEEP_RESULT).read_text("utf-8"))
+        tree: Any = read_json(folder / SWEEP_RESULT)
     except FileNotFoundError:
         return _METRIC
     except (OSError, ValueError) as error:
@@ -186,8 +188,13 @@ def rerun(
     expected = run.result.get("weights_sha256")
     if not expected:
         raise StorageError(
-            f"{run.path}: has no result.json with the digest of its weights, so there is nothing "
-            "to compare with. Next: let the run come to its end"
+            "\n".join(
+                (
+                    f"{run.path}: has no result.json with the digest of its weights, so there is "
+                    "nothing to compare with. Next: let the run come to its end",
+                    *run.troubles,
+                )
+            )
         )
     # Its journal has the same name and one letter more, and is there before the sweep has ended.
     trial_of = run.path.parent if any(run.path.parent.glob(f"{SWEEP_RESULT}*")) else None
@@ -234,6 +241,7 @@ def rerun(
         expected=str(expected),
         found="" if code else str(again.result.get("weights_sha256")),
         changed=tuple(changed),
+        unknown=tuple(f"{one.path}: {line}" for one in (run, again) for line in one.troubles),
     )
 
 

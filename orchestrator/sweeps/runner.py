@@ -27,6 +27,7 @@ from orchestrator.runs.driver import train
 from orchestrator.runs.trial_context import TrialContext
 from orchestrator.storage.atomic import write_atomic
 from orchestrator.storage.lease import HeldError
+from orchestrator.storage.plain_files import read_json
 from orchestrator.storage.run_files import EVENTS, RESULT, STOP, SWEEP_BASE
 from orchestrator.sweeps.plan import Planner, Trial, difference_rows
 from orchestrator.tracking.events import read_events
@@ -169,8 +170,8 @@ def read_end(run_dir: Path, *, error: bool) -> dict[str, Any]:
         run_dir: of the trial.
         error: whether its process was lost.
     """
-    with suppress(OSError, ValueError):
-        failure = json.loads((run_dir / FAILURE_NAME).read_bytes())
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        failure = read_json(run_dir / FAILURE_NAME)
         return {
             "state": "failed",
             "reason": f"{failure['kind']}: {failure['message']}",
@@ -178,8 +179,8 @@ def read_end(run_dir: Path, *, error: bool) -> dict[str, Any]:
         }
     if error:
         return {"state": "failed", "reason": "its process was lost", "fatal": False}
-    with suppress(OSError, ValueError):
-        result = json.loads((run_dir / RESULT).read_bytes())
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        result = read_json(run_dir / RESULT)
         return {"state": result["state"], "result": result}
     return {"state": "preempted"}
 

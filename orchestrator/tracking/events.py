@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 from orchestrator.credentials import mask
 from orchestrator.errors import StorageError
+from orchestrator.storage.plain_files import open_regular, parse_json
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +33,8 @@ METRICS = "metrics"
 #: Kind of the note that says that lines of the log were lost.
 LOG_LOST = "log_lost"
 _LONGEST_LINE = 2**20
+#: Lines and steps that no run comes to, and milliseconds that no calendar has a date for.
+_MOST, _LATEST = 2**53, 62_000_000_000_000
 
 
 class Event(NamedTuple):
@@ -111,6 +114,8 @@ class EventLog:
             path.parent.mkdir(parents=True, exist_ok=True)
             # A link in its place would have what was measured written elsewhere.
             flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+            # A pipe in its place would have this wait for a reader.
+            flags |= os.O_NONBLOCK
             self._file = os.fdopen(os.open(path, flags, 0o666), "ab", buffering=0)
             self._file.truncate(self._replay())
         except OSError as error:
@@ -232,19 +237,29 @@ def read_events(path: Path, offset: int = 0) -> Iterator[Event]:
     """Whole events behind a byte offset; none when there is no log yet.
 
     The offset is 0 or the ``end`` of an event. The log may be written meanwhile: a line without its
-    end is left for the next call. A damaged line is passed over.
+    end is left for the next call. A damaged line is passed over; of a log that is read from its
+    beginning, how many are is a warning.
+
+    Raises:
+        OSError: something is there that cannot be read, or is no file.
     """
-    if not path.exists():
+    try:
+        file = open_regular(path)
+    except FileNotFoundError:
         return
-    with path.open("rb") as file:
+    damaged, beginning = 0, offset == 0
+    with file:
         file.seek(offset)
         for line in file:
             if not line.endswith(b"\n"):
-                return
+                break
             offset += len(line)
             event = _parse(line, offset)
+            damaged += event is None
             if event is not None:
                 yield event
+    if damaged and beginning:
+        logger.warning("%s: %d damaged lines were left out", path, damaged)
 
 
 def lost_since(path: Path, mark: LogMark) -> str | None:
@@ -253,9 +268,12 @@ def lost_since(path: Path, mark: LogMark) -> str | None:
     Args:
         path: of the log.
         mark: of an earlier moment.
+
+    Raises:
+        OSError: something is there that cannot be read, or is no file.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             end = file.seek(0, os.SEEK_END)
             if end < mark.size:
                 return f"the log ends at byte {end}, and had {mark.size} bytes"
@@ -289,8 +307,8 @@ def _encode_nonfinite(value: float) -> str:
 def _parse(line: bytes, end: int) -> Event | None:
     """The event of a line, or None when it is damaged."""
     try:
-        tree = json.loads(line)
-        return Event(
+        tree = parse_json(line)
+        event = Event(
             seq=int(tree["seq"]),
             kind=str(tree["kind"]),
             step=int(tree["step"]),
@@ -299,5 +317,7 @@ def _parse(line: bytes, end: int) -> Event | None:
             text=str(tree.get("text", "")),
             end=end,
         )
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
         return None
+    possible = 0 <= event.seq < _MOST and 0 <= event.step < _MOST and abs(event.time_ms) < _LATEST
+    return event if possible else None

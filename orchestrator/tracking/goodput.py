@@ -10,10 +10,12 @@ of what the failure cost.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from orchestrator.storage.plain_files import parse_json
 from orchestrator.tracking.events import Event
 
 #: Kinds of the notes; they are for this account and not for people.
@@ -161,6 +163,7 @@ def _attempts(events: Iterable[Event]) -> Iterator[_Attempt]:
 def _values(text: str) -> dict[str, float]:
     """Content of a note; nothing of one that is damaged."""
     try:
-        return {str(key): float(value) for key, value in json.loads(text).items()}
-    except (ValueError, TypeError, AttributeError):
+        values = {str(key): float(value) for key, value in parse_json(text).items()}
+    except (ValueError, TypeError, AttributeError, OverflowError):
         return {}
+    return values if all(map(math.isfinite, values.values())) else {}

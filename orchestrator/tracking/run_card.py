@@ -166,7 +166,7 @@ def read_tables(run_dir: Path) -> dict[str, dict[str, str]]:
     Empty where there is no card. Inverse of :meth:`RunCard.write` but for line breaks in a value.
     """
     path = run_dir / RUN_CARD
-    lines = path.read_text("utf-8").splitlines() if path.is_file() else []
+    lines = path.read_text("utf-8", "replace").splitlines() if path.is_file() else []
     tables: dict[str, dict[str, str]] = {"": {}}
     heading, head = "", False
     for line in lines:

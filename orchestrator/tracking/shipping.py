@@ -28,6 +28,7 @@ from typing import Any, TypeAlias
 
 from orchestrator.errors import StorageError
 from orchestrator.storage.atomic import write_atomic
+from orchestrator.storage.plain_files import read_json
 from orchestrator.storage.run_files import EVENTS, EVENTS_KEPT, MLFLOW, MLFLOW_SPEC
 from orchestrator.tracking.artifacts import ArtifactSender
 from orchestrator.tracking.events import read_events
@@ -102,7 +103,7 @@ class RunSpec:
         """
         path = run_dir / MLFLOW_SPEC
         try:
-            tree = json.loads(path.read_bytes())
+            tree = read_json(path)
             status = tree.pop("status")
             spec = cls(**tree)
             found = {
@@ -149,7 +150,7 @@ class ShipState:
     def load(cls, run_dir: Path) -> ShipState | None:
         """The recorded state; None when there is none or it cannot be read."""
         try:
-            return cls(**json.loads((run_dir / MLFLOW).read_bytes()))
+            return cls(**read_json(run_dir / MLFLOW))
         except (OSError, ValueError, TypeError):
             return None
 

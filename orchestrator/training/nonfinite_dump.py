@@ -28,6 +28,7 @@ from orchestrator.data.decode import read_image
 from orchestrator.data.label_map import LabelMap
 from orchestrator.errors import DataError, StorageError
 from orchestrator.storage.atomic import write_atomic
+from orchestrator.storage.plain_files import read_json
 from orchestrator.storage.run_files import NONFINITE
 from orchestrator.training.job import TrainingJob
 from orchestrator.training.shards import Shards
@@ -177,7 +178,7 @@ def read(run_dir: Path, step: int | None = None) -> Evidence:
         )
     folder = _folder(run_dir, steps[-1] if step is None else step)
     try:
-        report = json.loads((folder / REPORT_NAME).read_bytes())
+        report = read_json(folder / REPORT_NAME)
         states = _folder(run_dir, report["state_of"])
         names = [n for n in (STATE_NAME, *TENSOR_FILES.values()) if (states / n).exists()]
         return Evidence(

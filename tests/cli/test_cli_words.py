@@ -128,7 +128,8 @@ def test_runs_are_listed_as_they_stand(tmp_path, capsys):
         log.note("resume", "from commit 40", step=40)
         log.metrics({"train/loss": 1.0}, step=50)
         log.close()
-    (tmp_path / "done" / "result.json").write_text('{"state": "done"}')
+    result = {"state": "done", "steps": 50, "metrics": {"AP": 0.25}}
+    (tmp_path / "done" / "result.json").write_text(json.dumps(result))
     sweep = tmp_path / "swept"
     sweep.mkdir()
     (sweep / "sweep.jsonl").write_text("")

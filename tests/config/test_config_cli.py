@@ -190,12 +190,13 @@ def test_ctrl_c_exits_with_130(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_guarded(lambda: 0) == 0
 
 
-def test_a_reader_that_stops_early_is_no_error() -> None:
+@pytest.mark.parametrize("words", [["config", "schema"], ["models"], ["--version"], ["--help"]])
+def test_a_reader_that_stops_early_is_no_error(words: list[str]) -> None:
     program = "import sys; from orchestrator.cli.main import main; sys.exit(main(sys.argv[1:]))"
     read, write = os.pipe()
     os.close(read)
     done = subprocess.run(
-        [sys.executable, "-c", program, "config", "schema"],
+        [sys.executable, "-c", program, *words],
         cwd=ROOT,
         stdout=write,
         stderr=subprocess.PIPE,
@@ -204,6 +205,33 @@ def test_a_reader_that_stops_early_is_no_error() -> None:
     os.close(write)
     assert done.stderr == ""
     assert done.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("opened", "code", "said"),
+    [("pipe", 1, ""), ("/dev/full", 1, ""), ("/dev/full", 0, "standard output: No space left")],
+)
+def test_what_becomes_of_the_output_ends_no_work(
+    opened: str, code: int, said: str, tmp_path: Path
+) -> None:
+    program = (
+        "import sys; from pathlib import Path; from rich.console import Console\n"
+        "from orchestrator.cli._shared.exit import run_guarded\n"
+        "def work():\n"
+        "    for _ in range(3):\n"
+        "        Console().print('x ' * 9_999, highlight=False); print('y' * 99_999, flush=True)\n"
+        "    Path(sys.argv[1]).touch(); return int(sys.argv[2])\n"
+        "sys.exit(run_guarded(work))"
+    )
+    read, pipe = os.pipe()
+    os.close(read)
+    with os.fdopen(pipe, "w") if opened == "pipe" else Path(opened).open("w") as output:
+        words = [sys.executable, "-c", program, tmp_path / "done", str(code)]
+        ended = subprocess.run(words, cwd=ROOT, stdout=output, stderr=subprocess.PIPE, text=True)
+    assert (tmp_path / "done").exists()
+    assert ended.returncode == (71 if said else code)
+    assert said in ended.stderr
+    assert bool(said) == bool(ended.stderr)
 
 
 @pytest.mark.parametrize(
@@ -243,7 +271,7 @@ def test_what_the_machine_refuses_is_no_bug(
         (">&-", 0, ""),
         ("2>&-", 0, ""),
         ("<&- >&- 2>&-", 0, ""),
-        (">/dev/full", 71, "No space left on device"),
+        (">/dev/full", 71, "standard output: No space left on device"),
         (">/dev/full 2>/dev/full", 71, ""),
     ],
 )

@@ -50,6 +50,28 @@ def test_a_copied_run_stands_for_its_own_best_checkpoint_everywhere(small_run, t
         assert Path(find_initial(str(copy)).path).parent == copy / "ckpt" / "000000006"
 
 
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("METRICS.json", lambda file: file.unlink()),
+        ("METRICS.json", lambda file: file.write_bytes(b"{")),
+        ("ema.safetensors", lambda file: file.write_bytes(file.read_bytes()[:-1])),
+        ("ema.safetensors", lambda file: file.write_bytes(file.read_bytes()[:-1] + b"\xff")),
+    ],
+    ids=["scores-gone", "scores-cut", "cut", "changed"],
+)
+def test_another_checkpoint_than_the_best_is_never_taken_in_silence(
+    name, damage, small_run, tmp_path, caplog
+):
+    copy = shutil.copytree(small_run, tmp_path / "copy")
+    best = load_detector(copy).source
+    assert not caplog.records
+    damage(best / name)
+    assert load_detector(copy).source != best
+    assert f"{best.name} the best, which is gone or has lost its scores" in caplog.text
+    assert (f"{best}: " in caplog.text) == (best / name).exists()
+
+
 def test_plain_weights_on_request(small_run):
     last = checkpoints(small_run)[-1]
     loaded = load_detector(last, averaged=False)

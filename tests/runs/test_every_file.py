@@ -24,6 +24,7 @@ from orchestrator.errors import OrchestratorError
 from orchestrator.runs import driver
 from orchestrator.runs import plan as planning
 from orchestrator.runs.plan import Plan
+from orchestrator.runs.run import Run
 from orchestrator.storage.run_files import EVENTS, RESULT, STOP
 from orchestrator.tracking.events import metric_history
 from orchestrator.training import session
@@ -66,7 +67,7 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
 def alone() -> Iterator[None]:
     """The driver trains in this process, as if its cluster were here."""
 
-    def trained(plan: Plan, job: TrainingJob, *_: object) -> Outcome:
+    def trained(_: Run, plan: Plan, job: TrainingJob, *__: object) -> Outcome:
         (job.path / STOP).unlink(missing_ok=True)
         return run_rank(job, STREAM(plan), accelerator=CPU)
 

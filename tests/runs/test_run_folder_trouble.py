@@ -12,20 +12,24 @@ import pytest
 
 from orchestrator.checkpoints.commit import CommitStore
 from orchestrator.cli._shared.exit import run_guarded
+from orchestrator.cli.main import main
 from orchestrator.data.batch import Batch
+from orchestrator.data.readers.coco import read_coco
 from orchestrator.data.stream.local import LocalStream
 from orchestrator.errors import StorageError
 from orchestrator.runs.plan import Plan
 from orchestrator.runs.tracking import log_tags
 from orchestrator.storage.folder_lock import RunLock
 from orchestrator.storage.run_files import EVALUATION, EVENTS, STOP
-from orchestrator.tracking.events import LogMark, lost_since, read_events
+from orchestrator.tracking.events import EventLog, LogMark, lost_since, read_events
 from orchestrator.training import session, validation
 from orchestrator.training.job import Outcome
 from orchestrator.training.session import open_store
 from tests.support.chaos_run import small_detector, small_plan
 from tests.support.evaluators import fickle_detector
 from tests.support.local_runs import StoppingStream, train
+from tests.support.run_folders import rng, write_data, write_run
+from tests.support.simulated_detectors import Skill, detect, make_truth
 
 
 @pytest.fixture(autouse=True)
@@ -90,8 +94,17 @@ def test_a_fence_knows_a_folder_that_is_not_its_own(tmp_path: Path) -> None:
             with pytest.raises(StorageError, match="the run folder is gone, or another one"):
                 lock.fence()()
         (tmp_path / "run").rmdir()
-        (tmp_path / "away").rename(tmp_path / "run")
+        # A copy has the same leases, and is another folder.
+        shutil.copytree(tmp_path / "away", tmp_path / "run")
         lock.fence()()
+        with pytest.raises(StorageError, match="the run folder is gone, or another one"):
+            lock.require_in_place()
+        shutil.rmtree(tmp_path / "run")
+        (tmp_path / "run").symlink_to("away")
+        lock.require_in_place()
+        (tmp_path / "run").unlink()
+        (tmp_path / "away").rename(tmp_path / "run")
+        lock.require_in_place()
 
 
 def stopped(folder: Path, digits: Path, at: int = 5) -> Plan:
@@ -200,3 +213,80 @@ def test_a_shortened_run_has_the_best_checkpoint_of_the_whole_one(
     ended = run()
     assert ended.resumed_from == 9
     assert Path(str(ended.best_checkpoint)).name == "000000006"
+
+
+@pytest.fixture(scope="module")
+def one_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of 15 steps that has ended, without checkpoints; only to be copied."""
+    folder = tmp_path_factory.mktemp("one")
+    write_data(folder / "data", make_truth(rng(1), images=8))
+    dataset = read_coco(folder / "data" / "images", folder / "data" / "val.json").dataset
+    return write_run(folder / "runs", "a", dataset, detect(rng(2), dataset, Skill(recall=0.7)))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "state", "said"),
+    [
+        ("run.json", None, "done, step 15", "run.json is missing"),
+        ("run.json", b"{}", "done, step 15", "run.json is not a sealed JSON file"),
+        ("events.jsonl", None, "done, step 15", None),
+        ("events.jsonl", b"[" * 100_000 + b"\n", "done, step 15", "1 damaged lines"),
+        ("events.jsonl", b'{"seq":1e999,"kind":"","step":0,"time_ms":0}\n', "done", "1 damaged"),
+        ("result.json", b'{"state', "unfinished, step 15", "result.json cannot be read"),
+        ("result.json", b"[" * 100_000, "unfinished, step 15", "result.json cannot be read"),
+    ],
+)
+def test_damage_of_a_run_is_said_where_runs_are_listed(
+    name: str,
+    content: bytes | None,
+    state: str,
+    said: str | None,
+    one_run: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    copy = shutil.copytree(one_run, tmp_path / "runs" / one_run.name)
+    (copy / name).unlink()
+    if content is not None:
+        (copy / name).write_bytes(content)
+    assert main(["list", str(copy.parent)]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"a: run {state}")
+    assert said is None or said in printed + caplog.text
+
+
+def test_a_link_in_place_of_the_checkpoints_is_refused_with_its_place(
+    small_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = shutil.copytree(small_run, tmp_path / "runs" / "a")
+    (copy / "ckpt").rename(tmp_path / "larger-disk")
+    (copy / "ckpt").symlink_to(tmp_path / "larger-disk")
+    assert main(["list", str(copy.parent)]) == 0
+    assert "ckpt: Not a directory" in capsys.readouterr().out
+    assert main(["evaluate", str(copy)]) == 71
+    assert f"{copy}/ckpt" in capsys.readouterr().err
+
+
+def test_a_pipe_in_a_run_folder_holds_nobody_up(
+    one_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = shutil.copytree(one_run, tmp_path / "runs" / one_run.name)
+    for name in ("events.jsonl", "result.json", "run.json"):
+        (copy / name).unlink()
+        os.mkfifo(copy / name)
+    assert main(["list", str(copy.parent)]) == 0
+    assert main(["compare", str(copy)]) == 71
+    with pytest.raises(StorageError, match="the event log cannot be opened"):
+        EventLog(copy / "events.jsonl")
+
+
+def test_a_result_that_was_left_behind_is_none(
+    one_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = shutil.copytree(one_run, tmp_path / "runs" / one_run.name)
+    log = EventLog(copy / "events.jsonl")
+    log.metrics({"train/loss": 1.0}, step=16)
+    log.close()
+    assert main(["list", str(copy.parent)]) == 0
+    assert capsys.readouterr().out.startswith("a: run unfinished, step 16")

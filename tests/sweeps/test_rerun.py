@@ -136,6 +136,18 @@ def test_a_member_of_a_population_is_repeated_as_all_that_it_has_been(
     assert len(driver.calls) == 4
 
 
+def test_what_is_not_recorded_is_not_called_the_same(
+    sweep: Path, driver: FakeDriver, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (sweep / "trial-001" / "run.json").unlink()
+    driver.weights = "others"
+    assert main(["rerun", str(sweep), "--trial", "1"]) == 1
+    shown = capsys.readouterr().out
+    assert "not known: " in shown
+    assert "run.json is missing" in shown
+    assert "are the same" not in shown
+
+
 def test_a_run_alone_is_repeated_beside_itself_where_its_data_lies_now(
     sweep: Path, driver: FakeDriver, tmp_path: Path
 ) -> None:

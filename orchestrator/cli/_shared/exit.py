@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from orchestrator.credentials import mask
 from orchestrator.errors import ConfigError, OrchestratorError, StorageError, printable
@@ -35,19 +36,70 @@ def run_guarded(function: Callable[[], int]) -> int:
     Returns:
         That code; the code of an :class:`OrchestratorError`, whose message is printed without a
         traceback; 71 where a disk was full or a path cannot be used; 64 where the machine gives
-        no more memory, threads or open files; 130 after Ctrl-C; 0 where the reader of the output,
-        such as ``head``, has seen enough; 70 for any other exception, with its traceback.
+        no more memory, threads or open files; 130 after Ctrl-C; 70 for any other exception, with
+        its traceback. What becomes of its output ends no function: a reader such as ``head`` may
+        have seen enough, and a disk that has no room for it is said at the end, with 71.
     """
     _open_standard_streams()
-    code = _guarded(function)
+    before = sys.stdout, sys.stderr
+    said, told = _Lasting(sys.stdout, 1), _Lasting(sys.stderr, 2)
+    sys.stdout, sys.stderr = said, told
     try:
-        _let_go_of(sys.stdout, 1)
-    except OSError as error:
-        # What was to be said is not where it was to go.
-        code = code or _refused(error)
-    with suppress(OSError):
-        _let_go_of(sys.stderr, 2)
+        code = _guarded(function)
+        said.flush()
+        if said.failure is not None and not code:
+            # What was to be said is not where it was to go.
+            code = _refused(said.failure)
+        told.flush()
+    finally:
+        sys.stdout, sys.stderr = before
     return code
+
+
+class _Lasting:
+    """A standard stream that goes on, into nothing, once what it leads to takes no more.
+
+    Args:
+        stream: to write to.
+        number: its descriptor.
+
+    Attributes:
+        failure: why not everything arrived; None where it did, or where nobody reads on.
+    """
+
+    def __init__(self, stream: Any, number: int) -> None:
+        self.failure: OSError | None = None
+        self._stream = stream
+        self._number = number
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """Write, as far as that is possible; the number of characters."""
+        try:
+            self._stream.write(text)
+        except OSError as error:
+            self._lead_nowhere(error)
+        return len(text)
+
+    def flush(self) -> None:
+        """Hand on what is left, as far as that is possible."""
+        try:
+            self._stream.flush()
+        except OSError as error:
+            self._lead_nowhere(error)
+
+    def _lead_nowhere(self, error: OSError) -> None:
+        if not isinstance(error, BrokenPipeError) and self.failure is None:
+            error.filename = ("standard output", "standard error")[self._number - 1]
+            self.failure = error
+        # Python would complain again when it exits.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self._number)
+        os.close(nowhere)
+        with suppress(OSError):
+            self._stream.flush()
 
 
 def _guarded(function: Callable[[], int]) -> int:
@@ -55,12 +107,14 @@ def _guarded(function: Callable[[], int]) -> int:
         logging.lastResort.setFormatter(_Masking())
     try:
         return function()
+    except SystemExit as end:
+        if end.code:  # None of ours: help ends with 0.
+            raise
+        return 0
     except KeyboardInterrupt:
         _tell("interrupted")
         return _INTERRUPTED
     except Exception as error:
-        if isinstance(error, BrokenPipeError) and not _let_go_of(sys.stdout, 1):
-            return 0
         return _refused(error)
 
 
@@ -77,9 +131,7 @@ def _refused(error: Exception) -> int:
 
 
 def _tell(text: str) -> None:
-    # With standard error on a full disk the exit code is all that is left.
-    with suppress(OSError):
-        print(text, file=sys.stderr)
+    print(text, file=sys.stderr)
 
 
 def _open_standard_streams() -> None:
@@ -102,23 +154,6 @@ def _is_open(number: int) -> bool:
         os.fstat(number)
     except OSError:
         return False
-    return True
-
-
-def _let_go_of(stream: object, number: int) -> bool:
-    """Write what is left to a standard stream; whether somebody reads it.
-
-    Raises:
-        OSError: it cannot be written, and whoever can was not asked to go away.
-    """
-    try:
-        stream.flush()  # type: ignore[attr-defined]
-    except OSError as error:
-        # Python would complain again when it exits.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), number)
-        if isinstance(error, BrokenPipeError):
-            return False
-        raise
     return True
 
 

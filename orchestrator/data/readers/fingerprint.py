@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from orchestrator.data.files import MAX_TEXT_BYTES, open_regular
+from orchestrator.data.files import MAX_TEXT_BYTES
 from orchestrator.data.findings import Problems
 from orchestrator.data.readers.build import missing_files
 from orchestrator.data.readers.paths import (
@@ -30,6 +30,7 @@ from orchestrator.data.readers.voc import all_voc_files, voc_files
 from orchestrator.data.readers.yolo import all_labels, yolo_files
 from orchestrator.errors import OrchestratorError, SecurityError
 from orchestrator.layouts.files import is_folder
+from orchestrator.storage.plain_files import open_regular
 
 _CHUNK_BYTES = 1 << 20
 

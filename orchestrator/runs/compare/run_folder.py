@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -11,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.config.resolve import ResolvedExperiment, load_experiment
-from orchestrator.data.files import read_text_bytes
 from orchestrator.errors import ConfigError, StorageError, did_you_mean
 from orchestrator.evaluation.coco import METRICS
 from orchestrator.runs.identity import Identity, config_digest, recorded_identity
+from orchestrator.runs.overview import is_outdated, newest_commit, run_troubles
+from orchestrator.storage.plain_files import read_json
 from orchestrator.storage.run_files import (
     DETECTIONS,
     EVENTS,
@@ -41,6 +41,7 @@ class RunFolder:
         resolved: the experiment, every value in place.
         result: what ``result.json`` says; empty while there is none.
         identity: what decided its result besides; None without a record.
+        troubles: what of the folder is missing or damaged, and what is therefore not known.
     """
 
     path: Path
@@ -48,6 +49,7 @@ class RunFolder:
     resolved: ResolvedExperiment
     result: dict[str, Any]
     identity: Identity | None
+    troubles: tuple[str, ...] = ()
 
     @cached_property
     def experiment_key(self) -> tuple[str, ...]:
@@ -160,8 +162,9 @@ def read_runs(paths: Iterable[Path], overrides: Sequence[str] = ()) -> list[RunF
             path=folder,
             name=folder.name if names.count(folder.name) == 1 else "/".join(folder.parts[-2:]),
             resolved=load_experiment(config_file(folder), overrides),
-            result=_read_result(folder / RESULT),
+            result=_read_result(folder),
             identity=recorded_identity(folder),
+            troubles=tuple(run_troubles(folder)),
         )
         for folder in folders
     ]
@@ -197,9 +200,10 @@ def _folders(path: Path) -> list[Path]:
     return inside
 
 
-def _read_result(path: Path) -> dict[str, Any]:
+def _read_result(folder: Path) -> dict[str, Any]:
+    path, newest = folder / RESULT, newest_commit(folder)
     try:
-        tree = json.loads(read_text_bytes(path))
+        tree = read_json(path)
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
@@ -207,6 +211,11 @@ def _read_result(path: Path) -> dict[str, Any]:
             f"{path}: cannot be read ({error}). Next: run the experiment again, which writes it "
             "anew"
         ) from error
-    if not isinstance(tree, dict):
-        raise StorageError(f"{path}: holds no result, but {type(tree).__name__}")
+    if not isinstance(tree, dict) or not isinstance(tree.get("steps", 0), int):
+        raise StorageError(
+            f"{path}: holds something else than a result. Next: run the experiment again, which "
+            "writes it anew"
+        )
+    if newest is not None and is_outdated(tree, newest.step):
+        return {}  # One of the troubles.
     return tree
