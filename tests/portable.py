@@ -29,13 +29,16 @@ TESTS = (
     "tests/evaluation/test_report.py",
 )
 WHICH = "not ray and not slow and not chaos"
-#: Names, counts, orders and who waits for whom, on which no kernel has a say.
+#: Names, counts, orders, who waits for whom, and runs that are compared with themselves: on those
+#: no kernel has a say.
 NO_ARITHMETIC = (
     "tests/detectors/test_detector_config.py",
     "tests/detectors/test_published.py",
     "tests/detectors/test_weights_files.py",
     "tests/detectors/test_weights_layouts.py",
+    "tests/training/test_auto_shards.py",
     "tests/training/test_early_stopping.py",
+    "tests/training/test_engine.py",
     "tests/training/test_out_of_memory.py",
     "tests/training/test_schedules.py",
     "tests/training/test_training_on_shards.py",
