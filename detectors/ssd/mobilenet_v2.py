@@ -100,7 +100,7 @@ class SSDMobileNetV2(SingleShot):
             objective=make_objective(config.loss),
             title=config.title,
         )
-        assert config.bn_eps is not None  # the configuration sees to it
+        assert config.bn_eps is not None, "a variant with batch normalisation"
         norm = partial(nn.BatchNorm2d, eps=config.bn_eps, momentum=config.bn_momentum)
         self.backbone = MobileNetV2(width=config.width, norm=norm)
         channels = list(self.backbone.channels[-2:])

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from orchestrator.cli._shared.parser import Parser
 from orchestrator.errors import DataError
+
+if TYPE_CHECKING:
+    from orchestrator.config.resolve import Template
 
 
 def main(argv: Sequence[str]) -> int:
@@ -33,7 +37,9 @@ def main(argv: Sequence[str]) -> int:
     actions.add_parser("schema", help="print the JSON Schema, for editors")
     arguments = parser.parse_args(argv)
     if arguments.action == "show":
-        _show(arguments.experiment, arguments.overrides)
+        from orchestrator.config.resolve import read_template
+
+        show_template(read_template(arguments.experiment, arguments.overrides))
     elif arguments.action == "show-schedule":
         _show_schedule(
             arguments.experiment,
@@ -46,11 +52,10 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _show(experiment: str, overrides: Sequence[str]) -> None:
+def show_template(template: Template) -> None:
+    """Print an experiment with the origin of each value, if it could be run."""
     from orchestrator.config.printing import print_config
-    from orchestrator.config.resolve import read_template
 
-    template = read_template(experiment, overrides)
     resolved = template.resolve()
     if resolved.experiment.sweep is not None:
         from orchestrator.sweeps.plan import check_sweep

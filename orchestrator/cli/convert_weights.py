@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.cli._shared.parser import Parser
-from orchestrator.errors import ConfigError, nearest
+from orchestrator.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
     from detectors.config import DetectorConfig
@@ -78,10 +78,8 @@ def _detector(name: str) -> DetectorConfig:
         return load_experiment(name).experiment.detector
     known = variants()
     if name not in known:
-        guess = nearest(name, known)
-        hint = f"; did you mean '{guess}'?" if guess else ""
         raise ConfigError(
             f"--to: no variant '{name}'; allowed are {', '.join(known)}, or an experiment "
-            f"file{hint}"
+            f"file{did_you_mean(name, known)}"
         )
     return variant_config(name)

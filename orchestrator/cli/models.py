@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.cli._shared.parser import Parser
-from orchestrator.errors import ConfigError, nearest
+from orchestrator.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
     from detectors.published import Comparison
@@ -45,8 +45,7 @@ def _chosen(names: Sequence[str]) -> list[str]:
     known = variants()
     for name in names:
         if name not in known:
-            guess = nearest(name, known)
-            hint = f"; did you mean '{guess}'?" if guess else ""
+            hint = did_you_mean(name, known)
             raise ConfigError(f"no variant '{name}'; allowed are {', '.join(known)}{hint}")
     return [name for name in known if not names or name in names]
 

@@ -7,11 +7,11 @@ same command again goes on where the run stopped.
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 
 from orchestrator.cli._shared.json_output import add_json, json_output
 from orchestrator.cli._shared.parser import Parser
+from orchestrator.cli.config import show_template
 
 
 def main(argv: Sequence[str]) -> int:
@@ -39,19 +39,14 @@ def main(argv: Sequence[str]) -> int:
     )
     add_json(parser)
     arguments = parser.parse_args(argv)
-    from orchestrator.config.printing import print_config
     from orchestrator.config.resolve import read_template
 
     # Everything that is wrong with the file is said before Ray is even imported.
     template = read_template(arguments.experiment, arguments.overrides, sweep=arguments.sweep)
-    resolved = template.resolve()
     if arguments.print_config:
-        if resolved.experiment.sweep is not None:
-            from orchestrator.sweeps.plan import check_sweep
-
-            check_sweep(template, resolved)
-        sys.stdout.write(print_config(resolved))
+        show_template(template)
         return 0
+    resolved = template.resolve()
     from orchestrator.storage.run_files import RESULT, SWEEP_RESULT
     from orchestrator.training.interrupt import stopping_at_once
 

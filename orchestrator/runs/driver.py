@@ -22,7 +22,7 @@ from orchestrator.cluster.submission import short_grace
 from orchestrator.cluster.trainer import StopWish, fit
 from orchestrator.config.printing import dump_yaml
 from orchestrator.config.resolve import ResolvedExperiment
-from orchestrator.config.schema import Experiment
+from orchestrator.config.schema import DataConfig, Experiment
 from orchestrator.data.doctor.examine import require_usable
 from orchestrator.data.stream.ray_config import MIN_TASKS, ScheduledDataConfig
 from orchestrator.errors import OrchestratorError, PreemptedError, say
@@ -237,16 +237,24 @@ def _say_plan(plan: Plan, experiment: Experiment, console: Console) -> None:
     Raises:
         DataError: the data are of no use.
     """
+    say_usable(plan, experiment.data, console)
+    say_scaling(experiment.train, console)
+    say_initial(plan.job, console)
+
+
+def say_usable(plan: Plan, settings: DataConfig, console: Console) -> None:
+    """Say what the data are, and what is noteworthy about them.
+
+    Raises:
+        DataError: they are of no use.
+    """
     say_data(plan, console)
-    settings = experiment.data
     for name, data in plan.splits.items():
         notes = require_usable(
             data, name, settings.max_bad_fraction, fractions=settings.format == "yolo"
         )
         for finding in notes:
             say(console, f"{name}: {finding}")
-    say_scaling(experiment.train, console)
-    say_initial(plan.job, console)
 
 
 def _placed(

@@ -18,11 +18,11 @@ from orchestrator.cluster.placement import place
 from orchestrator.config.resolve import ResolvedExperiment, Template, diff
 from orchestrator.config.scalars import Json
 from orchestrator.config.schema import PARAMETERS, Experiment
-from orchestrator.data.doctor.examine import require_usable
 from orchestrator.errors import ConfigError, OrchestratorError, PreemptedError, say
+from orchestrator.runs.driver import say_usable
 from orchestrator.runs.identity import identity_tree
 from orchestrator.runs.plan import make_plan
-from orchestrator.runs.report import say_data, say_where
+from orchestrator.runs.report import say_where
 from orchestrator.storage.folder_lock import RunLock
 from orchestrator.storage.run_files import STOP, trial_name
 from orchestrator.sweeps.capacity import agreed, capacity
@@ -74,13 +74,7 @@ def drive_sweep(template: Template, *, force_resume: bool) -> int:
         sweep = planner.sweep
         trials = planner.planned() if sweep.search != "optuna" else []
         plan = make_plan(base, folder)
-        say_data(plan, console)
-        for name, data in plan.splits.items():
-            settings = base.experiment.data
-            fractions = settings.format == "yolo"
-            notes = require_usable(data, name, settings.max_bad_fraction, fractions=fractions)
-            for note in notes:
-                say(console, f"{name}: {note}")
+        say_usable(plan, base.experiment.data, console)
         native.backend()
         _open(journal, base, plan.job.data_digest, force=force_resume)
         write_base(planner)

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Literal
@@ -21,6 +21,7 @@ from orchestrator.tracking.events import EventLog
 from orchestrator.tracking.mlflow_shipper import LOG_FILE, MlflowShipper
 from orchestrator.tracking.ship import FAILURE
 from orchestrator.tracking.shipping import RunSpec, ShipState
+from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.chaos
 
@@ -86,13 +87,6 @@ class Proxy:
         for end in (source, sink):
             with suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
-
-
-def wait_for(condition: Callable[[], object], seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.05)
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -29,6 +28,7 @@ from orchestrator.cluster.connection import connected, ray_folder, require_answe
 from orchestrator.config.schema import ClusterConfig
 from orchestrator.errors import ConfigError, PreemptedError, StorageError
 from orchestrator.training.interrupt import stopping_at_once
+from tests.support.waiting import wait_for
 
 #: What Ray 2.60 names its longest socket below its folder, with seven digits of a process's number.
 SOCKET = "session_2026-11-29_00-36-23_979180_4194304/sockets/plasma_store"
@@ -165,9 +165,7 @@ def test_a_raylet_of_its_own_that_stands_still_is_ended(
         monkeypatch.setattr(ray._private.worker, "_global_node", node)
         monkeypatch.setattr(connection, "_silence", lambda node: lost)
         with connection.ClusterWatch(interval=0.01) as watch:
-            deadline = time.monotonic() + 30
-            while watch.error() is None and time.monotonic() < deadline:
-                time.sleep(0.01)
+            wait_for(watch.error)
         assert lost in str(watch.error())
         if killed:
             assert raylet.wait(30) == -signal.SIGKILL

@@ -16,6 +16,7 @@ from orchestrator.config.resolve import load_experiment
 from orchestrator.errors import ConfigError
 from orchestrator.training.shards import Shards
 from tests.support.chaos_run import small_plan
+from tests.support.waiting import wait_for
 
 PLACEMENT = Placement(Accelerator("cpu"), {"CPU": 1.0}, 1)
 
@@ -87,9 +88,7 @@ def test_room_that_stays_is_asked_for_once(nodes):
         time.sleep(0.1)
         assert not growth.asked
         nodes.append(node("a", 5.0))
-        deadline = time.monotonic() + 10
-        while not growth.asked and time.monotonic() < deadline:
-            time.sleep(0.01)
+        wait_for(lambda: growth.asked)
         time.sleep(0.1)
     assert asked == [1]
 
@@ -134,9 +133,7 @@ def test_a_head_that_does_not_answer_does_not_end_the_search(nodes, monkeypatch)
     with growth.watching():
         time.sleep(0.1)
         monkeypatch.setattr(elastic, "reserved_by_workers", dict)
-        deadline = time.monotonic() + 10
-        while not growth.asked and time.monotonic() < deadline:
-            time.sleep(0.01)
+        wait_for(lambda: growth.asked)
     assert asked == [1]
 
 
@@ -146,9 +143,7 @@ def test_what_was_asked_for_in_vain_is_asked_for_later(nodes, monkeypatch):
     nodes.append(node("a", 8.0))
     growth = elastic.Growth([1, 2], 1, PLACEMENT, lambda: None, vain=3)
     with growth.watching():
-        deadline = time.monotonic() + 10
-        while not growth.asked and time.monotonic() < deadline:
-            time.sleep(0.01)
+        wait_for(lambda: growth.asked)
     assert len(looks) == 16
 
 

@@ -21,6 +21,7 @@ from orchestrator.tracking.events import METRICS, read_events
 from tests.cluster.test_run_through_ray import EXPERIMENT
 from tests.support.job_cluster import job_cluster
 from tests.support.user_command import finish, result, start
+from tests.support.waiting import wait_for
 
 pytestmark = [pytest.mark.ray, pytest.mark.chaos]
 
@@ -43,15 +44,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def newest(log: Path) -> int:
     return max((event.step for event in read_events(log) if event.kind == METRICS), default=0)
-
-
-def wait_for(condition: Callable[[], bool], process: Any = None) -> None:
-    """Wait until a run is so far, but no longer than its process lives."""
-    deadline = time.monotonic() + 300
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come so far"
-        assert process is None or process.poll() is None, process.communicate()
-        time.sleep(0.05)
 
 
 def status_in_mlflow(folder: Path, name: str) -> str:
@@ -108,7 +100,7 @@ def test_a_run_ends_with_75_in_time_and_goes_on(
     queue = ("timeout", f"--kill-after={GRACE_SECONDS}", "3600")
     process = start(folder, *words, before=queue if strike is end_as_queues_do else ())
     log = folder / "runs" / name / "events.jsonl"
-    wait_for(lambda: newest(log) >= 5, process)
+    wait_for(lambda: newest(log) >= 5, process=process)
     family = psutil.Process(process.pid).children(recursive=True)
     strike(process)
     struck = time.monotonic()
@@ -133,7 +125,7 @@ def test_a_run_that_is_ended_before_its_first_step_ends_at_once(folder: Path) ->
     process = start(folder, "tiny.yaml", "name=early", *OVERRIDES)
     run = folder / "runs" / "early"
     # Made when workers are asked for, who take seconds to come.
-    wait_for((run / "ray").exists, process)
+    wait_for((run / "ray").exists, process=process)
     family = psutil.Process(process.pid).children(recursive=True)
     end(process)
     output = finish(process, code=75)

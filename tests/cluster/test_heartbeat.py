@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -23,6 +23,7 @@ from orchestrator.cluster.heartbeat import CONTROLLER, Beat, HangWatch, Heartbea
 from orchestrator.config.schema import ClusterConfig
 from orchestrator.storage.lease import Holder
 from orchestrator.training.pulse import Pulse, pulse
+from tests.support.waiting import wait_for
 
 TIMEOUT = 3.0
 
@@ -61,13 +62,6 @@ def rank(
 
 def never(beat: Beat, spare_starved: bool) -> bool:
     raise AssertionError(f"{beat} is a process of this machine")
-
-
-def wait_for(condition: Callable[[], object], seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)
 
 
 @pytest.mark.parametrize("how", ["stopped", "locks"])

@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from orchestrator.tracking.events import read_events
 from tests.support.experiments import experiment
 from tests.support.machines import Machine, entered, machines, needs_machines
 from tests.support.user_command import finish, result, start
+from tests.support.waiting import wait_for
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, needs_machines]
 
@@ -91,15 +92,7 @@ def run_folder(machine: Machine) -> Path:
 
 
 def wait_for_step(process: subprocess.Popen[str], log: Path, step: int) -> None:
-    wait_until(process, lambda: max((e.step for e in read_events(log)), default=0) >= step)
-
-
-def wait_until(process: subprocess.Popen[str], reached: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 300
-    while not reached():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline, "it did not get so far"
-        time.sleep(0.05)
+    wait_for(lambda: max((e.step for e in read_events(log)), default=0) >= step, process=process)
 
 
 def require_whole(folder: Path, whole: dict[str, Any]) -> None:
@@ -182,7 +175,7 @@ def test_a_sweep_does_without_a_machine_that_is_lost(cluster: list[Machine]) -> 
     sweep = begin(driver, driver, *words, more=SWEEP)
     folder = driver.root / "mnt/home/runs/tiny"
     # All three are at work, and one trial has ended.
-    wait_until(sweep, lambda: len(list(folder.glob("trial-*/result.json"))) >= 1)
+    wait_for(lambda: list(folder.glob("trial-*/result.json")), process=sweep)
     second.power_off()
     output = finish(sweep, timeout=900.0)
     assert "3 at a time" in output
@@ -214,7 +207,7 @@ def test_predict_does_without_a_machine_that_is_lost(
     several = (f"cluster.address={driver.ray}", "--workers", "4")
     run = driver.start(sys.executable, *words, *several)
     home = driver.root / "mnt/home"
-    wait_until(run, lambda: len(list(home.glob("predictions.json.parts/*/part-*"))) >= 1)
+    wait_for(lambda: list(home.glob("predictions.json.parts/*/part-*")), process=run)
     second.power_off()
     assert "500 images" in finish(run, timeout=900.0)
     assert (home / "predictions.json").read_bytes() == (home / "alone.json").read_bytes()

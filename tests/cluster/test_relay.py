@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
@@ -24,6 +23,7 @@ from orchestrator.storage.run_files import EVENTS, STOP
 from orchestrator.tracking.events import EventLog, read_events
 from orchestrator.training.trial_decision import await_verdict, write_verdict
 from tests.support.commit_scenario import COMMIT_ARGUMENTS, POLICY, scores, states
+from tests.support.waiting import wait_for
 
 
 class _Call:
@@ -172,10 +172,7 @@ def test_what_is_measured_goes_one_way_and_wishes_the_other(
         write_verdict(driver, 6, goes_on=False)
         (driver / STOP).touch()
         assert await_verdict(folder, 6) is False
-        deadline = time.monotonic() + 10
-        while not (folder / STOP).exists():
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        wait_for((folder / STOP).exists)
         log.note("end", "last", step=6)
     assert [event.step for event in read_events(driver / EVENTS)] == [4, 5, 6, 6]
 
@@ -210,10 +207,7 @@ def test_signs_of_life_reach_the_driver(actor: StandIn, driver: Path, tmp_path: 
     beats = driver / "beats" / "attempt"
     send = way.signs(str(beats))
     with Heartbeat(tmp_path / "nowhere", 3, 6.0, node="n1", send=send):
-        deadline = time.monotonic() + 10
-        while (beat := Beat.read(beats / "rank3.json")) is None:
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        beat = wait_for(lambda: Beat.read(beats / "rank3.json"))
     assert (beat.node, beat.count) == ("n1", 1)
     assert list(beats.iterdir()) == []
     assert not (tmp_path / "nowhere").exists()

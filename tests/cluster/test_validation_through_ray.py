@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +24,7 @@ from orchestrator.tracking.events import metric_history, read_events
 from orchestrator.training.commit_evaluator import CommitEvaluator
 from orchestrator.training.session import run_rank
 from orchestrator.training.validation import EvaluatorLostError, Scored
+from tests.support import waiting
 from tests.support.user_command import finish, result, start
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -122,10 +122,8 @@ def test_the_actor_scores_commits_until_it_is_killed(
     evaluator.submit(12)
     assert "ActorDiedError" in str(wait_for(evaluator))
     evaluator.close()
-    deadline = time.monotonic() + 30
-    while ray.available_resources().get("CPU", 0.0) < 1.0:
-        assert time.monotonic() < deadline, "the place was not given back"
-        time.sleep(0.1)
+    # The place is given back.
+    waiting.wait_for(lambda: ray.available_resources().get("CPU", 0.0) >= 1.0, every=0.1)
 
 
 def test_an_actor_without_a_place_is_given_up(

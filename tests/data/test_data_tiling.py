@@ -9,6 +9,7 @@ import pytest
 
 from orchestrator.config.schema import DataConfig, SplitConfig
 from orchestrator.config.schema.data import TilesConfig
+from orchestrator.data.dataset import Dataset
 from orchestrator.data.images import image_pixels
 from orchestrator.data.readers.split import read_split, read_splits
 from orchestrator.data.stream.assemble import BatchPlan
@@ -119,17 +120,22 @@ def test_evaluation_sees_every_tile_once(config: DataConfig) -> None:
     assert sorted(i for i in ids if i >= 0) == list(range(len(plan.val)))
 
 
-def test_a_kept_image_is_that_of_the_file(tmp_path: Path) -> None:
-    write_coco(tmp_path / "set", 2, seed=1)
+def kept(folder: Path, gib: float) -> Dataset:
+    """Images that are kept decoded."""
+    write_coco(folder / "set", 2, seed=1)
     split = SplitConfig(images="images", annotations="instances.json")
     config = DataConfig(
-        root=str(tmp_path / "set"),
+        root=str(folder / "set"),
         train=split,
         val=split,
-        keep_decoded=1.0,
-        cache=str(tmp_path / "cache"),
+        keep_decoded=gib,
+        cache=str(folder / "cache"),
     )
-    data = read_split(config, split).dataset
+    return read_split(config, split).dataset
+
+
+def test_a_kept_image_is_that_of_the_file(tmp_path: Path) -> None:
+    data = kept(tmp_path, 1.0)
     first = image_pixels(data, 0)
     again = image_pixels(data, 0)
     assert again.flags.writeable
@@ -147,15 +153,6 @@ def test_a_kept_image_is_that_of_the_file(tmp_path: Path) -> None:
 
 
 def test_a_full_cache_keeps_no_more(tmp_path: Path) -> None:
-    write_coco(tmp_path / "set", 3, seed=1)
-    split = SplitConfig(images="images", annotations="instances.json")
-    config = DataConfig(
-        root=str(tmp_path / "set"),
-        train=split,
-        val=split,
-        keep_decoded=1e-6,
-        cache=str(tmp_path / "cache"),
-    )
-    data = read_split(config, split).dataset
+    data = kept(tmp_path, 1e-6)
     assert image_pixels(data, 0).size > 1074
     assert not list((tmp_path / "cache" / "decoded").iterdir())

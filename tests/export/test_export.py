@@ -105,18 +105,6 @@ def test_a_wrong_resize_rule_is_caught(onnx_file, loaded, dataset, tmp_path, cha
     assert re.search(failure, "\n".join(failures)), failures
 
 
-def test_an_export_with_a_wrong_resize_rule_leaves_no_file(loaded, dataset, tmp_path, monkeypatch):
-    true = exporting.metadata_of
-
-    def wrong(*arguments):
-        return dataclasses.replace(true(*arguments), interpolation="nearest")
-
-    monkeypatch.setattr(exporting, "metadata_of", wrong)
-    with pytest.raises(ParityError, match="the file was removed"):
-        export(loaded, tmp_path / "bad.pt2", format="pt2", dataset=dataset)
-    assert list(tmp_path.iterdir()) == []
-
-
 @pytest.mark.parametrize(
     "change",
     [

@@ -26,6 +26,7 @@ from orchestrator.storage.sealed import seal, unseal
 from tests.support.child_processes import CHILDREN, start_server
 from tests.support.commit_scenario import COMMIT_ARGUMENTS, states
 from tests.support.lock_processes import contend, hold, hold_and_fork
+from tests.support.waiting import wait_for
 
 IN_USE = r"in use by process \d+ on .+, since \d{4}-.*Two processes must not write"
 
@@ -303,11 +304,7 @@ class TestFencing:
             lock.advance()
             beat = tmp_path / "lock" / "beat-000000002"
             seen: set[bytes] = set()
-            deadline = time.monotonic() + 20.0
-            while len(seen) < 3 and time.monotonic() < deadline:
-                seen.add(beat.read_bytes())
-                time.sleep(0.01)
-            assert len(seen) >= 3
+            wait_for(lambda: seen.add(beat.read_bytes()) or len(seen) >= 3, every=0.01)
 
 
 def test_nothing_grows(tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import psutil
 
 from orchestrator.tracking.events import read_events
+from tests.support.waiting import wait_for
 
 
 def start(
@@ -72,11 +72,9 @@ def finish(process: subprocess.Popen[str], *, code: int = 0, timeout: float = 30
 
 def kill_after(process: subprocess.Popen[str], log: Path, step: int) -> None:
     """SIGKILL the command and everything it has started, once ``log`` has an event of ``step``."""
-    deadline = time.monotonic() + 400
-    while max((event.step for event in read_events(log)), default=0) < step:
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline, "no step was taken"
-        time.sleep(0.05)
+    wait_for(
+        lambda: max((event.step for event in read_events(log)), default=0) >= step, 400, process
+    )
     kill_tree(process)
 
 

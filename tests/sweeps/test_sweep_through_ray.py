@@ -15,6 +15,7 @@ from sweep_runs import journal, progress, summary, write_experiment
 
 from tests.support.small_run import make_data
 from tests.support.user_command import finish, result, start
+from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.ray
 
@@ -51,11 +52,7 @@ def results(found: dict[str, Any]) -> list[dict[str, Any]]:
 
 def kill(process: subprocess.Popen[str], when: Callable[[], bool]) -> None:
     """Send SIGKILL once ``when`` holds."""
-    deadline = time.monotonic() + STEP_SECONDS
-    while not when():
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline, "nothing more happened"
-        time.sleep(0.05)
+    wait_for(when, STEP_SECONDS, process)
     process.kill()
     process.communicate()
 

@@ -15,6 +15,7 @@ from orchestrator.tracking import ship
 from orchestrator.tracking.events import EventLog, read_events
 from orchestrator.tracking.mlflow_shipper import MlflowShipper
 from orchestrator.tracking.shipping import RunSpec, ShipState
+from tests.support.waiting import wait_for
 
 ROOT = Path(__file__).parents[2]
 
@@ -39,13 +40,6 @@ def rows(client, run_id):
 def logged(run_dir):
     events = read_events(run_dir / "events.jsonl")
     return [(e.step, e.values["train/loss"], e.time_ms) for e in events]
-
-
-def wait_for(condition, seconds=120.0):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.05)
 
 
 def test_a_run_from_start_to_end(run_dir, tracking_uri, connect):

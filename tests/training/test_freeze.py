@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from orchestrator.config.schema import FreezeConfig, ParameterGroup, SGDOptimizer, TrainConfig
@@ -170,9 +169,7 @@ def test_a_pattern_that_says_nothing_is_refused(freeze: FreezeConfig, message: s
         adapt(network(), config(freeze=freeze))
 
 
-def _two_halves(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+def _two_halves(rank: int, folder: Path) -> None:
     x, weights, model = _problem()
     adapt(model, config(sync_batch_norm=True))
     half = x[2 * rank : 2 * rank + 2].clone().requires_grad_(True)
@@ -185,9 +182,8 @@ def _two_halves(rank: int, folder: str) -> None:
             **{name: p.grad for name, p in model.named_parameters()},
             **dict(model.named_buffers()),
         },
-        Path(folder) / f"{rank}.pt",
+        folder / f"{rank}.pt",
     )
-    dist.destroy_process_group()
 
 
 def _problem() -> tuple[Tensor, Tensor, nn.Module]:
@@ -198,7 +194,7 @@ def _problem() -> tuple[Tensor, Tensor, nn.Module]:
 
 
 def test_two_ranks_normalise_as_one_process_does(tmp_path: Path) -> None:
-    run_ranks(_two_halves, str(tmp_path), count=2)
+    run_ranks(_two_halves, tmp_path, count=2)
     parts = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
     x, weights, model = _problem()
     x.requires_grad_(True)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import nn
 
 from orchestrator.training.collective import Collective
@@ -20,11 +18,7 @@ def _model() -> nn.Module:
     return nn.Sequential(nn.Linear(7, 5), nn.Tanh(), nn.Linear(5, 3), nn.Linear(3, 1))
 
 
-def _rank(rank: int, world: int, folder: str) -> None:
-    os.environ["OMP_NUM_THREADS"] = "1"
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world
-    )
+def _rank(rank: int, folder: Path, world: int) -> None:
     model = _model()
     gradients = Gradients(
         list(model.parameters()), Collective(torch.device("cpu")), bucket_bytes=64
@@ -37,13 +31,12 @@ def _rank(rank: int, world: int, folder: str) -> None:
         gradients.expect_last()
         model(inputs[1:]).pow(2).sum().backward()
         gradients.finish()
-    torch.save([p.grad.clone() for p in model.parameters()], f"{folder}/grads-{rank}.pt")
-    dist.destroy_process_group()
+    torch.save([p.grad.clone() for p in model.parameters()], folder / f"grads-{rank}.pt")
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
 def test_sum_over_ranks_equals_one_big_batch(world: int, tmp_path: Path) -> None:
-    run_ranks(_rank, world, str(tmp_path), count=world)
+    run_ranks(_rank, tmp_path, world, count=world)
     model = _model()
     torch.manual_seed(100)
     model(torch.randn(2 * world, 7)).pow(2).sum().backward()

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from orchestrator.training.collective import Collective
@@ -73,20 +71,14 @@ def check(collective: Collective, each: int) -> None:
             assert same_bits(weight.grad, total)
 
 
-def _rank(rank: int, world: int, folder: str) -> None:
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world
-    )
+def _rank(_: int, __: Path) -> None:
     for each in (1, 3):
         check(Collective(torch.device("cpu")), each)
-    dist.destroy_process_group()
 
 
 @pytest.mark.parametrize("world", [2, 4])
 def test_ranks_add_in_the_order_of_the_shards(world: int, tmp_path: Path) -> None:
-    run_ranks(_rank, world, str(tmp_path), count=world)
+    run_ranks(_rank, tmp_path, count=world)
 
 
 def test_so_does_one_rank_alone() -> None:

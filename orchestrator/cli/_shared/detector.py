@@ -6,7 +6,7 @@ import argparse
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.errors import ConfigError
 
@@ -90,26 +90,18 @@ def load(source: str, overrides: list[str], arguments: argparse.Namespace) -> Lo
     """The detector that the arguments name."""
     from orchestrator.predict.loading import load_detector
 
-    return load_detector(
-        source,
-        experiment=arguments.experiment,
-        overrides=overrides,
-        step=arguments.step,
-        averaged=arguments.averaged,
-    )
+    return load_detector(source, overrides=overrides, **_which(arguments))
 
 
 def name(source: str, overrides: list[str], arguments: argparse.Namespace) -> NamedDetector:
     """The detector that the arguments name, without its weights."""
     from orchestrator.predict.loading import name_detector
 
-    return name_detector(
-        source,
-        experiment=arguments.experiment,
-        overrides=overrides,
-        step=arguments.step,
-        averaged=arguments.averaged,
-    )
+    return name_detector(source, overrides=overrides, **_which(arguments))
+
+
+def _which(arguments: argparse.Namespace) -> dict[str, Any]:
+    return {name: getattr(arguments, name) for name in ("experiment", "step", "averaged")}
 
 
 def detect_options(loaded: LoadedDetector, arguments: argparse.Namespace) -> DetectOptions:

@@ -6,8 +6,6 @@ import pickle
 import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,6 +28,7 @@ from orchestrator.storage.folders import open_folder
 from tests.support.data_cases import write_coco
 from tests.support.shard_cases import shard_here
 from tests.support.user_command import finish, kill_tree, start
+from tests.support.waiting import wait_for
 
 
 @pytest.fixture(scope="module")
@@ -334,8 +333,10 @@ def test_the_command_killed_again_and_again_ends_in_the_same_bytes(tmp_path: Pat
     # loses the driver alone, whose workers go on for a while.
     for shards, kill in ((0, kill_tree), (4, kill_tree), (16, kill_tree), (28, lose)):
         process = command("broken")
-        wait_until(process, lambda at=shards: len(list(folder.glob("*.parquet"))) >= at)
-        wait_until(process, (folder / "index.json").exists)
+        wait_for(
+            lambda at=shards: len(list(folder.glob("*.parquet"))) >= at, 200, process, every=0.005
+        )
+        wait_for((folder / "index.json").exists, 200, process, every=0.005)
         kill(process)
         assert not json.loads((folder / "index.json").read_text())["complete"]
         with pytest.raises(DataError, match="the shards are not finished"):
@@ -353,12 +354,3 @@ def lose(process: subprocess.Popen[str]) -> None:
     """SIGKILL the driver, and nothing else."""
     process.kill()
     process.wait()
-
-
-def wait_until(process: subprocess.Popen[str], happened: Callable[[], bool]) -> None:
-    """Wait for something that the command does before it is over."""
-    deadline = time.monotonic() + 200
-    while not happened():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.005)

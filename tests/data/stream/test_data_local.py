@@ -13,6 +13,7 @@ from orchestrator.data.stream.assemble import BatchPlan
 from orchestrator.data.stream.local import LocalStream, in_order
 from orchestrator.errors import DataError, OrchestratorError
 from tests.support.data_cases import assert_same_batch, make_plan
+from tests.support.waiting import wait_for
 
 
 @pytest.fixture
@@ -53,9 +54,7 @@ def test_makes_no_more_than_asked_ahead(plan: BatchPlan, monkeypatch: pytest.Mon
     monkeypatch.setattr(BatchPlan, "train_batch", record)
     batches = LocalStream(plan, prefetch=3).train_batches(0, 15)
     next(batches)
-    deadline = time.monotonic() + 5
-    while len(made) < 4 and time.monotonic() < deadline:
-        time.sleep(0.01)
+    wait_for(lambda: len(made) >= 4)
     time.sleep(0.05)
     assert made == [0, 1, 2, 3]
     batches.close()  # type: ignore[attr-defined]

@@ -31,6 +31,7 @@ from orchestrator.data.stream.ray_stream import RayStream
 from orchestrator.errors import DataError, OrchestratorError
 from tests.support.data_cases import assert_same_batch, make_plan, with_two_canvases, write_coco
 from tests.support.shard_cases import shard_here
+from tests.support.waiting import wait_for
 
 
 @pytest.fixture(scope="module")
@@ -269,12 +270,6 @@ class FakeDataset:
         yield from self.rows
         if self.error:
             raise self.error
-
-
-def wait_for(condition: Any) -> None:
-    deadline = time.monotonic() + 5
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.005)
 
 
 def test_segment_stays_within_its_budget(plan: BatchPlan) -> None:

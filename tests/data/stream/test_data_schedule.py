@@ -63,15 +63,6 @@ def test_samples_are_consecutive_positions_of_the_order() -> None:
     assert plan.samples(2 * 5 + 3).tolist() == plan.sample_ids[permutation[12:16]].tolist()
 
 
-@pytest.mark.parametrize("world", [1, 2, 4])
-def test_step_has_the_same_samples_for_any_number_of_workers(world: int) -> None:
-    plan = schedule()
-    for step in range(plan.total_steps):
-        shares = [plan.rank_samples(step, rank, world) for rank in range(world)]
-        assert all(len(share) == 4 // world for share in shares)
-        assert np.concatenate(shares).tolist() == plan.samples(step).tolist()
-
-
 def test_batch_that_does_not_divide_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"train.batch_size = 4 .* cluster.workers = 3"):
         schedule().rank_samples(0, 0, 3)

@@ -121,6 +121,7 @@ def test_a_step_has_the_same_samples_for_any_number_of_workers(
     plan = schedule(window=window)
     for step in range(plan.total_steps):
         shares = [plan.rank_samples(step, rank, world) for rank in range(world)]
+        assert all(len(share) == plan.batch_size // world for share in shares)
         assert np.concatenate(shares).tolist() == plan.samples(step).tolist()
     for epoch in range(3):
         steps = range(epoch * 25, epoch * 25 + 25)
