@@ -8,10 +8,11 @@ digest, and read only while the run has no checkpoint of its own.
 from __future__ import annotations
 
 import hashlib
+import logging
 from pathlib import Path
 
 from orchestrator.checkpoints.codec import TrainState, decode
-from orchestrator.checkpoints.commit import CommitStore
+from orchestrator.checkpoints.commit import CommitStore, Found
 from orchestrator.checkpoints.initial_weights import InitialWeights
 from orchestrator.checkpoints.manifest import MANIFEST_NAME, Manifest, read_verified, verify
 from orchestrator.data.label_map import LabelMap
@@ -22,6 +23,8 @@ from orchestrator.storage.run_files import LABEL_MAP, require_there
 from orchestrator.storage.sealed import UnusableError
 
 _KEY = "train.continue_from"
+
+log = logging.getLogger(__name__)
 
 
 def find_state(location: str, known: str | None = None) -> InitialWeights:
@@ -49,14 +52,16 @@ def find_state(location: str, known: str | None = None) -> InitialWeights:
         for one in () if store is None or known is None else store.commits():
             if _digest(one.manifest) == known:
                 return InitialWeights(str(one.path), known, "state")
-        commit = None if store is None else store.latest().commit
-        if commit is None:
+        found = Found(None, ()) if store is None else store.latest()
+        for one in found.rejected:
+            log.warning("%s: not gone on from: %s", _KEY, one.describe())
+        if found.commit is None:
             raise DataError(
                 f"{_KEY}: {path} is neither a run with a checkpoint nor a checkpoint. Next: name "
                 "the folder that training printed as `run folder`; of a file of weights, begin "
                 "with train.init_from"
             )
-        path = Path(commit.path)
+        path = Path(found.commit.path)
     return InitialWeights(str(path), _digest(_manifest(path)), "state")
 
 

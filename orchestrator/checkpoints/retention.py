@@ -157,7 +157,8 @@ def sweep(storage: Storage) -> list[Rejected]:
             storage.unlink(entry.name)
     for entry in storage.list(CHECKPOINTS):
         if entry.is_dir and TEMPORARY in entry.name:
-            storage.remove_tree(f"{CHECKPOINTS}/{entry.name}")
+            # What a process that is slow to die still writes is swept by the next start.
+            discard(storage, f"{CHECKPOINTS}/{entry.name}")
     rejected = []
     for key in published(storage):
         for entry in storage.list(key):

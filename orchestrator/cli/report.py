@@ -44,11 +44,12 @@ def main(argv: Sequence[str]) -> int:
 
     from orchestrator.evaluation.report import render_report
     from orchestrator.predict.scoring import read_split
+    from orchestrator.runs.identity import experiment_trouble
     from orchestrator.runs.overview import run_troubles
     from orchestrator.storage.atomic import write_atomic
     from orchestrator.storage.run_files import REPORT
 
-    for trouble in run_troubles(arguments.run):
+    for trouble in filter(None, (experiment_trouble(arguments.run), *run_troubles(arguments.run))):
         print(printable(f"warning: {arguments.run}: {trouble}"), file=sys.stderr)
     path = arguments.output or arguments.run / REPORT
     page = render_report(arguments.run, read_split(experiment, "val"))

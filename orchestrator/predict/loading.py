@@ -7,6 +7,7 @@ from an image to the network's input.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,9 +34,12 @@ from orchestrator.data.label_map import LabelMap
 from orchestrator.data.readers.split import read_split
 from orchestrator.data.tiling import Tiles, tiles_of
 from orchestrator.errors import ConfigError, DataError, StorageError, nearest
+from orchestrator.runs.identity import experiment_trouble
 from orchestrator.storage.local import LocalStorage
 from orchestrator.storage.run_files import CHECKPOINTS, LABEL_MAP, RESOLVED, require_there
 from orchestrator.storage.sealed import UnusableError
+
+log = logging.getLogger(__name__)
 
 _MAX_MANIFEST_BYTES = 16 * 2**20
 
@@ -274,7 +278,11 @@ def _experiment(
             f"{folder}: lies in no run folder, so the detector it belongs to is not known. Next: "
             "name the experiment, --experiment EXPERIMENT.yaml"
         )
-    return load_experiment(run_dir / RESOLVED, overrides)
+    resolved = load_experiment(run_dir / RESOLVED, overrides)
+    trouble = experiment_trouble(run_dir)
+    if trouble is not None:
+        log.warning("%s: %s", run_dir, trouble)
+    return resolved
 
 
 def _label_map_of(resolved: ResolvedExperiment, source: Path) -> LabelMap:

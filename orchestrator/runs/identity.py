@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from orchestrator.checkpoints.manifest import Commit, checked_commits
-from orchestrator.config.resolve import Absent, MaybeScalar, diff, digest
+from orchestrator.config.resolve import Absent, MaybeScalar, diff, digest, load_experiment
 from orchestrator.config.scalars import Json, Scalar
 from orchestrator.data.label_map import LabelMap
 from orchestrator.errors import ConfigError, DataError, StorageError
@@ -26,7 +26,7 @@ from orchestrator.runs.extension import EXTENSIONS, extended_run
 from orchestrator.runs.numerics import NUMERICS_VERSION, changes_since
 from orchestrator.storage.address import TEMPORARY
 from orchestrator.storage.local import LocalStorage, Storage, make_private
-from orchestrator.storage.run_files import EVENTS, IDENTITY, LABEL_MAP
+from orchestrator.storage.run_files import EVENTS, IDENTITY, LABEL_MAP, RESOLVED
 from orchestrator.storage.sealed import UnusableError, seal, unseal
 from orchestrator.tracking.events import read_events
 from orchestrator.training.schedules import Extension
@@ -386,6 +386,28 @@ def recorded_identity(run_dir: str | Path) -> Identity | None:
         )
     except (KeyError, TypeError, ValueError):
         return None
+
+
+def experiment_trouble(run_dir: str | Path) -> str | None:
+    """What in ``config/resolved.yaml`` is not what the run was trained with; None where nothing is.
+
+    A file that was cut between two keys, or corrected by hand, still reads as an experiment.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    recorded = recorded_identity(run_dir)
+    if recorded is None or recorded.numerics != NUMERICS_VERSION:
+        return None  # Missing, which is said elsewhere, or digested in another way.
+    tree = load_experiment(Path(run_dir) / RESOLVED).tree
+    if config_digest(tree, initial=recorded.initial) == recorded.config_digest:
+        return None
+    before = _record(run_dir).get("config", {})
+    lines = [
+        f"{path}: {_value(there)} in {IDENTITY}, {_value(here)} there"
+        for path, there, here in diff(_deciding(before), _deciding(tree))
+    ]
+    return f"{RESOLVED} is not what the run was trained with: {'; '.join(lines[:_NAMED])}"
 
 
 def recorded_seed(run_dir: str | Path) -> int | None:

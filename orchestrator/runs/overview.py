@@ -175,10 +175,10 @@ def run_troubles(folder: Path) -> list[str]:
     mark = None if newest is None else newest.manifest.log
     try:
         lost = None if mark is None else lost_since(folder / EVENTS, mark)
+        if newest is not None and lost is not None:
+            lines.append(f"{EVENTS}: {lost} when step {newest.step} was committed")
     except OSError as error:
-        lost = f"it is {error.strerror}"
-    if newest is not None and lost is not None:
-        lines.append(f"{EVENTS}: {lost} when step {newest.step} was committed")
+        lines.append(f"{EVENTS}: {error.strerror}, so it is not known what was measured")
     return lines
 
 

@@ -220,7 +220,7 @@ class LocalStorage(Storage):
         except OSError as error:
             # Relative to a descriptor, a name says nothing to anybody.
             if isinstance(error.filename, str) and not Path(error.filename).is_absolute():
-                error.filename, error.filename2 = self.describe(key), None
+                error.filename = self.describe(key)
             raise
         finally:
             os.close(descriptor)

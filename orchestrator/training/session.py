@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -150,6 +151,11 @@ def run_rank(
             if events is not None:
                 events.flush(sync=True)
             return outcome
+        except BaseException:
+            # What is being written must not meet the next start, which sweeps up first.
+            with suppress(Exception):
+                store.close()
+            raise
         finally:
             if evaluator is not None:
                 evaluator.close()

@@ -172,6 +172,16 @@ def test_what_cannot_be_gone_on_with_is_refused(tmp_path: Path, digits: Path, fi
         train(replace(plan, job=replace(plan.job, label_map=swapped)))
 
 
+def test_an_older_checkpoint_than_the_newest_is_never_taken_in_silence(
+    first: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    newest = first / CHECKPOINTS / "000000012"
+    assert find_state(str(first)).path == str(newest)
+    (newest / "optimizer.safetensors").unlink()
+    assert find_state(str(first)).path == str(first / CHECKPOINTS / "000000006")
+    assert f"{newest}: optimizer.safetensors is missing" in caplog.text
+
+
 def test_mlflow_is_told_where_it_comes_from(tmp_path: Path, digits: Path, first: Path) -> None:
     job = second(tmp_path / "second", digits, first).job
     assert job.initial is not None

@@ -281,6 +281,19 @@ def test_a_pipe_in_a_run_folder_holds_nobody_up(
         EventLog(copy / "events.jsonl")
 
 
+def test_an_experiment_that_is_not_the_recorded_one_is_told_apart(
+    one_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = shutil.copytree(one_run, tmp_path / "runs" / one_run.name)
+    assert main(["compare", str(copy)]) == 0
+    assert capsys.readouterr().err == ""
+    file = copy / "config" / "resolved.yaml"
+    file.write_text(file.read_text().replace("lr: 0.001", "lr: 0.002"))
+    assert main(["compare", str(copy)]) == 0
+    said = "train.optimizer.lr: 0.001 in run.json, 0.002 there"
+    assert said in capsys.readouterr().err
+
+
 def test_a_result_that_was_left_behind_is_none(
     one_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -12,7 +12,12 @@ from typing import Any
 from orchestrator.config.resolve import ResolvedExperiment, load_experiment
 from orchestrator.errors import ConfigError, StorageError, did_you_mean
 from orchestrator.evaluation.coco import METRICS
-from orchestrator.runs.identity import Identity, config_digest, recorded_identity
+from orchestrator.runs.identity import (
+    Identity,
+    config_digest,
+    experiment_trouble,
+    recorded_identity,
+)
 from orchestrator.runs.overview import is_outdated, newest_commit, run_troubles
 from orchestrator.storage.plain_files import read_json
 from orchestrator.storage.run_files import (
@@ -164,7 +169,7 @@ def read_runs(paths: Iterable[Path], overrides: Sequence[str] = ()) -> list[RunF
             resolved=load_experiment(config_file(folder), overrides),
             result=_read_result(folder),
             identity=recorded_identity(folder),
-            troubles=tuple(run_troubles(folder)),
+            troubles=tuple(filter(None, (experiment_trouble(folder), *run_troubles(folder)))),
         )
         for folder in folders
     ]
