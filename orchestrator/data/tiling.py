@@ -117,6 +117,17 @@ def tiled(data: Dataset, tiles: Tiles) -> Dataset:
     )
 
 
+def boxes_in_no_tile(data: Dataset, tiles: Tiles) -> NDArray[np.int64]:
+    """Rows of the boxes that no tile has, since each shows less than ``tiles.inside`` of them."""
+    sides = zip(data.heights.tolist(), data.widths.tolist(), strict=True)
+    rows, _, _ = _boxes(
+        data, [tiles.windows(height, width) for height, width in sides], tiles.inside
+    )
+    seen = np.zeros(len(data.labels), np.bool_)
+    seen[rows] = True
+    return np.flatnonzero(~seen)
+
+
 def _boxes(
     data: Dataset, grids: list[NDArray[np.int32]], inside: float
 ) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int64]]:

@@ -18,7 +18,8 @@ from orchestrator.data.mixture import MixedSource, mix_sources
 from orchestrator.data.readers.annotation_cache import read_digested
 from orchestrator.data.readers.build import missing_images
 from orchestrator.data.readers.classes import class_file, read_classes
-from orchestrator.data.readers.coco import IGNORED_REGION, read_coco
+from orchestrator.data.readers.coco import read_coco
+from orchestrator.data.readers.coco_oddities import IGNORED_REGION
 from orchestrator.data.readers.fingerprint import Source
 from orchestrator.data.readers.lookalikes import Lookalikes
 from orchestrator.data.readers.paths import ReadRules, check_names, missing
@@ -275,7 +276,7 @@ def _refuse_learning_from_ignored(result: ReadResult, config: DataConfig, source
         if finding.kind == IGNORED_REGION and config.crowd == "include":
             raise ConfigError(
                 f"data.crowd is 'include', but {finding.count} boxes of {source} are marked "
-                f'"ignore": 1 ({finding.examples[0]}, ...), never learnt from. Next: take '
+                f"with ignore 1 ({finding.examples[0]}, ...), never learnt from. Next: take "
                 "these entries out of the file, or leave data.crowd at exclude"
             )
 
