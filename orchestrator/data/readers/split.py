@@ -276,7 +276,7 @@ def _refuse_learning_from_ignored(result: ReadResult, config: DataConfig, source
         if finding.kind == IGNORED_REGION and config.crowd == "include":
             raise ConfigError(
                 f"data.crowd is 'include', but {finding.count} boxes of {source} are marked "
-                f"with ignore 1 ({finding.examples[0]}, ...), never learnt from. Next: take "
+                f'"ignore": 1 ({finding.examples[0]}, ...), never learnt from. Next: take '
                 "these entries out of the file, or leave data.crowd at exclude"
             )
 
