@@ -83,5 +83,12 @@ def main(argv: Sequence[str]) -> int:
     )
     for problem in drawn.problems:
         print(printable(f"skipped: {problem}"))
+    if drawn.unknown:
+        print(
+            printable(
+                f"without annotations: {len(drawn.unknown)} of {len(found)} pictures are none of "
+                f"the images of {arguments.annotations}; the first is {drawn.unknown[0]}"
+            )
+        )
     print(f"{len(drawn.pictures)} images and {len(drawn.sheets)} sheets in {arguments.output}")
     return 0

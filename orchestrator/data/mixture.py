@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from orchestrator.data.dataset import Dataset
 from orchestrator.data.label_map import LabelMap
@@ -31,8 +32,8 @@ class MixedSource:
 def mix_sources(main: Dataset, sources: list[MixedSource]) -> Dataset:
     """``main`` and the images of ``sources`` behind it, in their order.
 
-    Images of the sources get ids above those of ``main``. Where each source begins stands in
-    :attr:`Dataset.parts`.
+    Images of the sources get ids above those of ``main``, if there is room. Where each source
+    begins stands in :attr:`Dataset.parts`.
 
     Raises:
         DataError: a class that is none of ``main``'s, or a map that names none of the source's.
@@ -43,12 +44,11 @@ def mix_sources(main: Dataset, sources: list[MixedSource]) -> Dataset:
     mixed, parts = main, []
     for source in sources:
         data = _with_labels_of(main.label_map, source)
-        first_id = int(mixed.image_ids.max()) + 1
         parts.append((len(mixed), data.root))
         mixed = replace(
             mixed,
             files=(*mixed.files, *data.files),
-            image_ids=np.concatenate([mixed.image_ids, first_id + np.arange(len(data))]),
+            image_ids=np.concatenate([mixed.image_ids, _free_ids(mixed.image_ids, len(data))]),
             widths=np.concatenate([mixed.widths, data.widths]),
             heights=np.concatenate([mixed.heights, data.heights]),
             offsets=np.concatenate([mixed.offsets, mixed.offsets[-1] + data.offsets[1:]]),
@@ -58,6 +58,14 @@ def mix_sources(main: Dataset, sources: list[MixedSource]) -> Dataset:
             crowd=np.concatenate([mixed.crowd, data.crowd]),
         )
     return replace(mixed, parts=tuple(parts))
+
+
+def _free_ids(taken: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """(count,) ids that are not among others: those above, where 64 bits hold them."""
+    first = int(taken.max()) + 1
+    if first + count <= 1 << 63:
+        return first + np.arange(count, dtype=np.int64)
+    return np.setdiff1d(np.arange(len(taken) + count, dtype=np.int64), taken)[:count]
 
 
 def _problems(target: LabelMap, source: MixedSource) -> list[str]:

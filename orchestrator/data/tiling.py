@@ -10,9 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.data.dataset import Dataset, Tiling
+from orchestrator.errors import ConfigError
 
 if TYPE_CHECKING:
     from orchestrator.config.schema import TilesConfig
+
+
+#: Of one image; each is a line of several tables.
+_MOST_TILES = 1 << 14
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,14 @@ class Tiles:
     overlap: int
     inside: float = 0.5
 
+    def count(self, height: int, width: int) -> int:
+        """Tiles of an image."""
+        rows, columns = (
+            _count(side, tile, self.overlap)
+            for side, tile in zip((height, width), self.size, strict=True)
+        )
+        return rows * columns
+
     def windows(self, height: int, width: int) -> NDArray[np.int32]:
         """(t, 4) int32 ``left, top, right, bottom`` of the tiles of an image, row by row.
 
@@ -42,10 +55,14 @@ class Tiles:
         )
 
 
+def _count(length: int, tile: int, overlap: int) -> int:
+    return 1 if length <= tile else math.ceil((length - overlap) / (tile - overlap))
+
+
 def _starts(length: int, tile: int, overlap: int) -> list[int]:
     if length <= tile:
         return [0]
-    count = math.ceil((length - overlap) / (tile - overlap))
+    count = _count(length, tile, overlap)
     return [round(i * (length - tile) / (count - 1)) for i in range(count)]
 
 
@@ -59,7 +76,17 @@ def tiled(data: Dataset, tiles: Tiles) -> Dataset:
 
     A tile has the boxes of which at least ``tiles.inside`` lies in it, cut at its edges; crowds, of
     which any part does.
+
+    Raises:
+        ConfigError: an image would be cut into more than 16,384.
     """
+    for index, (height, width) in enumerate(zip(data.heights, data.widths, strict=True)):
+        if (count := tiles.count(int(height), int(width))) > _MOST_TILES:
+            raise ConfigError(
+                f"data.tiles would cut {data.files[index]}, {width}x{height} pixels, into {count} "
+                f"tiles of {tiles.size[1]}x{tiles.size[0]}, allowed are {_MOST_TILES} an image; "
+                "make them larger, or their overlap smaller"
+            )
     grids = [
         tiles.windows(height, width)
         for height, width in zip(data.heights.tolist(), data.widths.tolist(), strict=True)
@@ -88,6 +115,17 @@ def tiled(data: Dataset, tiles: Tiles) -> Dataset:
             sizes=np.stack([data.heights, data.widths], axis=1)[images],
         ),
     )
+
+
+def boxes_in_no_tile(data: Dataset, tiles: Tiles) -> NDArray[np.int64]:
+    """Rows of the boxes that no tile has, since each shows less than ``tiles.inside`` of them."""
+    sides = zip(data.heights.tolist(), data.widths.tolist(), strict=True)
+    rows, _, _ = _boxes(
+        data, [tiles.windows(height, width) for height, width in sides], tiles.inside
+    )
+    seen = np.zeros(len(data.labels), np.bool_)
+    seen[rows] = True
+    return np.flatnonzero(~seen)
 
 
 def _boxes(

@@ -20,6 +20,7 @@ from orchestrator.data.files import read_text_bytes
 from orchestrator.data.findings import Problems
 from orchestrator.data.label_map import LabelMap
 from orchestrator.data.readers.coco_tables import Table, describe, positions_in
+from orchestrator.data.readers.plausibility import refuse_other_units
 from orchestrator.errors import DataError
 from orchestrator.evaluation.detections import Detections
 from orchestrator.storage.atomic import write_atomic
@@ -109,7 +110,8 @@ def read_results(path: Path, dataset: Dataset, *, label_map: LabelMap | None = N
 
     Raises:
         DataError: no such file, no valid JSON, or entries that are malformed or belong to an
-            unknown image or category; the first hundred are listed.
+            unknown image or category; the first hundred are listed. Or boxes that are fractions of
+            the image, corners or centres.
     """
     entries = _load(path)
     problems = Problems(str(path))
@@ -119,7 +121,7 @@ def read_results(path: Path, dataset: Dataset, *, label_map: LabelMap | None = N
     table = Table("", [entries[i] for i in good], np.array(good, np.int64), problems)
 
     image_ids, are_ids = table.ints("image_id")
-    _, known = positions_in(image_ids, dataset.image_ids)
+    positions, known = positions_in(image_ids, dataset.image_ids)
     table.report(
         are_ids & ~known, "image_id", lambda row: f"is {image_ids[row]}, no image of the data set"
     )
@@ -138,6 +140,10 @@ def read_results(path: Path, dataset: Dataset, *, label_map: LabelMap | None = N
     table.report(negative, "bbox", lambda row: "has a negative width or height")
     scores = _scores(table)
     problems.raise_any()
+    sizes = np.stack([dataset.widths[positions], dataset.heights[positions]], axis=1)
+    refuse_other_units(
+        boxes, sizes, source=path, place=lambda row: table.at(row, "bbox"), outside=False
+    )
     return Results(dataset.image_ids, image_ids, labels, boxes, scores)
 
 

@@ -144,7 +144,6 @@ def _names(tree: dict[str, Any], path: Path) -> tuple[str, ...]:
         names = [names[number] for number in numbers]
     if not isinstance(names, list) or not names or not all(isinstance(n, str) for n in names):
         raise DataError(f"{path}: names is no list of classes, such as names: [cell, plate]")
-    names = [_with_pairs(name, path) for name in names]
     if len(set(names)) != len(names) or not all(names):
         twice = sorted(name for name, times in Counter(names).items() if times > 1 or not name)
         raise DataError(f"{path}: names has {twice[0]!r} twice, or empty; each class needs its own")
@@ -152,16 +151,6 @@ def _names(tree: dict[str, Any], path: Path) -> tuple[str, ...]:
     if count and count != str(len(names)):
         raise DataError(f"{path}: nc is {count}, but names has {len(names)} classes; correct one")
     return tuple(names)
-
-
-def _with_pairs(name: str, path: Path) -> str:
-    """A name whose characters beyond U+FFFF are written as JSON does, as two escapes each."""
-    try:
-        return name.encode("utf-16-le", "surrogatepass").decode("utf-16-le")
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path}: names has {name!a}, with half of a surrogate pair; write the character"
-        ) from error
 
 
 def _bases(tree: dict[str, Any], path: Path) -> list[Path]:

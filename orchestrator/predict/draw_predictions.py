@@ -15,10 +15,10 @@ from orchestrator.data.dataset import Dataset
 from orchestrator.data.decode import STORED, SUFFIXES, BadImageError, Decoding, read_header
 from orchestrator.data.label_map import LabelMap
 from orchestrator.data.orientation import UPRIGHT, Orientation, swaps_sides, turned_boxes
-from orchestrator.errors import ConfigError
+from orchestrator.errors import ConfigError, DataError
 from orchestrator.evaluation.marks import Boxes, marks_of
 from orchestrator.pages.drawing import Mark, contact_sheet, draw, encode_jpeg
-from orchestrator.predict.identify import identify
+from orchestrator.predict.identify import identify, require_all
 from orchestrator.predict.inputs import UPRIGHT_PICTURES, Picture, read_pictures
 from orchestrator.predict.prediction import Prediction
 from orchestrator.storage.address import is_remote
@@ -39,11 +39,13 @@ class Drawn:
         pictures: files with one picture each.
         sheets: files with many.
         problems: a line for each picture that could not be read.
+        unknown: pictures that the annotations know nothing of.
     """
 
     pictures: tuple[Path, ...]
     sheets: tuple[Path, ...]
     problems: tuple[str, ...]
+    unknown: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,8 @@ def draw_predictions(
 
     Raises:
         ConfigError: the new files would lie among the pictures.
-        DataError: it is not certain which image of ``truth`` a picture is.
+        DataError: it is not certain which image of ``truth`` a picture is, or none is any of them;
+            or not one picture can be read.
     """
     known = pictures or {}
     require_apart(folder, [known.get(one.key) or _picture(one.key) for one in found])
@@ -133,7 +136,13 @@ def draw_predictions(
         if len(held) == _SHEET_PICTURES:
             flush()
     flush()
-    return Drawn(tuple(files), tuple(written), tuple(problems))
+    if wanted and not files:
+        raise DataError(
+            f"none of the {len(wanted)} pictures can be drawn on; the first: {problems[0]}\n"
+            "paths are as `orchestrator predict` was given them: run draw in the same folder"
+        )
+    unknown = () if below is None else below.unknown
+    return Drawn(tuple(files), tuple(written), tuple(problems), unknown)
 
 
 def require_apart(folder: Path, pictures: Sequence[Picture]) -> None:
@@ -189,12 +198,19 @@ class _TruthMarks:
         truth: the boxes.
         keys: of all pictures.
         label_map: of the predictions, whose labels decide the colours.
+
+    Attributes:
+        unknown: pictures that are none of the images.
     """
 
     def __init__(self, truth: Truth, keys: Sequence[str], label_map: LabelMap) -> None:
         self._truth = truth
         frames = {key: _picture(key).path for key in keys}
-        images = identify(dict.fromkeys(frames.values()), truth.dataset.files, source=truth.source)
+        names = truth.dataset.files
+        images = identify(dict.fromkeys(frames.values()), names, source=truth.source)
+        if keys and not images.position:
+            require_all(images, names, source=truth.source)
+        self.unknown = images.unknown
         self._position = {
             key: images.position[path] for key, path in frames.items() if path in images.position
         }

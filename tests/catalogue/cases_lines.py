@@ -84,7 +84,7 @@ TXT: dict[str, tuple[str, Verdict, str, str]] = {
 #: A line of a YOLO label file.
 LABELS: dict[str, tuple[str, str]] = {
     "four values": ("1 0.5 0.5 0.25", "has 4 values"),
-    "six values": ("1 0.5 0.5 0.25 0.25 0.9", "has 6 values"),
+    "six values": ("1 0.5 0.5 0.25 0.25 0.9", "predictions and not annotations"),
     "outline": ("1 0.1 0.1 0.2 0.1 0.2 0.2", "outlines of segments are not boxes"),
     "commas": ("1,0.5,0.5,0.25,0.25", "has 1 values"),
     "decimal commas": ("1 0,5 0,5 0,25 0,25", "x_centre is '0,5'"),
@@ -95,7 +95,8 @@ LABELS: dict[str, tuple[str, str]] = {
     "text": ("1 0.5 0.5 0.25 high", "height is 'high'"),
     "500 digits": (f"1 0.{'3' * 500} 0.5 0.25 0.25", "has 502 characters"),
     "class by name": ("dog 0.5 0.5 0.25 0.25", "class is 'dog'"),
-    "class unknown": ("2 0.5 0.5 0.25 0.25", "class is 2, allowed is 0..1"),
+    "class unknown": ("3 0.5 0.5 0.25 0.25", "class is 3, allowed is 0..1"),
+    "class counted from 1": ("2 0.5 0.5 0.25 0.25", "the first of the 2 classes is 0"),
     "class negative": ("-1 0.5 0.5 0.25 0.25", "class is -1"),
     "class with a fraction": ("1.0 0.5 0.5 0.25 0.25", "class is '1.0'"),
     "header": ("class x y w h", "class is 'class'"),
@@ -145,6 +146,12 @@ CLASS_LISTS: dict[str, tuple[bytes, int, str]] = {
     "labels of an image": (b"0 0.5 0.5 0.25 0.25\n", 1, "looks like boxes"),
     "marks of labelme": (b"__ignore__\n_background_\ncat\n", 2, "a labelling tool's mark"),
     "a web page": (b"<html>\n", 1, "looks like XML or HTML"),
+    "a heading": (b"class_name\ncat\ndog\n", 1, "looks like the heading of a column"),
+    "names in quotes": (b'"cat"\n"dog"\n', 1, "looks like a name in quotes"),
+    "names with colours": (b"cat 255 0 0\ndog 0 255 0\n", 1, "such as a colour"),
+    "bullets": (b"* cat\n* dog\n", 1, "looks like a list in YAML or Markdown"),
+    "a merge not resolved": (b"<<<<<<< HEAD\ncat\n=======\ndog\n>>>>>>> b\n", 3, "a merge in Git"),
+    "a pointer of git lfs": (b"version https://git-lfs.github.com/spec/v1\n", 1, "git lfs pull"),
     "a name that commands terminals": (b"cat\n\x1b[2Jdog\n", 2, "holds a control character"),
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import cases_archives
 import cases_coco
 import cases_images
+import cases_layouts
 import cases_lines
 import cases_paths
 import cases_voc
@@ -17,6 +18,7 @@ CASES = [
         cases_coco,
         cases_voc,
         cases_lines,
+        cases_layouts,
         cases_yaml,
         cases_paths,
         cases_archives,

@@ -20,13 +20,13 @@ from typing import Any
 import yaml
 from cases_coco import TEXT, TREE, build_coco
 from cases_images import SOUND, build_image
+from cases_layouts import DATA_YAML, build_folder
 from cases_lines import build_classes, build_labels, build_list, build_txt
 from cases_voc import XML, build_voc
 from cases_yaml import YAML, build_yaml
 from catalogue_case import HangError, outcome
 from fuzz_readers import (
     CLASS_MAP,
-    DATA_YAML,
     INPUTS,
     MIXTURES,
     OBJ_DATA,
@@ -36,7 +36,6 @@ from fuzz_readers import (
     TILED,
     build_bucket,
     build_class_map,
-    build_folder,
     build_inputs,
     build_predictions,
     build_results,

@@ -7,23 +7,20 @@ repeat factors and tiles, addresses of buckets, results files and predictions.
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from cases_coco import TREE, build_coco
-from cases_images import PNG
+from cases_layouts import yolo_folder
 from cases_lines import CLASSES
 from cases_yaml import FILE, YAML
 from hypothesis import strategies as st
 
 from orchestrator.config.resolve import load_experiment
 from orchestrator.data.dataset import Dataset
-from orchestrator.data.findings import ReadResult
 from orchestrator.data.readers.classes import read_classes
-from orchestrator.data.readers.convert import read_places
 from orchestrator.data.readers.paths import ReadRules
 from orchestrator.data.readers.split import read_splits
 from orchestrator.data.readers.yolo import read_yolo
@@ -32,22 +29,11 @@ from orchestrator.data.tiling import Tiles, tiled
 from orchestrator.evaluation.detections import Detections
 from orchestrator.evaluation.results import read_results
 from orchestrator.evaluation.tile_merging import merge_tiles
-from orchestrator.layouts.recognise import find_layout
 from orchestrator.predict.identify import identify
 from orchestrator.predict.inputs import list_pictures
 from orchestrator.predict.seed_form import read_seed_json
 from orchestrator.storage.address import Place, below, file_system_path
 
-DATA_YAML = """\
-path: .
-train: images/train
-val: list.txt
-test:
-nc: 2
-names:
-  0: cat
-  1: dog
-"""
 OBJ_DATA = "classes = 2\ntrain = data/train.txt\nvalid = data/list.txt\nnames = data/obj.names\n"
 OUTLINES = "1 0.1 0.1 0.4 0.1 0.4 0.5 0.1 0.5\n0 0.1 0.1 0.2 0.1 0.2 0.2\n1 0.5 0.5 0.2 0.2\n"
 CLASS_MAP = '{"names": {"0": "cat", "1": "dog"}, "categories": [{"id": 0, "name": "cat"}]}'
@@ -77,16 +63,9 @@ PREDICTIONS = json.dumps(
 INPUTS = "images/train/a.png\n./images/*/b.png\n\nimages/train\n"
 
 
-def build_folder(name: str, data: bytes, folder: Path) -> partial[Any]:
-    """A YOLO data set of two splits with this file in it."""
-    _yolo_folder(folder)
-    (folder / name).write_bytes(data)
-    return partial(_read_folder, folder / name if name.endswith(".yaml") else folder)
-
-
 def build_task(task: Any, data: bytes, folder: Path) -> partial[Any]:
     """A YOLO data set whose labels were written for a task, of which ``a`` has this label file."""
-    _yolo_folder(folder)
+    yolo_folder(folder)
     (folder / "labels" / "train" / "a.txt").write_bytes(data)
     rules = ReadRules(task=task)
     places = folder / "images" / "train", folder / "labels" / "train"
@@ -115,7 +94,7 @@ def build_predictions(data: bytes, folder: Path) -> partial[Any]:
 
 def build_inputs(data: bytes, folder: Path) -> partial[Any]:
     """A list of pictures to predict."""
-    _yolo_folder(folder)
+    yolo_folder(folder)
     (folder / "inputs.txt").write_bytes(data)
     return partial(list_pictures, [str(folder / "inputs.txt")])
 
@@ -125,12 +104,6 @@ def build_bucket(data: bytes, folder: Path) -> partial[Any]:
     address = data.decode("utf-8", "replace")
     (folder / FILE).write_text(YAML)
     return partial(_read_address, folder / FILE, address)
-
-
-def _read_folder(path: Path) -> ReadResult:
-    layout = find_layout(path)
-    reads = list(read_places(layout.kind, layout.splits, layout.classes).values())
-    return replace(reads[0], findings=tuple(one for read in reads for one in read.findings))
 
 
 def _read_predictions(file: Path) -> None:
@@ -150,20 +123,6 @@ def _read_address(file: Path, address: str) -> None:
         (f"data.train.images={override}", f"data.sources=[{{images: {override}, annotations: x}}]"),
     )
     file_system_path(address)
-
-
-def _yolo_folder(folder: Path) -> None:
-    for split, name in (("train", "a"), ("train", "b"), ("val", "c")):
-        for kind, suffix, content in (
-            ("images", ".png", PNG),
-            ("labels", ".txt", b"1 0.5 0.5 0.25 0.25\n"),
-        ):
-            path = folder / kind / split / f"{name}{suffix}"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content)
-    (folder / "list.txt").write_text("./images/val/c.png\n")
-    (folder / "train.txt").write_text("images/train/a.png\nimages/train/b.png\n")
-    (folder / "obj.names").write_text("cat\ndog\n")
 
 
 #: Mostly names that fit.

@@ -14,6 +14,7 @@ from orchestrator.data.decode import (
     MAX_PIXELS,
     BadImageError,
     decode_image,
+    deep_values,
     read_header,
     read_image,
 )
@@ -79,10 +80,41 @@ def test_channels_are_red_green_blue() -> None:
     assert decode_image(buffer.getvalue())[0, 0].tolist() == [200, 100, 50]
 
 
-def test_alpha_is_dropped_without_blending() -> None:
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+@pytest.mark.parametrize("alpha", [0, 60])
+def test_alpha_is_dropped_without_blending(kind: str, alpha: int) -> None:
     buffer = io.BytesIO()
-    Image.new("RGBA", (8, 4), (200, 100, 50, 0)).save(buffer, "PNG")
+    Image.new("RGBA", (8, 4), (200, 100, 50, alpha)).save(buffer, kind)
     assert decode_image(buffer.getvalue())[0, 0].tolist() == [200, 100, 50]
+
+
+def tiff(values: np.ndarray) -> bytes:
+    return cv2.imencode(".tiff", values)[1].tobytes()
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (tiff(np.full((4, 8), -1, np.int16)), "values below 0, down to -1"),
+        (tiff(np.zeros((4, 8), np.int32)), "values of 32 bits, allowed are 8 and 16"),
+        (tiff(np.zeros((4, 8, 3), np.float64)), "a TIFF of a form that is not read"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "`git lfs pull` fetches the image"),
+        (b"\0\0\0\x18ftypheic" + b"\0" * 50, "HEIC, which is not read"),
+    ],
+)
+def test_what_is_not_read_is_named(data: bytes, says: str) -> None:
+    for read in (decode_image, deep_values):
+        with pytest.raises(BadImageError, match=says):
+            read(data)
+
+
+def test_values_with_a_sign_and_none_below_zero_are_read() -> None:
+    deep = np.array([[0, 256, 32767]], np.int16)
+    assert decode_image(tiff(deep))[0, :, 0].tolist() == [0, 1, 127]
+
+
+def test_white_of_a_ppm_is_white() -> None:
+    assert decode_image(b"P5 3 1 100 " + bytes([0, 40, 100]))[0, :, 1].tolist() == [0, 102, 255]
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,8 @@ from orchestrator.data.images import image_pixels
 from orchestrator.data.readers.split import read_split, read_splits
 from orchestrator.data.stream.assemble import BatchPlan
 from orchestrator.data.stream.local import LocalStream
-from orchestrator.data.tiling import Tiles, tiled
+from orchestrator.data.tiling import Tiles, boxes_in_no_tile, tiled
+from orchestrator.errors import ConfigError
 from tests.support.data_cases import assert_same_batch, textured, write_coco, write_image
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -47,6 +49,23 @@ def test_windows_cover_and_overlap(seed: int) -> None:
         starts = np.unique(windows[:, axis])
         ends = np.unique(windows[:, axis + 2])
         assert (ends[:-1] - starts[1:] >= overlap).all()
+
+
+def test_tiles_without_number_are_refused(config: DataConfig) -> None:
+    data = read_split(config, config.train).dataset
+    assert Tiles((2, 2), 1).count(40, 50) == len(Tiles((2, 2), 1).windows(40, 50)) == 39 * 49
+    large = replace(data, heights=data.heights * 100, widths=data.widths * 100)
+    with pytest.raises(ConfigError, match=r"tiles of 9x8, allowed are 16384 an image"):
+        tiled(large, Tiles((8, 9), 0))
+
+
+def test_boxes_that_no_tile_shows_enough_of(config: DataConfig) -> None:
+    data = read_split(config, config.train).dataset
+    boxes = data.boxes_xywh.copy()
+    boxes[3] = (0, 0, 49, 39)
+    data = replace(data, boxes_xywh=boxes)
+    assert boxes_in_no_tile(data, Tiles((30, 30), 20)).tolist() == [3]
+    assert not len(boxes_in_no_tile(data, Tiles((30, 30), 20, inside=0.1)))
 
 
 @pytest.fixture

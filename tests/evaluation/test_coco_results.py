@@ -108,6 +108,33 @@ def test_malformed_entries_are_refused_with_their_place(tmp_path, change, messag
         read_results(path, _dataset())
 
 
+@pytest.mark.parametrize(
+    ("box", "says"),
+    [
+        ([0.1, 0.2, 0.3, 0.4], "12 of 12 boxes lie within the first pixel"),
+        ([100, 90, 220, 210], "12 of 12 boxes .* would fit as x1, y1, x2, y2"),
+        ([10, 10, 10.5, 20], None),
+        ([-200, 10, 10.5, 20], None),  # A detector may put boxes anywhere.
+    ],
+)
+def test_boxes_in_other_units_are_refused(tmp_path, box, says):
+    dataset = dataset_of(
+        {
+            "images": [{"id": 3, "width": 240, "height": 220}],
+            "categories": [{"id": 5, "name": "cat"}],
+            "annotations": [],
+        }
+    )
+    path = tmp_path / "r.json"
+    path.write_text(json.dumps([{**GOOD, "bbox": box}] * 12))
+    if says is None:
+        assert read_results(path, dataset).boxes_xywh.tolist() == [box] * 12
+        return
+    with pytest.raises(DataError, match=f"(?s){says}|the first.*{says}") as caught:
+        read_results(path, dataset)
+    assert "at /0/bbox" in str(caught.value)
+
+
 @pytest.mark.parametrize("key", sorted(GOOD))
 def test_missing_keys_are_refused(tmp_path, key):
     path = tmp_path / "r.json"

@@ -261,10 +261,60 @@ def test_drawing_a_file_of_predictions(small_run, images, tmp_path):
     assert np.abs(plain.astype(int) - drawn).max() > 100
 
 
-def test_what_is_no_prediction_is_refused(tmp_path, capsys):
-    (tmp_path / "p.json").write_text("[1, 2]")
-    assert main(["draw", str(tmp_path / "p.json")]) == DataError.exit_code
-    assert "is not what `orchestrator predict` writes" in capsys.readouterr().err
+def seed_entry(**values):
+    """A detection as predict writes it, with other values."""
+    kind = {"label": 0, "category_id": 3, "name": "dark"} | values.pop("kind", {})
+    box = {"x_min": 1, "y_min": 2, "width": 3, "height": 4}
+    return {"bbox": box, "class": kind, "score": 0.5} | values
+
+
+@pytest.mark.parametrize(
+    ("tree", "says"),
+    [
+        ([1, 2], "is a list, as COCO results are"),
+        (7, "the top level is an integer (7)"),
+        ({"a.png": 7}, "/a.png: is an integer (7), expected an object"),
+        ({"a.png": [seed_entry(kind={"label": 10**9})]}, "/class/label: is 1000000000, allowed"),
+        ({"a.png": [seed_entry(kind={"label": 1.5})]}, "/class/label: is a number (1.5)"),
+        ({"a.png": [seed_entry(score=None)]}, "/a.png/predictions/0/score: is null"),
+        ({"a.png": [seed_entry(bbox=[1, 2, 3, 4])]}, "/bbox: is a list, expected an object of x"),
+        (
+            {"a.png": [seed_entry(), seed_entry(kind={"name": "bright"})]},
+            "/a.png/predictions/1/class: label 0 is 'bright' with id 3 here, and 'dark'",
+        ),
+        ({"\ud800.png": [seed_entry()]}, "is the path of no picture"),
+        ({"gone.png": [seed_entry()]}, "none of the 1 pictures can be drawn on"),
+    ],
+)
+def test_what_is_no_prediction_is_refused(tree, says, tmp_path, capsys):
+    if isinstance(tree, dict):
+        tree = {
+            key: rows if isinstance(rows, int) else {"height": 9, "width": 9, "predictions": rows}
+            for key, rows in tree.items()
+        }
+    (tmp_path / "p.json").write_text(json.dumps(tree))
+    words = ["draw", str(tmp_path / "p.json"), "--output", str(tmp_path / "drawn")]
+    assert main(words) == DataError.exit_code
+    assert says in capsys.readouterr().err
+
+
+def test_pictures_without_annotations_are_said(tmp_path, capsys):
+    for name in ("a.png", "b.png"):
+        cv2.imwrite(str(tmp_path / name), np.zeros((9, 9, 3), np.uint8))
+    entry = {"height": 9, "width": 9, "predictions": [seed_entry()]}
+    tree = {str(tmp_path / name): entry for name in ("a.png", "b.png")}
+    (tmp_path / "p.json").write_text(json.dumps(tree))
+    image = {"id": 1, "file_name": "b.png", "width": 9, "height": 9}
+    truth = {"images": [image], "annotations": [], "categories": [{"id": 1, "name": "dark"}]}
+    (tmp_path / "t.json").write_text(json.dumps(truth))
+    words = ["draw", str(tmp_path / "p.json"), "--output", str(tmp_path / "drawn")]
+    assert main([*words, "--annotations", str(tmp_path / "t.json")]) == 0
+    said = capsys.readouterr().out
+    assert f"1 of 2 pictures are none of the images of {tmp_path}/t.json" in said
+    image["file_name"] = "c.png"
+    (tmp_path / "t.json").write_text(json.dumps(truth))
+    assert main([*words, "--annotations", str(tmp_path / "t.json")]) == DataError.exit_code
+    assert "2 of 2 inputs are not in" in capsys.readouterr().err
 
 
 def test_marks_have_the_colour_of_their_class():

@@ -23,7 +23,7 @@ from orchestrator.data.images import image_name
 from orchestrator.data.label_map import LabelMap
 from orchestrator.data.readers.split import read_split, read_training, require_places
 from orchestrator.data.stream.assemble import usable_boxes
-from orchestrator.data.tiling import tiled, tiles_of
+from orchestrator.data.tiling import boxes_in_no_tile, tiled, tiles_of
 from orchestrator.errors import DataError, OrchestratorError
 
 if TYPE_CHECKING:
@@ -234,11 +234,37 @@ def _training_images(report: Report, config: DataConfig, train: Dataset) -> None
         action = "learnt from as negatives" if config.keep_empty else "not learnt from"
         places = [train.files[i] for i in empty.tolist()]
         report.add(Verdict.NOTE, "train", Finding.at("image_without_boxes", action, places))
-    if len(empty) == len(train) and not config.keep_empty:
+    nothing = len(empty) == len(train)
+    if config.tiles is not None and not nothing:
+        nothing = _larger_than_tiles(report, config, train)
+    if nothing and not config.keep_empty:
         report.add(Verdict.REFUSE, "train", Finding("no_boxes", 1, "nothing to learn from"))
     if count := int(train.crowd.sum()):
         action = "learnt from" if config.crowd == "include" else "not learnt from"
         report.add(Verdict.NOTE, "train", Finding("crowd_box", count, action))
+
+
+def _larger_than_tiles(report: Report, config: DataConfig, train: Dataset) -> bool:
+    """Note boxes that are learnt in no tile; whether that are all of them."""
+    assert config.tiles is not None
+    rows = boxes_in_no_tile(train, tiles_of(config.tiles))
+    if config.crowd != "include":
+        rows = rows[~train.crowd[rows]]
+    if not len(rows):
+        return False
+    images = np.searchsorted(train.offsets, rows, side="right") - 1
+    places = [
+        f"{train.files[image]}: {train.boxes_xywh[row, 2]:g}x{train.boxes_xywh[row, 3]:g} pixels"
+        for image, row in zip(images.tolist(), rows.tolist(), strict=True)
+    ]
+    height, width = config.tiles.size
+    action = (
+        f"not learnt, since no tile of {width}x{height} pixels shows the share "
+        f"{config.tiles.inside:g} of it; larger tiles or a smaller data.tiles.inside would"
+    )
+    report.add(Verdict.NOTE, "train", Finding.at("box_in_no_tile", action, places))
+    seen = usable_boxes(in_tiles(train, config), with_crowd=config.crowd == "include")
+    return not seen.any()
 
 
 def _priors(report: Report, config: DataConfig, train: Dataset, source: PriorSource) -> None:

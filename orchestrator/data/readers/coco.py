@@ -26,6 +26,8 @@ from orchestrator.data.label_map import LabelMap
 from orchestrator.data.readers.build import BoxColumns, ImageColumns, build_dataset
 from orchestrator.data.readers.coco_oddities import (
     AREA_OF_CORNERS,
+    IGNORED_ACTION,
+    IGNORED_REGION,
     check_modes,
     mended_areas,
     root_finding,
@@ -42,9 +44,6 @@ from orchestrator.data.readers.paths import (
     split_key,
 )
 from orchestrator.errors import DataError
-
-#: Kind of the finding for boxes marked ``"ignore": 1``.
-IGNORED_REGION = "ignored_region"
 
 
 def read_coco(
@@ -312,8 +311,7 @@ def _annotations(
     odd = [*upright(table, xywh, areas), *mended_areas(table, xywh, areas, crowd)]
     if ignored.any():
         places = [table.at(int(row)) for row in np.flatnonzero(ignored)]
-        action = "neither learnt nor scored, like crowds"
-        odd.append(Finding.at(IGNORED_REGION, action, places))
+        odd.append(Finding.at(IGNORED_REGION, IGNORED_ACTION, places))
     findings = [
         Finding(kind, int(count), action)
         for kind, count, action in (

@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 from orchestrator.data.findings import Finding
 from orchestrator.data.readers.coco_tables import Table
 
+#: Finding about boxes marked to be ignored.
+IGNORED_REGION, IGNORED_ACTION = "ignored_region", "neither learnt nor scored, like crowds"
 #: Kind of the finding for boxes that are turned.
 ROTATED_BOX = "rotated_box"
 #: What is done about it.

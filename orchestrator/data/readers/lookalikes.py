@@ -63,9 +63,7 @@ class Lookalikes:
         for separator in (",", ";", "\t"):
             head, found, _ = plain.partition(separator)
             if found and self._is_there(head):
-                return (
-                    f"{head} is there, without what follows it, which looks like a row of a table"
-                )
+                return f"{head} is there; what follows it looks like a row of a table"
         folded = self._folded.get(_fold(plain))
         if folded is not None and self._is_there(folded):
             same = unicodedata.normalize("NFC", folded) == unicodedata.normalize("NFC", plain)

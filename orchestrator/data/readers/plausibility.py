@@ -50,6 +50,40 @@ class Examined:
     findings: list[Finding] = field(default_factory=list)
 
 
+def refuse_other_units(
+    xywh: NDArray[np.float64],
+    sizes: NDArray[np.int32],
+    *,
+    source: Path,
+    place: Callable[[int], str],
+    outside: bool = True,
+) -> None:
+    """Refuse boxes that are no ``x, y, width, height`` in pixels.
+
+    Args:
+        xywh: (m, 4) boxes.
+        sizes: (m, 2) width and height of each one's image.
+        source: file of them, for messages.
+        place: where a box, given by its row, stands.
+        outside: whether to refuse many that lie outside of their images.
+
+    Raises:
+        DataError: they are something else, and in which way.
+    """
+    meant = _meant_otherwise(xywh, sizes, outside=outside)
+    if meant is None:
+        return
+    rows, what, instead = meant
+    row = int(rows[0])
+    x, y, w, h = xywh[row].tolist()
+    width, height = sizes[row].tolist()
+    raise DataError(
+        f"{source}: {len(rows)} of {len(xywh)} boxes {what}; the first, at {place(row)}, is "
+        f"x {x:g}, y {y:g}, width {w:g}, height {h:g} in an image of {width}x{height}\n"
+        f"{instead}"
+    )
+
+
 def examine_boxes(
     xywh: NDArray[np.float64],
     image: NDArray[np.int64],
@@ -72,17 +106,7 @@ def examine_boxes(
     Raises:
         DataError: they are no boxes ``x, y, width, height`` in pixels.
     """
-    meant = _meant_otherwise(xywh, sizes)
-    if meant is not None:
-        rows, what, instead = meant
-        row = int(rows[0])
-        x, y, w, h = xywh[row].tolist()
-        width, height = sizes[row].tolist()
-        raise DataError(
-            f"{source}: {len(rows)} of {len(xywh)} boxes {what}; the first, at {place(row)}, is "
-            f"x {x:g}, y {y:g}, width {w:g}, height {h:g} in an image of {width}x{height}\n"
-            f"{instead}"
-        )
+    refuse_other_units(xywh, sizes, source=source, place=place)
     return _doubled(xywh, image, labels, crowd, place)
 
 
@@ -133,7 +157,7 @@ def refuse_other_fractions(
 
 
 def _meant_otherwise(
-    xywh: NDArray[np.float64], sizes: NDArray[np.int32]
+    xywh: NDArray[np.float64], sizes: NDArray[np.int32], *, outside: bool
 ) -> tuple[NDArray[np.int64], str, str] | None:
     """Rows of the boxes that are not in pixels, in which way, and what to do."""
     count = len(xywh)
@@ -194,9 +218,9 @@ def _meant_otherwise(
             "have a negative width or height",
             "see whether their corners stand in another order; a box begins at its upper left",
         )
-    outside = (right <= 0) | (bottom <= 0) | (x >= width) | (y >= height)
-    if outside.mean() >= _LOST_SHARE:
-        return np.flatnonzero(outside), "lie outside of their images", _likely(xywh, sizes)
+    away = (right <= 0) | (bottom <= 0) | (x >= width) | (y >= height)
+    if outside and away.mean() >= _LOST_SHARE:
+        return np.flatnonzero(away), "lie outside of their images", _likely(xywh, sizes)
     return None
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from orchestrator.config.formats import FORMATS
 from orchestrator.data.bucket_images import bucket_images, list_images
+from orchestrator.data.dataset import Dataset
 from orchestrator.data.decode import Decoding
 from orchestrator.data.decoded_cache import DecodedCache
 from orchestrator.data.findings import ReadResult
@@ -17,7 +18,8 @@ from orchestrator.data.mixture import MixedSource, mix_sources
 from orchestrator.data.readers.annotation_cache import read_digested
 from orchestrator.data.readers.build import missing_images
 from orchestrator.data.readers.classes import class_file, read_classes
-from orchestrator.data.readers.coco import IGNORED_REGION, read_coco
+from orchestrator.data.readers.coco import read_coco
+from orchestrator.data.readers.coco_oddities import IGNORED_REGION
 from orchestrator.data.readers.fingerprint import Source
 from orchestrator.data.readers.lookalikes import Lookalikes
 from orchestrator.data.readers.paths import ReadRules, check_names, missing
@@ -147,11 +149,37 @@ def read_training(config: DataConfig, *, keep: bool = False) -> ReadResult:
     for number, source in enumerate(config.sources):
         own = _section_of(config, source)
         read = read_split(own, own.train, keep=keep)
-        findings += read.findings
         name = f"data.sources.{number}"
+        findings += [
+            replace(one, examples=tuple(f"{name}: {place}" for place in one.examples))
+            for one in read.findings
+        ]
         sources.append(MixedSource(read.dataset, source.class_map, name))
     mixed = mix_sources(main.dataset, sources)
+    if not config.keep_empty:
+        _refuse_sources_without_boxes(mixed, sources, with_crowd=config.crowd == "include")
     return ReadResult(mixed, tuple(findings), main.manifest, main.unkept)
+
+
+def _refuse_sources_without_boxes(
+    mixed: Dataset, sources: Sequence[MixedSource], *, with_crowd: bool
+) -> None:
+    """Refuse a source of which nothing would be learnt.
+
+    Raises:
+        DataError: there is one.
+    """
+    ends = [*(first for first, _ in mixed.parts[1:]), len(mixed)]
+    for source, (first, _), end in zip(sources, mixed.parts, ends, strict=True):
+        rows = slice(int(mixed.offsets[first]), int(mixed.offsets[end]))
+        usable = rows.stop - rows.start if with_crowd else int((~mixed.crowd[rows]).sum())
+        if not usable:
+            raise DataError(
+                f"{source.name}: no box to learn from in its {end - first} images, whose classes "
+                f"are {', '.join(source.data.label_map.names[:20])}\nlook at its annotations and "
+                f"{source.name}.class_map, leave it out, or set data.keep_empty to learn from "
+                "images without boxes"
+            )
 
 
 def _section_of(config: DataConfig, source: SourceConfig) -> DataConfig:

@@ -16,7 +16,13 @@ from orchestrator.data.files import read_text_bytes, reason
 from orchestrator.data.findings import Finding, Problems, ReadResult
 from orchestrator.data.label_map import LabelMap
 from orchestrator.data.readers.build import build_dataset
-from orchestrator.data.readers.coco_oddities import ROTATED_ACTION, ROTATED_BOX, hull
+from orchestrator.data.readers.coco_oddities import (
+    IGNORED_ACTION,
+    IGNORED_REGION,
+    ROTATED_ACTION,
+    ROTATED_BOX,
+    hull,
+)
 from orchestrator.data.readers.numbers import EXACT, integer, number, shown
 from orchestrator.data.readers.paths import (
     USUAL,
@@ -178,12 +184,20 @@ class _Reader:
         self._problems = problems
         self._rules = rules
         self._rotated: list[str] = []
+        self._ignored: list[str] = []
+        self._deleted: list[str] = []
 
     def findings(self) -> list[Finding]:
         """What was put right."""
-        if not self._rotated:
-            return []
-        return [Finding.at(ROTATED_BOX, ROTATED_ACTION, self._rotated)]
+        return [
+            Finding.at(kind, action, places)
+            for kind, action, places in (
+                (ROTATED_BOX, ROTATED_ACTION, self._rotated),
+                (IGNORED_REGION, IGNORED_ACTION, self._ignored),
+                ("deleted_object", "left out, being marked as deleted", self._deleted),
+            )
+            if places
+        ]
 
     def read(self, folder: Path, stem: str, place: str) -> None:
         """Read the file of ``stem``, which is mentioned at ``place``."""
@@ -235,9 +249,13 @@ class _Reader:
             raise XmlError(
                 name.line, f"<name> is {shown(name.text)}, but the classes are {known}{hint}"
             )
-        difficult = 0
-        for flag in item.all("difficult"):
-            difficult = _whole(flag, low=0, high=1)
+        if _flag(item, "deleted"):
+            self._deleted.append(f"{self.names[position]}:{item.line}")
+            return
+        difficult = _flag(item, "difficult")
+        if _flag(item, "ignore"):
+            difficult = True
+            self._ignored.append(f"{self.names[position]}:{item.line}")
         box = item.one("bndbox")
         left, top = (EXACT.subtract(_number(box.one(tag)), Decimal(1)) for tag in ("xmin", "ymin"))
         right, bottom = (_number(box.one(tag)) for tag in ("xmax", "ymax"))
@@ -251,9 +269,14 @@ class _Reader:
             position,
             xywh,
             label,
-            bool(difficult),
+            difficult,
             box.line,
         )
+
+
+def _flag(item: Element, tag: str) -> bool:
+    """Whether one of 0 and 1 is 1; where there is none, it is 0."""
+    return sum(_whole(flag, low=0, high=1) for flag in item.all(tag)) > 0
 
 
 def _rotation(item: Element) -> float:

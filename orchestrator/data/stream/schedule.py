@@ -24,6 +24,9 @@ from orchestrator.data.stream.permutation import mixed_within, permuted
 from orchestrator.data.stream.sampling import SampleIds, visits_of
 from orchestrator.errors import ConfigError, DataError
 
+#: Visits of an epoch that are few for any number of images: 128 MiB of places.
+_MOST_VISITS = 1 << 24
+
 
 def order(seed: int, epoch: int, n: int) -> NDArray[np.int64]:
     """The permutation of ``0..n-1`` in which an epoch visits its samples.
@@ -181,6 +184,12 @@ class Schedule:
             raise ConfigError(
                 "data.order: computed knows no place before it is asked for, so it cannot collect "
                 "images by canvas. Next: leave data.order or detector.train_canvas out"
+            )
+        if self.visits_per_epoch > max(_MOST_VISITS, 100 * n):
+            raise DataError(
+                f"training set: {self.visits_per_epoch} visits in an epoch of {n} images, which "
+                "takes 8 bytes each and more in every process; lower data.weight and the weights "
+                "of data.sources: what counts is how large one is against the other"
             )
         if not self.steps_per_epoch:
             raise DataError(

@@ -198,6 +198,19 @@ def test_another_version_of_the_readers_reads_for_itself(
     assert len(parsed) == 2
 
 
+@pytest.mark.parametrize("file", ["data/readers/yolo.py", "data/decode.py", "layouts/data_yaml.py"])
+def test_a_version_is_of_all_that_readers_call(
+    file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in ("data/readers", "layouts"):
+        (tmp_path / folder).mkdir(parents=True)
+    monkeypatch.setattr(fingerprint, "__file__", str(tmp_path / "data" / "readers" / "x.py"))
+    program = fingerprint._program.__wrapped__
+    before = program()
+    (tmp_path / file).write_text("what is read otherwise")
+    assert program() != before
+
+
 def flipped(data: bytes, at: float) -> bytes:
     position = int(at * (len(data) - 1))
     return data[:position] + bytes([data[position] ^ 4]) + data[position + 1 :]

@@ -222,6 +222,7 @@ def broken(source: Place, folder: Path, **values: object) -> Place:
             {"file_name": " 2.jpg"},
             r"voc cannot hold .*; of the result: .*\n  train\.txt:1: ",
         ),
+        ("txt", {"file_name": "a\nb.jpg"}, r"'a\\nb.jpg' has an end of a line in it, and txt"),
     ],
 )
 def test_what_cannot_be_held_is_refused(
@@ -232,6 +233,17 @@ def test_what_cannot_be_held_is_refused(
         convert(read_places("coco", {"train": place}, None), kind, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_name_that_is_no_text_is_digested_and_not_converted(
+    source: Place, tmp_path: Path
+) -> None:
+    (read,) = read_places("coco", {"train": source}, None).values()
+    files = ["stra\udcdfe.jpg", *read.dataset.files[1:]]
+    named = replace(read, dataset=replace(read.dataset, files=files))
+    assert named.dataset.content_digest != read.dataset.content_digest
+    with pytest.raises(DataError, match=r"'stra\\udcdfe.jpg' is no UTF-8 text, and coco cannot"):
+        convert({"train": named}, "coco", tmp_path / "out")
 
 
 def test_class_names_that_a_list_cannot_hold_are_refused(tmp_path: Path, source: Place) -> None:

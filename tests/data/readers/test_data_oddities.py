@@ -363,6 +363,7 @@ def test_a_name_that_would_command_a_terminal_is_refused(read: Read) -> None:
         ("\u00e9.jpg", "e\u0301.jpg", "with letters composed otherwise"),
         ("sub/a.jpg", "C:\\data\\a.jpg", "sub/a.jpg is there, in another folder"),
         ("a.png", "a.jpg", "a.png is there, with another suffix"),
+        ("a.jpg", "a.jpg,8,8,24,20,cell", "a.jpg is there; what follows it looks like a row"),
     ],
 )
 def test_another_spelling_is_named(tmp_path: Path, there: str, named: str, says: str) -> None:

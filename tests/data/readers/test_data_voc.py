@@ -95,6 +95,18 @@ def test_difficult_objects_are_not_learnt_from(tmp_path: Path) -> None:
     assert len(data.training_boxes(0, with_crowd=True)[0]) == 2
 
 
+def test_ignored_and_deleted_objects_are_not_learnt_from(tmp_path: Path) -> None:
+    flag = "    <difficult>0</difficult>\n"
+    ignored = OBJECT.replace(flag, "    <ignore>1</ignore>\n")
+    deleted = OBJECT.replace(flag, "    <deleted>1</deleted>\n")
+    result = read(write_voc(tmp_path, HEAD + ignored + deleted + OBJECT + "</annotation>"))
+    assert result.dataset.crowd.tolist() == [True, False]
+    assert [(one.kind, one.count) for one in result.findings] == [
+        ("ignored_region", 1),
+        ("deleted_object", 1),
+    ]
+
+
 def test_image_without_objects_is_kept(tmp_path: Path) -> None:
     data = read(write_voc(tmp_path, HEAD + "</annotation>")).dataset
     assert data.offsets.tolist() == [0, 0]

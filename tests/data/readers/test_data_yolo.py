@@ -138,7 +138,7 @@ def test_other_tasks_refuse_what_is_no_outline(
 
 MALFORMED: dict[str, tuple[str | bytes, str]] = {
     "four values": ("0 .5 .5 .5", r"a\.txt:1: has 4 values, expected class x_centre y_centre"),
-    "six values": ("0 .5 .5 .5 .5 .9", r"a\.txt:1: has 6 values, expected class"),
+    "six values": ("0 .5 .5 .5 .5 .9", r"a\.txt:1: has 6 values, .* predictions and not annotat"),
     "a segment": ("0 .1 .1 .2 .1 .2 .2", r"a\.txt:1: has 7 values, .* outlines of segments are n"),
     "commas": ("0,.5,.5,.5,.5", r"a\.txt:1: has 1 values"),
     "second line": ("0 .5 .5 .5 .5\n\n0 .5", r"a\.txt:3: has 2 values"),
@@ -225,3 +225,39 @@ def test_missing_parts_name_the_next_step(folder: Path) -> None:
     (folder / "none").mkdir()
     with pytest.raises(DataError, match=r"none: holds no image; point data\.train\.images"):
         read_yolo(folder / "none", folder / "labels", CLASSES)
+
+
+@pytest.mark.parametrize(
+    ("line", "form"),
+    [
+        ("0 .3{i} .1 .9 .8", "x1 y1 x2 y2"),
+        ("0 .{i:02} .05 .6 .5", "x1 y1 x2 y2 or left top width height"),
+        ("0 .4{i} .05 .4 .5", "left top width height"),
+        ("0 .7{i} .5 .5 .5", None),  # Over the right edge by less than two pixels of 40.
+        ("0 .1{i} .1 .4 .4\n0 .9 .9 .1{i} .1", None),
+    ],
+)
+def test_lines_that_hold_no_centres_are_refused(line: str, form: str | None, folder: Path) -> None:
+    text = "\n".join(line.format(i=i) for i in range(10))
+    if form is None:
+        assert len(read(folder, text).dataset.labels) == text.count("\n") + 1
+        return
+    with pytest.raises(DataError, match=f"10 of 10 boxes reach .* as {form}; the first is at .*:1"):
+        read(folder, text)
+
+
+@pytest.mark.parametrize(
+    ("image", "label"), [("a.jpg", "a.TXT"), ("a.jpg", "A.txt"), ("\u00fc.jpg", "u\u0308.txt")]
+)
+@pytest.mark.parametrize("listed", [False, True])
+def test_label_files_by_another_spelling_are_refused(
+    image: str, label: str, listed: bool, folder: Path
+) -> None:
+    (folder / "images" / "a.jpg").rename(folder / "images" / image)
+    (folder / "labels" / label).write_text("0 .5 .5 .5 .5")
+    source = folder / "labels"
+    if listed:
+        source = folder / "train.txt"
+        source.write_text(f"images/{image}\n")
+    with pytest.raises(DataError, match=f"labels/{label}: is the label file of no image"):
+        read_yolo(folder / "images", source, CLASSES)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -249,6 +250,56 @@ def test_batches_of_a_mixture_are_exact(config: DataConfig) -> None:
             for j in range(i):
                 if ids[i] == ids[j]:
                     assert (batch.images[i] != batch.images[j]).any()
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_repeat_factors_give_the_same_batches_for_any_workers_and_after_a_kill(
+    world: int, config: DataConfig
+) -> None:
+    config = config.model_copy(update={"weight": 1.0, "repeat_threshold": 1.0})
+    train, val = (read.dataset for read in read_splits(config))
+    samples = training_samples(config, train)
+    factors = visit_factors(config, train, samples)
+    assert factors is not None
+    assert len(set(factors.tolist())) > 2
+    sizes = {"seed": 1, "epochs": 2, "batch_size": 4, "input_size": (64, 48)}
+    alone = BatchPlan.from_config(config, train, val, workers=1, **sizes)
+    steps = alone.schedule.total_steps
+    whole = list(LocalStream(alone).train_batches(0, steps))
+    assert len(whole) > 2 * len(samples) // 4
+    # Whoever was killed makes a plan of its own and begins where it was.
+    for start in (0, 1, steps // 2, steps - 1):
+        plans = [
+            BatchPlan.from_config(config, train, val, workers=world, **sizes) for _ in range(world)
+        ]
+        streams = [LocalStream(plan, rank=rank, world=world) for rank, plan in enumerate(plans)]
+        shares = zip(*(stream.train_batches(start, steps) for stream in streams), strict=True)
+        for parts, batch in zip(shares, whole[start:], strict=True):
+            assert (np.concatenate([part.images for part in parts]) == batch.images).all()
+            joined = np.concatenate([part.sample_ids for part in parts])
+            assert joined.tolist() == batch.sample_ids.tolist()
+
+
+def test_sources_of_which_nothing_is_learnt_are_refused(config: DataConfig) -> None:
+    (source,) = config.sources
+    dropped = source.model_copy(update={"class_map": dict.fromkeys(source.class_map)})
+    config = config.model_copy(update={"sources": (source, dropped)})
+    with pytest.raises(DataError, match=r"data.sources.1: no box to learn from in its 4 images"):
+        read_training(config)
+    data = read_training(config.model_copy(update={"keep_empty": True})).dataset
+    assert len(data) == 16
+
+
+def test_ids_of_sources_stay_within_64_bits() -> None:
+    main = dataset([0], [1])
+    main = replace(main, image_ids=np.array([0, 2**63 - 1]))
+    mixed = mix_sources(main, [MixedSource(dataset([0], [1], [2]), {}, "data.sources.0")])
+    assert mixed.image_ids.tolist() == [0, 2**63 - 1, 1, 2, 3]
+
+
+def test_visits_without_number_are_refused() -> None:
+    with pytest.raises(DataError, match=r"4000000000 visits in an epoch of 4 images"):
+        Schedule(seed=1, sample_ids=np.arange(4), batch_size=2, epochs=1, factors=np.full(4, 1e9))
 
 
 def test_missing_files_of_a_source_are_said(config: DataConfig, tmp_path: Path) -> None:
