@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from orchestrator.data.decode import SUFFIXES, BadImageError, Decoding, read_image
 from orchestrator.data.readers.text_files import read_lines
 from orchestrator.errors import DataError, nearest_path
+from orchestrator.layouts.files import exists, is_file, is_folder
 from orchestrator.predict.remote import list_remote, read_remote, stamps
 from orchestrator.storage.address import Place, is_remote
 
@@ -74,15 +75,15 @@ def _of_word(word: str, *, lists: bool) -> Iterator[Picture]:
         return
     path = Path(word)
     suffix = path.suffix.lower()
-    if path.is_dir():
+    if is_folder(path):
         found = sorted(entry for entry in path.iterdir() if entry.suffix.lower() in SUFFIXES)
         yield from (Picture(str(entry)) for entry in found)
-    elif path.is_file() and suffix in VIDEO_SUFFIXES:
+    elif is_file(path) and suffix in VIDEO_SUFFIXES:
         yield from (Picture(word, frame) for frame in range(_frame_count(path)))
-    elif path.is_file() and suffix == LIST_SUFFIX and lists:
+    elif is_file(path) and suffix == LIST_SUFFIX and lists:
         for _, line in read_lines(path):
             yield from _of_word(_beside(path, line), lists=False)
-    elif path.is_file():
+    elif is_file(path):
         yield Picture(word)
     else:
         matches = sorted(glob.glob(word, recursive=True)) if glob.has_magic(word) else []  # noqa: PTH207
@@ -100,16 +101,12 @@ def _beside(listed_in: Path, line: str) -> str:
 
 
 def _names_something(word: str) -> bool:
-    try:
-        there = Path(word).exists()
-    except (OSError, ValueError):
-        return False
-    return there or (glob.has_magic(word) and bool(glob.glob(word, recursive=True)))  # noqa: PTH207
+    return exists(Path(word)) or (glob.has_magic(word) and bool(glob.glob(word, recursive=True)))  # noqa: PTH207
 
 
 def passed_over(words: Sequence[str]) -> dict[str, int]:
     """Files in the folders among ``words`` that are not taken for images, counted by suffix."""
-    folders = [Path(word) for word in words if not is_remote(word) and Path(word).is_dir()]
+    folders = [Path(word) for word in words if not is_remote(word) and is_folder(Path(word))]
     suffixes = Counter(
         entry.suffix.lower() or "no suffix"
         for folder in folders

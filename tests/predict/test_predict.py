@@ -151,6 +151,8 @@ def test_inputs_of_every_kind(tmp_path, monkeypatch):
         list_pictures(["bb"])
     with pytest.raises(DataError, match="holds no image"):
         list_pictures(["b"])
+    with pytest.raises(DataError, match="there is no such image"):
+        list_pictures(["a" * 300 + ".jpg"])
 
 
 @pytest.fixture

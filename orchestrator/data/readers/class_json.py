@@ -49,7 +49,10 @@ def read_class_json(path: Path) -> tuple[str, ...]:
                 raise DataError(f"{path}: {shown(name)} is named twice; each class needs its own")
             numbers[name] = int(number) if number.isdecimal() and number.isascii() else number
     else:
-        key, value = next((k, v) for k, v in tree.items() if type(v) not in (int, str))
+        kind = type(next(iter(tree.values())))
+        key, value = next(
+            (k, v) for k, v in tree.items() if type(v) not in (int, str) or type(v) is not kind
+        )
         raise DataError(f"{path}: {shown(key)} is {describe(value)}; {_FORMS}")
     return _by_number(numbers, path)
 

@@ -470,6 +470,7 @@ def test_classes_in_json(tmp_path: Path, text: str) -> None:
         ('["cell", "cell"]', "'cell' is named twice"),
         ('{"cell": 0, "cell": 1}', "stands twice"),
         ('{"cell": 0, "plate": true}', "'plate' is a boolean"),
+        ('{"0": "cell", "1": 0}', "'1' is an integer"),
         ('["cell", 7]', "entry 0 is a string"),
         ('["cell", ""]', "is no name"),
         ('["\\u001b[31mred"]', "holds a control character"),
