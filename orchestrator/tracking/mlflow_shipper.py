@@ -24,7 +24,7 @@ from typing import Literal, NamedTuple, TypeAlias
 import orchestrator
 from orchestrator.errors import StorageError
 from orchestrator.storage.run_files import MLFLOW
-from orchestrator.tracking.artifacts import pending_artifacts
+from orchestrator.tracking.artifacts import PATIENCE, pending_artifacts
 from orchestrator.tracking.ship import FAILURE, LOCK_FILE, RECOVERED
 from orchestrator.tracking.shipping import RunSpec, ShipState, pending_points
 
@@ -103,6 +103,11 @@ class MlflowShipper:
         """Begin shipping what the folder holds already and what is added to it."""
         try:
             self.run_dir.mkdir(parents=True, exist_ok=True)
+            if os.path.lexists(self.run_dir / MLFLOW) and ShipState.load(self.run_dir) is None:
+                self._say(
+                    f"{self.run_dir / MLFLOW} cannot be read, so it is not known which of MLflow's "
+                    "runs is this one; another is made"
+                )
             self.spec.save(self.run_dir, None)
             (self.run_dir / LOG_FILE).unlink(missing_ok=True)
         except OSError as error:
@@ -188,6 +193,7 @@ class MlflowShipper:
         artifacts: Mapping[str, str] | None = None,
         tags: Mapping[str, str] | None = None,
         timeout: float = 60.0,
+        patience: float = 1.25 * PATIENCE,
         wait: bool = True,
     ) -> Shipped:
         """Ship the rest, give the run its status and end the process.
@@ -198,6 +204,7 @@ class MlflowShipper:
             tags: further ones.
             timeout: seconds in which nothing arrives, after which the process is ended and the
                 rest stays behind. A file of any size on a line of any speed gets the time it takes.
+            patience: the same for files, where it is longer.
             wait: for the files, too; else they go on arriving in the background once MLflow knows
                 all numbers and the status.
         """
@@ -219,11 +226,13 @@ class MlflowShipper:
             if self._process.poll() is not None:
                 self._spawn()
             self._send({"status": status, "tags": more, "artifacts": last})
-            self._await(self._process, timeout=timeout, wait=wait)
+            self._await(self._process, timeout=timeout, patience=patience, wait=wait)
             self._process = None
         return self.shipped(last)
 
-    def _await(self, process: subprocess.Popen[bytes], *, timeout: float, wait: bool) -> None:
+    def _await(
+        self, process: subprocess.Popen[bytes], *, timeout: float, patience: float, wait: bool
+    ) -> None:
         """Wait for the process as long as something arrives."""
         assert process.stdin is not None
         with suppress(OSError):
@@ -240,8 +249,10 @@ class MlflowShipper:
                 if latest.told and not wait:
                     self._failure = "its files are still on their way, in the background"
                     return
-                if now - moved > timeout:
-                    self._failure = f"MLflow took longer than {timeout:g} s"
+                # For a file a server may take longer, after which it is sent in parts.
+                limit = max(timeout, patience) if latest.told else timeout
+                if now - moved > limit:
+                    self._failure = f"MLflow took longer than {limit:g} s"
                     process.kill()
                     process.wait()
                     return

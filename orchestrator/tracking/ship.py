@@ -15,6 +15,7 @@ import os
 import select
 import shutil
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable
@@ -90,6 +91,8 @@ SAMPLE_INTERVAL = 30.0
 #: Tries to bring the run to its end without anything arriving; the rest is left to the next start
 #: of the run.
 LAST_TRIES = 4
+#: Of a connection that the kernel holds and the line has not taken.
+UNSENT_BYTES = 1 << 17
 #: A hanging server costs this process a request, not a minute; what failed is tried again here.
 #: Retries inside MLflow would also create a run twice when only the answer was lost.
 ENVIRONMENT = {
@@ -179,6 +182,21 @@ def ship_until_told(run_dir: Path, spec: RunSpec, commands: Commands, connect: C
     return False
 
 
+def show_progress_of_the_line() -> None:
+    """Let what was read of a file be what the line has taken of it.
+
+    The kernel would take megabytes ahead, which a slow line needs minutes for; meanwhile nothing
+    moves that anybody sees, and the server's answer is waited for as if it had the file.
+    """
+    from urllib3.connection import HTTPConnection
+
+    name = getattr(socket, "TCP_NOTSENT_LOWAT", None)  # Linux has it.
+    option = (socket.IPPROTO_TCP, name, UNSENT_BYTES)
+    # This very list is the default of the constructor.
+    if name is not None and option not in HTTPConnection.default_socket_options:
+        HTTPConnection.default_socket_options.append(option)
+
+
 def main() -> int:
     """Entry point of the process; 0 when everything has arrived."""
     # Stopping the program stops the driver, which then has the last word here.
@@ -191,6 +209,8 @@ def main() -> int:
 
     def connect(uri: str) -> Any:
         from mlflow import MlflowClient
+
+        show_progress_of_the_line()
 
         return MlflowClient(tracking_uri=uri)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import json
+import socket
 import threading
 import time
 import uuid
@@ -28,7 +29,11 @@ class LineServer(http.server.ThreadingHTTPServer):
         breaks_after: int | None = None,
         bytes_per_s: int | None = None,
     ) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
+        super().__init__(("127.0.0.1", 0), _Handler, bind_and_activate=False)
+        # A line holds little; a receiver's megabytes would hide how slow it is.
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
+        self.server_bind()
+        self.server_activate()
         self.largest, self.breaks_after, self.bytes_per_s = largest, breaks_after, bytes_per_s
         #: MLflow keeps where the files of a run go for as long as its process lives.
         self.run_id = uuid.uuid4().hex

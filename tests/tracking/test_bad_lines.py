@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import random
+import socket
 import time
 from dataclasses import replace
 
 import pytest
 from line_server import LineServer
+from urllib3.connection import HTTPConnection
 
 from orchestrator.cli.main import main
-from orchestrator.storage.run_files import MLFLOW_SPEC
+from orchestrator.storage.run_files import MLFLOW, MLFLOW_SPEC
 from orchestrator.tracking import artifacts
 from orchestrator.tracking.mlflow_shipper import MlflowShipper, ship_later
-from orchestrator.tracking.ship import ENVIRONMENT
+from orchestrator.tracking.ship import ENVIRONMENT, UNSENT_BYTES, show_progress_of_the_line
 from orchestrator.tracking.shipping import RunShipper, RunSpec, ShipState
 
 KIB = 1 << 10
@@ -160,6 +162,26 @@ def test_what_is_left_is_shipped_later_from_a_folder_that_has_moved(run_dir, tmp
     (moved / MLFLOW_SPEC).unlink()
     assert main(["ship", str(moved)]) == 71
     assert "start the same run again" in capsys.readouterr().err
+
+
+def test_the_kernel_takes_little_ahead_of_the_line():
+    show_progress_of_the_line()
+    with LineServer() as server:
+        connection = HTTPConnection("127.0.0.1", server.server_port)
+        connection.connect()
+        option = socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT
+        assert connection.sock.getsockopt(*option) == UNSENT_BYTES
+        connection.close()
+
+
+def test_a_record_that_cannot_be_read_is_said(run_dir):
+    said: list[str] = []
+    (run_dir / MLFLOW).write_text('{"tracking_uri": "http://')
+    with LineServer() as server:
+        shipper = MlflowShipper(run_dir, spec_of(run_dir, server.uri), say=said.append)
+        shipper._spawn = lambda: False
+        shipper.start()
+    assert f"{run_dir / MLFLOW} cannot be read" in said[0]
 
 
 def test_a_process_that_is_killed_is_started_again_and_said(run_dir, monkeypatch):
