@@ -227,6 +227,13 @@ def _finish(
     note = crowded(dataset)
     if note is not None and limit is None:
         say(console, str(note))
+    elsewhere = analysis.errors.counts["classification"]
+    if arguments.predictions is not None and elsewhere > len(results) / 2:
+        say(
+            console,
+            f"{elsewhere} of {len(results)} detections lie on a box of another class: see whether "
+            f"the category ids of {arguments.predictions} are those of the annotations",
+        )
     say(
         console,
         f"{len(dataset)} images, {len(results)} detections in {seconds:.1f} s; matched by "

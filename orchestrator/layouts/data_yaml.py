@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -22,8 +22,11 @@ _SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", 
 _MAX_BYTES = 1 << 20
 #: What YAML takes for nothing, unless it stands in quotes.
 _NULLS = frozenset(("", "~", "null", "Null", "NULL"))
-#: The parser in C takes a twentieth of the time.
-_BaseLoader: Any = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
+if TYPE_CHECKING:
+    _BaseLoader = yaml.BaseLoader
+else:
+    # The parser in C takes a twentieth of the time.
+    _BaseLoader = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
 
 
 class _Loader(_BaseLoader):  # type: ignore[misc]

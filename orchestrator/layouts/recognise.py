@@ -20,6 +20,7 @@ CLASSES_FILE = "classes.txt"
 #: Of Roboflow's COCO export, one in the folder of each split.
 ROBOFLOW_COCO = "_annotations.coco.json"
 _YAMLS = (".yaml", ".yml")
+_MOST_CLASSES = 1 << 20
 #: Folders of images beside an annotation file.
 _IMAGE_FOLDERS = ("images", "data", "JPEGImages")
 
@@ -151,6 +152,11 @@ def _darknet(root: Path) -> Layout | None:
             image = (root / name).parent / next(iter(first_lines(root / name)), "")
             splits[split] = Place(image.parent, root / name)
     names = root / entries.get("names", "obj.names").removeprefix("data/")
+    count, listed = entries.get("classes"), len(first_lines(names, _MOST_CLASSES))
+    if count and listed and count != str(listed):
+        raise DataError(
+            f"{root / 'obj.data'}: classes is {count}, but {names.name} has {listed}; correct one"
+        )
     return Layout("CVAT's YOLO 1.1", "yolo", root, splits, names) if splits else None
 
 

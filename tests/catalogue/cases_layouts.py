@@ -83,6 +83,9 @@ def cases() -> Iterator[Case]:
         data = DATA_YAML.replace(old, new).encode()
         build = partial(build_folder, "data.yaml", data)
         yield Case("data.yaml", name, build, Verdict.DATA, where, says)
+    data = b"classes = 3\ntrain = data/train.txt\nnames = data/obj.names\n"
+    build = partial(build_folder, "obj.data", data)
+    yield Case("obj.data", "another count", build, Verdict.DATA, "obj.data", "classes is 3, but")
     latin = DATA_YAML.replace("dog", "Stra\xdfe").encode("latin-1")
     build = partial(build_folder, "data.yaml", latin)
     yield Case("data.yaml", "latin-1", build, Verdict.DATA, "data.yaml", "not UTF-8")

@@ -84,7 +84,7 @@ TXT: dict[str, tuple[str, Verdict, str, str]] = {
 #: A line of a YOLO label file.
 LABELS: dict[str, tuple[str, str]] = {
     "four values": ("1 0.5 0.5 0.25", "has 4 values"),
-    "six values": ("1 0.5 0.5 0.25 0.25 0.9", "predictions and not annotations"),
+    "six values": ("1 0.5 0.5 0.25 0.25 0.9", "a sixth is the score of a prediction"),
     "outline": ("1 0.1 0.1 0.2 0.1 0.2 0.2", "outlines of segments are not boxes"),
     "commas": ("1,0.5,0.5,0.25,0.25", "has 1 values"),
     "decimal commas": ("1 0,5 0,5 0,25 0,25", "x_centre is '0,5'"),

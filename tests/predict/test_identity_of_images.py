@@ -253,6 +253,20 @@ def test_results_are_scored_without_a_detector(
     assert [line.split(",")[0] for line in lines[1:]] == [*names[:3], "'=1+1"]
 
 
+def test_exchanged_category_ids_are_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    perfect(tmp_path, ("cell", "plate"), 8)
+    score(tmp_path)
+    assert "of another class" not in capsys.readouterr().out
+    results = json.loads((tmp_path / "r.json").read_text())
+    exchanged = [{**one, "category_id": 3 - one["category_id"]} for one in results]
+    (tmp_path / "r.json").write_text(json.dumps(exchanged))
+    assert score(tmp_path)["metrics"]["AP"] == 0.0
+    assert "16 of 16 detections lie on a box of another class" in capsys.readouterr().out
+
+
 def test_crowded_images_are_said_and_scored_at_a_chosen_limit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

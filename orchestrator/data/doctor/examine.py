@@ -16,7 +16,13 @@ from orchestrator.data.counter_rng import SampleKey
 from orchestrator.data.dataset import Dataset
 from orchestrator.data.doctor.boxes import PRIOR_IOU, View, describe, prior_recall
 from orchestrator.data.doctor.diagnosis import Report, Verdict
-from orchestrator.data.doctor.image_notes import alike_classes, crowded, few_levels, tagged
+from orchestrator.data.doctor.image_notes import (
+    WRONG_ORIENTATION,
+    alike_classes,
+    crowded,
+    few_levels,
+    tagged,
+)
 from orchestrator.data.doctor.images import ImageFacts, alike, equal_files, scan
 from orchestrator.data.findings import Finding
 from orchestrator.data.images import image_name
@@ -180,7 +186,8 @@ def _image_notes(
     for note in (tagged(data, facts, fractions=fractions), crowded(data), alike_classes(data)):
         # What cannot be counted matters where it is scored.
         if note is not None and (name == "val" or note.kind != "crowded_image"):
-            report.add(Verdict.NOTE, name, note)
+            wrong = note.kind == WRONG_ORIENTATION
+            report.add(Verdict.WARNING if wrong else Verdict.NOTE, name, note)
     few = few_levels(data, facts)
     if few is not None:
         report.add(Verdict.REFUSE if few[1] else Verdict.NOTE, name, few[0])

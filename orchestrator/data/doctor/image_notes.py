@@ -22,6 +22,8 @@ COUNTED = 100
 #: Grey levels, of 256, below which images of more than 8 bits are worth a word; and below which
 #: there is nothing to learn from.
 FEW_LEVELS, NO_LEVELS = 64, 8
+#: Kind of the finding for boxes that fit the pictures turned otherwise.
+WRONG_ORIENTATION = "wrong_orientation"
 #: Tagged images whose pixels are compared with their boxes.
 _COMPARED = 24
 #: How many times better boxes must fit one orientation than the other.
@@ -103,7 +105,8 @@ def tagged(data: Dataset, facts: Sequence[ImageFacts], *, fractions: bool) -> Fi
     else:
         words.append(f"but they fit the picture as {other}: set data.orientation={other}")
     places = [f"{data.files[one.index]}: tag {one.tag}" for one in found]
-    return Finding.at("orientation_tag", ", ".join(words), places)
+    kind = WRONG_ORIENTATION if better == other else "orientation_tag"
+    return Finding.at(kind, ", ".join(words), places)
 
 
 def _better_fit(data: Dataset, found: Sequence[ImageFacts], *, fractions: bool) -> str | None:

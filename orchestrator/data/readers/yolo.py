@@ -266,14 +266,15 @@ def _box(
     parts = text.split()
     if task == "pose":
         parts = parts[:5]
-    outline = task in ("segment", "obb") and len(parts) >= 7 and len(parts) % 2 == 1
+    outline = task == "segment" and len(parts) >= 7 and len(parts) % 2 == 1
+    outline |= task == "obb" and len(parts) == 9
     if len(parts) != 5 and not outline:
         hint = ""
         if len(parts) > 6 and task == "detect":
             takes = "with --task, `orchestrator init` takes the boxes"
             hint = f"; outlines of segments are not boxes: {takes}"
         elif len(parts) == 6:
-            hint = "; with a score behind them, these are predictions and not annotations"
+            hint = "; a sixth is the score of a prediction, or the angle of a turned box"
         raise ValueError(f"has {len(parts)} values, expected class {' '.join(_VALUES)}{hint}")
     label = class_label(parts[0], classes)
     names = _VALUES if not outline else ("x", "y") * (len(parts) // 2)

@@ -68,8 +68,8 @@ def notes_of(config: DataConfig) -> dict[str, tuple[Verdict, str]]:
 @pytest.mark.parametrize(("kind", "tag"), [("yolo", 6), ("yolo", 3), ("coco", 3)])
 def test_the_orientation_that_boxes_fit_is_named(tmp_path: Path, kind: str, tag: int) -> None:
     config = write_phone(tmp_path, tag, kind)
-    verdict, text = notes_of(config)["orientation_tag"]
-    assert verdict is Verdict.NOTE
+    verdict, text = notes_of(config)["wrong_orientation"]
+    assert verdict is Verdict.WARNING
     assert "6 of 6 images are to be turned" in text
     assert "fit the picture as displayed: set data.orientation=displayed" in text
     right = config.model_copy(update={"orientation": "displayed"})

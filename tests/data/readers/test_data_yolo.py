@@ -124,6 +124,7 @@ def test_annotations_for_other_tasks_have_boxes(
         ("segment", "0 .1 .1 .2 .1 .2", "has 6 values"),
         ("segment", "0 .1 .1 .2 .1 .2 .2 .3", "has 8 values"),
         ("segment", "0 .1 .1 .2 .1 .2 9", "y is '9', expected a fraction"),
+        ("obb", "0 .1 .1 .2 .1 .2 .2 .1 .2 .3 .3", "has 11 values"),
         ("pose", "0 .1 .1 .2", "has 4 values"),
         ("detect", "0 .1 .1 .2 .1 .2 .2", "with --task, `orchestrator init` takes the boxes"),
     ],
@@ -138,7 +139,7 @@ def test_other_tasks_refuse_what_is_no_outline(
 
 MALFORMED: dict[str, tuple[str | bytes, str]] = {
     "four values": ("0 .5 .5 .5", r"a\.txt:1: has 4 values, expected class x_centre y_centre"),
-    "six values": ("0 .5 .5 .5 .5 .9", r"a\.txt:1: has 6 values, .* predictions and not annotat"),
+    "six values": ("0 .5 .5 .5 .5 .9", r"a\.txt:1: has 6 values, .* a sixth is the score"),
     "a segment": ("0 .1 .1 .2 .1 .2 .2", r"a\.txt:1: has 7 values, .* outlines of segments are n"),
     "commas": ("0,.5,.5,.5,.5", r"a\.txt:1: has 1 values"),
     "second line": ("0 .5 .5 .5 .5\n\n0 .5", r"a\.txt:3: has 2 values"),
