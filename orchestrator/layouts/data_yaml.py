@@ -29,7 +29,7 @@ else:
     _BaseLoader = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
 
 
-class _Loader(_BaseLoader):  # type: ignore[misc]
+class _Loader(_BaseLoader):
     """All scalars stay text, since a class called `no` or `12` is one; null is empty text."""
 
     def construct_scalar(self, node: yaml.ScalarNode) -> str:
