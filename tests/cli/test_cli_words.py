@@ -73,9 +73,7 @@ def test_a_run_that_is_stopped_while_it_imports_ends_with_75(monkeypatch, capsys
 def test_version_and_help(capsys):
     assert main(["--version"]) == 0
     assert capsys.readouterr().out.startswith("orchestrator ")
-    with pytest.raises(SystemExit) as ended:
-        main(["help", "train"])
-    assert ended.value.code == 0
+    assert main(["help", "train"]) == 0
     assert "usage: orchestrator run" in capsys.readouterr().out
 
 

@@ -42,7 +42,7 @@ def run_guarded(function: Callable[[], int]) -> int:
     _open_standard_streams()
     before = sys.stdout, sys.stderr
     said, told = _Lasting(sys.stdout, 1), _Lasting(sys.stderr, 2)
-    sys.stdout, sys.stderr = said, told  # type: ignore[assignment]
+    sys.stdout, sys.stderr = said, told
     try:
         code = _guarded(function)
         said.flush()
