@@ -220,8 +220,9 @@ def _train_in(
                 outcome, shipped = _tracked(run, plan, job, placement, tracking, marker, watch)
         # Nothing is written in the place of a folder that is gone.
         lock.require_in_place()
-    result = result_of(job, outcome, shipped, time.monotonic() - started)
-    run.write(RESULT, json.dumps(result, indent=2))
+        result = result_of(job, outcome, shipped, time.monotonic() - started)
+        # While the folder is held: who goes on with it must not find its own result replaced.
+        run.write(RESULT, json.dumps(result, indent=2))
     say_result(resolved, result, console)
     if mirror is not None:
         run.say(f"kept in: {mirror.uri}")

@@ -26,7 +26,7 @@ from orchestrator.runs.extension import EXTENSIONS, extended_run
 from orchestrator.runs.numerics import NUMERICS_VERSION, changes_since
 from orchestrator.storage.address import TEMPORARY
 from orchestrator.storage.local import LocalStorage, Storage, make_private
-from orchestrator.storage.run_files import EVENTS, IDENTITY, LABEL_MAP, RESOLVED
+from orchestrator.storage.run_files import EVALUATION, EVENTS, IDENTITY, LABEL_MAP, MLFLOW, RESOLVED
 from orchestrator.storage.sealed import UnusableError, seal, unseal
 from orchestrator.tracking.events import read_events
 from orchestrator.training.schedules import Extension
@@ -312,12 +312,19 @@ def record_run(
     }
     try:
         make_private(storage.root)
-        for entry in storage.list(""):
-            if entry.name.startswith(IDENTITY + TEMPORARY):
-                storage.unlink(entry.name)
+        for folder in ("", "config", EVALUATION):
+            for entry in storage.list(folder):
+                if _is_left(entry.name):
+                    storage.unlink(f"{folder}/{entry.name}".lstrip("/"))
         storage.replace_file(IDENTITY, seal("run", record))
     except OSError as error:
         raise _unusable(storage, error) from error
+
+
+def _is_left(name: str) -> bool:
+    """Whether a killed process left this; what ships a run may still be writing its record."""
+    unfinished = name.startswith(".") and TEMPORARY in name and not name.startswith(f".{MLFLOW}")
+    return unfinished or name.startswith(IDENTITY + TEMPORARY)
 
 
 def _unusable(storage: LocalStorage, error: OSError) -> StorageError:

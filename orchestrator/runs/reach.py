@@ -46,6 +46,8 @@ def marked_folder(
         ConfigError: a node does not see what it needs, or two cannot talk to each other.
         StorageError: the run has its folder on another node's disk.
     """
+    for left in run_dir.glob(".here-*"):  # By a driver that was killed.
+        left.unlink(missing_ok=True)
     if is_own_ray():
         yield None
         return

@@ -333,9 +333,14 @@ def test_a_record_of_another_format_is_refused(tmp_path: Path) -> None:
 
 
 def test_leftovers_of_a_kill_are_removed(tmp_path: Path) -> None:
-    (tmp_path / ("run.json.tmp-" + "0" * 32)).write_bytes(b"half")
+    (tmp_path / "eval").mkdir()
+    # What ships the run to MLflow outlives it, and may still be writing the last of these.
+    names = ("run.json", ".result.json", "eval/.coco_results.json", ".mlflow.json")
+    for name in names:
+        (tmp_path / f"{name}.tmp-{'0' * 32}").write_bytes(b"half")
     start(tmp_path, begins=False)
-    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
+    left = sorted(path.name for path in tmp_path.rglob("*"))
+    assert left == [f".mlflow.json.tmp-{'0' * 32}", "eval", "run.json"]
 
 
 def test_a_folder_that_cannot_be_made_is_a_storage_error(tmp_path: Path) -> None:
