@@ -194,20 +194,22 @@ def _report_other_spellings(labels: Path, names: Sequence[str], problems: Proble
 
     That is what is left of ``ü`` when an archive of a Mac is opened elsewhere, or of ``A.TXT``.
     """
-    lacking = defaultdict(list)
+    by_folder = defaultdict(list)
     for name in names:
-        if not os.path.lexists(labels / name):
-            lacking[PurePath(name).parent].append(name)
+        by_folder[PurePath(name).parent].append(name)
     known = frozenset(names)
-    for folder, own in lacking.items():
+    for folder, own in by_folder.items():
         try:
-            entries = [path.name for path in (labels / folder).iterdir()]
+            # Listed once, since looking for each file takes as long as reading it on a network.
+            entries = {path.name for path in (labels / folder).iterdir()}
         except OSError:
             continue
-        there = {_folded(entry): (folder / entry).as_posix() for entry in entries}
-        for name in own:
+        lacking = [name for name in own if PurePath(name).name not in entries]
+        there = {_folded(one): (folder / one).as_posix() for one in entries} if lacking else {}
+        for name in lacking:
             other = there.get(_folded(PurePath(name).name))
-            if other is not None and other not in known:
+            # Some file systems take both spellings for one.
+            if other is not None and other not in known and not os.path.lexists(labels / name):
                 problems.add(
                     f"{labels.name}/{other}",
                     f"is the label file of no image, and {name!a} is not there, which differs "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from orchestrator.config.resolve import load_experiment
 from orchestrator.config.schema import DataConfig, SplitConfig
 from orchestrator.data.decode import Decoding
 from orchestrator.data.doctor.image_notes import alike_classes
@@ -22,7 +24,7 @@ from orchestrator.data.readers.coco import read_coco
 from orchestrator.data.readers.convert import convert, read_places
 from orchestrator.data.readers.lookalikes import Lookalikes
 from orchestrator.data.readers.paths import ReadRules
-from orchestrator.data.readers.split import read_split
+from orchestrator.data.readers.split import read_split, read_splits
 from orchestrator.data.readers.txt import read_txt
 from orchestrator.data.readers.voc import read_voc
 from orchestrator.data.readers.yolo import read_yolo
@@ -35,6 +37,7 @@ from orchestrator.storage.folders import open_folder
 from tests.support.data_cases import textured, write_image
 
 CLASSES = LabelMap(("cat", "dog"), (0, 1))
+CASES = Path(__file__).parents[4] / "shared" / "cases"
 #: Twelve boxes of 50x40 pixels in three images of 320x240, each an annotation's part.
 BOXES = [[20.0 + 60 * (i % 4), 30.0 + 10 * (i % 3), 50.0, 40.0] for i in range(12)]
 
@@ -513,3 +516,37 @@ def test_a_set_annotated_as_displayed_is_converted_and_sharded_as_such(tmp_path:
     assert convert(read, "txt", tmp_path / "txt")["train"].lost[0].startswith("orientation")
     shard = put_shard(read["train"].dataset, open_folder(str(tmp_path / "shards")), 0, 8)
     assert shard.sound == [True]
+
+
+@pytest.mark.parametrize(
+    ("case", "says"),
+    [
+        ("fractions/e.yaml", "53 of 53 boxes lie within the first pixel"),
+        (
+            "doubled/e_twins.yaml",
+            "/images/24/file_name: 'p001.jpg' is already the image of /images/0",
+        ),
+        ("doubled/e.yaml", {"equal_box": 53}),
+        ("root_category/e.yaml", {"root_category": 1}),
+        ("root_category/e1.yaml", {"root_category": 1}),
+        ("ultralytics/e.yaml", {}),
+        ("roboflow_yolo/e.yaml", {}),
+    ],
+)
+def test_inputs_of_public_reports(case: str, says: str | dict[str, int]) -> None:
+    file = CASES / case
+    if not file.is_file():
+        pytest.skip(f"{CASES} is not there: the inputs of public reports lie beside the repository")
+    config = load_experiment(file, [f"data.root={file.parent}"]).experiment.data
+    if isinstance(says, str):
+        with pytest.raises(DataError, match=re.escape(says)):
+            read_splits(config)
+        return
+    train, _ = read_splits(config)
+    assert {one.kind: one.count for one in train.findings} == says
+    names = ("cell",) if case.endswith("e1.yaml") else ("cell", "plate")
+    assert train.dataset.label_map.names == names
+    # A perfect detector finds every box once.
+    boxes = train.dataset.boxes_xywh
+    images = np.arange(len(train.dataset)).repeat(np.diff(train.dataset.offsets))
+    assert len({(i, *box) for i, box in zip(images, boxes.tolist(), strict=True)}) == len(boxes) > 0
