@@ -200,7 +200,8 @@ def write_page(run_dir: Path, *, timeout: float = 120.0) -> str | None:
     if done.returncode == 0:
         return None
     lines = done.stderr.decode("utf-8", "replace").strip().splitlines()
-    return lines[0] if lines else f"ended with {done.returncode}"
+    errors = (line for line in lines if not line.startswith("warning: "))
+    return next(errors, f"ended with {done.returncode}")
 
 
 def say_data(plan: Plan, console: Console) -> None:
