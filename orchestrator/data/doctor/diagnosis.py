@@ -32,6 +32,7 @@ _OF_READER = {
     "unreadable_image": Verdict.QUARANTINE,
     "labels_without_image": Verdict.NOTE,
     "ignored_region": Verdict.NOTE,
+    "counts_from_zero": Verdict.NOTE,
     "root_category": Verdict.NOTE,
     "passed_over": Verdict.NOTE,
 }

@@ -39,6 +39,10 @@ from orchestrator.layouts.files import is_file, is_folder
 #: Folder of the XML files, beside ``ImageSets``.
 ANNOTATIONS = "Annotations"
 _LARGEST_SIDE = (1 << 31) - 1
+_FROM_ZERO = (
+    "that begins at 0, where VOC counts pixels from 1: if the tool counts from 0, all boxes lie a "
+    "pixel too far left and up"
+)
 
 
 def read_voc(
@@ -186,6 +190,7 @@ class _Reader:
         self._rotated: list[str] = []
         self._ignored: list[str] = []
         self._deleted: list[str] = []
+        self._zero: list[str] = []
 
     def findings(self) -> list[Finding]:
         """What was put right."""
@@ -195,6 +200,7 @@ class _Reader:
                 (ROTATED_BOX, ROTATED_ACTION, self._rotated),
                 (IGNORED_REGION, IGNORED_ACTION, self._ignored),
                 ("deleted_object", "left out, being marked as deleted", self._deleted),
+                ("counts_from_zero", _FROM_ZERO, self._zero),
             )
             if places
         ]
@@ -260,6 +266,8 @@ class _Reader:
         left, top = (EXACT.subtract(_number(box.one(tag)), Decimal(1)) for tag in ("xmin", "ymin"))
         right, bottom = (_number(box.one(tag)) for tag in ("xmax", "ymax"))
         width, height = EXACT.subtract(right, left), EXACT.subtract(bottom, top)
+        if -1 in (left, top):
+            self._zero.append(f"{self.names[position]}:{box.line}")
         xywh = (float(left), float(top), float(width), float(height))
         degrees = _rotation(item)
         if degrees % 180:

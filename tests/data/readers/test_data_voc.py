@@ -107,6 +107,12 @@ def test_ignored_and_deleted_objects_are_not_learnt_from(tmp_path: Path) -> None
     ]
 
 
+def test_boxes_that_begin_at_zero_are_said(tmp_path: Path) -> None:
+    result = read(write_voc(tmp_path, XML.replace("<xmin>2<", "<xmin>0<")))
+    assert result.dataset.boxes_xywh.tolist() == [[-1, 2, 12, 8]]
+    assert [one.kind for one in result.findings] == ["counts_from_zero", "over_edge_box"]
+
+
 def test_image_without_objects_is_kept(tmp_path: Path) -> None:
     data = read(write_voc(tmp_path, HEAD + "</annotation>")).dataset
     assert data.offsets.tolist() == [0, 0]
