@@ -101,6 +101,7 @@ fuzz: $(DEVELOPMENT)  ## SECONDS (600) of random damage to images, annotations a
 sanitize: $(DEVELOPMENT)  ## the kernels under the address, undefined and thread sanitizers
 	PYTHON=$(BIN)/python tests/native/sanitize.sh
 
+# The files called study_* train for what is learnt, not for speed, and are run by hand.
 bench: $(RUNTIME)  ## every benchmark in benchmarks/, one after the other, and what got slower
 	set -e; for each in benchmarks/bench_*.py; do OMP_NUM_THREADS=1 $(BIN)/python $$each; done
 	$(BIN)/python benchmarks/results.py

@@ -57,7 +57,8 @@ def write_split(
     images, annotations = [], []
     for number, (picture, objects) in enumerate(pictures, start=1):
         file = f"{number}{suffix}"
-        cv2.imwrite(str(folder / split / file), picture, [cv2.IMWRITE_JPEG_QUALITY, 92])
+        quality = [cv2.IMWRITE_JPEG_QUALITY, 92] if suffix == ".jpg" else []
+        cv2.imwrite(str(folder / split / file), picture, quality)
         height, width = picture.shape[:2]
         images.append({"id": number, "file_name": file, "width": width, "height": height})
         for kind, *box in objects:

@@ -1,10 +1,10 @@
 """Spoils boxes of a COCO data set in four ways and scores what `check --with` suggests.
 
-    python benchmarks/bench_label_errors.py spoil FILE.json SPOILT.json [--share 0.05] [--seed 1]
+    python benchmarks/study_label_errors.py spoil FILE.json SPOILT.json [--share 0.05] [--seed 1]
     orchestrator run EXPERIMENT.yaml data.train.annotations=SPOILT.json ...
     orchestrator check EXPERIMENT.yaml data.train.annotations=SPOILT.json --with RUN \
         --suspects FOLDER
-    python benchmarks/bench_label_errors.py score SPOILT.json FOLDER/suspects.json
+    python benchmarks/study_label_errors.py score SPOILT.json FOLDER/suspects.json
 
 A quarter of the share each is left out, gets another class, is moved by 0.5 to 0.8 of its sides, or
 is added where no box is. What was done is written beside the file, as SPOILT.json.answers.json.

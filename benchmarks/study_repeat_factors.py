@@ -1,6 +1,6 @@
 """A class with 1 % of the boxes: its AP with repeat factors and without, in the same steps.
 
-    python benchmarks/bench_repeat_factors.py FOLDER [--steps 300] [--seeds 1]
+    python benchmarks/study_repeat_factors.py FOLDER [--steps 300] [--seeds 1]
 
 Discs, squares and, in few images, triangles on textured noise; as many of each in validation.
 """

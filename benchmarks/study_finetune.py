@@ -5,7 +5,7 @@ written as torchvision publishes its MobileNetV2 classifier (``features.<i>``, b
 and that file named by ``train.init_from`` of a run on other scenes. The same run from random
 weights gets four times as many steps; each run has a schedule of its own length.
 
-    python benchmarks/bench_finetune.py --out docs/finetune.svg
+    python benchmarks/study_finetune.py --out docs/finetune.svg
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Objects of 12 pixels on images of 2,000: AP with tiles and without, in the same training time.
 
-    python benchmarks/bench_tiles.py FOLDER [--seconds 120]
+    python benchmarks/study_tiles.py FOLDER [--seconds 120]
 
 Discs and squares lie on textured noise. Both arms train the same network from the same seed on one
 thread. Their rates are measured on a few steps first, and each then takes as many steps as fill the
