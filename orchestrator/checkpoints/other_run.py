@@ -53,8 +53,8 @@ def find_state(location: str, known: str | None = None) -> InitialWeights:
             if _digest(one.manifest) == known:
                 return InitialWeights(str(one.path), known, "state")
         found = Found(None, ()) if store is None else store.latest()
-        for one in found.rejected:
-            log.warning("%s: not gone on from: %s", _KEY, one.describe())
+        for rejected in found.rejected:
+            log.warning("%s: not gone on from: %s", _KEY, rejected.describe())
         if found.commit is None:
             raise DataError(
                 f"{_KEY}: {path} is neither a run with a checkpoint nor a checkpoint. Next: name "
