@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
+from orchestrator.checkpoints.codec import weights_digest
 from orchestrator.checkpoints.commit import CommitStore
 from orchestrator.config.resolve import ResolvedExperiment, diff, load_experiment, read_template
 from orchestrator.errors import ConfigError, StorageError, say
@@ -22,7 +23,7 @@ from orchestrator.runs.identity import (
 )
 from orchestrator.storage.local import LocalStorage
 from orchestrator.storage.plain_files import read_json
-from orchestrator.storage.run_files import SWEEP_RESULT, trial_name
+from orchestrator.storage.run_files import RESULT, SWEEP_RESULT, trial_name
 from orchestrator.sweeps.journal import Entry, read_journal
 from orchestrator.sweeps.plan import describe
 from orchestrator.sweeps.space import Values
@@ -196,6 +197,13 @@ def rerun(
                 )
             )
         )
+    stored = _stored_digest(run)
+    if stored not in (None, expected):
+        raise StorageError(
+            f"{run.path / RESULT}: says that the weights of step {run.steps} have sha256 "
+            f"{expected}, and the checkpoint of that step has {stored}. Next: restore the file "
+            "from a copy, or correct it"
+        )
     # Its journal has the same name and one letter more, and is there before the sweep has ended.
     trial_of = run.path.parent if any(run.path.parent.glob(f"{SWEEP_RESULT}*")) else None
     if name is None:
@@ -243,6 +251,17 @@ def rerun(
         changed=tuple(changed),
         unknown=tuple(f"{one.path}: {line}" for one in (run, again) for line in one.troubles),
     )
+
+
+def _stored_digest(run: RunFolder) -> str | None:
+    """Digest of the weights that the run ended with, by its checkpoint; None where that is gone."""
+    store = CommitStore(LocalStorage(run.path))
+    if not any(commit.step == run.steps for commit in store.commits()):
+        return None
+    try:
+        return weights_digest(store.load(run.steps))
+    except StorageError:
+        return None  # Damaged itself.
 
 
 def _before(run: RunFolder) -> list[Stretch]:

@@ -136,6 +136,19 @@ def test_a_member_of_a_population_is_repeated_as_all_that_it_has_been(
     assert len(driver.calls) == 4
 
 
+def test_a_digest_that_is_not_that_of_the_checkpoint_is_refused(
+    small_run: Path, tmp_path: Path, driver: FakeDriver, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = shutil.copytree(small_run, tmp_path / "tiny")
+    file = copy / "result.json"
+    result = json.loads(file.read_text())
+    driver.weights = result["weights_sha256"]
+    file.write_text(json.dumps({**result, "weights_sha256": "0" * 64}))
+    assert main(["rerun", str(copy)]) == 71
+    assert f"the checkpoint of that step has {driver.weights}" in capsys.readouterr().err
+    assert driver.calls == []
+
+
 def test_what_is_not_recorded_is_not_called_the_same(
     sweep: Path, driver: FakeDriver, capsys: pytest.CaptureFixture[str]
 ) -> None:
