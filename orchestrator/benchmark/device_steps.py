@@ -12,6 +12,7 @@ import torch
 
 from detectors.counted import count
 from orchestrator.accelerators import Accelerator, Precision
+from orchestrator.benchmark.clock import Clock
 from orchestrator.benchmark.device_parts import (
     CASES,
     CLASSES,
@@ -24,7 +25,6 @@ from orchestrator.benchmark.device_parts import (
     stepper_of,
     timed,
 )
-from orchestrator.benchmark.training import Clock
 from orchestrator.training.stepper import Stepper
 
 

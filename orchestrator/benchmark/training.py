@@ -10,9 +10,8 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -22,6 +21,7 @@ import torch
 
 from detectors.base import Detector
 from orchestrator.accelerators import Accelerator
+from orchestrator.benchmark.clock import Clock
 from orchestrator.config.resolve import ResolvedExperiment
 from orchestrator.data.stream.local import LocalStream
 from orchestrator.evaluation.coco import evaluate
@@ -69,48 +69,6 @@ class EvaluationSpeed:
     images: int
     detect_s: float
     score_s: float
-
-
-class Clock:
-    """Seconds by name; what is timed inside something else does not count there."""
-
-    def __init__(self, accelerator: Accelerator) -> None:
-        self.seconds: dict[str, float] = defaultdict(float)
-        self._accelerator = accelerator
-        self._inner = [0.0]
-
-    @contextmanager
-    def part(self, name: str) -> Iterator[None]:
-        """Time what is inside."""
-        self._accelerator.synchronize()
-        started = time.perf_counter()
-        self._inner.append(0.0)
-        try:
-            yield
-        finally:
-            self._accelerator.synchronize()
-            spent = time.perf_counter() - started
-            self.seconds[name] += spent - self._inner.pop()
-            self._inner[-1] += spent
-
-    @contextmanager
-    def inside(self, owner: Any, attribute: str, name: str) -> Iterator[None]:
-        """Time every call of a method of ``owner`` while this lasts."""
-        true: Callable[..., Any] = getattr(owner, attribute)
-        own = attribute in vars(owner)
-
-        def timed(*arguments: Any, **keywords: Any) -> Any:
-            with self.part(name):
-                return true(*arguments, **keywords)
-
-        setattr(owner, attribute, timed)
-        try:
-            yield
-        finally:
-            if own:
-                setattr(owner, attribute, true)
-            else:
-                delattr(owner, attribute)
 
 
 class Trainer:

@@ -26,6 +26,8 @@ COMPANIONS = {
     "psutil": "ray",
     # Where it has kernels for CUDA, the only place that its importer is imported.
     "triton": "torch",
+    # What sends the requests.
+    "urllib3": "requests",
 }
 
 
