@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
+from functools import cache
+from pathlib import Path
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from orchestrator.data import decode, orientation
 from orchestrator.data.dataset import Dataset
 from orchestrator.data.decode import (
     BadImageError,
@@ -119,7 +123,7 @@ def _decoded(data: Dataset, index: int, size: tuple[int, int] | None) -> NDArray
 
 def _key(data: Dataset, index: int, size: tuple[int, int]) -> str | None:
     """What the pixels of an image follow from; None where its file cannot be looked at."""
-    how = (size, data.decoding.orientation, data.decoding.levels, cv2.__version__)
+    how = (size, data.decoding.orientation, data.decoding.levels, cv2.__version__, _decoder())
     if data.shards is not None:
         at = data.stored_index(index)
         place = (data.shards.location, int(data.shards.crc[at]), int(data.shards.length[at]))
@@ -133,6 +137,13 @@ def _key(data: Dataset, index: int, size: tuple[int, int]) -> str | None:
     except (OSError, ValueError):
         return None
     return key_of(str(path), found.st_size, found.st_mtime_ns, found.st_ino, how)
+
+
+@cache
+def _decoder() -> str:
+    """Digest of what makes pixels of bytes here: another one may make others."""
+    sources = (decode.__file__, orientation.__file__)
+    return hashlib.sha256(b"".join(Path(file).read_bytes() for file in sources)).hexdigest()
 
 
 def image_header(data: Dataset, index: int) -> Header:

@@ -10,6 +10,7 @@ import pytest
 
 from orchestrator.config.schema import DataConfig, SplitConfig
 from orchestrator.config.schema.data import TilesConfig
+from orchestrator.data import images
 from orchestrator.data.dataset import Dataset
 from orchestrator.data.images import image_pixels
 from orchestrator.data.readers.split import read_split, read_splits
@@ -153,7 +154,7 @@ def kept(folder: Path, gib: float) -> Dataset:
     return read_split(config, split).dataset
 
 
-def test_a_kept_image_is_that_of_the_file(tmp_path: Path) -> None:
+def test_a_kept_image_is_that_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = kept(tmp_path, 1.0)
     first = image_pixels(data, 0)
     again = image_pixels(data, 0)
@@ -169,6 +170,11 @@ def test_a_kept_image_is_that_of_the_file(tmp_path: Path) -> None:
     for entry in (tmp_path / "cache" / "decoded").glob("*.npy"):
         entry.write_bytes(b"damaged")
     assert (image_pixels(data, 0) == other).all()
+    # Another decoder may make other pixels of it.
+    before = set((tmp_path / "cache" / "decoded").glob("*.npy"))
+    monkeypatch.setattr(images, "_decoder", lambda: "of another version")
+    assert (image_pixels(data, 0) == other).all()
+    assert len(set((tmp_path / "cache" / "decoded").glob("*.npy")) - before) == 1
 
 
 def test_a_full_cache_keeps_no_more(tmp_path: Path) -> None:
