@@ -40,11 +40,11 @@ def has(folder: Path, pattern: str) -> bool:
 
 
 def first_lines(path: Path, count: int = 50) -> list[str]:
-    """The first lines of a text that are not blank."""
+    """The first lines of a text that are not blank; none of a name that no file can have."""
     try:
         with path.open("rb") as file:
             text = file.read(_HEAD_BYTES).decode("utf-8-sig", errors="replace")
-    except OSError:
+    except (OSError, ValueError):
         return []
     lines = [line.strip() for line in text.splitlines()[:count]]
     return [line for line in lines if line]
@@ -58,7 +58,7 @@ def first_image(annotations: Path) -> str | None:
             end = file.seek(0, 2)
             file.seek(max(0, end - _HEAD_BYTES))
             tail = file.read(_HEAD_BYTES)
-    except OSError:
+    except (OSError, ValueError):
         return None
     for part in (head, tail):
         if match := _FILE_NAME.search(part):

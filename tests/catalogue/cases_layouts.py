@@ -86,6 +86,9 @@ def cases() -> Iterator[Case]:
     data = b"classes = 3\ntrain = data/train.txt\nnames = data/obj.names\n"
     build = partial(build_folder, "obj.data", data)
     yield Case("obj.data", "another count", build, Verdict.DATA, "obj.data", "classes is 3, but")
+    data = b"classes = 2\ntrain = data/train.txt\nnames = data/obj\0.names\n"
+    build = partial(build_folder, "obj.data", data)
+    yield Case("obj.data", "no name of a file", build, Verdict.DATA, "obj.names", "does not exist")
     latin = DATA_YAML.replace("dog", "Stra\xdfe").encode("latin-1")
     build = partial(build_folder, "data.yaml", latin)
     yield Case("data.yaml", "latin-1", build, Verdict.DATA, "data.yaml", "not UTF-8")
