@@ -11,10 +11,8 @@ import ipaddress
 import os
 import shlex
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,6 +25,7 @@ from orchestrator.config.schema import Experiment
 from orchestrator.credentials import mask
 from orchestrator.errors import ConfigError, OrchestratorError, PreemptedError, SecurityError
 from orchestrator.tracking.git_info import COMMIT_VARIABLE, git_info
+from orchestrator.training.interrupt import in_thread
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 
@@ -298,20 +297,13 @@ def _within(seconds: float, ask: Callable[[], _T]) -> _T:
         TimeoutError: there was no answer in ``seconds``; the thread that waits goes with the
             process.
     """
-    answer: Future[_T] = Future()
+    deadline = time.monotonic() + seconds
 
-    def wait() -> None:
-        try:
-            answer.set_result(ask())
-        except BaseException as error:
-            answer.set_exception(error)
+    def given_up() -> TimeoutError | None:
+        late = time.monotonic() > deadline
+        return TimeoutError(f"no answer for {seconds:g} s") if late else None
 
-    asking = threading.Thread(target=wait, name="asking", daemon=True)
-    asking.start()
-    asking.join(seconds)
-    if asking.is_alive():
-        raise TimeoutError(f"no answer for {seconds:g} s")
-    return answer.result()
+    return in_thread(ask, given_up)
 
 
 async def _print_logs(client: Any, job: str) -> None:
