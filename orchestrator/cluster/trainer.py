@@ -204,16 +204,26 @@ class StopWish:
         )
 
 
+@dataclasses.dataclass(frozen=True)
+class Hold:
+    """What the driver has of a run while it trains.
+
+    Attributes:
+        last_commit: newest verified commit's step; asked after a failure.
+        lock: on the run; every attempt fences off the workers of the one before.
+        folder: the lock on the driver's folder, which is the same one for a run in a folder.
+        marker: name of a file in that folder by which it is told from others at the same path;
+            None where there is no other node.
+    """
+
+    last_commit: Callable[[], int | None]
+    lock: RunLock | BucketLock
+    folder: RunLock
+    marker: str | None
+
+
 def fit(
-    job: TrainingJob,
-    data: ScheduledDataConfig,
-    placement: Placement,
-    *,
-    last_commit: Callable[[], int | None],
-    lock: RunLock | BucketLock,
-    folder: RunLock,
-    marker: str | None,
-    stop: StopWish,
+    job: TrainingJob, data: ScheduledDataConfig, placement: Placement, hold: Hold, stop: StopWish
 ) -> Outcome:
     """Train until done, starting again after a failure as long as commits advance.
 
@@ -223,11 +233,7 @@ def fit(
         job: what to train.
         data: hands every rank its ordered batches.
         placement: resources of the workers.
-        last_commit: newest verified commit's step; asked after a failure.
-        lock: on the run; every attempt fences off the workers of the one before.
-        folder: the lock on the driver's folder, which is the same one for a run in a folder.
-        marker: name of a file in that folder by which it is told from others at the same path;
-            None where there is no other node.
+        hold: of the driver.
         stop: asks the workers to commit and end.
 
     Raises:
@@ -243,7 +249,7 @@ def fit(
     while True:
         grows = growth is not None and growth.asked
         stop.begin_attempt(for_others=grows)
-        before = last_commit()
+        before = hold.last_commit()
         try:
             workers = numbers[0]
             if len(numbers) > 1 or growth is not None:
@@ -262,8 +268,8 @@ def fit(
                 log.warning("%d of %d to %d workers", workers, numbers[0], numbers[-1])
             vain = vain + 1 if grows and growth is not None and workers <= growth.now else 0
             growth = Growth(numbers, workers, placement, stop.ask_workers, vain=vain)
-            held = dataclasses.replace(with_workers(job, workers), fence=lock.advance())
-            with _way(job, marker, folder.fence()) as way, growth.watching():
+            held = dataclasses.replace(with_workers(job, workers), fence=hold.lock.advance())
+            with _way(job, hold) as way, growth.watching():
                 outcome = _attempt(held, data, placement, patience, way)
             if not growth.asked or stop.asked.is_set() or outcome.state != "preempted":
                 return outcome
@@ -279,7 +285,7 @@ def fit(
             if _is_preemption(failure):
                 log.warning("a node was taken back; starting again from the newest commit")
                 continue
-            advanced = last_commit() != before
+            advanced = hold.last_commit() != before
             fruitless = 0 if advanced else fruitless + 1
             # What took too long may have been slow, and would be again.
             patience = 2.0**fruitless if isinstance(failure, HungError) else 1.0
@@ -298,21 +304,24 @@ def fit(
 
 
 @contextmanager
-def _way(job: TrainingJob, marker: str | None, fence: Callable[[], None]) -> Iterator[Way]:
+def _way(job: TrainingJob, hold: Hold) -> Iterator[Way]:
     """How the workers of one attempt reach the run folder; none does any more afterwards."""
-    if marker is None:
+    fence = hold.folder.fence()
+    if hold.marker is None:
         yield Way(job.run_dir, "")
         return
     control = start_control(job.path, fence)
     try:
-        if marker not in {entry.name for entry in RelayedStorage(control, job.run_dir).list("")}:
+        if hold.marker not in {
+            entry.name for entry in RelayedStorage(control, job.run_dir).list("")
+        }:
             # As with a Ray client, whose cluster is somewhere else.
             raise StorageError(
                 f"{job.run_dir}: Ray says that the driver runs on node {this_node()}, and there is "
                 "no such folder. Next: run the driver on a node of the cluster, by "
                 "`orchestrator submit`"
             )
-        yield Way(job.run_dir, marker, control)
+        yield Way(job.run_dir, hold.marker, control)
     finally:
         ray.kill(control)
 

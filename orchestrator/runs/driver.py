@@ -19,7 +19,7 @@ from orchestrator.checkpoints.manifest import copy_commit
 from orchestrator.cluster.connection import ClusterWatch, connected
 from orchestrator.cluster.placement import Placement, place, place_evaluation, wait_for_room
 from orchestrator.cluster.submission import short_grace
-from orchestrator.cluster.trainer import StopWish, fit
+from orchestrator.cluster.trainer import Hold, StopWish, fit
 from orchestrator.config.printing import dump_yaml
 from orchestrator.config.resolve import ResolvedExperiment
 from orchestrator.config.schema import DataConfig, Experiment
@@ -422,17 +422,10 @@ def _train(
         found = store.latest()
         return None if found.commit is None else found.commit.step
 
+    hold = Hold(newest_step, run.lock, run.folder_lock, marker)
+
     def training() -> Outcome:
-        return fit(
-            job,
-            data,
-            placement,
-            last_commit=newest_step,
-            lock=run.lock,
-            folder=run.folder_lock,
-            marker=marker,
-            stop=stop,
-        )
+        return fit(job, data, placement, hold, stop)
 
     with shown_progress(job, run.console, offset=offset), stopping_politely(ask_to_stop):
         try:

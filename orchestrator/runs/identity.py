@@ -8,20 +8,18 @@ not running.
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from orchestrator.checkpoints.manifest import Commit, checked_commits
-from orchestrator.config.resolve import Absent, MaybeScalar, diff, digest, load_experiment
-from orchestrator.config.scalars import Json, Scalar
+from orchestrator.config.resolve import Absent, MaybeScalar, diff, load_experiment
+from orchestrator.config.scalars import Json
 from orchestrator.data.label_map import LabelMap
 from orchestrator.errors import ConfigError, DataError, StorageError
+from orchestrator.runs.digests import INITIAL, config_digest, deciding_tree, source_digests
 from orchestrator.runs.extension import EXTENSIONS, extended_run
 from orchestrator.runs.numerics import NUMERICS_VERSION, changes_since
 from orchestrator.storage.address import TEMPORARY
@@ -37,152 +35,8 @@ _READABLE = (1, FORMAT)
 _MAX_BYTES = 16 * 2**20
 #: How many changed files a message names.
 _NAMED = 8
-
-#: Keys, with everything below them, that may change between two starts of a run: they decide where
-#: and how it computes and when it gives up, not what the result is.
-#:
-#: ``cluster`` is one of them: the objective of a step is that of its whole batch, whatever the
-#: number of workers, and a run that could not go on with the machines that are left would not
-#: survive the loss of one. ``train.virtual_shards: auto`` keeps the parts that the run began with
-#: as long as the number of workers divides them; a start says what any other means for the bits.
-NOT_IDENTITY = (
-    "name",
-    "storage",
-    "scratch",
-    "tracking",
-    "sweep",  # A trial is a run like any other, whatever else was tried.
-    "cluster",
-    "data.root",  # The data's digest is part of the identity, the place it lies at is not.
-    "data.prefetch",
-    "data.tasks",
-    "data.tasks_on",
-    "data.cache",
-    "data.keep_decoded",
-    "data.follow_links",
-    "data.max_bad_fraction",
-    "train.init_from",  # Likewise: the digest of the weights is, and not where they lie.
-    "train.continue_from",
-    "train.evaluation",
-    "train.max_steps",  # The schedule is that of the whole run, so a quick look can be continued.
-    "train.log_every_steps",
-    "train.max_failures",
-    "train.nonfinite_limit",
-    "train.checkpoint.every_epochs",
-    "train.checkpoint.every_steps",
-    "train.checkpoint.keep_last",
-    "train.checkpoint.keep_best",
-    "train.continue",  # What it did to the rate is recorded when it does.
-)
-
-#: Keys that runs begun before them do not have, and the values that change nothing.
-_LATER_KEYS: Mapping[str, Json] = {
-    "detector.class_weights": None,
-    "detector.train_canvas": None,
-    "detector.loss.prior_score": None,
-    "data.orientation": "stored",
-    "data.levels": "full",
-    "data.sources": [],
-    "data.weight": 1.0,
-    "data.repeat_threshold": None,
-    "data.tiles": None,
-    "data.max_pixels": 89_478_485,
-    "data.order": "sorted",
-    "data.lanes": 1,
-    "train.lr_reference_batch": None,
-    "train.lr_rule": "linear",
-    "train.compile": "auto",
-}
-
-#: What values are in a digest, by key. A default became another one: both have one digest, so that
-#: the same file stays the same run where :mod:`orchestrator.runs.numerics` does not object, and the
-#: old value, when somebody writes it, has a digest of its own.
-_IN_DIGEST: Mapping[str, Mapping[Scalar, Json]] = {
-    "train.virtual_shards": {"auto": None, None: "none"}
-}
 #: The first version of the numbers whose records have ``auto`` where the file says nothing.
 _AUTO_SHARDS_SINCE = 3
-
-#: Key of the initial weights' digest, in ``run.json`` and in the configuration's digest.
-_INITIAL = "initial_weights"
-
-#: Sources that can decide the result; what changed among them is noted, and refuses nothing.
-_SOURCES = (
-    "detectors",
-    "native",
-    "orchestrator.accelerators",
-    "orchestrator.checkpoints",
-    "orchestrator.data",
-    "orchestrator.evaluation",
-    "orchestrator.training",
-)
-_SUFFIXES = {".py", ".cpp", ".hpp", ".inl"}
-
-
-def identity_tree(tree: Mapping[str, Json]) -> dict[str, Json]:
-    """A resolved configuration without the keys in ``NOT_IDENTITY``, as it is digested."""
-    return _digested(_deciding(tree))
-
-
-def _deciding(tree: Mapping[str, Json], prefix: str = "") -> dict[str, Json]:
-    kept: dict[str, Json] = {}
-    for name, value in tree.items():
-        path = prefix + name
-        later = path in _LATER_KEYS and value == _LATER_KEYS[path]
-        if path not in NOT_IDENTITY and not later:
-            kept[name] = _deciding(value, f"{path}.") if isinstance(value, dict) else value
-    return kept
-
-
-def _digested(tree: Mapping[str, Json], prefix: str = "") -> dict[str, Json]:
-    found: dict[str, Json] = {}
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            found[name] = _digested(value, f"{prefix}{name}.")
-        elif isinstance(value, list):
-            found[name] = value
-        else:
-            found[name] = _IN_DIGEST.get(prefix + name, {}).get(value, value)
-    return found
-
-
-def _with_shards_of(tree: Mapping[str, Json], before: Mapping[str, Json]) -> Mapping[str, Json]:
-    """A configuration recorded when nobody could write ``auto``, as it would be recorded now."""
-    train, now = before.get("train"), tree.get("train")
-    if not isinstance(train, dict) or not isinstance(now, dict):
-        return before
-    there, here = train.get("virtual_shards"), now.get("virtual_shards", 0)
-    if there is not None or isinstance(here, int):
-        return before
-    return {**before, "train": {**train, "virtual_shards": here}}
-
-
-def config_digest(tree: Mapping[str, Json], *, initial: str | None = None) -> str:
-    """SHA-256, in hex, of what in a resolved configuration decides the result.
-
-    Args:
-        tree: the configuration.
-        initial: digest of the weights that the run begins with, if it begins with any.
-    """
-    kept = identity_tree(tree)
-    return digest(kept if initial is None else {**kept, _INITIAL: initial})
-
-
-@cache
-def source_digests() -> dict[str, str]:
-    """First 16 hex digits of the SHA-256 of each source file that can decide the result."""
-    found = {}
-    for name in _SOURCES:
-        spec = importlib.util.find_spec(name)
-        if spec is None or spec.origin is None:
-            raise StorageError(f"{name}: its source cannot be found, so a run has no identity")
-        origin = Path(spec.origin)
-        files = origin.parent.rglob("*") if spec.submodule_search_locations else [origin]
-        base = origin.parents[name.count(".") + bool(spec.submodule_search_locations)]
-        for file in files:
-            if file.suffix in _SUFFIXES:
-                content = hashlib.sha256(file.read_bytes()).hexdigest()
-                found[file.relative_to(base).as_posix()] = content[:16]
-    return dict(sorted(found.items()))
 
 
 @dataclass(frozen=True)
@@ -306,7 +160,7 @@ def record_run(
         "data_digest": identity.data_digest,
         "numerics_version": identity.numerics,
         "sources": dict(identity.sources),
-        _INITIAL: identity.initial,
+        INITIAL: identity.initial,
         EXTENSIONS: [[one.epochs, one.how] for one in state.extensions],
         "config": dict(resolved_tree),
     }
@@ -369,7 +223,7 @@ def _beginning(tree: Mapping[str, Json]) -> str:
 
 def recorded_initial(run_dir: str | Path) -> str | None:
     """Digest of the weights that the run in this folder began with; None if there is no record."""
-    initial = _record(run_dir).get(_INITIAL)
+    initial = _record(run_dir).get(INITIAL)
     return initial if isinstance(initial, str) else None
 
 
@@ -412,7 +266,7 @@ def experiment_trouble(run_dir: str | Path) -> str | None:
     before = _record(run_dir).get("config", {})
     lines = [
         f"{path}: {_value(there)} in {IDENTITY}, {_value(here)} there"
-        for path, there, here in diff(_deciding(before), _deciding(tree))
+        for path, there, here in diff(deciding_tree(before), deciding_tree(tree))
     ]
     return f"{RESOLVED} is not what the run was trained with: {'; '.join(lines[:_NAMED])}"
 
@@ -461,13 +315,13 @@ def _compare(
     theirs = extended.before
     if version < _AUTO_SHARDS_SINCE:
         theirs = _with_shards_of(tree, theirs)
-    refused = _differences(_deciding(theirs), _deciding(tree))
+    refused = _differences(deciding_tree(theirs), deciding_tree(tree))
     refused += extended.refused
     notes = [line for line in _differences(theirs, tree) if line not in refused]
     notes += extended.notes
     if stored["data_digest"] != identity.data_digest:
         refused.append(_digests("data", stored["data_digest"], identity.data_digest))
-    before_initial = stored.get(_INITIAL)
+    before_initial = stored.get(INITIAL)
     if before_initial != identity.initial:
         refused.append(
             _digests(
@@ -485,6 +339,17 @@ def _compare(
     if changed is not None:
         notes.append(f"the program changed, its numbers did not: {changed}")
     return _Comparison("resume", tuple(refused), tuple(notes), extended.extensions)
+
+
+def _with_shards_of(tree: Mapping[str, Json], before: Mapping[str, Json]) -> Mapping[str, Json]:
+    """A configuration recorded when nobody could write ``auto``, as it would be recorded now."""
+    train, now = before.get("train"), tree.get("train")
+    if not isinstance(train, dict) or not isinstance(now, dict):
+        return before
+    there, here = train.get("virtual_shards"), now.get("virtual_shards", 0)
+    if there is not None or isinstance(here, int):
+        return before
+    return {**before, "train": {**train, "virtual_shards": here}}
 
 
 def _compare_with_commits(

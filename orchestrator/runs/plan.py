@@ -28,7 +28,8 @@ from orchestrator.data.stream.schedule import Schedule
 from orchestrator.errors import ConfigError, DataError, StorageError
 from orchestrator.evaluation.coco import evaluate
 from orchestrator.evaluation.detections import Detections
-from orchestrator.runs.identity import config_digest, recorded_beginning, recorded_initial
+from orchestrator.runs.digests import config_digest
+from orchestrator.runs.identity import recorded_beginning, recorded_initial
 from orchestrator.storage.bucket import commit_storage
 from orchestrator.storage.local import Storage
 from orchestrator.storage.sealed import UnusableError

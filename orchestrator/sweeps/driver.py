@@ -19,8 +19,8 @@ from orchestrator.config.resolve import ResolvedExperiment, Template, diff
 from orchestrator.config.scalars import Json
 from orchestrator.config.schema import PARAMETERS, Experiment
 from orchestrator.errors import ConfigError, OrchestratorError, PreemptedError, say
+from orchestrator.runs.digests import identity_tree
 from orchestrator.runs.driver import say_usable
-from orchestrator.runs.identity import identity_tree
 from orchestrator.runs.plan import make_plan
 from orchestrator.runs.report import say_where
 from orchestrator.storage.folder_lock import RunLock

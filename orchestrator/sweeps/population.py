@@ -21,7 +21,8 @@ from orchestrator.config.scalars import Json
 from orchestrator.config.schema import Domain, PbtConfig
 from orchestrator.data import counter_rng
 from orchestrator.errors import StorageError
-from orchestrator.runs.identity import Identity, config_digest, open_run
+from orchestrator.runs.digests import config_digest
+from orchestrator.runs.identity import Identity, open_run
 from orchestrator.storage.folder_lock import RunLock
 from orchestrator.storage.local import LocalStorage
 from orchestrator.storage.run_files import CHECKPOINTS, EVENTS, LABEL_MAP, STOP, trial_name

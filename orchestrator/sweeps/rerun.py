@@ -14,13 +14,9 @@ from orchestrator.checkpoints.commit import CommitStore
 from orchestrator.config.resolve import ResolvedExperiment, diff, load_experiment, read_template
 from orchestrator.errors import ConfigError, StorageError, say
 from orchestrator.runs.compare.run_folder import RunFolder, config_file, read_runs
+from orchestrator.runs.digests import config_digest, identity_tree
 from orchestrator.runs.driver import drive
-from orchestrator.runs.identity import (
-    changed_sources,
-    config_digest,
-    identity_tree,
-    recorded_identity,
-)
+from orchestrator.runs.identity import changed_sources, recorded_identity
 from orchestrator.storage.local import LocalStorage
 from orchestrator.storage.plain_files import read_json
 from orchestrator.storage.run_files import RESULT, SWEEP_RESULT, trial_name

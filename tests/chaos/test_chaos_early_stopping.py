@@ -47,7 +47,7 @@ def kill_before_the_end(tmp_path: Path, digits: Path, *, world: int, every: int)
     return len(points)
 
 
-@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize("world", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_killed_at_some_crash_points(world: int, tmp_path: Path, digits: Path) -> None:
     assert kill_before_the_end(tmp_path, digits, world=world, every=31) >= 3
 

@@ -11,7 +11,6 @@ import pytest
 from PIL import Image, ImageOps, features
 
 from orchestrator.data.decode import (
-    MAX_SCANS,
     STORED,
     BadImageError,
     Decoding,
@@ -19,6 +18,7 @@ from orchestrator.data.decode import (
     header_in,
     require_sound,
 )
+from orchestrator.data.image_streams import MAX_SCANS
 from orchestrator.data.orientation import turned, turned_boxes
 from tests.support.data_cases import textured
 

@@ -253,25 +253,6 @@ def test_decoded_network_exports_with_a_free_batch_size(fields: dict[str, Any]) 
     torch.testing.assert_close(got[1], want.scores)
 
 
-@pytest.mark.parametrize("fields", variants(slow=SLOW_TO_TRACE))
-def test_losses_trace_without_a_graph_break(fields: dict[str, Any]) -> None:
-    model = build(fields).train()
-    arguments = images_for(model, 2), random_targets(model, [5, 3], slots=6)
-    traced = torch.compile(model.loss, fullgraph=True, backend="eager")
-    torch.manual_seed(4)
-    found = traced(*arguments)
-    total(found).backward()
-    grads = {name: p.grad.clone() for name, p in trainable(model).items()}
-    model.zero_grad()
-    want = losses_of(model, *arguments)
-    total(want).backward()
-    for name, value in want.items():
-        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5)
-    for name, parameter in trainable(model).items():
-        scale = parameter.grad.abs().max() + 1e-6
-        torch.testing.assert_close(grads[name] / scale, parameter.grad / scale, rtol=0, atol=1e-2)
-
-
 @pytest.mark.slow
 def test_losses_compile_to_kernels(fields: dict[str, Any]) -> None:
     model = build(fields).train()

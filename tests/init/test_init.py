@@ -183,6 +183,7 @@ def test_the_detector_follows_boxes_and_machine(here: Path) -> None:
     assert fitted.recall > (choose(tiny, "cpu", weights=False).recall or 0.0)
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_three_commands_from_a_folder_to_pictures(here: Path) -> None:
     layout_folders.roboflow_yolo(here / "set")

@@ -113,6 +113,7 @@ def test_parts_of_another_prediction_are_not_mixed_in(small_run, images, tmp_pat
     assert (folder / "job.json").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_two_workers_write_the_same_file(small_run, images, tmp_path):
     predict(small_run, tmp_path / "one.json", str(images))

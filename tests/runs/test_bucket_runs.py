@@ -144,10 +144,11 @@ def killed_start(folder: str, digits: str, bucket: str, strike: int | None, call
 CALM = ("train.checkpoint={every_epochs: 1, keep_last: 2, keep_best: 1}", "train.epochs=4")
 
 
+@pytest.mark.parametrize("every", [29, pytest.param(7, marks=pytest.mark.slow)])
 def test_a_kill_at_some_call_to_the_bucket_loses_no_bit_and_no_metric(
-    tmp_path: Path, digits: Path, bucket: BucketStorage
+    every: int, tmp_path: Path, digits: Path, bucket: BucketStorage
 ) -> None:
-    """Every 13th call that changes something; the folder is lost with the process."""
+    """Before every so manieth call that changes something; the folder is lost with the process."""
 
     def child(name: str, strike: int | None) -> int | None:
         folder = tmp_path / name
@@ -168,7 +169,7 @@ def test_a_kill_at_some_call_to_the_bucket_loses_no_bit_and_no_metric(
     ]
     # Sixty, and in most runs a few more.
     assert len(changing) > 40
-    for number in changing[::13]:
+    for number in changing[every // 2 :: every]:
         name = str(number)
         assert child(name, number) == -signal.SIGKILL
         left = BucketStorage(tmp_path / f"bucket-{name}")

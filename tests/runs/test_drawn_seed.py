@@ -10,7 +10,8 @@ from orchestrator.config.resolve import ResolvedExperiment, load_experiment
 from orchestrator.config.shape import Shape
 from orchestrator.errors import ConfigError
 from orchestrator.runs import driver
-from orchestrator.runs.identity import Identity, config_digest, open_run, recorded_seed
+from orchestrator.runs.digests import config_digest
+from orchestrator.runs.identity import Identity, open_run, recorded_seed
 
 EXPERIMENT = """
 name: run

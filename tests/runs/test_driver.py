@@ -165,16 +165,13 @@ def fit(
             run_dir="run",
             sampled={},
         )
-        lock = SimpleNamespace(advance=lambda: next(numbers), fence=lambda: None)
+        lock: Any = SimpleNamespace(advance=lambda: next(numbers), fence=lambda: None)
         return trainer.fit(
             job,  # type: ignore[arg-type]
             None,  # type: ignore[arg-type]
             place(ClusterConfig()),
-            last_commit=lambda: attempts.commit,
-            lock=lock,  # type: ignore[arg-type]
-            folder=lock,  # type: ignore[arg-type]
-            marker=None,
-            stop=stop,
+            trainer.Hold(lambda: attempts.commit, lock, lock, marker=None),
+            stop,
         )
 
     return call

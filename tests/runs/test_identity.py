@@ -17,16 +17,13 @@ from orchestrator.config.resolve import load_experiment
 from orchestrator.data.label_map import LabelMap
 from orchestrator.errors import ConfigError, DataError, StorageError
 from orchestrator.runs import numerics
+from orchestrator.runs.digests import NOT_IDENTITY, config_digest, identity_tree, source_digests
 from orchestrator.runs.identity import (
-    NOT_IDENTITY,
     Identity,
     RunState,
-    config_digest,
     examine_run,
-    identity_tree,
     open_run,
     recorded_identity,
-    source_digests,
 )
 from orchestrator.runs.numerics import NumericsChange
 from orchestrator.storage.local import LocalStorage

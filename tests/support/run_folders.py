@@ -13,7 +13,8 @@ from orchestrator.data.dataset import Dataset
 from orchestrator.evaluation.coco import evaluate
 from orchestrator.evaluation.detections import Detections
 from orchestrator.evaluation.results import Results, write_results
-from orchestrator.runs.identity import Identity, config_digest, open_run
+from orchestrator.runs.digests import config_digest
+from orchestrator.runs.identity import Identity, open_run
 from orchestrator.tracking.events import EventLog
 
 EXPERIMENT = """

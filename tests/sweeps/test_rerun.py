@@ -14,7 +14,8 @@ from orchestrator.config.printing import dump_yaml
 from orchestrator.config.resolve import ResolvedExperiment
 from orchestrator.data.demo.digits import Recipe, build_digits
 from orchestrator.data.readers.coco import read_coco
-from orchestrator.runs.identity import Identity, config_digest, open_run
+from orchestrator.runs.digests import config_digest
+from orchestrator.runs.identity import Identity, open_run
 from orchestrator.sweeps import rerun as module
 from tests.support.run_folders import EXPERIMENT, rng, write_data, write_run
 from tests.support.simulated_detectors import Skill, detect, make_truth

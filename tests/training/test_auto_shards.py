@@ -12,7 +12,8 @@ from orchestrator.config.resolve import digest
 from orchestrator.config.scalars import Json
 from orchestrator.config.schema import SGDOptimizer, TrainConfig
 from orchestrator.errors import ConfigError
-from orchestrator.runs.identity import Identity, RunState, config_digest, open_run
+from orchestrator.runs.digests import config_digest
+from orchestrator.runs.identity import Identity, RunState, open_run
 from orchestrator.runs.numerics import changes_since
 from orchestrator.tracking.events import EventLog
 from orchestrator.training.shards import Shards, shards_of

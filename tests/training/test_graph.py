@@ -23,8 +23,8 @@ from orchestrator.training.stepper import Stepper
 from tests.support.chaos_run import CPU, SmallDetector, digests, small_plan
 from tests.training.test_pieces import CASES, batch_for, stepper_for
 
-#: Outside the slow lane.
-QUICK = "tiny_fcos"
+#: Steps of those outside the slow lane.
+QUICK = {"tiny_fcos": 20, "ssd300_mobilenet_v2": 3}
 
 
 @pytest.fixture(autouse=True)
@@ -56,10 +56,7 @@ def batch_of(stepper: Stepper, step: int) -> Batch:
 
 @pytest.mark.parametrize(
     ("variant", "steps"),
-    [
-        (name, 50) if name == QUICK else pytest.param(name, 10, marks=[pytest.mark.slow])
-        for name in CASES
-    ],
+    [*QUICK.items(), *(pytest.param(name, 10, marks=[pytest.mark.slow]) for name in CASES)],
 )
 def test_a_step_of_every_detector_is_one_graph_whatever_its_targets_and_rate(
     variant: str, steps: int, monkeypatch: pytest.MonkeyPatch

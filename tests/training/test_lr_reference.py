@@ -10,7 +10,7 @@ import torch
 
 from orchestrator.config.schema import CosineSchedule, SGDOptimizer, TrainConfig
 from orchestrator.data.stream.local import LocalStream
-from orchestrator.runs.identity import config_digest
+from orchestrator.runs.digests import config_digest
 from orchestrator.tracking.events import metric_history
 from orchestrator.training import session
 from orchestrator.training.schedules import LearningRate

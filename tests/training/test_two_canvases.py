@@ -14,7 +14,7 @@ from detectors.faster_rcnn.config import FasterRCNNConfig
 from detectors.registry import build_detector
 from detectors.structures import Targets
 from orchestrator.config.resolve import load_experiment
-from orchestrator.runs.identity import config_digest
+from orchestrator.runs.digests import config_digest
 from orchestrator.runs.plan import Plan, make_plan
 from orchestrator.storage.run_files import STOP
 from orchestrator.training import session

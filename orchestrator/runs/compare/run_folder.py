@@ -12,12 +12,8 @@ from typing import Any
 from orchestrator.config.resolve import ResolvedExperiment, load_experiment
 from orchestrator.errors import ConfigError, StorageError, did_you_mean
 from orchestrator.evaluation.coco import METRICS
-from orchestrator.runs.identity import (
-    Identity,
-    config_digest,
-    experiment_trouble,
-    recorded_identity,
-)
+from orchestrator.runs.digests import config_digest
+from orchestrator.runs.identity import Identity, experiment_trouble, recorded_identity
 from orchestrator.runs.overview import is_outdated, newest_commit, run_troubles
 from orchestrator.storage.plain_files import read_json
 from orchestrator.storage.run_files import (

@@ -28,7 +28,7 @@ from orchestrator.data.stream.sampling import (
 )
 from orchestrator.data.stream.schedule import Schedule, order
 from orchestrator.errors import DataError
-from orchestrator.runs.identity import config_digest
+from orchestrator.runs.digests import config_digest
 from tests.support.data_cases import assert_same_batch, write_coco
 
 
