@@ -36,14 +36,20 @@ NO_ARITHMETIC = (
     "tests/detectors/test_weights_files.py",
     "tests/detectors/test_weights_layouts.py",
     "tests/training/test_auto_shards.py",
+    "tests/training/test_device_update.py",
     "tests/training/test_early_stopping.py",
     "tests/training/test_engine.py",
     "tests/training/test_nonfinite.py",
+    "tests/training/test_ordered_sum.py",
     "tests/training/test_out_of_memory.py",
+    "tests/training/test_pieces.py",
+    "tests/training/test_predictor.py",
     "tests/training/test_schedules.py",
     "tests/training/test_shared_state.py",
     "tests/training/test_training_on_shards.py",
+    "tests/training/test_two_canvases.py",
     "tests/training/test_validation.py",
+    "tests/training/test_virtual_shards.py",
 )
 
 #: Compilers and exporters are the same whatever the instructions are, and so are shapes.
