@@ -52,8 +52,10 @@ NO_ARITHMETIC = (
     "tests/training/test_virtual_shards.py",
 )
 
-#: Compilers and exporters are the same whatever the instructions are, and so are shapes.
-LEFT_OUT = "not exports and not trace and not graph and not any_number_of_classes"
+#: Compilers and exporters are the same whatever the instructions are, and so are shapes and pages.
+LEFT_OUT = (
+    "not exports and not graph and not any_number_of_classes and not cuda_devices and not page"
+)
 ALL = [*TESTS, *(f"--ignore={file}" for file in NO_ARITHMETIC), "-k", LEFT_OUT]
 
 ONEDNN, ATEN = "ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY"
