@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.cli._shared.json_output import add_json, json_output
 from orchestrator.cli._shared.parser import Parser
-from orchestrator.cli._shared.source import FORMATS, add_source, read_source
+from orchestrator.cli._shared.source import add_source, read_source
+from orchestrator.layouts.layout import FORMATS
 
 if TYPE_CHECKING:
     from orchestrator.data.readers.convert import Converted

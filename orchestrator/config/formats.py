@@ -8,8 +8,8 @@ from typing import Annotated, Any, Final, TypeAlias
 from pydantic import GetCoreSchemaHandler
 from pydantic_core import core_schema
 
-#: Formats that this program reads and writes.
-FORMATS: Final = ("coco", "voc", "txt", "yolo")
+from orchestrator.layouts.layout import FORMATS
+
 #: Group of the entry points that name readers of other formats.
 READERS: Final = "orchestrator.readers"
 

@@ -13,12 +13,13 @@ import csv
 import io
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 import native
+from orchestrator.config.metrics import Metric
 from orchestrator.data.dataset import Dataset
 from orchestrator.data.label_map import LabelMap
 from orchestrator.data.readers.coco_tables import positions_in
@@ -36,21 +37,8 @@ from orchestrator.evaluation.detections import Detections
 from orchestrator.evaluation.results import Results
 from orchestrator.storage.atomic import write_atomic
 
-#: Names of the 12 numbers, in the order pycocotools gives them.
-METRICS: Final = (
-    "AP",
-    "AP50",
-    "AP75",
-    "APs",
-    "APm",
-    "APl",
-    "AR1",
-    "AR10",
-    "AR100",
-    "ARs",
-    "ARm",
-    "ARl",
-)
+#: Names of the 12 numbers, without the split.
+METRICS: Final[tuple[str, ...]] = tuple(name.removeprefix("val/") for name in get_args(Metric))
 
 #: With what spreadsheets take a cell for a formula, after OWASP's "CSV Injection".
 _FORMULA: Final = ("=", "+", "-", "@", "\t", "\r")
@@ -232,7 +220,7 @@ def sound(dataset: Dataset, detections: Detections | Results) -> Results:
 
 
 def _numbers(curves: native.Curves, label_map: LabelMap) -> dict[str, float]:
-    """The 12 numbers; see ``COCOeval.summarize`` of pycocotools."""
+    """The 12 numbers, in their order; see ``COCOeval.summarize`` of pycocotools."""
     values = [
         mean_precision(curves, label_map),
         mean_precision(curves, label_map, iou=_IOU50),

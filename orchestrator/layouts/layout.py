@@ -6,12 +6,13 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Final, Literal, TypeAlias, get_args
 
 from orchestrator.errors import DataError
 
-#: Annotation formats, as ``data.format`` names them.
+#: Annotation formats that this program reads and writes, as ``data.format`` names them.
 Kind: TypeAlias = Literal["coco", "voc", "txt", "yolo"]
+FORMATS: Final[tuple[Kind, ...]] = get_args(Kind)
 
 #: What a folder was annotated for, as Ultralytics calls it. Of all but ``detect``, YOLO's lines
 #: hold more than boxes.

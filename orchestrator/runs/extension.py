@@ -7,14 +7,19 @@ its rate was to come to an end where the run did; then somebody has to say what 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, cast
 
+from pydantic import TypeAdapter
+
 from orchestrator.config.scalars import Json
-from orchestrator.training.schedules import Continuation, Extension
+from orchestrator.config.schema import Schedule
+from orchestrator.training.schedules import Continuation, Extension, ends_with_run
 
 #: Key of how the run was made longer, in ``run.json``: pairs of epochs and continuation.
 EXTENSIONS = "extensions"
+_SCHEDULE: TypeAdapter[Schedule] = TypeAdapter(Schedule)
 
 
 class Extended(NamedTuple):
@@ -51,16 +56,17 @@ def extended_run(
         kept = tuple(one for one in extensions if new is None or one.epochs < new)
         return Extended(before, kept)
     train: Any = tree["train"]
-    schedule = train.get("schedule") or {}
+    # In JSON's mode, which takes the lists of a tree for tuples.
+    schedule = _SCHEDULE.validate_json(json.dumps(train.get("schedule") or {"name": "constant"}))
     grown = f"train.epochs: {old} there, {new} now"
     section = cast("Mapping[str, Json]", before["train"])
     adjusted: dict[str, Json] = {**before, "train": {**section, "epochs": new}}
-    if schedule.get("name") != "cosine" or schedule.get("period_epochs") is not None:
+    if not ends_with_run(schedule):
         return Extended(adjusted, extensions, notes=(f"{grown}; the rate of no step changes",))
     how: Continuation | None = train.get("continue")
     if how is None:
         line = (
-            f"{grown}, and the cosine ends at epoch {old}: say what the rate does from "
+            f"{grown}, and the rate of {schedule.name} ends at epoch {old}: say what it does from "
             "there on by train.continue=stretch, restart or hold"
         )
         return Extended(adjusted, extensions, refused=(line,))

@@ -6,16 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.config.schema import (
-    ConstantSchedule,
-    CosineSchedule,
-    Experiment,
-    MultistepSchedule,
-    SGDOptimizer,
-)
+from orchestrator.config.schema import Experiment, SGDOptimizer
 from orchestrator.errors import ConfigError
 from orchestrator.training.ema import decay_at
-from orchestrator.training.schedules import LearningRate, require_warmup_ends
+from orchestrator.training.schedules import LearningRate, require_warmup_ends, shape_of
 
 
 @dataclass(frozen=True)
@@ -112,16 +106,7 @@ class ScheduleTable:
         if rate.warmup_steps:
             warmup = f", warm-up of {rate.warmup_steps} steps from {schedule.warmup_start:g}"
             warmup += ", the last at the base rate" if schedule.warmup_ends == "with" else ""
-        match schedule:
-            case ConstantSchedule():
-                shape = "constant"
-            case CosineSchedule(end_factor=end_factor, period_epochs=period):
-                length = "" if period is None else f" over {period:g} epochs"
-                shape = f"cosine{length} to x {end_factor:g}"
-            case MultistepSchedule(milestones=milestones, factors=factors):
-                pairs = zip(milestones, factors, strict=True)
-                shape = "multistep, " + ", ".join(f"x {f:g} at epoch {m:g}" for m, f in pairs)
-        return shape + warmup
+        return shape_of(schedule) + warmup
 
     def rows(self) -> Iterator[Row]:
         """The first step, the end of the warm-up, each change of the rate and the last step."""

@@ -119,6 +119,32 @@ class LearningRate:
         return [(step, step / self.steps_per_epoch, self(step)) for step in inside]
 
 
+def ends_with_run(schedule: Schedule) -> bool:
+    """Whether the rate comes to its end where the run does, and so depends on its length.
+
+    Such a schedule takes its first step and its length from :meth:`LearningRate._falls`, which
+    knows what becomes of it when the run is made longer.
+    """
+    match schedule:
+        case CosineSchedule(period_epochs=period):
+            return period is None
+        case ConstantSchedule() | MultistepSchedule():
+            return False
+
+
+def shape_of(schedule: Schedule) -> str:
+    """What the rate does after the warm-up, for people."""
+    match schedule:
+        case ConstantSchedule():
+            return "constant"
+        case CosineSchedule(end_factor=end_factor, period_epochs=period):
+            length = "" if period is None else f" over {period:g} epochs"
+            return f"cosine{length} to x {end_factor:g}"
+        case MultistepSchedule(milestones=milestones, factors=factors):
+            pairs = zip(milestones, factors, strict=True)
+            return "multistep, " + ", ".join(f"x {f:g} at epoch {m:g}" for m, f in pairs)
+
+
 def require_warmup_ends(train: TrainConfig, *, steps_per_epoch: int) -> None:
     """Refuse a warm-up that a run does not leave, so that its base rate would never be used.
 

@@ -7,14 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from orchestrator.errors import ConfigError
+from orchestrator.layouts.layout import FORMATS, Place
 
 if TYPE_CHECKING:
     from orchestrator.data.decode import Decoding
     from orchestrator.data.findings import ReadResult
     from orchestrator.data.readers.paths import ReadRules
-    from orchestrator.layouts.layout import Place
-
-FORMATS = ("coco", "voc", "txt", "yolo")
 
 
 def add_source(parser: argparse.ArgumentParser) -> None:
@@ -115,7 +113,6 @@ def _of_experiment(path: Path) -> Found:
     from orchestrator.data.decode import Decoding
     from orchestrator.data.readers.classes import class_file
     from orchestrator.data.readers.split import rules_of
-    from orchestrator.layouts.layout import Place
 
     root = Path(data.root).resolve()
     places = {}

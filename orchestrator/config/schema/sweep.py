@@ -18,7 +18,7 @@ from orchestrator.config.fields import (
     Positive,
     refuse,
 )
-from orchestrator.config.schema.train import Metric
+from orchestrator.config.metrics import Metric
 
 #: What can be optimised beside a COCO number, and is better when smaller.
 PARAMETERS = "model/parameters"

@@ -23,22 +23,7 @@ from orchestrator.config.fields import (
     Positive,
     refuse,
 )
-
-#: The 12 numbers of a COCO evaluation, as they are logged.
-Metric: TypeAlias = Literal[
-    "val/AP",
-    "val/AP50",
-    "val/AP75",
-    "val/APs",
-    "val/APm",
-    "val/APl",
-    "val/AR1",
-    "val/AR10",
-    "val/AR100",
-    "val/ARs",
-    "val/ARm",
-    "val/ARl",
-]
+from orchestrator.config.metrics import Metric
 
 
 class ParameterGroup(Settings):

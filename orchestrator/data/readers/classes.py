@@ -14,7 +14,6 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from orchestrator.config.formats import FORMATS
 from orchestrator.data.findings import CONTROL, Problems
 from orchestrator.data.label_map import LabelMap
 from orchestrator.data.readers.class_json import read_class_json
@@ -24,6 +23,7 @@ from orchestrator.data.readers.text_files import read_lines
 from orchestrator.errors import DataError
 from orchestrator.layouts.data_yaml import read_names
 from orchestrator.layouts.files import is_file
+from orchestrator.layouts.layout import FORMATS
 from orchestrator.layouts.recognise import CLASSES_FILE, classes_beside
 
 BACKGROUND = "background"

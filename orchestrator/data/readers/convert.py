@@ -24,9 +24,8 @@ from orchestrator.data.findings import Finding, ReadResult
 from orchestrator.data.images import image_bytes, image_exists
 from orchestrator.data.label_map import LabelMap
 from orchestrator.data.readers.classes import read_classes
-from orchestrator.data.readers.coco import read_coco
 from orchestrator.data.readers.paths import USUAL, ReadRules
-from orchestrator.data.readers.split import LISTED, classes_of
+from orchestrator.data.readers.split import classes_of, read_files
 from orchestrator.data.readers.writers import WRITERS, usual_place
 from orchestrator.errors import ConfigError, DataError, StorageError
 from orchestrator.layouts.layout import Place
@@ -60,11 +59,8 @@ class Converted:
 def read_place(
     kind: str, place: Place, classes: LabelMap | None, rules: ReadRules = USUAL
 ) -> ReadResult:
-    """Read one split of format ``kind``; all but COCO need ``classes``."""
-    if kind == "coco":
-        return read_coco(place.images, place.annotations, rules)
-    assert classes is not None, "read with the data set"
-    return LISTED[kind](place.images, place.annotations, classes, rules)
+    """Read one split of format ``kind``; all of this program but COCO need ``classes``."""
+    return read_files(kind, place.images, place.annotations, classes, rules)
 
 
 def read_places(
@@ -77,7 +73,7 @@ def read_places(
     """Read the splits of a data set.
 
     Args:
-        kind: its format: coco, voc, txt or yolo.
+        kind: its format: coco, voc, txt or yolo, or one of another package.
         places: its splits, by name.
         classes: file that names the classes; None where the annotations do.
         rules: what the files are read by.
@@ -87,7 +83,7 @@ def read_places(
         DataError: it is malformed.
     """
     annotations = [place.annotations for place in places.values()]
-    label_map = None if kind == "coco" else classes_of(classes, annotations)
+    label_map = classes_of(kind, classes, annotations)
     read = {name: read_place(kind, place, label_map, rules) for name, place in places.items()}
     return {
         name: replace(one, dataset=replace(one.dataset, decoding=decoding))

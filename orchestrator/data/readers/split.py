@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from orchestrator.config.formats import FORMATS
 from orchestrator.data.bucket_images import bucket_images, list_images
 from orchestrator.data.dataset import Dataset
 from orchestrator.data.decode import Decoding
@@ -31,6 +30,7 @@ from orchestrator.data.readers.yolo import read_yolo
 from orchestrator.data.shards.split import read_shards, require_same
 from orchestrator.errors import ConfigError, DataError
 from orchestrator.layouts.files import is_file, is_folder
+from orchestrator.layouts.layout import FORMATS
 from orchestrator.storage.address import Place, is_remote
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 Kind: TypeAlias = Callable[[Path], bool]
 
 #: Readers of the formats that keep class names in a file of their own.
-LISTED: dict[str, Callable[[Path, Path, LabelMap, ReadRules], ReadResult]] = {
+_LISTED: dict[str, Callable[[Path, Path, LabelMap, ReadRules], ReadResult]] = {
     "voc": read_voc,
     "txt": read_txt,
     "yolo": read_yolo,
@@ -262,13 +262,33 @@ def parse(source: Source) -> ReadResult:
         DataError: they are missing or malformed.
         SecurityError: a path leads out of the image folder.
     """
-    if source.kind == "coco":
-        return read_coco(source.images, source.annotations, source.rules)
-    if source.kind not in FORMATS:
-        own = None if source.classes is None else read_classes(source.classes)
-        return load_reader(source.kind)(source.images, source.annotations, own, source.rules)
-    classes = classes_of(source.classes, source.splits)
-    return LISTED[source.kind](source.images, source.annotations, classes, source.rules)
+    classes = classes_of(source.kind, source.classes, source.splits)
+    return read_files(source.kind, source.images, source.annotations, classes, source.rules)
+
+
+def read_files(
+    kind: str, images: Path, annotations: Path, classes: LabelMap | None, rules: ReadRules
+) -> ReadResult:
+    """Read one split with the reader of its format, which may be that of another package.
+
+    Args:
+        kind: the format.
+        images: folder of the images.
+        annotations: file or folder; see the reader of ``kind``.
+        classes: see :func:`classes_of`.
+        rules: what the files are read by.
+
+    Raises:
+        ConfigError: the package that brings the format cannot be loaded.
+        DataError: the files are missing or malformed.
+        SecurityError: a path leads out of the image folder.
+    """
+    if kind == "coco":
+        return read_coco(images, annotations, rules)
+    if kind not in FORMATS:
+        return load_reader(kind)(images, annotations, classes, rules)
+    assert classes is not None, "all formats of ours but COCO have them"
+    return _LISTED[kind](images, annotations, classes, rules)
 
 
 def _refuse_learning_from_ignored(result: ReadResult, config: DataConfig, source: Path) -> None:
@@ -281,15 +301,20 @@ def _refuse_learning_from_ignored(result: ReadResult, config: DataConfig, source
             )
 
 
-def classes_of(classes: Path | None, splits: Sequence[Path]) -> LabelMap:
+def classes_of(kind: str, classes: Path | None, splits: Sequence[Path]) -> LabelMap | None:
     """The classes, from the file that names them or, in VOC, from the annotations of all splits.
+
+    Returns:
+        None in COCO, and where the reader of another package is to find them by itself.
 
     Raises:
         DataError: the file is missing or malformed, or there are no classes.
     """
-    if classes is None:
-        return voc_classes(splits)
-    return read_classes(classes)
+    if kind == "coco":
+        return None
+    if classes is not None:
+        return read_classes(classes)
+    return voc_classes(splits) if kind in FORMATS else None
 
 
 def _refuse_too_many_left_out(result: ReadResult, allowed: float, source: Path) -> None:

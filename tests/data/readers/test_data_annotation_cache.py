@@ -21,12 +21,10 @@ from orchestrator.data.readers import split as readers
 from orchestrator.data.readers.convert import convert, read_places
 from orchestrator.data.readers.fingerprint import Source
 from orchestrator.errors import DataError, SecurityError
-from orchestrator.layouts.layout import Place
+from orchestrator.layouts.layout import FORMATS, Place
 from orchestrator.layouts.recognise import find_layout
 from orchestrator.runs.plan import make_plan
 from tests.support.data_cases import textured, write_coco, write_image
-
-KINDS = ("coco", "voc", "txt", "yolo")
 
 
 @pytest.fixture(scope="module")
@@ -35,12 +33,12 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sets")
     write_coco(folder / "source", 6)
     source = Place(folder / "source" / "images", folder / "source" / "instances.json")
-    for kind in KINDS:
+    for kind in FORMATS:
         convert(read_places("coco", {"train": source}, None), kind, folder / kind)
     return folder
 
 
-@pytest.fixture(params=KINDS)
+@pytest.fixture(params=FORMATS)
 def config(request: pytest.FixtureRequest, sets: Path, tmp_path: Path) -> DataConfig:
     """A copy of the set in one format, with a cache of its own beside it."""
     return copy_of(sets, request.param, tmp_path)

@@ -18,12 +18,11 @@ from orchestrator.data.readers.coco import read_coco
 from orchestrator.data.readers.convert import convert, read_place, read_places
 from orchestrator.data.readers.writers import WRITERS, usual_place
 from orchestrator.errors import DataError, StorageError
-from orchestrator.layouts.layout import Place
+from orchestrator.layouts.layout import FORMATS, Place
 from orchestrator.layouts.recognise import find_layout
 from tests.support.data_cases import textured, write_coco, write_image
 from tests.support.shard_cases import shard_here
 
-KINDS = ("coco", "voc", "txt", "yolo")
 SHARED = Path(__file__).parents[4] / "shared" / "datasets"
 
 
@@ -57,7 +56,7 @@ def classes_of(root: Path, kind: str) -> Path | None:
 
 def test_one_data_set_has_one_digest_in_all_formats(source: Place, tmp_path: Path) -> None:
     original = read_coco(source.images, source.annotations).dataset
-    for kind in KINDS:
+    for kind in FORMATS:
         convert(read_places("coco", {"train": source}, None), kind, tmp_path / kind)
         data = read_folder(tmp_path / kind, kind)
         assert data.content_digest == original.content_digest
@@ -65,7 +64,7 @@ def test_one_data_set_has_one_digest_in_all_formats(source: Place, tmp_path: Pat
         assert data.labels.tolist() == original.labels.tolist()
         assert data.files == original.files
         assert data.path(1).read_bytes() == original.path(1).read_bytes()
-    for kind, other in itertools.permutations(KINDS, 2):
+    for kind, other in itertools.permutations(FORMATS, 2):
         root = tmp_path / f"{kind}-{other}"
         places = find_layout(tmp_path / kind, kind).splits
         convert(
@@ -114,7 +113,7 @@ def test_digest_sees_every_change(source: Place) -> None:
         # Of equal boxes one is dropped.
         unique_by=lambda box: tuple(round(value, 3) for value in box),
     ),
-    kind=st.sampled_from(KINDS),
+    kind=st.sampled_from(FORMATS),
 )
 def test_no_bit_of_a_coordinate_is_lost(
     boxes: list[tuple[float, ...]], kind: str, tmp_path_factory: pytest.TempPathFactory
@@ -175,7 +174,7 @@ def test_splits_with_their_own_images_keep_them_apart(tmp_path: Path) -> None:
         split: Place(tmp_path / split / "images", tmp_path / split / "instances.json")
         for split in ("train", "val")
     }
-    for kind in KINDS:
+    for kind in FORMATS:
         out = tmp_path / kind
         converted = convert(read_places("coco", places, None), kind, out, link=True)
         for split, place in places.items():

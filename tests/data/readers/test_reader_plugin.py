@@ -27,6 +27,7 @@ TRAIN = """\
 import sys
 from pathlib import Path
 from orchestrator.accelerators import Accelerator
+from orchestrator.cli.main import main
 from orchestrator.config.resolve import load_experiment
 from orchestrator.data.stream.local import LocalStream
 from orchestrator.runs.plan import make_plan
@@ -34,6 +35,7 @@ from orchestrator.training.session import run_rank
 plan = make_plan(load_experiment(sys.argv[1]), Path(sys.argv[1]).parent / "run", threads=1)
 run_rank(plan.job, LocalStream(plan.batches), accelerator=Accelerator("cpu"))
 train = plan.batches.train
+assert main(["convert", "data", sys.argv[1], sys.argv[2], "--to", "coco"]) == 0
 print(list(train.label_map.names), train.boxes_xywh.tolist(), train.labels.tolist())
 """
 
@@ -58,10 +60,12 @@ def folder(tmp_path: Path) -> Path:
 def test_an_experiment_is_trained_from_it(folder: Path) -> None:
     file = folder / "e.yaml"
     file.write_text(EXPERIMENT.format(root=ROOT, data=folder, format="csv"))
-    done = run_with(PLUGIN, "-c", TRAIN, str(file))
+    done = run_with(PLUGIN, "-c", TRAIN, str(file), str(folder / "coco"))
     assert done.returncode == 0, done.stderr
     boxes = [[4.0, 6.0, 20.0 + number, 24.0] for number in range(4)]
     assert done.stdout.splitlines()[-1] == f"['cat', 'dog'] {boxes} {[0, 1, 0, 1]}"
+    converted = json.loads((folder / "coco/annotations/instances_val.json").read_text())
+    assert [one["bbox"] for one in converted["annotations"]] == boxes
     report = folder / "report.json"
     checked = run_with(
         PLUGIN, "-m", "orchestrator.cli.main", "check", str(file), "--json", str(report)

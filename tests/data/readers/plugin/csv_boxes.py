@@ -17,6 +17,7 @@ def read_csv(images, annotations, classes, rules):
     files = sorted({row["image"] for row in rows})
     missing_files(images, files, annotations, rules)
     sizes, findings = header_sizes(images, files, rules.orientation)
+    position = {file: index for index, file in enumerate(files)}
     boxes, problems = BoxList(), Problems(str(annotations))
     for line, row in enumerate(rows, start=2):
         if row["class"] not in classes.names:
@@ -24,7 +25,7 @@ def read_csv(images, annotations, classes, rules):
             continue
         x1, y1, x2, y2 = (float(row[name]) for name in ("x1", "y1", "x2", "y2"))
         label = classes.names.index(row["class"])
-        boxes.add(files.index(row["image"]), (x1, y1, x2 - x1, y2 - y1), label, False, line)
+        boxes.add(position[row["image"]], (x1, y1, x2 - x1, y2 - y1), label, False, line)
     problems.raise_any()
     result = build_dataset(
         images,
