@@ -48,6 +48,7 @@ from orchestrator.checkpoints.retention import (
     collect,
     discard,
     quarantine,
+    require_kept,
     same_commit,
     sweep,
     was_cut_off,
@@ -121,6 +122,8 @@ class CommitStore:
         self._refreshed = time.monotonic()
         self._parent: int | None = None
         self._proven: set[str] = set()
+        #: Commits that this process has made or met as their writer, and has not deleted.
+        self._kept: set[str] = set()
         self._host_copy = HostCopy()
         self._executor: ThreadPoolExecutor | None = None
         self._pending: list[Future[None]] = []
@@ -208,6 +211,15 @@ class CommitStore:
             if error is not None:
                 raise error
 
+    def require_kept(self) -> None:
+        """Raise :class:`StorageError` if others have removed commits of this writer.
+
+        A commit does the same once it is made, so that nothing more is lost.
+        """
+        self.wait()
+        with _advice("cannot list checkpoints", self.storage.describe(CHECKPOINTS)):
+            require_kept(self.storage, self._kept)
+
     def close(self) -> None:
         """:meth:`wait`, and end the thread."""
         try:
@@ -230,7 +242,9 @@ class CommitStore:
         self.wait()
         with _advice("cannot sweep the run folder", self.storage.describe("")):
             self._fence()
-            return sweep(self.storage)
+            rejected = sweep(self.storage)
+            self._kept = {commit.key for commit in checked_commits(self.storage)}
+            return rejected
 
     def roll_back(self, good: Callable[[dict[str, Json]], bool]) -> int | None:
         """Move the newest commits to ``quarantine/`` until one is good.
@@ -251,6 +265,7 @@ class CommitStore:
                         return step_of(key)
                 self._fence()
                 quarantine(self.storage, key)
+                self._kept.discard(key)
         return None
 
     # Reading
@@ -404,6 +419,10 @@ class CommitStore:
                 POINTER_NAME, seal("pointer", {"step": state.step, "folder": folder})
             )
             self._parent = state.step
+            # One of this step that was damaged has made room for it.
+            self._kept = {one for one in self._kept if step_of(one) != state.step}
+            self._kept.add(f"{CHECKPOINTS}/{folder}")
+            require_kept(self.storage, self._kept)
         self._collect()
 
     def _refresh(self) -> None:
@@ -441,7 +460,7 @@ class CommitStore:
 
     def _collect(self) -> None:
         with _advice("cannot remove old checkpoints", self.storage.describe(CHECKPOINTS)):
-            collect(self.storage, self.policy, self._proven, self._fence)
+            self._kept -= collect(self.storage, self.policy, self._proven, self._fence)
 
     def _published(self) -> list[str]:
         with _advice("cannot list checkpoints", self.storage.describe(CHECKPOINTS)):

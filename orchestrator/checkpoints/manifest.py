@@ -171,12 +171,21 @@ def published(storage: Storage) -> list[str]:
     """
     names = {entry.name for entry in storage.list(CHECKPOINTS) if entry.is_dir}
     names = {name for name in names if step_of(name) is not None}
-    with suppress(UnusableError, OSError):
-        pointed = unseal("pointer", _read_sealed(storage, POINTER_NAME)).get("folder")
-        if isinstance(pointed, str) and step_of(pointed) is not None and pointed not in names:
-            names |= {pointed} if storage.list(f"{CHECKPOINTS}/{pointed}") else set()
+    with suppress(OSError):
+        folder = pointed(storage)
+        if folder is not None and folder not in names:
+            names |= {folder} if storage.list(f"{CHECKPOINTS}/{folder}") else set()
     ordered = sorted(names, key=lambda name: (step_of(name), name), reverse=True)
     return [f"{CHECKPOINTS}/{name}" for name in ordered]
+
+
+def pointed(storage: Storage) -> str | None:
+    """Name of the folder that the pointer names, there or not; None where it names none."""
+    try:
+        folder = unseal("pointer", _read_sealed(storage, POINTER_NAME)).get("folder")
+    except (UnusableError, OSError):
+        return None
+    return folder if isinstance(folder, str) and step_of(folder) is not None else None
 
 
 def check(storage: Storage, key: str) -> Manifest:

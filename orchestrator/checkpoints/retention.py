@@ -21,6 +21,7 @@ from orchestrator.checkpoints.manifest import (
     Rejected,
     check,
     checked_commits,
+    pointed,
     published,
     step_of,
     verify,
@@ -76,7 +77,9 @@ class Policy:
         return {commit.key for commit in (*newest_first[: self.keep_last], *best, *unscored)}
 
 
-def collect(storage: Storage, policy: Policy, proven: set[str], fence: Callable[[], None]) -> None:
+def collect(
+    storage: Storage, policy: Policy, proven: set[str], fence: Callable[[], None]
+) -> set[str]:
     """Delete the commits that ``policy`` does not keep.
 
     Args:
@@ -84,12 +87,15 @@ def collect(storage: Storage, policy: Policy, proven: set[str], fence: Callable[
         policy: what to keep.
         proven: keys of commits this process has read back already; grows.
         fence: called before the first deletion.
+
+    Returns:
+        Keys of what was deleted.
     """
     newest_first = checked_commits(storage)
     keep = policy.keeps(newest_first)
     doomed = [commit.key for commit in newest_first if commit.key not in keep]
     if not doomed:
-        return
+        return set()
     kept = [commit.key for commit in newest_first if commit.key in keep]
     missing = _LEAST_VERIFIED
     for key in (*kept, *doomed):
@@ -97,12 +103,61 @@ def collect(storage: Storage, policy: Policy, proven: set[str], fence: Callable[
             keep.add(key)
             missing -= 1
     if missing:
-        return
+        return set()
     fence()
+    deleted = set(doomed) - keep
     for key in doomed:
-        if key not in keep:
+        if key in deleted:
             proven.discard(key)
             _delete(storage, key)
+    return deleted
+
+
+def taken_away(storage: Storage, keys: Collection[str]) -> list[int]:
+    """Steps of the commits among ``keys`` that are not there, in order."""
+    listed = set(published(storage))
+    # A listing that is cached elsewhere may lack one; its own folder tells.
+    gone = [key for key in keys if key not in listed and not storage.list(key)]
+    return sorted(step for key in gone if (step := step_of(key)) is not None)
+
+
+def require_kept(storage: Storage, keys: Collection[str]) -> None:
+    """Raise unless all of these commits are there.
+
+    Raises:
+        StorageError: with the steps of those that are not.
+    """
+    gone = taken_away(storage, keys) if keys else []
+    if gone:
+        raise say_taken_away(storage, gone)
+
+
+def newest_taken_away(storage: Storage) -> int | None:
+    """Step of the commit that the pointer names, where others have taken it away since.
+
+    None where it is there, or was replaced or moved aside by the run itself; and where nothing is
+    renamed, since a damaged commit is deleted there.
+    """
+    folder = pointed(storage) if storage.renames else None
+    if folder is None:
+        return None
+    steps = taken_away(storage, [f"{CHECKPOINTS}/{folder}"])
+    if not steps or any((step_of(key) or 0) > steps[0] for key in published(storage)):
+        return None
+    aside = any(entry.name.startswith(folder) for entry in storage.list(QUARANTINE))
+    return None if aside else steps[0]
+
+
+def say_taken_away(storage: Storage, steps: Sequence[int]) -> StorageError:
+    """What a run gets to hear whose commits somebody else has removed."""
+    many = len(steps) > 1
+    return StorageError(
+        f"{storage.describe(CHECKPOINTS)}: the checkpoint{'s' if many else ''} of step"
+        f"{'s' if many else ''} {', '.join(map(str, steps))} of this run "
+        f"{'are' if many else 'is'} gone, and the run did not delete {'them' if many else 'it'}. "
+        "Next: put back what was removed or moved, if there is a copy, then run the same command "
+        "again; it goes on from the newest checkpoint that is there"
+    )
 
 
 def _proves(storage: Storage, key: str, proven: set[str]) -> bool:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from orchestrator.cli._shared.json_output import add_json, json_output
 from orchestrator.cli._shared.parser import Parser, require_at_least
+from orchestrator.cli._shared.places import file_to_write
 from orchestrator.errors import ConfigError
 from orchestrator.storage.run_files import RESOLVED
 
@@ -34,12 +35,17 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--repeats", type=int, default=20, metavar="N", help="batches of each size (default: 20)"
     )
-    parser.add_argument("--output", type=Path, metavar="FILE.json", help="write the result")
+    parser.add_argument(
+        "--output", type=file_to_write, metavar="FILE.json", help="write the result"
+    )
     parser.add_argument(
         "--against", type=Path, metavar="FILE.json", help="compare with an earlier result"
     )
     parser.add_argument(
-        "--trace", type=Path, metavar="FILE.json", help="trace of three steps for a profiler's UI"
+        "--trace",
+        type=file_to_write,
+        metavar="FILE.json",
+        help="trace of three steps for a profiler's UI",
     )
     add_json(parser)
     arguments = parser.parse_args(argv)

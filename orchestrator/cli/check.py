@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.cli._shared.detector import require_source
 from orchestrator.cli._shared.parser import Parser
+from orchestrator.cli._shared.places import file_to_write, folder_to_fill
 from orchestrator.errors import ConfigError, printable
 
 if TYPE_CHECKING:
@@ -34,11 +35,15 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("experiment", metavar="EXPERIMENT.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key.path=value")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the report for programs")
-    parser.add_argument("--page", type=Path, metavar="FILE.html", help="write a page of pictures")
+    parser.add_argument(
+        "--json", type=file_to_write, metavar="FILE", help="write the report for programs"
+    )
+    parser.add_argument(
+        "--page", type=file_to_write, metavar="FILE.html", help="write a page of pictures"
+    )
     parser.add_argument(
         "--show-augmented",
-        type=Path,
+        type=file_to_write,
         metavar="FILE.jpg",
         help="write a sheet of training images as the network gets them",
     )
@@ -56,7 +61,7 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument(
         "--suspects",
-        type=Path,
+        type=folder_to_fill,
         metavar="FOLDER",
         help="where --with leaves suspects.json, .csv and .html (default: ./suspects)",
     )

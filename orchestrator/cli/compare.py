@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from orchestrator.cli._shared.detector import split_overrides
 from orchestrator.cli._shared.parser import Parser, require_at_least
+from orchestrator.cli._shared.places import file_to_write
 from orchestrator.errors import ConfigError, printable
 
 if TYPE_CHECKING:
@@ -41,7 +42,9 @@ def main(argv: Sequence[str]) -> int:
         metavar="NAME",
         help="run that the others are compared with (default: the first)",
     )
-    parser.add_argument("--html", type=Path, metavar="FILE", help="write a page with the charts")
+    parser.add_argument(
+        "--html", type=file_to_write, metavar="FILE", help="write a page with the charts"
+    )
     parser.add_argument("--json", action="store_true", help="print everything as JSON instead")
     parser.add_argument(
         "--level", type=float, default=0.95, metavar="P", help="of confidence (default: 0.95)"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.cli._shared.parser import Parser
+from orchestrator.cli._shared.places import file_to_write
 from orchestrator.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ def main(argv: Sequence[str]) -> int:
         "reads the result. Foreign files are read without running anything from them",
     )
     parser.add_argument("source", metavar="SRC", help="file, or a name as torchvision:resnet50")
-    parser.add_argument("target", metavar="DST.safetensors", type=Path)
+    parser.add_argument("target", metavar="DST.safetensors", type=file_to_write)
     parser.add_argument(
         "--to",
         required=True,

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from orchestrator.cli._shared.parser import Parser
+from orchestrator.cli._shared.places import folder_to_fill
 from orchestrator.errors import printable
 
 
@@ -20,7 +21,7 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("predictions", type=Path, metavar="PREDICTIONS.json")
     parser.add_argument(
-        "--output", type=Path, default=Path("drawn"), metavar="FOLDER", help="default: drawn"
+        "--output", type=folder_to_fill, default="drawn", metavar="FOLDER", help="default: drawn"
     )
     parser.add_argument(
         "--threshold",

@@ -18,6 +18,7 @@ from orchestrator.cli._shared.detector import (
 )
 from orchestrator.cli._shared.json_output import add_json, json_output
 from orchestrator.cli._shared.parser import Parser, require_at_least
+from orchestrator.cli._shared.places import folder_to_fill
 from orchestrator.errors import ConfigError, printable, say
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument(
         "--output",
-        type=Path,
+        type=folder_to_fill,
         metavar="FOLDER",
         help="where results and numbers are written (default: RUN/evaluation, or ./evaluation)",
     )
@@ -168,6 +169,9 @@ def _evaluate(source: str, overrides: list[str], arguments: Any) -> dict[str, An
     loaded = load(source, overrides, arguments)
     how = detect_options(loaded, arguments)
     dataset = _dataset(loaded, arguments)
+    # Numbers of some images do not take the place of those of all.
+    place = "evaluation" if arguments.limit is None else f"evaluation-first-{arguments.limit}"
+    folder = arguments.output or folder_to_fill(str((loaded.run_dir or Path()) / place))
     started = time.perf_counter()
     done = evaluate_detector(
         loaded,
@@ -191,9 +195,6 @@ def _evaluate(source: str, overrides: list[str], arguments: Any) -> dict[str, An
         "tiles": None if how.tiles is None else [*how.tiles.size, how.tiles.overlap],
         "config_digest": loaded.resolved.digest,
     }
-    # Numbers of some images do not take the place of those of all.
-    place = "evaluation" if arguments.limit is None else f"evaluation-first-{arguments.limit}"
-    folder = arguments.output or (loaded.run_dir or Path()) / place
     outcome = _Outcome(dataset, results, analysis, about, time.perf_counter() - started)
     return _finish(console, loaded.title, outcome, folder, arguments)
 

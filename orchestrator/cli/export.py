@@ -16,6 +16,7 @@ from orchestrator.cli._shared.detector import (
 )
 from orchestrator.cli._shared.json_output import add_json, json_output
 from orchestrator.cli._shared.parser import Parser
+from orchestrator.cli._shared.places import file_to_write
 from orchestrator.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("words", nargs="+", metavar="RUN|CHECKPOINT|WEIGHTS [key.path=value ...]")
     parser.add_argument("--format", choices=("onnx", "pt2"), default="onnx")
     parser.add_argument(
-        "--output", type=Path, metavar="FILE", help="default: RUN/export/NAME.onnx or .pt2"
+        "--output", type=file_to_write, metavar="FILE", help="default: RUN/export/NAME.onnx or .pt2"
     )
     parser.add_argument(
         "--nms", action="store_true", help="suppression in the graph as well (hard, ONNX only)"

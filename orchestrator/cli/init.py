@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import get_args
 
 from orchestrator.cli._shared.parser import Parser
+from orchestrator.cli._shared.places import file_to_write
 from orchestrator.errors import ConfigError
 from orchestrator.layouts.layout import Task
 
@@ -32,7 +33,10 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--name", help="of the run (default: the folder's)")
     parser.add_argument(
-        "--output", type=Path, metavar="FILE.yaml", help="experiment file (default: NAME.yaml)"
+        "--output",
+        type=file_to_write,
+        metavar="FILE.yaml",
+        help="experiment file (default: NAME.yaml)",
     )
     parser.add_argument(
         "--val",

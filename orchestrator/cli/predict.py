@@ -16,6 +16,7 @@ from orchestrator.cli._shared.detector import (
     split_overrides,
 )
 from orchestrator.cli._shared.parser import Parser, require_at_least
+from orchestrator.cli._shared.places import file_to_write, folder_to_fill
 from orchestrator.errors import ConfigError, say
 
 if TYPE_CHECKING:
@@ -42,8 +43,8 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument(
         "--output",
-        type=Path,
-        default=Path("predictions.json"),
+        type=file_to_write,
+        default="predictions.json",
         metavar="FILE",
         help="default: predictions.json",
     )
@@ -73,7 +74,10 @@ def main(argv: Sequence[str]) -> int:
         "anyway (default: scores above 0.25, and the best 100 of an image)",
     )
     parser.add_argument(
-        "--draw", type=Path, metavar="FOLDER", help="also draw the detections on the images"
+        "--draw",
+        type=folder_to_fill,
+        metavar="FOLDER",
+        help="also draw the detections on the images",
     )
     parser.add_argument(
         "--draw-threshold",
@@ -160,7 +164,7 @@ def _predict(source: str, words: list[str], overrides: list[str], arguments: Any
 
     from orchestrator.pages.drawing import DISPLAY_LIMIT
     from orchestrator.predict.draw_predictions import draw_predictions, require_apart
-    from orchestrator.predict.prediction import PredictJob, finish, predict
+    from orchestrator.predict.prediction import PredictJob, predicted
 
     console = Console(stderr=True, soft_wrap=True)
     if others := passed_over(words):
@@ -184,14 +188,13 @@ def _predict(source: str, words: list[str], overrides: list[str], arguments: Any
     )
     with Progress(console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("predicting", total=len(pictures))
-        found = predict(
+        with predicted(
             job,
             arguments.output,
             workers=arguments.workers,
             on_progress=lambda done: bar.update(task, completed=done),
-        )
-    _write(arguments, found, target.label_map, target.image_ids)
-    finish(arguments.output)
+        ) as found:
+            _write(arguments, found, target.label_map, target.image_ids)
     problems = [one.problem for one in found if one.problem is not None]
     for problem in problems:
         say(console, f"skipped: {problem}")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from orchestrator.cli._shared.json_output import add_json, json_output
 from orchestrator.cli._shared.parser import Parser
+from orchestrator.cli._shared.places import file_to_write
 from orchestrator.errors import StorageError, printable
 from orchestrator.storage.run_files import RESOLVED
 
@@ -23,7 +24,10 @@ def main(argv: Sequence[str]) -> int:
         "overrides", nargs="*", metavar="key.path=value", help="such as data.root=FOLDER"
     )
     parser.add_argument(
-        "--output", type=Path, metavar="FILE", help="default: report.html in the run folder"
+        "--output",
+        type=file_to_write,
+        metavar="FILE",
+        help="default: report.html in the run folder",
     )
     add_json(parser)
     arguments = parser.parse_args(argv)

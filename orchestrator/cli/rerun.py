@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from orchestrator.cli._shared.detector import split_overrides
 from orchestrator.cli._shared.json_output import add_json, json_output
 from orchestrator.cli._shared.parser import Parser
+from orchestrator.cli._shared.places import folder_to_fill
 from orchestrator.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--name", help="of the new run (default: the old one's and -rerun)")
     parser.add_argument(
         "--storage",
-        type=Path,
+        type=folder_to_fill,
         metavar="FOLDER",
         help="where the new run folder is made (default: beside the old one, or beside its sweep)",
     )

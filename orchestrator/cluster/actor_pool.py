@@ -8,13 +8,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayTaskError
 
 from orchestrator.cluster.connection import connected
 from orchestrator.cluster.placement import place
 from orchestrator.cluster.survey import Needed, look_around
 from orchestrator.config.schema import ClusterConfig
-from orchestrator.errors import PreemptedError, first_line
+from orchestrator.errors import OrchestratorError, PreemptedError, first_line
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +61,7 @@ def on_workers(
     Raises:
         ConfigError: more workers than the cluster holds, or a node does not see what it needs.
         PreemptedError: all processes were lost, or one share took several of them with it.
+        OrchestratorError: what a worker raised for people to read.
     """
     config = cluster.model_copy(update={"workers": workers})
     with connected(config):
@@ -101,6 +102,11 @@ def share_out(processes: Iterable[Any], shares: Iterable[Any]) -> Iterator[Any]:
             if losses == _LOSSES:
                 break
             continue
+        except RayTaskError as error:
+            # What a worker says for people is said here as it is, without its traceback.
+            if isinstance(error.cause, OrchestratorError):
+                raise error.cause from error
+            raise
         free.append(process)
         yield result
     if again:

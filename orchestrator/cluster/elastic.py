@@ -84,6 +84,9 @@ class Growth:
         now: workers of the attempt.
         placement: of each.
         ask: called once.
+        look: looks at the nodes that have joined; raises :class:`~orchestrator.errors.ConfigError`
+            where one lacks what the run needs. Then nobody is asked: the attempt would end, and no
+            other could begin.
         vain: how often in a row more were asked for and then found no room; each time room has to
             be there for twice as long.
 
@@ -99,6 +102,7 @@ class Growth:
         placement: Placement,
         ask: Callable[[], None],
         *,
+        look: Callable[[], None] = lambda: None,
         vain: int = 0,
     ) -> None:
         self.asked = False
@@ -106,6 +110,7 @@ class Growth:
         self._more = [n for n in numbers if n > now]
         self._placement = placement
         self._ask = ask
+        self._look = look
         self._looks = _LOOKS * 2**vain
         self._over = threading.Event()
 
@@ -127,11 +132,26 @@ class Growth:
         found = 0
         while not self._over.wait(_LOOK_SECONDS):
             found = found + 1 if self._has_room() else 0
-            if found == self._looks:
+            if found == self._looks and not self._may_grow():
+                # Somebody may see to it, and is reminded now and then.
+                found, self._looks = 0, 2 * self._looks
+            elif found == self._looks:
                 self.asked = True
                 log.warning("room for more workers: the step under way is committed for them")
                 self._ask()
                 return
+
+    def _may_grow(self) -> bool:
+        """Whether nodes that have joined will do; says why not."""
+        try:
+            self._look()
+        except ConfigError as error:
+            log.warning("there is room for more workers, and none are taken: %s", error)
+            return False
+        except Exception as error:
+            log.debug("the nodes could not be looked at: %s", error)
+            return False
+        return True
 
     def _has_room(self) -> bool:
         """Whether the next larger number will fit once this one has ended; false in doubt."""

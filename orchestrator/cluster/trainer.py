@@ -14,6 +14,7 @@ import threading
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -214,12 +215,15 @@ class Hold:
         folder: the lock on the driver's folder, which is the same one for a run in a folder.
         marker: name of a file in that folder by which it is told from others at the same path;
             None where there is no other node.
+        look: told how many steps are done, looks at the nodes that have joined, and raises
+            :class:`~orchestrator.errors.ConfigError` where one lacks what the run needs.
     """
 
     last_commit: Callable[[], int | None]
     lock: RunLock | BucketLock
     folder: RunLock
     marker: str | None
+    look: Callable[[int], None]
 
 
 def fit(
@@ -237,6 +241,7 @@ def fit(
         stop: asks the workers to commit and end.
 
     Raises:
+        ConfigError: a node that has joined lacks what the run needs.
         OrchestratorError: the cause of the last failure, after ``train.max_failures`` attempts
             without a new commit between them.
         PreemptedError: it was asked to stop between two attempts, or there is no room for another.
@@ -266,8 +271,11 @@ def fit(
                 seconds = 0.0 if growth is None else RELEASE_SECONDS
                 workers = most_that_fit(numbers, placement, seconds=seconds)
                 log.warning("%d of %d to %d workers", workers, numbers[0], numbers[-1])
+            # Before any worker is there, and after what was waited for has come.
+            hold.look(before or 0)
             vain = vain + 1 if grows and growth is not None and workers <= growth.now else 0
-            growth = Growth(numbers, workers, placement, stop.ask_workers, vain=vain)
+            look = partial(hold.look, 1)  # For those who begin where a commit was made for them.
+            growth = Growth(numbers, workers, placement, stop.ask_workers, look=look, vain=vain)
             held = dataclasses.replace(with_workers(job, workers), fence=hold.lock.advance())
             with _way(job, hold) as way, growth.watching():
                 outcome = _attempt(held, data, placement, patience, way)

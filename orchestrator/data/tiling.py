@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.data.dataset import Dataset, Tiling
-from orchestrator.errors import ConfigError
+from orchestrator.errors import ConfigError, printable
 
 if TYPE_CHECKING:
     from orchestrator.config.schema import TilesConfig
@@ -34,13 +34,32 @@ class Tiles:
     overlap: int
     inside: float = 0.5
 
-    def count(self, height: int, width: int) -> int:
-        """Tiles of an image."""
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of the tiles of an image."""
         rows, columns = (
             _count(side, tile, self.overlap)
             for side, tile in zip((height, width), self.size, strict=True)
         )
-        return rows * columns
+        return rows, columns
+
+    def require_few(self, height: int, width: int, image: str) -> None:
+        """Refuse to cut an image into tiles without number.
+
+        Args:
+            height, width: of the image in pixels.
+            image: its name, for the message.
+
+        Raises:
+            ConfigError: it would be cut into more than 16,384.
+        """
+        rows, columns = self.grid(height, width)
+        if rows * columns > _MOST_TILES:
+            raise ConfigError(
+                f"data.tiles, --tiles: {self.size[1]}x{self.size[0]} pixels with an overlap of "
+                f"{self.overlap} cut {printable(image)}, {width}x{height} pixels, into {rows} rows "
+                f"of {columns} = {rows * columns} tiles, allowed are {_MOST_TILES} an image. Next: "
+                "make the tiles larger, or their overlap smaller"
+            )
 
     def windows(self, height: int, width: int) -> NDArray[np.int32]:
         """(t, 4) int32 ``left, top, right, bottom`` of the tiles of an image, row by row.
@@ -71,6 +90,12 @@ def tiles_of(config: TilesConfig) -> Tiles:
     return Tiles(config.size, config.overlap, config.inside)
 
 
+def require_few_tiles(data: Dataset, tiles: Tiles) -> None:
+    """:meth:`Tiles.require_few` for each image of a data set."""
+    for index, (height, width) in enumerate(zip(data.heights, data.widths, strict=True)):
+        tiles.require_few(int(height), int(width), data.files[index])
+
+
 def tiled(data: Dataset, tiles: Tiles) -> Dataset:
     """The tiles of all images, in their order, with ids of their own from 0.
 
@@ -80,13 +105,7 @@ def tiled(data: Dataset, tiles: Tiles) -> Dataset:
     Raises:
         ConfigError: an image would be cut into more than 16,384.
     """
-    for index, (height, width) in enumerate(zip(data.heights, data.widths, strict=True)):
-        if (count := tiles.count(int(height), int(width))) > _MOST_TILES:
-            raise ConfigError(
-                f"data.tiles would cut {data.files[index]}, {width}x{height} pixels, into {count} "
-                f"tiles of {tiles.size[1]}x{tiles.size[0]}, allowed are {_MOST_TILES} an image; "
-                "make them larger, or their overlap smaller"
-            )
+    require_few_tiles(data, tiles)
     grids = [
         tiles.windows(height, width)
         for height, width in zip(data.heights.tolist(), data.widths.tolist(), strict=True)

@@ -60,7 +60,8 @@ def list_pictures(words: Sequence[str]) -> list[Picture]:
     pattern are sorted by name.
 
     Raises:
-        DataError: a word that names nothing, or no picture in all.
+        DataError: a word that names nothing, or folders by a pattern, a video without a frame, or
+            no picture in all.
         StorageError: an object store that cannot be asked.
     """
     pictures = dict.fromkeys(picture for word in words for picture in _of_word(word, lists=True))
@@ -89,7 +90,13 @@ def _of_word(word: str, *, lists: bool) -> Iterator[Picture]:
         matches = sorted(glob.glob(word, recursive=True)) if glob.has_magic(word) else []  # noqa: PTH207
         if not matches:
             raise DataError(_nothing(path))
-        yield from (Picture(match) for match in matches if Path(match).is_file())
+        files = [match for match in matches if is_file(Path(match))]
+        if not files:
+            raise DataError(
+                f"{word}: fits {len(matches)} folders and no file. Next: to look at what is in "
+                f"them, write {word.rstrip('/')}/*"
+            )
+        yield from (Picture(match) for match in files)
 
 
 def _beside(listed_in: Path, line: str) -> str:
@@ -134,6 +141,8 @@ def _frame_count(path: Path) -> int:
             count += 1
     finally:
         video.release()
+    if not count:
+        raise DataError(f"{path}: not one frame can be decoded; convert it to H.264 in MP4")
     return count
 
 
@@ -196,8 +205,15 @@ def digest_of(pictures: Sequence[Picture]) -> str:
     stats = stamps(list(dict.fromkeys(p.path for p in pictures if is_remote(p.path))))
     for picture in pictures:
         if picture.path not in stats:
-            stat = Path(picture.path).stat()
-            stats[picture.path] = f"{stat.st_size} {stat.st_mtime_ns}"
+            stats[picture.path] = _stamp(Path(picture.path))
         line = f"{picture.key}\0{stats[picture.path]}\n"
         sha.update(line.encode("utf-8", "surrogateescape"))
     return sha.hexdigest()
+
+
+def _stamp(path: Path) -> str:
+    try:
+        stat = path.stat()
+    except OSError:
+        return "gone"  # It is skipped, and said, when its turn comes.
+    return f"{stat.st_size} {stat.st_mtime_ns}"

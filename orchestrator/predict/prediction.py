@@ -2,16 +2,20 @@
 
 Pictures are cut into shares. Each finished share is a file in a folder beside the output, put there
 in one piece, so a share is there or not, and the same command again does the missing ones. When all
-are there they become the output, in the order of the pictures, and the folder goes away. What is
-written does not depend on the number of workers or of starts.
+are there they become the output, in the order of the pictures, and the folder goes away, as it does
+where a start ends before the first share. What is written does not depend on the number of workers
+or of starts.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +25,7 @@ import torch
 from detectors.config import PostprocessConfig
 from detectors.structures import ImageDetections
 from orchestrator.accelerators import Accelerator, of_this_process
-from orchestrator.data.decode import BadImageError, Decoding
+from orchestrator.data.decode import BadImageError, Decoding, read_header
 from orchestrator.data.label_map import LabelMap
 from orchestrator.errors import ConfigError, DataError
 from orchestrator.pages.drawing import DISPLAY_LIMIT, DISPLAY_SCORE
@@ -31,8 +35,12 @@ from orchestrator.predict.predictor import DetectOptions, Network, TorchNetwork,
 from orchestrator.storage.address import is_remote
 from orchestrator.storage.atomic import write_atomic
 
+log = logging.getLogger(__name__)
+
 #: Batches of one share: what a kill costs at most, in each worker.
 _SHARE_BATCHES = 8
+#: Headers that are read at a time.
+_THREADS = 16
 _JOB_FILE = "job.json"
 
 
@@ -102,65 +110,104 @@ def work_folder(output: Path) -> Path:
     return output.with_name(f"{output.name}.parts")
 
 
-def predict(
+@contextmanager
+def predicted(
     job: PredictJob,
     output: Path,
     *,
     workers: int = 1,
     on_progress: Callable[[int], None] = lambda _: None,
-) -> list[Prediction]:
-    """Predict every picture, going on with what an earlier start finished.
+) -> Iterator[list[Prediction]]:
+    """Predictions of every picture, in order, for the block that writes them.
+
+    What an earlier start finished is gone on with. If this one fails, in the block or before, what
+    is finished stays beside the output, which is said.
 
     Args:
         job: what to do.
-        output: file that the result is going to be; finished shares are kept beside it until
-            :func:`finish`.
+        output: file that the result is going to be; finished shares are kept beside it until the
+            block ends.
         workers: processes; one works right here, without Ray.
         on_progress: told the number of pictures that are done, from the start on.
 
-    Returns:
-        One prediction a picture, in order.
-
     Raises:
-        ConfigError: the shares beside ``output`` belong to another prediction.
+        ConfigError: the shares beside ``output`` belong to another prediction, or a picture would
+            be cut into too many tiles.
         DataError: not one picture could be read.
     """
+    _require_few_tiles(job)
     folder = _claim(job, output)
-    missing = [number for number in range(job.shares) if not _part(folder, number).is_file()]
+    try:
+        yield _all_of(job, folder, workers, on_progress)
+    except BaseException:
+        kept = len(list(folder.glob("part-*.json")))
+        if kept:
+            log.warning(
+                "%s: holds %d of %d parts of this prediction, after which the same command goes "
+                "on; to begin anew, remove that folder",
+                folder.parent,
+                kept,
+                job.shares,
+            )
+        else:
+            shutil.rmtree(folder.parent, ignore_errors=True)
+        raise
+    shutil.rmtree(folder.parent, ignore_errors=True)
+
+
+def _all_of(
+    job: PredictJob, folder: Path, workers: int, on_progress: Callable[[int], None]
+) -> list[Prediction]:
+    finished = {number: _read_part(job, folder, number) for number in range(job.shares)}
+    missing = [number for number, part in finished.items() if part is None]
     done = len(job.pictures) - sum(len(_share_of(job, number)) for number in missing)
     on_progress(done)
     make = _in_process if workers == 1 else _on_ray
     for number, predictions in make(job, missing, workers):
         trees = [one.__dict__ for one in predictions]
         write_atomic(_part(folder, number), json.dumps(trees, allow_nan=False).encode())
+        finished[number] = predictions
         done += len(_share_of(job, number))
         on_progress(done)
-    found = [
-        Prediction(**tree)
-        for number in range(job.shares)
-        for tree in json.loads(_part(folder, number).read_bytes())
-    ]
+    found = [one for part in finished.values() for one in part or ()]
     if all(one.problem is not None for one in found):
+        # Going on would say the same, also of pictures that can be read by then.
+        shutil.rmtree(folder)
         raise DataError(f"none of {len(found)} pictures can be read; the first: {found[0].problem}")
     return found
 
 
-def finish(output: Path) -> None:
-    """Remove the finished shares once the output is written."""
-    shutil.rmtree(work_folder(output), ignore_errors=True)
+def _require_few_tiles(job: PredictJob) -> None:
+    """Refuse tiles without number before the first image is decoded, by the headers of files."""
+    tiles = job.how.tiles
+    if tiles is None:
+        return
+    files = [one for one in job.pictures if one.frame is None and not is_remote(one.path)]
+
+    def size(picture: Picture) -> tuple[int, int]:
+        try:
+            header = read_header(Path(picture.path))
+        except BadImageError:
+            return 0, 0  # It is skipped, and said, when its turn comes.
+        return header.size(job.decoding.orientation)
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for picture, (height, width) in zip(files, pool.map(size, files), strict=True):
+            if height * width <= job.decoding.max_pixels:
+                tiles.require_few(height, width, picture.key)
 
 
 def _claim(job: PredictJob, output: Path) -> Path:
     """The folder for the parts of this prediction; it belongs to the one digest it is named by.
 
-    What a cut-off :func:`finish` left behind can then slip no part into another prediction.
+    What is left where removing the parts was cut off can then slip no part into another prediction.
     """
     folder = work_folder(output)
     digest = job.digest
     owner = folder / _JOB_FILE
     if not owner.is_file():
         write_atomic(owner, json.dumps({"digest": digest}).encode())
-    elif json.loads(owner.read_bytes()).get("digest") != digest:
+    elif _owner_of(owner) != digest:
         raise ConfigError(
             f"{folder}: holds parts of another prediction: other weights, options or pictures. "
             "Next: remove that folder, or choose another --output"
@@ -168,8 +215,26 @@ def _claim(job: PredictJob, output: Path) -> Path:
     return folder / digest[:16]
 
 
+def _owner_of(file: Path) -> str | None:
+    try:
+        tree = json.loads(file.read_bytes())
+    except (ValueError, RecursionError):
+        return None
+    return tree.get("digest") if isinstance(tree, dict) else None
+
+
 def _part(folder: Path, number: int) -> Path:
     return folder / f"part-{number:06d}.json"
+
+
+def _read_part(job: PredictJob, folder: Path, number: int) -> list[Prediction] | None:
+    """A finished share; None where it is not there, or is damaged and to be done again."""
+    try:
+        part = [Prediction(**tree) for tree in json.loads(_part(folder, number).read_bytes())]
+    except (FileNotFoundError, ValueError, TypeError, RecursionError):
+        return None
+    keys = [picture.key for picture in _share_of(job, number)]
+    return part if [one.key for one in part] == keys else None
 
 
 def _share_of(job: PredictJob, number: int) -> Sequence[Picture]:
@@ -193,7 +258,12 @@ class ShareWorker:
         read = read_pictures(pictures, self.job.decoding)
         for start in range(0, len(pictures), size):
             batch = [next(read) for _ in pictures[start : start + size]]
-            images = [pixels for _, pixels in batch if not isinstance(pixels, BadImageError)]
+            images = []
+            for picture, pixels in batch:
+                if not isinstance(pixels, BadImageError):
+                    if self.job.how.tiles is not None:
+                        self.job.how.tiles.require_few(*pixels.shape[:2], picture.key)
+                    images.append(pixels)
             found = iter(self._detect(images))
             for picture, pixels in batch:
                 if isinstance(pixels, BadImageError):

@@ -10,8 +10,14 @@ import numpy as np
 import pyarrow.fs
 from numpy.typing import NDArray
 
-from orchestrator.data.decode import MAX_BYTES, BadImageError, Decoding, decode_image, naming_image
-from orchestrator.errors import DataError, StorageError
+from orchestrator.data.decode import (
+    BadImageError,
+    Decoding,
+    decode_image,
+    most_bytes,
+    naming_image,
+)
+from orchestrator.errors import DataError
 from orchestrator.storage.address import Place, open_store, unreachable
 
 
@@ -56,17 +62,21 @@ def read_remote(uri: str, decoding: Decoding) -> NDArray[np.uint8]:
     """Pixels of an image, (h, w, 3) RGB.
 
     Raises:
-        BadImageError: it cannot be fetched, or as :func:`orchestrator.data.decode.read_image`.
+        BadImageError: it is gone, or as :func:`orchestrator.data.decode.read_image`.
+        StorageError: the store does not answer: then nothing is known of the image.
     """
     place = Place.of(uri)
+    allowed = most_bytes(decoding.max_pixels)
     try:
         with _store_of(place).open_input_file(place.path) as file:
             size = file.size()
-            if size > MAX_BYTES:
-                raise BadImageError(f"{place.plain}: {size} bytes, allowed are {MAX_BYTES}")
+            if size > allowed:
+                raise BadImageError(f"{place.plain}: {size} bytes, allowed are {allowed}")
             data = file.read()
-    except (OSError, StorageError) as error:
-        raise BadImageError(f"{place.plain}: cannot be read ({error})") from error
+    except FileNotFoundError as error:
+        raise BadImageError(f"{place.plain}: there is no such object any more") from error
+    except OSError as error:
+        raise unreachable(place.plain, error) from error
     with naming_image(place.plain):
         return decode_image(data, decoding=decoding)
 

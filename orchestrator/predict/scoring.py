@@ -23,7 +23,8 @@ from orchestrator.data.images import image_pixels
 from orchestrator.data.readers import split as readers
 from orchestrator.data.readers.coco import read_coco
 from orchestrator.data.readers.paths import ReadRules
-from orchestrator.errors import ConfigError
+from orchestrator.data.tiling import require_few_tiles
+from orchestrator.errors import ConfigError, DataError
 from orchestrator.evaluation.analysis import Analysis, analyse
 from orchestrator.evaluation.coco import StreamingEvaluator, write_per_class
 from orchestrator.evaluation.detections import Detections
@@ -152,7 +153,7 @@ def evaluate_detector(
         batch_size: images at a time; None for that of training.
 
     Raises:
-        DataError: the data set has other classes than the detector.
+        DataError: the data set has other classes than the detector, or no image that can be read.
         ConfigError: more workers than the cluster holds.
     """
     loaded.label_map.require_equal(
@@ -165,6 +166,8 @@ def evaluate_detector(
     for part, bad in parts:
         evaluator.add(part)
         unreadable += bad
+    if unreadable and len(unreadable) == len(dataset):
+        raise DataError(f"none of {len(dataset)} images can be read; the first: {min(unreadable)}")
     found = evaluator.detections()
     analysis = analyse(dataset, found, backend=evaluator.backend, curves=evaluator.curves())
     return Evaluated(found, analysis, tuple(sorted(unreadable)))
@@ -191,6 +194,8 @@ def _task(
     threads: int,
     batch_size: int | None,
 ) -> _Task:
+    if how.tiles is not None:
+        require_few_tiles(dataset, how.tiles)
     experiment = loaded.resolved.experiment
     size = batch_size or default_batch(experiment)
     return _Task(loaded, dataset, how, size, threads, experiment.cluster.accelerator)

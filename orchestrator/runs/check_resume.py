@@ -16,7 +16,14 @@ from pathlib import Path
 from orchestrator.accelerators import Accelerator, of_this_process
 from orchestrator.config.resolve import load_experiment
 from orchestrator.config.schema import ClusterConfig
-from orchestrator.errors import OrchestratorError
+from orchestrator.errors import (
+    ConfigError,
+    DataError,
+    OrchestratorError,
+    PreemptedError,
+    SecurityError,
+    StorageError,
+)
 from orchestrator.runs.plan import Plan, make_plan
 from orchestrator.runs.processes import LocalRanks
 from orchestrator.storage.run_files import EVENTS
@@ -25,6 +32,11 @@ from orchestrator.training.job import TrainingJob
 from orchestrator.training.session import open_store
 
 _POLL_SECONDS = 0.02
+#: What a rank ends with that was refused or stopped, and is no bug.
+_KINDS = {
+    kind.exit_code: kind
+    for kind in (ConfigError, DataError, StorageError, PreemptedError, SecurityError)
+}
 
 
 @dataclass(frozen=True)
@@ -82,7 +94,7 @@ def check_resume(
         say: takes a line about how it goes.
 
     Raises:
-        OrchestratorError: a run failed by itself.
+        OrchestratorError: a run failed by itself; with the exit code of its ranks.
     """
     resolved = load_experiment(
         experiment,
@@ -134,7 +146,9 @@ def _finish(plan: Plan, accelerator: Accelerator) -> None:
 
 def _require_success(codes: Sequence[int] | None, plan: Plan) -> None:
     if codes is not None and any(codes):
-        raise OrchestratorError(
+        # The others have lost a rank, or were killed for it.
+        kind = next((_KINDS[code] for code in codes if code in _KINDS), OrchestratorError)
+        raise kind(
             f"check-resume: the run in {plan.job.run_dir} failed by itself (exit codes "
             f"{', '.join(map(str, codes))}); its reason is printed above. Next: make the "
             "experiment run before looking at how it resumes"

@@ -35,7 +35,7 @@ from orchestrator.runs.identity import (
 )
 from orchestrator.runs.plan import Plan, make_plan
 from orchestrator.runs.progress import shown_progress
-from orchestrator.runs.reach import marked_folder
+from orchestrator.runs.reach import Surroundings, marked_folder
 from orchestrator.runs.report import (
     finished_result,
     result_of,
@@ -50,7 +50,7 @@ from orchestrator.runs.report import (
     say_where,
     write_page,
 )
-from orchestrator.runs.run import Run
+from orchestrator.runs.run import NewestCommit, Run
 from orchestrator.runs.tracking import Tracking, ending_tags, log_tags
 from orchestrator.runs.trial_context import TrialContext
 from orchestrator.storage.address import below
@@ -201,7 +201,7 @@ def _train_in(
         beside = experiment.train.evaluation == "beside"
         with connected(experiment.cluster, beside=beside), ClusterWatch() as watch:
             placement, in_loop = _placed(plan, run, watch, in_sweep=trial is not None)
-            with marked_folder(plan, run_dir, done=done, say=run.say) as marker:
+            with marked_folder(plan, run_dir, done=done, say=run.say) as around:
                 # Only now does the folder belong to this experiment: a start that finds no cluster,
                 # or none that will do, leaves nothing that would refuse the next.
                 record_run(run_dir, identity, resolved.tree, claim)
@@ -217,7 +217,7 @@ def _train_in(
                     extensions=claim.extensions,
                     driver_began=began,
                 )
-                outcome, shipped = _tracked(run, plan, job, placement, tracking, marker, watch)
+                outcome, shipped = _tracked(run, plan, job, placement, tracking, around, watch)
         # Nothing is written in the place of a folder that is gone.
         lock.require_in_place()
         result = result_of(job, outcome, shipped, time.monotonic() - started)
@@ -313,7 +313,7 @@ def _tracked(
     job: TrainingJob,
     placement: Placement,
     tracking: Tracking,
-    marker: str | None,
+    around: Surroundings,
     watch: ClusterWatch,
 ) -> tuple[Outcome, Shipped | None]:
     """Train while MLflow is kept up to date, and tell it how the run ended, whatever happens."""
@@ -327,7 +327,7 @@ def _tracked(
     outcome: Outcome | None = None
     best: str | None = None
     try:
-        outcome = _train(run, plan, job, placement, marker, watch)
+        outcome = _train(run, plan, job, placement, around, watch)
         best = outcome.best_checkpoint
         if mirror is not None and best is not None:
             best = str(copy_commit(mirror.storage, best, LocalStorage(run.folder)))
@@ -377,7 +377,7 @@ def _train(
     plan: Plan,
     job: TrainingJob,
     placement: Placement,
-    marker: str | None,
+    around: Surroundings,
     watch: ClusterWatch,
 ) -> Outcome:
     """Train on the cluster, showing progress and listening for a wish to stop."""
@@ -392,7 +392,6 @@ def _train(
     stop = StopWish(run.folder)
     log = run.folder / EVENTS
     offset = log.stat().st_size if log.exists() else 0
-    store = open_store(job)
     tasks: int | None = None
     if experiment.data.tasks != "auto":
         tasks = experiment.data.tasks
@@ -418,11 +417,8 @@ def _train(
         before = stop.asked.is_set() and stop.is_before_training()
         return stop.error() if before else None
 
-    def newest_step() -> int | None:
-        found = store.latest()
-        return None if found.commit is None else found.commit.step
-
-    hold = Hold(newest_step, run.lock, run.folder_lock, marker)
+    newest = NewestCommit(open_store(job))
+    hold = Hold(newest, run.lock, run.folder_lock, around.marker, around.look)
 
     def training() -> Outcome:
         return fit(job, data, placement, hold, stop)

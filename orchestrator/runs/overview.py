@@ -125,8 +125,9 @@ def _run(folder: Path) -> Standing:
 def read_result(folder: Path) -> dict[str, Any]:
     """What ``result.json`` of a run says; nothing where there is none that can be read."""
     result = _read(folder / RESULT)
-    whole = isinstance(result.get("steps"), int) and isinstance(result.get("metrics"), dict)
-    return result if whole else {}
+    metrics = result.get("metrics")
+    whole = isinstance(result.get("steps"), int) and isinstance(metrics, dict)
+    return result if whole and isinstance(metrics.get("AP"), float | int | None) else {}
 
 
 def is_outdated(result: Mapping[str, Any], step: int) -> bool:
@@ -187,12 +188,14 @@ def _sweep(folder: Path) -> Standing:
     trials: list[dict[str, Any]] = summary.get("trials", [])
     try:
         ended = sum(trial["state"] in ("done", "stopped", "failed") for trial in trials)
-        scores = {trial["name"]: trial["score"] for trial in trials}
+        scores = {str(trial["name"]): trial["score"] for trial in trials}
+        if not all(isinstance(score, float | int | None) for score in scores.values()):
+            raise TypeError("a score is no number")
     except (TypeError, KeyError):
         summary, ended, scores = {}, 0, {}
     if os.path.lexists(folder / SWEEP_RESULT) and not summary:
         troubles.append(f"{SWEEP_RESULT} cannot be read, so it is not known how its trials stand")
-    best = summary.get("best")
+    best = str(summary.get("best"))
     score = scores.get(best)
     note = f"best {best}" if best in scores else ""
     state = str(summary.get("state", "unfinished"))

@@ -28,7 +28,7 @@ from typing_extensions import Self
 from orchestrator.accelerators import Accelerator
 from orchestrator.credentials import mask
 from orchestrator.data.stream.local import LocalStream
-from orchestrator.errors import OrchestratorError, PreemptedError
+from orchestrator.errors import OrchestratorError, PreemptedError, first_line
 from orchestrator.runs.plan import Plan
 from orchestrator.training.interrupt import asked_to_stop, stopping_politely
 from orchestrator.training.job import Outcome
@@ -97,7 +97,7 @@ def rank_main(task: RankTask) -> None:
         sys.exit(error.exit_code)
     except RuntimeError as error:
         # How torch says that another rank is gone; that one's story is the one worth telling.
-        print(f"rank {task.rank}: {mask(str(error).splitlines()[0])}", file=sys.stderr)
+        print(f"rank {task.rank}: {mask(first_line(error))}", file=sys.stderr)
         sys.exit(_FAILED)
     sys.exit(0 if outcome.state == "done" else PreemptedError.exit_code)
 

@@ -1,7 +1,8 @@
 """Which nodes of the cluster see what a run needs, and its folder: looked at before the first step.
 
 A run folder need not be shared: where nodes do not see it, their workers send what they write
-through the driver (:mod:`orchestrator.cluster.relay`). What they read they have to see.
+through the driver (:mod:`orchestrator.cluster.relay`). What they read they have to see. Nodes that
+join later are looked at before the next start of workers, which may be put there.
 """
 
 from __future__ import annotations
@@ -27,10 +28,55 @@ from orchestrator.runs.plan import Plan
 from orchestrator.storage.address import is_remote
 
 
+class Surroundings:
+    """The nodes of a cluster that a run has looked at.
+
+    Args:
+        plan: of the run.
+        marker: a file in its folder, by which workers know the folder; None where every worker
+            runs on this node, and always will.
+        say: told where the folder is not shared.
+    """
+
+    def __init__(self, plan: Plan, marker: Path | None, say: Callable[[str], None]) -> None:
+        self._plan = plan
+        self._marker = marker
+        self._say = say
+        self._seen: set[str] = set()
+
+    @property
+    def marker(self) -> str | None:
+        """Name of the file."""
+        return None if self._marker is None else self._marker.name
+
+    def look(self, done: int) -> None:
+        """Look at the nodes that have joined since the last time; at first at all.
+
+        Args:
+            done: optimizer steps behind the newest commit.
+
+        Raises:
+            ConfigError: a node does not see what it needs, or two cannot talk to each other.
+        """
+        if self._marker is None:
+            return
+        joined = [node for node in alive_nodes() if node.cpus > 0 and node.id not in self._seen]
+        if any(node.id != this_node() for node in joined):
+            private = survey(joined, needed_by(self._plan, done), self._marker)
+            if private and self._plan.job.bucket is None:
+                leave_note(_note_of(self._marker.parent), this_node())
+            if private:
+                self._say(
+                    f"run folder: {self._marker.parent} is on the driver's node alone; workers on "
+                    f"{names_of(private)} send through it what they write"
+                )
+        self._seen |= {node.id for node in joined}
+
+
 @contextmanager
 def marked_folder(
     plan: Plan, run_dir: Path, *, done: int, say: Callable[[str], None]
-) -> Iterator[str | None]:
+) -> Iterator[Surroundings]:
     """Look around in the cluster; the run folder holds a mark by which workers know it.
 
     Args:
@@ -39,9 +85,6 @@ def marked_folder(
         done: optimizer steps behind its newest commit.
         say: told where the folder is not shared.
 
-    Yields:
-        Name of the mark; None where every worker runs on this node.
-
     Raises:
         ConfigError: a node does not see what it needs, or two cannot talk to each other.
         StorageError: the run has its folder on another node's disk.
@@ -49,25 +92,16 @@ def marked_folder(
     for left in run_dir.glob(".here-*"):  # By a driver that was killed.
         left.unlink(missing_ok=True)
     if is_own_ray():
-        yield None
+        yield Surroundings(plan, None, say)
         return
-    nodes = {node.id: node for node in alive_nodes()}
-    _require_home(run_dir, nodes, done)
+    _require_home(run_dir, {node.id: node for node in alive_nodes()}, done)
     # Its name was never looked up before, so no node has cached that it is not there.
     marker = run_dir / f".here-{uuid.uuid4().hex}"
     marker.touch()
     try:
-        at_work = [node for node in nodes.values() if node.cpus > 0]
-        if any(node.id != this_node() for node in at_work):
-            private = survey(at_work, needed_by(plan, done), marker)
-            if private and plan.job.bucket is None:
-                leave_note(_note_of(run_dir), this_node())
-            if private:
-                say(
-                    f"run folder: {run_dir} is on the driver's node alone; workers on "
-                    f"{names_of(private)} send through it what they write"
-                )
-        yield marker.name
+        around = Surroundings(plan, marker, say)
+        around.look(done)
+        yield around
     finally:
         marker.unlink(missing_ok=True)
 

@@ -7,7 +7,9 @@ from pathlib import Path
 
 from rich.console import Console
 
+from orchestrator.checkpoints.commit import CommitStore
 from orchestrator.checkpoints.manifest import checked_commits
+from orchestrator.checkpoints.retention import newest_taken_away, say_taken_away
 from orchestrator.errors import StorageError, say
 from orchestrator.storage.atomic import write_atomic
 from orchestrator.storage.bucket import commit_storage
@@ -15,7 +17,7 @@ from orchestrator.storage.bucket_lock import BucketLock
 from orchestrator.storage.bucket_mirror import BucketMirror
 from orchestrator.storage.folder_lock import RunLock
 from orchestrator.storage.local import Storage
-from orchestrator.storage.run_files import EVENTS
+from orchestrator.storage.run_files import CHECKPOINTS, EVENTS
 from orchestrator.tracking.events import lost_since
 
 
@@ -63,8 +65,15 @@ class Run:
         return True
 
     def done(self) -> int:
-        """Steps behind its newest commit; says when the log has lost what was measured in them."""
+        """Steps behind its newest commit; says what was lost of it, and of what was measured."""
         newest = next(iter(checked_commits(self.commits)), None)
+        gone = newest_taken_away(self.commits)
+        if gone is not None:
+            there = "at the beginning" if newest is None else f"after step {newest.step}"
+            self.say(
+                f"warning: {self.commits.describe(CHECKPOINTS)}: the checkpoint of step {gone}, "
+                f"the newest that was made, is gone; the run goes on {there}"
+            )
         if newest is None:
             return 0
         mark = newest.manifest.log
@@ -91,3 +100,28 @@ class Run:
             f"{there}. Next: see that this folder was not moved or emptied meanwhile, then run "
             "the same command again"
         )
+
+
+class NewestCommit:
+    """Which commit an attempt goes on from; asked by the driver before each.
+
+    Args:
+        store: of the run.
+    """
+
+    def __init__(self, store: CommitStore) -> None:
+        self._store = store
+        self._gone_before = newest_taken_away(store.storage)
+
+    def __call__(self) -> int | None:
+        """Step of the newest verified commit; None where there is none.
+
+        Raises:
+            StorageError: since this start began, others have removed a newer one. Going on would
+                train its steps again, and say nothing.
+        """
+        found = self._store.latest()
+        gone = newest_taken_away(self._store.storage)
+        if gone is not None and gone != self._gone_before:
+            raise say_taken_away(self._store.storage, [gone])
+        return None if found.commit is None else found.commit.step

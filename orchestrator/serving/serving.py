@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from orchestrator.cluster.actor_pool import actor_options
 from orchestrator.cluster.connection import connected
 from orchestrator.cluster.placement import place
-from orchestrator.data.decode import BadImageError, decode_image
+from orchestrator.data.decode import BadImageError, TooManyPixelsError, decode_image
 from orchestrator.errors import ConfigError
 from orchestrator.predict.loading import LoadedDetector
 from orchestrator.predict.prediction import Prediction, kept, network_of, to_seed_json
@@ -111,9 +111,15 @@ class BatchDetector:
     def _read(self, query: Query) -> NDArray[np.uint8] | BadImageError:
         try:
             limit = self.job.limits.max_pixels
-            return decode_image(query.data, max_pixels=limit, decoding=self.job.loaded.pictures)
+            pixels = decode_image(query.data, max_pixels=limit, decoding=self.job.loaded.pictures)
+            if self.job.how.tiles is not None:
+                self.job.how.tiles.require_few(*pixels.shape[:2], "the image")
         except BadImageError as error:
             return error
+        except ConfigError as error:
+            # Those of the same batch are answered.
+            return TooManyPixelsError(str(error))
+        return pixels
 
     def answer(
         self, queries: Sequence[Query], read: Sequence[NDArray[np.uint8] | BadImageError]

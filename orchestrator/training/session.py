@@ -147,6 +147,7 @@ def run_rank(
             with accelerator.naming_operators():
                 outcome = engine.run()
             with pulse.waiting("end"):
+                store.require_kept()
                 store.close()
             if events is not None:
                 events.flush(sync=True)

@@ -61,6 +61,25 @@ class TestRetention:
         store.wait()
         assert len(storage.list("ckpt")) == 4
 
+    def test_what_others_delete_is_told_from_what_retention_does(
+        self, storage: Storage, tmp_path: Path
+    ) -> None:
+        store = CommitStore(storage, keep_last=2, keep_best=1)
+        store.sweep()
+        save(store, 1, 2, 3, 4)
+        store.require_kept()
+        (mine,) = tmp_path.glob("run/ckpt/000000003*")
+        shutil.rmtree(mine)
+        with pytest.raises(StorageError, match="the checkpoint of step 3 of this run is gone"):
+            store.require_kept()
+        with pytest.raises(StorageError, match="the checkpoint of step 3 of this run is gone"):
+            save(store, 5)
+        # Whoever comes next knows nothing of it, and goes on.
+        fresh = CommitStore(storage, keep_last=2, keep_best=1)
+        fresh.sweep()
+        save(fresh, 6)
+        assert steps_of(fresh) == [5, 6]
+
 
 class TestAsync:
     class Gated(FaultyStorage):

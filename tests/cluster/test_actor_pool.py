@@ -6,11 +6,11 @@ from collections import Counter
 from collections.abc import Callable
 
 import pytest
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayTaskError
 
 from orchestrator.cluster import actor_pool
 from orchestrator.cluster.actor_pool import actor_options, share_out
-from orchestrator.errors import PreemptedError
+from orchestrator.errors import DataError, PreemptedError
 
 
 def test_every_kind_of_device_is_reserved() -> None:
@@ -69,3 +69,13 @@ def test_a_share_does_not_take_every_process_with_it() -> None:
     with pytest.raises(PreemptedError, match="3 were lost at the same work"):
         list(share_out(processes, [0]))
     assert list(share_out(processes, [])) == []
+
+
+def test_what_a_worker_says_for_people_comes_without_its_traceback() -> None:
+    def refuses(name: str, share: int) -> bool:
+        cause = DataError("video.avi: OpenCV cannot open this video")
+        raise RayTaskError("run", "Traceback ...", cause).as_instanceof_cause()
+
+    with pytest.raises(DataError) as refused:
+        list(share_out([Process("a", refuses)], [0]))
+    assert str(refused.value) == "video.avi: OpenCV cannot open this video"

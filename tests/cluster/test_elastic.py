@@ -137,6 +137,23 @@ def test_a_head_that_does_not_answer_does_not_end_the_search(nodes, monkeypatch)
     assert asked == [1]
 
 
+def test_a_node_that_lacks_the_data_ends_no_attempt(nodes, caplog):
+    """Workers that train go on; the attempt that took over would be refused."""
+    trouble = [ConfigError("data.train.images: /data cannot be read on b")]
+
+    def look():
+        if trouble:
+            raise trouble.pop()
+
+    asked = []
+    growth = elastic.Growth([1, 2], 1, PLACEMENT, lambda: asked.append(len(trouble)), look=look)
+    nodes.append(node("b", 8.0))
+    with growth.watching():
+        wait_for(lambda: growth.asked)
+    assert asked == [0]
+    assert "none are taken: data.train.images: /data cannot be read on b" in caplog.text
+
+
 def test_what_was_asked_for_in_vain_is_asked_for_later(nodes, monkeypatch):
     looks = []
     monkeypatch.setattr(elastic, "alive_nodes", lambda: looks.append(1) or list(nodes))

@@ -54,10 +54,14 @@ def test_windows_cover_and_overlap(seed: int) -> None:
 
 def test_tiles_without_number_are_refused(config: DataConfig) -> None:
     data = read_split(config, config.train).dataset
-    assert Tiles((2, 2), 1).count(40, 50) == len(Tiles((2, 2), 1).windows(40, 50)) == 39 * 49
+    assert Tiles((2, 2), 1).grid(40, 50) == (39, 49)
+    assert len(Tiles((2, 2), 1).windows(40, 50)) == 39 * 49
     large = replace(data, heights=data.heights * 100, widths=data.widths * 100)
-    with pytest.raises(ConfigError, match=r"tiles of 9x8, allowed are 16384 an image"):
+    with pytest.raises(ConfigError, match=r"9x8 pixels .* tiles, allowed are 16384 an image"):
         tiled(large, Tiles((8, 9), 0))
+    Tiles((8, 8), 0).require_few(1024, 1024, "exactly 128 x 128")
+    with pytest.raises(ConfigError, match=r"1025x1024 .* 128 rows of 129 = 16512 tiles"):
+        Tiles((8, 8), 0).require_few(1024, 1025, "a.png")
 
 
 def test_boxes_that_no_tile_shows_enough_of(config: DataConfig) -> None:

@@ -88,6 +88,9 @@ def test_an_unreadable_image_is_said_and_counts_as_missed(small_run):
     assert len(done.unreadable) == 1
     assert "gone.jpg" in done.unreadable[0]
     assert done.analysis.metrics.unseen_images == 1
+    gone = type(dataset)(**{**dataset.__dict__, "files": ("a.jpg", "images/gone.jpg")})
+    with pytest.raises(DataError, match=r"none of 2 images can be read; the first: .*a\.jpg"):
+        evaluate_detector(loaded, gone, how)
 
 
 def test_other_classes_are_refused(small_run, tmp_path):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -14,7 +16,7 @@ from detectors.config import PostprocessConfig
 from orchestrator.cli.main import main
 from orchestrator.data.decode import BadImageError, read_image
 from orchestrator.data.label_map import LabelMap
-from orchestrator.errors import ConfigError, DataError
+from orchestrator.errors import ConfigError, DataError, StorageError
 from orchestrator.pages.drawing import (
     Mark,
     colour_of,
@@ -24,7 +26,7 @@ from orchestrator.pages.drawing import (
     ink,
     text_colour,
 )
-from orchestrator.predict import draw_predictions, prediction
+from orchestrator.predict import draw_predictions, inputs, prediction
 from orchestrator.predict.inputs import Picture, list_pictures, read_pictures
 from orchestrator.predict.prediction import work_folder
 from tests.support.own_process import orchestrator
@@ -78,7 +80,7 @@ def test_results_of_predict_score_as_evaluate_does(small_run, images, tmp_path):
     assert cached == pytest.approx(fresh, abs=1e-6)
 
 
-def test_killed_twice_it_ends_as_the_unbroken_one(small_run, images, tmp_path, monkeypatch):
+def test_killed_twice_it_ends_as_the_unbroken_one(small_run, images, tmp_path, monkeypatch, caplog):
     whole = predict(small_run, tmp_path / "whole.json", str(images))
     out = tmp_path / "broken.json"
     true = prediction.ShareWorker.run
@@ -96,6 +98,9 @@ def test_killed_twice_it_ends_as_the_unbroken_one(small_run, images, tmp_path, m
     assert main(arguments) == 130
     assert main(arguments) == 130
     assert not out.exists()
+    for count in (1, 2):
+        said = f"holds {count} of 5 parts of this prediction, after which the same command goes on"
+        assert f"{work_folder(out)}: {said}" in caplog.text
     assert main(arguments) == 0
     assert json.loads(out.read_text()) == whole
     assert out.read_bytes() == (tmp_path / "whole.json").read_bytes()
@@ -133,11 +138,46 @@ def test_unreadable_and_empty_pictures(small_run, images, tmp_path, capsys):
     assert drawn.shape == read_image(images / "200.png").shape
 
 
-def test_nothing_readable_is_an_error(small_run, tmp_path, capsys):
+def test_nothing_readable_is_an_error_that_leaves_nothing(small_run, images, tmp_path, capsys):
     (tmp_path / "bad.jpg").write_bytes(b"no image")
-    arguments = ["predict", str(small_run), str(tmp_path / "bad.jpg")]
-    assert main([*arguments, "--output", str(tmp_path / "p.json")]) == DataError.exit_code
+    words = [str(small_run), str(tmp_path / "bad.jpg"), "--output", str(tmp_path / "p.json")]
+    assert main(["predict", *words]) == DataError.exit_code
     assert "none of 1 pictures can be read" in capsys.readouterr().err
+    assert not work_folder(tmp_path / "p.json").exists()
+    # It may be there the next time.
+    (tmp_path / "bad.jpg").write_bytes((images / "200.png").read_bytes())
+    assert main(["predict", *words]) == 0
+
+
+@pytest.mark.parametrize("content", [b"[7]", b"[]"])
+def test_a_part_that_a_disk_has_damaged_is_done_again(
+    small_run, images, tmp_path, monkeypatch, caplog, content
+):
+    out, true = tmp_path / "p.json", prediction.ShareWorker.run
+    arguments = ["predict", str(small_run), str(images), "--output", str(out), "--batch", "4"]
+
+    def failing(self, number):
+        if number == 4:
+            raise OSError(errno.EIO, "Input/output error", "a.png")
+        return true(self, number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(prediction.ShareWorker, "run", failing)
+        assert main(arguments) == StorageError.exit_code
+    assert "p.json.parts: holds 4 of 5 parts" in caplog.text
+    next(work_folder(out).glob("*/part-000002.json")).write_bytes(content)
+    assert main(arguments) == 0
+    assert len(json.loads(out.read_text())) == 19
+
+
+def test_tiles_without_number_are_refused_before_any_is_made(small_run, tmp_path, capsys):
+    cv2.imwrite(str(tmp_path / "large.png"), np.zeros((400, 500, 3), np.uint8))
+    out = tmp_path / "p.json"
+    words = [str(tmp_path / "large.png"), "--tiles", "8x8+7", "--output", str(out)]
+    assert main(["predict", str(small_run), *words]) == ConfigError.exit_code
+    said = capsys.readouterr().err
+    assert "500x400 pixels, into 393 rows of 493 = 193749 tiles, allowed are 16384" in said
+    assert not work_folder(out).exists()
 
 
 def test_inputs_of_every_kind(tmp_path, monkeypatch):
@@ -154,6 +194,9 @@ def test_inputs_of_every_kind(tmp_path, monkeypatch):
         list_pictures(["b"])
     with pytest.raises(DataError, match="there is no such image"):
         list_pictures(["a" * 300 + ".jpg"])
+    # What the first word names must not hide that the second one, meant so, names nothing.
+    with pytest.raises(DataError, match=r"\[ab\]: fits 2 folders and no file.*write \[ab\]/\*"):
+        list_pictures(["a/2.jpg", "[ab]"])
 
 
 @pytest.fixture
@@ -237,7 +280,7 @@ def test_what_cannot_be_watched(small_run, words, code, message, capfd, monkeypa
     assert message in capfd.readouterr().err
 
 
-def test_frames_of_a_video(video):
+def test_frames_of_a_video(video, monkeypatch):
     path = video
     pictures = list_pictures([str(path)])
     assert [picture.frame for picture in pictures] == list(range(6))
@@ -249,6 +292,9 @@ def test_frames_of_a_video(video):
             assert abs(float(pixels.mean()) - picture.frame * 40) < 3
     ((_, beyond),) = read_pictures([Picture(str(path), 9)])
     assert isinstance(beyond, BadImageError)
+    monkeypatch.setattr(inputs, "open_video", lambda path: SimpleNamespace(grab=bool, release=bool))
+    with pytest.raises(DataError, match="not one frame can be decoded"):
+        list_pictures([str(path)])
 
 
 def test_drawing_a_file_of_predictions(small_run, images, tmp_path):

@@ -126,6 +126,31 @@ def test_a_store_that_does_not_answer_is_named(monkeypatch):
         list_remote("s3://bucket/x", (".png",))
 
 
+def test_a_store_that_falls_silent_loses_no_picture(bucket, small_run, tmp_path, monkeypatch):
+    out = tmp_path / "p.json"
+    words = ["predict", str(small_run), "s3://bucket/images/2*", "--output", str(out)]
+
+    class Silent:
+        def __init__(self, store):
+            self.store = store
+
+        def open_input_file(self, path):
+            if path.endswith("203.png"):
+                raise OSError("no connection")
+            return self.store.open_input_file(path)
+
+        def __getattr__(self, name):
+            return getattr(self.store, name)
+
+    store = remote._filesystem("")
+    with monkeypatch.context() as patch:
+        patch.setattr(remote, "_filesystem", lambda uri: Silent(store))
+        assert main(words) == StorageError.exit_code
+    assert not out.exists()
+    assert main(words) == 0
+    assert len(json.loads(out.read_text())) == 7
+
+
 @pytest.mark.skipif(ENDPOINT is None, reason="S3_ENDPOINT names no server")
 def test_predicting_over_the_s3_protocol(small_run, tmp_path, monkeypatch):
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from orchestrator.cli.main import main
 from orchestrator.data.demo.digits import Recipe, build_digits
+from orchestrator.errors import OrchestratorError, StorageError
 from orchestrator.runs import check_resume as module
 from orchestrator.runs.processes import RankTask, rank_main
 from tests.support.chaos_run import EXPERIMENT
@@ -63,6 +65,17 @@ def test_a_difference_is_found(
     error = capsys.readouterr().err
     assert "not the same after 3 steps" in error
     assert "weights.safetensors" in error
+
+
+def test_what_its_ranks_were_refused_for_is_no_bug_of_the_check() -> None:
+    plan: Any = SimpleNamespace(job=SimpleNamespace(run_dir="runs/whole"))
+    with pytest.raises(StorageError, match="failed by itself"):
+        # One met a full disk, and the other one lost it.
+        module._require_success([70, 71, -9], plan)
+    module._require_success([0, 0, 0], plan)
+    with pytest.raises(OrchestratorError) as failed:
+        module._require_success([0, 70], plan)
+    assert failed.value.exit_code == 70
 
 
 def test_too_little_to_check_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

@@ -114,6 +114,7 @@ class Attempts:
 
     Attributes:
         meanwhile: called in every attempt.
+        look: at nodes that have joined, before every attempt; told how many steps are done.
     """
 
     def __init__(self, *plan: tuple[Any, int]) -> None:
@@ -122,6 +123,7 @@ class Attempts:
         self.fences: list[Any] = []
         self.patience: list[float] = []
         self.meanwhile: Callable[[], None] = lambda: None
+        self.look: Callable[[int], None] = lambda done: None
 
     def __call__(self, job: Any, data: Any, placement: Any, patience: float, way: Any) -> Any:
         assert way.is_shared()
@@ -170,7 +172,7 @@ def fit(
             job,  # type: ignore[arg-type]
             None,  # type: ignore[arg-type]
             place(ClusterConfig()),
-            trainer.Hold(lambda: attempts.commit, lock, lock, marker=None),
+            trainer.Hold(lambda: attempts.commit, lock, lock, None, attempts.look),
             stop,
         )
 
@@ -222,6 +224,22 @@ def test_what_is_wrong_with_the_data_is_not_tried_again(fit: Callable[[Attempts]
     attempts = Attempts((DataError("image 7 is missing"), 0), (None, 1))
     with pytest.raises(DataError, match="image 7 is missing"):
         fit(attempts)
+    assert len(attempts.plan) == 1
+
+
+def test_nodes_are_looked_at_before_every_attempt(fit: Callable[[Attempts], Any]) -> None:
+    attempts = Attempts((RuntimeError("its node is gone"), 2), (None, 1))
+    done: list[int] = []
+
+    def look(steps: int) -> None:
+        done.append(steps)
+        if steps:
+            raise ConfigError("data.train.images: /data cannot be read on 10.0.0.9")
+
+    attempts.look = look
+    with pytest.raises(ConfigError, match=r"cannot be read on 10\.0\.0\.9"):
+        fit(attempts)
+    assert done == [0, 2]
     assert len(attempts.plan) == 1
 
 
@@ -278,7 +296,9 @@ class Growing:
         self.attempts = attempts
         self.vain: list[int] = []
 
-    def __call__(self, numbers: Any, now: int, placement: Any, ask: Any, *, vain: int) -> Any:
+    def __call__(
+        self, numbers: Any, now: int, placement: Any, ask: Any, *, look: Any, vain: int
+    ) -> Any:
         asks = len(self.vain) in self.attempts
         self.vain.append(vain)
         if asks:

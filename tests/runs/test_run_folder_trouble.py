@@ -18,18 +18,22 @@ from orchestrator.data.readers.coco import read_coco
 from orchestrator.data.stream.local import LocalStream
 from orchestrator.errors import StorageError
 from orchestrator.runs.plan import Plan
+from orchestrator.runs.run import NewestCommit
 from orchestrator.runs.tracking import log_tags
 from orchestrator.storage.folder_lock import RunLock
+from orchestrator.storage.local import LocalStorage
 from orchestrator.storage.run_files import EVALUATION, EVENTS, STOP
 from orchestrator.tracking.events import EventLog, LogMark, lost_since, read_events
 from orchestrator.training import session, validation
 from orchestrator.training.job import Outcome
 from orchestrator.training.session import open_store
 from tests.support.chaos_run import small_detector, small_plan
+from tests.support.commit_scenario import save
 from tests.support.evaluators import fickle_detector
 from tests.support.local_runs import StoppingStream, train
 from tests.support.run_folders import rng, write_data, write_run
 from tests.support.simulated_detectors import Skill, detect, make_truth
+from tests.support.waiting import wait_for
 
 
 @pytest.fixture(autouse=True)
@@ -82,6 +86,46 @@ def test_a_folder_that_vanishes_stops_the_run(
         train(plan, DisturbedStream(plan, 3, disturb))
     # Where there is nothing, or another folder, nothing was put.
     assert not (tmp_path / "run" / EVENTS).exists()
+
+
+@pytest.mark.parametrize("doomed", ["ckpt", "ckpt/000000002"])
+def test_checkpoints_that_others_remove_end_the_run_at_its_next_commit(
+    doomed: str, tmp_path: Path, digits: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    collected: list[int] = []
+    collect = CommitStore._collect
+    monkeypatch.setattr(CommitStore, "_collect", lambda s: (collect(s), collected.append(1)))
+
+    def disturb(folder: Path) -> None:
+        # Once as the run begins, and once as its first commit is done.
+        wait_for(lambda: len(collected) == 2)
+        shutil.rmtree(folder / doomed)
+
+    plan = small_plan(tmp_path / "run", digits, "train.checkpoint.every_steps=2")
+    with pytest.raises(StorageError, match=r"/ckpt: the checkpoint of step 2 .* is gone"):
+        train(plan, DisturbedStream(plan, 3, disturb))
+    newest = open_store(plan.job).latest().commit
+    # What was in memory is committed, so that no more is lost than others removed.
+    assert newest is not None
+    assert newest.step == 4
+    ended = train(plan)
+    assert (ended.state, ended.resumed_from) == ("done", 4)
+
+
+def test_a_commit_that_others_remove_between_two_attempts_is_missed(tmp_path: Path) -> None:
+    store = CommitStore(LocalStorage(tmp_path))
+    save(store, 1, 2)
+    (tmp_path / "ckpt" / "000000002" / "state.json").unlink()
+    store.sweep()  # Moves a torn one aside, and says so.
+    ask = NewestCommit(store)
+    assert ask() == 1
+    save(store, 2, 3)
+    assert ask() == 3
+    (tmp_path / "ckpt").rename(tmp_path / "away")
+    with pytest.raises(StorageError, match="the checkpoint of step 3 of this run is gone"):
+        ask()
+    # Whoever moves them away and begins anew has decided so.
+    assert NewestCommit(CommitStore(LocalStorage(tmp_path)))() is None
 
 
 def test_a_fence_knows_a_folder_that_is_not_its_own(tmp_path: Path) -> None:
@@ -234,6 +278,12 @@ def one_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("events.jsonl", b'{"seq":1e999,"kind":"","step":0,"time_ms":0}\n', "done", "1 damaged"),
         ("result.json", b'{"state', "unfinished, step 15", "result.json cannot be read"),
         ("result.json", b"[" * 100_000, "unfinished, step 15", "result.json cannot be read"),
+        (
+            "result.json",
+            b'{"state": "done", "steps": 15, "metrics": {"AP": "0.5"}}',
+            "unfinished, step 15",
+            "result.json cannot be read",
+        ),
     ],
 )
 def test_damage_of_a_run_is_said_where_runs_are_listed(

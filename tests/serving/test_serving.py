@@ -15,6 +15,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -22,6 +23,7 @@ import numpy as np
 import pytest
 
 from orchestrator.cli.main import main
+from orchestrator.data.tiling import Tiles
 from orchestrator.errors import ConfigError, SecurityError
 from orchestrator.predict.loading import load_detector
 from orchestrator.predict.predictor import DetectOptions
@@ -90,6 +92,12 @@ def test_a_damaged_image_spoils_no_neighbour(small_run, pictures, predicted):
         assert status == {query.name: expected[query.name] for query in queries}
     answer = detector.answer([good], detector.read([good]))[0]
     assert json.loads(answer.body) == {good.name: predicted[good.name]}
+    # The good one is a tile, the large one far more than are allowed.
+    tiny = job(small_run)
+    how = replace(tiny.how, tiles=Tiles((160, 160), 159))
+    detector = BatchDetector(replace(tiny, how=how))
+    answers = detector.answer([good, large], detector.read([good, large]))
+    assert [answer.status for answer in answers] == [200, 413]
 
 
 def test_other_machines_need_a_token(capsys, monkeypatch, tmp_path):
