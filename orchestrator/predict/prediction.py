@@ -262,7 +262,8 @@ class ShareWorker:
             for picture, pixels in batch:
                 if not isinstance(pixels, BadImageError):
                     if self.job.how.tiles is not None:
-                        self.job.how.tiles.require_few(*pixels.shape[:2], picture.key)
+                        height, width, _ = pixels.shape
+                        self.job.how.tiles.require_few(height, width, picture.key)
                     images.append(pixels)
             found = iter(self._detect(images))
             for picture, pixels in batch:

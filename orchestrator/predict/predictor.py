@@ -122,7 +122,7 @@ def _in_tiles(
 ) -> list[ImageDetections]:
     """Detections of images that are looked at tile by tile."""
     for image in images:
-        tiles.require_few(*image.shape[:2], "an image")
+        tiles.require_few(image.shape[0], image.shape[1], "an image")
     grids = [tiles.windows(*image.shape[:2]) for image in images]
     places = [(image, row) for image, grid in enumerate(grids) for row in range(len(grid))]
     alone, found = replace(how, tiles=None), []

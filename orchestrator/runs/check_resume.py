@@ -33,10 +33,13 @@ from orchestrator.training.session import open_store
 
 _POLL_SECONDS = 0.02
 #: What a rank ends with that was refused or stopped, and is no bug.
-_KINDS = {
-    kind.exit_code: kind
-    for kind in (ConfigError, DataError, StorageError, PreemptedError, SecurityError)
-}
+_REFUSALS: tuple[type[OrchestratorError], ...] = (
+    ConfigError,
+    DataError,
+    StorageError,
+    PreemptedError,
+    SecurityError,
+)
 
 
 @dataclass(frozen=True)
@@ -147,7 +150,8 @@ def _finish(plan: Plan, accelerator: Accelerator) -> None:
 def _require_success(codes: Sequence[int] | None, plan: Plan) -> None:
     if codes is not None and any(codes):
         # The others have lost a rank, or were killed for it.
-        kind = next((_KINDS[code] for code in codes if code in _KINDS), OrchestratorError)
+        refusals = (kind for code in codes for kind in _REFUSALS if kind.exit_code == code)
+        kind = next(refusals, OrchestratorError)
         raise kind(
             f"check-resume: the run in {plan.job.run_dir} failed by itself (exit codes "
             f"{', '.join(map(str, codes))}); its reason is printed above. Next: make the "

@@ -113,7 +113,7 @@ class BatchDetector:
             limit = self.job.limits.max_pixels
             pixels = decode_image(query.data, max_pixels=limit, decoding=self.job.loaded.pictures)
             if self.job.how.tiles is not None:
-                self.job.how.tiles.require_few(*pixels.shape[:2], "the image")
+                self.job.how.tiles.require_few(pixels.shape[0], pixels.shape[1], "the image")
         except BadImageError as error:
             return error
         except ConfigError as error:
