@@ -173,9 +173,8 @@ class Sweep:
         settings = resolved.experiment.train
         rate, total = settings.optimizer.lr, settings.max_steps or settings.epochs
         fence = None if mirror is None else mirror.lock.advance()
-        store = CommitStore(
-            LocalStorage(run_dir) if mirror is None else mirror.storage, fence=fence
-        )
+        commits = LocalStorage(run_dir) if mirror is None else mirror.storage
+        store = CommitStore(commits, fence=fence)
         found = store.latest().commit
         scored = found is not None and found.metrics is not None
         state = _after(rate, None) if found is None else store.load(found.step)

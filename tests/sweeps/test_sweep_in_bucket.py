@@ -44,7 +44,7 @@ def test_in_a_bucket_it_is_the_sweep_that_it_is_in_a_folder(
     first = sweep.summary()
     assert first["best"] == plain.summary()["best"]
     # The best is named by its address, and at hand for other commands.
-    root, slash, inner = first["best_checkpoint"].partition(f"/{first['best']}/")
+    root, _, inner = first["best_checkpoint"].partition(f"/{first['best']}/")
     assert root == "s3://bucket/runs/swept"
     best = CommitStore(LocalStorage(sweep.work / first["best"])).best()
     assert best is not None
@@ -105,7 +105,7 @@ def test_two_drivers_do_not_hold_one_sweep(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.undo()
     monkeypatch.setattr(object_storage, "_opened", bucket.open)
     with (
-        BucketLock(f"{LOCATION.replace('runs', 'runs/swept')}", heartbeat=0.05),
+        BucketLock(LOCATION.replace("runs", "runs/swept"), heartbeat=0.05),
         pytest.raises(HeldError, match="in use by process"),
     ):
         sweep.drive(bucket)
@@ -119,23 +119,24 @@ def test_a_driver_that_was_shut_out_decides_nothing_and_undoes_nothing(
     monkeypatch.setattr(object_storage, "_opened", bucket.open)
     monkeypatch.setattr(Holder, "ended_here", lambda _: True)
     location = LOCATION.replace("runs", "runs/swept")
-    with contextlib.ExitStack() as ghost:
-        old = ghost.enter_context(held_sweep(location, tmp_path / "old"))
-        journal = Journal(tmp_path / "old", keep=old.keep_journal)
-        journal.add("trial", trial=0)
-        with held_sweep(location, tmp_path / "new") as new:
-            later = Journal(tmp_path / "new", keep=new.keep_journal)
-            later.add("end", trial=0)
-            # The end of an upload that the ghost was in when it was taken for dead.
-            monkeypatch.setattr(old.mirror.lock, "fence", lambda: SleepyFence(old))
+    ghost = held_sweep(location, tmp_path / "old")
+    old = ghost.__enter__()
+    journal = Journal(tmp_path / "old", keep=old.keep_journal)
+    journal.add("trial", trial=0)
+    with held_sweep(location, tmp_path / "new") as new:
+        later = Journal(tmp_path / "new", keep=new.keep_journal)
+        later.add("end", trial=0)
+        # The end of an upload that the ghost was in when it was taken for dead.
+        with monkeypatch.context() as patch:
+            patch.setattr(old.mirror.lock, "fence", lambda: SleepyFence(old))
             with pytest.raises(StorageError, match="was shut out"):
                 journal.add("trial", trial=1)
-            assert [entry.content["trial"] for entry in journal.entries] == [0]
-        with held_sweep(location, tmp_path / "third"):
-            kinds = [entry.kind for entry in Journal(tmp_path / "third").entries]
-            assert kinds == ["trial", "end"]
-        monkeypatch.undo()
-        ghost.pop_all()
+        assert [entry.content["trial"] for entry in journal.entries] == [0]
+    with held_sweep(location, tmp_path / "third"):
+        kinds = [entry.kind for entry in Journal(tmp_path / "third").entries]
+        assert kinds == ["trial", "end"]
+    with pytest.raises(StorageError, match="was shut out"):
+        ghost.__exit__(None, None, None)
 
 
 class SleepyFence:
