@@ -125,8 +125,8 @@ class SweepBucket:
         if there is None or (self.mirror.run_dir / there).is_dir():
             return
         name, _, commit = there.partition("/")
-        source = open_storage(below(self.mirror.location, name))
         try:
+            source = open_storage(below(self.mirror.location, name))
             copy_commit(source, commit, LocalStorage(self.mirror.run_dir / name))
         except StorageError as error:
             log.warning("%s", error)
