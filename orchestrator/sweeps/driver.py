@@ -225,7 +225,7 @@ class _Sweep:
         if self.bucket is not None:
             found = self.bucket.bring_ended(self.record.ordered())
             if found:
-                say(self.console, f"brought from {self.planner.home}: {found} trials")
+                say(self.console, f"trials brought from {self.planner.home}: {found}")
         if ended >= self.planner.count:
             self._bring_best()
             self._write("finished")

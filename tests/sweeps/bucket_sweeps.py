@@ -176,24 +176,25 @@ class Sweep:
         commits = LocalStorage(run_dir) if mirror is None else mirror.storage
         store = CommitStore(commits, fence=fence)
         found = store.latest().commit
-        scored = found is not None and found.metrics is not None
+        scored = found is None or found.metrics is not None
         state = _after(rate, None) if found is None else store.load(found.step)
         events = EventLog(run_dir / EVENTS)
         how = "done"
-        while state.step < total or not scored:
-            if scored or found is None:
-                state = _after(rate, state)
-                store.save(state, **COMMIT_ARGUMENTS)
-            found, scored = store.latest().commit, True
-            events.metrics({"val/epoch": state.step, "val/AP": _score(state)}, step=state.step)
-            events.flush(sync=True)
-            if mirror is not None and fence is not None:
-                Records(mirror.location, run_dir, fence).push(MEASURED)
-            store.attach_metrics(state.step, {"val/AP": _score(state)})
-            store.wait()
+        while True:
+            if not scored:
+                events.metrics({"val/epoch": state.step, "val/AP": _score(state)}, step=state.step)
+                events.flush(sync=True)
+                if mirror is not None and fence is not None:
+                    Records(mirror.location, run_dir, fence).push(MEASURED)
+                store.attach_metrics(state.step, {"val/AP": _score(state)})
+                store.wait()
             if state.step in trial.judged_epochs and not self._goes_on(run_dir, state.step):
                 how = "stopped"
                 break
+            if state.step == total:
+                break
+            state, scored = _after(rate, state), False
+            store.save(state, **COMMIT_ARGUMENTS)
         store.close()
         events.close()
         best = store.best()

@@ -67,7 +67,7 @@ def cut_off(sweep: Sweep, bucket: Bucket) -> None:
         sweep.drive(bucket)
 
 
-@pytest.mark.parametrize("every", [37, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("every", [71, pytest.param(7, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", ["asha", "pbt"])
 def test_cut_off_at_any_call_what_was_decided_stands_and_what_ended_is_not_done_again(
     kind: str, every: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
