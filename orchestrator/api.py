@@ -81,7 +81,8 @@ def run(
         ConfigError: the experiment is not valid, or has a sweep, which ``orchestrator run`` runs.
         OrchestratorError: of the class that says what went wrong.
     """
-    from orchestrator.runs.driver import drive, folder_of
+    from orchestrator.config.places import folder_of
+    from orchestrator.runs.driver import drive
 
     if isinstance(experiment, ResolvedExperiment):
         if overrides:

@@ -47,21 +47,21 @@ def main(argv: Sequence[str]) -> int:
         show_template(template)
         return 0
     resolved = template.resolve()
+    from orchestrator.config.places import folder_of
     from orchestrator.storage.run_files import RESULT, SWEEP_RESULT
     from orchestrator.training.interrupt import stopping_at_once
 
     sweep = resolved.experiment.sweep is not None
+    folder = folder_of(resolved.experiment)
     # What follows imports for seconds.
     with stopping_at_once(), json_output(arguments.json) as emit:
         if sweep:
-            from orchestrator.sweeps.driver import drive_sweep, folder_of_sweep
+            from orchestrator.sweeps.driver import drive_sweep
 
-            folder = folder_of_sweep(resolved.experiment)
             code = drive_sweep(template, force_resume=arguments.force_resume)
         else:
-            from orchestrator.runs.driver import drive, folder_of
+            from orchestrator.runs.driver import drive
 
-            folder = folder_of(resolved.experiment)
             code = drive(resolved, folder, force_resume=arguments.force_resume)
         if arguments.json:
             result = json.loads((folder / (SWEEP_RESULT if sweep else RESULT)).read_bytes())

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 from orchestrator.config.schema import Experiment
+from orchestrator.storage.address import below
 
 #: Before the name of published weights, which is no path.
 PUBLISHED = "torchvision:"
@@ -31,6 +33,19 @@ class NamedPlace(NamedTuple):
     def is_absolute(self) -> bool:
         """Whether it is the same from every folder."""
         return "://" in self.location or os.path.isabs(self.location)  # noqa: PTH117
+
+
+def bucket_of(experiment: Experiment) -> str | None:
+    """URI of a run or sweep in its bucket, with the options of the store; None for a folder."""
+    if not experiment.in_bucket:
+        return None
+    return below(experiment.storage, experiment.name)
+
+
+def folder_of(experiment: Experiment) -> Path:
+    """Where a run or sweep works on this machine: its folder, or the working copy of a bucket."""
+    root = experiment.scratch if experiment.in_bucket else experiment.storage
+    return Path(root).resolve() / experiment.name
 
 
 def places_of(experiment: Experiment) -> Iterator[NamedPlace]:

@@ -6,7 +6,6 @@ import dataclasses
 import json
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,6 +19,7 @@ from orchestrator.cluster.connection import ClusterWatch, connected
 from orchestrator.cluster.placement import Placement, place, place_evaluation, wait_for_room
 from orchestrator.cluster.submission import short_grace
 from orchestrator.cluster.trainer import Hold, StopWish, fit
+from orchestrator.config.places import bucket_of
 from orchestrator.config.printing import dump_yaml
 from orchestrator.config.resolve import ResolvedExperiment
 from orchestrator.config.schema import DataConfig, Experiment
@@ -53,8 +53,7 @@ from orchestrator.runs.report import (
 from orchestrator.runs.run import NewestCommit, Run
 from orchestrator.runs.tracking import Tracking, ending_tags, log_tags
 from orchestrator.runs.trial_context import TrialContext
-from orchestrator.storage.address import below
-from orchestrator.storage.bucket_mirror import BucketMirror
+from orchestrator.storage.bucket_mirror import BucketMirror, mirrored
 from orchestrator.storage.disk_errors import run_folder_errors
 from orchestrator.storage.folder_lock import RunLock
 from orchestrator.storage.local import LocalStorage
@@ -62,6 +61,7 @@ from orchestrator.storage.run_files import (
     DESCRIBING,
     EVENTS,
     LABEL_MAP,
+    MLFLOW_SPEC,
     REPORT,
     RESOLVED,
     RESULT,
@@ -74,19 +74,6 @@ from orchestrator.training.job import Outcome, TrainingJob
 from orchestrator.training.session import open_store
 
 T = TypeVar("T")
-
-
-def bucket_of(experiment: Experiment) -> str | None:
-    """URI of a run in its bucket, with the options of the store; None for one in a folder."""
-    if not experiment.in_bucket:
-        return None
-    return below(experiment.storage, experiment.name)
-
-
-def folder_of(experiment: Experiment) -> Path:
-    """Where a run works on this machine: its run folder, or the working copy of one in a bucket."""
-    root = experiment.scratch if experiment.in_bucket else experiment.storage
-    return Path(root).resolve() / experiment.name
 
 
 def drive(resolved: ResolvedExperiment, run_dir: Path, *, force_resume: bool) -> int:
@@ -106,10 +93,7 @@ def drive(resolved: ResolvedExperiment, run_dir: Path, *, force_resume: bool) ->
         PreemptedError: it was interrupted before or after training, or its cluster is gone.
     """
     console = Console(soft_wrap=True)
-    location = bucket_of(resolved.experiment)
-    held: AbstractContextManager[BucketMirror | None] = (
-        nullcontext() if location is None else BucketMirror(location, run_dir)
-    )
+    held = mirrored(bucket_of(resolved.experiment), run_dir)
     try:
         with stopping_at_once(), held as mirror:
             result = train(
@@ -196,7 +180,10 @@ def _train_in(
         warning = short_grace()
         if warning is not None:
             run.say(warning)
-        tracking = Tracking(resolved, plan, trial, tell=run.say)
+        # A trial leaves its files to the background, as its sweep sees them arrive; in a bucket
+        # that sweep may be elsewhere by then.
+        waits = trial is None or mirror is not None
+        tracking = Tracking(resolved, plan, trial, waits=waits, tell=run.say)
         experiment = resolved.experiment
         beside = experiment.train.evaluation == "beside"
         with connected(experiment.cluster, beside=beside), ClusterWatch() as watch:
@@ -358,6 +345,9 @@ def _tracked(
         )
         if shipped is not None and not shipped.complete:
             run.say(str(shipped))
+            if mirror is not None and still_there:
+                # By this the rest can be shipped from elsewhere.
+                mirror.settle((MLFLOW_SPEC,))
     return outcome, shipped
 
 

@@ -21,6 +21,7 @@ from orchestrator.storage.run_files import (
     RESULT,
     SWEEP_JOURNAL,
     SWEEP_RESULT,
+    refuse_addresses,
 )
 from orchestrator.storage.sealed import UnusableError, unseal
 from orchestrator.tracking.events import Event, lost_since, read_events
@@ -76,6 +77,7 @@ def standing(folder: Path) -> Standing:
         return _sweep(folder)
     if _is_any(folder, _OF_A_RUN):
         return _run(folder)
+    refuse_addresses(folder)
     raise StorageError(
         f"{folder}: is no folder of a run or a sweep. Next: `orchestrator list FOLDER` lists those "
         "below a folder"
@@ -89,6 +91,7 @@ def standings(root: Path) -> list[Standing]:
         StorageError: there is no such folder.
     """
     if not root.is_dir():
+        refuse_addresses(root)
         raise StorageError(f"{root}: no such folder. Next: name the `storage` of your experiments")
     found = [f for f in sorted(root.iterdir()) if _is_any(f, (*_OF_A_SWEEP, *_OF_A_RUN))]
     return [standing(folder) for folder in found]
@@ -126,8 +129,9 @@ def read_result(folder: Path) -> dict[str, Any]:
     """What ``result.json`` of a run says; nothing where there is none that can be read."""
     result = _read(folder / RESULT)
     metrics = result.get("metrics")
-    whole = isinstance(result.get("steps"), int) and isinstance(metrics, dict)
-    return result if whole and isinstance(metrics.get("AP"), float | int | None) else {}
+    if not isinstance(result.get("steps"), int) or not isinstance(metrics, dict):
+        return {}
+    return result if isinstance(metrics.get("AP"), float | int | None) else {}
 
 
 def is_outdated(result: Mapping[str, Any], step: int) -> bool:

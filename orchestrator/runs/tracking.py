@@ -56,6 +56,7 @@ class Tracking:
         resolved: the experiment; its values become the run's parameters.
         plan: whose run folder is shipped.
         trial: what the run is in a sweep; None for a run of its own.
+        waits: at the end for the files, too, which otherwise go on arriving in the background.
         tell: told what MLflow does not take, and which of its variables are not used.
     """
 
@@ -65,10 +66,11 @@ class Tracking:
         plan: Plan,
         trial: TrialContext | None = None,
         *,
+        waits: bool = True,
         tell: Callable[[str], None] = logger.warning,
     ) -> None:
         self._shipper: MlflowShipper | None = None
-        self._waits = trial is None
+        self._waits = waits
         uri = resolved.experiment.tracking.mlflow
         if uri is None:
             return

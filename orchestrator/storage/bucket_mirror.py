@@ -11,7 +11,7 @@ lost with its machine:
   points that nobody remembers would be sent a second time.
 
 A start makes the working folder what the bucket says, whatever was there: the steps behind the
-newest commit are done again anyway.
+newest commit are done again anyway. A sweep lives in a bucket in the same way, beside its trials.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from __future__ import annotations
 import logging
 import shutil
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import TracebackType
 
@@ -113,7 +114,7 @@ class Records:
 
 
 class BucketMirror:
-    """Holds a run in a bucket for one start of its driver; a context manager.
+    """Holds a run, or a sweep, in a bucket for one start of its driver; a context manager.
 
     Entering takes the run and brings the working folder up to date. Until it is left, what the
     driver writes there is brought to the bucket every few seconds; leaving brings the rest.
@@ -121,10 +122,22 @@ class BucketMirror:
     Args:
         location: URI of the run.
         run_dir: its working folder.
+        records: all that lies there beside commits.
+        watched: what of it is brought while the driver works; the rest when it is asked to, and
+            when it is left.
     """
 
-    def __init__(self, location: str, run_dir: Path) -> None:
+    def __init__(
+        self,
+        location: str,
+        run_dir: Path,
+        *,
+        records: Sequence[str] = RECORDS,
+        watched: Sequence[str] = DESCRIBING,
+    ) -> None:
         self.location = location
+        self.names = records
+        self._watched = watched
         self.lock = BucketLock(location)
         self.run_dir = run_dir
         self.storage = open_storage(location)
@@ -136,7 +149,7 @@ class BucketMirror:
     def __enter__(self) -> Self:
         self.lock.acquire()
         try:
-            self._fetch()
+            self.fetch()
         except BaseException:
             self.lock.release()
             raise
@@ -155,7 +168,7 @@ class BucketMirror:
         if self._pushing is not None:
             self._pushing.join()
         try:
-            self._records.push(RECORDS)
+            self._records.push(self.names)
         except StorageError as failure:
             if kind is None:
                 raise
@@ -163,29 +176,38 @@ class BucketMirror:
         finally:
             self.lock.release()
 
-    def settle(self, names: Iterable[str] = RECORDS) -> None:
-        """Bring what there is as far as the bucket takes it; all, once the workers have ended."""
+    def settle(self, names: Sequence[str] | None = None) -> None:
+        """Bring what there is as far as the bucket takes it.
+
+        Args:
+            names: of what; None for all, once the workers have ended.
+        """
         try:
-            self._records.push(names)
+            self._records.push(self.names if names is None else names)
         except StorageError as error:
             log.warning("%s", error)
 
     def _push(self) -> None:
         while not self._over.wait(_PUSH_SECONDS):
-            self.settle(DESCRIBING)
+            self.settle(self._watched)
 
-    def _fetch(self) -> None:
+    def fetch(self) -> None:
+        """Make the working folder what the bucket says; held, or where nobody writes any more.
+
+        Raises:
+            StorageError: the folder is another run's, or one of both cannot be read or written.
+        """
         uri = self.storage.describe("")
         self._claim_folder(uri)
         try:
-            for name in (EVENTS_KEPT, CHECKPOINTS, *RECORDS):
+            for name in (EVENTS_KEPT, CHECKPOINTS, *self.names):
                 _remove(self.run_dir / name)
-            for key in _keys(self.storage, RECORDS):
+            for key in _keys(self.storage, self.names):
                 write_atomic(self.run_dir / key, b"".join(self.storage.read(key)))
             log_file = self.run_dir / EVENTS
             kept = log_file.stat().st_size if log_file.exists() else 0
             write_atomic(self.run_dir / EVENTS_KEPT, b"%d" % kept)
-            self._records.mark_brought(RECORDS)
+            self._records.mark_brought(self.names)
         except OSError as error:
             raise StorageError(
                 f"{uri}: cannot be brought to {self.run_dir}: {error}. Next: see that `scratch` "
@@ -208,6 +230,11 @@ class BucketMirror:
                 "experiment another name, or another `scratch`"
             )
         write_atomic(mark, uri.encode("utf-8"))
+
+
+def mirrored(location: str | None, run_dir: Path) -> AbstractContextManager[BucketMirror | None]:
+    """Holds a run where it is in a bucket; nothing to hold where ``location`` is None."""
+    return nullcontext() if location is None else BucketMirror(location, run_dir)
 
 
 def _remove(path: Path) -> None:

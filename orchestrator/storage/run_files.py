@@ -11,8 +11,9 @@
     RUN/samples/                  a few validation images at each evaluation
     RUN/nonfinite/                steps whose numbers were not finite
     RUN/result.json, run_card.md, report.html, mlflow.json
-    SWEEP/trial-000/              a run of a sweep
+    SWEEP/trial-000/              a run of a sweep, with difference.json and driver.log
     SWEEP/sweep.jsonl, sweep.json, config/base.yaml
+    SWEEP/journal/                in a bucket: see orchestrator.sweeps.bucket
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Final
 
 from orchestrator.errors import StorageError, nearest_path
+from orchestrator.storage.address import SCHEMES
 
 RESOLVED: Final = "config/resolved.yaml"
 IDENTITY: Final = "run.json"
@@ -53,13 +55,20 @@ BUCKET: Final = "home.txt"
 SWEEP_JOURNAL: Final = "sweep.jsonl"
 SWEEP_RESULT: Final = "sweep.json"
 SWEEP_BASE: Final = "config/base.yaml"
+#: In the bucket of a sweep: its journal, as each driver that held it has written it.
+SWEEP_JOURNALS: Final = "journal"
+#: Of a trial: its effective values against the base of its sweep, and what its driver said.
+DIFFERENCE: Final = "difference.json"
+DRIVER_LOG: Final = "driver.log"
 
 #: What rank 0 writes while it trains.
 MEASURED: Final = (EVENTS, EVALUATION, SAMPLES)
 #: What the driver writes while there is training.
-DESCRIBING: Final = (IDENTITY, "config", LABEL_MAP, MLFLOW, NONFINITE)
-#: All that a run leaves beside its commits.
-RECORDS: Final = (*DESCRIBING, *MEASURED, RESULT, RUN_CARD, REPORT)
+DESCRIBING: Final = (IDENTITY, "config", LABEL_MAP, MLFLOW, NONFINITE, DIFFERENCE, DRIVER_LOG)
+#: All that a run leaves beside its commits; what says that it has ended comes last.
+RECORDS: Final = (*DESCRIBING, *MEASURED, RUN_CARD, REPORT, RESULT)
+#: All that a sweep leaves beside its trials.
+SWEEP_RECORDS: Final = (SWEEP_JOURNAL, "config", EVENTS, MLFLOW, SWEEP_RESULT)
 
 
 def trial_name(number: int) -> str:
@@ -69,6 +78,22 @@ def trial_name(number: int) -> str:
 
 #: What most verbs about the past take, in words.
 RUN_OR_SWEEP: Final = "a run folder, or that of a sweep"
+
+
+def refuse_addresses(*paths: Path) -> None:
+    """Raise where a place in an object store is named to a command that reads folders.
+
+    Raises:
+        StorageError: with the folder to name instead.
+    """
+    for path in paths:
+        scheme, *rest = path.parts or ("",)
+        if scheme.endswith(":") and scheme[:-1] in SCHEMES:
+            raise StorageError(
+                f"{scheme}//{'/'.join(rest)}: is in a bucket, and this command reads a folder. "
+                "Next: name the working folder, which is below the `scratch` of the experiment; "
+                "where it is lost, the same `orchestrator run` brings it back"
+            )
 
 
 def require_there(
@@ -81,8 +106,9 @@ def require_there(
         what: they should have been.
 
     Raises:
-        StorageError: some are not; all of these are listed.
+        StorageError: some are not; all of these are listed. Or one is in a bucket.
     """
+    refuse_addresses(*paths)
     lines = [
         f"{path}: is neither a file nor a folder"
         if path.exists()

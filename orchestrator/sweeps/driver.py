@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -15,6 +15,7 @@ import native
 from orchestrator.cluster.connection import connected
 from orchestrator.cluster.nodes import alive_nodes
 from orchestrator.cluster.placement import place
+from orchestrator.config.places import bucket_of, folder_of
 from orchestrator.config.resolve import ResolvedExperiment, Template, diff
 from orchestrator.config.scalars import Json
 from orchestrator.config.schema import PARAMETERS, Experiment
@@ -25,6 +26,7 @@ from orchestrator.runs.plan import make_plan
 from orchestrator.runs.report import say_where
 from orchestrator.storage.folder_lock import RunLock
 from orchestrator.storage.run_files import STOP, trial_name
+from orchestrator.sweeps.bucket import SweepBucket, held_sweep
 from orchestrator.sweeps.capacity import agreed, capacity
 from orchestrator.sweeps.fleet import Fleet, Source
 from orchestrator.sweeps.journal import Journal
@@ -32,7 +34,7 @@ from orchestrator.sweeps.judge import Judge, judged_epochs
 from orchestrator.sweeps.learning import LearningSource
 from orchestrator.sweeps.plan import Planner, Trial, describe
 from orchestrator.sweeps.population import Population
-from orchestrator.sweeps.report import say_sweep, summary, write_summary
+from orchestrator.sweeps.report import ranking, say_sweep, summary, write_summary
 from orchestrator.sweeps.runner import Runner, write_base
 from orchestrator.sweeps.sources import FINAL, PlannedSource, Record
 from orchestrator.sweeps.tracking import SweepTracking
@@ -44,11 +46,6 @@ from orchestrator.training.job import TrainingJob
 
 #: Of the section, what may change between two starts of a sweep.
 _MAY_CHANGE = ("trials", "concurrency")
-
-
-def folder_of_sweep(experiment: Experiment) -> Path:
-    """Where a sweep's journal, its trials and its result are."""
-    return Path(experiment.storage).resolve() / experiment.name
 
 
 def drive_sweep(template: Template, *, force_resume: bool) -> int:
@@ -66,8 +63,8 @@ def drive_sweep(template: Template, *, force_resume: bool) -> int:
     """
     console = Console(soft_wrap=True)
     base = template.resolve()
-    folder = folder_of_sweep(base.experiment)
-    with _claimed(folder) as journal:
+    folder = folder_of(base.experiment)
+    with _claimed(base.experiment) as (journal, bucket):
         base = _with_recorded_seed(base, journal, console)
         planner = Planner(template, folder, base)
         planner.check()
@@ -82,7 +79,7 @@ def drive_sweep(template: Template, *, force_resume: bool) -> int:
         record = Record(planner, journal, parameters=_counter(planner, classes))
         stages = _stages(planner, journal, record, trials, plan.job)
         tracking = SweepTracking(planner, plan)
-        state = _Sweep(planner, journal, record, tracking, console, force_resume)
+        state = _Sweep(planner, journal, record, tracking, console, force_resume, bucket)
         return state.run(stages)
 
 
@@ -139,13 +136,16 @@ def _exploit(population: Population, age: int) -> Iterator[str]:
 
 
 @contextmanager
-def _claimed(folder: Path) -> Iterator[Journal]:
-    with RunLock(folder):
-        journal = Journal(folder)
-        try:
-            yield journal
-        finally:
-            journal.close()
+def _claimed(experiment: Experiment) -> Iterator[tuple[Journal, SweepBucket | None]]:
+    folder, location = folder_of(experiment), bucket_of(experiment)
+    with ExitStack() as held:
+        bucket = None
+        if location is not None:
+            bucket = held.enter_context(held_sweep(location, folder))
+        held.enter_context(RunLock(folder))
+        journal = Journal(folder, keep=None if bucket is None else bucket.keep_journal)
+        held.callback(journal.close)
+        yield journal, bucket
 
 
 def _with_recorded_seed(
@@ -212,6 +212,7 @@ class _Sweep:
     tracking: SweepTracking
     console: Console
     force_resume: bool
+    bucket: SweepBucket | None = None
     #: Trials under way; None before the first.
     fleet: Fleet | None = None
 
@@ -221,7 +222,12 @@ class _Sweep:
         (self.planner.folder / STOP).unlink(missing_ok=True)
         self.record.changed = self._changed
         ended = sum(row.state in FINAL for row in self.record.ordered())
+        if self.bucket is not None:
+            found = self.bucket.bring_ended(self.record.ordered())
+            if found:
+                say(self.console, f"trials brought from {self.planner.home}: {found}")
         if ended >= self.planner.count:
+            self._bring_best()
             self._write("finished")
             self.report()
             return 0
@@ -230,6 +236,10 @@ class _Sweep:
             f"{experiment.name}: {self.planner.count} trials"
             + (f", of which {ended} have ended before" if ended else ""),
         )
+        if self.bucket is not None:
+            # A machine that is lost after MLflow has made the run must not leave a second one.
+            self.tracking.name()
+            self.bucket.mirror.settle()
         self.tracking.start()
         status: RunStatus = "FAILED"
         try:
@@ -240,6 +250,7 @@ class _Sweep:
             status = "KILLED"
             raise
         finally:
+            self._bring_best()
             self._write("stopped" if status == "KILLED" else status.lower())
             shipped = self.tracking.close(status, self.record.ordered())
             if shipped is not None and not shipped.complete:
@@ -320,10 +331,19 @@ class _Sweep:
     def _write(self, state: str) -> None:
         content = summary(self.planner, self.record.ordered(), state=state)
         write_summary(self.planner.folder, content)
+        if self.bucket is not None:
+            self.bucket.mirror.settle()
+
+    def _bring_best(self) -> None:
+        best = ranking(self.record.ordered(), self.planner.sweep)[:1]
+        if self.bucket is not None and best:
+            self.bucket.bring_best(best[0])
 
     def report(self) -> None:
         """Say how the trials rank, and where everything is."""
         say_sweep(self.planner, self.record.ordered(), self.console)
+        if self.bucket is not None:
+            say(self.console, f"kept in: {self.planner.home}")
         say_where(
             self.planner.base,
             str(self.planner.folder),

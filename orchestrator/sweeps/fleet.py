@@ -107,7 +107,11 @@ class Fleet:
         )
         try:
             tuner.fit()
-        except RayError as error:
+        except Exception as error:
+            if self.failure is not None:
+                raise self.failure from error
+            if not isinstance(error, RayError):
+                raise
             # Tune starts a trial again whose process has died, but gives up itself where Ray names
             # the cause, such as a lack of memory. Commits and journal hold all that was done.
             names = ", ".join(sorted(self.names())) or "no trial"
@@ -155,6 +159,8 @@ class Fleet:
         """A trial's process has ended."""
         trial = self.running.pop(trial_id)
         end = read_end(self.folder / trial.name, error=error)
+        if error and self.failure is not None:
+            end = {"state": "preempted"}  # It was ended because nothing can be decided any more.
         if end.get("fatal"):
             self.fatal = f"{trial.name}: {end['reason']}"
             self.stop()
@@ -168,9 +174,14 @@ class Fleet:
         epoch = result.get("epoch")
         if self._judge is None or epoch not in self._runner.judged_epochs:
             return
-        goes_on = self._judge.goes_on(result["trial"], int(epoch), result["score"])
-        run_dir = self.folder / trial_name(result["trial"])
-        write_verdict(run_dir, result["step"], goes_on=goes_on)
+        try:
+            goes_on = self._judge.goes_on(result["trial"], int(epoch), result["score"])
+            run_dir = self.folder / trial_name(result["trial"])
+            write_verdict(run_dir, result["step"], goes_on=goes_on)
+        except Exception as error:
+            # The trial would wait for ever, so Tune ends with this, and says it in its own words.
+            self.failure = self.failure or error
+            raise
 
 
 def _driver_resources() -> dict[str, float]:

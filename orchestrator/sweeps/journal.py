@@ -1,6 +1,7 @@
 """What has happened in a sweep, in order: ``sweep.jsonl``, from which everything is rebuilt.
 
-One JSON object a line, forced to the disk before anything follows from it:
+One JSON object a line, forced to the disk, and of a sweep in a bucket brought there, before
+anything follows from it:
 
 - ``open``: which experiment and section the sweep belongs to;
 - ``trial``: a trial and the values it was given;
@@ -17,7 +18,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -80,13 +81,16 @@ class Journal:
 
     Args:
         folder: of the sweep; made when missing. A line that a crash left unfinished is cut off.
+        keep: brings all that the journal is about to hold to where it outlives the folder, or
+            raises; None where the folder is the truth.
 
     Raises:
         StorageError: it cannot be opened, or a whole line of it is damaged.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, keep: Callable[[bytes], None] | None = None) -> None:
         self.path = folder / SWEEP_JOURNAL
+        self._keep = keep
         self._lock = Lock()
         self.entries: list[Entry] = []
         try:
@@ -107,15 +111,23 @@ class Journal:
             ) from error
 
     def add(self, kind: str, **content: Json) -> None:
-        """Append one entry; when this returns it is on the disk.
+        """Append one entry; when this returns it is on the disk, and in the bucket.
 
         Raises:
             StorageError: it could not be written.
         """
-        line = json.dumps({"kind": kind, **content}, separators=(",", ":")).encode("ascii") + b"\n"
+        self.add_all(kind, [content])
+
+    def add_all(self, kind: str, contents: Iterable[Mapping[str, Json]]) -> None:
+        """Append entries of one kind, all or, in a bucket, none of them: see :meth:`add`."""
+        trees = ({"kind": kind, **content} for content in contents)
+        lines = [json.dumps(tree, separators=(",", ":")).encode("ascii") + b"\n" for tree in trees]
         with self._lock:
             try:
-                self._file.write(line)
+                if self._keep is not None:
+                    # First: what only the folder has may be lost, and was never decided.
+                    self._keep(self.path.read_bytes() + b"".join(lines))
+                self._file.writelines(lines)
                 self._file.flush()
                 os.fsync(self._file.fileno())
             except OSError as error:
@@ -123,7 +135,8 @@ class Journal:
                     f"{self.path}: the journal of the sweep cannot be written ({error.strerror}); "
                     "make room on this disk and run the same command again"
                 ) from error
-            self.entries.append(_parse(self.path, line, len(self.entries) + 1))
+            for line in lines:
+                self.entries.append(_parse(self.path, line, len(self.entries) + 1))
 
     def of(self, kind: str) -> Iterator[dict[str, Any]]:
         """Contents of the entries of one kind, in order."""

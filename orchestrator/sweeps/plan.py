@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from orchestrator.config.places import bucket_of, folder_of
 from orchestrator.config.problems import Place, Problem, dotted, error_of
 from orchestrator.config.resolve import Difference, ResolvedExperiment, Template, diff, digest
 from orchestrator.config.scalars import Json, scalar_text
 from orchestrator.config.schema import SweepConfig
 from orchestrator.config.shape import Shape
 from orchestrator.errors import ConfigError, did_you_mean
+from orchestrator.storage.address import Place as Address
 from orchestrator.storage.run_files import trial_name
 from orchestrator.sweeps.conflicts import Finding, findings, missing_places
 from orchestrator.sweeps.space import Values, corners, draw, grid, is_finite
@@ -35,7 +37,7 @@ class Trial:
         number: from 0.
         combination: trials that differ only by their seed share it.
         values: what it sets, by dotted key.
-        resolved: its whole experiment; its storage is the folder of the sweep.
+        resolved: its whole experiment; its storage is the folder, or the bucket, of the sweep.
         digest: of its effective values, whatever it is called.
         differences: its effective values against those of the experiment as it stands.
     """
@@ -71,7 +73,7 @@ class Planner:
 
     Attributes:
         template: the experiment with its sweep section.
-        folder: of the sweep, absolute.
+        folder: of the sweep, absolute; of one in a bucket its working folder.
         base: the experiment as it stands, resolved, its seed fixed.
     """
 
@@ -84,6 +86,12 @@ class Planner:
         """The section."""
         assert self.base.experiment.sweep is not None
         return self.base.experiment.sweep
+
+    @property
+    def home(self) -> str:
+        """Where the sweep is kept: its folder, or its address without account and options."""
+        bucket = bucket_of(self.base.experiment)
+        return str(self.folder) if bucket is None else Address.of(bucket).plain
 
     @property
     def seed(self) -> int:
@@ -106,9 +114,11 @@ class Planner:
         Raises:
             ConfigError: together they are not valid.
         """
-        resolved = self._resolve(
-            {**values, "name": trial_name(number), "storage": str(self.folder)}
-        )
+        bucket = bucket_of(self.base.experiment)
+        places: Values = {"storage": str(self.folder)}
+        if bucket is not None:
+            places = {"storage": bucket, "scratch": str(self.folder)}
+        resolved = self._resolve({**values, "name": trial_name(number), **places})
         return Trial(
             number=number,
             combination=number // self.sweep.seeds,
@@ -244,7 +254,7 @@ def check_sweep(template: Template, base: ResolvedExperiment) -> None:
     """
     if base.experiment.sweep is None:
         return
-    planner = Planner(template, Path(base.experiment.storage) / base.experiment.name, base)
+    planner = Planner(template, folder_of(base.experiment), base)
     planner.check()
     if planner.sweep.search != "optuna":
         planner.planned()

@@ -17,12 +17,16 @@ from typing import Any
 from orchestrator.checkpoints.codec import decode
 from orchestrator.checkpoints.commit import CommitStore
 from orchestrator.checkpoints.manifest import POINTER_NAME
+from orchestrator.config.places import bucket_of
 from orchestrator.config.scalars import Json
 from orchestrator.config.schema import Domain, PbtConfig
 from orchestrator.data import counter_rng
 from orchestrator.errors import StorageError
 from orchestrator.runs.digests import config_digest
 from orchestrator.runs.identity import Identity, open_run
+from orchestrator.storage.address import below
+from orchestrator.storage.bucket import commit_storage
+from orchestrator.storage.bucket_mirror import mirrored
 from orchestrator.storage.folder_lock import RunLock
 from orchestrator.storage.local import LocalStorage
 from orchestrator.storage.run_files import CHECKPOINTS, EVENTS, LABEL_MAP, STOP, trial_name
@@ -121,26 +125,30 @@ def perturb(domain: Domain, value: Json, shares: Sequence[float], config: PbtCon
 
 
 def clone(donor: Path, trial: Trial, member: Path, *, step: int, initial: str | None) -> str:
-    """Let a run folder continue from the commit of another one.
+    """Let a run continue from the commit of another one.
 
     Everything the member has committed is removed first; doing it again, after being interrupted,
     ends in the same.
 
     Args:
-        donor: run folder that has a commit of ``step``.
+        donor: folder of the run, beside that of the member, that has a commit of ``step``.
         trial: what the member is from now on.
-        member: its run folder.
+        member: its run folder. Of runs in a bucket both are working folders, and of the
+            donor's only the name matters.
         step: of the commit.
         initial: digest of the weights that all members began with, if there are any.
 
     Returns:
         SHA-256 of the weights file, which is that of the donor's.
     """
-    source = CommitStore(LocalStorage(donor))
+    experiment = trial.resolved.experiment
+    bucket = below(experiment.storage, donor.name) if experiment.in_bucket else None
+    source = CommitStore(commit_storage(donor, bucket))
     files = source.read_files(step)
     commit = next(c for c in source.commits() if c.step == step)
-    with RunLock(member) as lock:
-        storage = LocalStorage(member)
+    with mirrored(bucket_of(experiment), member) as mirror, RunLock(member) as folder_lock:
+        storage = LocalStorage(member) if mirror is None else mirror.storage
+        lock = folder_lock if mirror is None else mirror.lock
         if storage.list(CHECKPOINTS):
             storage.remove_tree(CHECKPOINTS)
         if any(entry.name == POINTER_NAME for entry in storage.list("")):
@@ -163,7 +171,7 @@ def clone(donor: Path, trial: Trial, member: Path, *, step: int, initial: str | 
                 "Next: report this as a bug"
             )
         identity = Identity(digest, commit.manifest.data_digest, initial=initial)
-        open_run(member, identity, trial.resolved.tree, force=True)
+        open_run(member, identity, trial.resolved.tree, force=True, commits=storage)
         events = EventLog(member / EVENTS)
         events.note("cloned", f"from {donor.name}; goes on with {trial.text()}", step=step)
         events.close()
@@ -199,8 +207,7 @@ class Population:
         self._initial = initial
         self.ages = ages(planner.sweep.pbt, planner.base.experiment.train.epochs)
         self.values = {trial.number: trial.values for trial in members}
-        for trial in members:
-            record.planned(trial)
+        record.planned(*members)
         #: Score of each member by age, as far as they are known.
         self.scores: dict[int, dict[int, float]] = {age: {} for age in self.ages}
         self._cloned: set[tuple[int, int]] = set()

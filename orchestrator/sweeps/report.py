@@ -136,17 +136,25 @@ def combinations(rows: Sequence[Row], sweep: SweepConfig) -> list[dict[str, Any]
     return sorted(found, key=lambda entry: (-entry["mean"], entry["combination"]))
 
 
+def best_checkpoint(planner: Planner, best: Row) -> str | None:
+    """Address of the best checkpoint of the best trial; None where none was scored."""
+    inner = best.best_checkpoint
+    return None if inner is None else f"{planner.home}/{inner}"
+
+
 def summary(planner: Planner, rows: Sequence[Row], *, state: str) -> dict[str, Any]:
     """Content of ``sweep.json``."""
     sweep = planner.sweep
     ranked = ranking(rows, sweep)
+    best = ranked[0] if ranked else None
     return {
         "name": planner.base.experiment.name,
         "state": state,
         "metric": sweep.metric,
         "search": sweep.search,
         "scheduler": sweep.scheduler,
-        "best": ranked[0].trial.name if ranked else None,
+        "best": best.trial.name if best else None,
+        "best_checkpoint": best_checkpoint(planner, best) if best else None,
         "ranking": [row.trial.name for row in ranked],
         "front": [row.trial.name for row in front(rows, sweep)],
         "combinations": combinations(rows, sweep) if sweep.seeds > 1 else [],
@@ -182,12 +190,14 @@ def say_sweep(planner: Planner, rows: Sequence[Row], console: Console) -> None:
                 f"{entry['mean']:.4f} over {entry['runs']} seeds, {entry['min']:.4f} to "
                 f"{entry['max']:.4f}",
             )
-    best = front(rows, sweep)
-    if best:
-        say(console, f"not beaten in everything: {', '.join(row.trial.name for row in best)}")
+    unbeaten = front(rows, sweep)
+    if unbeaten:
+        say(console, f"not beaten in everything: {', '.join(row.trial.name for row in unbeaten)}")
     for row in rows:
         if row.state == "failed":
             say(console, f"{row.trial.name} failed: {row.reason}")
+    for best in ranking(rows, sweep)[:1]:
+        say(console, f"best checkpoint: {best_checkpoint(planner, best) or 'none was scored'}")
 
 
 def _number(value: float | None) -> str:

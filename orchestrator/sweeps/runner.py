@@ -1,6 +1,6 @@
 """What runs in a trial's process: the ordinary driver of a run, and a line to Ray Tune.
 
-A trial goes on from the commits in its own run folder, so Tune keeps no checkpoints. It ends by
+A trial goes on from the commits of its own run, so Tune keeps no checkpoints. It ends by
 itself, in every case: a trial that Tune killed would leave its workers' places on the cluster taken
 (ray-project/ray#54305).
 """
@@ -20,23 +20,29 @@ from typing import Any
 from ray import tune
 from rich.console import Console
 
+from orchestrator.config.places import bucket_of
 from orchestrator.config.printing import dump_yaml
 from orchestrator.credentials import mask
 from orchestrator.errors import OrchestratorError
 from orchestrator.runs.driver import train
 from orchestrator.runs.trial_context import TrialContext
 from orchestrator.storage.atomic import write_atomic
+from orchestrator.storage.bucket_mirror import mirrored
 from orchestrator.storage.lease import HeldError
 from orchestrator.storage.plain_files import read_json
-from orchestrator.storage.run_files import EVENTS, RESULT, STOP, SWEEP_BASE
+from orchestrator.storage.run_files import (
+    DIFFERENCE,
+    DRIVER_LOG,
+    EVENTS,
+    RESULT,
+    STOP,
+    SWEEP_BASE,
+)
 from orchestrator.sweeps.plan import Planner, Trial, difference_rows
 from orchestrator.tracking.events import read_events
 from orchestrator.training.verify_sampled import SampledValueError
 
 FAILURE_NAME = "failure.json"
-DIFFERENCE_NAME = "difference.json"
-#: What a trial says, which would otherwise mix with that of its neighbours.
-LOG_NAME = "driver.log"
 
 _POLL_SECONDS = 0.3
 _GHOST_SECONDS = 90.0
@@ -71,60 +77,69 @@ class Runner:
         os.chdir(self.cwd)
         trial = self.planner.trial(config["trial"], json.loads(config["values"]))
         run_dir = self.planner.folder / trial.name
-        run_dir.mkdir(parents=True, exist_ok=True)
         # How an earlier start ended, or a member of a population at an earlier age.
-        for name in (FAILURE_NAME, RESULT):
+        for name in (FAILURE_NAME, RESULT, STOP):
             (run_dir / name).unlink(missing_ok=True)
+        # Whoever asks leaves it there first, and then in the folders of the trials.
         if (self.planner.folder / STOP).exists():
             return
-        write_atomic(
-            run_dir / DIFFERENCE_NAME, json.dumps(difference_rows(trial), indent=1).encode()
-        )
         failures: list[BaseException] = []
+        begun = threading.Event()
 
         def call() -> None:
             try:
-                self._train(trial, run_dir)
+                self._train(trial, run_dir, begun)
             except BaseException as error:
                 failures.append(error)
 
         thread = threading.Thread(target=call, name="trial", daemon=True)
         thread.start()
-        self._report(trial, run_dir / EVENTS, thread)
+        # In a bucket the log of an earlier start is replaced by what the bucket has of it.
+        while thread.is_alive() and not begun.wait(_POLL_SECONDS):
+            pass
+        if begun.is_set():
+            self._report(trial, run_dir / EVENTS, thread)
         if failures:
             _keep(failures[0], run_dir)
 
-    def _train(self, trial: Trial, run_dir: Path) -> None:
+    def _train(self, trial: Trial, run_dir: Path, begun: threading.Event) -> None:
         context = TrialContext(
             parent=str(self.planner.folder),
             tags={**self.tags, "trial": trial.name},
             artifacts={
-                "config/difference.json": str(run_dir / DIFFERENCE_NAME),
+                "config/difference.json": str(run_dir / DIFFERENCE),
             },
             sampled=trial.values,
             judged_epochs=self.judged_epochs,
         )
         deadline = time.monotonic() + _GHOST_SECONDS
-        with (run_dir / LOG_NAME).open("a", encoding="utf-8") as log:
-            console = Console(file=log, soft_wrap=True)
-            while not self._trained(trial, run_dir, console, context):
-                # What a killed sweep has left running holds the folder for a few seconds.
-                if time.monotonic() > deadline:
-                    raise HeldError(f"{run_dir}: still held by another process")
-                time.sleep(1.0)
+        while not self._trained(trial, run_dir, context, begun):
+            # What a killed sweep has left running holds the run for a few seconds.
+            if time.monotonic() > deadline:
+                raise HeldError(f"{run_dir}: still held by another process")
+            time.sleep(1.0)
 
     def _trained(
-        self, trial: Trial, run_dir: Path, console: Console, context: TrialContext
+        self, trial: Trial, run_dir: Path, context: TrialContext, begun: threading.Event
     ) -> bool:
-        """Train, unless another process still holds the folder."""
+        """Train, unless another process still holds the run."""
         try:
-            train(
-                trial.resolved,
-                run_dir,
-                force_resume=self.force_resume,
-                console=console,
-                trial=context,
-            )
+            with mirrored(bucket_of(trial.resolved.experiment), run_dir) as mirror:
+                # That of an earlier end is back from the bucket.
+                (run_dir / RESULT).unlink(missing_ok=True)
+                rows = json.dumps(difference_rows(trial), indent=1)
+                write_atomic(run_dir / DIFFERENCE, rows.encode())
+                begun.set()
+                # What it says would otherwise mix with what its neighbours say.
+                with (run_dir / DRIVER_LOG).open("a", encoding="utf-8") as log:
+                    train(
+                        trial.resolved,
+                        run_dir,
+                        force_resume=self.force_resume,
+                        console=Console(file=log, soft_wrap=True),
+                        trial=context,
+                        mirror=mirror,
+                    )
         except HeldError:
             return False
         return True

@@ -73,12 +73,17 @@ class Record:
         with self._lock:
             return [self.rows[number] for number in sorted(self.rows)]
 
-    def planned(self, trial: Trial) -> None:
-        """Write a trial down, once, before it runs."""
-        if trial.number in self.rows:
+    def planned(self, *trials: Trial) -> None:
+        """Write trials down, once, before they run."""
+        new = [trial for trial in trials if trial.number not in self.rows]
+        if not new:
             return
-        self._journal.add("trial", trial=trial.number, values=trial.values, digest=trial.digest)
-        self._note(trial, {"state": "waiting"})
+        self._journal.add_all(
+            "trial",
+            [{"trial": one.number, "values": one.values, "digest": one.digest} for one in new],
+        )
+        for trial in new:
+            self._note(trial, {"state": "waiting"})
 
     def ended(self, trial: Trial, end: dict[str, Any]) -> None:
         """Write down how a trial ended; one that was only interrupted has not."""
@@ -103,8 +108,7 @@ class PlannedSource:
 
     def __init__(self, record: Record, trials: Sequence[Trial]) -> None:
         self._record = record
-        for trial in trials:
-            record.planned(trial)
+        record.planned(*trials)
         final = {row.trial.number for row in record.ordered() if row.state in FINAL}
         self._waiting = deque(trial for trial in trials if trial.number not in final)
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from orchestrator.errors import StorageError
 from orchestrator.runs.plan import Plan
@@ -24,7 +23,7 @@ from orchestrator.storage.run_files import (
     SWEEP_RESULT,
 )
 from orchestrator.sweeps.plan import Planner
-from orchestrator.sweeps.report import Row, ranking
+from orchestrator.sweeps.report import Row, best_checkpoint, ranking
 from orchestrator.tracking.events import EventLog
 from orchestrator.tracking.mlflow_names import resolve_tracking_uri
 from orchestrator.tracking.mlflow_shipper import (
@@ -73,6 +72,11 @@ class SweepTracking:
         )
         self._shipper = MlflowShipper(planner.folder, spec)
 
+    def name(self) -> None:
+        """Record the key by which the run is found in MLflow, before MLflow hears of it."""
+        if self._shipper is not None:
+            ShipState.ensure(self._planner.folder, self._shipper.spec.tracking_uri)
+
     def start(self) -> None:
         """Begin shipping, beside the trials."""
         if self._shipper is not None:
@@ -100,10 +104,12 @@ class SweepTracking:
         tags: dict[str, str] = {}
         if ranked:
             best = ranked[0]
-            tags = self._best_tags(best.result or {}, best.trial.name)
+            tags = self._best_tags(best)
             artifacts["best/resolved.yaml"] = str(folder / best.trial.name / RESOLVED)
-            if best.best_checkpoint is not None:
-                artifacts |= checkpoint_artifacts("best/checkpoint", folder / best.best_checkpoint)
+            there = best.best_checkpoint
+            # That of a sweep in a bucket may not have come, which was said then.
+            if there is not None and (folder / there).is_dir():
+                artifacts |= checkpoint_artifacts("best/checkpoint", folder / there)
         return self._shipper.close(status, artifacts=artifacts, tags=tags)
 
     def settle(self, rows: Sequence[Row], say: Callable[[str], None]) -> None:
@@ -121,14 +127,17 @@ class SweepTracking:
                 if shipped is not None and not shipped.complete:
                     say(f"{row.trial.name}: {shipped}")
 
-    def _best_tags(self, result: Mapping[str, Any], name: str) -> dict[str, str]:
+    def _best_tags(self, best: Row) -> dict[str, str]:
         assert self._shipper is not None
+        name, address = best.trial.name, best_checkpoint(self._planner, best)
         note = self._shipper.spec.tags["mlflow.note.content"]
         tags = {"best_trial": name, "mlflow.note.content": f"{note}\n\nBest trial: **{name}**"}
         state = ShipState.load(self._planner.folder / name)
         if state is not None and state.run_id is not None:
             tags["best_run_id"] = state.run_id
             tags["mlflow.note.content"] += f", run {state.run_id}"
+        if address is not None:
+            tags["best_checkpoint"] = address
         return tags
 
 

@@ -61,10 +61,7 @@ def test_actions_below_a_verb_take_any_order_too(capsys):
 
 
 def test_a_run_that_is_stopped_while_it_imports_ends_with_75(monkeypatch, capsys):
-    stopped = SimpleNamespace(
-        folder_of=lambda experiment: Path("runs"),
-        drive=lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM),
-    )
+    stopped = SimpleNamespace(drive=lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
     monkeypatch.setitem(sys.modules, "orchestrator.runs.driver", stopped)
     assert main(["run", RECIPE]) == 75
     assert "asked to stop while nothing was being trained" in capsys.readouterr().err

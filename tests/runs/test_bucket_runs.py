@@ -12,10 +12,10 @@ import pytest
 
 from orchestrator.checkpoints.commit import CommitStore
 from orchestrator.checkpoints.manifest import copy_commit
+from orchestrator.config.places import bucket_of, folder_of
 from orchestrator.config.resolve import load_experiment
 from orchestrator.data.stream.local import LocalStream
-from orchestrator.errors import ConfigError, StorageError
-from orchestrator.runs.driver import bucket_of, folder_of
+from orchestrator.errors import StorageError
 from orchestrator.storage import bucket as object_storage
 from orchestrator.storage.bucket_mirror import BucketMirror
 from orchestrator.storage.local import LocalStorage, Storage
@@ -272,6 +272,3 @@ scratch: /local
     plain = load_experiment(file, ["storage=/runs"]).experiment
     assert bucket_of(plain) is None
     assert folder_of(plain) == Path("/runs/tiny")
-    sweep = "sweep={metric: val/AP, trials: 2, space: {seed: {choice: [1, 2]}}}"
-    with pytest.raises(ConfigError, match="storage is s3://b/r, and a sweep needs a folder"):
-        load_experiment(file, ["storage=s3://b/r", sweep])

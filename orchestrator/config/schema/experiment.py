@@ -114,8 +114,9 @@ class Experiment(Settings):
         storage: folder that holds the run folders, or ``s3://bucket/prefix`` or
             ``gs://bucket/prefix``, with options of the store behind a question mark:
             ``?region=...&endpoint_override=...``. Keys come from the environment.
-        scratch: where the driver of a run whose ``storage`` is a bucket works: a folder that may
-            be lost afterwards. Workers that do not see it get one of their own. Not used otherwise.
+        scratch: where the driver of a run or sweep whose ``storage`` is a bucket works: a folder
+            that may be lost afterwards. Workers that do not see it get one of their own. Not used
+            otherwise.
         tracking: where it is reported.
         sweep: what to vary, for many runs of it; null for one run.
     """
@@ -142,13 +143,6 @@ class Experiment(Settings):
         return self
 
     def _conflicts(self) -> Iterator[Conflict]:
-        if self.sweep is not None and self.in_bucket:
-            yield Conflict(
-                "storage",
-                f"storage is {self.storage}, and a sweep needs a folder: its journal grows line by "
-                "line, and verdicts are files, which a bucket has neither of. The disk of the node "
-                "that drives it will do; write a path, or remove sweep",
-            )
         if self.sweep is not None:
             if self.train.evaluation == "beside":
                 yield Conflict(
