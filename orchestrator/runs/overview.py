@@ -126,8 +126,8 @@ def read_result(folder: Path) -> dict[str, Any]:
     """What ``result.json`` of a run says; nothing where there is none that can be read."""
     result = _read(folder / RESULT)
     metrics = result.get("metrics")
-    whole = isinstance(result.get("steps"), int) and isinstance(metrics, dict)
-    return result if whole and isinstance(metrics.get("AP"), float | int | None) else {}
+    scored = isinstance(metrics, dict) and isinstance(metrics.get("AP"), float | int | None)
+    return result if scored and isinstance(result.get("steps"), int) else {}
 
 
 def is_outdated(result: Mapping[str, Any], step: int) -> bool:
