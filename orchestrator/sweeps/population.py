@@ -149,10 +149,16 @@ def clone(donor: Path, trial: Trial, member: Path, *, step: int, initial: str | 
     with mirrored(bucket_of(experiment), member) as mirror, RunLock(member) as folder_lock:
         storage = LocalStorage(member) if mirror is None else mirror.storage
         lock = folder_lock if mirror is None else mirror.lock
-        if storage.list(CHECKPOINTS):
-            storage.remove_tree(CHECKPOINTS)
-        if any(entry.name == POINTER_NAME for entry in storage.list("")):
-            storage.unlink(POINTER_NAME)
+        try:
+            if storage.list(CHECKPOINTS):
+                storage.remove_tree(CHECKPOINTS)
+            if any(entry.name == POINTER_NAME for entry in storage.list("")):
+                storage.unlink(POINTER_NAME)
+        except OSError as error:
+            raise StorageError(
+                f"{storage.describe(CHECKPOINTS)}: cannot be removed, to go on from {donor.name}: "
+                f"{error}. Next: see that it can be written, then run the same command again"
+            ) from error
         digest = config_digest(trial.resolved.tree, initial=initial)
         store = CommitStore(storage, fence=lock.fence())
         store.save(

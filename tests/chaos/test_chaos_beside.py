@@ -119,10 +119,6 @@ def points_of_scores(calls: Sequence[str], changing: Sequence[int], every: int) 
     return sorted({*changing[::every], scores[0], scores[len(scores) // 2], scores[-1]})
 
 
-def test_killed_around_scores(tmp_path: Path, digits: Path) -> None:
-    assert kill_at(tmp_path, digits, world=1, every=400) >= 4
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("world", [1, 2])
 def test_killed_at_some_crash_points(world: int, tmp_path: Path, digits: Path) -> None:

@@ -59,7 +59,8 @@ def kill_at_random(
         chaos.books.check(chaos.plan, until=STEPS)
 
 
-@pytest.mark.parametrize("world", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.slow
+@pytest.mark.parametrize("world", [1, 2])
 def test_a_few_kills_at_random_instants(
     world: int, tmp_path: Path, digits: Path, whole: dict[int, Path]
 ) -> None:

@@ -24,7 +24,7 @@ from tests.support.chaos_run import CPU, SmallDetector, digests, small_plan
 from tests.training.test_pieces import CASES, batch_for, stepper_for
 
 #: Steps of those outside the slow lane.
-QUICK = {"tiny_fcos": 20, "ssd300_mobilenet_v2": 3}
+QUICK = {"tiny_fcos": 20}
 
 
 @pytest.fixture(autouse=True)
