@@ -34,7 +34,7 @@ from orchestrator.sweeps.judge import Judge, judged_epochs
 from orchestrator.sweeps.learning import LearningSource
 from orchestrator.sweeps.plan import Planner, Trial, describe
 from orchestrator.sweeps.population import Population
-from orchestrator.sweeps.report import ranking, say_sweep, summary, write_summary
+from orchestrator.sweeps.report import Row, ranking, say_sweep, summary, write_summary
 from orchestrator.sweeps.runner import Runner, write_base
 from orchestrator.sweeps.sources import FINAL, PlannedSource, Record
 from orchestrator.sweeps.tracking import SweepTracking
@@ -261,7 +261,7 @@ class _Sweep:
         if stopped:
             say(self.console, "stopped; run the same command again to go on")
             return PreemptedError.exit_code
-        self._refuse_empty()
+        refuse_empty(self.record.ordered())
         return 0
 
     def _run_stages(self, stages: Sequence[_Stage]) -> bool:
@@ -351,10 +351,17 @@ class _Sweep:
             sweep=self.planner.base.experiment.name,
         )
 
-    def _refuse_empty(self) -> None:
-        """A sweep without a single result has failed."""
-        failed = [row for row in self.record.ordered() if row.state == "failed"]
-        if failed and len(failed) == len(self.record.rows):
-            raise OrchestratorError(
-                f"all {len(failed)} trials failed; the first one: {failed[0].reason}"
-            )
+
+def refuse_empty(rows: Sequence[Row]) -> None:
+    """Raise where all trials have failed: what all of them have failed of, if that is one kind.
+
+    Raises:
+        OrchestratorError: of that kind.
+    """
+    failed = [row for row in rows if row.state == "failed"]
+    if not failed or len(failed) < len(rows):
+        return
+    kinds = {str(row.reason).partition(":")[0] for row in failed}
+    named = {one.__name__: one for one in OrchestratorError.__subclasses__()}
+    kind = named.get(kinds.pop(), OrchestratorError) if len(kinds) == 1 else OrchestratorError
+    raise kind(f"all {len(failed)} trials failed; the first one: {failed[0].reason}")

@@ -1,11 +1,15 @@
-"""What the live view says about the time left, worked out by hand."""
+"""What the live view says about the time left, worked out by hand, and how a sweep ends."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
+import pytest
 from sweep_cases import planner
 
+from orchestrator.errors import OrchestratorError
+from orchestrator.sweeps.driver import refuse_empty
 from orchestrator.sweeps.plan import Planner
 from orchestrator.sweeps.report import Row
 from orchestrator.sweeps.view import View
@@ -86,3 +90,22 @@ def test_trials_to_come_count_as_far_as_asha_lets_them_go_on(tmp_path: Path) -> 
     # 2 more epochs are sure to come now, and 6 with a chance of one third.
     scene.train("trial-002", 1.0, "run", at=110.0)
     assert headline(view).endswith("0 to come; about 0:40 left")
+
+
+@pytest.mark.parametrize(
+    ("reasons", "code"),
+    [
+        (["DataError: a.json: missing", "DataError: a.json: missing"], 65),
+        (["DataError: a.json: missing", "StorageError: no room"], 70),
+        (["its process was lost"], 70),
+    ],
+)
+def test_a_sweep_without_a_result_ends_with_the_code_of_its_trials(
+    reasons: list[str], code: int, tmp_path: Path
+) -> None:
+    trials = planner(tmp_path, "trials: 3\nspace: {seed: {choice: [1, 2, 3]}}").planned()
+    rows = [Row(one, "failed", None, why) for one, why in zip(trials, reasons, strict=False)]
+    with pytest.raises(OrchestratorError, match=re.escape(reasons[0])) as raised:
+        refuse_empty(rows)
+    assert raised.value.exit_code == code
+    refuse_empty([*rows, Row(trials[-1], "done", {})])
