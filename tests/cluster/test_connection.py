@@ -134,7 +134,8 @@ def test_sigterm_is_answered_by_the_run_and_not_by_ray(
     monkeypatch.setattr(ray, "init", init)
     monkeypatch.setattr(connection, "require_answer", lambda address: None)
     config = ClusterConfig(address=address)
-    before = signal.getsignal(signal.SIGTERM)
+    # A test that has run in this process may have left Ray's there.
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:
         with stopping_at_once():
             ours = signal.getsignal(signal.SIGTERM)
@@ -142,8 +143,8 @@ def test_sigterm_is_answered_by_the_run_and_not_by_ray(
                 assert signal.getsignal(signal.SIGTERM) is ours
         # Of a command that has none Ray's is better than none: it ends what it has started.
         with connected(config):
-            assert signal.getsignal(signal.SIGTERM) not in (ours, before)
-        signal.signal(signal.SIGTERM, before)
+            assert signal.getsignal(signal.SIGTERM) not in (ours, signal.SIG_DFL)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         asked.append(signal.SIGTERM)
         with pytest.raises(PreemptedError), stopping_at_once(), connected(config):
             pytest.fail("went on")
