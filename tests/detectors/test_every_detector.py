@@ -35,7 +35,7 @@ PATIENCE = {
     "ssd300_vgg16": (1.5e-3, 75),
     "ssd512_vgg16": (1.5e-3, 110),
     **dict.fromkeys(get_args(retinanet.Variant), (1e-2, 80)),
-    **dict.fromkeys(get_args(m2det.Variant), (1.5e-2, 60)),
+    **dict.fromkeys(get_args(m2det.Variant), (8e-3, 90)),
 }
 
 #: Share of the first loss that may be left.
