@@ -63,6 +63,12 @@ class SecurityError(OrchestratorError):
     exit_code = 77
 
 
+def error_with(exit_code: int) -> type[OrchestratorError]:
+    """The class of the errors that a process has ended with; the base for what is no refusal."""
+    kinds = (ConfigError, DataError, StorageError, PreemptedError, SecurityError)
+    return next((one for one in kinds if one.exit_code == exit_code), OrchestratorError)
+
+
 def printable(text: str) -> str:
     """Foreign text as a terminal may be given it: control characters as escapes, all else as it is.
 

@@ -16,14 +16,7 @@ from pathlib import Path
 from orchestrator.accelerators import Accelerator, of_this_process
 from orchestrator.config.resolve import load_experiment
 from orchestrator.config.schema import ClusterConfig
-from orchestrator.errors import (
-    ConfigError,
-    DataError,
-    OrchestratorError,
-    PreemptedError,
-    SecurityError,
-    StorageError,
-)
+from orchestrator.errors import OrchestratorError, error_with
 from orchestrator.runs.plan import Plan, make_plan
 from orchestrator.runs.processes import LocalRanks
 from orchestrator.storage.run_files import EVENTS
@@ -32,14 +25,6 @@ from orchestrator.training.job import TrainingJob
 from orchestrator.training.session import open_store
 
 _POLL_SECONDS = 0.02
-#: What a rank ends with that was refused or stopped, and is no bug.
-_REFUSALS: tuple[type[OrchestratorError], ...] = (
-    ConfigError,
-    DataError,
-    StorageError,
-    PreemptedError,
-    SecurityError,
-)
 
 
 @dataclass(frozen=True)
@@ -150,7 +135,7 @@ def _finish(plan: Plan, accelerator: Accelerator) -> None:
 def _require_success(codes: Sequence[int] | None, plan: Plan) -> None:
     if codes is not None and any(codes):
         # The others have lost a rank, or were killed for it.
-        refusals = (kind for code in codes for kind in _REFUSALS if kind.exit_code == code)
+        refusals = (kind for kind in map(error_with, codes) if kind is not OrchestratorError)
         kind = next(refusals, OrchestratorError)
         raise kind(
             f"check-resume: the run in {plan.job.run_dir} failed by itself (exit codes "

@@ -19,7 +19,7 @@ from orchestrator.config.places import bucket_of, folder_of
 from orchestrator.config.resolve import ResolvedExperiment, Template, diff
 from orchestrator.config.scalars import Json
 from orchestrator.config.schema import PARAMETERS, Experiment
-from orchestrator.errors import ConfigError, OrchestratorError, PreemptedError, say
+from orchestrator.errors import ConfigError, OrchestratorError, PreemptedError, error_with, say
 from orchestrator.runs.digests import identity_tree
 from orchestrator.runs.driver import say_usable
 from orchestrator.runs.plan import make_plan
@@ -361,7 +361,6 @@ def refuse_empty(rows: Sequence[Row]) -> None:
     failed = [row for row in rows if row.state == "failed"]
     if not failed or len(failed) < len(rows):
         return
-    kinds = {str(row.reason).partition(":")[0] for row in failed}
-    named = {one.__name__: one for one in OrchestratorError.__subclasses__()}
-    kind = named.get(kinds.pop(), OrchestratorError) if len(kinds) == 1 else OrchestratorError
+    kinds = {error_with(row.exit_code) for row in failed}
+    kind = kinds.pop() if len(kinds) == 1 else OrchestratorError
     raise kind(f"all {len(failed)} trials failed; the first one: {failed[0].reason}")

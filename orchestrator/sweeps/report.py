@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from orchestrator.config.schema import PARAMETERS, SweepConfig
-from orchestrator.errors import say
+from orchestrator.errors import OrchestratorError, say
 from orchestrator.storage.atomic import write_atomic
 from orchestrator.storage.run_files import SWEEP_RESULT
 from orchestrator.sweeps.plan import Planner, Trial, describe, difference_rows
@@ -29,6 +29,7 @@ class Row:
         result: content of its ``result.json``; None before there is one.
         reason: why it failed.
         parameters: learnable values of its detector; None where nobody asked.
+        exit_code: of the error that it failed with.
     """
 
     trial: Trial
@@ -36,6 +37,7 @@ class Row:
     result: dict[str, Any] | None
     reason: str | None = None
     parameters: int | None = None
+    exit_code: int = OrchestratorError.exit_code
 
     def value(self, objective: str) -> float | None:
         """One objective, as of the last evaluation; None where it is not known."""

@@ -173,7 +173,7 @@ def _keep(error: BaseException, run_dir: Path) -> None:
         "kind": type(error).__name__,
         "message": mask(str(error)),
         "fatal": isinstance(error, SampledValueError),
-        "expected": isinstance(error, OrchestratorError),
+        "exit_code": getattr(error, "exit_code", OrchestratorError.exit_code),
     }
     write_atomic(run_dir / FAILURE_NAME, json.dumps(tree, indent=1).encode())
 
@@ -191,6 +191,7 @@ def read_end(run_dir: Path, *, error: bool) -> dict[str, Any]:
             "state": "failed",
             "reason": f"{failure['kind']}: {failure['message']}",
             "fatal": failure["fatal"],
+            "exit_code": failure["exit_code"],
         }
     if error:
         return {"state": "failed", "reason": "its process was lost", "fatal": False}

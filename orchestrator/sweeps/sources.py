@@ -8,7 +8,7 @@ from threading import Lock
 from typing import Any
 
 from orchestrator.config.schema import SweepConfig
-from orchestrator.errors import StorageError
+from orchestrator.errors import OrchestratorError, StorageError
 from orchestrator.sweeps.journal import Journal
 from orchestrator.sweeps.plan import Planner, Trial
 from orchestrator.sweeps.report import Row
@@ -65,7 +65,12 @@ class Record:
         count = None if self._parameters is None else self._parameters(trial)
         with self._lock:
             self.rows[trial.number] = Row(
-                trial, end["state"], end.get("result"), end.get("reason"), count
+                trial,
+                end["state"],
+                end.get("result"),
+                end.get("reason"),
+                parameters=count,
+                exit_code=end.get("exit_code", OrchestratorError.exit_code),
             )
 
     def ordered(self) -> list[Row]:
