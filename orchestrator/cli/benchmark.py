@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from orchestrator.cli._shared.json_output import add_json, json_output
+from orchestrator.cli._shared.outputs import file_to_write
 from orchestrator.cli._shared.parser import Parser, require_at_least
-from orchestrator.cli._shared.places import file_to_write
 from orchestrator.errors import ConfigError
 from orchestrator.storage.run_files import RESOLVED
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.cli._shared.detector import require_source
+from orchestrator.cli._shared.outputs import file_to_write, folder_to_fill
 from orchestrator.cli._shared.parser import Parser
-from orchestrator.cli._shared.places import file_to_write, folder_to_fill
 from orchestrator.errors import ConfigError, printable
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.cli._shared.detector import split_overrides
+from orchestrator.cli._shared.outputs import file_to_write
 from orchestrator.cli._shared.parser import Parser, require_at_least
-from orchestrator.cli._shared.places import file_to_write
 from orchestrator.errors import ConfigError, printable
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.cli._shared.json_output import add_json, json_output
+from orchestrator.cli._shared.outputs import folder_to_fill
 from orchestrator.cli._shared.parser import Parser
-from orchestrator.cli._shared.places import folder_to_fill
 from orchestrator.cli._shared.source import add_source, read_source
 from orchestrator.layouts.layout import FORMATS
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from orchestrator.cli._shared.outputs import file_to_write
 from orchestrator.cli._shared.parser import Parser
-from orchestrator.cli._shared.places import file_to_write
 from orchestrator.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from orchestrator.cli._shared.outputs import folder_to_fill
 from orchestrator.cli._shared.parser import Parser
-from orchestrator.cli._shared.places import folder_to_fill
 from orchestrator.errors import printable
 
 

@@ -17,8 +17,8 @@ from orchestrator.cli._shared.detector import (
     split_overrides,
 )
 from orchestrator.cli._shared.json_output import add_json, json_output
+from orchestrator.cli._shared.outputs import folder_to_fill
 from orchestrator.cli._shared.parser import Parser, require_at_least
-from orchestrator.cli._shared.places import folder_to_fill
 from orchestrator.errors import ConfigError, printable, say
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ from orchestrator.cli._shared.detector import (
     split_overrides,
 )
 from orchestrator.cli._shared.json_output import add_json, json_output
+from orchestrator.cli._shared.outputs import file_to_write
 from orchestrator.cli._shared.parser import Parser
-from orchestrator.cli._shared.places import file_to_write
 from orchestrator.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
+from orchestrator.cli._shared.outputs import file_to_write
 from orchestrator.cli._shared.parser import Parser
-from orchestrator.cli._shared.places import file_to_write
 from orchestrator.errors import ConfigError
 from orchestrator.layouts.layout import Task
 

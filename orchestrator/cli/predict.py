@@ -15,8 +15,8 @@ from orchestrator.cli._shared.detector import (
     shown_options,
     split_overrides,
 )
+from orchestrator.cli._shared.outputs import file_to_write, folder_to_fill
 from orchestrator.cli._shared.parser import Parser, require_at_least
-from orchestrator.cli._shared.places import file_to_write, folder_to_fill
 from orchestrator.errors import ConfigError, say
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from orchestrator.cli._shared.detector import split_overrides
 from orchestrator.cli._shared.json_output import add_json, json_output
+from orchestrator.cli._shared.outputs import folder_to_fill
 from orchestrator.cli._shared.parser import Parser
-from orchestrator.cli._shared.places import folder_to_fill
 from orchestrator.errors import ConfigError
 
 if TYPE_CHECKING:

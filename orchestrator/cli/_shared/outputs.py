@@ -1,4 +1,4 @@
-"""Places that a verb is to write to, as types of arguments: refused before its work, not after."""
+"""What a verb is to write, as types of arguments: refused before its work, not after."""
 
 from __future__ import annotations
 
