@@ -155,7 +155,7 @@ def _watch(words: list[str], overrides: list[str], arguments: Any) -> int:
 def _predict(source: str, words: list[str], overrides: list[str], arguments: Any) -> int:
     require_source(source)
 
-    from orchestrator.predict.inputs import list_pictures, passed_over
+    from orchestrator.predict.inputs import folders_without_images, list_pictures, passed_over
 
     pictures = list_pictures(words)
 
@@ -170,6 +170,8 @@ def _predict(source: str, words: list[str], overrides: list[str], arguments: Any
     if others := passed_over(words):
         listed = ", ".join(f"{count} {suffix}" for suffix, count in others.items())
         say(console, f"passed over, being no images that are read: {listed}")
+    for folder in folders_without_images(words):
+        say(console, f"{folder}: holds no image; for the folders in it, write {folder}/*")
     if arguments.form != "coco" and arguments.annotations is not None:
         raise ConfigError("--annotations: gives ids to COCO results; add --form coco")
     if arguments.draw is not None:

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from orchestrator.data.avif_frames import avif_problem
-from orchestrator.data.files import reason
+from orchestrator.data.files import reason, storage_failed, unread
 from orchestrator.data.image_streams import jpeg_problem, png_is_whole
 from orchestrator.data.orientation import (
     UPRIGHT,
@@ -153,6 +153,7 @@ def read_image(
         BadImageError: the file is missing, empty, not an image of a known format, truncated, too
             large, or of another size than declared. An image whose file is whole but whose bytes
             were changed in the middle cannot be told from a good one.
+        StorageError: what it lies on has failed.
     """
     with naming_image(path):
         data = file_bytes(path, max_pixels=max_pixels or decoding.max_pixels)
@@ -185,10 +186,18 @@ def most_bytes(max_pixels: int) -> int:
 
 @contextmanager
 def naming_image(place: Path | str) -> Iterator[None]:
-    """Name the image in whatever goes wrong with it, each time as a :class:`BadImageError`."""
+    """Name the image in whatever goes wrong with it.
+
+    Raises:
+        BadImageError: the image is to blame.
+        StorageError: what it lies on is, or this machine: nothing is known of the image then, and
+            another one in its place would change what is learnt.
+    """
     try:
         yield
     except (OSError, ValueError) as error:
+        if storage_failed(error):
+            raise unread(place, error) from error
         raise BadImageError(f"{place}: cannot be read ({reason(error)})") from error
     except BadImageError as error:
         raise type(error)(f"{place}: {error}") from error.__cause__

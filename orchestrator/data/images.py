@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import threading
 from functools import cache
@@ -25,8 +26,12 @@ from orchestrator.data.decode import (
     read_image,
 )
 from orchestrator.data.decoded_cache import key_of
+from orchestrator.data.files import storage_failed, unread
 from orchestrator.data.sharded_images import DamagedError
+from orchestrator.errors import StorageError
 
+#: Other images that are looked for where one is missing.
+_LOOKED_FOR = 16
 #: The last whole image that a tile of was asked for, of each thread.
 _LAST = threading.local()
 
@@ -46,7 +51,7 @@ def image_bytes(data: Dataset, index: int) -> bytes:
     Raises:
         BadImageError: the file cannot be read, or the bytes in the shard are damaged.
         DataError: the whole shard is missing or another one.
-        StorageError: the shard cannot be read, or the bucket does not answer.
+        StorageError: what it lies on has failed, or does not answer.
     """
     if data.shards is not None:
         try:
@@ -74,7 +79,7 @@ def image_pixels(data: Dataset, index: int, *, declared: bool = True) -> NDArray
     Raises:
         BadImageError: it cannot be used; see :func:`~orchestrator.data.decode.read_image`.
         DataError: its whole shard is missing or another one.
-        StorageError: its shard cannot be read.
+        StorageError: what it lies on has failed.
     """
     if data.tiling is not None:
         return _tile(data, index)
@@ -162,10 +167,44 @@ def image_header(data: Dataset, index: int) -> Header:
 
 
 def image_exists(data: Dataset, index: int) -> bool:
-    """Whether there is anything at all where the image should be."""
-    if data.in_folder:
-        return data.path(index).exists()
-    return stored_length(data, index) > 0
+    """Whether there is anything at all where the image should be.
+
+    Raises:
+        StorageError: what it lies on has failed.
+    """
+    if not data.in_folder:
+        return stored_length(data, index) > 0
+    path = data.path(index)
+    try:
+        return path.exists()
+    except OSError as error:
+        if storage_failed(error):
+            raise unread(path, error) from error
+        return error.errno != errno.ENAMETOOLONG  # A folder may be closed to us.
+
+
+def require_still_there(data: Dataset, index: int) -> None:
+    """Tell an image that cannot be read from a folder that is lost, for images read before.
+
+    A mount that is lost leaves an empty folder. Taking each image in it for a bad one would give
+    other weights, or an AP of images that nobody has looked at.
+
+    Raises:
+        StorageError: the image is missing, and so are all the others that are looked for.
+    """
+    if not data.in_folder or image_exists(data, index):
+        return
+    path, starts = data.path(index), [first for first, _ in data.parts]
+    begin = max((first for first in starts if first <= index), default=0)
+    end = min((first for first in starts if first > index), default=len(data))
+    drawn = np.unique(np.linspace(begin, end - 1, _LOOKED_FOR).astype(int)).tolist()
+    others = [other for other in drawn if data.path(other) != path]
+    if others and not any(image_exists(data, other) for other in others):
+        raise StorageError(
+            f"{path}: is gone, and so are all {len(others)} other images of its data set that "
+            "were looked for. Next: see whether their folder is still there, and mounted, then "
+            "run the same command again"
+        )
 
 
 def stored_length(data: Dataset, index: int) -> int:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from orchestrator.data.decode import SUFFIXES, BadImageError, Decoding, read_image
 from orchestrator.data.readers.text_files import read_lines
-from orchestrator.errors import DataError, nearest_path
+from orchestrator.errors import DataError, StorageError, nearest_path
 from orchestrator.layouts.files import exists, is_file, is_folder
 from orchestrator.predict.remote import list_remote, read_remote, stamps
 from orchestrator.storage.address import Place, is_remote
@@ -125,6 +125,12 @@ def passed_over(words: Sequence[str]) -> dict[str, int]:
     return dict(sorted(suffixes.items()))
 
 
+def folders_without_images(words: Sequence[str]) -> list[str]:
+    """The folders among ``words`` that add nothing, as they were given."""
+    folders = (word for word in words if not is_remote(word) and is_folder(Path(word)))
+    return [word for word in folders if not any(_of_word(word, lists=False))]
+
+
 def _nothing(path: Path) -> str:
     return (
         f"{path}: there is no such image, folder, list or video, and no file fits it as a "
@@ -164,6 +170,9 @@ def read_pictures(
     """Pixels of pictures, (h, w, 3) RGB, or why one cannot be used.
 
     Frames of a video that follow each other are decoded in one pass.
+
+    Raises:
+        StorageError: what they lie on has failed or is lost.
     """
     video: cv2.VideoCapture | None = None
     opened, upcoming = "", 0
@@ -184,6 +193,7 @@ def read_pictures(
             if done:
                 yield picture, np.ascontiguousarray(pixels[..., ::-1]).astype(np.uint8, copy=False)
             else:
+                _require_still_there(Path(picture.path))
                 yield picture, BadImageError(f"{picture.key}: cannot be decoded")
     finally:
         if video is not None:
@@ -196,7 +206,24 @@ def _image(picture: Picture, decoding: Decoding) -> NDArray[np.uint8] | BadImage
             return read_remote(picture.path, decoding)
         return read_image(Path(picture.path), decoding=decoding)
     except BadImageError as error:
+        if not is_remote(picture.path):
+            _require_still_there(Path(picture.path))
         return error
+
+
+def _require_still_there(path: Path) -> None:
+    """Tell a file that somebody has removed from a folder that is lost, for files listed before."""
+    folder = path.absolute().parent
+    try:
+        lost = not any(folder.iterdir())
+    except OSError:
+        lost = True
+    if lost:
+        raise StorageError(
+            f"{folder}: is gone or empty, where images were listed at the start, such as "
+            f"{path.name}. Next: see whether it is still there, and mounted, then run the same "
+            "command again"
+        )
 
 
 def digest_of(pictures: Sequence[Picture]) -> str:

@@ -19,7 +19,7 @@ from orchestrator.accelerators import Accelerator, of_this_process
 from orchestrator.config.schema import Experiment
 from orchestrator.data.dataset import Dataset
 from orchestrator.data.decode import BadImageError
-from orchestrator.data.images import image_pixels
+from orchestrator.data.images import image_pixels, require_still_there
 from orchestrator.data.readers import split as readers
 from orchestrator.data.readers.coco import read_coco
 from orchestrator.data.readers.paths import ReadRules
@@ -208,6 +208,7 @@ class _Worker:
         torch.set_num_threads(task.threads)
         self.task = task
         self.network = network_of(task.loaded, accelerator.kind)
+        self._some_were_there = False
 
     def batches(self, numbers: Sequence[int]) -> Iterator[tuple[Detections, list[str]]]:
         """Detections of each batch, and what could not be read; the next one is read meanwhile."""
@@ -229,8 +230,11 @@ class _Worker:
             try:
                 images.append(image_pixels(data, position))
             except BadImageError as error:
+                if self._some_were_there:
+                    require_still_there(data, position)
                 bad.append(str(error))
                 continue
+            self._some_were_there = True
             ids.append(int(data.image_ids[position]))
         return images, ids, bad
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from orchestrator.cli.main import main
-from orchestrator.errors import ConfigError, DataError
+from orchestrator.data.images import image_pixels
+from orchestrator.errors import ConfigError, DataError, StorageError
+from orchestrator.predict import scoring
 from orchestrator.predict.loading import load_detector
 from orchestrator.predict.predictor import DetectOptions
 from orchestrator.predict.scoring import evaluate_detector, first_images, read_split
@@ -91,6 +95,23 @@ def test_an_unreadable_image_is_said_and_counts_as_missed(small_run):
     gone = type(dataset)(**{**dataset.__dict__, "files": ("a.jpg", "images/gone.jpg")})
     with pytest.raises(DataError, match=r"none of 2 images can be read; the first: .*a\.jpg"):
         evaluate_detector(loaded, gone, how)
+
+
+def test_a_folder_that_is_lost_on_the_way_gives_no_number(small_run, tmp_path, monkeypatch):
+    loaded = load_detector(small_run)
+    dataset = read_split(loaded.resolved.experiment, "val")
+    shutil.copytree(dataset.root, tmp_path / "root")
+    there = replace(dataset, root=str(tmp_path / "root"))
+
+    def losing(data, index):
+        if index == 1:
+            shutil.rmtree(data.root)
+        return image_pixels(data, index)
+
+    monkeypatch.setattr(scoring, "image_pixels", losing)
+    how = DetectOptions(loaded.resolved.experiment.detector.postprocess, Views())
+    with pytest.raises(StorageError, match="is gone, and so are all"):
+        evaluate_detector(loaded, there, how, batch_size=1)
 
 
 def test_other_classes_are_refused(small_run, tmp_path):

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pytest
 
 from orchestrator.config.resolve import load_experiment
+from orchestrator.data import decode
 from orchestrator.data.batch import Batch
 from orchestrator.data.demo.digits import Recipe, build_digits
 from orchestrator.data.stream.local import LocalStream
-from orchestrator.errors import OrchestratorError
+from orchestrator.errors import OrchestratorError, StorageError
 from orchestrator.runs.plan import Plan, make_plan
+from orchestrator.storage.plain_files import open_regular
 from orchestrator.storage.run_files import STOP
 from orchestrator.tracking.events import metric_history, read_events
 from orchestrator.training import session
@@ -167,6 +171,27 @@ def test_a_batch_of_another_step_is_refused(tmp_path: Path, digits: Path) -> Non
     plan = plan_in(tmp_path / "run", digits)
     with pytest.raises(OrchestratorError, match="batch of step 2, expected 1"):
         train(plan, stream=SkippingStream(plan.batches))
+
+
+def test_a_disk_that_fails_for_a_moment_changes_no_weight(
+    tmp_path: Path, digits: Path, unbroken: tuple[Plan, Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = plan_in(tmp_path / "run", digits, "train.checkpoint.every_steps=1")
+    opened = 0
+
+    def failing(path: Path) -> BinaryIO:
+        nonlocal opened
+        opened += 1
+        if opened == 20:
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return open_regular(path)
+
+    monkeypatch.setattr(decode, "open_regular", failing)
+    with pytest.raises(StorageError, match=r"\.jpg: cannot be read \(Input/output error\)"):
+        train(plan)
+    assert train(plan).weights_sha256 == unbroken[1].weights_sha256
+    kinds = {event.kind for event in read_events(plan.job.path / "events.jsonl")}
+    assert "replaced" not in kinds
 
 
 def test_too_many_unreadable_images_end_the_run(tmp_path: Path, digits: Path) -> None:

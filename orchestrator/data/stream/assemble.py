@@ -21,7 +21,7 @@ from orchestrator.data.batch import Batch
 from orchestrator.data.counter_rng import Domain, SampleKey, uniforms
 from orchestrator.data.dataset import Dataset
 from orchestrator.data.decode import BadImageError
-from orchestrator.data.images import fetch_images, image_pixels
+from orchestrator.data.images import fetch_images, image_pixels, require_still_there
 from orchestrator.data.shards.split import keep_shards
 from orchestrator.data.stream.sampling import SampleIds, visit_factors
 from orchestrator.data.stream.schedule import Schedule, eval_slots
@@ -265,10 +265,11 @@ class BatchPlan:
 
     @staticmethod
     def _read(dataset: Dataset, sample: int) -> NDArray[np.uint8] | BadImageError:
-        """The pixels of an image, or why they cannot be used."""
+        """The pixels of an image, or why they cannot be used; a storage that is lost is no why."""
         try:
             return image_pixels(dataset, sample)
         except BadImageError as error:
+            require_still_there(dataset, sample)
             return error
 
 
