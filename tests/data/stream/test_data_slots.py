@@ -15,9 +15,10 @@ from orchestrator.data.stream import slots
 from orchestrator.data.stream.slots import slot
 
 
-def most_at_once(stream: str, count: int, tasks: int) -> int:
-    """How many of ``tasks`` threads held a slot at the same time."""
+def most_at_once(stream: str, count: int, tasks: int, *, expected: int) -> int:
+    """How many of ``tasks`` threads held a slot at the same time; the first wait for ``expected``."""
     lock, holding, most = threading.Lock(), 0, 0
+    enough = threading.Event()
 
     def work() -> None:
         nonlocal holding, most
@@ -25,6 +26,9 @@ def most_at_once(stream: str, count: int, tasks: int) -> int:
             with lock:
                 holding += 1
                 most = max(most, holding)
+                if holding >= expected:
+                    enough.set()
+            enough.wait(10)
             time.sleep(0.05)
             with lock:
                 holding -= 1
@@ -36,7 +40,7 @@ def most_at_once(stream: str, count: int, tasks: int) -> int:
 
 
 def test_no_more_than_the_slots_at_a_time() -> None:
-    assert most_at_once(uuid4().hex, 2, tasks=7) == 2
+    assert most_at_once(uuid4().hex, 2, tasks=7, expected=2) == 2
 
 
 def test_streams_do_not_wait_for_each_other() -> None:
@@ -84,4 +88,4 @@ def test_nobody_waits_without_abstract_names(monkeypatch: pytest.MonkeyPatch) ->
             raise OSError(errno.ENOENT, "no such file")
 
     monkeypatch.setattr(slots.socket, "socket", Elsewhere)
-    assert most_at_once(uuid4().hex, 1, tasks=3) == 3
+    assert most_at_once(uuid4().hex, 1, tasks=3, expected=3) == 3
