@@ -16,7 +16,7 @@ from orchestrator.data.stream.slots import slot
 
 
 def most_at_once(stream: str, count: int, tasks: int, *, expected: int) -> int:
-    """How many of ``tasks`` threads held a slot at the same time; the first wait for ``expected``."""
+    """How many of ``tasks`` threads held a slot at once; the first wait for ``expected``."""
     lock, holding, most = threading.Lock(), 0, 0
     enough = threading.Event()
 
