@@ -15,6 +15,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -24,7 +25,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from orchestrator.data.avif_frames import avif_problem
-from orchestrator.data.files import reason, storage_failed, unread
+from orchestrator.data.files import patiently, reason, storage_failed, unread
 from orchestrator.data.image_streams import jpeg_problem, png_is_whole
 from orchestrator.data.orientation import (
     UPRIGHT,
@@ -168,6 +169,10 @@ def file_bytes(path: Path, *, max_pixels: int = MAX_PIXELS) -> bytes:
         OSError: it cannot be read, or is no file.
         ValueError: the path holds a null byte.
     """
+    return patiently(partial(_file_bytes, path, max_pixels))
+
+
+def _file_bytes(path: Path, max_pixels: int) -> bytes:
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         allowed = most_bytes(max_pixels)
@@ -345,7 +350,12 @@ def read_header(path: Path) -> Header:
     Raises:
         BadImageError: the file is missing, empty or not an image of a known format.
     """
-    with naming_image(path), open_regular(path) as file:
+    with naming_image(path):
+        return patiently(partial(_header, path))
+
+
+def _header(path: Path) -> Header:
+    with open_regular(path) as file:
         return _open(file, file.read(16))
 
 

@@ -5,7 +5,11 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from orchestrator.errors import StorageError
 from orchestrator.storage.plain_files import open_regular
@@ -28,10 +32,30 @@ _FAILED = {
     if hasattr(errno, name)
 }
 
+#: Seconds between tries; in all well below the 30 after which a worker counts as hung.
+_WAITS = (0.2, 1.0, 4.0)
+
+T = TypeVar("T")
+
 
 def storage_failed(error: OSError | ValueError) -> bool:
     """Whether reading failed for what a file lies on, or this machine, and not for the file."""
     return getattr(error, "errno", None) in _FAILED
+
+
+def patiently(read: Callable[[], T]) -> T:
+    """What ``read`` returns, tried again for some seconds while its storage fails.
+
+    A run of days is not to end because a mount of a bucket or an NFS server hiccuped once.
+    """
+    for wait in _WAITS:
+        try:
+            return read()
+        except OSError as error:  # noqa: PERF203 - waits are what it costs
+            if not storage_failed(error):
+                raise
+            time.sleep(wait)
+    return read()
 
 
 def unread(place: Path | str, error: OSError | ValueError) -> StorageError:
@@ -51,19 +75,23 @@ def read_text_bytes(path: Path, *, limit: int = MAX_TEXT_BYTES) -> bytes:
         ValueError: the path holds a null byte.
     """
     try:
-        with open_regular(path) as file:
-            size = os.fstat(file.fileno()).st_size
-            if size > limit:
-                raise OSError(f"{size} bytes, allowed are {limit}")
-            if size > _LOOK_FIRST_BYTES:
-                if file.read(1) == b"\0":
-                    raise OSError("begins with a null byte; is this a text file?")
-                file.seek(0)
-            return file.read()
+        return patiently(partial(_text_bytes, path, limit))
     except OSError as error:
         if storage_failed(error):
             raise unread(path, error) from error
         raise
+
+
+def _text_bytes(path: Path, limit: int) -> bytes:
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > limit:
+            raise OSError(f"{size} bytes, allowed are {limit}")
+        if size > _LOOK_FIRST_BYTES:
+            if file.read(1) == b"\0":
+                raise OSError("begins with a null byte; is this a text file?")
+            file.seek(0)
+        return file.read()
 
 
 def sha256_of(path: Path) -> str:

@@ -35,6 +35,11 @@ def failing(code: int, name: str) -> Callable[[Path], Any]:
     return opened
 
 
+@pytest.fixture(autouse=True)
+def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "_WAITS", (0.0, 0.0))
+
+
 STORAGE = ("EIO", "ESTALE", "ETIMEDOUT", "ENOTCONN", "EHOSTDOWN", "EMFILE", "ENOMEM")
 ITSELF = ("ENOENT", "EACCES", "EISDIR", "ELOOP", "ENAMETOOLONG")
 
@@ -48,6 +53,23 @@ def test_what_is_to_blame_is_told_apart(name, coco_folder, monkeypatch) -> None:
         with pytest.raises(kind, match=r"003\.jpg: cannot be read") as caught:
             look(path)
         assert type(caught.value) is kind
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_hiccup_is_waited_for(times, coco_folder, monkeypatch) -> None:
+    left = times
+
+    def opened(path: Path) -> Any:
+        nonlocal left
+        left -= 1
+        if left >= 0:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(path))
+        return open_regular(path)
+
+    monkeypatch.setattr(decode, "open_regular", opened)
+    assert read_image(coco_folder / "images" / "003.jpg").ndim == 3
+    left = times
+    assert read_header(coco_folder / "images" / "003.jpg").kind == "JPEG"
 
 
 @pytest.fixture

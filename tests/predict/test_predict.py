@@ -15,7 +15,7 @@ import pytest
 
 from detectors.config import PostprocessConfig
 from orchestrator.cli.main import main
-from orchestrator.data import decode
+from orchestrator.data import decode, files
 from orchestrator.data.decode import BadImageError, read_image
 from orchestrator.data.label_map import LabelMap
 from orchestrator.errors import ConfigError, DataError, StorageError
@@ -161,6 +161,7 @@ def test_a_mount_that_is_lost_skips_nothing(small_run, images, tmp_path, monkeyp
     def losing(self, number):
         if number == 2 and lost == "failing":
             monkeypatch.setattr(decode, "open_regular", stale)
+            monkeypatch.setattr(files, "_WAITS", ())
         elif number == 2:
             folder.rename(aside)
             if lost == "emptied":

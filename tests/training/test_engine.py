@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from orchestrator.config.resolve import load_experiment
-from orchestrator.data import decode
+from orchestrator.data import decode, files
 from orchestrator.data.batch import Batch
 from orchestrator.data.demo.digits import Recipe, build_digits
 from orchestrator.data.stream.local import LocalStream
@@ -177,12 +177,13 @@ def test_a_disk_that_fails_for_a_moment_changes_no_weight(
     tmp_path: Path, digits: Path, unbroken: tuple[Plan, Outcome], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = plan_in(tmp_path / "run", digits, "train.checkpoint.every_steps=1")
-    opened = 0
+    opened, tries = 0, len(files._WAITS) + 1
+    monkeypatch.setattr(files, "_WAITS", (0.0,) * (tries - 1))
 
     def failing(path: Path) -> BinaryIO:
         nonlocal opened
         opened += 1
-        if opened == 20:
+        if opened in range(20, 20 + tries):
             raise OSError(errno.EIO, "Input/output error", str(path))
         return open_regular(path)
 
