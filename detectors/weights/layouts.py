@@ -128,6 +128,15 @@ def _substitute(*rules: tuple[str, str]) -> Callable[[str], str | None]:
     return rename
 
 
+def _vgg_classifier(features: str) -> Callable[[str], str | None]:
+    """Names in a VGG16 classifier, whose convolutions are below ``features``, to the reduced's."""
+    return _substitute(
+        (rf"{features}\.(.*)", r"\1"),
+        (r"classifier\.0\.(.*)", r"31.\1"),
+        (r"classifier\.3\.(.*)", r"33.\1"),
+    )
+
+
 def _fc6(weight: Tensor, _: Tensors) -> Tensor:
     """(4096, 25088) to (1024, 512, 3, 3): every fourth output, every third tap of 7 x 7."""
     return weight.view(4096, 512, 7, 7)[::4, :, ::3, ::3]
@@ -142,6 +151,13 @@ _EVERY_FOURTH = "every fourth output"
 #: On pyramids a backbone stands below ``body``, but for one whose maps are a pyramid themselves.
 _PYRAMID_SITES = {"faster_rcnn": "backbone.body.", "retinanet": "backbone.body."}
 _VGG_SITES = {"ssd": "vgg.", "m2det": "base.", **_PYRAMID_SITES}
+#: How a VGG16 classifier, of which two layers are large, becomes the reduced network.
+_VGG_CLASSIFIER: Mapping[str, tuple[Callable[[Tensor, Tensors], Tensor], str]] = {
+    "classifier.0.weight": (_fc6, f"{_EVERY_FOURTH}, every third tap of 7x7"),
+    "classifier.0.bias": (lambda bias, _: bias[::4], _EVERY_FOURTH),
+    "classifier.3.weight": (_fc7, f"{_EVERY_FOURTH} and input"),
+    "classifier.3.bias": (lambda bias, _: bias[::4], _EVERY_FOURTH),
+}
 _RESNET_SITES = {"m2det": "base.", **_PYRAMID_SITES}
 _MOBILENET_TAIL = r"(weight|bias|running_mean|running_var|num_batches_tracked)"
 
@@ -386,18 +402,18 @@ LAYOUTS: tuple[Layout, ...] = (
         name="torchvision_vgg16",
         title="torchvision's vgg16 classifier",
         landmarks=("features.0.weight", "features.28.weight", "classifier.3.weight"),
-        rename=_substitute(
-            (r"features\.(.*)", r"\1"),
-            (r"classifier\.0\.(.*)", r"31.\1"),
-            (r"classifier\.3\.(.*)", r"33.\1"),
-        ),
+        rename=_vgg_classifier("features"),
         sites=_VGG_SITES,
-        reshape={
-            "classifier.0.weight": (_fc6, f"{_EVERY_FOURTH}, every third tap of 7x7"),
-            "classifier.0.bias": (lambda bias, _: bias[::4], _EVERY_FOURTH),
-            "classifier.3.weight": (_fc7, f"{_EVERY_FOURTH} and input"),
-            "classifier.3.bias": (lambda bias, _: bias[::4], _EVERY_FOURTH),
-        },
+        reshape=_VGG_CLASSIFIER,
+    ),
+    Layout(
+        name="mindspore_vgg16",
+        title="the VGG16 classifier of the MindSpore model zoo, without batch normalisation",
+        landmarks=("layers.0.weight", "layers.28.weight", "classifier.3.weight"),
+        # official/cv/VGG16, trained on ImageNet by its imagenet2012_config.yaml.
+        rename=_vgg_classifier("layers"),
+        sites=_VGG_SITES,
+        reshape=_VGG_CLASSIFIER,
     ),
     Layout(
         name="torchvision_resnet",

@@ -181,11 +181,16 @@ def test_the_vgg_of_the_mindspore_port_fills_the_backbone() -> None:
         assert torch.equal(fitted.tensors[f"vgg.{name}"], value)
 
 
-def test_a_vgg_classifier_is_decimated_to_the_reduced_layers() -> None:
+@pytest.mark.parametrize("zoo", [False, True], ids=["torchvision", "mindspore"])
+def test_a_vgg_classifier_is_decimated_to_the_reduced_layers(zoo: bool) -> None:
     with torch.device("meta"):
         state = vgg16(weights=None).state_dict()
     tensors = like(state)
-    fitted = convert(tensors, VGG)
+    # The zoo's network without batch normalisation has the same layers in the same places.
+    layers = "layers" if zoo else "features"
+    named = {re.sub("^features", layers, name): value for name, value in tensors.items()}
+    fitted = convert(named, VGG)
+    assert fitted.report.layout == ("mindspore_vgg16" if zoo else "torchvision_vgg16")
     assert fitted.report.counts["loaded"] == 26
     assert fitted.report.counts["adapted"] == 4
     left = {entry.source for entry in fitted.report.of("left over")}
@@ -522,6 +527,10 @@ def test_every_layout_is_recognised_as_itself_and_by_one_name() -> None:
         published = {
             "torchvision_resnet": resnet50(weights=None).state_dict(),
             "torchvision_vgg16": vgg16(weights=None).state_dict(),
+            "mindspore_vgg16": {
+                re.sub("^features", "layers", name): value
+                for name, value in vgg16(weights=None).state_dict().items()
+            },
             "torchvision_mobilenet_v2": mobilenet_v2(weights=None).state_dict(),
             "vgg16_reducedfc": vgg16_reducedfc(),
             "amdegroot_ssd": amdegroot_ssd300(21),
