@@ -208,6 +208,11 @@ def _mindspore(name: str) -> str:
     return f"{stem}.{_MINDSPORE_ENDINGS.get(ending, ending)}"
 
 
+def _mindspore_spinenet(name: str) -> str:
+    """Its convolutions come with a ``norm``; the copy of its source on record has no other name."""
+    return re.sub(r"\.norm\.(\w+)$", r".bn.\1", _mindspore(name))
+
+
 def _mindspore_m2det(name: str) -> str:
     """Its VGG16 keeps its layers in a list of that name."""
     return re.sub(r"^base\.layers\.(\d+)\.", r"base.\1.", _mindspore(name))
@@ -312,10 +317,29 @@ LAYOUTS: tuple[Layout, ...] = (
     Layout(
         name="spinenet_detector",
         title="a detector of yan-roo/SpineNet-Pytorch",
-        landmarks=("backbone.merge_ops.0.resample_ops.0.squeeze_conv.conv.weight",),
+        landmarks=(
+            "backbone.merge_ops.0.resample_ops.0.squeeze_conv.conv.weight",
+            "backbone.init_block1.0.bn1.weight",
+        ),
         rename=_same,
         sites={"retinanet": ""},
         # A Mask R-CNN of the same project shares the backbone alone.
+        classes=Classes(
+            "bbox_head.retina_cls.bias",
+            9,
+            ((r"bbox_head\.retina_cls\.\w+", "inner"),),
+            background=0,
+        ),
+    ),
+    Layout(
+        name="mindspore_spinenet_detector",
+        title="a RetinaNet-SpineNet of the MindSpore model zoo",
+        landmarks=(
+            "backbone.merge_ops.0.resample_ops.0.squeeze_conv.conv.weight",
+            "backbone.init_block1.0.bn1.gamma",
+        ),
+        rename=_mindspore_spinenet,
+        sites={"retinanet": ""},
         classes=Classes(
             "bbox_head.retina_cls.bias",
             9,

@@ -515,6 +515,26 @@ def test_a_spinenet_detector_keeps_its_names_and_a_backbone_its_place() -> None:
     assert report.counts["left over"] == 1
 
 
+def test_a_mindspore_spinenet_detector_fills_the_network() -> None:
+    state = like(skeleton(SPINENET, num_classes=80).state_dict())
+    shared = r"(bbox_head\.\w+_convs)\.\d\.(\d\.conv\.weight)"
+    state = {name: state[re.sub(shared, r"\1.0.\2", name)] for name in state}
+    # What the levels share is one parameter there, saved under its first name.
+    tensors = {
+        re.sub(r"\.bn\.(\w+)$", r".norm.\1", name): value
+        for name, value in as_mindspore(state).items()
+        if re.sub(shared, r"\1.0.\2", name) == name
+    }
+    assert {"backbone.conv1.norm.gamma", "bbox_head.cls_convs.4.3.norm.beta"} <= set(tensors)
+    fitted = convert({f"net.{name}": value for name, value in tensors.items()}, SPINENET)
+    assert fitted.report.layout == "mindspore_spinenet_detector"
+    assert fitted.class_names == COCO_NAMES
+    assert fitted.report.counts["left over"] == 0
+    for name, value in state.items():
+        if not name.endswith("num_batches_tracked"):
+            assert torch.equal(fitted.tensors[name], value), name
+
+
 def test_the_levels_of_a_retinanet_must_share_their_convolutions() -> None:
     state = skeleton(SPINENET, num_classes=80).state_dict()
     tensors = like({name: state[name] for name in state if "cls_convs" in name})
