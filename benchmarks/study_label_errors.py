@@ -4,7 +4,7 @@
     orchestrator run EXPERIMENT.yaml data.train.annotations=SPOILT.json ...
     orchestrator check EXPERIMENT.yaml data.train.annotations=SPOILT.json --with RUN \
         --suspects FOLDER
-    python benchmarks/study_label_errors.py score SPOILT.json FOLDER/suspects.json
+    python benchmarks/study_label_errors.py score SPOILT.json [SPOILT.json ...] FOLDER/suspects.json
 
 A quarter of the share each is left out, gets another class, is moved by 0.5 to 0.8 of its sides, or
 is added where no box is. What was done is written beside the file, as SPOILT.json.answers.json.
@@ -125,7 +125,7 @@ def main() -> None:
     one.add_argument("--share", type=float, default=0.05)
     one.add_argument("--seed", type=int, default=1)
     two = verbs.add_parser("score")
-    two.add_argument("spoilt", type=Path)
+    two.add_argument("spoilt", type=Path, nargs="+", help="splits whose ids are all different")
     two.add_argument("suspects", type=Path)
     arguments = parser.parse_args()
     if arguments.verb == "spoil":
@@ -135,7 +135,8 @@ def main() -> None:
         Path(f"{arguments.target}.answers.json").write_text(json.dumps(answers, indent=1))
         print(Counter(answer["kind"] for answer in answers))
         return
-    answers = json.loads(Path(f"{arguments.spoilt}.answers.json").read_text())
+    files = [Path(f"{spoilt}.answers.json") for spoilt in arguments.spoilt]
+    answers = [answer for file in files for answer in json.loads(file.read_text())]
     suspects = json.loads(arguments.suspects.read_text())["suspects"]
     hits = [right(suspect, answers) for suspect in suspects]
     for first in (10, 20, 50, 100):
