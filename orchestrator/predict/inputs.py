@@ -213,9 +213,13 @@ def _image(picture: Picture, decoding: Decoding) -> NDArray[np.uint8] | BadImage
 
 def _require_still_there(path: Path) -> None:
     """Tell a file that somebody has removed from a folder that is lost, for files listed before."""
+    if exists(path):
+        return
     folder = path.absolute().parent
     try:
         lost = not any(folder.iterdir())
+    except PermissionError:
+        return
     except OSError:
         lost = True
     if lost:
