@@ -184,6 +184,7 @@ def read_pictures(
             if video is None or opened != picture.path or upcoming > picture.frame:
                 if video is not None:
                     video.release()
+                _require_still_there(Path(picture.path))
                 video, opened, upcoming = open_video(Path(picture.path)), picture.path, 0
             # Jumping lands on the wrong frame with many codecs; decoding past does not.
             while upcoming < picture.frame and video.grab():
