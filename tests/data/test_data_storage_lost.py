@@ -137,6 +137,15 @@ def test_no_shard_holds_an_empty_image_for_a_disk_that_failed(folder, tmp_path, 
     assert len(stored) == 6
 
 
+@pytest.mark.parametrize("lose", [emptied, shutil.rmtree])
+def test_a_folder_that_is_lost_gives_no_shard(lose: Lose, folder: Path, tmp_path: Path) -> None:
+    data = read_coco(folder / "images", folder / "instances.json").dataset
+    lose(folder / "images")
+    with pytest.raises(StorageError, match=r"is gone, and so are all \d+ other images"):
+        shard_here(data, str(tmp_path / "shards"))
+    assert not list((tmp_path / "shards").glob("*.parquet"))
+
+
 def test_annotations_that_a_disk_withholds_are_not_bad_data(folder, monkeypatch) -> None:
     monkeypatch.setattr(files, "open_regular", failing(errno.ESTALE, "instances.json"))
     with pytest.raises(StorageError, match=r"instances\.json: cannot be read \(Stale file handle"):

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from orchestrator.data.columns import INDEX, MANIFEST
 from orchestrator.data.dataset import Dataset
 from orchestrator.data.decode import BadImageError, require_sound
-from orchestrator.data.images import image_bytes, stored_length
+from orchestrator.data.images import image_bytes, require_still_there, stored_length
 from orchestrator.data.sharded_images import ShardedImages, shard_name
 from orchestrator.data.shards.manifest import ROW_FIELDS, columns
 from orchestrator.data.shards.split import (
@@ -255,9 +255,15 @@ def shard_bytes(data: Dataset, number: int, rows: slice) -> bytes:
 
 
 def _stored(data: Dataset, index: int) -> bytes:
+    """An image as it is stored, empty where it cannot be read.
+
+    Raises:
+        StorageError: what it lies on has failed or is lost.
+    """
     try:
         return image_bytes(data, index)
     except BadImageError:
+        require_still_there(data, index)
         return b""
 
 
