@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -300,11 +302,23 @@ def say_finished(result: dict[str, Any], console: Console) -> None:
 
 
 def say_where(
-    resolved: ResolvedExperiment, run_dir: str, console: Console, *, sweep: str | None = None
+    resolved: ResolvedExperiment,
+    run_dir: str,
+    console: Console,
+    *,
+    sweep: str | None = None,
+    trials: Sequence[str] = (),
 ) -> None:
     """The run folder; how MLflow is started, and the address of the page with the runs.
 
     The lines can be pasted into any shell of this machine, whichever folder it is in.
+
+    Args:
+        resolved: experiment.
+        run_dir: of the run, or the folder of the sweep.
+        console: where it is said.
+        sweep: as of :func:`runs_page`.
+        trials: as of :func:`runs_page`.
     """
     say(console, f"run folder: {run_dir}")
     uri = resolved.experiment.tracking.mlflow
@@ -321,7 +335,7 @@ def say_where(
         say(console, shlex.join(command))
     state = ShipState.load(Path(run_dir))
     experiment = state.experiment_id if state and state.tracking_uri == uri else None
-    say(console, f"# {runs_page(server, experiment, sweep=sweep)}")
+    say(console, f"# {runs_page(server, experiment, sweep=sweep, trials=trials)}")
 
 
 def say_next(run_dir: str, console: Console) -> None:
@@ -341,7 +355,13 @@ def own_command() -> str:
     return shlex.join([sys.executable, "-m", "orchestrator.cli.main"])
 
 
-def runs_page(server: str, experiment: str | None, *, sweep: str | None = None) -> str:
+def runs_page(
+    server: str,
+    experiment: str | None,
+    *,
+    sweep: str | None = None,
+    trials: Sequence[str] = (),
+) -> str:
     """Address of the page with the runs of an experiment.
 
     MLflow's plain address opens on traces of language models, where a trained detector has nothing.
@@ -349,11 +369,20 @@ def runs_page(server: str, experiment: str | None, *, sweep: str | None = None) 
     Args:
         server: address of MLflow.
         experiment: its id there; None while MLflow does not know it.
-        sweep: whose runs are shown alone, side by side in charts; None for all runs.
+        sweep: whose runs are shown alone; None for all runs.
+        trials: ids of runs that are compared instead, where there are several. A list of runs has
+            a sweep's trials folded up below it, whatever the address says.
     """
     if experiment is None or not server.startswith("http"):
         return server
-    page = f"{server.rstrip('/')}/#/experiments/{experiment}/runs?workflowType=machine_learning"
+    server, view = server.rstrip("/"), "workflowType=machine_learning"
+    if len(trials) > 1:
+        runs, experiments = (
+            quote(json.dumps(ids, separators=(",", ":")), safe="")
+            for ids in (list(trials), [experiment])
+        )
+        return f"{server}/#/compare-runs?runs={runs}&experiments={experiments}&{view}"
+    page = f"{server}/#/experiments/{experiment}/runs?{view}"
     if sweep is None:
         return page
     chosen = quote(f"tags.sweep = '{sweep}'", safe="")

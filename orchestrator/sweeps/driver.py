@@ -46,6 +46,8 @@ from orchestrator.training.job import TrainingJob
 
 #: Of the section, what may change between two starts of a sweep.
 _MAY_CHANGE = ("trials", "concurrency")
+#: Trials that the address of MLflow's comparison names; browsers take some thousand characters.
+_COMPARED = 30
 
 
 def drive_sweep(template: Template, *, force_resume: bool) -> int:
@@ -349,7 +351,14 @@ class _Sweep:
             str(self.planner.folder),
             self.console,
             sweep=self.planner.base.experiment.name,
+            trials=self._compared(),
         )
+
+    def _compared(self) -> list[str]:
+        """Ids in MLflow of the best trials, as far as they have one."""
+        best = ranking(self.record.ordered(), self.planner.sweep)[:_COMPARED]
+        ids = ((row.result or {}).get("mlflow_run_id") for row in best)
+        return [str(run_id) for run_id in ids if run_id is not None]
 
 
 def refuse_empty(rows: Sequence[Row]) -> None:

@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 import ray
@@ -30,7 +31,7 @@ from orchestrator.config.schema import ClusterConfig
 from orchestrator.errors import ConfigError, DataError, OrchestratorError, PreemptedError
 from orchestrator.runs import driver
 from orchestrator.runs.progress import Narrator, duration, shown_progress
-from orchestrator.runs.report import say_next, say_where
+from orchestrator.runs.report import runs_page, say_next, say_where
 from orchestrator.tracking.events import Event, EventLog
 from orchestrator.tracking.shipping import ShipState
 from orchestrator.training import interrupt
@@ -539,6 +540,23 @@ def test_where_the_runs_are_to_be_seen(
         assert page == f"# {server}/#/experiments/7/runs?workflowType=machine_learning"
     else:
         assert page == f"# {'http://127.0.0.1:5000' if command else uri}"
+
+
+@pytest.mark.parametrize("trials", [[], ["a"], ["b", "a"]])
+def test_the_trials_of_a_sweep_are_compared(trials: list[str]) -> None:
+    address = runs_page("http://host:5000", "7", sweep="my sweep", trials=trials)
+    if len(trials) < 2:
+        page = "http://host:5000/#/experiments/7/runs?workflowType=machine_learning"
+        assert address.startswith(f"{page}&searchFilter=tags.sweep%20%3D%20%27my%20sweep%27")
+        return
+    path, _, query = urlsplit(address).fragment.partition("?")
+    found = {name: values[0] for name, values in parse_qs(query).items()}
+    assert path == "/compare-runs"
+    assert found == {
+        "runs": '["b","a"]',
+        "experiments": '["7"]',
+        "workflowType": "machine_learning",
+    }
 
 
 def test_what_to_do_next_can_be_pasted(tmp_path: Path) -> None:

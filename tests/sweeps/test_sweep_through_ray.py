@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import random
 import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from mlflow.tracking import MlflowClient
@@ -70,8 +72,13 @@ def test_trials_are_distinct_runs_nested_in_mlflow(
     experiment = client.get_experiment_by_name("tests")
     assert experiment is not None
     runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
-    runs_page = f"/#/experiments/{experiment.experiment_id}/runs?workflowType=machine_learning"
-    assert runs_page in output.splitlines()[-1]
+    address = urlsplit(output.splitlines()[-1].removeprefix("# "))
+    assert address.fragment.startswith("/compare-runs?")
+    compared = parse_qs(address.fragment.partition("?")[2])
+    assert json.loads(compared["experiments"][0]) == [experiment.experiment_id]
+    trials = {run.info.run_id for name, run in runs.items() if name != "whole"}
+    assert len(trials) == 3
+    assert set(json.loads(compared["runs"][0])) == trials
     parent = runs["whole"]
     assert parent.data.tags["best_trial"] == found["best"]
     assert parent.data.tags["best_run_id"] == runs[found["best"]].info.run_id
