@@ -262,6 +262,12 @@ def _offsets(values: Tensor, tensors: Tensors) -> Tensor:
     return torch.cat([rows.new_zeros(4, *rows.shape[1:]), rows])
 
 
+_RETINA_CLASSES = Classes(
+    "bbox_head.retina_cls.bias",
+    9,
+    ((r"bbox_head\.retina_cls\.\w+", "inner"),),
+    background=0,
+)
 _CONF_ROWS: tuple[tuple[str, Literal["inner", "outer"]], ...] = ((r"conf\.\d+\.\w+", "inner"),)
 
 #: In the order in which they are tried.
@@ -324,12 +330,7 @@ LAYOUTS: tuple[Layout, ...] = (
         rename=_same,
         sites={"retinanet": ""},
         # A Mask R-CNN of the same project shares the backbone alone.
-        classes=Classes(
-            "bbox_head.retina_cls.bias",
-            9,
-            ((r"bbox_head\.retina_cls\.\w+", "inner"),),
-            background=0,
-        ),
+        classes=_RETINA_CLASSES,
     ),
     Layout(
         name="mindspore_spinenet_detector",
@@ -340,12 +341,7 @@ LAYOUTS: tuple[Layout, ...] = (
         ),
         rename=_mindspore_spinenet,
         sites={"retinanet": ""},
-        classes=Classes(
-            "bbox_head.retina_cls.bias",
-            9,
-            ((r"bbox_head\.retina_cls\.\w+", "inner"),),
-            background=0,
-        ),
+        classes=_RETINA_CLASSES,
     ),
     Layout(
         name="mindspore_ssd",

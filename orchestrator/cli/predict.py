@@ -171,7 +171,8 @@ def _predict(source: str, words: list[str], overrides: list[str], arguments: Any
         listed = ", ".join(f"{count} {suffix}" for suffix, count in others.items())
         say(console, f"passed over, being no images that are read: {listed}")
     for folder in folders_without_images(words):
-        say(console, f"{folder}: holds no image; for the folders in it, write {folder}/*")
+        within = f"{folder.rstrip('/')}/*"
+        say(console, f"{folder}: holds no image; for the folders in it, write {within}")
     if arguments.form != "coco" and arguments.annotations is not None:
         raise ConfigError("--annotations: gives ids to COCO results; add --form coco")
     if arguments.draw is not None:

@@ -349,6 +349,7 @@ def read_header(path: Path) -> Header:
 
     Raises:
         BadImageError: the file is missing, empty or not an image of a known format.
+        StorageError: what it lies on has failed.
     """
     with naming_image(path):
         return patiently(partial(_header, path))

@@ -156,6 +156,7 @@ def image_header(data: Dataset, index: int) -> Header:
 
     Raises:
         BadImageError: it has none that can be understood.
+        StorageError: what it lies on has failed, or does not answer.
     """
     if data.in_folder:
         return read_header(data.path(index))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import shutil
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +14,6 @@ import pytest
 
 from detectors.config import PostprocessConfig
 from orchestrator.cli.main import main
-from orchestrator.data import decode, files
 from orchestrator.data.decode import BadImageError, read_image
 from orchestrator.data.label_map import LabelMap
 from orchestrator.errors import ConfigError, DataError, StorageError
@@ -149,42 +147,6 @@ def test_nothing_readable_is_an_error_that_leaves_nothing(small_run, images, tmp
     # It may be there the next time.
     (tmp_path / "bad.jpg").write_bytes((images / "200.png").read_bytes())
     assert main(["predict", *words]) == 0
-
-
-@pytest.mark.parametrize("lost", ["emptied", "gone", "failing"])
-def test_a_mount_that_is_lost_skips_nothing(small_run, images, tmp_path, monkeypatch, capsys, lost):
-    shutil.copytree(images, tmp_path / "images")
-    folder, aside, out = tmp_path / "images", tmp_path / "aside", tmp_path / "p.json"
-    arguments = ["predict", str(small_run), str(folder), "--output", str(out), "--batch", "4"]
-    true = prediction.ShareWorker.run
-
-    def losing(self, number):
-        if number == 2 and lost == "failing":
-            monkeypatch.setattr(decode, "open_regular", stale)
-            monkeypatch.setattr(files, "_WAITS", ())
-        elif number == 2:
-            folder.rename(aside)
-            if lost == "emptied":
-                folder.mkdir()
-        return true(self, number)
-
-    def stale(path):
-        raise OSError(errno.ESTALE, "Stale file handle", str(path))
-
-    with monkeypatch.context() as patch:
-        patch.setattr(prediction.ShareWorker, "run", losing)
-        assert main(arguments) == StorageError.exit_code
-    said = capsys.readouterr().err
-    assert "Stale file handle" in said if lost == "failing" else "is gone or empty" in said
-    if lost == "failing":
-        monkeypatch.undo()
-        monkeypatch.setattr(prediction, "_SHARE_BATCHES", 1)
-    else:
-        shutil.rmtree(folder, ignore_errors=True)
-        aside.rename(folder)
-    assert main(arguments) == 0
-    assert len(json.loads(out.read_text())) == 19
-    assert "skipped" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("content", [b"[7]", b"[]"])
