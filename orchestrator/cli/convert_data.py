@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.cli._shared.json_output import add_json, json_output
 from orchestrator.cli._shared.outputs import folder_to_fill
 from orchestrator.cli._shared.parser import Parser
-from orchestrator.cli._shared.source import add_source, read_source
+from orchestrator.cli._shared.source import add_overrides, add_source, read_source
 from orchestrator.layouts.layout import FORMATS
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ def main(argv: Sequence[str]) -> int:
     )
     add_source(parser)
     parser.add_argument("target", metavar="OUT", type=folder_to_fill, help="folder to make")
+    add_overrides(parser)
     parser.add_argument("--to", required=True, choices=FORMATS, help="format of OUT")
     parser.add_argument(
         "--link", action="store_true", help="hard links to the images instead of copies"

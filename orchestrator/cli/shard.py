@@ -9,7 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.cli._shared.json_output import add_json, json_output
 from orchestrator.cli._shared.parser import Parser
-from orchestrator.cli._shared.source import add_source, find_source, is_experiment
+from orchestrator.cli._shared.source import (
+    add_overrides,
+    add_source,
+    find_source,
+    is_experiment,
+)
 from orchestrator.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -36,6 +41,7 @@ def main(argv: Sequence[str]) -> int:
         metavar="OUT",
         help="folder to make, or s3://bucket/prefix; a folder in it a split",
     )
+    add_overrides(parser)
     parser.add_argument(
         "--images-per-shard", type=int, metavar="N", help="(default: 512, 80 MB of COCO's images)"
     )
@@ -95,7 +101,7 @@ def _cluster(arguments: argparse.Namespace) -> ClusterConfig:
     from orchestrator.config.schema import ClusterConfig
 
     if is_experiment(arguments.source):
-        return load_experiment(arguments.source).experiment.cluster
+        return load_experiment(arguments.source, arguments.overrides).experiment.cluster
     return ClusterConfig()
 
 

@@ -37,8 +37,21 @@ def apply(overrides: Sequence[str], document: Document) -> None:
         overrides: ``key.path=value`` each.
         document: of an experiment; changed in place.
     """
-    for override in overrides:
-        document.problems += _problems_of(override, document)
+    waiting = list(overrides)
+    while waiting:
+        override = waiting.pop(0)
+        if _is_key(override) and waiting and "=" not in waiting[0]:
+            # Said once, of both words: the value is no override that has its own mistake.
+            message = f"found two words; an override is one: {override}={waiting[0]}"
+            place = Place.of_override(f"{override} {waiting.pop(0)}")
+            document.problems.append(Problem(place, (), message))
+        else:
+            document.problems += _problems_of(override, document)
+
+
+def _is_key(word: str) -> bool:
+    parts = word.split(".")
+    return len(parts) > 1 and all(part.isidentifier() for part in parts)
 
 
 def _problems_of(override: str, document: Document) -> tuple[Problem, ...]:

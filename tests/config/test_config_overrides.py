@@ -61,6 +61,7 @@ APPLIED: dict[str, tuple[list[str], dict[str, object]]] = {
 # Overrides; how the one line of complaint starts; what it says.
 REFUSED: dict[str, tuple[list[str], str, str]] = {
     "no value": (["train.epochs"], "override 'train.epochs':", "is key.path=value"),
+    "two words": (["train.epochs", "3"], "override 'train.epochs 3':", "one: train.epochs=3"),
     "no key": (["=3"], "override '=3':", "is key.path=value"),
     "empty part": (["train..epochs=3"], "override 'train..epochs=3':", "is key.path=value"),
     "dashes": (["--train.epochs=3"], "override '--train.epochs=3':", "no dashes"),

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from orchestrator.config.resolve import read_template
+from orchestrator.config.resolve import load_experiment, read_template
 from orchestrator.config.schema import Experiment
 from orchestrator.config.schema.data import DataConfig
 from orchestrator.sweeps.plan import check_sweep
@@ -54,6 +54,23 @@ def test_a_block_is_what_the_program_takes(block: str, tmp_path: Path) -> None:
     file.write_text(yaml.safe_dump(whole, sort_keys=False))
     template = read_template(file)
     check_sweep(template, template.resolve())
+
+
+def test_a_block_with_the_name_of_a_shipped_experiment_is_that_experiment(tmp_path: Path) -> None:
+    """Another one of the same name would be refused by its run folder, or miss the quoted figures."""
+    shipped = {}
+    for file in sorted((ROOT / "experiments").glob("*.yaml")):
+        experiment = load_experiment(file).experiment
+        shipped[experiment.name] = experiment
+    compared = []
+    for number, (block,) in enumerate(param.values for param in BLOCKS):
+        name = yaml.safe_load(block).get("name")
+        if name in shipped and "extends" not in block:
+            file = tmp_path / f"{number}.yaml"
+            file.write_text(block)
+            assert load_experiment(file).experiment == shipped[name], name
+            compared.append(name)
+    assert "ssd300-mobilenet-v2-w035-bccd" in compared
 
 
 def test_no_block_is_passed_over() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -41,6 +42,16 @@ def add_source(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_overrides(parser: argparse.ArgumentParser) -> None:
+    """Let ``parser`` take other values for an experiment; to be called after its positionals."""
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key.path=value",
+        help="other values for an experiment file, such as data.root=FOLDER",
+    )
+
+
 def is_experiment(path: Path) -> bool:
     """Whether a source is an experiment file."""
     from orchestrator.layouts.data_yaml import is_data_yaml
@@ -75,7 +86,7 @@ def find_source(arguments: argparse.Namespace) -> Found:
     """
     if is_experiment(arguments.source):
         _refuse_options(arguments)
-        return _of_experiment(arguments.source)
+        return _of_experiment(arguments.source, arguments.overrides)
     return _of_folder(arguments)
 
 
@@ -93,7 +104,7 @@ def read_source(arguments: argparse.Namespace) -> dict[str, ReadResult]:
         from orchestrator.data.readers.split import read_split
 
         _refuse_options(arguments)
-        data = load_experiment(arguments.source).experiment.data
+        data = load_experiment(arguments.source, arguments.overrides).experiment.data
         splits = {"train": data.train, "val": data.val}
         if any(split.files is None for split in splits.values()):
             return {name: read_split(data, split) for name, split in splits.items()}
@@ -105,10 +116,10 @@ def _refuse_options(arguments: argparse.Namespace) -> None:
         raise ConfigError("an experiment file says --from, --split and --classes itself")
 
 
-def _of_experiment(path: Path) -> Found:
+def _of_experiment(path: Path, overrides: Sequence[str]) -> Found:
     from orchestrator.config.resolve import load_experiment
 
-    data = load_experiment(path).experiment.data
+    data = load_experiment(path, overrides).experiment.data
 
     from orchestrator.data.decode import Decoding
     from orchestrator.data.readers.classes import class_file
@@ -139,6 +150,11 @@ def _of_folder(arguments: argparse.Namespace) -> Found:
     from orchestrator.data.readers.paths import USUAL
     from orchestrator.layouts.recognise import find_layout
 
+    if arguments.overrides:
+        raise ConfigError(
+            f"{arguments.overrides[0]}: other values are for an experiment file, and SRC is "
+            f"{arguments.source}. Next: name an experiment file, or leave them out"
+        )
     layout = find_layout(arguments.source, arguments.kind, arguments.split)
     if layout.kind == "coco" and arguments.classes:
         raise ConfigError("--classes: COCO annotations name the classes themselves")

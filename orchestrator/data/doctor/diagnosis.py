@@ -8,7 +8,7 @@ from enum import IntEnum
 from typing import Any
 
 from orchestrator.data.findings import Finding
-from orchestrator.errors import DataError, OrchestratorError
+from orchestrator.errors import DataError, OrchestratorError, printable
 
 
 class Verdict(IntEnum):
@@ -25,6 +25,9 @@ class Verdict(IntEnum):
     WARNING = 3
     REFUSE = 4
 
+
+#: Kind of the finding that an error becomes.
+_ERROR = "unusable"
 
 #: Verdict on what a reader found and dealt with.
 _OF_READER = {
@@ -47,7 +50,11 @@ class Diagnosis:
     finding: Finding
 
     def __str__(self) -> str:
-        return f"{self.verdict.name.lower():<10} {self.split}: {self.finding}"
+        head = f"{self.verdict.name.lower():<10} {self.split}: "
+        if self.finding.kind == _ERROR:  # its words count what they are about, a line for each
+            lines = (f"{_ERROR}: {self.finding.action}", *self.finding.examples)
+            return head + "\n  ".join(map(printable, lines))
+        return f"{head}{self.finding}"
 
     def to_json(self) -> dict[str, Any]:
         """As the report has it."""
@@ -87,7 +94,7 @@ class Report:
     def add_error(self, split: str, error: OrchestratorError) -> None:
         """Note an error that keeps a run from starting."""
         first, *rest = str(error).splitlines()
-        finding = Finding("unusable", max(1, len(rest) - 1), first, tuple(map(str.strip, rest)))
+        finding = Finding(_ERROR, max(1, len(rest) - 1), first, tuple(map(str.strip, rest)))
         self.add(Verdict.REFUSE, split, finding)
         self.exit_code = max(self.exit_code, error.exit_code)
 

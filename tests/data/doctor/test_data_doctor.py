@@ -412,7 +412,10 @@ def test_command_returns_what_a_run_would(folder: Path, capsys: pytest.CaptureFi
     change(folder, "train", lambda tree: tree["annotations"][0].update(bbox=[1]))
     sheet = folder / "a.jpg"
     assert main(["check", str(path), "--show-augmented", str(sheet)]) == 65
-    assert "refuse     train: unusable: 1" in capsys.readouterr().out
+    lines = capsys.readouterr().out.splitlines()
+    place = next(at for at, line in enumerate(lines) if line.startswith("refuse     train: "))
+    assert lines[place].startswith("refuse     train: unusable: ")
+    assert lines[place + 1].startswith("  /annotations/0/bbox: has 1 values")
     assert not sheet.exists()
 
 

@@ -267,13 +267,15 @@ def test_command_converts_there_and_back(
 ) -> None:
     experiment = tmp_path / "e.yaml"
     experiment.write_text(
-        f"name: e\ndetector: {{name: ssd}}\ndata:\n  root: {source.images.parent}\n"
+        "name: e\ndetector: {name: ssd}\ndata:\n  root: elsewhere\n"
         "  train: {images: images, annotations: instances.json}\n"
         "  val: {images: images, annotations: instances.json}\n"
         "train: {epochs: 1, batch_size: 1, optimizer: {name: sgd, lr: 0.1}}\n"
     )
     out, back = tmp_path / "voc", tmp_path / "coco"
-    assert main(["convert", "data", str(experiment), str(out), "--to", "voc"]) == 0
+    command = ["convert", "data", str(experiment), str(out), "--to", "voc"]
+    assert main(command) == 65
+    assert main([*command, f"data.root={source.images.parent}"]) == 0
     printed = capsys.readouterr().out
     digest = read_coco(source.images, source.annotations).dataset.content_digest
     assert printed.count(f"digest of classes, images, boxes and labels {digest}") == 2
@@ -352,6 +354,7 @@ def test_shards_that_cannot_become_files(
         (["SRC", "OUT", "--to", "voc"], "SRC: no such folder", 65),
         (["SRC", "OUT", "--to", "vok"], "invalid choice: 'vok'", 64),
         (["e.yaml", "OUT", "--to", "voc", "--from", "coco"], "says --from, --split", 64),
+        (["SRC", "OUT", "--to", "voc", "data.root=x"], "are for an experiment file", 64),
         (["SRC", "OUT", "--to", "voc", "--from", "yolo"], "SRC: no such folder", 65),
     ],
 )
