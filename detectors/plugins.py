@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args
 
 from pydantic import Field, GetCoreSchemaHandler, create_model, model_validator
@@ -79,6 +80,20 @@ class Offered(NamedTuple):
     broken: dict[str, PluginError]
 
 
+@cache
+def _installed() -> importlib.metadata.EntryPoints:
+    return importlib.metadata.entry_points()
+
+
+def entry_points(group: str) -> importlib.metadata.EntryPoints:
+    """Those of one group.
+
+    The metadata of all installed packages is read once: each search through it takes a tenth of the
+    time in which an experiment file is read.
+    """
+    return _installed().select(group=group)
+
+
 def offered(group: str, base: type[Settings], own: Mapping[str, type[Settings]]) -> Offered:
     """This program's configuration classes and those of a group of entry points.
 
@@ -88,7 +103,7 @@ def offered(group: str, base: type[Settings], own: Mapping[str, type[Settings]])
         own: classes of this program, whose names are not free.
     """
     found = Offered(dict(own), {})
-    for point in sorted(importlib.metadata.entry_points(group=group), key=lambda p: p.name):
+    for point in sorted(entry_points(group), key=lambda p: p.name):
         config = _load(point, base, set(found.classes))
         if isinstance(config, PluginError):
             found.broken[point.name] = config

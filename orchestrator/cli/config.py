@@ -68,11 +68,12 @@ def _show_schedule(
     experiment: str, overrides: Sequence[str], *, images: int | None, as_json: bool
 ) -> None:
     from orchestrator.config.resolve import load_experiment
-    from orchestrator.runs.plan import count_training_images
     from orchestrator.training.schedule_table import ScheduleTable
 
     resolved = load_experiment(experiment, overrides)
     if images is None:
+        from orchestrator.runs.plan import count_training_images
+
         try:
             images = count_training_images(resolved.experiment)
         except DataError as error:

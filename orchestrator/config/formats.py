@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from typing import Annotated, Any, Final, TypeAlias
 
 from pydantic import GetCoreSchemaHandler
 from pydantic_core import core_schema
 
+from detectors.plugins import entry_points
 from orchestrator.layouts.layout import FORMATS
 
 #: Group of the entry points that name readers of other formats.
@@ -20,7 +20,7 @@ class _OneOfTheFormats:
     def __get_pydantic_core_schema__(
         self, source: Any, handler: GetCoreSchemaHandler
     ) -> core_schema.CoreSchema:
-        names = {point.name for point in importlib.metadata.entry_points(group=READERS)}
+        names = {point.name for point in entry_points(READERS)}
         return core_schema.literal_schema([*FORMATS, *sorted(names - set(FORMATS))])
 
 

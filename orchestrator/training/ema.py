@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 
@@ -10,13 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from orchestrator.training.saved_tensors import Bits
-
-
-def decay_at(updates: int, *, decay: float, warmup_steps: int) -> float:
-    """Decay used by update number ``updates`` (1 is the first)."""
-    if warmup_steps == 0:
-        return decay
-    return decay * (1.0 - math.exp(-updates / warmup_steps))
+from orchestrator.training.schedules import decay_at
 
 
 class WeightAverage:

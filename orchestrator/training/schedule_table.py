@@ -8,8 +8,7 @@ from typing import Any
 
 from orchestrator.config.schema import Experiment, SGDOptimizer
 from orchestrator.errors import ConfigError
-from orchestrator.training.ema import decay_at
-from orchestrator.training.schedules import LearningRate, require_warmup_ends, shape_of
+from orchestrator.training.schedules import LearningRate, decay_at, require_warmup_ends, shape_of
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Learning rates as pure functions of the step.
+"""Learning rates, and the decay of averaged weights, as pure functions of the step.
 
 Nothing here remembers anything: a resumed run asks for the rate of its step and gets the rate
 the unbroken run had there.
@@ -173,3 +173,10 @@ def require_warmup_ends(train: TrainConfig, *, steps_per_epoch: int) -> None:
         f"{rate.total_steps}, such as {min(steps_per_epoch, rate.total_steps - 1)}, or raise "
         "train.epochs"
     )
+
+
+def decay_at(updates: int, *, decay: float, warmup_steps: int) -> float:
+    """Decay of the average of the weights at update number ``updates`` (1 is the first)."""
+    if warmup_steps == 0:
+        return decay
+    return decay * (1.0 - math.exp(-updates / warmup_steps))

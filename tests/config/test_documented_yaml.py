@@ -57,7 +57,7 @@ def test_a_block_is_what_the_program_takes(block: str, tmp_path: Path) -> None:
 
 
 def test_a_block_with_the_name_of_a_shipped_experiment_is_that_experiment(tmp_path: Path) -> None:
-    """Another one of the same name would be refused by its run folder, or miss the quoted figures."""
+    """Another of the same name would be refused by its folder, or miss the quoted figures."""
     shipped = {}
     for file in sorted((ROOT / "experiments").glob("*.yaml")):
         experiment = load_experiment(file).experiment
