@@ -76,10 +76,12 @@ class Figure:
     Attributes:
         uri: ``data:`` URI of the picture.
         caption: as text.
+        wide: whether it is scrolled on a narrow screen, since it cannot be read when it shrinks.
     """
 
     uri: str
     caption: str
+    wide: bool = False
     kind: str = field(default="figure", init=False)
 
 

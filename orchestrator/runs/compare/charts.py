@@ -10,7 +10,7 @@ from matplotlib.colors import Normalize
 
 from orchestrator.evaluation.significance import Effect
 from orchestrator.pages import charts
-from orchestrator.runs.compare.comparison import Spread
+from orchestrator.runs.compare.comparison import Spread, value_text
 
 #: A scale is logarithmic from this ratio of its ends.
 _WIDE = 20.0
@@ -122,7 +122,8 @@ def parallel_coordinates(
                 va="center",
                 bbox={"boxstyle": "round,pad=0.1", "facecolor": "white", "edgecolor": "none"},
             )
-    names = [path.removeprefix("train.") for path in columns]
+    # A part of the path a line, for the columns are narrower than many a path.
+    names = [path.removeprefix("train.").replace(".", ".\n") for path in columns]
     axes.set_xticks(range(len(scaled)), [*names, label], fontsize="small")
     axes.set_xlim(-0.1, len(scaled) - 0.6)
     axes.set_ylim(-0.08, 1.08)
@@ -135,9 +136,9 @@ def _scale(values: Sequence[object]) -> tuple[list[float], dict[float, str]]:
     """Heights from 0 to 1, and what is written at which."""
     numbers = [v for v in values if isinstance(v, int | float) and not isinstance(v, bool)]
     if len(numbers) < len(values) or not numbers:
-        names = list(dict.fromkeys(map(str, values)))
+        names = list(dict.fromkeys(map(value_text, values)))
         places = {name: at / max(1, len(names) - 1) for at, name in enumerate(names)}
-        return [places[str(v)] for v in values], {at: name for name, at in places.items()}
+        return [places[value_text(v)] for v in values], {at: name for name, at in places.items()}
     low, high = min(numbers), max(numbers)
     if low == high:
         return [0.5] * len(numbers), {0.5: f"{low:.4g}"}

@@ -117,7 +117,7 @@ def _settings(comparison: Comparison, colours: Mapping[str, str]) -> Iterator[Bl
             [comparison.runs[i].metrics["AP"] for i in scored],
             label="AP",
         )
-        yield Figure(chart, "from settings to AP, one line a run; yellow is best")
+        yield Figure(chart, "from settings to AP, one line a run; yellow is best", wide=True)
 
 
 def _curves(comparison: Comparison, colours: Mapping[str, str]) -> Iterator[Block]:

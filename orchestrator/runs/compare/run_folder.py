@@ -38,7 +38,8 @@ class RunFolder:
 
     Attributes:
         path: its folder.
-        name: as it is called in tables: the folder's name, with its parent's where names meet.
+        name: as it is called in tables, unlike any other: the folder's name, with those of as many
+            parents as it takes.
         resolved: the experiment, every value in place.
         result: what ``result.json`` says; empty while there is none.
         identity: what decided its result besides; None without a record.
@@ -157,11 +158,10 @@ def read_runs(paths: Iterable[Path], overrides: Sequence[str] = ()) -> list[RunF
         ConfigError: the experiment of a run cannot be read.
     """
     folders = list(dict.fromkeys(found.resolve() for path in paths for found in _folders(path)))
-    names = [folder.name for folder in folders]
     return [
         RunFolder(
             path=folder,
-            name=folder.name if names.count(folder.name) == 1 else "/".join(folder.parts[-2:]),
+            name=_shortest_name(folder, folders),
             resolved=load_experiment(config_file(folder), overrides),
             result=_read_result(folder),
             identity=recorded_identity(folder),
@@ -169,6 +169,15 @@ def read_runs(paths: Iterable[Path], overrides: Sequence[str] = ()) -> list[RunF
         )
         for folder in folders
     ]
+
+
+def _shortest_name(folder: Path, folders: Sequence[Path]) -> str:
+    """As many of the last parts of a path as no other of ``folders`` ends in."""
+    for length in range(1, len(folder.parts)):
+        parts = folder.parts[-length:]
+        if sum(one.parts[-length:] == parts for one in folders) == 1:
+            return "/".join(parts)
+    return str(folder)
 
 
 def run_named(runs: Sequence[RunFolder], name: str) -> RunFolder:
