@@ -156,6 +156,7 @@ def workplace(small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     for name in ("NAME", "a", "b"):
         shutil.copytree(small_run, tmp_path / "runs" / name)
     shutil.copytree(data / "images", tmp_path / "images")
+    shutil.copytree(data, tmp_path / "data" / "bccd")
     shutil.copy(data / "annotations" / "instances_val.json", tmp_path / "val.json")
     shutil.copy(small_run / "eval" / "coco_results.json", tmp_path / "results.json")
     shutil.copytree(ROOT / "experiments", tmp_path / "experiments")
