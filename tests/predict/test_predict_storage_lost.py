@@ -14,11 +14,6 @@ from orchestrator.errors import StorageError
 from orchestrator.predict import prediction
 
 
-@pytest.fixture(scope="module")
-def images(small_run):
-    return small_run.parent / "squares" / "images"
-
-
 @pytest.fixture(autouse=True)
 def _small_shares(monkeypatch):
     monkeypatch.setattr(prediction, "_SHARE_BATCHES", 1)

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import io
-import os
-import signal
 import threading
-import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
@@ -18,7 +14,6 @@ import pytest
 import ray
 from ray.exceptions import RayActorError
 from ray.train import FailureConfig, TrainingFailedError, WorkerGroupError
-from rich.console import Console
 
 from orchestrator.accelerators import Accelerator, from_resources
 from orchestrator.cluster import placement, trainer
@@ -27,10 +22,7 @@ from orchestrator.cluster.placement import place, wait_for_room
 from orchestrator.config.schema import ClusterConfig
 from orchestrator.errors import ConfigError, DataError, OrchestratorError, PreemptedError
 from orchestrator.runs import driver
-from orchestrator.runs.progress import Narrator, duration, shown_progress
-from orchestrator.tracking.events import Event, EventLog
-from orchestrator.training import interrupt
-from orchestrator.training.interrupt import in_thread, stopping_at_once, stopping_politely
+from orchestrator.tracking.events import EventLog
 
 # Placement
 
@@ -349,64 +341,6 @@ def test_workers_that_have_not_begun_are_told_from_those_that_have(tmp_path: Pat
 # Signals
 
 
-def test_the_first_signal_asks_and_ctrl_c_insists(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[int] = []
-    before = signal.getsignal(signal.SIGTERM)
-    with stopping_politely(lambda: asked.append(1)):
-        # As `timeout` does, once for its child and once for its group.
-        for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
-            os.kill(os.getpid(), number)
-        assert asked == [1]
-        monkeypatch.setattr(interrupt, "_ONE_WISH_SECONDS", 0.0)
-        os.kill(os.getpid(), signal.SIGTERM)
-        with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
-    assert asked == [1]
-    assert signal.getsignal(signal.SIGTERM) is before
-
-
-def test_sigterm_outside_training_ends_with_75() -> None:
-    before = signal.getsignal(signal.SIGTERM)
-    asked: list[int] = []
-
-    def twice() -> None:
-        with stopping_at_once():
-            with stopping_politely(lambda: asked.append(1)):
-                os.kill(os.getpid(), signal.SIGTERM)
-            os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(10)
-
-    with pytest.raises(PreemptedError) as stopped:
-        twice()
-    assert asked == [1]
-    assert stopped.value.exit_code == 75
-    assert signal.getsignal(signal.SIGTERM) is before
-
-
-def test_a_second_sigterm_does_not_interrupt_what_the_first_one_ends() -> None:
-    tidied: list[int] = []
-
-    def end() -> None:
-        with stopping_at_once():
-            try:
-                os.kill(os.getpid(), signal.SIGTERM)
-            finally:
-                os.kill(os.getpid(), signal.SIGTERM)
-                tidied.append(1)
-
-    with pytest.raises(PreemptedError):
-        end()
-    assert tidied == [1]
-
-
-def test_waiting_ends_once_it_has_become_useless() -> None:
-    over = threading.Event()
-    answers = iter([None, PreemptedError("the cluster is gone")])
-    with pytest.raises(PreemptedError, match="gone"):
-        in_thread(lambda: over.wait(60), given_up=lambda: next(answers))
-    over.set()
-
-
 def test_what_ray_says_of_a_cluster_that_is_gone_is_told_from_other_failures() -> None:
     class Watch:
         lost: PreemptedError | None = None
@@ -431,70 +365,4 @@ def test_what_ray_says_of_a_cluster_that_is_gone_is_told_from_other_failures() -
         driver._while_it_lasts(Watch(), partial(fail, RayActorError()))  # type: ignore[arg-type]
 
 
-def test_a_thread_gives_back_what_it_returns_or_raises() -> None:
-    assert in_thread(lambda: 7) == 7
-    with pytest.raises(ValueError, match="inside"):
-        in_thread(lambda: (_ for _ in ()).throw(ValueError("inside")))
-
-
 # Progress
-
-
-def test_the_narrator_tells_where_training_is() -> None:
-    narrator = Narrator(total_steps=100, epochs=10, batch_size=8)
-    values = {"train/loss": 1.5, "train/images_per_s": 16.0, "train/epoch": 2.0}
-    assert narrator.tell(Event(0, "metrics", 20, 0, values, "", 0)) is None
-    assert narrator.line == ("epoch 2.00/10  step 20/100  loss 1.5000  16.0 images/s  0:40 left")
-    scores = {"val/AP": 0.25, "val/AP50": 0.5, "val/AP75": 0.125}
-    told = narrator.tell(Event(1, "metrics", 20, 0, scores, "", 0))
-    assert told == "step 20: val AP 0.2500, AP50 0.5000, AP75 0.1250"
-    assert narrator.step == 20
-    assert narrator.tell(Event(2, "resume", 12, 0, {}, "from commit 12", 0)) == (
-        "step 12: resume: from commit 12"
-    )
-    # The workers begin again, and nothing of the former ones is shown any more.
-    assert narrator.step == 12
-    assert narrator.waiting == "step 12/100  waiting for the first batch"
-    narrator.tell(Event(3, "metrics", 13, 0, values, "", 0))
-    assert narrator.waiting == ""
-    assert duration(59.6) == "1:00"
-    assert duration(3725) == "1:02:05"
-
-
-@pytest.fixture
-def job(tmp_path: Path) -> Any:
-    return SimpleNamespace(
-        path=tmp_path,
-        total_steps=4,
-        experiment=SimpleNamespace(train=SimpleNamespace(epochs=1)),
-        schedule=SimpleNamespace(batch_size=2),
-    )
-
-
-def test_progress_is_plain_lines_where_nobody_watches(job: Any) -> None:
-    log = EventLog(job.path / "events.jsonl")
-    log.note("start", "long ago", step=0)
-    offset = (job.path / "events.jsonl").stat().st_size
-    output = io.StringIO()
-    with shown_progress(job, Console(file=output, width=200), offset=offset):
-        log.metrics({"train/loss": 2.0, "train/images_per_s": 4.0, "train/epoch": 0.5}, step=2)
-        log.note("resume", "from [commit] 2", step=2)
-    log.close()
-    text = output.getvalue()
-    assert "step 2/4  loss 2.0000" in text
-    assert "from [commit] 2" in text
-    assert "long ago" not in text
-    assert "\x1b" not in text
-
-
-def test_a_terminal_gets_a_bar(job: Any) -> None:
-    log = EventLog(job.path / "events.jsonl")
-    output = io.StringIO()
-    terminal = Console(file=output, width=120, force_terminal=True)
-    with shown_progress(job, terminal, offset=0):
-        log.metrics({"train/loss": 2.0, "train/images_per_s": 4.0, "train/epoch": 0.5}, step=2)
-        log.note("evaluation", "a line of its own", step=2)
-    log.close()
-    assert "\u2501" in output.getvalue()
-    assert "step 2/4  loss 2.0000" in output.getvalue()
-    assert "a line of its own" in output.getvalue()

@@ -3,7 +3,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
-from pathlib import Path
 
 import pytest
 
@@ -12,13 +11,8 @@ from orchestrator.data.batch import Batch
 from orchestrator.data.stream.assemble import BatchPlan
 from orchestrator.data.stream.local import LocalStream, in_order
 from orchestrator.errors import DataError, OrchestratorError
-from tests.support.data_cases import assert_same_batch, make_plan
+from tests.support.data_cases import assert_same_batch
 from tests.support.waiting import wait_for
-
-
-@pytest.fixture
-def plan(coco_folder: Path) -> BatchPlan:
-    return make_plan(coco_folder)
 
 
 def no_batch_threads() -> bool:
