@@ -82,7 +82,7 @@ class Offered(NamedTuple):
 
 
 @cache
-def _installed(path: tuple[str, ...]) -> importlib.metadata.EntryPoints:
+def _installed(path: tuple[str, ...]) -> Any:  # Python 3.10 has a type of its own for it
     """Of all packages on ``path``, which is ``sys.path``: where it grows, there may be others."""
     return importlib.metadata.entry_points()
 
@@ -93,7 +93,8 @@ def entry_points(group: str) -> importlib.metadata.EntryPoints:
     The metadata of all installed packages is read once: each search through it takes a tenth of the
     time in which an experiment file is read.
     """
-    return _installed(tuple(sys.path)).select(group=group)
+    found: importlib.metadata.EntryPoints = _installed(tuple(sys.path)).select(group=group)
+    return found
 
 
 def offered(group: str, base: type[Settings], own: Mapping[str, type[Settings]]) -> Offered:

@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.colors import Normalize
 
+from orchestrator.config.resolve import MaybeScalar
 from orchestrator.evaluation.significance import Effect
 from orchestrator.pages import charts
 from orchestrator.runs.compare.comparison import Spread, value_text
@@ -88,7 +89,7 @@ def intervals(effects: Mapping[str, Effect], *, x_label: str) -> str:
 
 @charts.styled
 def parallel_coordinates(
-    columns: Mapping[str, Sequence[object]], outcome: Sequence[float], *, label: str
+    columns: Mapping[str, Sequence[MaybeScalar]], outcome: Sequence[float], *, label: str
 ) -> str:
     """One line a run through its settings to what came of them; yellow is best.
 
@@ -132,7 +133,7 @@ def parallel_coordinates(
     return charts.svg_uri(figure)
 
 
-def _scale(values: Sequence[object]) -> tuple[list[float], dict[float, str]]:
+def _scale(values: Sequence[MaybeScalar]) -> tuple[list[float], dict[float, str]]:
     """Heights from 0 to 1, and what is written at which."""
     numbers = [v for v in values if isinstance(v, int | float) and not isinstance(v, bool)]
     if len(numbers) < len(values) or not numbers:
