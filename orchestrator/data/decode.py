@@ -40,12 +40,6 @@ from orchestrator.storage.plain_files import open_regular
 
 #: Pillow's plug-ins that may look at a file. EPS and its like, which start other programs, may not.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
-#: Suffixes of files of these kinds, in small letters.
-SUFFIXES = (
-    *(".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".mpo", ".png", ".apng", ".webp"),
-    *(".bmp", ".dib", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm"),
-    *(".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx", ".avif", ".avifs"),
-)
 #: Largest image that is decoded: what Pillow calls a decompression bomb, 268 MB as RGB.
 MAX_PIXELS = 89_478_485
 #: Largest image whose header is believed: more than OpenCV decodes.

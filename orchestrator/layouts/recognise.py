@@ -14,6 +14,7 @@ from orchestrator.errors import DataError, did_you_mean
 from orchestrator.layouts.data_yaml import is_data_yaml, read_data_yaml
 from orchestrator.layouts.files import first_image, first_lines, has, is_file, is_folder
 from orchestrator.layouts.layout import ALL, SPLITS, Kind, Layout, Place
+from orchestrator.layouts.other_forms import found_instead, no_folder, refuse_own_forms
 
 #: Usual file of classes, one name a line.
 CLASSES_FILE = "classes.txt"
@@ -43,10 +44,10 @@ def find_layout(path: Path, kind: str | None = None, wanted: Iterable[str] = ())
     elif path.suffix == ".json" and is_file(path):
         layout = _of_json(path)
     elif is_folder(path):
-        _refuse_own_forms(path)
+        refuse_own_forms(path)
         layout = _recognise(path, kind)
     else:
-        raise DataError(f"{path}: no such folder; give the folder of a data set, or an experiment")
+        raise DataError(no_folder(path))
     if layout is None:
         raise DataError(_unknown(path, kind))
     wanted = tuple(wanted)
@@ -61,42 +62,25 @@ def find_layout(path: Path, kind: str | None = None, wanted: Iterable[str] = ())
     return Layout(layout.title, layout.kind, layout.root, splits, layout.classes, layout.notes)
 
 
-def _refuse_own_forms(root: Path) -> None:
-    """Say of the forms that tools keep for themselves which of their exports is read.
-
-    Sources: docs.cvat.ai, "CVAT for image 1.1"; labelstud.io/guide/export, "JSON".
-    """
-    path = root / "annotations.xml"
-    if is_file(path) and "<annotations>" in " ".join(first_lines(path, 3)):
-        raise DataError(
-            f"{path}: CVAT's own XML, of which boxes are not read. Next: export the task as "
-            "COCO 1.0 or YOLO 1.1, with images, and name that folder"
-        )
-    for path in sorted(root.glob("*.json"))[:10]:
-        head = " ".join(first_lines(path))[:4096]
-        if head.startswith("[") and '"data"' in head and first_image(path) is None:
-            raise DataError(
-                f"{path}: looks like Label Studio's own JSON, of which boxes are not read. Next: "
-                "export the project as COCO or YOLO, with images, and name that folder"
-            )
-
-
 def _recognise(root: Path, kind: str | None) -> Layout | None:
     found = (look(root) for of, look in _RECOGNISERS if kind in (None, of))
     return next((layout for layout in found if layout is not None), None)
 
 
 def _unknown(root: Path, kind: str | None) -> str:
-    lines = [f"{root}: no {kind or 'known'} layout of a data set; looked for"]
-    lines += [f"  {text}" for of, text in _LOOKED_FOR if kind in (None, of)]
     below = sorted(path for path in root.iterdir() if is_folder(path)) if is_folder(root) else []
     for folder in below[:50]:
         if layout := _recognise(folder, kind):
-            lines.append(f"did you mean {folder}, which is {layout.title}?")
+            next_step = f"did you mean {folder}, which is {layout.title}?"
             break
     else:
-        lines.append("name other places in an experiment file and give that instead of the folder")
-    return "\n".join(lines)
+        found = found_instead(root) if is_folder(root) else None
+        if found is not None:
+            return f"{root}: no data set that is read; {found}"
+        next_step = "name other places in an experiment file and give that instead of the folder"
+    lines = [f"{root}: no {kind or 'known'} layout of a data set; looked for"]
+    lines += [f"  {text}" for of, text in _LOOKED_FOR if kind in (None, of)]
+    return "\n".join((*lines, next_step))
 
 
 _LOOKED_FOR: tuple[tuple[Kind, str], ...] = (

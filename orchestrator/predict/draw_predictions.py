@@ -12,11 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.data.dataset import Dataset
-from orchestrator.data.decode import STORED, SUFFIXES, BadImageError, Decoding, read_header
+from orchestrator.data.decode import STORED, BadImageError, Decoding, read_header
 from orchestrator.data.label_map import LabelMap
 from orchestrator.data.orientation import UPRIGHT, Orientation, swaps_sides, turned_boxes
 from orchestrator.errors import ConfigError, DataError
 from orchestrator.evaluation.marks import Boxes, marks_of
+from orchestrator.layouts.files import IMAGE_SUFFIXES
 from orchestrator.pages.drawing import Mark, contact_sheet, draw, encode_jpeg
 from orchestrator.predict.identify import identify, require_all
 from orchestrator.predict.inputs import UPRIGHT_PICTURES, Picture, read_pictures
@@ -328,7 +329,7 @@ def _file_names(keys: Sequence[str]) -> Iterator[str]:
 def _without_suffix(key: str) -> str:
     """A path without the suffix of an image, which a frame of a video has none of."""
     path = Path(key)
-    return key[: -len(path.suffix)] if path.suffix.lower() in SUFFIXES else key
+    return key[: -len(path.suffix)] if path.suffix.lower() in IMAGE_SUFFIXES else key
 
 
 def frame_name(key: str) -> str:

@@ -14,10 +14,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.data.decode import SUFFIXES, BadImageError, Decoding, read_image
+from orchestrator.data.decode import BadImageError, Decoding, read_image
 from orchestrator.data.readers.text_files import read_lines
 from orchestrator.errors import DataError, StorageError, nearest_path
-from orchestrator.layouts.files import exists, is_file, is_folder
+from orchestrator.layouts.files import IMAGE_SUFFIXES, exists, is_file, is_folder
 from orchestrator.predict.remote import list_remote, read_remote, stamps
 from orchestrator.storage.address import Place, is_remote
 
@@ -66,18 +66,18 @@ def list_pictures(words: Sequence[str]) -> list[Picture]:
     """
     pictures = dict.fromkeys(picture for word in words for picture in _of_word(word, lists=True))
     if not pictures:
-        raise DataError(f"{' '.join(words)}: holds no image; known are {', '.join(SUFFIXES)}")
+        raise DataError(f"{' '.join(words)}: holds no image; known are {', '.join(IMAGE_SUFFIXES)}")
     return list(pictures)
 
 
 def _of_word(word: str, *, lists: bool) -> Iterator[Picture]:
     if is_remote(word):
-        yield from (Picture(uri) for uri in list_remote(word, SUFFIXES))
+        yield from (Picture(uri) for uri in list_remote(word, IMAGE_SUFFIXES))
         return
     path = Path(word)
     suffix = path.suffix.lower()
     if is_folder(path):
-        found = sorted(entry for entry in path.iterdir() if entry.suffix.lower() in SUFFIXES)
+        found = sorted(entry for entry in path.iterdir() if entry.suffix.lower() in IMAGE_SUFFIXES)
         yield from (Picture(str(entry)) for entry in found)
     elif is_file(path) and suffix in VIDEO_SUFFIXES:
         yield from (Picture(word, frame) for frame in range(_frame_count(path)))
@@ -118,7 +118,7 @@ def passed_over(words: Sequence[str]) -> dict[str, int]:
         entry.suffix.lower() or "no suffix"
         for folder in folders
         for entry in folder.iterdir()
-        if entry.suffix.lower() not in SUFFIXES
+        if entry.suffix.lower() not in IMAGE_SUFFIXES
         and not entry.name.startswith(".")
         and entry.is_file()
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -206,6 +207,55 @@ def test_forms_that_tools_keep_for_themselves_are_told_apart(
     (tmp_path / name).write_text(text)
     with pytest.raises(DataError, match=message):
         find_layout(tmp_path)
+
+
+#: What lies where no data set is that is read, as files with their text; what is said.
+NOT_READ = {
+    "LabelMe": (
+        {"images/p000.json": '{"version": "5", "shapes": [], "imagePath": "p000.jpg"}'},
+        "images/p000.json, LabelMe's JSON, which is not read. Next: export",
+    ),
+    "a table": (
+        {"train/_annotations.csv": "filename,width,height,class,xmin,ymin,xmax,ymax\n"},
+        "train/_annotations.csv, a table of boxes, which is not read. Next: export",
+    ),
+    "Create ML": ({"train/_annotations.createml.json": "[]"}, "boxes for Create ML, which is"),
+    "TFRecord": ({"train/cells.tfrecord": ""}, "train/cells.tfrecord, a TFRecord, which is not"),
+    "images alone": ({}, "found images and no boxes. Next: draw boxes"),
+    "classification": (
+        {"train/cat/1.jpg": "", "train/dog/1.jpg": ""},
+        "found images in folders, as for classification, and no boxes",
+    ),
+    "a table of something else": ({"results.csv": "epoch,loss\n"}, "looked for\n"),
+}
+
+
+@pytest.mark.parametrize("name", NOT_READ)
+def test_what_is_no_data_set_is_told_with_the_next_step(name: str, tmp_path: Path) -> None:
+    files, message = NOT_READ[name]
+    layout_folders.draw(tmp_path / "set" / "images", TRAIN)
+    for place, text in files.items():
+        layout_folders.write(tmp_path / "set" / place, text)
+    with pytest.raises(DataError, match=re.escape(message)):
+        find_layout(tmp_path / "set")
+
+
+def test_what_is_no_folder_is_told_with_the_next_step(tmp_path: Path) -> None:
+    archive, picture, empty = tmp_path / "set.zip", tmp_path / "a.jpg", tmp_path / "empty"
+    archive.write_bytes(b"PK")
+    picture.write_bytes(b"")
+    empty.mkdir()
+    for path, message in (
+        (archive, "is an archive. Next: unpack it"),
+        (picture, "is a file. Next: name the folder"),
+        (empty, "the folder is empty. Next: name the one"),
+        (tmp_path / "gone", "no such folder"),
+    ):
+        with pytest.raises(DataError, match=message):
+            find_layout(path)
+    archive.rename(empty / "set.zip")
+    with pytest.raises(DataError, match=r"found set\.zip\. Next: unpack it"):
+        find_layout(empty)
 
 
 # One data set as it is published in three forms

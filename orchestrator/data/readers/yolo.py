@@ -19,7 +19,6 @@ from collections.abc import Sequence
 from decimal import ROUND_HALF_EVEN, Decimal
 from pathlib import Path, PurePath
 
-from orchestrator.data.decode import SUFFIXES
 from orchestrator.data.findings import Finding, Problems, ReadResult
 from orchestrator.data.label_map import LabelMap
 from orchestrator.data.readers.build import build_dataset, missing_files
@@ -36,7 +35,7 @@ from orchestrator.data.readers.text_files import (
 from orchestrator.data.readers.txt import class_label
 from orchestrator.errors import DataError, SecurityError
 from orchestrator.layouts.data_yaml import labels_beside
-from orchestrator.layouts.files import is_file, is_folder
+from orchestrator.layouts.files import IMAGE_SUFFIXES, is_file, is_folder
 from orchestrator.layouts.layout import Task
 
 #: Files beside images that nobody takes for some.
@@ -155,7 +154,7 @@ def _all_images(root: Path) -> list[str]:
     return [
         path.relative_to(root).as_posix()
         for path in sorted(root.rglob("*"))
-        if path.suffix.lower() in SUFFIXES and path.is_file()
+        if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
     ]
 
 
@@ -315,7 +314,7 @@ def _passed_over(root: Path) -> list[Finding]:
     others = [
         path.relative_to(root).as_posix()
         for path in sorted(root.rglob("*"))
-        if path.suffix.lower() not in SUFFIXES
+        if path.suffix.lower() not in IMAGE_SUFFIXES
         and path.suffix.lower() not in _NO_IMAGES
         and not path.name.startswith(".")
         and path.is_file()
