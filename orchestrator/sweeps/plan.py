@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from orchestrator.config.places import bucket_of, folder_of
-from orchestrator.config.problems import Place, Problem, dotted, error_of
+from orchestrator.config.problems import KeyPath, Place, Problem, dotted, error_of
 from orchestrator.config.resolve import Difference, ResolvedExperiment, Template, diff, digest
 from orchestrator.config.scalars import Json, scalar_text
 from orchestrator.config.schema import SweepConfig
@@ -160,13 +160,13 @@ class Planner:
             self._count_combinations(self.sweep.trials or 0)
 
     def _refuse(self, found: Iterable[Finding]) -> None:
-        problems = []
-        for key, message in found:
-            path = ("sweep", "space", key)
-            place = self.template.document.places.get(path, Place(str(self.template.source)))
-            problems.append(Problem(place, path, message))
+        problems = [self._problem(("sweep", "space", key), message) for key, message in found]
         if problems:
             raise error_of(problems, str(self.template.source))
+
+    def _problem(self, path: KeyPath, message: str) -> Problem:
+        place = self.template.document.places.get(path, Place(str(self.template.source)))
+        return Problem(place, path, message)
 
     def _unknown_conditions(self) -> Iterator[Finding]:
         known = {dotted(path) for path in Shape.root().fields()}
@@ -219,10 +219,12 @@ class Planner:
 
     def used_up(self, found: int) -> ConfigError:
         """What to say when no further combination turns up."""
-        return ConfigError(
-            f"sweep.trials is {self.sweep.trials}, but sweep.space has only {found} different "
-            f"combinations. Next: lower sweep.trials to {found}, or allow more values"
+        different = "one combination" if found == 1 else f"{found} different combinations"
+        message = (
+            f"is {self.sweep.trials}, but sweep.space has only {different}. Next: lower "
+            f"sweep.trials to {found}, or allow more values"
         )
+        return error_of([self._problem(("sweep", "trials"), message)], str(self.template.source))
 
     def _with_seeds(
         self, index: int, values: Values, known: dict[str, Trial], *, refuse: bool
