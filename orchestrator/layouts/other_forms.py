@@ -14,6 +14,8 @@ from orchestrator.layouts.layout import SPLITS
 _ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar")
 #: So many files and folders are looked at.
 _MOST = 2_000
+#: So many of them are opened.
+_MOST_OPENED = 50
 _HEAD = 4_096
 #: In the first line of a table of boxes.
 _BOX_COLUMN = re.compile(r"x_?min|bbox", re.IGNORECASE)
@@ -65,16 +67,17 @@ def found_instead(root: Path) -> str | None:
     if not files:
         empty = not _entries(root)
         return "the folder is empty. Next: name the one that holds the images" if empty else None
-    for path in files:
+    pictures = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
+    others = [path for path in files if path.suffix.lower() not in IMAGE_SUFFIXES]
+    for path in others[:_MOST_OPENED]:
         form = _form(path)
         if form is not None:
             return (
                 f"found {path.relative_to(root)}, {form}, which is not read. Next: export the data "
                 f"set as {_READ}, with images, and name that folder"
             )
-    pictures = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
-    if len(pictures) < len(files):
-        packed = [path for path in files if path.suffix.lower() in _ARCHIVES]
+    if others:
+        packed = [path for path in others if path.suffix.lower() in _ARCHIVES]
         if packed and not pictures:
             return f"found {packed[0].relative_to(root)}. Next: unpack it, and name its folder"
         return None
