@@ -29,6 +29,8 @@ from orchestrator.storage.atomic import write_atomic
 _MOST = charts.MOST_LINES
 _MOST_CLASSES = 20
 _MOST_SETTINGS = 8
+#: So many settings can still be read where their chart shrinks to a narrow screen.
+_MOST_NARROW = 3
 
 
 def write_page(path: Path, comparison: Comparison) -> None:
@@ -117,7 +119,8 @@ def _settings(comparison: Comparison, colours: Mapping[str, str]) -> Iterator[Bl
             [comparison.runs[i].metrics["AP"] for i in scored],
             label="AP",
         )
-        yield Figure(chart, "from settings to AP, one line a run; yellow is best", wide=True)
+        wide = len(swept) > _MOST_NARROW
+        yield Figure(chart, "from settings to AP, one line a run; yellow is best", wide=wide)
 
 
 def _curves(comparison: Comparison, colours: Mapping[str, str]) -> Iterator[Block]:
