@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.cli._shared.bars import bars
 from orchestrator.cli._shared.detector import require_source
 from orchestrator.cli._shared.outputs import file_to_write, folder_to_fill
 from orchestrator.cli._shared.parser import Parser
@@ -75,20 +76,18 @@ def main(argv: Sequence[str]) -> int:
     if arguments.detector is not None:
         require_source(arguments.detector)
 
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
     from orchestrator.data.doctor.examine import examine
     from orchestrator.data.doctor.page import page
     from orchestrator.storage.atomic import write_atomic
 
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
-        tasks = {name: bars.add_task(name, total=None) for name in ("train", "val")}
+    with bars() as shown:
+        tasks = {name: shown.add_task(name, total=None) for name in ("train", "val")}
         examination = examine(
             experiment.data,
             priors=lambda label_map: _priors(experiment, label_map),
-            watch=lambda split, seen, total: bars.update(tasks[split], completed=seen, total=total),
+            watch=lambda split, seen, total: shown.update(
+                tasks[split], completed=seen, total=total
+            ),
             keep=True,
         )
     report = examination.report

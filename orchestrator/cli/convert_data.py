@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.cli._shared.bars import bars
 from orchestrator.cli._shared.json_output import add_json, json_output
 from orchestrator.cli._shared.outputs import folder_to_fill
 from orchestrator.cli._shared.parser import Parser
@@ -36,14 +37,10 @@ def main(argv: Sequence[str]) -> int:
     add_json(parser)
     arguments = parser.parse_args(argv)
 
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
     from orchestrator.data.readers.convert import convert
 
     results = read_source(arguments)
-    columns = TextColumn("images"), BarColumn(), MofNCompleteColumn()
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with bars("images") as bar:
         task = bar.add_task("images", total=None)
         converted = convert(
             results,

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
+from orchestrator.cli._shared.bars import bars
 from orchestrator.cli._shared.outputs import file_to_write
 from orchestrator.cli._shared.parser import Parser
 from orchestrator.errors import ConfigError
@@ -60,9 +61,6 @@ def main(argv: Sequence[str]) -> int:
     # What is wrong with it is said before the seconds that loading PyTorch takes.
     find_layout(arguments.folder)
 
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
     from orchestrator.accelerators import of_this_process
     from orchestrator.checkpoints.published import is_within_reach
     from orchestrator.cli import check
@@ -78,8 +76,7 @@ def main(argv: Sequence[str]) -> int:
     )
     source = look(arguments.folder, wanted)
     print("\n".join(source.lines()))
-    columns = TextColumn("looking for equal images"), BarColumn(), MofNCompleteColumn()
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with bars("looking for equal images") as bar:
         task = bar.add_task("images", total=None)
         choice, told, commands = make(
             source,

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.cli._shared.bars import bars
 from orchestrator.cli._shared.json_output import add_json, json_output
 from orchestrator.cli._shared.parser import Parser
 from orchestrator.cli._shared.source import (
@@ -53,8 +54,6 @@ def main(argv: Sequence[str]) -> int:
     found = find_source(arguments)
 
     import ray
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
     from orchestrator.cluster.connection import connected
     from orchestrator.cluster.survey import look_around
@@ -66,10 +65,9 @@ def main(argv: Sequence[str]) -> int:
 
     splits = read_places(*found)
     written = {}
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
     with (
         connected(_cluster(arguments)),
-        Progress(*columns, console=Console(stderr=True), transient=True) as bars,
+        bars() as shown,
     ):
         look_around(
             [need for name, split in splits.items() for need in images_of(split.dataset, name)],
@@ -78,18 +76,18 @@ def main(argv: Sequence[str]) -> int:
         tasks = max(1, int(ray.cluster_resources().get("CPU", 1)))
         run = partial(shards_by_ray, tasks=tasks)
         for name, split in splits.items():
-            task = bars.add_task(name, total=len(split.dataset))
+            task = shown.add_task(name, total=len(split.dataset))
             written[name] = write_shards(
                 split.dataset,
                 below(arguments.target, name),
                 images_per_shard=arguments.images_per_shard or IMAGES_PER_SHARD,
                 run=run,
-                progress=lambda done, total, task=task: bars.update(  # type: ignore[misc]
+                progress=lambda done, total, task=task: shown.update(  # type: ignore[misc]
                     task, completed=done, total=total
                 ),
             )
             for finding in split.findings:
-                bars.console.print(f"{name}: {finding}", highlight=False, markup=False)
+                shown.console.print(f"{name}: {finding}", highlight=False, markup=False)
     with json_output(arguments.json) as emit:
         print("\n".join(summary(written, arguments.target)))
         emit({"splits": {name: _document(one) for name, one in written.items()}})
