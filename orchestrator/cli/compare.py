@@ -33,7 +33,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "words",
         nargs="+",
-        metavar="RUN|SWEEP [key.path=value ...]",
+        metavar="RUN|SWEEP ... [key.path=value ...]",
         help="run folders, or a sweep's folder for all its trials; values of the experiments to "
         "change, such as data.root where the data has moved",
     )

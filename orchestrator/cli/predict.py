@@ -68,6 +68,13 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--batch", type=int, default=8, metavar="N", help="images at a time")
     parser.add_argument(
+        "--threshold",
+        type=float,
+        metavar="SCORE",
+        help="lowest score that is written and drawn, short for "
+        "detector.postprocess.score_threshold=SCORE (default: 0.25)",
+    )
+    parser.add_argument(
         "--all",
         action="store_true",
         help="every detection that the experiment keeps, as scoring needs and --form coco writes "
@@ -82,15 +89,18 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--draw-threshold",
         type=float,
-        default=0.25,
         metavar="SCORE",
-        help="lowest score that is drawn (default: 0.25)",
+        help="lowest score that is drawn (default: that which is written; 0.25 of COCO results)",
     )
     _add_live_options(parser)
     add_source_options(parser)
     add_detect_options(parser)
     arguments = parser.parse_args(argv)
     overrides, words = split_overrides(arguments.words)
+    if arguments.threshold is not None:
+        if arguments.all:
+            raise ConfigError("--all, --threshold: contradict each other; leave one out")
+        overrides.append(f"detector.postprocess.score_threshold={arguments.threshold}")
     require_at_least(arguments, "workers", "threads", "batch", "frames")
     if arguments.camera is not None or arguments.video is not None:
         return _watch(words, overrides, arguments)
@@ -142,7 +152,9 @@ def _watch(words: list[str], overrides: list[str], arguments: Any) -> int:
             loaded,
             how,
             arguments.video if arguments.camera is None else arguments.camera,
-            Viewing(arguments.show, arguments.draw, arguments.draw_threshold, arguments.frames),
+            Viewing(
+                arguments.show, arguments.draw, _lowest_drawn(arguments, how), arguments.frames
+            ),
             threads=arguments.threads,
             on_progress=lambda done: bar.update(task, completed=done),
         )
@@ -211,8 +223,8 @@ def _predict(source: str, words: list[str], overrides: list[str], arguments: Any
             found,
             loaded.label_map,
             arguments.draw,
-            threshold=arguments.draw_threshold,
-            limit=None if arguments.all else DISPLAY_LIMIT,
+            threshold=_lowest_drawn(arguments, job.how),
+            limit=DISPLAY_LIMIT if arguments.form == "coco" and not arguments.all else None,
             pictures={picture.key: picture for picture in pictures},
             decoding=target.decoding,
         )
@@ -230,6 +242,16 @@ def _target(pictures: Sequence[Picture], loaded: LoadedDetector, arguments: Any)
         return target_of(pictures, loaded, arguments.annotations)
     ids = {picture.key: number for number, picture in enumerate(pictures, start=1)}
     return ResultsTarget(ids, loaded.label_map, loaded.pictures)
+
+
+def _lowest_drawn(arguments: Any, how: DetectOptions) -> float:
+    from orchestrator.pages.drawing import DISPLAY_SCORE
+
+    if arguments.draw_threshold is not None:
+        return float(arguments.draw_threshold)
+    # COCO results are written for scoring, down to scores that only hide what is below them.
+    of_scoring = arguments.form == "coco" and arguments.threshold is None and not arguments.all
+    return DISPLAY_SCORE if of_scoring else float(how.postprocess.score_threshold)
 
 
 def _rule(arguments: Any, how: DetectOptions) -> str:

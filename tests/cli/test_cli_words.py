@@ -67,6 +67,15 @@ def test_a_run_that_is_stopped_while_it_imports_ends_with_75(monkeypatch, capsys
     assert "asked to stop while nothing was being trained" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("verb", sorted(VERBS))
+def test_the_usage_says_everything_once(verb, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "1000")
+    assert main(["help", verb]) == 0
+    usage = capsys.readouterr().out.split("\n\n")[0]
+    assert usage.startswith("usage: orchestrator")
+    assert usage.count("key.path=value") <= 1
+
+
 def test_version_and_help(capsys):
     assert main(["--version"]) == 0
     assert capsys.readouterr().out.startswith("orchestrator ")

@@ -14,12 +14,11 @@ import pytest
 
 from detectors.config import PostprocessConfig
 from orchestrator.cli.main import main
+from orchestrator.config.resolve import load_experiment
 from orchestrator.data.decode import BadImageError, read_image
 from orchestrator.errors import ConfigError, DataError, StorageError
-from orchestrator.pages.drawing import (
-    contact_sheet,
-)
-from orchestrator.predict import inputs, prediction
+from orchestrator.pages.drawing import contact_sheet
+from orchestrator.predict import draw_predictions, inputs, prediction
 from orchestrator.predict.inputs import Picture, list_pictures, read_pictures
 from orchestrator.predict.prediction import work_folder
 from tests.support.own_process import orchestrator
@@ -317,6 +316,39 @@ def test_what_people_get_is_worth_a_look_and_what_is_scored_is_all(
         else:
             most[name] = max(len(entry["predictions"]) for entry in tree.values())
     assert most == {"shown": 3, "all": 100, "coco": 100, "by hand": 7}
+
+
+def test_a_threshold_holds_for_the_file_and_the_drawings(
+    small_run, images, tmp_path, monkeypatch, capsys
+):
+    drawn = {}
+
+    def draw(found, *_, threshold, limit, **__):
+        drawn[len(drawn)] = threshold, limit
+        return SimpleNamespace(problems=(), pictures=())
+
+    monkeypatch.setattr(draw_predictions, "draw_predictions", draw)
+    picture, folder = str(images / "200.png"), str(tmp_path / "drawn")
+    found = []
+    for words in (
+        ["--threshold", "0.1"],
+        ["detector.postprocess.score_threshold=0.1"],
+        ["--all"],
+        ["--form", "coco"],
+        ["--form", "coco", "--threshold", "0.1"],
+        ["--draw-threshold", "0.7"],
+    ):
+        out = tmp_path / f"{len(found)}.json"
+        found.append(predict(small_run, out, picture, "--draw", folder, *words))
+    lowest = load_experiment(small_run / "config" / "resolved.yaml").experiment.detector
+    kept = lowest.postprocess.score_threshold
+    assert found[0] == found[1]
+    assert list(drawn.values()) == [
+        (0.1, None), (0.1, None), (kept, None), (0.25, 100), (0.1, 100), (0.7, None)
+    ]  # fmt: skip
+    words = [str(small_run), picture, "--all", "--threshold", "0.5"]
+    assert main(["predict", *words]) == 64
+    assert "contradict each other" in capsys.readouterr().err
 
 
 def test_a_contact_sheet_holds_every_image():

@@ -46,6 +46,15 @@ def options_of(main: Callable[[Sequence[str]], int]) -> list[str]:
     return []
 
 
+class _Formatter(argparse.HelpFormatter):
+    """Shows a metavar that says itself what may be repeated as it is, and not a second time."""
+
+    def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
+        if isinstance(action.metavar, str) and "..." in action.metavar:
+            return action.metavar
+        return super()._format_args(action, default_metavar)
+
+
 class Parser(argparse.ArgumentParser):
     """Argparse without abbreviations, whose usage errors are ConfigErrors.
 
@@ -56,7 +65,7 @@ class Parser(argparse.ArgumentParser):
     capturing = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
+        super().__init__(*args, **{"allow_abbrev": False, "formatter_class": _Formatter, **kwargs})
         self._mixing = False
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
