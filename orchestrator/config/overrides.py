@@ -51,7 +51,9 @@ def apply(overrides: Sequence[str], document: Document) -> None:
 
 def _is_key(word: str) -> bool:
     parts = word.split(".")
-    return len(parts) > 1 and all(part.isidentifier() for part in parts)
+    if len(parts) == 1:
+        return (word,) in set(Shape.root().fields())
+    return all(part.isidentifier() for part in parts)
 
 
 def _problems_of(override: str, document: Document) -> tuple[Problem, ...]:

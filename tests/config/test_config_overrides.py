@@ -62,6 +62,7 @@ APPLIED: dict[str, tuple[list[str], dict[str, object]]] = {
 REFUSED: dict[str, tuple[list[str], str, str]] = {
     "no value": (["train.epochs"], "override 'train.epochs':", "is key.path=value"),
     "two words": (["train.epochs", "3"], "override 'train.epochs 3':", "one: train.epochs=3"),
+    "two words, of a key without a section": (["seed", "3"], "override 'seed 3':", "one: seed=3"),
     "no key": (["=3"], "override '=3':", "is key.path=value"),
     "empty part": (["train..epochs=3"], "override 'train..epochs=3':", "is key.path=value"),
     "dashes": (["--train.epochs=3"], "override '--train.epochs=3':", "no dashes"),
