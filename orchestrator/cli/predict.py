@@ -245,6 +245,7 @@ def _target(pictures: Sequence[Picture], loaded: LoadedDetector, arguments: Any)
 
 
 def _lowest_drawn(arguments: Any, how: DetectOptions) -> float:
+    """The lowest score that is drawn: of what is written, unless that is meant for scoring."""
     from orchestrator.pages.drawing import DISPLAY_SCORE
 
     if arguments.draw_threshold is not None:

@@ -50,9 +50,10 @@ def apply(overrides: Sequence[str], document: Document) -> None:
 
 
 def _is_key(word: str) -> bool:
+    """Whether a word looks like the key of an override that lacks its value."""
     parts = word.split(".")
     if len(parts) == 1:
-        return (word,) in set(Shape.root().fields())
+        return (word,) in Shape.root().fields()
     return all(part.isidentifier() for part in parts)
 
 

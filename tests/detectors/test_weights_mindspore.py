@@ -12,10 +12,7 @@ from torchvision.models import resnet50
 
 from detectors.measure import skeleton
 from detectors.registry import variant_config
-from detectors.weights.fit import (
-    COCO_NAMES,
-    convert,
-)
+from detectors.weights.fit import COCO_NAMES, convert
 
 M2DET = variant_config("m2det320_vgg16")
 VGG = variant_config("ssd300_vgg16")

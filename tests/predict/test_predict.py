@@ -321,10 +321,10 @@ def test_what_people_get_is_worth_a_look_and_what_is_scored_is_all(
 def test_a_threshold_holds_for_the_file_and_the_drawings(
     small_run, images, tmp_path, monkeypatch, capsys
 ):
-    drawn = {}
+    drawn = []
 
     def draw(found, *_, threshold, limit, **__):
-        drawn[len(drawn)] = threshold, limit
+        drawn.append((threshold, limit))
         return SimpleNamespace(problems=(), pictures=())
 
     monkeypatch.setattr(draw_predictions, "draw_predictions", draw)
@@ -340,10 +340,10 @@ def test_a_threshold_holds_for_the_file_and_the_drawings(
     ):
         out = tmp_path / f"{len(found)}.json"
         found.append(predict(small_run, out, picture, "--draw", folder, *words))
-    lowest = load_experiment(small_run / "config" / "resolved.yaml").experiment.detector
-    kept = lowest.postprocess.score_threshold
+    detector = load_experiment(small_run / "config" / "resolved.yaml").experiment.detector
+    kept = detector.postprocess.score_threshold
     assert found[0] == found[1]
-    assert list(drawn.values()) == [
+    assert drawn == [
         (0.1, None), (0.1, None), (kept, None), (0.25, 100), (0.1, 100), (0.7, None)
     ]  # fmt: skip
     words = [str(small_run), picture, "--all", "--threshold", "0.5"]
