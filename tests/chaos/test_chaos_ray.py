@@ -18,7 +18,16 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.support.chaos_cluster import FakeCluster, Run, fake_cluster, make_folder
+from tests.support.chaos_cluster import (
+    FakeCluster,
+    Run,
+    fake_cluster,
+    kill_data_task,
+    kill_driver,
+    kill_node,
+    kill_worker,
+    make_folder,
+)
 
 pytestmark = [pytest.mark.chaos, pytest.mark.ray]
 
@@ -62,30 +71,6 @@ def expected(folder: Path) -> dict[str, Any]:
     result = run.finish(0)
     assert (result["state"], result["steps"]) == ("done", STEPS)
     return result
-
-
-def kill_worker(run: Run, number: int) -> None:
-    os.kill(run.all_workers()[number % 2].process.pid, signal.SIGKILL)
-
-
-def kill_data_task(run: Run) -> None:
-    """The next task that reads images: a run as small as this has them all after a second."""
-    run.part("ray::MapBatches").kill()
-
-
-def kill_driver(run: Run, number: int) -> None:
-    assert run.driver is not None
-    run.driver.kill()
-    run.driver.wait()
-    run.start()
-
-
-def kill_node(run: Run, number: int) -> None:
-    assert run.cluster is not None
-    node_of_a_worker = run.all_workers()[number % 2].node
-    (node,) = [n for n in run.cluster.nodes if n.node_id == node_of_a_worker]
-    run.cluster.kill(node)
-    run.cluster.add_node(2)
 
 
 def test_kills_of_everything(

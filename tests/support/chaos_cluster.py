@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -240,3 +241,30 @@ class Run:
     def resumes(self) -> list[int]:
         """Steps that starts of training began at, the first one left out."""
         return [event.step for event in read_events(self.log) if event.kind == "resume"]
+
+
+def kill_worker(run: Run, number: int) -> None:
+    """One of two, in turns."""
+    os.kill(run.all_workers()[number % 2].process.pid, signal.SIGKILL)
+
+
+def kill_data_task(run: Run) -> None:
+    """The next task that reads images: a run as small as this has them all after a second."""
+    run.part("ray::MapBatches").kill()
+
+
+def kill_driver(run: Run, number: int) -> None:
+    """And start it again."""
+    assert run.driver is not None
+    run.driver.kill()
+    run.driver.wait()
+    run.start()
+
+
+def kill_node(run: Run, number: int) -> None:
+    """That of one of two workers, in turns; another one of two CPUs takes its place."""
+    assert run.cluster is not None
+    node_of_a_worker = run.all_workers()[number % 2].node
+    (node,) = [n for n in run.cluster.nodes if n.node_id == node_of_a_worker]
+    run.cluster.kill(node)
+    run.cluster.add_node(2)
