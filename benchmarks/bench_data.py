@@ -51,7 +51,7 @@ from orchestrator.data.images import image_pixels
 from orchestrator.data.readers.coco import read_coco
 from orchestrator.data.stream.assemble import BatchPlan
 from orchestrator.data.stream.local import LocalStream
-from orchestrator.data.stream.ray_config import ScheduledDataConfig
+from orchestrator.data.stream.ray_streams import RayStreams
 from orchestrator.data.stream.schedule import Schedule
 from orchestrator.memory import keep_freed_memory
 
@@ -181,8 +181,7 @@ def make_plan(options: argparse.Namespace, folder: Path) -> BatchPlan:
 
 def compare(plan: BatchPlan, options: argparse.Namespace) -> dict[str, dict[str, float]]:
     """All arms on one pipeline."""
-    config = ScheduledDataConfig(plan, tasks=options.tasks)
-    stream = config.configure(config.datasets(), 1, None, None)[0]["train"]
+    stream = RayStreams(plan, tasks=options.tasks).stream()
     local = LocalStream(plan)
     seconds = options.step_ms / 1e3
 

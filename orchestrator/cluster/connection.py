@@ -246,6 +246,8 @@ def _join(address: str, key: str) -> None:
 def _start(cpus: int) -> None:
     """Start a Ray of this process's own."""
     folder = ray_folder()
+    # No cloud takes this node back, and a process that watches for it takes seconds to start.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     _require_token()
     # Ray hands its workers' command to a shell, with every word quoted but the first.
     python = shlex.quote(sys.executable)

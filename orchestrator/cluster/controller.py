@@ -9,7 +9,7 @@ fail, can do it as well.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +17,21 @@ import ray
 from ray._raylet import PlacementGroupID
 from ray.core.generated import gcs_pb2
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.constants import get_env_vars_to_propagate
 from ray.train.v2._internal.execution.callback import ControllerCallback
+from ray.train.v2._internal.execution.controller import TrainController
 from ray.util.placement_group import PlacementGroup, remove_placement_group
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.cluster.heartbeat import CONTROLLER, Heartbeat
+from orchestrator.cluster.nodes import this_node
 from orchestrator.cluster.relay import Way
 
 log = logging.getLogger(__name__)
 
-_CLEANER = "PlacementGroupCleanerCallback"
+#: Callbacks of Ray's that would each start an actor: one that frees what a killed controller had
+#: reserved, and one that hands out data sets, of which there are none here.
+_LEFT_OUT = frozenset({"PlacementGroupCleanerCallback", "DatasetsCallback"})
 
 
 class _SignOfLife(ControllerCallback):  # type: ignore[misc]  # Ray is not typed
@@ -48,22 +54,53 @@ class _SignOfLife(ControllerCallback):  # type: ignore[misc]  # Ray is not typed
 
 
 class WatchedTrainer(TorchTrainer):  # type: ignore[misc]
-    """A trainer whose controller gives signs of life, and has no cleaner beside it."""
+    """A trainer whose controller gives signs of life, with as few processes as can be beside it."""
 
     def __init__(
-        self, *arguments: Any, beats: Path, timeout: float | None, way: Way, **more: Any
+        self,
+        *arguments: Any,
+        beats: Path,
+        timeout: float | None,
+        way: Way,
+        variables: Mapping[str, str],
+        **more: Any,
     ) -> None:
-        """Args: ``beats`` and ``timeout`` are those of the ranks' heartbeats; None for none."""
+        """Have the controller watched.
+
+        Args:
+            arguments, more: of Ray's trainer.
+            beats: folder of the signs of life.
+            timeout: of the ranks' heartbeats; None for none.
+            way: of the controller to the driver.
+            variables: of the environment of the controller and of all that it starts.
+        """
         super().__init__(*arguments, **more)
+        self._variables = dict(variables)
         self._watched = None if timeout is None else _SignOfLife(beats, timeout, way)
 
     def _create_default_callbacks(self) -> list[Any]:
         callbacks = [
             callback
             for callback in super()._create_default_callbacks()
-            if type(callback).__name__ != _CLEANER
+            if type(callback).__name__ not in _LEFT_OUT
         ]
         return callbacks if self._watched is None else [*callbacks, self._watched]
+
+    def _initialize_and_run_controller(self, **arguments: Any) -> Any:
+        """As Ray does it, which takes no variables."""
+        quiet = {"RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0"}
+        variables = quiet | get_env_vars_to_propagate() | self._variables
+        controller = (
+            ray.remote(TrainController)
+            .options(
+                num_cpus=0,
+                scheduling_strategy=NodeAffinitySchedulingStrategy(this_node(), soft=False),
+                runtime_env={"env_vars": variables},
+            )
+            .remote(**arguments)
+        )
+        ray.get(controller.run.remote())
+        return ray.get(controller.get_result.remote())
 
 
 def free_orphans() -> int:

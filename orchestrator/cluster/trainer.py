@@ -13,7 +13,7 @@ import shutil
 import threading
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,8 +39,8 @@ from orchestrator.cluster.network import UnreachedError, await_reach, bind_colle
 from orchestrator.cluster.nodes import alive_nodes, this_node
 from orchestrator.cluster.placement import Placement, share_of_node, wait_for_room
 from orchestrator.cluster.relay import Way
-from orchestrator.data.stream.ray_config import ScheduledDataConfig
-from orchestrator.data.stream.ray_stream import RayStream
+from orchestrator.cluster.spares import Spares, environment
+from orchestrator.data.stream.ray_streams import RayStreams
 from orchestrator.errors import OrchestratorError, PreemptedError, StorageError
 from orchestrator.storage.bucket_lock import BucketLock
 from orchestrator.storage.folder_lock import RunLock
@@ -90,14 +90,23 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
     if timeout is not None:
         send = way.signs(str(beats))
         alive = Heartbeat(beats, rank, timeout, node=this_node(), send=send)
-    stream: RayStream = ray.train.get_dataset_shard("train")
+    streams: RayStreams = config["streams"]
+    stream = streams.stream(
+        rank,
+        context.get_world_size(),
+        node=this_node(),
+        on_node=context.get_local_world_size(),
+    )
     accelerator = placement.accelerator
     evaluator = None
     if job.evaluates_beside and rank == 0:
         evaluator = RayEvaluator(
             job, stream.plan_ref, accelerator, placement.resources_per_worker, beats, way
         )
-    with alive, way.working(job, main=rank == 0) as (here, courier):
+    expected: int | None = config["expected"]
+    if expected is not None:
+        stream.expect(expected, job.total_steps)
+    with closing(stream), alive, way.working(job, main=rank == 0) as (here, courier):
         outcome = run_rank(
             here,
             stream,
@@ -227,7 +236,7 @@ class Hold:
 
 
 def fit(
-    job: TrainingJob, data: ScheduledDataConfig, placement: Placement, hold: Hold, stop: StopWish
+    job: TrainingJob, streams: RayStreams, placement: Placement, hold: Hold, stop: StopWish
 ) -> Outcome:
     """Train until done, starting again after a failure as long as commits advance.
 
@@ -235,7 +244,7 @@ def fit(
 
     Args:
         job: what to train.
-        data: hands every rank its ordered batches.
+        streams: of the ranks' ordered batches.
         placement: resources of the workers.
         hold: of the driver.
         stop: asks the workers to commit and end.
@@ -250,6 +259,7 @@ def fit(
     fruitless = vain = 0
     patience = 1.0
     numbers = numbers_of_workers(job)
+    spares = Spares() if keeps_spares(job) else None
     growth: Growth | None = None
     while True:
         grows = growth is not None and growth.asked
@@ -277,8 +287,11 @@ def fit(
             look = partial(hold.look, 1)  # For those who begin where a commit was made for them.
             growth = Growth(numbers, workers, placement, stop.ask_workers, look=look, vain=vain)
             held = dataclasses.replace(with_workers(job, workers), fence=hold.lock.advance())
-            with _way(job, hold) as way, growth.watching():
-                outcome = _attempt(held, data, placement, patience, way)
+            kept = nullcontext() if spares is None else spares.kept(workers)
+            with _way(job, hold) as way, growth.watching(), kept:
+                begins_elsewhere = job.initial is not None and job.initial.kind == "state"
+                expected = None if before is None and begins_elsewhere else before or 0
+                outcome = _attempt(held, streams, placement, patience, way, expected)
             if not growth.asked or stop.asked.is_set() or outcome.state != "preempted":
                 return outcome
             # More workers take over from the commit that was made for them.
@@ -311,6 +324,16 @@ def fit(
             )
 
 
+def keeps_spares(job: TrainingJob) -> bool:
+    """Whether copies of the processes wait for the next attempt; see :mod:`.spares`.
+
+    Trials are short, and have the machine to share.
+    """
+    cluster = job.experiment.cluster
+    asked = cluster.workers > 1 if cluster.spare_processes is None else cluster.spare_processes
+    return asked and not job.sampled
+
+
 @contextmanager
 def _way(job: TrainingJob, hold: Hold) -> Iterator[Way]:
     """How the workers of one attempt reach the run folder; none does any more afterwards."""
@@ -341,8 +364,18 @@ def _timeout(hang_timeout: float | None) -> dict[str, int]:
 
 
 def _attempt(
-    job: TrainingJob, data: ScheduledDataConfig, placement: Placement, patience: float, way: Way
+    job: TrainingJob,
+    streams: RayStreams,
+    placement: Placement,
+    patience: float,
+    way: Way,
+    expected: int | None,
 ) -> Outcome:
+    """One group of workers, from their start to their end.
+
+    Args:
+        expected: step that they will probably begin with.
+    """
     name = f"attempt-{uuid.uuid4().hex[:8]}"
     storage = job.path / "ray"
     beats = job.path / HEARTBEATS / name
@@ -351,6 +384,8 @@ def _attempt(
         _worker,
         train_loop_config={
             "job": job,
+            "streams": streams,
+            "expected": expected,
             "placement": placement,
             "beats": str(beats),
             "way": way,
@@ -358,6 +393,7 @@ def _attempt(
         beats=beats,
         timeout=timeout,
         way=way,
+        variables=environment() if keeps_spares(job) else {},
         torch_config=_StoppableTorchConfig(
             backend=placement.accelerator.backend,
             reach_s=timeout or _REACH_SECONDS,
@@ -376,8 +412,6 @@ def _attempt(
             storage_path=str(storage),
             failure_config=FailureConfig(**_NO_RESTARTS, controller_failure_limit=1),
         ),
-        datasets=data.datasets(),
-        dataset_config=data,
     )
     try:
         if timeout is None:

@@ -24,7 +24,7 @@ from orchestrator.config.printing import dump_yaml
 from orchestrator.config.resolve import ResolvedExperiment
 from orchestrator.config.schema import DataConfig, Experiment
 from orchestrator.data.doctor.examine import require_usable
-from orchestrator.data.stream.ray_config import MIN_TASKS, ScheduledDataConfig
+from orchestrator.data.stream.ray_streams import MIN_TASKS, RayStreams
 from orchestrator.errors import OrchestratorError, PreemptedError, say
 from orchestrator.runs.identity import (
     Identity,
@@ -388,7 +388,7 @@ def _train(
     elif job.sampled:
         # Trials beside each other would each take the cores that all leave free.
         tasks = MIN_TASKS
-    data = ScheduledDataConfig(
+    streams = RayStreams(
         plan.batches,
         prefetch=experiment.data.prefetch,
         tasks=tasks,
@@ -411,7 +411,7 @@ def _train(
     hold = Hold(newest, run.lock, run.folder_lock, around.marker, around.look)
 
     def training() -> Outcome:
-        return fit(job, data, placement, hold, stop)
+        return fit(job, streams, placement, hold, stop)
 
     with shown_progress(job, run.console, offset=offset), stopping_politely(ask_to_stop):
         try:

@@ -67,6 +67,9 @@ class ClusterConfig(Settings):
         hang_timeout: seconds within which a worker that stands still is noticed and killed, and
             training goes on from the newest commit; null to wait for ever. Standing still is to be
             stopped, or locked in a call that lets nothing else run, not to be slow.
+        spare_processes: whether a copy of each worker's process, with everything imported, waits
+            for the next start of workers, which then takes seconds less. Each takes about
+            300 MB. Null for where there are several workers. Trials have none.
         address: of a running Ray cluster; null joins the one the run is submitted to, or starts
             one here.
     """
@@ -80,6 +83,7 @@ class ClusterConfig(Settings):
     accelerator_type: Annotated[str, Field(min_length=1)] | None = None
     labels: dict[Annotated[str, Field(min_length=1)], str] = Field(default_factory=dict)
     hang_timeout: Annotated[float, Field(ge=5.0)] | None = 30.0
+    spare_processes: bool | None = None
     address: Annotated[str, Field(min_length=1)] | None = None
 
     @property

@@ -40,7 +40,7 @@ from orchestrator.data.batch import Allocate, Batch
 from orchestrator.data.ray_rows import Rows, hush_ray_data, require_rows, rows_or_error
 from orchestrator.data.stream.assemble import BatchPlan
 from orchestrator.data.stream.local import EvalCache, in_order
-from orchestrator.data.stream.slots import slot
+from orchestrator.data.stream.slots import DATA_TASK, slot
 from orchestrator.errors import OrchestratorError
 from orchestrator.memory import keep_freed_memory
 
@@ -70,7 +70,7 @@ Make: TypeAlias = Callable[[BatchPlan, int, int, int, Batch | None], Batch]
 
 class RayStream:
     """One rank's batches through Ray Data; made by
-    :class:`~orchestrator.data.stream.ray_config.ScheduledDataConfig`, small to pickle.
+    :class:`~orchestrator.data.stream.ray_streams.RayStreams`.
 
     Attributes:
         rank, world: whose share this stream yields.
@@ -101,6 +101,23 @@ class RayStream:
         self.plan_ref = plan
         self.name = uuid4().hex
         self._eval_cache: EvalCache | None = None
+        self._expected: tuple[range, _Segment] | None = None
+
+    def expect(self, start_step: int, stop_step: int) -> None:
+        """Begin what :meth:`train_batches` of the same steps will be asked for.
+
+        Ray Data takes seconds to make its first batch, in which the rest of a start can be done.
+        """
+        if start_step < stop_step:
+            steps = range(start_step, min(start_step + self._budget_steps(), stop_step))
+            segment = self._segment(BatchPlan.train_batch, steps, starved=False, first=True)
+            self._expected = steps, segment
+
+    def close(self) -> None:
+        """End what was expected and not asked for."""
+        if self._expected is not None:
+            self._expected[1].close()
+            self._expected = None
 
     def train_batches(self, start_step: int, stop_step: int) -> Iterator[Batch]:
         """This rank's batches for steps ``start_step <= step < stop_step``, in order.
@@ -127,20 +144,20 @@ class RayStream:
         running: deque[_Segment] = deque()
         begun = done = start
         starved = False
+        if make is BatchPlan.train_batch and self._expected is not None:
+            steps, segment = self._expected
+            if steps.start == start and steps.stop <= stop:
+                running.append(segment)
+                begun, self._expected = steps.stop, None
+            self.close()
         try:
             while done < stop:
                 follows = len(running) == 1 and running[0].nears_its_end(at_once)
                 if begun == done or (follows and begun < stop):
                     end = min(begun + (SEGMENT_STEPS if starved else budget), stop)
-                    dataset = partial(self._dataset, make, range(begun, end), starved=starved)
+                    steps = range(begun, end)
                     running.append(
-                        _Segment(
-                            dataset,
-                            end - begun,
-                            budget,
-                            allocate=self.allocate,
-                            first=begun == start,
-                        )
+                        self._segment(make, steps, starved=starved, first=begun == start)
                     )
                     begun = end
                 yield running[0].take()
@@ -151,6 +168,22 @@ class RayStream:
         finally:
             for segment in running:
                 segment.close()
+
+    def _segment(self, make: Make, steps: range, *, starved: bool, first: bool) -> _Segment:
+        """One that runs.
+
+        Args:
+            make, steps, starved: see :meth:`_dataset`.
+            first: there is none before it.
+        """
+        return _Segment(
+            partial(self._dataset, make, steps, starved=starved),
+            len(steps),
+            self._budget_steps(),
+            # Which may be known only after this.
+            allocate=lambda shape, dtype: self.allocate(shape, dtype),
+            first=first,
+        )
 
     def _cuts(self, first: int, end: int, *, starved: bool) -> list[range]:
         """Batches ``first .. end - 1``, cut into what one task makes of them.
@@ -190,6 +223,7 @@ class RayStream:
             batch_format="numpy",
             compute=TaskPoolStrategy(size=min(self.tasks + starved, len(blocks))),
             num_cpus=_TASK_CPUS,
+            runtime_env={"env_vars": {DATA_TASK: "1"}},
             **self._where(),
         )
         dataset.context.execution_options.preserve_order = True

@@ -1,4 +1,4 @@
-"""How many tasks of one stream work at a time on a node, with no server to ask.
+"""The processes of data tasks, and how many work at a time on a node, with no server to ask.
 
 Ray starts what it is given as soon as there are logical CPUs for it. A task in reserve, there so
 that no core is idle until the next one comes, would then share the cores with those it is to
@@ -14,6 +14,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+#: Variable of the processes of such tasks, and of no others: Ray must not give a task one of those
+#: that are kept for workers.
+DATA_TASK = "ORCHESTRATOR_DATA_TASK"
 _POLL_SECONDS = 0.005
 
 

@@ -26,8 +26,8 @@ from orchestrator.data.shards.split import read_shards
 from orchestrator.data.shards.writer import write_shards
 from orchestrator.data.stream.assemble import BatchPlan
 from orchestrator.data.stream.local import LocalStream
-from orchestrator.data.stream.ray_config import ScheduledDataConfig, free_tasks
 from orchestrator.data.stream.ray_stream import RayStream
+from orchestrator.data.stream.ray_streams import RayStreams, free_tasks
 from orchestrator.errors import DataError
 from tests.support.data_cases import assert_same_batch, make_plan, with_two_canvases, write_coco
 from tests.support.shard_cases import shard_here
@@ -61,9 +61,8 @@ def short_segments(plan: BatchPlan, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def streams(plan: BatchPlan, world: int = 1) -> list[RayStream]:
-    config = ScheduledDataConfig(plan)
-    shards = config.configure(config.datasets(), world, None, None)
-    return [shard["train"] for shard in shards]
+    made = RayStreams(plan)
+    return [made.stream(rank, world) for rank in range(world)]
 
 
 def segment_threads() -> list[threading.Thread]:
@@ -124,8 +123,7 @@ def test_no_more_tasks_work_at_a_time_than_were_asked_for(
         return batch
 
     monkeypatch.setattr(ray_stream, "TASK_IMAGES", 8)
-    config = ScheduledDataConfig(plan, tasks=tasks)
-    stream = config.configure(config.datasets(), 1, None, None)[0]["train"]
+    stream = RayStreams(plan, tasks=tasks).stream()
     steps = range(15)
     # One task more is given to Ray than may work.
     dataset = stream._dataset(make_and_note, steps, starved=True)
@@ -196,17 +194,17 @@ def test_replacements_and_errors_come_through(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
 def test_trainer_with_two_workers_resumes_at_the_commit(plan: BatchPlan, tmp_path: Path) -> None:
-    config = ScheduledDataConfig(plan, tasks=1)
+    made = RayStreams(plan, tasks=1)
 
     def train(options: dict[str, Any]) -> None:
         import torch
         import torch.distributed as dist
 
         rank, world = ray.train.get_context().get_world_rank(), dist.get_world_size()
+        stream = options["streams"].stream(rank, world)
         folder = Path(options["folder"])
         commit = folder / "commit"
         start = int(commit.read_text()) if commit.exists() else 0
-        stream = ray.train.get_dataset_shard("train")
         for batch in stream.train_batches(start, 15):
             # All ranks are at the same step, or the sum gives it away.
             total = torch.tensor([batch.step])
@@ -226,7 +224,7 @@ def test_trainer_with_two_workers_resumes_at_the_commit(plan: BatchPlan, tmp_pat
 
     TorchTrainer(
         train,
-        train_loop_config={"folder": str(tmp_path)},
+        train_loop_config={"folder": str(tmp_path), "streams": made},
         torch_config=TorchConfig(backend="gloo"),
         scaling_config=ScalingConfig(num_workers=2, resources_per_worker={"CPU": 1}),
         run_config=RunConfig(
@@ -234,8 +232,6 @@ def test_trainer_with_two_workers_resumes_at_the_commit(plan: BatchPlan, tmp_pat
             storage_path=str(tmp_path / "ray"),
             failure_config=FailureConfig(max_failures=1),
         ),
-        datasets=config.datasets(),
-        dataset_config=config,
     ).fit()
 
     for rank in range(2):
@@ -294,11 +290,12 @@ def test_tasks_may_take_the_cores_of_nodes_without_workers(
     nodes = [node("a", 16), node("b", 32), node("gone", 99, alive=False)]
     monkeypatch.setattr(ray, "nodes", lambda: nodes)
     monkeypatch.setattr(ray, "put", lambda value: value)
-    config = ScheduledDataConfig(plan, any_node=any_node)
-    found = config.configure({"train": None}, 3, None, ["a", "a", "b"])
-    assert [one["train"].tasks for one in found] == tasks
+    made = RayStreams(plan, any_node=any_node)
+    places = [("a", 2), ("a", 2), ("b", 1)]
+    found = [made.stream(r, 3, node=n, on_node=beside) for r, (n, beside) in enumerate(places)]
+    assert [one.tasks for one in found] == tasks
     where = {"scheduling_strategy": "SPREAD"}
-    assert all((one["train"]._where() == where) == any_node for one in found)
+    assert all((one._where() == where) == any_node for one in found)
 
 
 @pytest.mark.ray
@@ -329,7 +326,7 @@ import sys, time
 from pathlib import Path
 import ray
 import orchestrator.data.stream.ray_stream as ray_stream
-from orchestrator.data.stream.ray_config import ScheduledDataConfig
+from orchestrator.data.stream.ray_streams import RayStreams
 from ray.cluster_utils import Cluster
 from tests.support.data_cases import make_plan
 
@@ -352,8 +349,7 @@ def make_and_note(plan, number, rank, world, into):
     return batch
 
 ray_stream.TASK_IMAGES = 8
-config = ScheduledDataConfig(plan)
-stream = config.configure(config.datasets(), 1, None, [here])[0]["train"]
+stream = RayStreams(plan).stream(node=here)
 dataset = stream._dataset(make_and_note, range(600), starved=True)
 began = time.time()
 for rows in dataset.iter_batches(batch_size=None):
