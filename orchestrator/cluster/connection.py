@@ -248,6 +248,8 @@ def _start(cpus: int) -> None:
     folder = ray_folder()
     # No cloud takes this node back, and a process that watches for it takes seconds to start.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    # Ray starts a process per CPU in advance, none of them in an environment that is needed here.
+    os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
     _require_token()
     # Ray hands its workers' command to a shell, with every word quoted but the first.
     python = shlex.quote(sys.executable)

@@ -53,6 +53,12 @@ class _SignOfLife(ControllerCallback):  # type: ignore[misc]  # Ray is not typed
             self._alive.__exit__()
 
 
+def variables_of_controller() -> dict[str, str]:
+    """Variables of the environment that Ray gives a controller."""
+    found: dict[str, str] = get_env_vars_to_propagate()
+    return {"RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0"} | found
+
+
 class WatchedTrainer(TorchTrainer):  # type: ignore[misc]
     """A trainer whose controller gives signs of life, with as few processes as can be beside it."""
 
@@ -72,7 +78,7 @@ class WatchedTrainer(TorchTrainer):  # type: ignore[misc]
             beats: folder of the signs of life.
             timeout: of the ranks' heartbeats; None for none.
             way: of the controller to the driver.
-            variables: of the environment of the controller and of all that it starts.
+            variables: of the environment of the controller, and of all that it starts.
         """
         super().__init__(*arguments, **more)
         self._variables = dict(variables)
@@ -88,14 +94,12 @@ class WatchedTrainer(TorchTrainer):  # type: ignore[misc]
 
     def _initialize_and_run_controller(self, **arguments: Any) -> Any:
         """As Ray does it, which takes no variables."""
-        quiet = {"RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0"}
-        variables = quiet | get_env_vars_to_propagate() | self._variables
         controller = (
             ray.remote(TrainController)
             .options(
                 num_cpus=0,
                 scheduling_strategy=NodeAffinitySchedulingStrategy(this_node(), soft=False),
-                runtime_env={"env_vars": variables},
+                runtime_env={"env_vars": self._variables},
             )
             .remote(**arguments)
         )

@@ -1,27 +1,28 @@
-"""Processes that wait, with everything imported, for the next attempt.
+"""Processes that are started before an attempt asks for them.
 
-Most of the time from a lost worker to the next step goes into starting Python and importing torch:
-first in Ray Train's controller and then, once that asks for them, in the workers. Ray gives an
-actor a process that has never worked and was started for the same environment, if it has one idle.
-So while an attempt trains, copies of its processes are started. Ray calls a function in each, and
-in those that nobody needs it imports what an actor will.
+Most of the time from a lost worker to the next step, and from the command to the first one, goes
+into starting Python and importing torch: first in Ray Train's controller and then, when that asks
+for them, in the workers, and in the data tasks when those ask. Ray gives an actor or task a process
+that has never worked and was started for the same environment, if it has one idle. So those of an
+attempt are started together where it is known on which node they will run; and while an attempt
+trains, copies of its controller and workers, for the next one.
+:mod:`~orchestrator.cluster.preload` has them import what will be needed.
 """
 
 from __future__ import annotations
 
+import json
 import logging
-import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from importlib import import_module
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
 
 import ray
-from ray._private import state, worker
+from ray._private import state
 from ray._private.grpc_utils import init_grpc_channel
-from ray._private.ray_constants import WORKER_PROCESS_SETUP_HOOK_ENV_VAR
 from ray.core.generated import (
     common_pb2,
     gcs_pb2,
@@ -29,124 +30,167 @@ from ray.core.generated import (
     node_manager_pb2_grpc,
     runtime_environment_pb2,
 )
+from typing_extensions import Self
 
+from orchestrator.cluster.connection import is_own_ray
+from orchestrator.cluster.controller import variables_of_controller
+from orchestrator.cluster.nodes import this_node
+from orchestrator.cluster.preload import environment
+from orchestrator.config.schema import ClusterConfig
+from orchestrator.data.stream.ray_streams import MIN_TASKS
 from orchestrator.data.stream.slots import DATA_TASK
+from orchestrator.training.job import TrainingJob
 
 log = logging.getLogger(__name__)
 
 #: Ray's names of what an attempt consists of.
-CONTROLLER, WORKER = "TrainController", "RayTrainWorker"
-#: What they import when they begin; the last one, by the way, whoever makes an optimizer.
-_MODULES = ("orchestrator.cluster.trainer", "ray.data", "torch._dynamo")
-#: Seconds after which a process that has not been needed is a spare. Ray starts one for somebody
-#: who waits for it, and is about to use it.
-_UNUSED_SECONDS = 3.0
-#: Seconds of training after which spares are started: those of an attempt that fails at once would
+_CONTROLLER, _WORKER = "TrainController", "RayTrainWorker"
+#: Seconds of training after which copies are started: those of an attempt that fails at once would
 #: only take what the next one needs, and a short run needs none.
 AFTER_SECONDS = 20.0
 _LOOK_SECONDS = 2.0
 #: Ray ends idle processes after a second unless told for how long to keep them; all end with the
 #: driver.
-_KEEP_SECONDS = 30 * 24 * 3600
+_KEEP_SECONDS, _SOON_SECONDS = 30 * 24 * 3600, 120
 _ANSWER_SECONDS = 10.0
-#: Importing must not slow down training.
-_NICE = 10
-
-
-def environment() -> dict[str, str]:
-    """Variables of a process of which spares can be kept; none where the job has its own such."""
-    of_job = ray.get_runtime_context().runtime_env or {}
-    if WORKER_PROCESS_SETUP_HOOK_ENV_VAR in of_job.get("env_vars", {}):
-        return {}
-    return {WORKER_PROCESS_SETUP_HOOK_ENV_VAR: f"{__name__}.{begin.__name__}"}
-
-
-def begin() -> None:
-    """What Ray calls in each process that it starts in such an environment."""
-    if DATA_TASK in os.environ:
-        return
-    threading.Thread(target=_import_if_unused, name="spare", daemon=True).start()
-
-
-def _import_if_unused() -> None:
-    time.sleep(_UNUSED_SECONDS)
-    if not worker.global_worker.actor_id.is_nil():
-        return
-    with suppress(OSError, AttributeError):  # Of this thread alone, on Linux.
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
-    # Whatever is wrong is for the actor to find that needs it.
-    with suppress(Exception):
-        for name in _MODULES:
-            import_module(name)
+#: A node starts no more processes at a time than it has cores, and forgets what else was asked.
+_BETWEEN_SECONDS = 3.0
 
 
 class Spares:
-    """Keeps a spare of each process of an attempt, on the node where it runs.
+    """Of the attempts of one run.
 
     They are a convenience: whatever goes wrong is logged and nothing else.
 
-    Args:
-        workers: of an attempt.
+    Attributes:
+        variables: of the environment of an attempt's controller, which its workers inherit.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, variables: Mapping[str, str], *, ahead: bool = True, kept: bool) -> None:
+        """Start nothing yet.
+
+        Args:
+            variables: see above.
+            ahead: whether anything is started before an attempt asks for it.
+            kept: whether copies wait for the next attempt.
+        """
+        self.variables = dict(variables)
+        self._ahead = ahead
+        self._kept = kept
         #: Idle, by node and environment.
         self._idle: Counter[tuple[str, str]] = Counter()
 
-    @contextmanager
-    def kept(self, workers: int) -> Iterator[None]:
-        """Start them while the block runs, once ``workers`` workers train."""
-        over = threading.Event()
-        thread = threading.Thread(
-            target=self._keep, args=(workers, over), name="spares", daemon=True
+    @classmethod
+    def of(cls, job: TrainingJob) -> Self:
+        """Those of a run. Trials are short, and have the machine to share: they have none."""
+        preloaded = {} if job.sampled else environment()
+        return cls(
+            variables_of_controller() | preloaded,
+            ahead=bool(preloaded),
+            kept=keeps_copies(job.experiment.cluster),
         )
-        thread.start()
+
+    @contextmanager
+    def beside(self, workers: int) -> Iterator[None]:
+        """Start what an attempt of so many workers needs; while it trains, what the next one will.
+
+        The attempt is the block.
+        """
+        if not self._ahead:
+            yield
+            return
+        over = threading.Event()
+        threading.Thread(
+            target=self._watch, args=(workers, over), name="spares", daemon=True
+        ).start()
         try:
             yield
         finally:
             over.set()
 
-    def _keep(self, workers: int, over: threading.Event) -> None:
-        since: float | None = None
+    def _watch(self, workers: int, over: threading.Event) -> None:
         try:
-            while not over.wait(_LOOK_SECONDS):
+            # Elsewhere Ray chooses the nodes.
+            if is_own_ray():
+                self._start_now(workers)
+            since: float | None = None
+            while self._kept and not over.wait(_LOOK_SECONDS):
                 there = _processes()
-                if sum(there[WORKER].values()) < workers:
+                if sum(there[_WORKER].values()) < workers:
                     since = None
                     continue
                 since = since or time.monotonic()
                 if time.monotonic() - since >= AFTER_SECONDS:
-                    self._start(there[WORKER] + there[CONTROLLER])
+                    self._start_copies(there[_CONTROLLER] + there[_WORKER], over)
                     return
         # Of a Ray that is gone, or of another release.
         except Exception as error:
             log.debug("no spare processes: %s", error)
 
-    def _start(self, wanted: Counter[tuple[str, str]]) -> None:
+    def _start_now(self, workers: int) -> None:
+        """Workers, where no copies wait, and as many data tasks as there are at least."""
+        here = this_node()
+        of_workers = here, inherited(self.variables)
+        of_tasks = here, inherited({**self.variables, DATA_TASK: "1"})
+        missing = workers - self._idle[of_workers]
+        if missing > 0:
+            _prestart(*of_workers, missing, _SOON_SECONDS)
+            _prestart(*of_tasks, MIN_TASKS * workers, _SOON_SECONDS)
+
+    def _start_copies(self, wanted: Counter[tuple[str, str]], over: threading.Event) -> None:
         """As many as there are processes now, which took those that were idle before."""
         self._idle -= wanted
-        job = bytes.fromhex(ray.get_runtime_context().get_job_id())
-        nodes = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
-        for (node, serialized), count in (wanted - self._idle).items():
-            address = f"{nodes[node]['NodeManagerAddress']}:{nodes[node]['NodeManagerPort']}"
-            request = node_manager_pb2.PrestartWorkersRequest(
-                language=common_pb2.PYTHON,
-                job_id=job,
-                runtime_env_info=runtime_environment_pb2.RuntimeEnvInfo(
-                    serialized_runtime_env=serialized
-                ),
-                keep_alive_duration_secs=_KEEP_SECONDS,
-                num_workers=count,
-            )
-            with init_grpc_channel(address) as channel:
-                stub = node_manager_pb2_grpc.NodeManagerServiceStub(channel)
-                stub.PrestartWorkers(request, timeout=_ANSWER_SECONDS)
-            self._idle[node, serialized] += count
+        for one in (wanted - self._idle).elements():
+            _prestart(*one, 1, _KEEP_SECONDS)
+            self._idle[one] += 1
+            if over.wait(_BETWEEN_SECONDS):
+                return
+
+
+def keeps_copies(cluster: ClusterConfig) -> bool:
+    """Whether copies of a run's processes wait for its next attempt."""
+    return cluster.workers > 1 if cluster.spare_processes is None else cluster.spare_processes
+
+
+def inherited(variables: Mapping[str, str]) -> str:
+    """How Ray writes down the environment of an actor or task that another one starts.
+
+    It puts together what the job, who starts it, and it itself ask for.
+
+    Args:
+        variables: all but those of the job.
+    """
+    whole: dict[str, Any] = dict(ray.get_runtime_context().runtime_env or {})
+    whole["env_vars"] = {**whole.get("env_vars", {}), **variables}
+    return json.dumps(whole, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def _prestart(node: str, environment: str, count: int, seconds: int) -> None:
+    """Have a node start processes.
+
+    Args:
+        node: its id.
+        environment: as Ray writes it.
+        count: of processes.
+        seconds: for which they are kept while nobody needs them.
+    """
+    (found,) = [one for one in ray.nodes() if one["NodeID"] == node]
+    request = node_manager_pb2.PrestartWorkersRequest(
+        language=common_pb2.PYTHON,
+        job_id=bytes.fromhex(ray.get_runtime_context().get_job_id()),
+        runtime_env_info=runtime_environment_pb2.RuntimeEnvInfo(serialized_runtime_env=environment),
+        keep_alive_duration_secs=seconds,
+        num_workers=count,
+    )
+    address = f"{found['NodeManagerAddress']}:{found['NodeManagerPort']}"
+    with init_grpc_channel(address) as channel:
+        stub = node_manager_pb2_grpc.NodeManagerServiceStub(channel)
+        stub.PrestartWorkers(request, timeout=_ANSWER_SECONDS)
 
 
 def _processes() -> dict[str, Counter[tuple[str, str]]]:
     """How many controllers and workers of this job there are, by node and environment."""
-    found: dict[str, Counter[tuple[str, str]]] = {CONTROLLER: Counter(), WORKER: Counter()}
+    found: dict[str, Counter[tuple[str, str]]] = {_CONTROLLER: Counter(), _WORKER: Counter()}
     accessor = state.state._connect_and_get_accessor()
     job = ray.JobID(bytes.fromhex(ray.get_runtime_context().get_job_id()))
     for raw in accessor.get_actor_table(job, "ALIVE"):

@@ -12,7 +12,7 @@ import logging
 import shutil
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -39,7 +39,7 @@ from orchestrator.cluster.network import UnreachedError, await_reach, bind_colle
 from orchestrator.cluster.nodes import alive_nodes, this_node
 from orchestrator.cluster.placement import Placement, share_of_node, wait_for_room
 from orchestrator.cluster.relay import Way
-from orchestrator.cluster.spares import Spares, environment
+from orchestrator.cluster.spares import Spares
 from orchestrator.data.stream.ray_streams import RayStreams
 from orchestrator.errors import OrchestratorError, PreemptedError, StorageError
 from orchestrator.storage.bucket_lock import BucketLock
@@ -259,7 +259,7 @@ def fit(
     fruitless = vain = 0
     patience = 1.0
     numbers = numbers_of_workers(job)
-    spares = Spares() if keeps_spares(job) else None
+    spares = Spares.of(job)
     growth: Growth | None = None
     while True:
         grows = growth is not None and growth.asked
@@ -287,11 +287,12 @@ def fit(
             look = partial(hold.look, 1)  # For those who begin where a commit was made for them.
             growth = Growth(numbers, workers, placement, stop.ask_workers, look=look, vain=vain)
             held = dataclasses.replace(with_workers(job, workers), fence=hold.lock.advance())
-            kept = nullcontext() if spares is None else spares.kept(workers)
-            with _way(job, hold) as way, growth.watching(), kept:
+            with _way(job, hold) as way, growth.watching(), spares.beside(workers):
                 begins_elsewhere = job.initial is not None and job.initial.kind == "state"
                 expected = None if before is None and begins_elsewhere else before or 0
-                outcome = _attempt(held, streams, placement, patience, way, expected)
+                outcome = _attempt(
+                    held, streams, placement, patience, way, expected, spares.variables
+                )
             if not growth.asked or stop.asked.is_set() or outcome.state != "preempted":
                 return outcome
             # More workers take over from the commit that was made for them.
@@ -322,16 +323,6 @@ def fit(
                 type(cause).__name__,
                 str(cause).splitlines()[0] if str(cause) else "",
             )
-
-
-def keeps_spares(job: TrainingJob) -> bool:
-    """Whether copies of the processes wait for the next attempt; see :mod:`.spares`.
-
-    Trials are short, and have the machine to share.
-    """
-    cluster = job.experiment.cluster
-    asked = cluster.workers > 1 if cluster.spare_processes is None else cluster.spare_processes
-    return asked and not job.sampled
 
 
 @contextmanager
@@ -370,11 +361,13 @@ def _attempt(
     patience: float,
     way: Way,
     expected: int | None,
+    variables: Mapping[str, str],
 ) -> Outcome:
     """One group of workers, from their start to their end.
 
     Args:
         expected: step that they will probably begin with.
+        variables: of the environment of all its processes.
     """
     name = f"attempt-{uuid.uuid4().hex[:8]}"
     storage = job.path / "ray"
@@ -393,7 +386,7 @@ def _attempt(
         beats=beats,
         timeout=timeout,
         way=way,
-        variables=environment() if keeps_spares(job) else {},
+        variables=variables,
         torch_config=_StoppableTorchConfig(
             backend=placement.accelerator.backend,
             reach_s=timeout or _REACH_SECONDS,

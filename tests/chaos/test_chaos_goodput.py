@@ -12,7 +12,14 @@ import pytest
 from orchestrator.data.demo.digits import Recipe, build_digits
 from orchestrator.tracking.events import METRICS, Event, read_events
 from orchestrator.tracking.goodput import ATTEMPT
-from tests.support.chaos_cluster import Run, fake_cluster, kill_driver, kill_node, kill_worker
+from tests.support.chaos_cluster import (
+    Run,
+    fake_cluster,
+    kill_controller,
+    kill_driver,
+    kill_node,
+    kill_worker,
+)
 from tests.support.experiments import experiment
 
 pytestmark = [pytest.mark.chaos, pytest.mark.ray]
@@ -34,10 +41,6 @@ train:
 cluster: {workers: 2, accelerator: cpu, threads_per_worker: 1}
 tracking: {mlflow: null}
 """)
-
-
-def kill_controller(run: Run, number: int) -> None:
-    run.controller().kill()
 
 
 def seconds_of_kept_steps(events: list[Event]) -> float:

@@ -133,7 +133,8 @@ def test_kills_on_a_ray_of_its_own(part: str, folder: Path, expected: dict[str, 
         if part == "worker":
             kill_data_task(run)
         run.wait(run.goes_on)
-        print(f"{part}: seconds from the kill to {run.since(struck)}")
+        parts = ", ".join(f"{name} {at:.1f}" for name, at in run.since(struck).items())
+        print(f"{part}: seconds from the kill to {parts}")
         assert at - run.resumes()[-1] <= 1
         assert len(run.resumes()) == starts + 1
         if ends:

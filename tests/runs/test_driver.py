@@ -19,6 +19,7 @@ from orchestrator.accelerators import Accelerator, from_resources
 from orchestrator.cluster import placement, trainer
 from orchestrator.cluster.nodes import Node
 from orchestrator.cluster.placement import place, wait_for_room
+from orchestrator.cluster.spares import Spares
 from orchestrator.config.schema import ClusterConfig
 from orchestrator.errors import ConfigError, DataError, OrchestratorError, PreemptedError
 from orchestrator.runs import driver
@@ -113,7 +114,18 @@ class Attempts:
         self.meanwhile: Callable[[], None] = lambda: None
         self.look: Callable[[int], None] = lambda done: None
 
-    def __call__(self, job: Any, data: Any, placement: Any, patience: float, way: Any) -> Any:
+    def __call__(
+        self,
+        job: Any,
+        streams: Any,
+        placement: Any,
+        patience: float,
+        way: Any,
+        expected: int,
+        variables: dict[str, str],
+    ) -> Any:
+        assert expected == (self.commit or 0)
+        assert variables == {"A": "1"}
         assert way.is_shared()
         self.fences.append(job.fence)
         self.patience.append(patience)
@@ -141,6 +153,8 @@ def fit(
 ) -> Callable[[Attempts], Any]:
     def call(attempts: Attempts) -> Any:
         monkeypatch.setattr(trainer, "_attempt", attempts)
+        spares = Spares({"A": "1"}, ahead=False, kept=False)
+        monkeypatch.setattr(trainer.Spares, "of", lambda job: spares)
         monkeypatch.setattr(
             trainer.dataclasses,
             "replace",
@@ -154,6 +168,7 @@ def fit(
             ),
             run_dir="run",
             sampled={},
+            initial=None,
         )
         lock: Any = SimpleNamespace(advance=lambda: next(numbers), fence=lambda: None)
         return trainer.fit(

@@ -199,20 +199,22 @@ class Run:
     def wait_for_step(self, step: int) -> None:
         self.wait(lambda: self.step() >= step)
 
-    def since(self, struck: float) -> str:
-        """What there was from an instant to the first step after it, in seconds.
+    def since(self, struck: float) -> dict[str, float]:
+        """Seconds from an instant to each part of the first start after it that came to a step.
 
         Args:
             struck: seconds since 1970.
         """
-        found = {"worker": 0.0, "commit": 0.0, "step": 0.0}
+        found: dict[str, float] = {}
         for event in read_events(self.log):
             at = event.time_ms / 1000 - struck
             name = {ATTEMPT: "worker", "resume": "commit", METRICS: "step"}.get(event.kind)
-            # Of attempts that came to nothing the last one counts.
-            if name is not None and at > 0 and not found["step"]:
+            if at <= 0 or name is None or "step" in found:
+                continue
+            # A step may have been under way; of attempts that came to nothing the last one counts.
+            if name != "step" or "commit" in found:
                 found[name] = at
-        return ", ".join(f"{name} {seconds:.1f}" for name, seconds in found.items())
+        return found
 
     def goes_on(self) -> bool:
         """Whether a step has been logged since the newest start; none is logged a second time."""
@@ -246,6 +248,11 @@ class Run:
 def kill_worker(run: Run, number: int) -> None:
     """One of two, in turns."""
     os.kill(run.all_workers()[number % 2].process.pid, signal.SIGKILL)
+
+
+def kill_controller(run: Run, number: int) -> None:
+    """Ray Train's, of the attempt that trains now."""
+    run.controller().kill()
 
 
 def kill_data_task(run: Run) -> None:

@@ -99,6 +99,25 @@ def test_restart_continues_with_the_same_batches(plan: BatchPlan) -> None:
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("cluster", "short_segments")
+@pytest.mark.parametrize("expected", [0, 3])
+def test_what_was_expected_changes_no_batch(plan: BatchPlan, expected: int) -> None:
+    """Begun ahead, whether the right steps or others are asked for then."""
+    (stream,) = streams(plan)
+    stream.expect(expected, 15)
+    local = LocalStream(plan)
+    for one, other in zip(stream.eval_batches(), local.eval_batches(), strict=True):
+        assert_same_batch(one, other)
+    for one, other in zip(stream.train_batches(0, 15), local.train_batches(0, 15), strict=True):
+        assert_same_batch(one, other)
+    assert not segment_threads()
+    stream.expect(expected, 15)
+    assert segment_threads()
+    stream.close()
+    assert not segment_threads()
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("cluster", "short_segments")
 def test_only_what_exceeds_the_budget_is_limited_by_ray(plan: BatchPlan) -> None:
     """With a limit Ray Data would run one task at a time for the first second."""
     (stream,) = streams(plan)

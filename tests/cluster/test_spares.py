@@ -1,0 +1,171 @@
+"""Processes that are started ahead: who gets them, and what they have imported by then."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import psutil
+import pytest
+import ray
+from ray import cloudpickle
+from ray._private.ray_constants import WORKER_PROCESS_SETUP_HOOK_ENV_VAR
+
+from orchestrator.cluster import preload, spares
+from orchestrator.cluster.spares import Spares, inherited, keeps_copies
+from orchestrator.config.schema import ClusterConfig
+from tests.support.waiting import wait_for
+
+#: A value that Python and Ray might write down in different ways.
+VARIABLES = {"SECOND": 'two, \u00fc \u2603 \\ "', "FIRST": "1"}
+
+
+@pytest.fixture(scope="module")
+def own_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    folder = tempfile.mkdtemp(prefix="ray-")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
+        patch.setenv("RAY_prestart_worker_first_driver", "0")
+        ray.init(
+            address="local",
+            num_cpus=2,
+            include_dashboard=False,
+            object_store_memory=100 << 20,
+            labels={"orchestrator-own": "true"},
+            _temp_dir=folder,
+        )
+        yield
+        ray.shutdown()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def idle() -> set[int]:
+    """Processes of this Ray that wait for work."""
+    found = set()
+    for process in psutil.Process().children(recursive=True):
+        try:
+            if process.cmdline()[:1] == ["ray::IDLE"]:
+                found.add(process.pid)
+        except psutil.Error:
+            continue
+    return found
+
+
+@ray.remote(num_cpus=0)
+class RayTrainWorker:
+    def pid(self) -> int:
+        return os.getpid()
+
+
+@ray.remote(num_cpus=0)
+class TrainController:
+    """Starts a worker in an environment of the same variables, as Ray's does."""
+
+    def __init__(self, variables: dict[str, str]) -> None:
+        options = RayTrainWorker.options(runtime_env={"env_vars": variables})  # type: ignore[attr-defined]
+        self._worker = options.remote()
+
+    def pids(self) -> tuple[int, int]:
+        return os.getpid(), ray.get(self._worker.pid.remote())
+
+
+def attempt(variables: dict[str, str]) -> Any:
+    options = TrainController.options(runtime_env={"env_vars": variables})  # type: ignore[attr-defined]
+    return options.remote(variables)
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("own_ray")
+def test_an_attempt_gets_what_was_started_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spares, "AFTER_SECONDS", 0.0)
+    monkeypatch.setattr(spares, "_LOOK_SECONDS", 0.1)
+    # No more than two cores start at a time.
+    monkeypatch.setattr(spares, "MIN_TASKS", 1)
+    kept = Spares(VARIABLES, kept=True)
+    with kept.beside(1):
+        # Its worker and a data task at once; the controller is on its way already.
+        wait_for(lambda: len(idle()) == 2, 60)
+        at_once = idle()
+        first = attempt(VARIABLES)
+        controller, worker = ray.get(first.pids.remote())
+        assert controller not in at_once
+        assert worker in at_once
+        # While it runs, a copy of each.
+        wait_for(lambda: len(idle()) == 3, 60)
+    copies = idle() - at_once
+    assert len(copies) == 2
+    ray.kill(first)
+    with kept.beside(1):
+        second = attempt(VARIABLES)
+        assert set(ray.get(second.pids.remote())) == copies
+    ray.kill(second)
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("own_ray")
+def test_what_waits_has_imported_what_will_be_needed() -> None:
+    variables = preload.environment()
+    spares._prestart(spares.this_node(), inherited(variables), 1, 60)
+
+    def imported(pid: int) -> bool:
+        maps = psutil.Process(pid).memory_maps()
+        return any("libtorch_cpu" in mapped.path for mapped in maps)
+
+    wait_for(lambda: any(imported(pid) for pid in idle()), 60, every=0.5)
+
+
+def test_a_function_of_the_users_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs = {"env_vars": {WORKER_PROCESS_SETUP_HOOK_ENV_VAR: "module.function"}}
+    context = SimpleNamespace(runtime_env=theirs)
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: context)
+    assert preload.environment() == {}
+
+
+def test_a_process_that_finds_no_such_package_lives(tmp_path: Any) -> None:
+    """Ray would end it if the function could not be loaded or raised."""
+    cloudpickle.register_pickle_by_value(preload)
+    try:
+        (tmp_path / "begin").write_bytes(cloudpickle.dumps(preload.begin))
+    finally:
+        cloudpickle.unregister_pickle_by_value(preload)
+    code = """
+import sys, threading
+class Nothing:
+    def find_spec(self, name, *_):
+        if name.startswith("orchestrator"):
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Nothing())
+from pathlib import Path
+from ray import cloudpickle
+threading.excepthook = lambda problem: print("raised", problem.exc_value)
+cloudpickle.loads(Path(sys.argv[1]).read_bytes())()
+(thread,) = [t for t in threading.enumerate() if t.name == "preload"]
+thread.join()
+print("orchestrator" in sys.modules)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "begin")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.stdout, done.returncode) == ("False\n", 0), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("keys", "kept"),
+    [
+        ({"workers": 1}, False),
+        ({"workers": 2}, True),
+        ({"workers": 2, "spare_processes": False}, False),
+        ({"workers": 1, "spare_processes": True}, True),
+    ],
+)
+def test_several_workers_have_copies_unless_told(keys: dict[str, Any], kept: bool) -> None:
+    assert keeps_copies(ClusterConfig(**keys)) is kept
