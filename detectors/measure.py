@@ -6,16 +6,9 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from detectors.base import Detector
 from detectors.config import DetectorConfig
 from detectors.figures import Measured
-from detectors.registry import build_detector
-
-
-def skeleton(config: DetectorConfig, *, num_classes: int) -> Detector:
-    """The detector without memory for its tensors, which have shape and type only."""
-    with torch.device("meta"):
-        return build_detector(config, num_classes=num_classes)
+from detectors.registry import skeleton
 
 
 def measure(config: DetectorConfig, *, num_classes: int) -> Measured:

@@ -87,12 +87,12 @@ def test_kills_of_everything(
         starts = len(run.resumes())
         strike(run, number)
         struck, at = time.monotonic(), run.step()
-        run.wait(lambda starts=starts: len(run.resumes()) > starts)
-        begun = run.resumes()[-1]
-        redone.append(at - begun)
         if strike is kill_worker:
             # Ray makes the lost batches again, and training never knows.
             kill_data_task(run)
+        run.wait(lambda starts=starts: len(run.resumes()) > starts)
+        begun = run.resumes()[-1]
+        redone.append(at - begun)
         run.wait(run.goes_on)
         seconds.append(time.monotonic() - struck)
         assert len(run.resumes()) == starts + 1
@@ -129,9 +129,9 @@ def test_kills_on_a_ray_of_its_own(part: str, folder: Path, expected: dict[str, 
             assert run.driver.wait(120) == (-signal.SIGKILL if part == "driver" else 75)
             print(f"{part}: driver gone after {time.time() - struck:.1f} s")
             run.start()
-        run.wait(lambda starts=starts: len(run.resumes()) > starts)
         if part == "worker":
             kill_data_task(run)
+        run.wait(lambda starts=starts: len(run.resumes()) > starts)
         run.wait(run.goes_on)
         parts = ", ".join(f"{name} {at:.1f}" for name, at in run.since(struck).items())
         print(f"{part}: seconds from the kill to {parts}")

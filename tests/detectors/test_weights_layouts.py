@@ -15,8 +15,7 @@ from torch import Tensor
 from torchvision.models import mobilenet_v2, resnet50, vgg16
 from torchvision.models.detection import fasterrcnn_resnet50_fpn, ssd300_vgg16
 
-from detectors.measure import skeleton
-from detectors.registry import DETECTORS, build_detector, variant_config
+from detectors.registry import DETECTORS, build_detector, skeleton, variant_config
 from detectors.weights.archives import WeightsError
 from detectors.weights.fit import (
     COCO_IDS,

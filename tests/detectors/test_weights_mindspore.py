@@ -10,8 +10,7 @@ from published_layouts import like, vgg16_reducedfc
 from torch import Tensor
 from torchvision.models import resnet50
 
-from detectors.measure import skeleton
-from detectors.registry import variant_config
+from detectors.registry import skeleton, variant_config
 from detectors.weights.fit import COCO_NAMES, convert
 
 M2DET = variant_config("m2det320_vgg16")

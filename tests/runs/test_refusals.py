@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from detectors.base import Targets
-from detectors.measure import skeleton
-from detectors.registry import build_detector
+from detectors.registry import build_detector, skeleton
 from orchestrator.cli.main import main
 from orchestrator.config.resolve import load_experiment
 from orchestrator.errors import ConfigError

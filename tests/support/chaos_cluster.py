@@ -256,7 +256,11 @@ def kill_controller(run: Run, number: int) -> None:
 
 
 def kill_data_task(run: Run) -> None:
-    """The next task that reads images: a run as small as this has them all after a second."""
+    """The next task that reads images.
+
+    A run as small as this has them all before its workers begin, so there is none again until they
+    are started anew.
+    """
     run.part("ray::MapBatches").kill()
 
 
