@@ -246,8 +246,6 @@ def _join(address: str, key: str) -> None:
 def _start(cpus: int) -> None:
     """Start a Ray of this process's own."""
     folder = ray_folder()
-    # No cloud takes this node back, and a process that watches for it takes seconds to start.
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     # Ray starts a process per CPU in advance, none of them in an environment that is needed here.
     os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
     _require_token()

@@ -23,6 +23,7 @@ from ray.train.v2._internal.execution.controller import TrainController
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from orchestrator.cluster.connection import is_own_ray
 from orchestrator.cluster.heartbeat import CONTROLLER, Heartbeat
 from orchestrator.cluster.nodes import this_node
 from orchestrator.cluster.relay import Way
@@ -54,9 +55,13 @@ class _SignOfLife(ControllerCallback):  # type: ignore[misc]  # Ray is not typed
 
 
 def variables_of_controller() -> dict[str, str]:
-    """Variables of the environment that Ray gives a controller."""
+    """Variables of the environment of a controller: those that Ray gives it, and one more."""
     found: dict[str, str] = get_env_vars_to_propagate()
-    return {"RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0"} | found
+    chosen = {"RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0"}
+    if is_own_ray():
+        # No cloud takes that node back, and a process that watches for it takes seconds to start.
+        chosen["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
+    return chosen | found
 
 
 class WatchedTrainer(TorchTrainer):  # type: ignore[misc]

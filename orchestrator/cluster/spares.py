@@ -47,7 +47,7 @@ log = logging.getLogger(__name__)
 _CONTROLLER, _WORKER = "TrainController", "RayTrainWorker"
 #: Seconds of training after which copies are started: those of an attempt that fails at once would
 #: only take what the next one needs, and a short run needs none.
-AFTER_SECONDS = 20.0
+AFTER_SECONDS = 5.0
 _LOOK_SECONDS = 2.0
 #: Ray ends idle processes after a second unless told for how long to keep them; all end with the
 #: driver.
