@@ -1,4 +1,4 @@
-"""Counting a detector without giving it memory: everything happens on torch's meta device."""
+"""Counting what a detector consists of, on torch's meta device, without memory for it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from detectors.config import DetectorConfig
 from detectors.figures import Measured
-from detectors.registry import skeleton
+from detectors.skeleton import skeleton
 
 
 def measure(config: DetectorConfig, *, num_classes: int) -> Measured:

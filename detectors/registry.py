@@ -112,11 +112,3 @@ def build_detector(config: DetectorConfig, *, num_classes: int) -> Detector:
     if config.class_weights is not None:
         detector.weigh_classes(config.class_weights)
     return detector
-
-
-def skeleton(config: DetectorConfig, *, num_classes: int) -> Detector:
-    """The detector without memory for its tensors, which have shape and type only."""
-    import torch
-
-    with torch.device("meta"):
-        return build_detector(config, num_classes=num_classes)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from detectors.config import DetectorConfig
-from detectors.registry import skeleton
+from detectors.skeleton import skeleton
 from detectors.weights.archives import WeightsError
 from detectors.weights.layouts import LAYOUTS, Classes, Layout, Piece, recognise, unwrap
 from detectors.weights.report import Entry, Report

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from detectors.base import Detector
-from detectors.registry import skeleton
+from detectors.skeleton import skeleton
 from orchestrator.checkpoints.codec import STATE_NAME, optimizer_from_flat
 from orchestrator.checkpoints.initial_weights import InitialWeights, find_initial
 from orchestrator.checkpoints.manifest import checked_commits, read_verified

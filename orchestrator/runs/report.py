@@ -17,7 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 
 import orchestrator
-from detectors.registry import skeleton
+from detectors.skeleton import skeleton
 from orchestrator.checkpoints.initial_weights import load_initial
 from orchestrator.checkpoints.manifest import checked_commits
 from orchestrator.config.resolve import ResolvedExperiment

@@ -195,7 +195,7 @@ def _counter(planner: Planner, classes: int) -> Callable[[Trial], int] | None:
     """Counts a trial's parameters, if they are an objective."""
     if PARAMETERS not in planner.sweep.objectives:
         return None
-    from detectors.registry import skeleton
+    from detectors.skeleton import skeleton
 
     def count(trial: Trial) -> int:
         model = skeleton(trial.resolved.experiment.detector, num_classes=classes)

@@ -15,7 +15,8 @@ from torch import Tensor
 from torchvision.models import mobilenet_v2, resnet50, vgg16
 from torchvision.models.detection import fasterrcnn_resnet50_fpn, ssd300_vgg16
 
-from detectors.registry import DETECTORS, build_detector, skeleton, variant_config
+from detectors.registry import DETECTORS, build_detector, variant_config
+from detectors.skeleton import skeleton
 from detectors.weights.archives import WeightsError
 from detectors.weights.fit import (
     COCO_IDS,

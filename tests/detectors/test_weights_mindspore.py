@@ -10,7 +10,8 @@ from published_layouts import like, vgg16_reducedfc
 from torch import Tensor
 from torchvision.models import resnet50
 
-from detectors.registry import skeleton, variant_config
+from detectors.registry import variant_config
+from detectors.skeleton import skeleton
 from detectors.weights.fit import COCO_NAMES, convert
 
 M2DET = variant_config("m2det320_vgg16")

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from detectors.base import Targets
-from detectors.registry import build_detector, skeleton
+from detectors.registry import build_detector
+from detectors.skeleton import skeleton
 from orchestrator.cli.main import main
 from orchestrator.config.resolve import load_experiment
 from orchestrator.errors import ConfigError
