@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 import shutil
-import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
@@ -40,13 +39,12 @@ from orchestrator.cluster.nodes import alive_nodes, this_node
 from orchestrator.cluster.placement import Placement, share_of_node, wait_for_room
 from orchestrator.cluster.relay import Way
 from orchestrator.cluster.spares import Spares
+from orchestrator.cluster.stop_wish import StopWish
 from orchestrator.data.stream.ray_streams import RayStreams
 from orchestrator.errors import OrchestratorError, PreemptedError, StorageError
 from orchestrator.storage.bucket_lock import BucketLock
 from orchestrator.storage.folder_lock import RunLock
-from orchestrator.storage.run_files import EVENTS, HEARTBEATS, STOP
-from orchestrator.tracking.events import read_events
-from orchestrator.tracking.goodput import ATTEMPT
+from orchestrator.storage.run_files import HEARTBEATS
 from orchestrator.training.collective import collective_timeout
 from orchestrator.training.interrupt import stop_on_sigterm
 from orchestrator.training.job import Outcome, TrainingJob
@@ -151,67 +149,6 @@ class _StoppableTorchConfig(TorchConfig):  # type: ignore[misc]
     @property
     def backend_cls(self) -> type[_StoppableBackend]:
         return _StoppableBackend
-
-
-class StopWish:
-    """A wish to stop, of whoever signals the driver, on its way to the workers.
-
-    Args:
-        run_dir: the driver's run folder, where they look for it.
-
-    Attributes:
-        asked: set once somebody has asked, or waits no more for what the workers do.
-    """
-
-    def __init__(self, run_dir: Path) -> None:
-        self.asked = threading.Event()
-        self._file = run_dir / STOP
-        self._log = run_dir / EVENTS
-        self._begun_at = 0
-        self._file.unlink(missing_ok=True)
-
-    def ask(self) -> None:
-        """Have the workers finish their step, commit and end."""
-        self.asked.set()
-        self.ask_workers()
-
-    def ask_workers(self) -> None:
-        """The same, for others to go on."""
-        self._file.touch()
-
-    def begin_attempt(self, *, for_others: bool) -> None:
-        """Let workers begin, unless somebody has asked to stop.
-
-        Args:
-            for_others: whether :meth:`ask_workers` was called for these; an attempt that failed
-                may have left the wish there.
-
-        Raises:
-            PreemptedError: somebody has.
-        """
-        if for_others:
-            self._file.unlink(missing_ok=True)
-        # After that: whoever asks sets it first.
-        self.check()
-        for event in read_events(self._log, self._begun_at):
-            self._begun_at = event.end
-
-    def check(self) -> None:
-        """Raise :class:`PreemptedError` if somebody has asked to stop."""
-        if self.asked.is_set():
-            raise self.error()
-
-    def is_before_training(self) -> bool:
-        """Whether the workers of the present attempt have not begun yet."""
-        return all(event.kind != ATTEMPT for event in read_events(self._log, self._begun_at))
-
-    @staticmethod
-    def error() -> PreemptedError:
-        """For a stop while no step is under way."""
-        return PreemptedError(
-            "asked to stop while no worker was training; what was committed before is there. Next: "
-            "run the same command again to go on"
-        )
 
 
 @dataclasses.dataclass(frozen=True)

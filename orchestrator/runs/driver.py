@@ -17,8 +17,9 @@ import native
 from orchestrator.checkpoints.manifest import copy_commit
 from orchestrator.cluster.connection import ClusterWatch, connected
 from orchestrator.cluster.placement import Placement, place, place_evaluation, wait_for_room
+from orchestrator.cluster.stop_wish import StopWish
 from orchestrator.cluster.submission import short_grace
-from orchestrator.cluster.trainer import Hold, StopWish, fit
+from orchestrator.cluster.trainer import Hold, fit
 from orchestrator.config.places import bucket_of
 from orchestrator.config.printing import dump_yaml
 from orchestrator.config.resolve import ResolvedExperiment

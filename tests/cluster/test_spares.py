@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +18,7 @@ from ray._private.ray_constants import WORKER_PROCESS_SETUP_HOOK_ENV_VAR
 from orchestrator.cluster import preload, spares
 from orchestrator.cluster.spares import Spares, inherited, keeps_copies
 from orchestrator.config.schema import ClusterConfig
+from tests.support.local_ray import local_ray
 from tests.support.waiting import wait_for
 
 #: A value that Python and Ray might write down in different ways.
@@ -28,21 +27,13 @@ VARIABLES = {"SECOND": 'two, \u00fc \u2603 \\ "', "FIRST": "1"}
 
 @pytest.fixture(scope="module")
 def own_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    folder = tempfile.mkdtemp(prefix="ray-")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
         patch.setenv("RAY_prestart_worker_first_driver", "0")
-        ray.init(
-            address="local",
-            num_cpus=2,
-            include_dashboard=False,
-            object_store_memory=100 << 20,
-            labels={"orchestrator-own": "true"},
-            _temp_dir=folder,
-        )
-        yield
-        ray.shutdown()
-    shutil.rmtree(folder, ignore_errors=True)
+        labels = {"orchestrator-own": "true"}
+        memory = 100 << 20
+        home = tmp_path_factory.mktemp("home")
+        with local_ray(home, num_cpus=2, object_store_memory=memory, labels=labels):
+            yield
 
 
 def idle() -> set[int]:

@@ -20,6 +20,7 @@ from orchestrator.cluster import placement, trainer
 from orchestrator.cluster.nodes import Node
 from orchestrator.cluster.placement import place, wait_for_room
 from orchestrator.cluster.spares import Spares
+from orchestrator.cluster.stop_wish import StopWish
 from orchestrator.config.schema import ClusterConfig
 from orchestrator.errors import ConfigError, DataError, OrchestratorError, PreemptedError
 from orchestrator.runs import driver
@@ -143,13 +144,13 @@ class Attempts:
 
 
 @pytest.fixture
-def stop(tmp_path: Path) -> trainer.StopWish:
-    return trainer.StopWish(tmp_path)
+def stop(tmp_path: Path) -> StopWish:
+    return StopWish(tmp_path)
 
 
 @pytest.fixture
 def fit(
-    monkeypatch: pytest.MonkeyPatch, resources: dict[str, float], stop: trainer.StopWish
+    monkeypatch: pytest.MonkeyPatch, resources: dict[str, float], stop: StopWish
 ) -> Callable[[Attempts], Any]:
     def call(attempts: Attempts) -> Any:
         monkeypatch.setattr(trainer, "_attempt", attempts)
@@ -247,7 +248,7 @@ def test_nodes_are_looked_at_before_every_attempt(fit: Callable[[Attempts], Any]
 
 
 def test_a_wish_to_stop_ends_the_run_between_two_attempts(
-    fit: Callable[[Attempts], Any], stop: trainer.StopWish
+    fit: Callable[[Attempts], Any], stop: StopWish
 ) -> None:
     attempts = Attempts((RuntimeError("the whole job was ended"), 0), (None, 1))
     attempts.meanwhile = stop.ask
@@ -258,7 +259,7 @@ def test_a_wish_to_stop_ends_the_run_between_two_attempts(
 
 def test_a_wish_is_heard_of_while_nodes_are_waited_for(
     fit: Callable[[Attempts], Any],
-    stop: trainer.StopWish,
+    stop: StopWish,
     resources: dict[str, float],
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -336,7 +337,7 @@ def test_more_workers_take_over_whatever_becomes_of_the_fewer(
 def test_workers_that_have_not_begun_are_told_from_those_that_have(tmp_path: Path) -> None:
     log = EventLog(tmp_path / "events.jsonl")
     log.note("attempt", "{}", step=0)
-    stop = trainer.StopWish(tmp_path)
+    stop = StopWish(tmp_path)
     stop.begin_attempt(for_others=False)
     assert stop.is_before_training()
     log.note("attempt", "{}", step=0)

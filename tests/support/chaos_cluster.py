@@ -39,9 +39,9 @@ tracking: {mlflow: null}
 """)
 
 
-def make_folder(folder: Path) -> Path:
-    """With data of six steps an epoch, and the experiment."""
-    build_digits(folder / "digits", Recipe(train=24, val=6, seed=3))
+def make_folder(folder: Path, *, train: int = 24) -> Path:
+    """With the experiment and its data, ``train`` images: of six steps an epoch unless told."""
+    build_digits(folder / "digits", Recipe(train=train, val=6, seed=3))
     (folder / "tiny.yaml").write_text(EXPERIMENT)
     return folder
 
@@ -127,8 +127,11 @@ class Run:
         self.log = self.path / "events.jsonl"
         self.output = folder / f"{name}.txt"
         self.driver: subprocess.Popen[bytes] | None = None
+        self._overrides: tuple[str, ...] = ()
 
     def start(self, *overrides: str) -> None:
+        """Start a driver, with the overrides of the last one where none are given."""
+        self._overrides = overrides = overrides or self._overrides
         environment = {
             **os.environ,
             "HOME": str(self.folder),

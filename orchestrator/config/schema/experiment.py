@@ -67,9 +67,10 @@ class ClusterConfig(Settings):
         hang_timeout: seconds within which a worker that stands still is noticed and killed, and
             training goes on from the newest commit; null to wait for ever. Standing still is to be
             stopped, or locked in a call that lets nothing else run, not to be slow.
-        spare_processes: whether a copy of each worker's process, with everything imported, waits
-            for the next start of workers, which then takes seconds less. Each takes about
-            300 MB. Null for where there are several workers. Trials have none.
+        spare_processes: whether copies of the controller's and each worker's process, with
+            everything imported, wait for the next start of workers, which then takes seconds
+            less. Each takes about 280 MB. Null for where there are several workers. Trials have
+            none.
         address: of a running Ray cluster; null joins the one the run is submitted to, or starts
             one here.
     """

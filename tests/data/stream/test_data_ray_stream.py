@@ -30,27 +30,17 @@ from orchestrator.data.stream.ray_stream import RayStream
 from orchestrator.data.stream.ray_streams import RayStreams, free_tasks
 from orchestrator.errors import DataError
 from tests.support.data_cases import assert_same_batch, make_plan, with_two_canvases, write_coco
+from tests.support.local_ray import local_ray
 from tests.support.shard_cases import shard_here
 
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A Ray of its own, which neither finds nor leaves anything in the home folder."""
-    # Socket paths are limited to 107 characters, so pytest's folders are too deep.
-    folder = tempfile.mkdtemp(prefix="ray-")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
         patch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
-        ray.init(
-            address="local",
-            num_cpus=4,
-            include_dashboard=False,
-            object_store_memory=256 << 20,
-            _temp_dir=folder,
-        )
-        yield
-        ray.shutdown()
-    shutil.rmtree(folder, ignore_errors=True)
+        home = tmp_path_factory.mktemp("home")
+        with local_ray(home, num_cpus=4, object_store_memory=256 << 20):
+            yield
 
 
 @pytest.fixture
