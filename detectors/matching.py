@@ -23,6 +23,7 @@ from torch import Tensor
 import native
 from detectors.boxes import pairwise_iou
 from detectors.config import BandClaims
+from detectors.operators import operator
 from detectors.structures import Targets
 from native import Claims
 
@@ -118,8 +119,7 @@ def _match_in_torch(
     )
 
 
-# An operator of its own, so that a compiler takes it as it is instead of looking inside.
-@torch.library.custom_op("detectors::match_natively", mutates_args=(), device_types="cpu")
+@operator("detectors::match_natively", device_types="cpu")
 def _match_natively(
     boxes: Tensor, valid: Tensor, priors: Tensor, threshold: float, claims: str
 ) -> tuple[Tensor, Tensor]:

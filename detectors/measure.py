@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from detectors.config import DetectorConfig
 from detectors.figures import Measured
-from detectors.skeleton import skeleton
+from detectors.skeleton import meta_detector
 
 
 def measure(config: DetectorConfig, *, num_classes: int) -> Measured:
@@ -18,7 +18,7 @@ def measure(config: DetectorConfig, *, num_classes: int) -> Measured:
         config: of the detector.
         num_classes: foreground classes.
     """
-    model = skeleton(config, num_classes=num_classes).eval()
+    model = meta_detector(config, num_classes=num_classes).eval()
     parameters = list(model.parameters())
     statistics = [buffer for buffer in _persistent(model) if buffer.is_floating_point()]
     height, width = model.input_size

@@ -18,6 +18,8 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx
 from torch.nn import functional as F
 
+from detectors.operators import operator
+
 #: Types of devices whose embedding bag has a gradient; who places networks on others that do says
 #: so. Additions serve on all.
 BAG_GRADIENT = {"cpu"}
@@ -80,7 +82,7 @@ def pyramid_roi_align(
     return _by_embedding_bag(maps, boxes, levels, layout, size, samples, aligned)
 
 
-@torch.library.custom_op("detectors::pyramid_roi_align", mutates_args=())
+@operator("detectors::pyramid_roi_align")
 def pyramid_roi_align_node(
     maps: list[Tensor],
     boxes: Tensor,

@@ -12,6 +12,7 @@ from torch import Tensor
 
 import native
 from detectors.boxes import pairwise_iou
+from detectors.operators import operator
 
 #: Types of devices that run Triton's programs; who places networks on one says so.
 BY_SCAN: set[str] = set()
@@ -21,7 +22,7 @@ BY_SCAN: set[str] = set()
 _ROUNDS = 63
 
 
-@torch.library.custom_op("detectors::suppress_sorted", mutates_args=())
+@operator("detectors::suppress_sorted")
 def suppress_sorted(boxes: Tensor, valid: Tensor, iou_threshold: float) -> Tensor:
     """Which boxes greedy suppression keeps; an operator of its own to compilers and exporters.
 

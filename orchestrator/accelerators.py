@@ -305,7 +305,8 @@ class Accelerator:
             torch.set_num_threads(threads)
         numerics = NUMERICS[self.kind, deterministic]
         _set_unless_set(numerics.environment)
-        torch.use_deterministic_algorithms(deterministic)
+        # As torch.use_deterministic_algorithms, which imports torch's compiler for 2 s as well.
+        torch.set_deterministic_debug_mode("error" if deterministic else "default")
         # Deterministic mode also fills fresh memory with NaN, a debugging aid that costs a pass
         # over every new tensor and changes no result.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

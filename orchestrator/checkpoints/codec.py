@@ -345,7 +345,8 @@ _OPTIMIZER_TENSORS: dict[type[torch.optim.Optimizer], frozenset[str]] = {
 
 
 def _tensors_of(optimizer: torch.optim.Optimizer) -> frozenset[str]:
-    kinds = _OPTIMIZER_TENSORS.get(type(optimizer))
+    found = (known for kind, known in _OPTIMIZER_TENSORS.items() if isinstance(optimizer, kind))
+    kinds = next(found, None)
     if kinds is None:
         allowed = ", ".join(kind.__name__ for kind in _OPTIMIZER_TENSORS)
         raise StorageError(

@@ -17,8 +17,10 @@ import socket
 import stat
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -26,8 +28,8 @@ from urllib.parse import urlsplit
 
 import ray
 from ray._common.network_utils import build_address
-from ray._private import auto_init_hook, services, utils
-from ray._private.ray_constants import PROCESS_TYPE_RAYLET
+from ray._private import auto_init_hook, parameter, services, utils
+from ray._private.ray_constants import PROCESS_TYPE_GCS_SERVER, PROCESS_TYPE_RAYLET
 from typing_extensions import Self
 
 from orchestrator.cluster.nodes import alive_nodes
@@ -41,10 +43,13 @@ log = logging.getLogger(__name__)
 ANSWER_SECONDS = 5.0
 #: Of Ray's own, where an address names none.
 _PORTS = {"ray": 10001}
-#: Failed questions after which a cluster is gone, and seconds for leaving one that is.
-_FAILURES, _LEAVE_SECONDS = 3, 10.0
+#: Failed questions after which a cluster is gone, and seconds for leaving one that is. What this
+#: process has started ends with it in any case.
+_FAILURES, _LEAVE_SECONDS = 3, 3.0
+#: Seconds between looks at processes of this process's own.
+_LOOK_SECONDS = 0.5
 #: What is lost when that is what does not answer.
-_RAYLET = "its raylet on this machine"
+_RAYLET, _HEAD = "its raylet on this machine", "its head"
 #: Length of a socket's path that Linux allows (sun_path of unix(7), less the zero at its end).
 _SOCKET_BYTES = 107
 #: What Ray puts below its folder: the longest name of a session, of a socket, and a counter.
@@ -142,8 +147,14 @@ class ClusterWatch:
     def _watch(self) -> None:
         node = ray._private.worker._global_node
         failures = 0
-        while node is not None and not self._over.wait(self._interval):
-            loss = _silence(node)
+        asked = time.monotonic()
+        while node is not None and not self._over.wait(min(_LOOK_SECONDS, self._interval)):
+            self._loss = self._loss or _end(node)
+            if self._loss is not None:
+                return
+            if time.monotonic() - asked < self._interval:
+                continue
+            loss, asked = _silence(node), time.monotonic()
             failures = 0 if loss is None else failures + 1
             if failures == _FAILURES and loss is not None:
                 if loss.startswith(_RAYLET):
@@ -158,6 +169,14 @@ def _kill_own_raylet(node: Any) -> None:
         started.process.kill()
 
 
+def _end(node: Any) -> str | None:
+    """Which part of Ray that was started for this process has ended; None while all are there."""
+    for kind, name in ((PROCESS_TYPE_RAYLET, _RAYLET), (PROCESS_TYPE_GCS_SERVER, _HEAD)):
+        if any(one.process.poll() is not None for one in node.all_processes.get(kind, ())):
+            return f"{name} has ended"
+    return None
+
+
 def _silence(node: Any) -> str | None:
     """Which part of Ray does not answer; None when both do.
 
@@ -167,7 +186,7 @@ def _silence(node: Any) -> str | None:
     if silence is not None:
         return f"{_RAYLET} ({silence})"
     silence = require_answer(node.gcs_address)
-    return None if silence is None else f"its head at {node.gcs_address} ({silence})"
+    return None if silence is None else f"{_HEAD} at {node.gcs_address} ({silence})"
 
 
 @contextmanager
@@ -188,6 +207,22 @@ def _own_sessions() -> Iterator[None]:
         yield
     finally:
         services.ConsolePopen = started
+
+
+@contextmanager
+def _few_processes() -> Iterator[None]:
+    """Have Ray start no process for people or clouds; each would take a second of a start.
+
+    Those are the server of its dashboard, which Ray starts without the pages as well, who reads its
+    logs, and who asks a cloud for nodes.
+    """
+    parameters, serve = parameter.RayParams, services.start_api_server
+    parameter.RayParams = partial(parameters, no_monitor=True, include_log_monitor=False)
+    services.start_api_server = lambda *_, **__: (None, None)
+    try:
+        yield
+    finally:
+        parameter.RayParams, services.start_api_server = parameters, serve
 
 
 @contextmanager
@@ -252,7 +287,7 @@ def _start(cpus: int) -> None:
     # Ray hands its workers' command to a shell, with every word quoted but the first.
     python = shlex.quote(sys.executable)
     try:
-        with _own_sessions(), _own_handler():
+        with _own_sessions(), _few_processes(), _own_handler():
             ray.init(
                 address="local",
                 num_cpus=cpus,

@@ -20,6 +20,7 @@ from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.constants import get_env_vars_to_propagate
 from ray.train.v2._internal.execution.callback import ControllerCallback
 from ray.train.v2._internal.execution.controller import TrainController
+from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -52,6 +53,19 @@ class _SignOfLife(ControllerCallback):  # type: ignore[misc]  # Ray is not typed
     async def before_controller_shutdown(self) -> None:
         if self._alive is not None:
             self._alive.__exit__()
+
+
+class _AsManyAsThereAre(FixedScalingPolicy):  # type: ignore[misc]
+    """Tells no autoscaler how many workers are wanted.
+
+    Ray does so through an actor, for whose process the first start of workers would wait.
+    """
+
+    def after_controller_start(self, train_run_context: Any) -> None:
+        pass
+
+    def _maybe_send_resource_request(self) -> None:
+        pass
 
 
 def variables_of_controller() -> dict[str, str]:
@@ -99,6 +113,10 @@ class WatchedTrainer(TorchTrainer):  # type: ignore[misc]
 
     def _initialize_and_run_controller(self, **arguments: Any) -> Any:
         """As Ray does it, which takes no variables."""
+        if is_own_ray():
+            arguments["scaling_policy"] = _AsManyAsThereAre(
+                arguments["scaling_policy"].scaling_config
+            )
         controller = (
             ray.remote(TrainController)
             .options(

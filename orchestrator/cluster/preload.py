@@ -17,9 +17,8 @@ from ray._private.runtime_env.setup_hook import export_setup_func_callable
 
 from orchestrator.data.stream.slots import DATA_TASK
 
-#: What controllers and workers import when they begin, the last one by making an optimizer; and
-#: what data tasks do.
-_OF_ACTORS = ("orchestrator.cluster.trainer", "ray.data", "torch._dynamo")
+#: What controllers and workers import when they begin; and what data tasks do.
+_OF_ACTORS = ("orchestrator.cluster.trainer", "ray.data")
 _OF_TASKS = ("orchestrator.data.stream.ray_stream",)
 #: Ray starts a process for an actor that waits for it, and gives it to that at once. One that is
 #: unused for so many seconds was started ahead.

@@ -15,7 +15,7 @@ from rich.console import Console
 
 import native
 from orchestrator.checkpoints.manifest import copy_commit
-from orchestrator.cluster.connection import ClusterWatch, connected
+from orchestrator.cluster.connection import ClusterWatch, connected, is_own_ray
 from orchestrator.cluster.placement import Placement, place, place_evaluation, wait_for_room
 from orchestrator.cluster.stop_wish import StopWish
 from orchestrator.cluster.submission import short_grace
@@ -395,6 +395,7 @@ def _train(
         tasks=tasks,
         worker_cpus=placement.busy_cpus,
         any_node=experiment.data.tasks_on == "any_node",
+        alone=is_own_ray(),
     )
 
     def ask_to_stop() -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import inspect
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
+from detectors.operators import call_without_compiler
 from orchestrator.config.schema import AdamWOptimizer, Optimizer, ParameterGroup, SGDOptimizer
 from orchestrator.errors import ConfigError
 from orchestrator.training.patterns import fits, nothing_fits
@@ -77,6 +79,24 @@ def _trainable(model: nn.Module) -> Iterator[tuple[str, str, nn.Parameter]]:
             yield name, kind, parameter
 
 
+def _eager(step: Callable[..., Any]) -> Callable[..., Any]:
+    """An optimizer's step without what is around it for torch's compiler, which that imports."""
+    found: Callable[..., Any] = torch.no_grad()(inspect.unwrap(step))
+    return found
+
+
+class SGD(torch.optim.SGD):
+    """Torch's, see :func:`_eager`."""
+
+    step = _eager(torch.optim.SGD.step)
+
+
+class AdamW(torch.optim.AdamW):
+    """Torch's, see :func:`_eager`."""
+
+    step = _eager(torch.optim.AdamW.step)
+
+
 def is_norm(module: nn.Module) -> bool:
     """Whether a layer normalises, by the statistics of a batch or of a sample."""
     return isinstance(module, nn.GroupNorm | nn.LayerNorm) or hasattr(module, "running_mean")
@@ -93,6 +113,7 @@ def build_optimizer(
         fused: take the kernel that does the whole update in one pass, and leaves it out where its
             ``found_inf`` says so; it rounds differently.
     """
+    _keep_from_compiler()
     kernel = True if fused else None
     groups = parameter_groups(
         model,
@@ -102,8 +123,12 @@ def build_optimizer(
     )
     match config:
         case SGDOptimizer(lr=lr, momentum=momentum, nesterov=nesterov):
-            return torch.optim.SGD(
-                groups, lr=lr, momentum=momentum, nesterov=nesterov, fused=kernel
-            )
+            return SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov, fused=kernel)
         case AdamWOptimizer(lr=lr, betas=betas, eps=eps):
-            return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=kernel)
+            return AdamW(groups, lr=lr, betas=betas, eps=eps, fused=kernel)
+
+
+def _keep_from_compiler() -> None:
+    """Nothing here compiles an optimizer, whose methods would import the compiler nonetheless."""
+    for name in ("add_param_group", "zero_grad", "state_dict", "load_state_dict"):
+        call_without_compiler(getattr(torch.optim.Optimizer, name))

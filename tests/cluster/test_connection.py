@@ -177,6 +177,24 @@ def test_a_raylet_of_its_own_that_stands_still_is_ended(
         raylet.wait()
 
 
+@pytest.mark.parametrize(
+    ("part", "named"), [("raylet", "its raylet on this machine"), ("gcs_server", "its head")]
+)
+def test_an_end_of_its_own_ray_is_noticed_at_once(
+    part: str, named: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = subprocess.Popen(["sleep", "600"])
+    node = SimpleNamespace(all_processes={part: [SimpleNamespace(process=process)]})
+    monkeypatch.setattr(ray._private.worker, "_global_node", node)
+    # Nobody is asked before that.
+    with connection.ClusterWatch(interval=3600.0) as watch:
+        assert watch.error() is None
+        process.kill()
+        wait_for(watch.error)
+    process.wait()
+    assert f"{named} has ended" in str(watch.error())
+
+
 def test_a_ray_that_was_left_is_not_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """By a thread that still waits for it, say: any call of Ray's would start one."""
     started: list[int] = []

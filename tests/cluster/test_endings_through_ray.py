@@ -25,12 +25,13 @@ from tests.support.waiting import wait_for
 
 pytestmark = [pytest.mark.ray, pytest.mark.chaos]
 
+#: Of each ending.
+ROUNDS = int(os.environ.get("ENDING_ROUNDS", "1"))
 #: A queue leaves its jobs 30 s; twice that, for machines with other work.
 GRACE_SECONDS = 60.0
-OVERRIDES = (
-    "train.epochs=30",
-    "train.evaluate_every_epochs=30",
-    "train.checkpoint.every_epochs=30",
+OVERRIDES = tuple(
+    f"train.{each}={30 * ROUNDS}"
+    for each in ("epochs", "evaluate_every_epochs", "checkpoint.every_epochs")
 )
 
 
@@ -86,13 +87,14 @@ def stop_gcs(process: Any) -> None:
     part(process, "gcs_server").suspend()
 
 
+@pytest.mark.parametrize("number", range(ROUNDS))
 @pytest.mark.parametrize(
     "strike", [end, end_as_queues_do, kill_raylet, kill_gcs, stop_raylet, stop_gcs]
 )
 def test_a_run_ends_with_75_in_time_and_goes_on(
-    strike: Callable[[Any], None], folder: Path
+    strike: Callable[[Any], None], number: int, folder: Path
 ) -> None:
-    name = strike.__name__
+    name = f"{strike.__name__}-{number}"
     words = ("tiny.yaml", f"name={name}", *OVERRIDES)
     politely = strike in (end, end_as_queues_do)
     if not politely:
@@ -158,18 +160,23 @@ def test_ray_job_stop_lets_the_step_be_committed(
         )
         return submit(client, submission)
 
+    words = ["ray", "job", "stop", "--address"]
     with job_cluster(monkeypatch) as address:
         client = connect(address)
-        job = sent()
-        wait_for(lambda: newest(log) >= 5)
-        words = ["ray", "job", "stop", "--address", address, job]
-        struck = time.monotonic()
-        subprocess.run(words, check=True, capture_output=True, timeout=GRACE_SECONDS)
-        with pytest.raises(PreemptedError, match="submit the same command to go on"):
-            follow(client, job)
-        print(f"ray job stop: over after {time.monotonic() - struck:.1f} s")
-        stopped = result(folder, "job")
-        assert (stopped["state"], stopped["steps"]) == ("preempted", newest(log))
-        assert status_in_mlflow(folder, "job") == "KILLED"
+        for number in range(ROUNDS):
+            before = newest(log)
+            job = sent()
+            wait_for(lambda before=before: newest(log) >= before + 5)
+            struck = time.monotonic()
+            subprocess.run(
+                [*words, address, job], check=True, capture_output=True, timeout=GRACE_SECONDS
+            )
+            with pytest.raises(PreemptedError, match="submit the same command to go on"):
+                follow(client, job)
+            print(f"ray job stop: over after {time.monotonic() - struck:.1f} s")
+            stopped = result(folder, "job")
+            assert (stopped["state"], stopped["steps"]) == ("preempted", newest(log))
+            assert not number or stopped["resumed_from"] == before
+            assert status_in_mlflow(folder, "job") == "KILLED"
         follow(client, sent(f"train.max_steps={newest(log) + 5}"))
         assert result(folder, "job")["resumed_from"] == stopped["steps"]

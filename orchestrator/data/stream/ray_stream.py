@@ -52,6 +52,8 @@ SEGMENT_STEPS = 1000
 #: Images one task prepares at most, and their bytes: enough that the cost of a task (40 ms of CPU
 #: time) does not count, and no more than Ray Data keeps in one block.
 TASK_IMAGES, TASK_BYTES = 512, 128 << 20
+#: How many times as long the next tasks are where training begins.
+_GROWTH = 4
 #: Logical CPUs of one task. The cluster must have a few to spare for each worker, or training waits
 #: for its first batch for ever.
 _TASK_CPUS = 0.25
@@ -176,8 +178,9 @@ class RayStream:
             make, steps, starved: see :meth:`_dataset`.
             first: there is none before it.
         """
+        begins = first and make is BatchPlan.train_batch
         return _Segment(
-            partial(self._dataset, make, steps, starved=starved),
+            partial(self._dataset, make, steps, starved=starved, begins=begins),
             len(steps),
             self._budget_steps(),
             # Which may be known only after this.
@@ -185,18 +188,26 @@ class RayStream:
             first=first,
         )
 
-    def _cuts(self, first: int, end: int, *, starved: bool) -> list[range]:
+    def _cuts(self, first: int, end: int, *, starved: bool, begins: bool = False) -> list[range]:
         """Batches ``first .. end - 1``, cut into what one task makes of them.
 
-        Ray Data looks for finished tasks ten times a second. For a consumer that waits there is one
-        task more than otherwise, which begins when another ends, and the first of them are short by
-        different amounts, so that they do not all end, and wait to be found out, at the same time.
+        A task hands over all its batches at its end, so where training ``begins`` the first ones
+        make one each. For a consumer that waits there is one task more than otherwise, which begins
+        when another ends, and the first of them are short by different amounts: Ray Data looks for
+        finished tasks ten times a second, and they should not all end, and wait to be found out, at
+        the same time.
         """
         longest = self._task_steps()
-        if not starved:
-            length = min(longest, -(-(end - first) // self.tasks))
-            return [range(i, min(i + length, end)) for i in range(first, end, length)]
         cuts: list[range] = []
+        if not starved:
+            longest = min(longest, -(-(end - first) // self.tasks))
+            length = 1 if begins else longest
+            while first < end:
+                cuts.append(range(first, min(first + length, end)))
+                first = cuts[-1].stop
+                if len(cuts) % self.tasks == 0:
+                    length = min(_GROWTH * length, longest)
+            return cuts
         while first < end:
             share = min(1.0, (len(cuts) + 1) / (self.tasks + 1))
             stop = min(first + max(1, round(longest * share)), end)
@@ -204,7 +215,9 @@ class RayStream:
             first = stop
         return cuts
 
-    def _dataset(self, make: Make, steps: range, *, starved: bool) -> ray.data.Dataset:
+    def _dataset(
+        self, make: Make, steps: range, *, starved: bool, begins: bool = False
+    ) -> ray.data.Dataset:
         """The batches of ``steps``, one per row, not yet begun."""
         work = partial(
             _make_rows,
@@ -214,14 +227,17 @@ class RayStream:
             world=self.world,
             slots=partial(slot, self.name, self.tasks),
         )
-        cuts = self._cuts(steps.start, steps.stop, starved=starved)
+        cuts = self._cuts(steps.start, steps.stop, starved=starved, begins=begins)
+        # One in reserve where the consumer waits. Where there are no more than two, the second
+        # one's process would start beside all else that does.
+        at_once = self.tasks + starved - (begins and self.tasks == 2)
         # Blocks rather than ``range``, whose read tasks would want a CPU each.
         blocks = [pa.table({"number": np.array(cut)}) for cut in cuts]
         dataset = ray.data.from_blocks(blocks).map_batches(
             work,
             batch_size=None,
             batch_format="numpy",
-            compute=TaskPoolStrategy(size=min(self.tasks + starved, len(blocks))),
+            compute=TaskPoolStrategy(size=min(at_once, len(blocks))),
             num_cpus=_TASK_CPUS,
             runtime_env={"env_vars": {DATA_TASK: "1"}},
             **self._where(),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ray
 
 from orchestrator.data.stream.assemble import BatchPlan
+from orchestrator.data.stream.no_actors import start_no_actors
 from orchestrator.data.stream.ray_stream import TASK_BYTES, TASK_IMAGES, RayStream
 
 #: Map tasks of a worker on a node without cores to spare.
@@ -27,6 +28,7 @@ class RayStreams:
         tasks: int | None = None,
         worker_cpus: float = 1.0,
         any_node: bool = False,
+        alone: bool = False,
     ) -> None:
         """Put ``plan`` into the object store; Ray must have been initialised.
 
@@ -38,12 +40,14 @@ class RayStreams:
                 :func:`free_tasks`.
             worker_cpus: cores that a worker keeps busy.
             any_node: tasks run on all nodes in turn, and not on that of their worker.
+            alone: Ray was started for this run, or its sweep, and has no autoscaler.
         """
         self._plan_ref = ray.put(plan)
         self._prefetch = prefetch
         self._tasks = tasks
         self._worker_cpus = worker_cpus
         self._any_node = any_node
+        self._alone = alone
         height, width = plan.input_size
         self._image_bytes = height * width * 3
         self._batch_size = plan.schedule.batch_size
@@ -58,6 +62,8 @@ class RayStreams:
             node: id of the node that the worker is on; None where it does not matter.
             on_node: workers on that node.
         """
+        if self._alone:
+            start_no_actors()
         return RayStream(
             self._plan_ref,
             rank=rank,

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -316,6 +317,7 @@ def test_sixteen_logical_cpus_work_at_once(plan: BatchPlan, tmp_path: Path) -> N
     folder = tempfile.mkdtemp(prefix="ray-")
     done = subprocess.run(
         [sys.executable, str(script), folder, str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
         capture_output=True,
         text=True,
         timeout=400,

@@ -123,15 +123,15 @@ def test_a_consumer_that_never_waits_is_not_starved(plan: BatchPlan) -> None:
     segment.close()
 
 
-def test_tasks_of_a_starved_consumer_begin_with_short_ones(
+def test_tasks_are_short_where_somebody_waits(
     plan: BatchPlan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ray_stream, "TASK_IMAGES", 9 * plan.schedule.rank_batch(1))
     stream = ray_stream.RayStream(plan, rank=0, world=1, prefetch=4, tasks=2)
     monkeypatch.setattr(ray_stream, "_plan", lambda ref: ref)
 
-    def lengths(first: int, end: int, *, starved: bool) -> list[int]:
-        cuts = stream._cuts(first, end, starved=starved)
+    def lengths(first: int, end: int, *, starved: bool, begins: bool = False) -> list[int]:
+        cuts = stream._cuts(first, end, starved=starved, begins=begins)
         assert [step for cut in cuts for step in cut] == list(range(first, end))
         return [len(cut) for cut in cuts]
 
@@ -139,6 +139,8 @@ def test_tasks_of_a_starved_consumer_begin_with_short_ones(
     assert lengths(5, 7, starved=True) == [2]
     assert lengths(0, 7, starved=False) == [4, 3]  # Shared out, where a task could make them all.
     assert lengths(0, 25, starved=False) == [9, 9, 7]
+    # A task hands over its batches at its end, and a start waits for the first one.
+    assert lengths(0, 35, starved=False, begins=True) == [1, 1, 4, 4, 9, 9, 7]
 
 
 def test_segment_that_makes_too_few_batches_is_an_error(plan: BatchPlan) -> None:

@@ -1,0 +1,60 @@
+"""A Ray that a run starts for itself consists of what the run needs."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+#: Starts one, makes batches through Ray Data, and tells which programs and actors there were.
+SCRIPT = """
+import json
+import psutil, ray, ray.data
+from ray._private.state import state
+from orchestrator.cluster.connection import connected, is_own_ray
+from orchestrator.config.schema import ClusterConfig
+from orchestrator.data.stream.no_actors import start_no_actors
+
+with connected(ClusterConfig()):
+    assert is_own_ray()
+    start_no_actors()
+    total = 0
+    for number in range(2):
+        data = ray.data.range(8, override_num_blocks=2).map_batches(lambda rows: rows)
+        data.context.enable_progress_bars = False
+        total += sum(row["id"] for row in data.iter_rows())
+    programs = [" ".join(one.cmdline()) for one in psutil.Process().children(recursive=True)]
+    print(json.dumps([total, programs, len(state.actor_table(None))]))
+"""
+#: Programs of Ray's for people and clouds.
+UNUSED = ("dashboard/dashboard.py", "monitor.py")
+
+
+@pytest.mark.ray
+def test_no_process_serves_people_or_clouds(tmp_path: Path) -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp", ignore_cleanup_errors=True) as folder:
+        environment = {
+            **os.environ,
+            "HOME": str(tmp_path),
+            "RAY_TMPDIR": folder,
+            "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
+        }
+        environment.pop("RAY_ADDRESS", None)
+        done = subprocess.run(
+            [sys.executable, "-c", SCRIPT],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 0, done.stderr
+    total, programs, actors = json.loads(done.stdout.splitlines()[-1])
+    assert total == 2 * sum(range(8))
+    assert any("raylet" in program for program in programs)
+    assert [p for p in programs if any(name in p for name in UNUSED)] == []
+    assert actors == 0
