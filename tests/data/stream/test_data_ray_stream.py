@@ -316,8 +316,12 @@ def test_sixteen_logical_cpus_work_at_once(plan: BatchPlan, tmp_path: Path) -> N
     script.write_text(SIXTEEN % json.dumps(str(Path(plan.train.root).parent)))
     folder = tempfile.mkdtemp(prefix="ray-")
     done = subprocess.run(
-        [sys.executable, str(script), folder, str(tmp_path)],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+        [sys.executable, str(script), str(tmp_path)],
+        env={
+            **os.environ,
+            "RAY_TMPDIR": folder,
+            "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
+        },
         capture_output=True,
         text=True,
         timeout=400,
@@ -325,13 +329,13 @@ def test_sixteen_logical_cpus_work_at_once(plan: BatchPlan, tmp_path: Path) -> N
     )
     shutil.rmtree(folder, ignore_errors=True)
     assert done.returncode == 0, done.stderr
-    tasks, most, elsewhere = map(int, done.stdout.split()[-3:])
+    tasks, most, elsewhere = map(int, (tmp_path / "result").read_text().split())
     assert tasks == 15
     assert most >= 13
     assert elsewhere == 0
 
 
-#: Prints the tasks of a stream, how many worked at once, and how many ran on another node.
+#: Writes down the tasks of a stream, how many worked at once, and how many ran on another node.
 SIXTEEN = """
 import sys, time
 from pathlib import Path
@@ -342,10 +346,10 @@ from ray.cluster_utils import Cluster
 from tests.support.data_cases import make_plan
 
 plan = make_plan(Path(%s))
-out = Path(sys.argv[2])
+out = Path(sys.argv[1])
 cluster = Cluster(
     initialize_head=True,
-    head_node_args={"num_cpus": 16, "include_dashboard": False, "temp_dir": sys.argv[1]},
+    head_node_args={"num_cpus": 16, "include_dashboard": False},
 )
 cluster.add_node(num_cpus=4)
 ray.init(address=cluster.address, log_to_driver=False)
@@ -369,7 +373,8 @@ for rows in dataset.iter_batches(batch_size=None):
 times = [path.read_text().split() for path in out.glob("*.txt")]
 spans = [(float(b), float(e)) for b, e, _ in times]
 most = max(sum(b <= now < e for b, e in spans) for now, _ in spans)
-print(stream.tasks, most, sum(node != here for _, _, node in times))
+elsewhere = sum(node != here for _, _, node in times)
+(out / "result").write_text(f"{stream.tasks} {most} {elsewhere}")
 ray.shutdown()
 cluster.shutdown()
 """
