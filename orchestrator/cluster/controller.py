@@ -24,9 +24,9 @@ from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from orchestrator.cluster.connection import is_own_ray
 from orchestrator.cluster.heartbeat import CONTROLLER, Heartbeat
 from orchestrator.cluster.nodes import this_node
+from orchestrator.cluster.own_ray import is_own_ray
 from orchestrator.cluster.relay import Way
 
 log = logging.getLogger(__name__)
@@ -65,6 +65,9 @@ class _AsManyAsThereAre(FixedScalingPolicy):  # type: ignore[misc]
         pass
 
     def _maybe_send_resource_request(self) -> None:
+        pass
+
+    def _cancel_resource_request(self) -> None:
         pass
 
 

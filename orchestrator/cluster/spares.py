@@ -32,9 +32,9 @@ from ray.core.generated import (
 )
 from typing_extensions import Self
 
-from orchestrator.cluster.connection import is_own_ray
 from orchestrator.cluster.controller import variables_of_controller
 from orchestrator.cluster.nodes import this_node
+from orchestrator.cluster.own_ray import is_own_ray
 from orchestrator.cluster.preload import environment
 from orchestrator.config.schema import ClusterConfig
 from orchestrator.data.stream.ray_streams import MIN_TASKS

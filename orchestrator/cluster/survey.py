@@ -20,9 +20,9 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 import native
-from orchestrator.cluster.connection import is_own_ray
 from orchestrator.cluster.network import Door, knock
 from orchestrator.cluster.nodes import Node, alive_nodes, names_of
+from orchestrator.cluster.own_ray import is_own_ray
 from orchestrator.errors import ConfigError
 
 log = logging.getLogger(__name__)

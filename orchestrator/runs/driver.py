@@ -15,7 +15,8 @@ from rich.console import Console
 
 import native
 from orchestrator.checkpoints.manifest import copy_commit
-from orchestrator.cluster.connection import ClusterWatch, connected, is_own_ray
+from orchestrator.cluster.connection import ClusterWatch, connected
+from orchestrator.cluster.own_ray import is_own_ray
 from orchestrator.cluster.placement import Placement, place, place_evaluation, wait_for_room
 from orchestrator.cluster.stop_wish import StopWish
 from orchestrator.cluster.submission import short_grace

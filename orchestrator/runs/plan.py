@@ -179,7 +179,8 @@ def _require_variance(model: Detector, experiment: Experiment, shards: Shards) -
     pieces = (shards.count or workers) * train.accumulate
     if train.batch_size > pieces or (train.sync_batch_norm and workers > 1):
         return
-    layers = single_values(model, model.train_canvases[0])
+    # Values of buffers, which a skeleton may have, are of no use to shapes.
+    layers = single_values(model.to("meta"), model.train_canvases[0])
     if not layers:
         return
     more = f" and {len(layers) - 1} more" if len(layers) > 1 else ""

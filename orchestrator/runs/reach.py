@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from orchestrator.cluster.connection import is_own_ray
 from orchestrator.cluster.nodes import (
     Node,
     alive_nodes,
@@ -21,6 +20,7 @@ from orchestrator.cluster.nodes import (
     read_note,
     this_node,
 )
+from orchestrator.cluster.own_ray import is_own_ray
 from orchestrator.cluster.survey import Needed, survey
 from orchestrator.data.dataset import Dataset
 from orchestrator.errors import StorageError

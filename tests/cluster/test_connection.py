@@ -24,7 +24,8 @@ from ray._private import auto_init_hook
 from ray.exceptions import RaySystemError
 
 from orchestrator.cluster import connection
-from orchestrator.cluster.connection import connected, ray_folder, require_answer
+from orchestrator.cluster.connection import connected, require_answer
+from orchestrator.cluster.own_ray import ray_folder
 from orchestrator.config.schema import ClusterConfig
 from orchestrator.errors import ConfigError, PreemptedError, StorageError
 from orchestrator.training.interrupt import stopping_at_once

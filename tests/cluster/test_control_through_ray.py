@@ -11,9 +11,10 @@ import ray
 
 from orchestrator.checkpoints.codec import state_digest
 from orchestrator.checkpoints.commit import CommitStore
-from orchestrator.cluster.connection import connected, is_own_ray
+from orchestrator.cluster.connection import connected
 from orchestrator.cluster.control import DriverLostError, RelayedStorage, start_control
 from orchestrator.cluster.nodes import alive_nodes, leave_note, read_note
+from orchestrator.cluster.own_ray import is_own_ray
 from orchestrator.cluster.survey import Needed, survey
 from orchestrator.config.schema import ClusterConfig
 from orchestrator.errors import ConfigError, StorageError

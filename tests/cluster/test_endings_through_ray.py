@@ -7,6 +7,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,14 @@ def end_as_queues_do(process: Any) -> None:
     process.terminate()
 
 
+def end_everything(process: Any) -> None:
+    """As systemd does unless told otherwise: all that was started gets the signal, Ray too."""
+    driver = psutil.Process(process.pid)
+    for one in [*driver.children(recursive=True), driver]:
+        with suppress(psutil.NoSuchProcess):
+            one.terminate()
+
+
 def kill_raylet(process: Any) -> None:
     part(process, "raylet").kill()
 
@@ -89,7 +98,8 @@ def stop_gcs(process: Any) -> None:
 
 @pytest.mark.parametrize("number", range(ROUNDS))
 @pytest.mark.parametrize(
-    "strike", [end, end_as_queues_do, kill_raylet, kill_gcs, stop_raylet, stop_gcs]
+    "strike",
+    [end, end_as_queues_do, end_everything, kill_raylet, kill_gcs, stop_raylet, stop_gcs],
 )
 def test_a_run_ends_with_75_in_time_and_goes_on(
     strike: Callable[[Any], None], number: int, folder: Path

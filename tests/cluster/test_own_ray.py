@@ -16,7 +16,8 @@ SCRIPT = """
 import json
 import psutil, ray, ray.data
 from ray._private.state import state
-from orchestrator.cluster.connection import connected, is_own_ray
+from orchestrator.cluster.connection import connected
+from orchestrator.cluster.own_ray import is_own_ray
 from orchestrator.config.schema import ClusterConfig
 from orchestrator.data.stream.no_actors import start_no_actors
 

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import logging
+from contextlib import suppress
+from importlib import import_module
 from typing import Any
 from uuid import uuid4
 
 import ray
 from ray.data._internal import stats
-from ray.data._internal.cluster_autoscaler import rate_based_cluster_autoscaler as autoscaler
 
-log = logging.getLogger(__name__)
-
-#: What Ray Data tells the actor that keeps numbers for its dashboard.
+#: What Ray Data tells the actor that keeps numbers for its dashboard, and asks it.
 _TOLD = (
     "register_dataset_to_stats_actor",
     "update_execution_metrics",
     "update_iteration_metrics",
 )
+_NAMED = "gen_dataset_id_from_stats_actor"
+#: Who asks the actor that tells Ray's autoscaler what is wanted, and through which class.
+_AUTOSCALERS = ("rate_based_cluster_autoscaler", "default_cluster_autoscaler_v2")
+_COORDINATOR = "DefaultAutoscalingCoordinator"
 
 
 class _WholeCluster:
@@ -47,14 +49,16 @@ def start_no_actors() -> None:
 
     For a Ray that has neither dashboard nor autoscaler. Two actors and a second or more before the
     first batch are saved; and an execution knows from its beginning what it may use, which it would
-    otherwise learn within its first second. A release of Ray that does it otherwise is left alone.
+    otherwise learn within its first second. What a release of Ray has not is left as it is there.
     """
-    manager, coordinator = stats._StatsManager, autoscaler.DefaultAutoscalingCoordinator
-    told = [name for name in _TOLD if hasattr(manager, name)]
-    if len(told) != len(_TOLD) or not hasattr(coordinator, "get_reserved_resources"):
-        log.debug("actors of Ray Data are as in the release")
-        return
-    for name in told:
-        setattr(manager, name, staticmethod(lambda *_, **__: None))
-    manager.gen_dataset_id_from_stats_actor = staticmethod(lambda: uuid4().hex)
-    autoscaler.DefaultAutoscalingCoordinator = _WholeCluster
+    manager = stats._StatsManager
+    for name in _TOLD:
+        if hasattr(manager, name):
+            setattr(manager, name, staticmethod(lambda *_, **__: None))
+    if hasattr(manager, _NAMED):
+        setattr(manager, _NAMED, staticmethod(lambda: uuid4().hex))
+    for name in _AUTOSCALERS:
+        with suppress(ImportError):
+            autoscaler = import_module(f"ray.data._internal.cluster_autoscaler.{name}")
+            if hasattr(getattr(autoscaler, _COORDINATOR, None), "get_reserved_resources"):
+                setattr(autoscaler, _COORDINATOR, _WholeCluster)
