@@ -45,6 +45,7 @@ def grid_boxes(levels: Sequence[Level]) -> Tensor:
         step_x = level.step if level.step_x is None else level.step_x
         cx = (torch.arange(level.columns, dtype=torch.float64) + level.offset) * step_x
         grid = (level.rows, level.columns, len(shapes))
+        # Not empty: a skeleton has what is allocated for layers without values.
         boxes = torch.zeros(*grid, 4, dtype=torch.float64)
         boxes[..., 0] = cx[None, :, None]
         boxes[..., 1] = cy[:, None, None]

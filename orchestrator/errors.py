@@ -28,6 +28,8 @@ class OrchestratorError(Exception):
     """
 
     exit_code = 70
+    #: Whether a command ends without what libraries have registered for the end of its process.
+    ends_at_once = False
 
     def __init__(self, *arguments: object) -> None:
         super().__init__(*(mask(each) if isinstance(each, str) else each for each in arguments))

@@ -34,7 +34,7 @@ ANSWER_SECONDS = 5.0
 _PORTS = {"ray": 10001}
 #: Failed questions after which a cluster is gone, and seconds for leaving one that is. What this
 #: process has started ends with it in any case.
-_FAILURES, _LEAVE_SECONDS = 3, 3.0
+_FAILURES, _LEAVE_SECONDS = 3, 1.0
 #: Seconds between looks at processes of this process's own.
 _LOOK_SECONDS = 0.5
 #: What is lost when that is what does not answer.
@@ -88,6 +88,9 @@ def connected(config: ClusterConfig, *, beside: bool = False) -> Iterator[None]:
 
 class ClusterLostError(PreemptedError):
     """The Ray that a run computes on has ended; its commits are there."""
+
+    #: Ray would make the process wait for answers of what is gone.
+    ends_at_once = True
 
 
 class ClusterWatch:

@@ -38,6 +38,8 @@ class LossGraph:
         self.trouble: str | None = None
         self._model = model
         self._captured = accelerator.kind == "gpu"
+        # Where kernels are to be deterministic, the compiler is told as well.
+        torch.use_deterministic_algorithms(torch.are_deterministic_algorithms_enabled())
         options: dict[str, Any] = {"fallback_random": True, "triton.cudagraphs": self._captured}
         self._terms = torch.compile(
             model.loss_terms,

@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.chaos, pytest.mark.ray]
 #: How often a node comes or goes.
 CHANGES = int(os.environ.get("ELASTIC_CHANGES", "6"))
 #: CPUs of the node that comes, or 0 where the newest one goes; and workers from there on. The head
-#: has room for one.
+#: has room for one and for reading data.
 ROUND = ((1, 2), (2, 4), (0, 2), (0, 1), (3, 4), (0, 1))
 #: More epochs than there is time for: the schedule does not depend on when the run is stopped.
 SETTINGS = ("train.batch_size=8", "train.epochs=10000", "train.evaluate_every_epochs=10000")
@@ -30,7 +30,7 @@ RANGE = "cluster.workers={min: 1, max: 4}"
 
 
 def test_workers_come_and_go_with_the_nodes(tmp_path: Path) -> None:
-    with fake_cluster(1) as cluster:
+    with fake_cluster(2) as cluster:
         run = Run(make_folder(tmp_path), cluster, "grows")
         run.start(*SETTINGS, RANGE)
         run.wait(lambda: len(run.workers()) == 1)

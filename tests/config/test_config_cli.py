@@ -190,6 +190,29 @@ def test_ctrl_c_exits_with_130(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_guarded(lambda: 0) == 0
 
 
+def test_an_error_may_end_the_process_at_once() -> None:
+    """Whatever libraries have registered for its end: of a cluster that is gone Ray waits."""
+    script = (
+        "import atexit, sys\n"
+        "from orchestrator.cli._shared.exit import run_guarded\n"
+        "from orchestrator.cluster.connection import ClusterLostError\n"
+        "def fail():\n"
+        "    print('said')\n"
+        "    raise ClusterLostError('it is gone')\n"
+        "atexit.register(print, 'late')\n"
+        "sys.exit(run_guarded(fail))\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (75, "said\n", "it is gone\n")
+
+
 @pytest.mark.parametrize("words", [["config", "schema"], ["models"], ["--version"], ["--help"]])
 def test_a_reader_that_stops_early_is_no_error(words: list[str]) -> None:
     program = "import sys; from orchestrator.cli.main import main; sys.exit(main(sys.argv[1:]))"

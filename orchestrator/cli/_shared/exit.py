@@ -124,6 +124,10 @@ def _refused(error: Exception) -> int:
     known = known or disk_refusal(error) or machine_refusal(error)
     if known is not None:
         _tell(printable(str(known)))
+        if known.ends_at_once:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(known.exit_code)
         return known.exit_code
     _tell(mask("".join(traceback.format_exception(error))))
     _tell("This is a bug in the program, not a mistake of yours; please report the lines above.")
