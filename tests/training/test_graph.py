@@ -93,14 +93,17 @@ def test_each_canvas_has_one_graph(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.slow
 def test_compiled_kernels_round_otherwise_and_draw_the_same() -> None:
-    """Losses to 1e-4: kernels that are fused keep what would be rounded in between."""
+    """Losses to 1e-4: kernels that are fused keep what would be rounded in between.
+
+    The gradient to 1e-2: a proposal whose score lies at a limit may be drawn by one of them alone.
+    """
     eager, captured = steppers("faster_rcnn_torchvision")
     batch = batch_of(eager, 0)
     one, two = (s.run(batch, learning_rate=1e-4, stop=False) for s in (eager, captured))
     assert captured.graph is not None
     assert captured.graph.trouble is None, captured.graph.trouble
     assert two.losses == pytest.approx(one.losses, rel=1e-4)
-    assert two.gradient_norm == pytest.approx(one.gradient_norm, rel=1e-3)
+    assert two.gradient_norm == pytest.approx(one.gradient_norm, rel=1e-2)
 
 
 def test_what_cannot_be_a_graph_is_said_and_runs(
