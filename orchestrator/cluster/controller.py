@@ -16,11 +16,11 @@ from typing import Any
 import ray
 from ray._raylet import PlacementGroupID
 from ray.core.generated import gcs_pb2
-from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.constants import get_env_vars_to_propagate
 from ray.train.v2._internal.execution.callback import ControllerCallback
 from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -81,7 +81,7 @@ def variables_of_controller() -> dict[str, str]:
     return chosen | found
 
 
-class WatchedTrainer(TorchTrainer):  # type: ignore[misc]
+class WatchedTrainer(DataParallelTrainer):  # type: ignore[misc]
     """A trainer whose controller gives signs of life, with as few processes as can be beside it."""
 
     def __init__(

@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.cluster.control import DriverLostError, RelayedFence, RelayedStorage, ask, signing
 from orchestrator.errors import OrchestratorError
@@ -31,7 +31,10 @@ from orchestrator.storage.run_files import (
     NONFINITE,
     STOP,
 )
-from orchestrator.training.job import TrainingJob
+
+if TYPE_CHECKING:
+    # Which imports torch, and Ray Train's controller does without.
+    from orchestrator.training.job import TrainingJob
 
 log = logging.getLogger(__name__)
 

@@ -18,6 +18,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -33,21 +34,23 @@ from ray.core.generated import (
 from typing_extensions import Self
 
 from orchestrator.cluster.controller import variables_of_controller
+from orchestrator.cluster.heartbeat import Beat
 from orchestrator.cluster.nodes import this_node
 from orchestrator.cluster.own_ray import is_own_ray
 from orchestrator.cluster.preload import environment
 from orchestrator.config.schema import ClusterConfig
 from orchestrator.data.stream.ray_streams import MIN_TASKS
 from orchestrator.data.stream.slots import DATA_TASK
+from orchestrator.storage.run_files import HEARTBEATS
 from orchestrator.training.job import TrainingJob
 
 log = logging.getLogger(__name__)
 
 #: Ray's names of what an attempt consists of.
 _CONTROLLER, _WORKER = "TrainController", "RayTrainWorker"
-#: Seconds of training after which copies are started: those of an attempt that fails at once would
-#: only take what the next one needs, and a short run needs none.
-AFTER_SECONDS = 5.0
+#: Seconds after the first step at which copies are started: before, they would only take what that
+#: needs, and a short run needs none.
+AFTER_SECONDS = 2.0
 _LOOK_SECONDS = 2.0
 #: Ray ends idle processes after a second unless told for how long to keep them; all end with the
 #: driver.
@@ -66,17 +69,26 @@ class Spares:
         variables: of the environment of an attempt's controller, which its workers inherit.
     """
 
-    def __init__(self, variables: Mapping[str, str], *, ahead: bool = True, kept: bool) -> None:
+    def __init__(
+        self,
+        variables: Mapping[str, str],
+        *,
+        ahead: bool = True,
+        kept: bool,
+        beats: Path | None = None,
+    ) -> None:
         """Start nothing yet.
 
         Args:
             variables: see above.
             ahead: whether anything is started before an attempt asks for it.
             kept: whether copies wait for the next attempt.
+            beats: where workers say how many steps they have done; None where they do not.
         """
         self.variables = dict(variables)
         self._ahead = ahead
         self._kept = kept
+        self._beats = beats
         #: Idle, by node and environment.
         self._idle: Counter[tuple[str, str]] = Counter()
 
@@ -88,6 +100,7 @@ class Spares:
             variables_of_controller() | preloaded,
             ahead=bool(preloaded),
             kept=keeps_copies(job.experiment.cluster),
+            beats=None if job.experiment.cluster.hang_timeout is None else job.path / HEARTBEATS,
         )
 
     @contextmanager
@@ -116,7 +129,7 @@ class Spares:
             since: float | None = None
             while self._kept and not over.wait(_LOOK_SECONDS):
                 there = _processes()
-                if sum(there[_WORKER].values()) < workers:
+                if sum(there[_WORKER].values()) < workers or not self._has_stepped():
                     since = None
                     continue
                 since = since or time.monotonic()
@@ -126,6 +139,12 @@ class Spares:
         # Of a Ray that is gone, or of another release.
         except Exception as error:
             log.debug("no spare processes: %s", error)
+
+    def _has_stepped(self) -> bool:
+        if self._beats is None:
+            return True
+        beats = (Beat.read(path) for path in self._beats.glob("*/rank*.json"))
+        return any(beat.taken for beat in beats if beat is not None)
 
     def _start_now(self, workers: int) -> None:
         """Workers, where no copies wait, and as many data tasks as there are at least."""

@@ -20,7 +20,6 @@ from typing import Any
 import ray.train
 from ray.exceptions import RayActorError, RayError
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
-from ray.train.torch import TorchConfig
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.cluster.control import DriverLostError, RelayedStorage, start_control
@@ -34,9 +33,10 @@ from orchestrator.cluster.elastic import (
 )
 from orchestrator.cluster.evaluator import RayEvaluator
 from orchestrator.cluster.heartbeat import Beat, HangWatch, Heartbeat, end_if_still
-from orchestrator.cluster.network import UnreachedError, await_reach, bind_collectives
+from orchestrator.cluster.network import UnreachedError
 from orchestrator.cluster.nodes import alive_nodes, this_node
 from orchestrator.cluster.placement import Placement, share_of_node, wait_for_room
+from orchestrator.cluster.process_group import ProcessGroupConfig
 from orchestrator.cluster.relay import Way
 from orchestrator.cluster.spares import Spares
 from orchestrator.cluster.stop_wish import StopWish
@@ -46,7 +46,6 @@ from orchestrator.storage.bucket_lock import BucketLock
 from orchestrator.storage.folder_lock import RunLock
 from orchestrator.storage.run_files import HEARTBEATS
 from orchestrator.training.collective import collective_timeout
-from orchestrator.training.interrupt import stop_on_sigterm
 from orchestrator.training.job import Outcome, TrainingJob
 from orchestrator.training.session import run_rank
 
@@ -71,8 +70,9 @@ class HungError(Exception):
     """A worker stood still and was killed."""
 
 
-def _worker(config: dict[str, Any]) -> dict[str, Any]:
+def _worker(given: dict[str, Any]) -> dict[str, Any]:
     """What runs in every Ray Train worker."""
+    config: dict[str, Any] = ray.get(given["config"])
     context = ray.train.get_context()
     rank = context.get_world_rank()
     job: TrainingJob = config["job"]
@@ -114,41 +114,6 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
             bring=None if courier is None else courier.push,
         )
     return outcome.to_json()
-
-
-# Reached through the public class, because Ray keeps the backend itself private.
-class _StoppableBackend(TorchConfig().backend_cls):  # type: ignore[misc]
-    """Torch's process group, on the address by which Ray knows each node, and a polite SIGTERM.
-
-    Workers finish their step when they get it.
-
-    Ray's own handler would end the process in the middle of it. Handlers can be set in a process's
-    main thread only; Ray runs there what a backend executes, and training in another one.
-    """
-
-    def on_start(self, worker_group: Any, backend_config: Any) -> None:
-        worker_group.execute(bind_collectives)
-        await_reach(worker_group, backend_config.reach_s)
-        super().on_start(worker_group, backend_config)
-
-    def on_training_start(self, worker_group: Any, backend_config: Any) -> None:
-        super().on_training_start(worker_group, backend_config)
-        worker_group.execute(stop_on_sigterm)
-
-
-@dataclasses.dataclass
-class _StoppableTorchConfig(TorchConfig):  # type: ignore[misc]
-    """See the backend.
-
-    Attributes:
-        reach_s: seconds that the workers' nodes get to reach each other.
-    """
-
-    reach_s: float = _REACH_SECONDS
-
-    @property
-    def backend_cls(self) -> type[_StoppableBackend]:
-        return _StoppableBackend
 
 
 @dataclasses.dataclass(frozen=True)
@@ -310,21 +275,25 @@ def _attempt(
     storage = job.path / "ray"
     beats = job.path / HEARTBEATS / name
     timeout = job.experiment.cluster.hang_timeout
-    trainer = WatchedTrainer(
-        _worker,
-        train_loop_config={
+    # By reference, since the controller would import torch to read it.
+    config = ray.put(
+        {
             "job": job,
             "streams": streams,
             "expected": expected,
             "placement": placement,
             "beats": str(beats),
             "way": way,
-        },
+        }
+    )
+    trainer = WatchedTrainer(
+        _worker,
+        train_loop_config={"config": config},
         beats=beats,
         timeout=timeout,
         way=way,
         variables=variables,
-        torch_config=_StoppableTorchConfig(
+        backend_config=ProcessGroupConfig(
             backend=placement.accelerator.backend,
             reach_s=timeout or _REACH_SECONDS,
             **_timeout(timeout),

@@ -9,9 +9,11 @@ import os
 import shlex
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from mlflow.tracking import MlflowClient
 
@@ -63,8 +65,26 @@ def stopped(folder: Path) -> tuple[str, dict[str, Any]]:
     while '"step":5,' not in (log.read_text() if log.exists() else ""):
         assert time.monotonic() < deadline, "no step was taken"
         time.sleep(0.05)
+    with_torch = uses_torch(process.pid)
     process.send_signal(signal.SIGINT)
-    return finish(process, code=75), result(folder, "tiny")
+    output = finish(process, code=75)
+    # Each start of workers waits for the controller, which has nothing to compute.
+    assert with_torch["RayTrainWorker"]
+    assert not with_torch["TrainController"]
+    return output, result(folder, "tiny")
+
+
+def uses_torch(driver: int) -> dict[str, bool]:
+    """Whether any of Ray's processes with an actor of a class has loaded torch."""
+    found: dict[str, bool] = {}
+    for process in psutil.Process(driver).children(recursive=True):
+        with suppress(psutil.Error, IndexError):
+            title = process.cmdline()[0]
+            if title.startswith("ray::"):
+                name = title.removeprefix("ray::").split(".")[0].strip()
+                loaded = any("libtorch_cpu" in one.path for one in process.memory_maps())
+                found[name] = found.get(name, False) or loaded
+    return found
 
 
 @pytest.fixture(scope="module")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,8 +19,10 @@ from ray import cloudpickle
 from ray._private.ray_constants import WORKER_PROCESS_SETUP_HOOK_ENV_VAR
 
 from orchestrator.cluster import preload, spares
+from orchestrator.cluster.heartbeat import Beat
 from orchestrator.cluster.spares import Spares, inherited, keeps_copies
 from orchestrator.config.schema import ClusterConfig
+from orchestrator.storage.lease import Holder
 from tests.support.local_ray import local_ray
 from tests.support.waiting import wait_for
 
@@ -96,6 +101,18 @@ def test_an_attempt_gets_what_was_started_ahead(monkeypatch: pytest.MonkeyPatch)
         second = attempt(VARIABLES)
         assert set(ray.get(second.pids.remote())) == copies
     ray.kill(second)
+
+
+def test_copies_wait_for_the_first_step(tmp_path: Path) -> None:
+    """Before it they would only delay it."""
+    beats = tmp_path / "attempt-1"
+    waiting = Spares(VARIABLES, kept=True, beats=tmp_path)
+    assert not waiting._has_stepped()
+    beats.mkdir()
+    for taken in (0, 1):
+        beat = Beat(Holder.this_process(), None, 1, taken=taken)
+        (beats / "rank0.json").write_text(json.dumps(asdict(beat)))
+        assert waiting._has_stepped() == bool(taken)
 
 
 @pytest.mark.ray
