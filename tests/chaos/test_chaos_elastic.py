@@ -36,10 +36,13 @@ def test_workers_come_and_go_with_the_nodes(tmp_path: Path) -> None:
         run.wait(lambda: len(run.workers()) == 1)
         for cpus, workers in islice(cycle(ROUND), CHANGES):
             run.wait_for_step(run.step() + 4)
+            starts = len(run.resumes())
             if cpus:
                 cluster.add_node(cpus)
             else:
                 cluster.kill(cluster.nodes[-1])
+            # Those that are left of a lost node may be as many as there will be.
+            run.wait(lambda starts=starts: len(run.resumes()) > starts)
             run.wait(lambda workers=workers: len(run.workers()) == workers)
         run.wait_for_step(run.step() + 4)
         assert run.driver is not None

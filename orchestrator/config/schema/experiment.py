@@ -69,7 +69,7 @@ class ClusterConfig(Settings):
             stopped, or locked in a call that lets nothing else run, not to be slow.
         spare_processes: whether copies of the controller's and each worker's process, with
             everything imported, wait for the next start of workers, which then takes seconds
-            less. Each takes about 280 MB. Null for where there are several workers. Trials have
+            less. Each takes about 400 MB. Null for where there are several workers. Trials have
             none.
         address: of a running Ray cluster; null joins the one the run is submitted to, or starts
             one here.
