@@ -5,13 +5,14 @@ Where nobody is at an address Ray itself answers late or not at all, so that is 
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -75,6 +76,9 @@ def connected(config: ClusterConfig, *, beside: bool = False) -> Iterator[None]:
     try:
         yield
     except ClusterLostError:
+        node = ray._private.worker._global_node
+        if node is not None:
+            _kill_own(node)
         # Saying goodbye to what is gone may take for ever.
         leaving = threading.Thread(target=ray.shutdown, name="leaving", daemon=True)
         leaving.start()
@@ -141,16 +145,27 @@ class ClusterWatch:
             loss, asked = _silence(node), time.monotonic()
             failures = 0 if loss is None else failures + 1
             if failures == _FAILURES and loss is not None:
-                if loss.startswith(_RAYLET):
-                    _kill_own_raylet(node)
                 self._loss = loss
                 return
 
 
-def _kill_own_raylet(node: Any) -> None:
-    """End what was started for this process and does not answer; its exit would wait for it."""
-    for started in node.all_processes.get(PROCESS_TYPE_RAYLET, ()):
-        started.process.kill()
+def _kill_own(node: Any) -> None:
+    """Kill what was started for this process, and what that has started.
+
+    Much of it would end by itself, but some only after a minute in which it looks for the rest, and
+    takes what the next start needs.
+    """
+    # Ray brings it along, in a folder that it adds to the path.
+    import psutil
+
+    family = []
+    for started in itertools.chain.from_iterable(node.all_processes.values()):
+        with suppress(psutil.Error):
+            process = psutil.Process(started.process.pid)
+            family += [process, *process.children(recursive=True)]
+    for process in family:
+        with suppress(psutil.Error):
+            process.kill()
 
 
 def _end(node: Any) -> str | None:

@@ -18,6 +18,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import grpc
+import psutil
 import pytest
 import ray
 from ray._private import auto_init_hook
@@ -153,29 +154,24 @@ def test_sigterm_is_answered_by_the_run_and_not_by_ray(
         signal.signal(signal.SIGTERM, before)
 
 
-@pytest.mark.parametrize(
-    ("lost", "killed"), [("its raylet on this machine", True), ("its head", False)]
-)
-def test_a_raylet_of_its_own_that_stands_still_is_ended(
-    lost: str, killed: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The end of this process would wait for it; without its head it ends by itself."""
-    raylet = subprocess.Popen(["sleep", "600"])
-    try:
-        os.kill(raylet.pid, signal.SIGSTOP)
-        node = SimpleNamespace(all_processes={"raylet": [SimpleNamespace(process=raylet)]})
-        monkeypatch.setattr(ray._private.worker, "_global_node", node)
-        monkeypatch.setattr(connection, "_silence", lambda node: lost)
-        with connection.ClusterWatch(interval=0.01) as watch:
-            wait_for(watch.error)
-        assert lost in str(watch.error())
-        if killed:
-            assert raylet.wait(30) == -signal.SIGKILL
-        else:
-            assert raylet.poll() is None
-    finally:
-        raylet.kill()
-        raylet.wait()
+def test_what_was_started_for_a_lost_ray_goes_with_it() -> None:
+    """Also what stands still, and what that has started."""
+    raylet = subprocess.Popen(["bash", "-c", "sleep 600 & wait"])
+    (child,) = wait_for(lambda: psutil.Process(raylet.pid).children())
+    os.kill(raylet.pid, signal.SIGSTOP)
+    node = SimpleNamespace(all_processes={"raylet": [SimpleNamespace(process=raylet)]})
+    connection._kill_own(node)
+    assert raylet.wait(30) == -signal.SIGKILL
+    _, alive = psutil.wait_procs([child], timeout=30)
+    assert alive == []
+
+
+def test_a_ray_that_says_nothing_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray._private.worker, "_global_node", SimpleNamespace(all_processes={}))
+    monkeypatch.setattr(connection, "_silence", lambda node: "its head (nothing answers)")
+    with connection.ClusterWatch(interval=0.01) as watch:
+        wait_for(watch.error)
+    assert "its head (nothing answers)" in str(watch.error())
 
 
 @pytest.mark.parametrize(
