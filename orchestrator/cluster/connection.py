@@ -5,14 +5,13 @@ Where nobody is at an address Ray itself answers late or not at all, so that is 
 
 from __future__ import annotations
 
-import itertools
 import logging
 import os
 import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -22,7 +21,7 @@ from ray._private import auto_init_hook
 from ray._private.ray_constants import PROCESS_TYPE_GCS_SERVER, PROCESS_TYPE_RAYLET
 from typing_extensions import Self
 
-from orchestrator.cluster.own_ray import own_handler, start_own_ray
+from orchestrator.cluster.own_ray import kill_own_ray, own_handler, start_own_ray
 from orchestrator.cluster.placement import DATA_CPUS
 from orchestrator.config.schema import ClusterConfig
 from orchestrator.errors import ConfigError, PreemptedError, first_line
@@ -78,7 +77,7 @@ def connected(config: ClusterConfig, *, beside: bool = False) -> Iterator[None]:
     except ClusterLostError:
         node = ray._private.worker._global_node
         if node is not None:
-            _kill_own(node)
+            kill_own_ray(node)
         # Saying goodbye to what is gone may take for ever.
         leaving = threading.Thread(target=ray.shutdown, name="leaving", daemon=True)
         leaving.start()
@@ -147,25 +146,6 @@ class ClusterWatch:
             if failures == _FAILURES and loss is not None:
                 self._loss = loss
                 return
-
-
-def _kill_own(node: Any) -> None:
-    """Kill what was started for this process, and what that has started.
-
-    Much of it would end by itself, but some only after a minute in which it looks for the rest, and
-    takes what the next start needs.
-    """
-    # Ray brings it along, in a folder that it adds to the path.
-    import psutil
-
-    family = []
-    for started in itertools.chain.from_iterable(node.all_processes.values()):
-        with suppress(psutil.Error):
-            process = psutil.Process(started.process.pid)
-            family += [process, *process.children(recursive=True)]
-    for process in family:
-        with suppress(psutil.Error):
-            process.kill()
 
 
 def _end(node: Any) -> str | None:

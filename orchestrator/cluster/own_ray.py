@@ -6,6 +6,7 @@ a ``HOME`` that cannot be written, a disk that is full. That is found out before
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import secrets
@@ -16,7 +17,7 @@ import stat
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -81,6 +82,28 @@ def start_own_ray(cpus: int) -> None:
 def is_own_ray() -> bool:
     """Whether this process's Ray was started by a run, or a sweep, for itself, on one machine."""
     return any(_OWN in node.labels for node in alive_nodes())
+
+
+def kill_own_ray(node: Any) -> None:
+    """Kill what of Ray was started for this process, and what that has started.
+
+    Much of it would end by itself, but some only after a minute in which it looks for the rest, and
+    takes what the next start needs.
+
+    Args:
+        node: Ray's, of this process; of a cluster that was joined nothing is killed.
+    """
+    # Ray brings it along, in a folder that it adds to the path.
+    import psutil
+
+    family = []
+    for started in itertools.chain.from_iterable(node.all_processes.values()):
+        with suppress(psutil.Error):
+            process = psutil.Process(started.process.pid)
+            family += [process, *process.children(recursive=True)]
+    for process in family:
+        with suppress(psutil.Error):
+            process.kill()
 
 
 @contextmanager

@@ -150,8 +150,8 @@ def test_kills_on_a_ray_of_its_own(
         assert at - run.resumes()[-1] <= 1
         assert len(run.resumes()) == starts + 1
     result = run.finish(0)
-    # Whatever was started for a driver ends with it; agents of Ray's, which first want to tell a
-    # head that is gone of it, after a minute.
+    # Whatever was started for a driver ends with it; agents of Ray's that outlive a killed one
+    # look for their head for up to a minute.
     _, alive = psutil.wait_procs(family, timeout=120)
     assert alive == []
     assert result["weights_sha256"] == expected_after_rounds["weights_sha256"]

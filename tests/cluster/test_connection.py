@@ -26,7 +26,7 @@ from ray.exceptions import RaySystemError
 
 from orchestrator.cluster import connection
 from orchestrator.cluster.connection import connected, require_answer
-from orchestrator.cluster.own_ray import ray_folder
+from orchestrator.cluster.own_ray import kill_own_ray, ray_folder
 from orchestrator.config.schema import ClusterConfig
 from orchestrator.errors import ConfigError, PreemptedError, StorageError
 from orchestrator.training.interrupt import stopping_at_once
@@ -160,7 +160,7 @@ def test_what_was_started_for_a_lost_ray_goes_with_it() -> None:
     (child,) = wait_for(lambda: psutil.Process(raylet.pid).children())
     os.kill(raylet.pid, signal.SIGSTOP)
     node = SimpleNamespace(all_processes={"raylet": [SimpleNamespace(process=raylet)]})
-    connection._kill_own(node)
+    kill_own_ray(node)
     assert raylet.wait(30) == -signal.SIGKILL
     _, alive = psutil.wait_procs([child], timeout=30)
     assert alive == []

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
 import pytest
+
+from tests.support.own_process import python
 
 #: Starts one, makes batches through Ray Data, and tells which programs and actors there were.
 SCRIPT = """
@@ -39,20 +38,7 @@ UNUSED = ("dashboard/dashboard.py", "monitor.py")
 @pytest.mark.ray
 def test_no_process_serves_people_or_clouds(tmp_path: Path) -> None:
     with tempfile.TemporaryDirectory(dir="/tmp", ignore_cleanup_errors=True) as folder:
-        environment = {
-            **os.environ,
-            "HOME": str(tmp_path),
-            "RAY_TMPDIR": folder,
-            "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
-        }
-        environment.pop("RAY_ADDRESS", None)
-        done = subprocess.run(
-            [sys.executable, "-c", SCRIPT],
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        done = python("-c", SCRIPT, HOME=str(tmp_path), RAY_TMPDIR=folder)
     assert done.returncode == 0, done.stderr
     total, programs, actors = json.loads(done.stdout.splitlines()[-1])
     assert total == 2 * sum(range(8))

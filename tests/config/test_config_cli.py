@@ -23,6 +23,7 @@ from orchestrator.errors import (
     SecurityError,
     StorageError,
 )
+from tests.support.own_process import python
 
 ROOT = Path(__file__).parents[2]
 EXPERIMENTS = sorted((ROOT / "experiments").glob("*.yaml"))
@@ -202,14 +203,7 @@ def test_an_error_may_end_the_process_at_once() -> None:
         "atexit.register(print, 'late')\n"
         "sys.exit(run_guarded(fail))\n"
     )
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = python("-c", script)
     assert (done.returncode, done.stdout, done.stderr) == (75, "said\n", "it is gone\n")
 
 

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
 from detectors.base import Detector
 from detectors.registry import variant_config
 from detectors.skeleton import meta_detector, skeleton
+from tests.support.own_process import python
 
 VARIANTS = (
     "ssd300_mobilenet_v2",
@@ -94,13 +90,5 @@ def test_a_constructor_that_computes_with_weights_is_helped(
 
 def test_training_and_detecting_import_no_compiler() -> None:
     """That takes 2 s of every process of every start."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-    done = subprocess.run(
-        [sys.executable, "-c", WITHOUT_COMPILER],
-        env=environment,
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = python("-c", WITHOUT_COMPILER)
     assert done.returncode == 0, done.stderr

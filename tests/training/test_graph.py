@@ -95,7 +95,7 @@ def test_each_canvas_has_one_graph(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_compiled_kernels_round_otherwise_and_draw_the_same() -> None:
     """Losses to 1e-4: kernels that are fused keep what would be rounded in between.
 
-    The gradient to 1e-2: a proposal whose score lies at a limit may be drawn by one of them alone.
+    The gradient to 1e-2: on one processor it was 0.15 % off, and why is not known.
     """
     eager, captured = steppers("faster_rcnn_torchvision")
     batch = batch_of(eager, 0)

@@ -38,7 +38,8 @@ def run_guarded(function: Callable[[], int]) -> int:
         traceback; 71 where a disk was full or a path cannot be used; 64 where the machine gives
         no more memory, threads or open files; 130 after Ctrl-C; 70 for any other exception, with
         its traceback. What becomes of its output ends no function: a reader such as ``head`` may
-        have seen enough, and a disk that has no room for it is said at the end, with 71.
+        have seen enough, and a disk that has no room for it is said at the end, with 71. An error
+        that ``ends_at_once`` ends the process here.
     """
     _open_standard_streams()
     before = sys.stdout, sys.stderr
