@@ -17,15 +17,10 @@ long.
 
 from __future__ import annotations
 
-import json
-import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import fields
 from functools import lru_cache, partial
-from queue import Empty, Full, Queue
-from time import perf_counter
 from typing import Any, TypeAlias
 from uuid import uuid4
 
@@ -33,15 +28,15 @@ import numpy as np
 import pyarrow as pa
 import ray
 import ray.data
-from numpy.typing import NDArray
 from ray.data import TaskPoolStrategy
 
 from orchestrator.data.batch import Allocate, Batch
-from orchestrator.data.ray_rows import Rows, hush_ray_data, require_rows, rows_or_error
+from orchestrator.data.ray_rows import Rows, rows_or_error
 from orchestrator.data.stream.assemble import BatchPlan
 from orchestrator.data.stream.local import EvalCache, in_order
+from orchestrator.data.stream.packing import pack
+from orchestrator.data.stream.segment import Segment
 from orchestrator.data.stream.slots import DATA_TASK, slot
-from orchestrator.errors import OrchestratorError
 from orchestrator.memory import keep_freed_memory
 
 #: Batches of a segment together, as long as the consumer is the slower side.
@@ -57,14 +52,8 @@ _GROWTH = 4
 #: Logical CPUs of one task. The cluster must have a few to spare for each worker, or training waits
 #: for its first batch for ever.
 _TASK_CPUS = 0.25
-#: Share of its time that a consumer waits when it is called starved.
-STARVED = 0.25
-
-_ARRAYS = tuple(field.name for field in fields(Batch) if field.name not in ("step", "replaced"))
 #: Label by which Ray knows a node.
 _NODE_LABEL = "ray.io/node-id"
-_CLOSE_SECONDS = 10.0
-_POLL_SECONDS = 0.2
 
 #: Plan, number, rank, world and whose arrays to fill.
 Make: TypeAlias = Callable[[BatchPlan, int, int, int, Batch | None], Batch]
@@ -103,7 +92,7 @@ class RayStream:
         self.plan_ref = plan
         self.name = uuid4().hex
         self._eval_cache: EvalCache | None = None
-        self._expected: tuple[range, _Segment] | None = None
+        self._expected: tuple[range, Segment] | None = None
 
     def expect(self, start_step: int, stop_step: int) -> None:
         """Begin what :meth:`train_batches` of the same steps will be asked for.
@@ -143,7 +132,7 @@ class RayStream:
         """Batches ``start .. stop - 1``, segment after segment."""
         budget = self._budget_steps()
         at_once = self.tasks * self._task_steps()
-        running: deque[_Segment] = deque()
+        running: deque[Segment] = deque()
         begun = done = start
         starved = False
         if make is BatchPlan.train_batch and self._expected is not None:
@@ -171,7 +160,7 @@ class RayStream:
             for segment in running:
                 segment.close()
 
-    def _segment(self, make: Make, steps: range, *, starved: bool, first: bool) -> _Segment:
+    def _segment(self, make: Make, steps: range, *, starved: bool, first: bool) -> Segment:
         """One that runs.
 
         Args:
@@ -179,7 +168,7 @@ class RayStream:
             first: there is none before it.
         """
         begins = first and make is BatchPlan.train_batch
-        return _Segment(
+        return Segment(
             partial(self._dataset, make, steps, starved=starved, begins=begins),
             len(steps),
             self._budget_steps(),
@@ -253,9 +242,10 @@ class RayStream:
         """Options of tasks that keep batches from crossing the network.
 
         On a node whose CPUs are all reserved tasks would wait for ever, so they go elsewhere then.
+        Without any, Ray Data gives the nodes work in turn.
         """
         if self.node is None:
-            return {"scheduling_strategy": "SPREAD"}
+            return {}
         here: dict[str, str] = {_NODE_LABEL: self.node}
         return {"label_selector": here, "fallback_strategy": [{"label_selector": {}}]}
 
@@ -294,172 +284,5 @@ def _make_rows(
     plan, numbers = _plan(plan_ref), rows["number"].tolist()
     with slots():
         return rows_or_error(
-            lambda: _pack(lambda i, into: make(plan, i, rank, world, into), numbers)
+            lambda: pack(lambda i, into: make(plan, i, rank, world, into), numbers)
         )
-
-
-def _pack(make: Callable[[int, Batch | None], Batch], numbers: Sequence[int]) -> Rows:
-    """The batches of ``numbers``, one at least, as columns with one row each.
-
-    All but the first, which tells the shapes, are made right where they belong. Images of another
-    batch may be turned by 90 degrees; they have as many bytes.
-    """
-    packed: Rows = {}
-    steps, replaced, shapes = [], [], []
-    for row, number in enumerate(numbers):
-        if row == 0:
-            batch = make(number, None)
-            for name in _ARRAYS:
-                values = getattr(batch, name)
-                packed[name] = np.empty((len(numbers), *values.shape), values.dtype)
-                packed[name][0] = values
-        else:
-            batch = make(number, Batch(step=-1, **{name: packed[name][row] for name in _ARRAYS}))
-        steps.append(batch.step)
-        shapes.append(batch.images.shape)
-        replaced.append(json.dumps(batch.replaced))
-    columns = {"step": steps, "shape": shapes, "replaced": replaced}
-    return packed | {name: np.array(values) for name, values in columns.items()}
-
-
-def _unpack(rows: Rows, allocate: Allocate) -> Iterator[Batch]:
-    """Inverse of :func:`_pack`.
-
-    The arrays are copied out of shared memory, once: they become writable, as torch wants them, lie
-    where a device can fetch them, and the object store can drop the block.
-
-    Raises:
-        OrchestratorError: what the map stage found wrong.
-    """
-    require_rows(rows)
-    for row, step in enumerate(rows["step"].tolist()):
-        arrays = {name: _copied(rows[name][row], allocate) for name in _ARRAYS}
-        arrays["images"] = arrays["images"].reshape(rows["shape"][row])
-        yield Batch(
-            step=step,
-            replaced=tuple((p, s, why) for p, s, why in json.loads(rows["replaced"][row])),
-            **arrays,
-        )
-
-
-def _copied(array: NDArray[Any], allocate: Allocate) -> NDArray[Any]:
-    copy = allocate(array.shape, array.dtype)
-    np.copyto(copy, array)
-    return copy
-
-
-class _Segment:
-    """One running execution of Ray Data, drained by a thread of its own.
-
-    Attributes:
-        steps: batches it makes.
-        taken: batches its consumer has got.
-    """
-
-    def __init__(
-        self,
-        dataset: Callable[[], ray.data.Dataset],
-        steps: int,
-        budget: int,
-        *,
-        allocate: Allocate = np.empty,
-        first: bool = False,
-    ) -> None:
-        """Start making the batches of ``dataset()``, at most ``budget`` of them ahead.
-
-        Args:
-            dataset: of one row per task.
-            steps: batches it makes.
-            budget: batches to keep ready.
-            allocate: makes their arrays.
-            first: there is none before it, so that whoever takes its first batch has to wait.
-        """
-        self.steps = steps
-        self.taken = 0
-        self._first = first
-        self._allocate = allocate
-        self._since = self._waited = 0.0
-        self._queue: Queue[Batch | BaseException] = Queue(budget)
-        self._closed = threading.Event()
-        self._thread = threading.Thread(
-            target=self._drain, args=(dataset,), name="ray-batches", daemon=True
-        )
-        self._thread.start()
-
-    def nears_its_end(self, at_once: int) -> bool:
-        """Whether to start what follows.
-
-        Args:
-            at_once: batches that all tasks of an execution make at a time.
-        """
-        left = self.steps - self.taken
-        # If starved, when its last tasks run, all but the one in reserve: before that, more beside
-        # them would only make Ray start further processes, which import for seconds and are ended
-        # when they have been idle for one. Never before half is taken: until then little is known
-        # about the consumer.
-        return 2 * left <= self.steps and (left <= at_once or not self.starved)
-
-    @property
-    def starved(self) -> bool:
-        """Whether the consumer has spent much of its time waiting.
-
-        Batches come by the block, so how many of them it had to wait for says little.
-        """
-        return self._waited > STARVED * (perf_counter() - self._since)
-
-    def take(self) -> Batch:
-        """The next batch, waiting for it.
-
-        Raises:
-            Exception: whatever ended the execution early.
-        """
-        begin = perf_counter()
-        try:
-            item = self._queue.get_nowait()
-        except Empty:
-            item = self._queue.get()
-            if self._first and self.taken == 0:
-                # That was for Ray Data to start, and does not count.
-                begin = perf_counter()
-            else:
-                self._waited += perf_counter() - begin
-        if isinstance(item, BaseException):
-            raise item
-        if self.taken == 0:
-            self._since = begin
-        self.taken += 1
-        return item
-
-    def close(self) -> None:
-        """Stop the execution and wait for its thread."""
-        self._closed.set()
-        self._thread.join(_CLOSE_SECONDS)
-
-    def _drain(self, dataset: Callable[[], ray.data.Dataset]) -> None:
-        hush_ray_data()
-        made = 0
-        try:
-            # This thread is what fetches ahead. Ray Data would hold back each block until it has
-            # the one after it.
-            for rows in dataset().iter_batches(
-                batch_size=None, batch_format="numpy", prefetch_batches=0
-            ):
-                for batch in _unpack(rows, self._allocate):
-                    if not self._put(batch):
-                        return
-                    made += 1
-            if made != self.steps:
-                raise OrchestratorError(f"Ray Data made {made} batches instead of {self.steps}")
-        # Whatever happens here is the consumer's to see; nobody looks at this thread.
-        except BaseException as error:
-            self._put(error)
-
-    def _put(self, item: Batch | BaseException) -> bool:
-        """Hand over an item, waiting for a place; False once the consumer is gone."""
-        while not self._closed.is_set():
-            try:
-                self._queue.put(item, timeout=_POLL_SECONDS)
-            except Full:
-                continue
-            return True
-        return False

@@ -11,6 +11,8 @@ import pytest
 
 import orchestrator.data.stream.ray_stream as ray_stream
 from orchestrator.data.stream.assemble import BatchPlan
+from orchestrator.data.stream.packing import pack
+from orchestrator.data.stream.segment import Segment
 from orchestrator.errors import OrchestratorError
 from tests.support.waiting import wait_for
 
@@ -22,8 +24,7 @@ class FakeDataset:
         self, plan: BatchPlan, steps: list[int], *, error: Exception | None = None
     ) -> None:
         self.rows = [
-            ray_stream._pack(lambda s, into: plan.train_batch(s, 0, 1, into), [step])
-            for step in steps
+            pack(lambda s, into: plan.train_batch(s, 0, 1, into), [step]) for step in steps
         ]
         self.error = error
 
@@ -34,7 +35,7 @@ class FakeDataset:
 
 
 def test_segment_stays_within_its_budget(plan: BatchPlan) -> None:
-    segment = ray_stream._Segment(lambda: FakeDataset(plan, [0, 1, 2, 3]), 4, 2)
+    segment = Segment(lambda: FakeDataset(plan, [0, 1, 2, 3]), 4, 2)
     wait_for(lambda: segment._queue.full())
     time.sleep(0.05)
     assert segment._queue.qsize() == 2
@@ -44,7 +45,7 @@ def test_segment_stays_within_its_budget(plan: BatchPlan) -> None:
 
 
 def test_what_follows_starts_when_half_is_taken(plan: BatchPlan) -> None:
-    segment = ray_stream._Segment(lambda: FakeDataset(plan, [0, 1, 2]), 3, 3)
+    segment = Segment(lambda: FakeDataset(plan, [0, 1, 2]), 3, 3)
     wait_for(lambda: segment._queue.qsize() == 3)
     segment.take()
     assert not segment.nears_its_end(at_once=3)
@@ -63,7 +64,7 @@ def test_what_follows_a_starved_segment_starts_with_its_last_tasks(plan: BatchPl
                 gate.acquire()
                 yield row
 
-    segment = ray_stream._Segment(lambda: Slow(plan, list(range(8))), 8, 8)
+    segment = Segment(lambda: Slow(plan, list(range(8))), 8, 8)
     near = []
     for _ in range(8):
         threading.Timer(0.05, gate.release).start()
@@ -82,7 +83,7 @@ def test_nothing_follows_before_half_is_taken(plan: BatchPlan) -> None:
             time.sleep(0.2)
             yield from self.rows
 
-    segment = ray_stream._Segment(lambda: Late(plan, list(range(4))), 4, 4)
+    segment = Segment(lambda: Late(plan, list(range(4))), 4, 4)
     near = []
     for _ in range(4):
         segment.take()
@@ -102,7 +103,7 @@ def test_a_consumer_is_starved_by_the_time_it_waits(plan: BatchPlan, first: bool
                 time.sleep(0.4)
                 yield from block
 
-    segment = ray_stream._Segment(lambda: Blocks(plan, list(range(8))), 8, 8, first=first)
+    segment = Segment(lambda: Blocks(plan, list(range(8))), 8, 8, first=first)
     found = []
     for _ in range(8):
         segment.take()
@@ -115,7 +116,7 @@ def test_a_consumer_is_starved_by_the_time_it_waits(plan: BatchPlan, first: bool
 
 
 def test_a_consumer_that_never_waits_is_not_starved(plan: BatchPlan) -> None:
-    segment = ray_stream._Segment(lambda: FakeDataset(plan, [0, 1, 2]), 3, 3)
+    segment = Segment(lambda: FakeDataset(plan, [0, 1, 2]), 3, 3)
     wait_for(lambda: segment._queue.qsize() == 3)
     for _ in range(3):
         segment.take()
@@ -144,7 +145,7 @@ def test_tasks_are_short_where_somebody_waits(
 
 
 def test_segment_that_makes_too_few_batches_is_an_error(plan: BatchPlan) -> None:
-    segment = ray_stream._Segment(lambda: FakeDataset(plan, [0]), 2, 2)
+    segment = Segment(lambda: FakeDataset(plan, [0]), 2, 2)
     segment.take()
     with pytest.raises(OrchestratorError, match="made 1 batches instead of 2"):
         segment.take()
@@ -152,7 +153,7 @@ def test_segment_that_makes_too_few_batches_is_an_error(plan: BatchPlan) -> None
 
 
 def test_error_of_a_segment_follows_its_batches(plan: BatchPlan) -> None:
-    segment = ray_stream._Segment(lambda: FakeDataset(plan, [0], error=OSError("lost")), 2, 2)
+    segment = Segment(lambda: FakeDataset(plan, [0], error=OSError("lost")), 2, 2)
     assert segment.take().step == 0
     with pytest.raises(OSError, match="lost"):
         segment.take()
