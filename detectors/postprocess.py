@@ -26,6 +26,7 @@ import native
 from detectors.boxes import map_to_original
 from detectors.config import PostprocessConfig
 from detectors.structures import Candidates, ImageDetections
+from native.rules import LARGEST_COORDINATE
 
 #: Names of the suppression modes in the kernels.
 _METHODS: dict[str, native.Method] = {
@@ -177,12 +178,13 @@ class View:
         rows = torch.from_numpy(boxes)
         if self._frames is not None:
             rows = self._frames.to_original(rows, torch.from_numpy(images))
-        finite = rows.isfinite().all(1).numpy()
+        # Those of a diverged network are none: not finite, or beyond what suppression computes with.
+        sound = (rows.abs() <= LARGEST_COORDINATE).all(1).numpy()
         return _Hits(
-            images[finite],
-            places[finite] % max(1, self._classes),
-            rows.numpy()[finite],
-            scores[finite],
+            images[sound],
+            places[sound] % max(1, self._classes),
+            rows.numpy()[sound],
+            scores[sound],
             bounds,
             counts,
         )

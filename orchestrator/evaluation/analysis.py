@@ -267,8 +267,12 @@ def _working_score(dataset: Dataset, matches: Matches) -> float:
 
 
 def confuse(dataset: Dataset, results: Results, *, threshold: float) -> Confusion:
-    """Match detections of at least a score to boxes regardless of class."""
-    rows = np.flatnonzero(results.scores >= threshold)
+    """Match detections of at least a score to boxes regardless of class.
+
+    Those that count are the best hundred of each class in an image, as in all other numbers.
+    """
+    counted, _ = match_at(dataset, results, [_CONFUSION_IOU])
+    rows = np.sort(counted[results.scores[counted] >= threshold])
     chosen = Results(
         images=results.images,
         image_ids=results.image_ids[rows],
@@ -277,7 +281,8 @@ def confuse(dataset: Dataset, results: Results, *, threshold: float) -> Confusio
         scores=results.scores[rows],
     )
     blind = dataclasses.replace(dataset, labels=np.zeros_like(dataset.labels))
-    taking_part, matches = match_at(blind, chosen, [_CONFUSION_IOU])
+    everyone = max(1, len(rows))
+    taking_part, matches = match_at(blind, chosen, [_CONFUSION_IOU], limit=everyone)
     annotation = matches.boxes[taking_part]
     none = len(dataset.label_map)
     counts = np.zeros((none + 1, none + 1), np.int64)

@@ -2,8 +2,8 @@
 
 Bolya, Foley, Hays, Hoffman, "TIDE: A General Toolbox for Identifying Object Detection Errors",
 ECCV 2020, https://arxiv.org/abs/2008.08115. A false positive is put into the first kind that
-fits, in the order of section 2.2; the cost of a kind is the AP gained if an oracle mended all
-errors of that kind and left the rest alone (section 2.3).
+fits, localisation before classification as in the authors' tidecv; the cost of a kind is the AP
+gained if an oracle mended all errors of that kind and left the rest alone (section 2.3).
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from orchestrator.data.readers.coco_tables import positions_in
 from orchestrator.evaluation.results import Results
 
 #: Detections of a class in an image that count, as in COCO's numbers.
-_LIMIT = 100
+LIMIT = 100
 #: Bounds the memory that overlaps take.
 _PAIRS_AT_ONCE = 1 << 20
 
@@ -71,13 +71,18 @@ class Matches:
 
 
 def match_at(
-    dataset: Dataset, results: Results, thresholds: Sequence[float]
+    dataset: Dataset, results: Results, thresholds: Sequence[float], *, limit: int = LIMIT
 ) -> tuple[NDArray[np.int64], native.DetectionMatches]:
     """Match sound results, boxes of all sizes at once.
 
+    Args:
+        dataset, results: annotations, and detections in the same images.
+        thresholds: IoUs from which they match.
+        limit: detections of a class in an image that count, the best.
+
     Returns:
-        Rows of the results in the order COCO ranks them over all images, those beyond the
-        hundredth of a class in an image left out; and the matches of every row of the results.
+        Rows of the results in the order COCO ranks them over all images, those beyond the limit
+        left out; and the matches of every row of the results.
     """
     ranks = np.argsort(np.argsort(dataset.image_ids))
     images, _ = positions_in(results.image_ids, dataset.image_ids)
@@ -96,10 +101,10 @@ def match_at(
             measures=np.zeros(len(dataset.labels)),
             crowd=dataset.crowd,
         ),
-        native.MatchParams(np.array(thresholds), np.zeros((1, 2)), _LIMIT),
+        native.MatchParams(np.array(thresholds), np.zeros((1, 2)), limit),
     )
     order = np.lexsort((ranks[images], -results.scores))
-    return order[matches.ranks[order] < _LIMIT], matches
+    return order[matches.ranks[order] < limit], matches
 
 
 def match(dataset: Dataset, results: Results, *, threshold: float = 0.5) -> Matches:

@@ -46,7 +46,11 @@ class Views:
         ``prepare`` draws nothing: it is the ``plain`` part of an augmentation.
         """
         samples = [sample for scale in self.scales for sample in _windows(image, scale, prepare)]
-        return samples + [flipped(sample) for sample in samples] if self.flip else samples
+        if self.flip:
+            # As the detector was taught, for which coordinates may name pixels.
+            plus_one = getattr(prepare, "legacy_boxes", False)
+            samples += [flipped(sample, plus_one=plus_one) for sample in samples]
+        return samples
 
 
 def _across(scale: float) -> int:

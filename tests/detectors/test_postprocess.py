@@ -160,8 +160,9 @@ def test_equal_scores_come_in_the_order_of_priors_then_classes() -> None:
 
 
 def test_a_diverged_network_detects_nothing() -> None:
-    boxes = torch.tensor([[[0.0, 0.0, math.nan, 1.0], [0.0, 0.0, 1.0, 1.0], [0, 0, math.inf, 1]]])
-    scores = torch.tensor([[[0.9], [math.nan], [0.9]]])
+    rows = [[0, 0, math.nan, 1], [0, 0, 1, 1], [0, 0, math.inf, 1], [0, -1e19, 1, 1]]
+    boxes = torch.tensor([rows]).float()
+    scores = torch.tensor([[[0.9], [math.nan], [0.9], [0.9]]])
     found = postprocess(Candidates(boxes, scores), PostprocessConfig())[0]
     assert found.boxes.shape == (0, 4)
 

@@ -129,6 +129,36 @@ def test_confusion_counts_every_box_once():
         assert counts[:-1].sum(axis=1).tolist() == boxes.tolist(), seed
 
 
+def test_confusion_counts_the_best_hundred_of_each_class():
+    """As all other numbers do: fifty boxes each of three classes are within it, 101 of one not."""
+    places = [[20.0 * (i % 20), 20.0 * (i // 20)] for i in range(251)]
+    labels = [0] * 50 + [1] * 50 + [2] * 50 + [3] * 101
+    dataset = dataset_of(
+        {
+            "images": [{"id": 4, "width": 400, "height": 400}],
+            "categories": [{"id": k + 1, "name": name} for k, name in enumerate("abcd")],
+            "annotations": [
+                {
+                    "id": i + 1,
+                    "image_id": 4,
+                    "category_id": label + 1,
+                    "bbox": [x, y, 10.0, 10.0],
+                    "area": 100.0,
+                    "iscrowd": 0,
+                }
+                for i, (label, (x, y)) in enumerate(zip(labels, places, strict=True))
+            ],
+        }
+    )
+    rows = [
+        (4, label, [x, y, x + 10, y + 10], 0.9)
+        for label, (x, y) in zip(labels, places, strict=True)
+    ]
+    counts = confuse(dataset, Results.of(detections_of(rows, [4])), threshold=0.5).counts
+    assert counts.diagonal().tolist() == [50, 50, 50, 100, 0]
+    assert counts[:, -1].tolist() == [0, 0, 0, 1, 0]
+
+
 def test_calibration_by_hand():
     dataset = four_boxes()
     rows = [

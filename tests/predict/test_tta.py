@@ -66,6 +66,18 @@ def test_boxes_come_back_to_their_place(views, fusion):
     assert (found[0].boxes[:, 2] > found[0].boxes[:, 0]).all()
 
 
+def test_a_mirrored_view_names_pixels_where_the_detector_does():
+    def last_pixels(images: np.ndarray) -> Candidates:
+        candidates = bright_spot(images)
+        return candidates._replace(boxes=candidates.boxes - torch.tensor([0.0, 0.0, 1.0, 1.0]))
+
+    prepare = ResizePad(size=(96, 160), legacy_boxes=True, flip_probability=0.0).plain()
+    how = DetectOptions(CONFIG, Views(flip=True), "wbf")
+    images = [image_with((12, 8, 36, 40))]
+    (found,) = detect(last_pixels, images, how, prepare=prepare, batch_size=4)
+    assert found.boxes.tolist() == [[12, 8, 35, 39]]
+
+
 @pytest.mark.parametrize("scale", [0.3, 0.5, 1.0, 1.3, 2.0, 2.5, 3.0])
 @pytest.mark.parametrize("flip", [False, True])
 def test_views_cover_every_pixel_and_are_as_many_as_promised(scale, flip):
