@@ -178,7 +178,7 @@ class View:
         rows = torch.from_numpy(boxes)
         if self._frames is not None:
             rows = self._frames.to_original(rows, torch.from_numpy(images))
-        # Those of a diverged network are none: not finite, or beyond what suppression computes with.
+        # Those of a diverged network are none: not finite, or larger than suppression reckons with.
         sound = (rows.abs() <= LARGEST_COORDINATE).all(1).numpy()
         return _Hits(
             images[sound],

@@ -53,6 +53,7 @@ def pyramid_roi_align(
     size: int,
     samples: int,
     aligned: bool,
+    end_pixel: bool = False,
     layout: Tensor | None = None,
 ) -> Tensor:
     """Features of each box, pooled from its level to a square of cells.
@@ -65,7 +66,9 @@ def pyramid_roi_align(
         size: cells of the result, in each direction.
         samples: sample points per cell, in each direction.
         aligned: pixel centres lie at half coordinates (detectron2's v2). Otherwise they lie at
-            whole ones and a box is at least one cell long, as in torchvision and MindSpore.
+            whole ones and a box is at least one cell long (torchvision).
+        end_pixel: a box ends behind the pixel that its second corner names, and is as short as that
+            (MindSpore's ``ROIAlign``, whose ``roi_end_mode`` is 1 unless told otherwise).
         layout: :func:`pyramid_layout` of the maps, on their device. Without it, it is copied there
             at every call, and the host waits for that.
 
@@ -74,12 +77,12 @@ def pyramid_roi_align(
     """
     if torch.compiler.is_exporting():
         node: Tensor = pyramid_roi_align_node(
-            list(maps), boxes, levels, list(strides), size, samples, aligned
+            list(maps), boxes, levels, list(strides), size, samples, aligned, end_pixel
         )
         return node
     if layout is None:
         layout = _layout_of(maps, strides)
-    return _by_embedding_bag(maps, boxes, levels, layout, size, samples, aligned)
+    return _by_embedding_bag(maps, boxes, levels, layout, size, samples, aligned, end_pixel)
 
 
 @operator("detectors::pyramid_roi_align")
@@ -91,11 +94,14 @@ def pyramid_roi_align_node(
     size: int,
     samples: int,
     aligned: bool,
+    end_pixel: bool = False,
 ) -> Tensor:
     """:func:`pyramid_roi_align` as an operator of its own, without a gradient."""
     # What follows in the graph relies on the layout that the fake result has.
     layout = _layout_of(maps, strides)
-    return _by_embedding_bag(maps, boxes, levels, layout, size, samples, aligned).contiguous()
+    return _by_embedding_bag(
+        maps, boxes, levels, layout, size, samples, aligned, end_pixel
+    ).contiguous()
 
 
 @pyramid_roi_align_node.register_fake
@@ -107,6 +113,7 @@ def _(
     size: int,
     samples: int,
     aligned: bool,
+    end_pixel: bool = False,
 ) -> Tensor:
     return maps[0].new_empty(*levels.shape, maps[0].shape[1], size, size)
 
@@ -124,16 +131,19 @@ def _by_embedding_bag(
     size: int,
     samples: int,
     aligned: bool,
+    end_pixel: bool,
 ) -> Tensor:
     images, rois = levels.shape
     table = torch.cat([x.permute(0, 2, 3, 1).flatten(1, 2) for x in maps], dim=1)
     start, rows, columns, stride = layout[levels].unbind(-1)
 
+    if end_pixel:
+        boxes = torch.cat([boxes[..., :2], boxes[..., 2:] + 1.0], dim=-1)
     corners = boxes / stride.unsqueeze(-1)
     if aligned:
         corners = corners - 0.5
     low, extent = corners[..., :2], corners[..., 2:] - corners[..., :2]
-    if not aligned:
+    if not (aligned or end_pixel):
         extent = extent.clamp(min=1.0)
     steps = torch.arange(size * samples, device=boxes.device) + 0.5
     points = low.unsqueeze(2) + extent.unsqueeze(2) * (steps / (size * samples)).view(-1, 1)

@@ -28,6 +28,10 @@ NormName = Literal["batch", "affine", "frozen"]
 #: Members of the SpineNet family.
 Arch = Literal["49S", "49", "96", "143", "190"]
 
+#: Whose pooling: after the stem of a ResNet ``torchvision`` pads on both sides, ``mindspore`` at
+#: the end (``SAME``), which is another grid. Weights are at home on the one they were trained on.
+Pooling = Literal["torchvision", "mindspore"]
+
 Activation = Literal["relu", "silu"]
 Endpoints = Literal["linear", "activated"]
 Width = Annotated[float, Field(ge=0.05, le=4.0)]
@@ -71,6 +75,7 @@ class ResNetConfig(BackboneConfig):
         bn_eps: added to the variance there.
         frozen_parts: leading parts that do not train: 1 the stem, 2 the first stage as well, and so
             on.
+        pooling: ``mindspore`` for weights of the MindSpore model zoo.
     """
 
     builder = "detectors.backbones.resnet:ResNet.from_config"
@@ -82,6 +87,7 @@ class ResNetConfig(BackboneConfig):
     norm: NormName = "batch"
     bn_eps: Annotated[float, Field(ge=0.0)] = 1e-5
     frozen_parts: FrozenParts = 0
+    pooling: Pooling = "torchvision"
 
     @property
     def title(self) -> str:

@@ -12,7 +12,7 @@ from operator import mul
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from detectors.backbones.config import Depth, NormName, ResNetConfig
+from detectors.backbones.config import Depth, NormName, Pooling, ResNetConfig
 from detectors.backbones.layers import (
     Backbone,
     FrozenBatchNorm2d,
@@ -98,6 +98,7 @@ class ResNet(Backbone):
             on; 0 none, 5 all. Their parameters take no gradient and normalisation layers in them
             stay in evaluation mode.
         strides: of the four stages, on top of the stem's 4. M2Det's third stage does not halve.
+        pooling: whose padding the pooling after the stem has.
 
     Attributes:
         channels: of the four maps.
@@ -112,8 +113,10 @@ class ResNet(Backbone):
         width: float = 1.0,
         frozen_parts: int = 0,
         strides: tuple[int, int, int, int] = (1, 2, 2, 2),
+        pooling: Pooling = "torchvision",
     ) -> None:
         super().__init__()
+        self.pooling = pooling
         stem = make_divisible(_CHANNELS[0] * width)
         self.conv1 = nn.Conv2d(3, stem, 7, stride=2, padding=3, bias=False)
         self.bn1 = norm(stem)
@@ -152,6 +155,7 @@ class ResNet(Backbone):
             norm=make_norm(config.norm, eps=config.bn_eps),
             width=config.width,
             frozen_parts=config.frozen_parts,
+            pooling=config.pooling,
         )
 
     def train(self, mode: bool = True) -> ResNet:
@@ -164,7 +168,12 @@ class ResNet(Backbone):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Normalised images (N, 3, H, W) to C2, C3, C4, C5; sizes are rounded up."""
         x = F.relu(self.bn1(self.conv1(x)))
-        x = F.max_pool2d(x, 3, stride=2, padding=1)
+        if self.pooling == "mindspore":
+            # "SAME": what is missing comes at the end, or on both sides where it is two cells.
+            odd = (x.shape[2] % 2, x.shape[3] % 2)
+            x = F.max_pool2d(x, 3, stride=2, padding=odd, ceil_mode=True)
+        else:
+            x = F.max_pool2d(x, 3, stride=2, padding=1)
         c2: Tensor = self.layer1(x)
         c3: Tensor = self.layer2(c2)
         c4: Tensor = self.layer3(c3)

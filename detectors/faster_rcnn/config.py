@@ -13,6 +13,7 @@ from detectors.backbones.config import (
     Depth,
     FrozenParts,
     NormName,
+    Pooling,
     ResNetConfig,
     check_fit,
 )
@@ -82,7 +83,8 @@ class BoxHeadConfig(Settings):
     """The second stage: classes and boxes of proposals.
 
     Attributes:
-        assignment: of proposals, to which the boxes themselves are added in training.
+        assignment: of proposals, to which the boxes themselves are added in training: before it
+            (torchvision), or after it, each for itself, where boxes claim proposals (the zoo).
         aligned: RoIAlign with pixel centres at half coordinates.
         min_size: shorter boxes score nothing, in pixels.
         beta: where the quadratic part of the box loss ends.
@@ -169,6 +171,8 @@ class FasterRCNNConfig(DetectorConfig):
         bn_eps: added to the variance there; torchvision's released detector needs 0.
         frozen_parts: leading parts of the backbone that do not train: 1 the stem, 2 the first stage
             as well, and so on.
+        pooling: whose pooling, after the stem and of proposals: ``torchvision``, whose classifier
+            the recipes begin with, or ``mindspore``, which weights of the MindSpore model zoo need.
         legacy_boxes: coordinates name the first and the last pixel inside, as in the first
             detectors and in the MindSpore zoo, so that a width is x2 - x1 + 1 and no box reaches
             beyond width - 1. It decides over anchors, overlaps, offsets and levels.
@@ -194,6 +198,7 @@ class FasterRCNNConfig(DetectorConfig):
     norm: NormName
     bn_eps: NonNegative = 1e-5
     frozen_parts: FrozenParts = 2
+    pooling: Pooling = "torchvision"
     legacy_boxes: bool
     rpn: ProposalConfig
     head: BoxHeadConfig
@@ -247,6 +252,7 @@ class FasterRCNNConfig(DetectorConfig):
             norm=self.norm,
             bn_eps=self.bn_eps,
             frozen_parts=self.frozen_parts,
+            pooling=self.pooling,
         )
 
     def differences(self) -> Iterator[str]:

@@ -162,6 +162,7 @@ class FasterRCNN(Detector):
             hidden=make_divisible(_HIDDEN * config.width),
             classes=1 + num_classes,
             aligned=config.head.aligned,
+            end_pixel=config.pooling == "mindspore",
             legacy=config.legacy_boxes,
         )
         if config.variant == "faster_rcnn_mindspore":
@@ -333,12 +334,19 @@ class FasterRCNN(Detector):
         )
         boxes = torch.cat([proposals, targets.boxes], dim=1)
         usable = torch.cat([scores >= 0, targets.valid], dim=1)
+        # Where boxes claim proposals, as in the zoo, they join after that, each for itself: before,
+        # every box would claim itself.
+        join_after = rule.assignment.claims != "none"
         found = match_by_images(
             targets.boxes,
-            boxes,
-            lambda iou, images: assign(iou, targets.valid[images], usable[images], rule.assignment),
+            proposals if join_after else boxes,
+            lambda iou, images: assign(
+                iou, targets.valid[images], usable[images, : iou.shape[2]], rule.assignment
+            ),
             plus_one=self.config.legacy_boxes,
         )
+        if join_after:
+            found = _with_themselves(found, targets.valid)
         # Drawn so that padding leaves the numbers of what is there as they are.
         keys = torch.cat(
             [
@@ -412,6 +420,24 @@ class FasterRCNN(Detector):
 def _name(size: Sequence[int]) -> str:
     """Key of the canvas of a height and a width."""
     return f"{size[0]}x{size[1]}"
+
+
+def _with_themselves(found: Assignment, valid: Tensor) -> Assignment:
+    """The assignment of proposals, followed by that of the boxes, each to itself.
+
+    Args:
+        found: of (N, P) proposals.
+        valid: (N, G) bool, the slots that hold boxes.
+
+    Returns:
+        Of (N, P + G).
+    """
+    slots = torch.arange(valid.shape[1], device=valid.device).expand_as(valid)
+    return Assignment(
+        box=torch.cat([found.box, slots], dim=1),
+        positive=torch.cat([found.positive, valid], dim=1),
+        negative=torch.cat([found.negative, torch.zeros_like(valid)], dim=1),
+    )
 
 
 def _rows(boxes: Tensor, index: Tensor) -> Tensor:

@@ -97,7 +97,7 @@ class RoIHeads(nn.Module):
         strides: of its maps.
         hidden: of the fully connected layers.
         classes: class channels, background included.
-        aligned: see :func:`detectors.roi_align.pyramid_roi_align`.
+        aligned, end_pixel: see :func:`detectors.roi_align.pyramid_roi_align`.
         legacy: whether a proposal is a pixel longer than its corners are apart.
     """
 
@@ -109,6 +109,7 @@ class RoIHeads(nn.Module):
         hidden: int,
         classes: int,
         aligned: bool,
+        end_pixel: bool,
         legacy: bool,
     ) -> None:
         super().__init__()
@@ -116,6 +117,7 @@ class RoIHeads(nn.Module):
         self.box_predictor = BoxPredictor(hidden, classes)
         self.strides = strides[:ROI_LEVELS]
         self.aligned = aligned
+        self.end_pixel = end_pixel
         self.legacy = legacy
 
     def forward(
@@ -133,6 +135,7 @@ class RoIHeads(nn.Module):
             size=POOLED,
             samples=_SAMPLES,
             aligned=self.aligned,
+            end_pixel=self.end_pixel,
             layout=layout,
         )
         logits, offsets = self.box_predictor(self.box_head(pooled))

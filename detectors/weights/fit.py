@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -159,6 +159,7 @@ def convert(
     ]
     fitted, report = _place(placed, model, found.name)
     _require_some(report, found.title, config)
+    report = replace(report, advice=tuple(_advice(found, config)))
     has_classes = bool(class_dependent(config) & set(fitted))
     return Fitted(
         fitted, report, published if has_classes else None, count if has_classes else None
@@ -210,9 +211,19 @@ def without_classes(fitted: Fitted, config: DetectorConfig, *, num_classes: int)
         if entry.source is not None:
             dropped.append(Entry("left over", None, None, entry.source, entry.source_shape, note))
     tensors = {name: tensor for name, tensor in fitted.tensors.items() if name not in depends}
-    report = Report(fitted.report.layout, (*entries, *dropped))
+    report = replace(fitted.report, entries=(*entries, *dropped))
     _require_some(report, report.layout, config)
     return Fitted(tensors, report, None, None)
+
+
+def _advice(layout: Layout, config: DetectorConfig) -> Iterator[str]:
+    """A line for each setting that the weights were trained with and the network does not have."""
+    backbone = getattr(config, "backbone", None)
+    for name, trained_with in layout.settings.items():
+        place = "detector" if backbone is None else "detector.backbone"
+        found = getattr(config if backbone is None else backbone, name, trained_with)
+        if found != trained_with:
+            yield f"{layout.title} was trained with {place}.{name}: {trained_with}; it is {found}"
 
 
 def _layout_of(tensors: Mapping[str, Tensor], name: str | None) -> Layout | None:

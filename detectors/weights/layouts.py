@@ -73,6 +73,8 @@ class Layout:
         reshape: by name in the file: what to do to the tensor, given all of them, and how to call
             that.
         classes: rows for classes, if it has any.
+        settings: of the detector, or of its backbone, that the weights were trained with and that
+            no tensor tells.
     """
 
     name: str
@@ -84,6 +86,7 @@ class Layout:
         default_factory=dict
     )
     classes: Classes | None = None
+    settings: Mapping[str, float | str] = field(default_factory=dict)
 
     def fits(self, tensors: Tensors) -> bool:
         """Whether all landmarks are there."""
@@ -312,6 +315,7 @@ LAYOUTS: tuple[Layout, ...] = (
             1,
             ((r"roi_heads\.box_predictor\.(cls_score|bbox_pred)\.\w+", "outer"),),
         ),
+        settings={"bn_eps": 0.0, "pooling": "torchvision"},
     ),
     Layout(
         name="spinenet",
@@ -389,6 +393,7 @@ LAYOUTS: tuple[Layout, ...] = (
             1,
             ((r"roi_heads\.box_predictor\.(cls_score|bbox_pred)\.\w+", "outer"),),
         ),
+        settings={"pooling": "mindspore"},
     ),
     Layout(
         name="mindspore_resnet",
@@ -396,6 +401,7 @@ LAYOUTS: tuple[Layout, ...] = (
         landmarks=("conv1.weight", "bn1.gamma", "layer1.0.down_sample_layer.0.weight"),
         rename=_mindspore_resnet,
         sites=_RESNET_SITES,
+        settings={"pooling": "mindspore"},
     ),
     Layout(
         name="mindspore_faster_rcnn_backbone",
@@ -403,6 +409,7 @@ LAYOUTS: tuple[Layout, ...] = (
         landmarks=("backbone.conv1.weight", "backbone.layer1.0.conv_down_sample.weight"),
         rename=_mindspore_resnet,
         sites=_RESNET_SITES,
+        settings={"pooling": "mindspore"},
     ),
     Layout(
         name="mindspore_vgg16_reducedfc",
@@ -441,6 +448,7 @@ LAYOUTS: tuple[Layout, ...] = (
         landmarks=("conv1.weight", "layer1.0.conv1.weight", "layer4.0.downsample.0.weight"),
         rename=_same,
         sites=_RESNET_SITES,
+        settings={"pooling": "torchvision"},
     ),
     Layout(
         name="torchvision_mobilenet_v2",

@@ -55,10 +55,13 @@ class Report:
     Attributes:
         layout: name of the layout the file was recognised as.
         entries: one for each tensor of the network and each left over one of the file.
+        advice: a line for each setting of the network that is not what the weights were trained
+            with, though every tensor fits.
     """
 
     layout: str
     entries: tuple[Entry, ...]
+    advice: tuple[str, ...] = ()
 
     @property
     def counts(self) -> dict[Status, int]:
@@ -90,5 +93,6 @@ class Report:
         return {
             "layout": self.layout,
             "counts": dict(self.counts),
+            "advice": list(self.advice),
             "tensors": [dict(entry.__dict__) for entry in self.entries],
         }

@@ -168,7 +168,9 @@ class Loaded:
 
     def text(self) -> str:
         """Everything, for the event log."""
-        return "\n".join([self.headline(), *self.classes, *self.report.lines()])
+        return "\n".join(
+            [self.headline(), *self.report.advice, *self.classes, *self.report.lines()]
+        )
 
     def put_into(self, model: nn.Module) -> None:
         """Overwrite the tensors of ``model`` that were taken; the others stay as they are."""

@@ -62,6 +62,8 @@ def main(argv: Sequence[str]) -> int:
         return 0
     print("\n".join(fitted.report.lines()))
     print(f"{arguments.target}: {fitted.report.summary()}")
+    for line in fitted.report.advice:
+        print(f"note: {line}")
     if fitted.num_classes is not None:
         names = fitted.class_names
         known = "names unknown" if names is None else f"{names[0]} … {names[-1]}"

@@ -53,6 +53,7 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
         size: int,
         samples: int,
         aligned: bool,
+        end_pixel: bool,
     ) -> Any:
         """``detectors::pyramid_roi_align``: RoiAlign of all boxes on each level, one is taken.
 
@@ -66,18 +67,29 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
         image = op.Reshape(op.Expand(column, op.Concat(images, rois, axis=0)), flat)
         corners = op.Reshape(boxes, op.Constant(value_ints=[-1, 4]))
         low, high = op.Split(corners, num_outputs=2, axis=1)
+        if end_pixel:
+            high = op.Add(high, op.Constant(value_float=1.0))
         own = op.Reshape(levels, op.Constant(value_ints=[-1, 1, 1, 1]))
         pooled = None
         for level, (features, stride) in enumerate(zip(maps, strides, strict=True)):
-            # Pixel centres at whole coordinates come with boxes of at least a cell, which runtimes
-            # do not agree to see to themselves (onnxruntime pull request 27554).
-            side = op.Constant(value_float=0.0 if aligned else float(stride))
-            rois_of_level = op.Concat(low, op.Max(high, op.Add(low, side)), axis=1)
+            if aligned:
+                rois_of_level = op.Concat(low, high, axis=1)
+            elif end_pixel:
+                # Pixel centres at half coordinates, in boxes moved by half a cell: otherwise
+                # runtimes make boxes at least a cell long.
+                half = op.Constant(value_float=stride / 2)
+                rois_of_level = op.Concat(op.Add(low, half), op.Add(high, half), axis=1)
+            else:
+                # Pixel centres at whole coordinates come with boxes of at least a cell, which
+                # runtimes do not agree to see to themselves (onnxruntime pull request 27554).
+                side = op.Constant(value_float=float(stride))
+                rois_of_level = op.Concat(low, op.Max(high, op.Add(low, side)), axis=1)
+            centres = "half_pixel" if aligned or end_pixel else "output_half_pixel"
             found = op.RoiAlign(
                 features,
                 rois_of_level,
                 image,
-                coordinate_transformation_mode="half_pixel" if aligned else "output_half_pixel",
+                coordinate_transformation_mode=centres,
                 mode="avg",
                 output_height=size,
                 output_width=size,

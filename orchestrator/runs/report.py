@@ -7,7 +7,7 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -235,7 +235,10 @@ def say_initial(job: TrainingJob, console: Console) -> None:
         DataError: the initial weights cannot be read or do not fit.
         SecurityError: their file holds more than tensors.
     """
-    if job.initial is None or checked_commits(commit_storage(job.path, job.bucket)):
+    if checked_commits(commit_storage(job.path, job.bucket)):
+        return
+    if job.initial is None:
+        _say_frozen(job, (), console)
         return
     if job.initial.kind == "state":
         step = require_state(job)
@@ -243,8 +246,26 @@ def say_initial(job: TrainingJob, console: Console) -> None:
         return
     loaded = load_initial(job.initial, job.experiment, job.label_map)
     say(console, f"train.init_from: {loaded.headline()}")
+    for line in loaded.report.advice:
+        say(console, f"warning: train.init_from: {line}")
     for line in (*loaded.classes, *loaded.report.lines(("adapted", "missing", "left over"))):
         say(console, f"  {line}")
+    _say_frozen(job, loaded.fitted.tensors, console)
+
+
+def _say_frozen(job: TrainingJob, filled: Container[str], console: Console) -> None:
+    """Warn of tensors that neither train nor come from a file, and so stay random."""
+    model = skeleton(job.experiment.detector, num_classes=len(job.label_map))
+    frozen = [name for name, each in model.named_parameters() if not each.requires_grad]
+    random = [name for name in frozen if name not in filled]
+    if random:
+        more = f" and {len(random) - 1} more" if len(random) > 1 else ""
+        say(
+            console,
+            f"warning: {random[0]}{more} do not train and come from no file, so they stay random. "
+            "Next: name trained weights in train.init_from, such as torchvision:resnet50, or let "
+            "everything train with detector.frozen_parts=0",
+        )
 
 
 def say_threads(shards: Shards, threads: int | None, console: Console) -> None:

@@ -12,7 +12,7 @@ import safetensors.torch
 import torch
 from rich.console import Console
 
-from detectors.registry import build_detector
+from detectors.registry import build_detector, variant_config
 from detectors.weights.files import read_weights
 from orchestrator.accelerators import Accelerator
 from orchestrator.checkpoints.initial_weights import convert_file, find_initial, load_initial
@@ -281,3 +281,35 @@ def test_the_console_names_what_was_not_simply_loaded(
         == ["left", "over", "spare", "2x3", "(no", "such", "tensor", "in", "the", "network)"]
         for line in rest
     )
+
+
+@pytest.mark.parametrize(
+    ("overrides", "warned"), [((), True), (("detector.frozen_parts=0",), False)]
+)
+def test_what_stays_random_for_ever_is_said(
+    tmp_path: Path, digits: Path, overrides: tuple[str, ...], warned: bool
+) -> None:
+    rcnn = "detector={name: faster_rcnn, width: 0.125, input_size: [96, 96]}"
+    plan = plan_in(tmp_path / "run", digits, rcnn, *overrides)
+    out = io.StringIO()
+    say_initial(plan.job, Console(file=out, width=1000))
+    # Three of the stem; of the first stage ten convolutions with scale and shift behind each.
+    said = "warning: backbone.body.conv1.weight and 32 more do not train and come from no file"
+    assert (said in out.getvalue()) == warned
+
+
+def test_a_network_that_differs_from_that_of_its_weights_is_said(
+    tmp_path: Path, digits: Path
+) -> None:
+    """No tensor tells: the numbers of the layers are the same."""
+    config = variant_config("faster_rcnn_torchvision", input_size=(96, 96), width=0.125)
+    tensors = build_detector(config, num_classes=90).state_dict()
+    path = tmp_path / "released.pth"
+    torch.save(tensors, path)
+    fitted = convert_file(path, tmp_path / "out.safetensors", config)
+    assert fitted.report.layout == "torchvision_faster_rcnn"
+    assert fitted.report.advice == (
+        "torchvision's fasterrcnn_resnet50_fpn was trained with detector.bn_eps: 0.0; it is 1e-05",
+    )
+    sound = variant_config("faster_rcnn_torchvision", input_size=(96, 96), width=0.125, bn_eps=0.0)
+    assert not convert_file(path, tmp_path / "sound.safetensors", sound).report.advice

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -112,6 +113,42 @@ def test_later_boxes_overrule_claims_in_the_zoo() -> None:
     # Without the first anchor, the second is the best of box 0.
     assert found.positive.tolist() == [[False, True, False, True]]
     assert found.negative.tolist() == [[False, False, True, False]]
+
+
+@pytest.mark.parametrize(
+    ("variant", "boxes", "expected"),
+    [
+        # The first proposal overlaps box 0 most (0.870), and is the best one of box 1 (0.762) too.
+        ("faster_rcnn_mindspore", [[10, 10, 59, 59], [16, 10, 75, 59]], [1, None, 0, 1]),
+        ("faster_rcnn_torchvision", [[10, 10, 59, 59], [16, 10, 75, 59]], [0, None, 0, 1]),
+        # At one place, of two classes: the zoo keeps an example of each, torchvision of the first.
+        ("faster_rcnn_mindspore", [[10, 10, 59, 59], [10, 10, 59, 59]], [1, None, 0, 1]),
+        ("faster_rcnn_torchvision", [[10, 10, 59, 59], [10, 10, 59, 59]], [0, None, 0, 0]),
+    ],
+)
+def test_boxes_join_the_proposals_after_claims_of_the_zoo_and_before_torchvisions_matching(
+    variant: str, boxes: list[list[float]], expected: list[int | None], monkeypatch: Any
+) -> None:
+    """The zoo's bbox_assign_sample_stage2.py; torchvision's ``select_training_samples``."""
+    model = small(variant=variant, input_size=(128, 128))
+    proposals = torch.tensor([[[13.0, 10, 63, 59], [90, 90, 120, 120]]])
+    scores = torch.tensor([[0.9, 0.8]])
+    monkeypatch.setattr(model, "propose", lambda *args, **options: (proposals, scores))
+    targets = Targets(
+        boxes=torch.tensor([boxes], dtype=torch.float32),
+        labels=torch.tensor([[0, 1]]),
+        valid=torch.ones(1, 2, dtype=torch.bool),
+    )
+    priors = len(model.anchors)
+    found = model._second_examples(
+        torch.zeros(1, priors), torch.zeros(1, priors, 4), targets, model._canvas((128, 128))
+    ).found
+    got = [
+        int(box) if positive else None
+        for box, positive in zip(found.box[0], found.positive[0], strict=True)
+    ]
+    assert got == expected
+    assert found.negative[0].tolist() == [False, True, False, False]
 
 
 def test_draw_takes_positives_to_their_share_and_fills_up_with_negatives() -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 import torchvision
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.ops import FrozenBatchNorm2d as TorchvisionFrozen
 
@@ -117,3 +120,22 @@ def test_frozen_norm_can_train_its_affine_only() -> None:
     assert mine.weight.grad.any()
     assert mine.bias.grad.any()
     assert torch.equal(mine.running_mean, torch.zeros(6))
+
+
+@pytest.mark.parametrize("size", [(64, 96), (66, 62)])
+def test_mindspores_pooling_is_padded_at_the_end(size: tuple[int, int]) -> None:
+    """``P.MaxPool(kernel_size=3, strides=2, pad_mode="SAME")`` of the zoo's resnet.py."""
+    torch.manual_seed(0)
+    mine = ResNet(norm=make_norm("affine"), width=0.125, pooling="mindspore").eval()
+    seen: list[Tensor] = []
+    mine.layer1.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    images = torch.randn(1, 3, *size)
+    mine(images)
+    stem = F.relu(mine.bn1(mine.conv1(images)))
+    # SAME: ceil(n / 2) windows of three from every other cell; the smaller half of what is missing
+    # comes first. Of an even number one cell is missing, of an odd one two.
+    missing = [1 + n % 2 for n in stem.shape[-2:]]
+    top, left = (each // 2 for each in missing)
+    padded = F.pad(stem, (left, missing[1] - left, top, missing[0] - top), value=-math.inf)
+    windows = padded.unfold(2, 3, 2).unfold(3, 3, 2)
+    torch.testing.assert_close(seen[0], windows.amax(dim=(-2, -1)), rtol=0, atol=0)

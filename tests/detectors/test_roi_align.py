@@ -57,6 +57,25 @@ def test_features_and_gradients_equal_torchvisions(aligned: bool) -> None:
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
 
 
+def test_boxes_with_their_last_pixel_are_mindspores() -> None:
+    """Its ``ROIAlign`` in its usual mode, by torchvision's: sides a pixel longer, and no shortest.
+
+    mindspore-ai/mindspore, roi_align_cpu_kernel.cc, ``bin_box``: with ``roi_end_mode`` 1 a corner
+    is (x2 + 1) * scale, and the least side of 1 is that of mode 0 alone.
+    """
+    torch.manual_seed(3)
+    maps, rois = pyramid(), boxes()
+    levels = torch.randint(0, 3, rois.shape[:2])
+    # torchvision's aligned boxes have no shortest side, and lie half a cell further up and left.
+    half = torch.tensor(STRIDES)[levels].unsqueeze(-1) / 2
+    moved = rois + half + torch.tensor([0.0, 0.0, 1.0, 1.0])
+    want = reference(maps, moved, levels, aligned=True)
+    got = pyramid_roi_align(
+        maps, rois, levels, strides=STRIDES, size=7, samples=2, aligned=False, end_pixel=True
+    )
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_gradient_of_additions_is_that_of_the_bag(
     dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
