@@ -12,7 +12,8 @@ learns from depend on the boxes, so ``loss`` goes its own way after the first st
 Deviations: images are padded to a canvas of known size, in training to one of two where
 ``train_canvas`` is set, and boxes are cut to that rather than to what the image fills of it
 (torchvision), which mapping back to the original image does anyway; a box without area claims no
-anchor; in training mode too, ``forward`` proposes as in evaluation.
+anchor; in training mode too, ``forward`` proposes as in evaluation; the zoo's recipe pools as
+torchvision, with whose classifier it begins, unless ``pooling`` is the zoo's.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
         size: int,
         samples: int,
         aligned: bool,
-        end_pixel: bool,
+        end_pixel: bool = False,
     ) -> Any:
         """``detectors::pyramid_roi_align``: RoiAlign of all boxes on each level, one is taken.
 

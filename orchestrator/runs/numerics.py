@@ -49,6 +49,14 @@ def _shards_by_workers(tree: Mapping[str, Json]) -> bool:
     return shards == "auto" and not shared and workers != 1
 
 
+def _claims_proposals(tree: Mapping[str, Json]) -> bool:
+    """Whether boxes claim proposals, as in the MindSpore zoo's Faster R-CNN."""
+    found: object = tree
+    for name in ("detector", "head", "assignment", "claims"):
+        found = found.get(name) if isinstance(found, Mapping) else None
+    return found not in (None, "none")
+
+
 #: Every change, oldest first. Version 1 is that of all runs recorded before there were versions.
 CHANGES: Final[Sequence[NumericsChange]] = (
     NumericsChange(
@@ -62,6 +70,11 @@ CHANGES: Final[Sequence[NumericsChange]] = (
         "gradients of several workers are added in the order of the workers, and batch-norm "
         "statistics are the mean of theirs; train.virtual_shards: null is what it was",
         _shards_by_workers,
+    ),
+    NumericsChange(
+        4,
+        "boxes join the proposals of the MindSpore zoo's Faster R-CNN after they have claimed some",
+        _claims_proposals,
     ),
 )
 

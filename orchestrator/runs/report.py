@@ -254,9 +254,9 @@ def say_initial(job: TrainingJob, console: Console) -> None:
 
 
 def _say_frozen(job: TrainingJob, filled: Container[str], console: Console) -> None:
-    """Warn of tensors that neither train nor come from a file, and so stay random."""
+    """Warn of convolutions that neither train nor come from a file, and so stay random."""
     model = skeleton(job.experiment.detector, num_classes=len(job.label_map))
-    frozen = [name for name, each in model.named_parameters() if not each.requires_grad]
+    frozen = [n for n, p in model.named_parameters() if p.dim() == 4 and not p.requires_grad]
     random = [name for name in frozen if name not in filled]
     if random:
         more = f" and {len(random) - 1} more" if len(random) > 1 else ""

@@ -293,8 +293,8 @@ def test_what_stays_random_for_ever_is_said(
     plan = plan_in(tmp_path / "run", digits, rcnn, *overrides)
     out = io.StringIO()
     say_initial(plan.job, Console(file=out, width=1000))
-    # Three of the stem; of the first stage ten convolutions with scale and shift behind each.
-    said = "warning: backbone.body.conv1.weight and 32 more do not train and come from no file"
+    # Three blocks of three, and a projection.
+    said = "warning: backbone.body.conv1.weight and 10 more do not train and come from no file"
     assert (said in out.getvalue()) == warned
 
 

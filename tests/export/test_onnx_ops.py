@@ -76,18 +76,18 @@ def test_suppression_in_a_graph_keeps_the_same_boxes(suppression, kind):
 
 
 class Pooling(torch.nn.Module):
-    def __init__(self, aligned):
+    def __init__(self, *, aligned, end_pixel):
         super().__init__()
-        self.aligned = aligned
+        self.how = {"aligned": aligned, "end_pixel": end_pixel}
 
     def forward(self, fine, coarse, boxes, levels):
         return pyramid_roi_align(
-            [fine, coarse], boxes, levels, strides=(4, 8), size=7, samples=2, aligned=self.aligned
+            [fine, coarse], boxes, levels, strides=(4, 8), size=7, samples=2, **self.how
         )
 
 
-@pytest.mark.parametrize("aligned", [False, True])
-def test_pooling_in_a_graph_gives_the_same_features(aligned):
+@pytest.mark.parametrize(("aligned", "end_pixel"), [(False, False), (True, False), (False, True)])
+def test_pooling_in_a_graph_gives_the_same_features(aligned, end_pixel):
     torch.manual_seed(4)
 
     def drawn(images):
@@ -98,7 +98,7 @@ def test_pooling_in_a_graph_gives_the_same_features(aligned):
         maps = torch.randn(images, 5, 16, 24), torch.randn(images, 5, 8, 12)
         return *maps, boxes, torch.randint(0, 2, (images, 20))
 
-    module = Pooling(aligned)
+    module = Pooling(aligned=aligned, end_pixel=end_pixel)
     run, kinds = translated(module, *drawn(2), shapes=(_FREE,) * 4)
     assert kinds.count("RoiAlign") == 2
     for images in (1, 2, 5):
