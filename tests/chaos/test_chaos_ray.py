@@ -11,6 +11,7 @@ import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -65,13 +66,24 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def expected(folder: Path) -> dict[str, Any]:
+def unbroken(folder: Path) -> Callable[[int], dict[str, Any]]:
+    """Result of a run that nothing happens to, of so many times :data:`STEPS`."""
+
+    @cache
+    def of(times: int) -> dict[str, Any]:
+        run = Run(folder, None, f"unbroken-{times}")
+        run.start(f"train.epochs={10 * times}")
+        result = run.finish(0)
+        assert (result["state"], result["steps"]) == ("done", times * STEPS)
+        return result
+
+    return of
+
+
+@pytest.fixture(scope="module")
+def expected(unbroken: Callable[[int], dict[str, Any]]) -> dict[str, Any]:
     """Result of an unbroken run."""
-    run = Run(folder, None, "unbroken")
-    run.start()
-    result = run.finish(0)
-    assert (result["state"], result["steps"]) == ("done", STEPS)
-    return result
+    return unbroken(1)
 
 
 def test_kills_of_everything(
@@ -109,18 +121,11 @@ def test_kills_of_everything(
     assert {"beats", "ray"}.isdisjoint(left)
 
 
-@pytest.fixture(scope="module")
-def expected_after_rounds(folder: Path) -> dict[str, Any]:
-    """Result of an unbroken run that is as long as those with several kills."""
-    run = Run(folder, None, "unbroken-long")
-    run.start(f"train.epochs={10 * OWN_ROUNDS}")
-    return run.finish(0)
-
-
 @pytest.mark.parametrize("part", ["worker", "controller", "raylet", "gcs_server", "driver"])
 def test_kills_on_a_ray_of_its_own(
-    part: str, folder: Path, expected_after_rounds: dict[str, Any]
+    part: str, folder: Path, unbroken: Callable[[int], dict[str, Any]]
 ) -> None:
+    expected = unbroken(OWN_ROUNDS)
     run = Run(folder, None, f"own-{part}")
     run.start(f"train.epochs={10 * OWN_ROUNDS}")
     family: list[psutil.Process] = []
@@ -154,8 +159,8 @@ def test_kills_on_a_ray_of_its_own(
     # look for their head for up to a minute.
     _, alive = psutil.wait_procs(family, timeout=120)
     assert alive == []
-    assert result["weights_sha256"] == expected_after_rounds["weights_sha256"]
-    assert result["metrics"] == expected_after_rounds["metrics"]
+    assert result["weights_sha256"] == expected["weights_sha256"]
+    assert result["metrics"] == expected["metrics"]
 
 
 @pytest.mark.parametrize("whom", ["driver", "worker"])
@@ -213,13 +218,15 @@ def test_a_controller_that_is_gone_or_stopped_is_replaced(
     strike: Callable[[psutil.Process], None],
     folder: Path,
     cluster: FakeCluster,
-    expected: dict[str, Any],
+    unbroken: Callable[[int], dict[str, Any]],
 ) -> None:
     """What it had reserved is free again: the next attempt needs all of the cluster."""
+    expected = unbroken(STOP_ROUNDS)
     run = Run(folder, cluster, f"controller-{strike.__name__}")
-    run.start("cluster.hang_timeout=10")
+    run.start("cluster.hang_timeout=10", f"train.epochs={10 * STOP_ROUNDS}")
     for number in range(STOP_ROUNDS):
-        run.wait_for_step(5 + number * (STEPS - 10) // STOP_ROUNDS)
+        # Workers go on while their controller is stopped.
+        run.wait_for_step(5 + number * STEPS)
         starts = len(run.resumes())
         strike(run.controller())
         struck = time.monotonic()
