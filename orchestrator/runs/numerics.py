@@ -49,6 +49,12 @@ def _shards_by_workers(tree: Mapping[str, Json]) -> bool:
     return shards == "auto" and not shared and workers != 1
 
 
+def _chooses_levels(tree: Mapping[str, Json]) -> bool:
+    """Whether images of more than 8 bits have other grey levels than all of theirs."""
+    data = tree.get("data")
+    return isinstance(data, dict) and data.get("levels", "full") != "full"
+
+
 #: Every change, oldest first. Version 1 is that of all runs recorded before there were versions.
 CHANGES: Final[Sequence[NumericsChange]] = (
     NumericsChange(
@@ -62,6 +68,11 @@ CHANGES: Final[Sequence[NumericsChange]] = (
         "gradients of several workers are added in the order of the workers, and batch-norm "
         "statistics are the mean of theirs; train.virtual_shards: null is what it was",
         _shards_by_workers,
+    ),
+    NumericsChange(
+        4,
+        "with data.levels, 16-bit TIFFs of colours, or counting from white, have their own pixels",
+        _chooses_levels,
     ),
 )
 
