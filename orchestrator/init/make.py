@@ -153,7 +153,7 @@ def make(
             f"to evaluate on: {len(val)}",
             f"  {section.root}/: train.json and val.json, COCO; nothing else was touched",
         ]
-    if not len(train.labels):
+    if train.crowd.all():
         raise DataError(f"{layout.root}: no boxes to learn from")
     name = "torchvision:mobilenet_v2" if kind == "cpu" else "torchvision:ssd300_vgg16"
     available = weights(name)
