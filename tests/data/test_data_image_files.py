@@ -18,7 +18,9 @@ from orchestrator.data.decode import (
     decode_image,
     deep_values,
     header_in,
+    read_header,
     read_image,
+    require_decodable,
     require_sound,
 )
 from orchestrator.data.image_streams import MAX_SCANS
@@ -184,6 +186,8 @@ def test_levels_of_colours_in_planes_are_refused(values: np.ndarray, tmp_path: P
     for levels in ("used", (0, 65535)):
         with pytest.raises(BadImageError, match=r"a\.tif: .*PlanarConfiguration 2.*full alone"):
             read_image(tmp_path / "a.tif", decoding=Decoding(levels=levels))
+        with pytest.raises(BadImageError, match="full alone"):
+            require_decodable(read_header(tmp_path / "a.tif"), Decoding(levels=levels))
 
 
 JPEG = cv2.imencode(".jpg", PICTURE)[1].tobytes()

@@ -13,6 +13,7 @@ import pytest
 from orchestrator.data.dataset import Dataset
 from orchestrator.data.readers.coco import read_coco
 from orchestrator.errors import DataError
+from orchestrator.init.make import Wanted, look, make
 from orchestrator.init.splitting import cut_into_runs, groups_of, split, stratified, take
 from tests.support import layout_folders
 from tests.support.data_cases import textured, write_coco, write_image
@@ -116,6 +117,18 @@ def test_pictures_of_one_camera_are_cut_into_runs(
     assert sorted((*parts.train.files, *parts.val.files)) == sorted(data.files)
     copies = {"cam0_frame0.png", "cam0_frame1.png"}
     assert copies <= set(parts.train.files) or copies <= set(parts.val.files)
+
+
+def test_init_says_that_images_were_cut_into_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "set").mkdir()
+    one_camera(tmp_path / "set", [20])
+    source = look(Path("set/all.json"), Wanted())
+    _, told, _ = make(source, Wanted(), "cpu", weights=lambda _: False, command="init")
+    assert any("20 images look the same and are too many to stay together" in line for line in told)
+    assert "# 20 images that look the same cut into runs by file name." in source.output.read_text()
 
 
 def test_runs_follow_the_numbers_in_names_and_keep_copies(tmp_path: Path) -> None:
