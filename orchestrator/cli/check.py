@@ -149,6 +149,9 @@ def _suggest_priors(experiment: Experiment, splits: Mapping[str, Dataset]) -> No
 
     view = view_of(experiment.data.augmentation, detector.input_size)
     found = suggest_priors(seen, priors, config.prior_choices, view)
+    if found is None:
+        print("priors: train has no box to compare them with; crowds do not count")
+        return
     for name, before in found.before.items():
         after = found.after[name]
         recall, overlap = (

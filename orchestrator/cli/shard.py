@@ -13,8 +13,8 @@ from orchestrator.cli._shared.parser import Parser
 from orchestrator.cli._shared.source import (
     add_overrides,
     add_source,
-    find_source,
     is_experiment,
+    read_source,
 )
 from orchestrator.errors import ConfigError
 
@@ -51,19 +51,17 @@ def main(argv: Sequence[str]) -> int:
     if arguments.images_per_shard is not None and arguments.images_per_shard < 1:
         raise ConfigError(f"--images-per-shard is {arguments.images_per_shard}, allowed is >= 1")
 
-    found = find_source(arguments)
+    splits = read_source(arguments, from_files=True)
 
     import ray
 
     from orchestrator.cluster.connection import connected
     from orchestrator.cluster.survey import look_around
-    from orchestrator.data.readers.convert import read_places
     from orchestrator.data.shards.ray_writer import shards_by_ray
     from orchestrator.data.shards.writer import IMAGES_PER_SHARD, write_shards
     from orchestrator.runs.reach import images_of
     from orchestrator.storage.address import below, is_remote
 
-    splits = read_places(*found)
     written = {}
     with (
         connected(_cluster(arguments)),

@@ -49,9 +49,11 @@ MAX_BYTES = 2**28 + 2**20
 #: A file larger than this is read only once its header has been found to be an image's.
 _LOOK_FIRST_BYTES = 2**24
 
-_DECODE_FLAGS = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
-_BITS_PER_SAMPLE, _SAMPLE_FORMAT = 258, 339
-_SIGNED = 2
+#: Kinds of file that OpenCV 5.0.0 does not always decode as RGB when asked to: of an AVIF with
+#: alpha it gives BGR, of a TIFF of three 16-bit channels what was in memory before.
+_ONLY_BGR = ("AVIF", "TIFF")
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLES, _PLANES, _SAMPLE_FORMAT = 258, 262, 277, 284, 339
+_WHITE_IS_ZERO, _APART, _SIGNED = 0, 2, 2
 #: First bytes of what is taken for an image by mistake, and what to do.
 _NO_IMAGES = (
     (b"version https://", 0, "a pointer of Git LFS; `git lfs pull` fetches the image"),
@@ -109,6 +111,8 @@ class Header:
         deep: whether its values have more than 8 bits.
         signed: whether its values have a sign.
         white: the value of white, where it is below 255 (PPM).
+        white_is_zero: whether its values count from white down to black (TIFF).
+        planes: whether each colour lies in a plane of its own (TIFF).
     """
 
     kind: str
@@ -118,6 +122,8 @@ class Header:
     deep: bool = False
     signed: bool = False
     white: int | None = None
+    white_is_zero: bool = False
+    planes: bool = False
 
     def size(self, orientation: Orientation) -> tuple[int, int]:
         """(height, width) as ``stored`` or ``displayed``."""
@@ -222,7 +228,7 @@ def _pixels(data: bytes, header: Header, decoding: Decoding) -> NDArray[np.uint8
     if header.signed:
         _refuse_negative(_imdecode(content, header, cv2.IMREAD_ANYDEPTH))
     own_levels = header.deep and decoding.levels != "full"
-    image = _imdecode(content, header, cv2.IMREAD_ANYDEPTH if own_levels else 0)
+    image = _values(content, header) if own_levels else _imdecode(content, header)
     if header.white is not None:
         image = _stretched(image, 0, header.white)
     if image.shape != (header.height, header.width, 3):
@@ -244,15 +250,25 @@ def _refuse_negative(values: NDArray[Any]) -> None:
         )
 
 
-def _imdecode(content: bytes, header: Header, flags: int) -> NDArray[Any]:
-    """Pixels as OpenCV gives them."""
+def _values(content: bytes, header: Header) -> NDArray[Any]:
+    """RGB values as they are, whatever their bits; white is the highest."""
+    image = _imdecode(content, header, cv2.IMREAD_ANYDEPTH)
+    # OpenCV turns them itself where it makes 8 bits of them.
+    inverted = header.white_is_zero and image.dtype != np.uint8
+    return np.iinfo(image.dtype).max - image if inverted else image
+
+
+def _imdecode(content: bytes, header: Header, flags: int = 0) -> NDArray[Any]:
+    """RGB pixels as OpenCV gives them."""
+    bgr = header.kind in _ONLY_BGR
+    flags |= cv2.IMREAD_IGNORE_ORIENTATION | (cv2.IMREAD_COLOR if bgr else cv2.IMREAD_COLOR_RGB)
     try:
-        image = cv2.imdecode(np.frombuffer(content, np.uint8), _DECODE_FLAGS | flags)
+        image = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
     except cv2.error as error:
         raise BadImageError(f"{header.kind} cannot be decoded ({error.err})") from error
     if image is None:
         raise BadImageError(f"{header.kind} cannot be decoded; the file is truncated or damaged")
-    return image
+    return np.ascontiguousarray(image[..., ::-1]) if bgr else image
 
 
 def used_levels(values: NDArray[Any]) -> tuple[float, float]:
@@ -262,7 +278,9 @@ def used_levels(values: NDArray[Any]) -> tuple[float, float]:
 
 
 def deep_values(data: bytes, *, max_pixels: int | None = None) -> NDArray[Any] | None:
-    """(h, w, 3) values of an image of more than 8 bits, as they are; None where it has not more.
+    """(h, w, 3) values of an image of more than 8 bits; None of another, or where they lie apart.
+
+    Colours in planes of their own, as some TIFFs have them, are decoded as 8 bits alone.
 
     Args:
         data: of the file.
@@ -272,9 +290,9 @@ def deep_values(data: bytes, *, max_pixels: int | None = None) -> NDArray[Any] |
         BadImageError: it cannot be decoded.
     """
     header = require_sound(data, max_pixels=max_pixels)
-    if not header.deep:
+    if not header.deep or header.planes:
         return None
-    image = _imdecode(data, header, cv2.IMREAD_ANYDEPTH)
+    image = _values(data, header)
     if header.signed:
         _refuse_negative(image)
     return None if image.dtype == np.uint8 else image
@@ -299,16 +317,30 @@ def require_sound(
         BadImageError: as :func:`read_image`, but for what only decoding brings to light.
     """
     header = header_in(data)
-    allowed = decoding.max_pixels if max_pixels is None else max_pixels
-    if header.height * header.width > allowed:
-        raise TooManyPixelsError(
-            f"{header.width}x{header.height} pixels, allowed are {allowed}; cut it up before"
-        )
+    require_decodable(header, decoding, max_pixels=max_pixels)
     if size is not None and (problem := other_size(header, size, decoding.orientation)):
         raise BadImageError(problem)
     if inside := _inside_problem(data, header):
         raise BadImageError(inside)
     return header
+
+
+def require_decodable(header: Header, decoding: Decoding, *, max_pixels: int | None = None) -> None:
+    """Refuse an image that, by its header, is too large or has values that cannot be had.
+
+    Raises:
+        BadImageError: in which way.
+    """
+    allowed = decoding.max_pixels if max_pixels is None else max_pixels
+    if header.height * header.width > allowed:
+        raise TooManyPixelsError(
+            f"{header.width}x{header.height} pixels, allowed are {allowed}; cut it up before"
+        )
+    if header.deep and header.planes and decoding.levels != "full":
+        raise BadImageError(
+            "a TIFF of 16 bits whose colours lie in planes of their own (PlanarConfiguration 2), "
+            "of which data.levels can be full alone; save it with PlanarConfiguration 1 for others"
+        )
 
 
 def _inside_problem(data: bytes, header: Header) -> str | None:
@@ -410,8 +442,8 @@ def _opened(file: BinaryIO) -> Image.Image:
         raise
 
 
-def _values_of(image: Image.Image) -> tuple[bool, bool, int | None]:
-    """Whether the values of an opened file have more than 8 bits and a sign, and what is white.
+def _values_of(image: Image.Image) -> tuple[bool, bool, int | None, bool, bool]:
+    """What an opened file says of its values: the last five of :class:`Header`.
 
     Raises:
         BadImageError: they have more than 16 bits.
@@ -425,9 +457,12 @@ def _values_of(image: Image.Image) -> tuple[bool, bool, int | None]:
             raise BadImageError(
                 f"a TIFF of values of {bits} bits, allowed are 8 and 16; scale them and save it so"
             )
-        return bits > 8, _SIGNED in tags.get(_SAMPLE_FORMAT, ()), None
+        signed = _SIGNED in tags.get(_SAMPLE_FORMAT, ())
+        planes = tags.get(_PLANES) == _APART and tags.get(_SAMPLES, 1) > 1
+        return bits > 8, signed, None, tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO, planes
     # Where Pillow has no mode of 16 bits, what it is to unpack tells.
     first = args[0] if isinstance(args, tuple) and args else args
     deep = image.mode.startswith(("I", "F")) or "16" in str(first)
     white = args[1] if image.format == "PPM" and isinstance(args, tuple) and len(args) > 1 else 255
-    return deep, False, white if isinstance(white, int) and 0 < white < 255 else None
+    white = white if isinstance(white, int) and 0 < white < 255 else None
+    return deep, False, white, False, False

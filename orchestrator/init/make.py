@@ -139,7 +139,7 @@ def make(
     else:
         (read,) = source.read.values()
         data = read.dataset
-        train, val = split(
+        train, val, cut = split(
             data,
             share=wanted.share,
             seed=wanted.seed,
@@ -147,13 +147,20 @@ def make(
         )
         about = f"Split by orchestrator init with seed {wanted.seed}: classes shared out alike,"
         more = "images that look the same kept together."
+        if cut:
+            more = f"{cut} images that look the same cut into runs by file name."
         section = _written(source, {"train": train, "val": val}, wanted, "split", [about, more])
         told += [
             f"no split, so one was made (seed {wanted.seed}); images to learn from: {len(train)}, "
             f"to evaluate on: {len(val)}",
             f"  {section.root}/: train.json and val.json, COCO; nothing else was touched",
         ]
-    if not len(train.labels):
+        if cut:
+            told.append(
+                f"  {cut} images look the same and are too many to stay together: they were cut "
+                "into runs by file name, so scores are of pictures like those learnt from"
+            )
+    if train.crowd.all():
         raise DataError(f"{layout.root}: no boxes to learn from")
     name = "torchvision:mobilenet_v2" if kind == "cpu" else "torchvision:ssd300_vgg16"
     available = weights(name)

@@ -57,6 +57,12 @@ def _claims_proposals(tree: Mapping[str, Json]) -> bool:
     return found not in (None, "none")
 
 
+def _chooses_levels(tree: Mapping[str, Json]) -> bool:
+    """Whether images of more than 8 bits have other grey levels than all of theirs."""
+    data = tree.get("data")
+    return isinstance(data, dict) and data.get("levels", "full") != "full"
+
+
 #: Every change, oldest first. Version 1 is that of all runs recorded before there were versions.
 CHANGES: Final[Sequence[NumericsChange]] = (
     NumericsChange(
@@ -75,6 +81,11 @@ CHANGES: Final[Sequence[NumericsChange]] = (
         4,
         "boxes join the proposals of the MindSpore zoo's Faster R-CNN after they have claimed some",
         _claims_proposals,
+    ),
+    NumericsChange(
+        5,
+        "with data.levels, 16-bit TIFFs of colours, or counting from white, have their own pixels",
+        _chooses_levels,
     ),
 )
 

@@ -212,7 +212,7 @@ def cases() -> Iterator[Case]:
             partial(build_coco, put("/images/1/file_name", file)),
             Verdict.SECURITY,
             f"image 1: {file!r}",
-            "lead out of the image folder",
+            "of the image folder",
         )
     for name, file in {
         "of 300 letters": "a" * 300,

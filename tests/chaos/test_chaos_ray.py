@@ -11,6 +11,7 @@ import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -256,6 +257,7 @@ def test_a_data_task_that_is_stopped_is_noticed(
         print(f"data task: noticed after {time.monotonic() - struck:.0f} s")
         # The next attempt does without it.
         run.wait_for_step(run.step() + 1)
-        stopped.kill()
+        with suppress(psutil.NoSuchProcess):
+            stopped.kill()
     result = run.finish(0)
     assert result["weights_sha256"] == expected["weights_sha256"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import threading
 from collections.abc import Iterator
@@ -12,6 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from orchestrator.cli._shared.source import read_source
+from orchestrator.cli.main import main
 from orchestrator.config.schema import DataConfig
 from orchestrator.data import bucket_images
 from orchestrator.data.bucket_images import BucketImages
@@ -133,6 +136,32 @@ def test_shards_of_them_are_those_of_the_folder(folder: Path, address: str, tmp_
     assert files[0] == files[1]
 
 
+def test_an_experiment_with_images_in_a_bucket_is_sharded_and_converted(
+    folder: Path, address: str, tmp_path: Path
+) -> None:
+    section = config(folder, address).model_dump(mode="json", include={"root", "train", "val"})
+    tree = {
+        "name": "e",
+        "detector": {"name": "ssd"},
+        "data": section,
+        "train": {"epochs": 1, "batch_size": 1, "optimizer": {"name": "sgd", "lr": 0.1}},
+    }
+    experiment = tmp_path / "e.yaml"
+    experiment.write_text(json.dumps(tree))
+    arguments = argparse.Namespace(
+        source=experiment, overrides=[], kind=None, split=[], classes=None
+    )
+    here = read(folder, "images")
+    for name, result in read_source(arguments, from_files=True).items():
+        written = shard_here(result.dataset, str(tmp_path / "shards" / name))
+        assert (written.index.digest, written.unsound) == (here.digest, ())
+    assert main(["convert", "data", str(experiment), str(tmp_path / "out"), "--to", "coco"]) == 0
+    for name in here.files:
+        original = folder / "images" / name
+        (copy,) = (tmp_path / "out").rglob(name)
+        assert copy.read_bytes() == original.read_bytes()
+
+
 def test_images_that_are_not_there_are_named_with_what_may_be_meant(
     folder: Path, address: str, server: S3Server
 ) -> None:
@@ -164,7 +193,7 @@ def test_a_name_that_leads_out_is_refused(folder: Path, address: str, name: str)
     tree = json.loads((folder / "instances.json").read_text())
     tree["images"][7]["file_name"] = name
     (folder / "instances.json").write_text(json.dumps(tree))
-    with pytest.raises(SecurityError, match="lead out of"):
+    with pytest.raises(SecurityError, match="of the image folder s3://"):
         read(folder, address)
 
 

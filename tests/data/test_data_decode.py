@@ -80,12 +80,40 @@ def test_channels_are_red_green_blue() -> None:
     assert decode_image(buffer.getvalue())[0, 0].tolist() == [200, 100, 50]
 
 
-@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
-@pytest.mark.parametrize("alpha", [0, 60])
-def test_alpha_is_dropped_without_blending(kind: str, alpha: int) -> None:
+WITH_ALPHA = {
+    "PNG": {},
+    "TIFF": {},
+    "BMP": {},
+    "JPEG2000": {},
+    "WEBP": {"lossless": True, "exact": True},
+    "AVIF": {"quality": 100},
+}
+
+
+@pytest.mark.parametrize("kind", WITH_ALPHA)
+@pytest.mark.parametrize("alpha", [0, 60, 255])
+@pytest.mark.parametrize("colour", [(200, 100, 50), (20, 180, 240)])
+def test_alpha_is_dropped_without_blending(
+    kind: str, alpha: int, colour: tuple[int, int, int]
+) -> None:
+    if kind == "AVIF" and not features.check("avif"):
+        pytest.skip("Pillow was built without AVIF")
     buffer = io.BytesIO()
-    Image.new("RGBA", (8, 4), (200, 100, 50, alpha)).save(buffer, kind)
-    assert decode_image(buffer.getvalue())[0, 0].tolist() == [200, 100, 50]
+    Image.new("RGBA", (16, 8), (*colour, alpha)).save(buffer, kind, **WITH_ALPHA[kind])
+    # AVIF is YUV; with red and blue exchanged a value would be off by 150.
+    allowed = 3 if kind == "AVIF" else 0
+    assert np.abs(decode_image(buffer.getvalue())[4, 8].astype(int) - colour).max() <= allowed
+
+
+@pytest.mark.parametrize("kind", ["GIF", "PNG"])
+def test_the_transparent_colour_of_a_palette_is_a_colour(kind: str) -> None:
+    image = Image.new("P", (8, 4), 1)
+    image.putpalette([0, 0, 0, 200, 100, 50, 20, 180, 240])
+    image.paste(2, (0, 0, 4, 4))
+    buffer = io.BytesIO()
+    image.save(buffer, kind, transparency=0)
+    found = decode_image(buffer.getvalue())
+    assert found[0, [0, 7]].tolist() == [[20, 180, 240], [200, 100, 50]]
 
 
 def tiff(values: np.ndarray) -> bytes:

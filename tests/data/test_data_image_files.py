@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -15,7 +16,11 @@ from orchestrator.data.decode import (
     BadImageError,
     Decoding,
     decode_image,
+    deep_values,
     header_in,
+    read_header,
+    read_image,
+    require_decodable,
     require_sound,
 )
 from orchestrator.data.image_streams import MAX_SCANS
@@ -107,6 +112,82 @@ def test_levels_of_images_of_sixteen_bits(kind: str) -> None:
     assert np.array_equal(
         decode_image(eight, decoding=Decoding(levels=(0, 10))), decode_image(eight)
     )
+
+
+def tiff(values: np.ndarray, photometric: int, *, planes: bool = False, order: str = "<") -> bytes:
+    """(h, w, c) values of 16 bits as a TIFF without compression (TIFF 6.0, sections 2 and 8)."""
+    height, width, channels = values.shape
+    if planes:
+        values = values.transpose(2, 0, 1)
+    pixels = values.astype(f"{order}u2").tobytes()
+    strips = channels if planes else 1
+    tags = {
+        256: (4, [width]),
+        257: (4, [height]),
+        258: (3, [16] * channels),
+        259: (3, [1]),
+        262: (3, [photometric]),
+        273: (4, [8 + i * len(pixels) // strips for i in range(strips)]),
+        277: (3, [channels]),
+        278: (4, [height]),
+        279: (4, [len(pixels) // strips] * strips),
+        284: (3, [2 if planes else 1]),
+        **({338: (3, [2])} if channels == 4 else {}),
+    }
+    at = 8 + len(pixels)
+    entries, behind = b"", b""
+    for tag, (kind, numbers) in tags.items():
+        value = struct.pack(f"{order}{len(numbers)}{'H' if kind == 3 else 'I'}", *numbers)
+        if len(value) > 4:
+            where = at + 2 + 12 * len(tags) + 4 + len(behind)
+            behind += value
+            value = struct.pack(f"{order}I", where)
+        entries += struct.pack(f"{order}HHI", tag, kind, len(numbers)) + value.ljust(4, b"\0")
+    head = (b"II" if order == "<" else b"MM") + struct.pack(f"{order}HI", 42, at)
+    return b"".join([head, pixels, struct.pack(f"{order}H", len(tags)), entries, b"\0" * 4, behind])
+
+
+#: Values of 16 bits that 8 bits hold as well, and with a fourth channel.
+WIDE = PICTURE.astype(np.uint16) * 257
+WIDE_ALPHA = np.dstack([WIDE, WIDE[..., 1]])
+GREY = PICTURE[..., :1].repeat(3, axis=2)
+TIFFS = {
+    "grey": (tiff(WIDE[..., :1], 1), GREY),
+    "grey, the other byte order": (tiff(WIDE[..., :1], 1, order=">"), GREY),
+    "grey, said to be in planes": (tiff(WIDE[..., :1], 1, planes=True), GREY),
+    "white is zero": (tiff(65535 - WIDE[..., :1], 0), GREY),
+    "colours": (tiff(WIDE, 2), PICTURE),
+    "colours, the other byte order": (tiff(WIDE, 2, order=">"), PICTURE),
+    "colours, compressed": (cv2.imencode(".tiff", WIDE[..., ::-1])[1].tobytes(), PICTURE),
+    "alpha": (tiff(WIDE_ALPHA, 2), PICTURE),
+}
+
+
+@pytest.mark.parametrize("form", TIFFS)
+def test_all_levels_of_a_tiff_are_those_of_eight_bits(form: str) -> None:
+    data, picture = TIFFS[form]
+    # A picture in between, so that nothing stands in memory that would be right by chance.
+    for _ in range(3):
+        decode_image(thermal("tiff"), decoding=Decoding(levels="used"))
+        for levels in ("full", (0, 65535)):
+            found = decode_image(data, decoding=Decoding(levels=levels))
+            assert np.array_equal(found, picture), levels
+    values = deep_values(data)
+    assert values is not None
+    assert np.array_equal(values, picture.astype(np.uint16) * 257)
+
+
+@pytest.mark.parametrize("values", [WIDE, WIDE_ALPHA])
+def test_levels_of_colours_in_planes_are_refused(values: np.ndarray, tmp_path: Path) -> None:
+    data = tiff(values, 2, planes=True)
+    assert np.array_equal(decode_image(data), PICTURE)
+    assert deep_values(data) is None
+    (tmp_path / "a.tif").write_bytes(data)
+    for levels in ("used", (0, 65535)):
+        with pytest.raises(BadImageError, match=r"a\.tif: .*PlanarConfiguration 2.*full alone"):
+            read_image(tmp_path / "a.tif", decoding=Decoding(levels=levels))
+        with pytest.raises(BadImageError, match="full alone"):
+            require_decodable(read_header(tmp_path / "a.tif"), Decoding(levels=levels))
 
 
 JPEG = cv2.imencode(".jpg", PICTURE)[1].tobytes()

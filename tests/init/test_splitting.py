@@ -10,11 +10,13 @@ import cv2
 import numpy as np
 import pytest
 
+from orchestrator.data.dataset import Dataset
 from orchestrator.data.readers.coco import read_coco
 from orchestrator.errors import DataError
-from orchestrator.init.splitting import groups_of, split, stratified, take
+from orchestrator.init.make import Wanted, look, make
+from orchestrator.init.splitting import cut_into_runs, groups_of, split, stratified, take
 from tests.support import layout_folders
-from tests.support.data_cases import write_coco
+from tests.support.data_cases import textured, write_coco, write_image
 
 
 def table(*counts: tuple[int, ...]) -> np.ndarray:
@@ -47,6 +49,97 @@ def test_groups_stay_whole() -> None:
     assert len(stratified(groups, table((1, 20)), share=0.2, seed=4)) == 1
 
 
+@pytest.mark.parametrize(
+    ("sizes", "second"),
+    [
+        # Large ones first, and the small ones make up for them.
+        ([90, 4, 4, 2], 10),
+        ([2, 4, 4, 90], 10),
+        ([20, 80], 20),
+        ([30, 30, 30, 10], 10),
+        ([1] * 60, 12),
+        # All would go to the first part; the one of the fitting size is moved.
+        ([46, 54], 46),
+    ],
+)
+@pytest.mark.parametrize("seed", range(3))
+def test_groups_come_as_near_to_the_share_as_they_can(
+    sizes: list[int], second: int, seed: int
+) -> None:
+    ends = np.cumsum(sizes)
+    groups = [list(range(end - size, end)) for end, size in zip(ends, sizes, strict=True)]
+    chosen = stratified(groups, table((1, int(ends[-1]))), share=0.2, seed=seed)
+    assert sum(sizes[group] for group in chosen) == second
+
+
+def one_camera(folder: Path, counts: list[int]) -> Dataset:
+    """Images of as many fixed cameras, each with a moving object; the second is a copy."""
+    rng = np.random.default_rng(3)
+    images, annotations = [], []
+    for camera, count in enumerate(counts):
+        background = textured(96, 128, seed=camera).astype(int)
+        for frame in range(count):
+            number = len(images) + 1
+            name = f"cam{camera}_frame{frame}.png"
+            x, y = int(rng.integers(0, 120)), int(rng.integers(0, 88))
+            picture = np.clip(background + rng.normal(0, 2, background.shape), 0, 255)
+            picture[y : y + 6, x : x + 6] = (220, 40, 40)
+            write_image(folder / name, picture.astype(np.uint8))
+            if frame == 1:
+                shutil.copyfile(folder / f"cam{camera}_frame0.png", folder / name)
+            images.append({"id": number, "file_name": name, "width": 128, "height": 96})
+            box = {"bbox": [x, y, 6, 6], "area": 36, "iscrowd": 0}
+            annotations.append({"id": number, "image_id": number, "category_id": 1, **box})
+    tree = {
+        "images": images,
+        "annotations": annotations,
+        "categories": [{"id": 1, "name": "person"}],
+    }
+    (folder / "all.json").write_text(json.dumps(tree))
+    return read_coco(folder, folder / "all.json").dataset
+
+
+@pytest.mark.parametrize(
+    ("counts", "second", "cut"),
+    [
+        ([40], 8, 40),
+        ([45, 2, 2, 1], 10, 45),
+        # Whole cameras make up the share, so none is cut.
+        ([8, 8, 8, 8, 8], 8, 0),
+    ],
+)
+def test_pictures_of_one_camera_are_cut_into_runs(
+    counts: list[int], second: int, cut: int, tmp_path: Path
+) -> None:
+    data = one_camera(tmp_path, counts)
+    parts = split(data, share=0.2, seed=1)
+    assert (len(parts.val), parts.cut) == (second, cut)
+    assert sorted((*parts.train.files, *parts.val.files)) == sorted(data.files)
+    copies = {"cam0_frame0.png", "cam0_frame1.png"}
+    assert copies <= set(parts.train.files) or copies <= set(parts.val.files)
+
+
+def test_init_says_that_images_were_cut_into_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "set").mkdir()
+    one_camera(tmp_path / "set", [20])
+    source = look(Path("set/all.json"), Wanted())
+    _, told, _ = make(source, Wanted(), "cpu", weights=lambda _: False, command="init")
+    assert any("20 images look the same and are too many to stay together" in line for line in told)
+    assert "# 20 images that look the same cut into runs by file name." in source.output.read_text()
+
+
+def test_runs_follow_the_numbers_in_names_and_keep_copies(tmp_path: Path) -> None:
+    data = one_camera(tmp_path, [12])
+    order = list(range(12))
+    copies = [[0, 11], *([image] for image in range(1, 11))]
+    runs = cut_into_runs(data, [order[::-1]], copies, most=4)
+    assert runs == [[0, 11, 1, 2], [3, 4, 5, 6], [7, 8, 9, 10]]
+    assert cut_into_runs(data, [order], [order], most=4) == [order]
+
+
 def test_two_images_are_one_for_each_and_one_is_too_few() -> None:
     assert len(stratified([[0], [1]], table((1, 2)), share=0.2, seed=1)) == 1
     with pytest.raises(DataError, match="2 images with boxes, in 1 groups that look alike"):
@@ -66,10 +159,13 @@ def test_the_same_picture_is_never_on_both_sides(tmp_path: Path) -> None:
             tree["images"][same][side] = tree["images"][one][side]
     (tmp_path / "instances.json").write_text(json.dumps(tree))
     data = read_coco(images, tmp_path / "instances.json").dataset
-    groups = groups_of(data, lambda seen: None)
+    copies, groups = groups_of(data, lambda seen: None)
+    assert [group for group in copies if len(group) > 1] == [[0, 7]]
     assert [group for group in groups if len(group) > 1] == [[0, 7], [1, 9]]
     for seed in range(4):
-        parts = [set(part.files) for part in split(data, share=0.4, seed=seed)]
+        *both, cut = split(data, share=0.4, seed=seed)
+        assert cut == 0
+        parts = [set(part.files) for part in both]
         assert parts[0] | parts[1] == set(data.files)
         assert not parts[0] & parts[1]
         for pair in ({"000.jpg", "007.jpg"}, {"001.jpg", "009.jpg"}):

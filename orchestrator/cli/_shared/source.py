@@ -5,15 +5,13 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from orchestrator.errors import ConfigError
-from orchestrator.layouts.layout import FORMATS, Place
+from orchestrator.layouts.layout import FORMATS
 
 if TYPE_CHECKING:
-    from orchestrator.data.decode import Decoding
     from orchestrator.data.findings import ReadResult
-    from orchestrator.data.readers.paths import ReadRules
 
 
 def add_source(parser: argparse.ArgumentParser) -> None:
@@ -59,56 +57,26 @@ def is_experiment(path: Path) -> bool:
     return path.suffix in (".yaml", ".yml") and not is_data_yaml(path)
 
 
-class Found(NamedTuple):
-    """A data set, as :func:`~orchestrator.data.readers.convert.read_places` takes it.
+def read_source(
+    arguments: argparse.Namespace, *, from_files: bool = False
+) -> dict[str, ReadResult]:
+    """The splits by name, as the arguments name them.
 
-    Attributes:
-        kind: its format.
-        places: its splits, by name.
-        classes: file that names the classes; None where the annotations do.
-        rules: what the files are read by.
-        decoding: how image files become pixels.
-    """
+    Of an experiment they are read as a run reads them, but from its files where it names both files
+    and shards.
 
-    kind: str
-    places: dict[str, Place]
-    classes: Path | None
-    rules: ReadRules
-    decoding: Decoding
-
-
-def find_source(arguments: argparse.Namespace) -> Found:
-    """The data set that the arguments name.
-
-    Raises:
-        ConfigError: options that contradict each other, or one that is missing.
-        DataError: the splits are not where they usually are.
-    """
-    if is_experiment(arguments.source):
-        _refuse_options(arguments)
-        return _of_experiment(arguments.source, arguments.overrides)
-    return _of_folder(arguments)
-
-
-def read_source(arguments: argparse.Namespace) -> dict[str, ReadResult]:
-    """The splits by name, as :func:`find_source` finds them; those without files from shards.
+    Args:
+        arguments: of :func:`add_source` and :func:`add_overrides`.
+        from_files: refuse an experiment that names shards alone.
 
     Raises:
         ConfigError: options that contradict each other, or one that is missing.
         DataError: the splits are not where they usually are, or malformed.
     """
-    from orchestrator.data.readers.convert import read_places
-
     if is_experiment(arguments.source):
-        from orchestrator.config.resolve import load_experiment
-        from orchestrator.data.readers.split import read_split
-
         _refuse_options(arguments)
-        data = load_experiment(arguments.source, arguments.overrides).experiment.data
-        splits = {"train": data.train, "val": data.val}
-        if any(split.files is None for split in splits.values()):
-            return {name: read_split(data, split) for name, split in splits.items()}
-    return read_places(*find_source(arguments))
+        return _of_experiment(arguments.source, arguments.overrides, from_files=from_files)
+    return _of_folder(arguments)
 
 
 def _refuse_options(arguments: argparse.Namespace) -> None:
@@ -116,38 +84,31 @@ def _refuse_options(arguments: argparse.Namespace) -> None:
         raise ConfigError("an experiment file says --from, --split and --classes itself")
 
 
-def _of_experiment(path: Path, overrides: Sequence[str]) -> Found:
+def _of_experiment(
+    path: Path, overrides: Sequence[str], *, from_files: bool
+) -> dict[str, ReadResult]:
     from orchestrator.config.resolve import load_experiment
 
     data = load_experiment(path, overrides).experiment.data
 
-    from orchestrator.data.decode import Decoding
-    from orchestrator.data.readers.classes import class_file
-    from orchestrator.data.readers.split import rules_of
+    from orchestrator.data.readers.split import read_split
 
-    root = Path(data.root).resolve()
-    places = {}
+    results = {}
     for name, split in (("train", data.train), ("val", data.val)):
-        if split.files is None:
+        if split.files is not None:
+            split = split.model_copy(update={"shards": None})
+        elif from_files:
             raise ConfigError(
                 f"{path} data.{name}: names shards alone, and shards are written from files. Next: "
                 "give the folder of the data set, or an experiment that names images and "
                 f"annotations; `orchestrator convert data {path} OUT --to coco` makes files of them"
             )
-        images, annotations = split.files
-        places[name] = Place(root / images, root / annotations)
-    return Found(
-        kind=data.format,
-        places=places,
-        classes=class_file(data.format, root, data.classes),
-        rules=rules_of(data),
-        decoding=Decoding(data.orientation, data.levels),
-    )
+        results[name] = read_split(data, split)
+    return results
 
 
-def _of_folder(arguments: argparse.Namespace) -> Found:
-    from orchestrator.data.decode import STORED
-    from orchestrator.data.readers.paths import USUAL
+def _of_folder(arguments: argparse.Namespace) -> dict[str, ReadResult]:
+    from orchestrator.data.readers.convert import read_places
     from orchestrator.layouts.recognise import find_layout
 
     if arguments.overrides:
@@ -159,4 +120,4 @@ def _of_folder(arguments: argparse.Namespace) -> Found:
     if layout.kind == "coco" and arguments.classes:
         raise ConfigError("--classes: COCO annotations name the classes themselves")
     classes = arguments.classes or layout.classes
-    return Found(layout.kind, dict(layout.splits), classes, USUAL, STORED)
+    return read_places(layout.kind, layout.splits, classes)

@@ -8,6 +8,7 @@ from enum import IntEnum
 from typing import Any
 
 from orchestrator.data.findings import Finding
+from orchestrator.data.readers.plausibility import BOXES_IN_CORNER
 from orchestrator.errors import DataError, OrchestratorError, printable
 
 
@@ -38,6 +39,7 @@ _OF_READER = {
     "counts_from_zero": Verdict.NOTE,
     "root_category": Verdict.NOTE,
     "passed_over": Verdict.NOTE,
+    BOXES_IN_CORNER: Verdict.WARNING,
 }
 
 

@@ -121,7 +121,8 @@ def examine(
         if priors is not None:
             _priors(report, config, train, priors)
     val = result.splits.get("val")
-    if val is not None and not len(val.labels):
+    # Crowds are neither right nor wrong.
+    if val is not None and val.crowd.all():
         report.add(Verdict.REFUSE, "val", Finding("no_boxes", 1, "nothing to score against"))
     seen: dict[str, list[ImageFacts]] = {}
     for name, data in result.splits.items():

@@ -19,7 +19,9 @@ from orchestrator.data.decode import (
     BadImageError,
     Header,
     deep_values,
+    naming_image,
     other_size,
+    require_decodable,
     require_sound,
     used_levels,
 )
@@ -98,12 +100,10 @@ def _declared(data: Dataset, index: int) -> tuple[int, int]:
 def _header(data: Dataset, index: int) -> ImageFacts:
     try:
         header = image_header(data, index)
+        with naming_image(image_name(data, index)):
+            require_decodable(header, data.decoding)
     except BadImageError as error:
         return _bad(data, index, str(error))
-    allowed = data.decoding.max_pixels
-    if header.height * header.width > allowed:
-        pixels = f"{header.width}x{header.height} pixels, allowed are {allowed}"
-        return _bad(data, index, f"{image_name(data, index)}: {pixels}; cut it up before")
     return _sized(data, index, header)
 
 

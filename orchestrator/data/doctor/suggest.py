@@ -70,18 +70,25 @@ def suggest_priors(
     priors: Priors,
     choices: Callable[[Sequence[Sequence[float]]], Mapping[str, Sequence[Any]]],
     view: View,
-) -> Suggestion:
+) -> Suggestion | None:
     """Search for priors that find more of the boxes, one key of the detector after the other.
 
     A proposal may not have more priors than the detector has now: more would always fit better,
     and cost time in every step.
 
     Args:
-        splits: ``train``, which is searched on, and others that show whether it holds there.
+        splits: ``train``, which is searched on, and others that show whether it holds there; of
+            these, one without a box that could be compared is left out.
         priors: of the detector with changes.
         choices: values worth trying for each dotted key, given lists of ratios (height / width).
         view: where the pixels of an image come to lie in the input.
+
+    Returns:
+        None where ``train`` has no box that could be compared.
     """
+    splits = {name: data for name, data in splits.items() if not data.crowd.all()}
+    if "train" not in splits:
+        return None
     train = splits["train"]
     boxes = boxes_in_view(train, view)[0]
     sides = boxes[:, 2:] - boxes[:, :2]

@@ -39,6 +39,7 @@ from orchestrator.data.readers.numbers import shown
 from orchestrator.data.readers.paths import (
     USUAL,
     ReadRules,
+    relative_names,
     require_file,
     require_folder,
     split_key,
@@ -75,7 +76,7 @@ def read_coco(
         tree = _parse(path, problems)
         root_row = unused_root(tree)
         label_map = _categories(tree, root_row, problems)
-        images = _images(tree, problems)
+        images = _images(tree, problems, root if rules.need_images else None)
         boxes, findings = _annotations(tree, images, label_map, problems)
         problems.raise_any()
     if root_row is not None:
@@ -244,7 +245,8 @@ def _categories(tree: dict[str, Any], root_row: int | None, problems: Problems) 
     )
 
 
-def _images(tree: dict[str, Any], problems: Problems) -> ImageColumns:
+def _images(tree: dict[str, Any], problems: Problems, root: Path | None = None) -> ImageColumns:
+    """The images; absolute names below ``root``, where there is one, become relative to it."""
     table = Table.of(tree, "images", problems)
     ids, good = table.ints("id")
     if isinstance(tree.get("images"), list) and not tree["images"]:
@@ -252,6 +254,8 @@ def _images(tree: dict[str, Any], problems: Problems) -> ImageColumns:
     if good.all():
         table.report_duplicates("id", ids)
     files = table.strings("file_name")
+    if root is not None:
+        files = relative_names(root, files)
     _report_twins(table, files)
     return ImageColumns(
         files=tuple(files),

@@ -19,7 +19,6 @@ from pathlib import Path
 import numpy as np
 
 from orchestrator.data.dataset import Dataset
-from orchestrator.data.decode import STORED, Decoding
 from orchestrator.data.findings import Finding, ReadResult
 from orchestrator.data.images import image_bytes, image_exists
 from orchestrator.data.label_map import LabelMap
@@ -68,7 +67,6 @@ def read_places(
     places: Mapping[str, Place],
     classes: Path | None,
     rules: ReadRules = USUAL,
-    decoding: Decoding = STORED,
 ) -> dict[str, ReadResult]:
     """Read the splits of a data set.
 
@@ -77,18 +75,13 @@ def read_places(
         places: its splits, by name.
         classes: file that names the classes; None where the annotations do.
         rules: what the files are read by.
-        decoding: how image files become pixels.
 
     Raises:
         DataError: it is malformed.
     """
     annotations = [place.annotations for place in places.values()]
     label_map = classes_of(kind, classes, annotations)
-    read = {name: read_place(kind, place, label_map, rules) for name, place in places.items()}
-    return {
-        name: replace(one, dataset=replace(one.dataset, decoding=decoding))
-        for name, one in read.items()
-    }
+    return {name: read_place(kind, place, label_map, rules) for name, place in places.items()}
 
 
 def convert(

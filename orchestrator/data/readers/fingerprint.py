@@ -21,6 +21,7 @@ from orchestrator.data.readers.build import missing_files
 from orchestrator.data.readers.paths import (
     USUAL,
     ReadRules,
+    relative_names,
     require_folder,
     split_key,
     stays_below,
@@ -92,7 +93,7 @@ def fingerprint(source: Source) -> str | None:
             _feed(sha, _content(path))
         for name in inputs.names:
             _feed(sha, name.encode(errors="surrogateescape"))
-        sized = list(inputs.sized)
+        sized = relative_names(root, list(inputs.sized))
         if sized:
             # Before any of them is opened, they must be known to lie below the folder.
             missing_files(root, sized, source.annotations, source.rules)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from orchestrator.data.findings import MAX_PROBLEMS
 from orchestrator.data.orientation import Orientation
+from orchestrator.data.readers.lookalikes import Lookalikes
 from orchestrator.errors import DataError, SecurityError, nearest
 from orchestrator.layouts.files import exists, is_file, is_folder
 from orchestrator.layouts.layout import Task
@@ -33,6 +34,8 @@ class ReadRules:
     task: Task = "detect"
 
 
+#: Last parts of names that no file has.
+_NO_FILES = ("", ".", "..")
 #: Of who says nothing else.
 USUAL = ReadRules()
 
@@ -102,16 +105,17 @@ def check_files(root: Path, names: Sequence[str], *, follow_links: bool = False)
         Positions in ``names`` of files that do not exist.
 
     Raises:
-        SecurityError: a name is absolute or leads out of ``root``; all such names are listed.
+        SecurityError: a name is absolute or leads out of ``root``; the first hundred are listed.
     """
+    absolute: list[int] = []
     escapes: dict[int, str] = {}
     missing: list[int] = []
     by_folder: dict[str, list[int]] = defaultdict(list)
     for position, name in enumerate(names):
         folder, _, base = name.rpartition("/")
         if name.startswith("/"):
-            escapes[position] = "is absolute"
-        elif "\0" in name or base in ("", ".", ".."):
+            absolute.append(position)
+        elif "\0" in name or base in _NO_FILES:
             escapes[position] = "is no file name"
         elif follow_links and os.path.normpath(name).startswith("../"):
             escapes[position] = f"leads to {os.path.normpath(root / name)}"
@@ -136,26 +140,48 @@ def check_files(root: Path, names: Sequence[str], *, follow_links: bool = False)
                     missing.append(position)
                 elif not (follow_links or target.is_relative_to(root)):
                     escapes[position] = f"is a link to {target}"
-    if escapes:
-        raise SecurityError(_escape_message(root, names, escapes))
+    _refuse(root, names, escapes, absolute, Lookalikes.below(root) if absolute else None)
     return sorted(missing)
+
+
+def relative_names(root: Path, names: Sequence[str]) -> list[str]:
+    """``names`` with the absolute ones that lie below ``root`` made relative to it.
+
+    The folder of a name may be spelt with symbolic links; whether the file itself is one that leads
+    out is for :func:`check_files` to say.
+
+    Args:
+        root: absolute real path of the image folder.
+        names: of files, relative to ``root`` or absolute.
+    """
+    real: dict[str, Path | None] = {}
+    relative = list(names)
+    for position, name in enumerate(names):
+        folder, _, base = name.rpartition("/")
+        if not name.startswith("/") or base in _NO_FILES:
+            continue
+        if folder not in real:
+            plain = Path(os.path.normpath(folder or "/"))
+            real[folder] = plain if plain.is_relative_to(root) else _resolve(plain)
+        found = real[folder]
+        if found is not None and found.is_relative_to(root):
+            relative[position] = (found.relative_to(root) / base).as_posix()
+    return relative
 
 
 def check_names(where: str, names: Sequence[str]) -> None:
     """Refuse names that lead out of a place of which nothing else is known.
 
     Raises:
-        SecurityError: one is absolute or leads out; all such names are listed.
+        SecurityError: one is absolute or leads out; the first hundred are listed.
     """
+    absolute = [position for position, name in enumerate(names) if name.startswith("/")]
     escapes = {
         position: f"leads to {path}"
         for position, name in enumerate(names)
-        if (path := posixpath.normpath(f"./{name}" if name[:1] != "/" else name))[:1] == "/"
-        or path == ".."
-        or path.startswith("../")
+        if (path := posixpath.normpath(f"./{name}")) == ".." or path.startswith("../")
     }
-    if escapes:
-        raise SecurityError(_escape_message(where, names, escapes))
+    _refuse(where, names, escapes, absolute)
 
 
 def _resolve(path: Path) -> Path | None:
@@ -179,17 +205,53 @@ def _entries(folder: Path) -> dict[str, bool]:
         return {}
 
 
-def _escape_message(root: Path | str, names: Sequence[str], escapes: dict[int, str]) -> str:
-    listed = sorted(escapes.items())[:MAX_PROBLEMS]
-    lines = [f"{len(escapes)} file name(s) lead out of the image folder {root}"]
-    lines += [f"  image {position}: {names[position]!r} {why}" for position, why in listed]
-    if len(escapes) > len(listed):
-        lines.append(f"  ... and {len(escapes) - len(listed)} more")
-    lines.append(
-        "images must lie under the folder; copy them there, choose a higher folder, or allow links "
-        "that you trust with data.follow_links=true"
-    )
-    return "\n".join(lines)
+def _refuse(
+    where: Path | str,
+    names: Sequence[str],
+    escapes: dict[int, str],
+    absolute: Sequence[int],
+    there: Lookalikes | None = None,
+) -> None:
+    """Refuse names that lead out of ``where`` and absolute ones, of which ``there`` may have some.
+
+    Raises:
+        SecurityError: there are any.
+    """
+    lines: list[str] = []
+    if absolute:
+        lines.append(
+            f"{len(absolute)} file name(s) are absolute and not of the image folder {where}"
+        )
+        lines += _listed(
+            names,
+            {
+                position: f"is absolute; {found}" if found else "is absolute"
+                for position in absolute
+                for found in [there.of(names[position]) if there is not None else None]
+            },
+        )
+        lines.append(
+            "names of images are relative to their folder: correct them in the annotations, or "
+            "name the folder that these begin with as the images of this split"
+        )
+    if escapes:
+        lines.append(f"{len(escapes)} file name(s) lead out of the image folder {where}")
+        lines += _listed(names, escapes)
+        lines.append(
+            "images must lie under the folder; copy them there, choose a higher folder, or allow "
+            "links that you trust with data.follow_links=true"
+        )
+    if lines:
+        raise SecurityError("\n".join(lines))
+
+
+def _listed(names: Sequence[str], problems: dict[int, str]) -> list[str]:
+    """A line for each of the first problems."""
+    listed = sorted(problems.items())[:MAX_PROBLEMS]
+    lines = [f"  image {position}: {names[position]!r} {why}" for position, why in listed]
+    if len(problems) > len(listed):
+        lines.append(f"  ... and {len(problems) - len(listed)} more")
+    return lines
 
 
 def stays_below(folder: Path, path: Path, *, follow_links: bool = False) -> bool:

@@ -9,13 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.data.findings import Finding
+from orchestrator.data.findings import MAX_EXAMPLES, Finding
 from orchestrator.errors import DataError
 
+#: Kind of the finding for boxes that may be per cent of the image, or a logo in its corner.
+BOXES_IN_CORNER = "boxes_in_corner"
 #: Fewer boxes may look like anything.
 _ENOUGH = 10
 #: Boxes within the first pixel of their images; a large set has one or two by mistake.
@@ -107,7 +110,16 @@ def examine_boxes(
         DataError: they are no boxes ``x, y, width, height`` in pixels.
     """
     refuse_other_units(xywh, sizes, source=source, place=place)
-    return _doubled(xywh, image, labels, crowd, place)
+    examined = _doubled(xywh, image, labels, crowd, place)
+    first = _in_first_pixels(xywh, sizes)
+    if first is not None:
+        action = (
+            f"lie within the first {first.named} pixels of larger images and close together there, "
+            f"as a logo or a clock does; if they are {first.unit} of the image, write pixels"
+        )
+        places = tuple(place(row) for row in range(min(len(xywh), MAX_EXAMPLES)))
+        examined.findings.append(Finding(BOXES_IN_CORNER, len(xywh), action, places))
+    return examined
 
 
 def refuse_other_fractions(
@@ -179,22 +191,18 @@ def _meant_otherwise(
         )
     if count < _ENOUGH:
         return None
-    spread = min(right.max(), bottom.max())
-    for whole, named, unit in ((100, "hundred", "per cent"), (1000, "thousand", "per mille")):
-        inside = low.min() >= -1 and max(right.max(), bottom.max()) <= whole * 1.0001
-        if not inside or sizes.min() < _LARGE_SIDE * whole / 100:
-            continue
-        # Whole numbers tell less: of them there have to be more, over all of that range.
-        fractions = broken.mean() > 0.5 and max(right.max(), bottom.max()) > whole / 2
-        if fractions or (count >= _MANY and spread > 0.9 * whole):
-            return (
-                np.arange(count),
-                f"lie within the first {named} pixels of larger images, as {unit} of the image do",
-                f"divide by {whole} and multiply x and width by the width of the image, y and "
-                "height by its height; boxes are in pixels",
-            )
+    first = _in_first_pixels(xywh, sizes)
+    if first is not None and _all_over(xywh, first.whole):
+        return (
+            np.arange(count),
+            f"lie within the first {first.named} pixels of larger images, as {first.unit} of the "
+            "image do",
+            f"divide by {first.whole} and multiply x and width by the width of the image, y and "
+            "height by its height; boxes are in pixels",
+        )
     width, height = sizes.T
-    over = (right > width + _EDGE) | (bottom > height + _EDGE)
+    across, along = right > width + _EDGE, bottom > height + _EDGE
+    over = across | along
     corners = (w > x) & (h > y) & (w <= width + _EDGE) & (h <= height + _EDGE) & (low >= -_EDGE)
     if corners.all() and over.mean() >= _OVER_EDGE:
         return (
@@ -204,7 +212,8 @@ def _meant_otherwise(
         )
     centres = (x >= w / 2 - _EDGE) & (y >= h / 2 - _EDGE) & (w > 0) & (h > 0)
     centres &= (x + w / 2 <= width + _EDGE) & (y + h / 2 <= height + _EDGE)
-    if centres.all() and over.mean() >= _LOST_SHARE:
+    # Objects that leave the image, annotated whole, may do so on one side alone.
+    if centres.all() and over.mean() >= _LOST_SHARE and across.any() and along.any():
         return (
             np.flatnonzero(over),
             "reach over the edge of their images, and all would fit with x and y as their centres",
@@ -222,6 +231,44 @@ def _meant_otherwise(
     if outside and away.mean() >= _LOST_SHARE:
         return np.flatnonzero(away), "lie outside of their images", _likely(xywh, sizes)
     return None
+
+
+class _Part(NamedTuple):
+    """Pixels that boxes in a unit other than pixels lie in: how many, in words, and the unit."""
+
+    whole: int
+    named: str
+    unit: str
+
+
+_PARTS = (_Part(100, "hundred", "per cent"), _Part(1000, "thousand", "per mille"))
+
+
+def _in_first_pixels(xywh: NDArray[np.float64], sizes: NDArray[np.int32]) -> _Part | None:
+    """What boxes may be parts of that all lie in the first pixels of large images."""
+    if len(xywh) < _ENOUGH:
+        return None
+    ends = (xywh[:, :2] + xywh[:, 2:]).max(axis=0)
+    for part in _PARTS:
+        inside = xywh[:, :2].min() >= -1 and ends.max() <= part.whole * 1.0001
+        if not inside or sizes.min() < _LARGE_SIDE * part.whole / 100:
+            continue
+        # Whole numbers tell less: of them there have to be more, over all of that range.
+        broken = (xywh != np.rint(xywh)).any(axis=1).mean() > 0.5 and ends.max() > part.whole / 2
+        if broken or (len(xywh) >= _MANY and ends.min() > 0.9 * part.whole):
+            return part
+    return None
+
+
+def _all_over(xywh: NDArray[np.float64], whole: int) -> bool:
+    """Whether boxes are spread over the first ``whole`` pixels as objects are over images.
+
+    A logo and a clock in the corner of every picture are not.
+    """
+    centres = xywh[:, :2] + xywh[:, 2:] / 2
+    low, high = np.percentile(centres, (5, 95), axis=0)
+    thirds = np.unique(np.floor(centres * 3 / whole), axis=0)
+    return bool(len(thirds) >= 3 and (high - low).max() > whole / 2)
 
 
 def _likely(xywh: NDArray[np.float64], sizes: NDArray[np.int32]) -> str:
@@ -275,6 +322,6 @@ def _doubled(
         if dropped
         else "kept, as COCO's own scorer keeps them: the same box stands in its image already"
     )
-    places = [place(int(row)) for row in np.flatnonzero(again)[:5]]
+    places = [place(int(row)) for row in np.flatnonzero(again)[:MAX_EXAMPLES]]
     found = Finding("equal_box", count, action, tuple(places))
     return Examined(again if dropped else np.zeros_like(again), [found])

@@ -78,7 +78,11 @@ def read_split(config: DataConfig, split: SplitConfig, *, keep: bool = False) ->
                 for one in (config.train, config.val)
                 if one.annotations is not None
             ),
-            rules=replace(rules_of(config), need_images=not is_remote(images)),
+            rules=ReadRules(
+                orientation=config.orientation,
+                follow_links=config.follow_links,
+                need_images=not is_remote(images),
+            ),
         )
         if source.kind in FORMATS:
             annotated = read_digested(source, parse, cache=config.cache, keep=keep)
@@ -240,11 +244,6 @@ def require_places(config: DataConfig) -> None:
             + "\ncorrect these keys, or point data.root at the folder that holds the data set: "
             "data.root=FOLDER"
         )
-
-
-def rules_of(config: DataConfig) -> ReadRules:
-    """What the annotations of an experiment are read by."""
-    return ReadRules(orientation=config.orientation, follow_links=config.follow_links)
 
 
 def _decoded_so(result: ReadResult, config: DataConfig) -> ReadResult:

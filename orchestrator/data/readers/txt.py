@@ -16,6 +16,7 @@ from orchestrator.data.readers.numbers import EXACT, integer, number, shown
 from orchestrator.data.readers.paths import (
     USUAL,
     ReadRules,
+    relative_names,
     require_file,
     require_folder,
     split_key,
@@ -69,6 +70,7 @@ def read_txt(
                 problems.add(places[position], f"field {column}: {error}")
             else:
                 boxes.add(position, *box, line)
+    files = relative_names(root, files)
     report_duplicates(files, places, problems)
     problems.raise_any()
     # Before any of them is opened, they must be known to lie below the folder.

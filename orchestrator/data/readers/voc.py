@@ -27,6 +27,7 @@ from orchestrator.data.readers.numbers import EXACT, integer, number, shown
 from orchestrator.data.readers.paths import (
     USUAL,
     ReadRules,
+    relative_names,
     require_folder,
     split_key,
     stays_below,
@@ -69,13 +70,14 @@ def read_voc(
     reader = _Reader(classes, problems, rules)
     for stem, place in stems:
         reader.read(folder, stem, place)
-    report_duplicates(reader.files, reader.places, problems)
+    files = relative_names(root, reader.files)
+    report_duplicates(files, reader.places, problems)
     problems.raise_any()
     boxes = reader.boxes
     result = build_dataset(
         root,
         classes,
-        images_of(reader.files, reader.sizes),
+        images_of(files, reader.sizes),
         boxes.columns(),
         source=source,
         place=lambda row: f"{reader.names[boxes.image(row)]}:{boxes.lines[row]}",

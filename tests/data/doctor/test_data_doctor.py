@@ -238,6 +238,17 @@ def test_different_classes_and_nothing_to_score_are_refused(folder: Path) -> Non
     assert kinds["no_boxes"] == ("refuse", "val", 1)
 
 
+def test_crowds_alone_cannot_be_scored(folder: Path) -> None:
+    def edit(tree: Any) -> None:
+        for annotation in tree["annotations"]:
+            annotation["iscrowd"] = 1
+
+    change(folder, "val", edit)
+    result = examine(config_of(folder))
+    assert found(result)["no_boxes"] == ("refuse", "val", 1)
+    assert result.report.exit_code == 65
+
+
 def one_image(boxes: list[list[float]], folder: Path) -> Dataset:
     write_coco(folder, 1, boxes=1)
     change(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -11,7 +12,9 @@ import pytest
 import yaml
 
 from orchestrator.cli.main import main
-from orchestrator.data.doctor.suggest import Suggestion, ratio_clusters
+from orchestrator.data.doctor.suggest import Suggestion, ratio_clusters, suggest_priors
+from orchestrator.data.readers.coco import read_coco
+from tests.support.data_cases import write_coco
 
 
 def test_clusters_of_ratios_by_hand() -> None:
@@ -29,6 +32,25 @@ def test_lines_are_yaml() -> None:
     assert yaml.safe_load(text) == {
         "detector": {"anchors": {"base": 2.0, "ratios": [0.5, 1.25]}, "priors": "voc"}
     }
+
+
+@pytest.mark.parametrize(
+    ("crowds", "measured"), [((), ["train", "val"]), (("val",), ["train"]), (("train",), None)]
+)
+def test_splits_of_crowds_alone_are_left_out(
+    crowds: tuple[str, ...], measured: list[str] | None, tmp_path: Path
+) -> None:
+    write_coco(tmp_path, 4)
+    data = read_coco(tmp_path / "images", tmp_path / "instances.json").dataset
+    splits = {
+        name: replace(data, crowd=np.full_like(data.crowd, name in crowds))
+        for name in ("train", "val")
+    }
+    prior = np.array([[0, 0, 20, 20]], np.float32)
+    found = suggest_priors(
+        splits, lambda _: prior, lambda _: {"ratios": [1]}, lambda *_: (1.0, 1.0, 0.0, 0.0)
+    )
+    assert (None if found is None else list(found.before)) == measured
 
 
 EXPERIMENT = """

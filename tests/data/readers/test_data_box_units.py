@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from orchestrator.data.label_map import LabelMap
+from orchestrator.data.readers.plausibility import BOXES_IN_CORNER
 from orchestrator.data.readers.txt import read_txt
 from orchestrator.data.readers.voc import read_voc
 from orchestrator.errors import DataError
@@ -83,6 +84,44 @@ def test_per_mille_of_large_images(read: Read) -> None:
         read(entries, images=LARGE)
     # A few objects in a corner are objects in a corner.
     assert len(read(entries[:6], images=LARGE).dataset) == 3
+
+
+#: What broadcasters and cameras put into a corner, in pixels of images of 1920x1080.
+OVERLAYS = {
+    "a logo": [[24.05, 19.95, 60.5, 40.25]],
+    "a logo in whole pixels": [[3.0, 2.0, 92.0, 93.0]],
+    "a logo and a clock": [[5.5, 4.5, 40.25, 12.0], [50.5, 30.0, 45.25, 60.0]],
+    "a line of two parts": [[2.5, 3.5, 30.0, 12.5], [64.5, 3.5, 32.0, 12.5]],
+}
+
+
+@pytest.mark.parametrize("what", OVERLAYS)
+def test_objects_in_the_corner_of_every_picture_are_pixels(read: Read, what: str) -> None:
+    images = [{"id": i, "file_name": f"{i}.jpg", "width": 1920, "height": 1080} for i in range(30)]
+    boxes = np.tile(OVERLAYS[what], (len(images), 1))
+    if (boxes % 1).any():
+        boxes[:, :2] += np.random.default_rng(4).normal(0, 0.4, (len(boxes), 2)).round(2)
+    entries = [
+        {"bbox": box.tolist(), "image_id": row * len(images) // len(boxes)}
+        for row, box in enumerate(boxes)
+    ]
+    result = read(entries, images=images)
+    assert len(result.dataset.labels) == len(entries)
+    (said,) = (one for one in result.findings if one.kind == BOXES_IN_CORNER)
+    assert said.count == len(entries)
+    assert "per cent" in said.action
+
+
+@pytest.mark.parametrize("side", [0, 1])
+def test_objects_that_leave_the_image_on_one_side_are_pixels(read: Read, side: int) -> None:
+    boxes = []
+    for box in MANY:
+        moved = [60 + box[0] / 4, 60 + box[1] / 4, *box[2:]]
+        # Beyond the edge by less than half of the box.
+        moved[side] = (320, 240)[side] - 0.7 * moved[2 + side] - moved[1 - side] / 100
+        boxes.append(moved)
+    result = read([{"bbox": box} for box in boxes])
+    assert "over_edge_box" in {finding.kind for finding in result.findings}
 
 
 def test_areas_tell_corners_that_would_fit_as_sizes(read: Read) -> None:

@@ -13,7 +13,7 @@ from pycocotools.coco import COCO
 from orchestrator.data.findings import ReadResult
 from orchestrator.data.readers.coco import read_coco
 from orchestrator.errors import DataError, SecurityError
-from tests.support.data_cases import TREE
+from tests.support.data_cases import TREE, textured, write_image
 
 Read = Callable[[Any], ReadResult]
 
@@ -261,6 +261,48 @@ def test_only_the_first_hundred_problems_are_listed(read_tree: Read) -> None:
     assert lines[-2] == "  ... and 30 more"
 
 
+@pytest.mark.parametrize("spelt", ["folder", "link to it", "with dots"])
+def test_absolute_names_below_the_folder_are_names_of_its_files(tmp_path: Path, spelt: str) -> None:
+    images = tmp_path / "images"
+    write_image(images / "sub" / "a.jpg", textured(30, 40, 1))
+    (tmp_path / "link").symlink_to(images)
+    folder = {
+        "folder": images,
+        "link to it": tmp_path / "link",
+        "with dots": tmp_path / "images" / "sub" / "..",
+    }[spelt]
+    (tmp_path / "a.json").write_text(json.dumps(escape(f"{folder}/sub/a.jpg")))
+    read = read_coco(images, tmp_path / "a.json")
+    assert (list(read.dataset.files), read.findings) == (["sub/a.jpg"], ())
+
+
+def test_a_file_named_relative_and_absolute_is_listed_twice(tmp_path: Path) -> None:
+    write_image(tmp_path / "images" / "a.jpg", textured(30, 40, 1))
+    tree = escape(f"{tmp_path}/images/a.jpg")
+    tree["images"].append({**tree["images"][0], "id": 6, "file_name": "a.jpg"})
+    (tmp_path / "a.json").write_text(json.dumps(tree))
+    with pytest.raises(DataError, match="/images/1/file_name"):
+        read_coco(tmp_path / "images", tmp_path / "a.json")
+
+
+def test_absolute_names_of_another_machine_are_compared_with_the_folder(tmp_path: Path) -> None:
+    write_image(tmp_path / "images" / "a.jpg", textured(30, 40, 1))
+    (tmp_path / "a.json").write_text(json.dumps(escape("/data/upload/1/a.jpg")))
+    with pytest.raises(SecurityError) as caught:
+        read_coco(tmp_path / "images", tmp_path / "a.json")
+    assert "'/data/upload/1/a.jpg' is absolute; a.jpg is there" in str(caught.value)
+    assert "follow_links" not in str(caught.value)
+    assert "correct them in the annotations" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["sub/", "sub/..", ".", ""])
+def test_an_absolute_name_of_a_folder_is_no_image(tmp_path: Path, name: str) -> None:
+    (tmp_path / "images" / "sub").mkdir(parents=True)
+    (tmp_path / "a.json").write_text(json.dumps(escape(f"{tmp_path}/images/{name}")))
+    with pytest.raises((SecurityError, DataError)):
+        read_coco(tmp_path / "images", tmp_path / "a.json")
+
+
 def test_broken_categories_do_not_blame_every_annotation(read_tree: Read) -> None:
     with pytest.raises(DataError) as caught:
         read_tree(changed("categories", id=None))
@@ -292,7 +334,7 @@ def test_file_name_that_leaves_the_folder_is_refused(tmp_path: Path, name: str, 
     (images / "link.jpg").symlink_to(tmp_path / "outside.jpg")
     (images / "away").symlink_to(tmp_path / "other")
     (tmp_path / "a.json").write_text(json.dumps(escape(name)))
-    with pytest.raises(SecurityError, match="lead out of the image folder") as caught:
+    with pytest.raises(SecurityError, match="of the image folder") as caught:
         read_coco(images, tmp_path / "a.json")
     assert text in str(caught.value)
     assert caught.value.exit_code == 77

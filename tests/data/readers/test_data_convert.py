@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import argparse
 import itertools
 import json
 import shutil
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from orchestrator.cli._shared.source import read_source
 from orchestrator.cli.main import main
 from orchestrator.data.dataset import Dataset
 from orchestrator.data.label_map import LabelMap
@@ -291,6 +293,39 @@ def test_command_converts_there_and_back(
     assert read_folder(back, "coco", "val").content_digest == digest
 
 
+#: Settings of ``data`` that say how files are read, and their part of a read data set.
+HOW_READ = {
+    "max_pixels": 200_000_000,
+    "levels": (0, 4095),
+    "orientation": "displayed",
+}
+
+
+@pytest.mark.parametrize("key", HOW_READ)
+@pytest.mark.parametrize("sharded_as_well", [False, True])
+def test_an_experiment_is_read_as_a_run_reads_it_but_from_its_files(
+    key: str, sharded_as_well: bool, source: Place, tmp_path: Path
+) -> None:
+    value = HOW_READ[key]
+    files = {"images": "images", "annotations": "instances.json"}
+    split = {**files, "shards": "not there yet"} if sharded_as_well else files
+    tree = {
+        "name": "e",
+        "detector": {"name": "ssd"},
+        "data": {"root": str(source.images.parent), "train": split, "val": split, key: value},
+        "train": {"epochs": 1, "batch_size": 1, "optimizer": {"name": "sgd", "lr": 0.1}},
+    }
+    (tmp_path / "e.yaml").write_text(json.dumps(tree))
+    arguments = argparse.Namespace(
+        source=tmp_path / "e.yaml", overrides=[], kind=None, split=[], classes=None
+    )
+    results = read_source(arguments, from_files=True)
+    assert list(results) == ["train", "val"]
+    for result in results.values():
+        assert getattr(result.dataset.decoding, key) == value
+        assert result.dataset.in_folder
+
+
 SHARDED = """
 name: e
 detector: {name: ssd}
@@ -346,6 +381,13 @@ def test_shards_that_cannot_become_files(
     assert main([*command, "coco"]) == 65
     assert "000.jpg in" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_shards_are_not_written_from_shards(
+    sharded: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["shard", str(tmp_path / "e.yaml"), str(tmp_path / "out")]) == 64
+    assert "data.train: names shards alone" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -14,13 +14,12 @@ from PIL import Image
 
 from orchestrator.config.resolve import load_experiment
 from orchestrator.config.schema import DataConfig, SplitConfig
-from orchestrator.data.decode import Decoding
 from orchestrator.data.doctor.image_notes import alike_classes
 from orchestrator.data.findings import ReadResult
 from orchestrator.data.label_map import LabelMap
 from orchestrator.data.readers.classes import read_classes
 from orchestrator.data.readers.coco import read_coco
-from orchestrator.data.readers.convert import convert, read_places
+from orchestrator.data.readers.convert import convert
 from orchestrator.data.readers.lookalikes import Lookalikes
 from orchestrator.data.readers.paths import ReadRules
 from orchestrator.data.readers.split import read_split, read_splits
@@ -31,7 +30,6 @@ from orchestrator.data.shards.writer import put_shard
 from orchestrator.errors import ConfigError, DataError, SecurityError
 from orchestrator.evaluation.coco import evaluate
 from orchestrator.evaluation.results import Results
-from orchestrator.layouts.layout import Place
 from orchestrator.storage.folders import open_folder
 from tests.support.data_cases import textured, write_image
 from tests.support.odd_annotations import BOXES, Read, tree_of, write_xml
@@ -354,9 +352,14 @@ def test_a_set_annotated_as_displayed_is_converted_and_sharded_as_such(tmp_path:
     Image.fromarray(textured(20, 40, 0)).save(tmp_path / "set" / "images" / "a.jpg", exif=exif)
     (tmp_path / "set" / "labels" / "a.txt").write_text("0 0.5 0.25 0.5 0.25\n")
     (tmp_path / "set" / "classes.txt").write_text("cell\n")
-    places = {"train": Place(tmp_path / "set" / "images", tmp_path / "set" / "labels")}
-    displayed = ReadRules(orientation="displayed"), Decoding("displayed")
-    read = read_places("yolo", places, tmp_path / "set" / "classes.txt", *displayed)
+    section = {
+        "root": str(tmp_path / "set"),
+        "format": "yolo",
+        "orientation": "displayed",
+        **{key: {"images": "images", "annotations": "labels"} for key in ("train", "val")},
+    }
+    config = DataConfig.model_validate_json(json.dumps(section))
+    read = {"train": read_split(config, config.train)}
     # 20 by 40 pixels as displayed.
     assert read["train"].dataset.boxes_xywh.tolist() == [[5, 5, 10, 10]]
     converted = convert(read, "coco", tmp_path / "coco")["train"]

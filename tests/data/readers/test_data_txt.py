@@ -183,6 +183,11 @@ def test_path_that_leads_out_is_refused(folder: Path, name: str, text: str) -> N
         read(folder, f"a.jpg\n{name} 1,2,3,4,0\n")
 
 
+def test_an_absolute_path_below_the_folder_is_that_of_its_file(folder: Path) -> None:
+    result = read(folder, f"{folder}/images/a.jpg 1,2,3,4,0\n")
+    assert list(result.dataset.files) == ["a.jpg"]
+
+
 @given(st.lists(st.text(st.characters(exclude_characters="\n\r\0", exclude_categories=["Cs"]))))
 def test_quoted_fields_are_read_back(fields: list[str]) -> None:
     assert list(fields_of(" ".join(map(quoted, fields)))) == fields

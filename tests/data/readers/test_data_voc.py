@@ -304,6 +304,13 @@ def test_names_that_lead_out_are_refused(tmp_path: Path) -> None:
         read(write_voc(folder, XML.replace("a.jpg", "/etc/passwd")))
 
 
+def test_an_absolute_name_below_the_folder_is_that_of_its_file(tmp_path: Path) -> None:
+    folder = write_voc(tmp_path, XML)
+    images = folder / "JPEGImages"
+    (folder / "Annotations" / "a.xml").write_text(XML.replace("a.jpg", f"{images}/a.jpg"))
+    assert list(read(folder).dataset.files) == ["a.jpg"]
+
+
 def test_missing_parts_name_the_next_step(tmp_path: Path) -> None:
     folder = write_voc(tmp_path, XML)
     sets = folder / "ImageSets" / "Main"
