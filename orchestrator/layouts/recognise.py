@@ -12,7 +12,7 @@ from pathlib import Path, PurePath
 
 from orchestrator.errors import DataError, did_you_mean
 from orchestrator.layouts.data_yaml import is_data_yaml, read_data_yaml
-from orchestrator.layouts.files import first_image, first_lines, has, is_file, is_folder
+from orchestrator.layouts.files import first_image, first_lines, has, is_file, is_folder, visible
 from orchestrator.layouts.layout import ALL, SPLITS, Kind, Layout, Place
 from orchestrator.layouts.other_forms import found_instead, no_folder, refuse_own_forms
 
@@ -68,7 +68,7 @@ def _recognise(root: Path, kind: str | None) -> Layout | None:
 
 
 def _unknown(root: Path, kind: str | None) -> str:
-    below = sorted(path for path in root.iterdir() if is_folder(path)) if is_folder(root) else []
+    below = [path for path in visible(root, "*") if is_folder(path)]
     for folder in below[:50]:
         if layout := _recognise(folder, kind):
             next_step = f"did you mean {folder}, which is {layout.title}?"
@@ -99,7 +99,7 @@ _LOOKED_FOR: tuple[tuple[Kind, str], ...] = (
 
 def _yaml(root: Path) -> Layout | None:
     usual = [root / name for name in ("data.yaml", "dataset.yaml") if is_file(root / name)]
-    others = [path for path in sorted(root.iterdir()) if path.suffix in _YAMLS and is_file(path)]
+    others = [path for path in visible(root, "*") if path.suffix in _YAMLS and is_file(path)]
     found = [path for path in usual or others if is_data_yaml(path)]
     return _of_yaml(found[0]) if len(found) == 1 else None
 
@@ -147,7 +147,7 @@ def _darknet(root: Path) -> Layout | None:
 def _yolo(root: Path) -> Layout | None:
     splits = _yolo_splits(root)
     title = "YOLO"
-    if not splits and is_folder(root / "labels") and has(root / "labels", "**/*.txt"):
+    if not splits and is_folder(root / "labels") and has(root / "labels", ".txt", below=True):
         images = [root / name for name in _IMAGE_FOLDERS if is_folder(root / name)]
         if images:
             splits = {ALL: Place(images[0], root / "labels")}
@@ -198,7 +198,7 @@ def _txt(root: Path) -> Layout | None:
 
 
 def _roboflow_coco(root: Path) -> Layout | None:
-    found = sorted(root.glob(f"*/{ROBOFLOW_COCO}"))
+    found = visible(root, f"*/{ROBOFLOW_COCO}")
     splits = {path.parent.name: Place(path.parent, path) for path in found}
     if not splits and is_file(root / ROBOFLOW_COCO):
         splits = {ALL: Place(root, root / ROBOFLOW_COCO)}
@@ -206,7 +206,7 @@ def _roboflow_coco(root: Path) -> Layout | None:
 
 
 def _fiftyone(root: Path) -> Layout | None:
-    folders = [path.parent for path in sorted(root.glob("*/labels.json"))]
+    folders = [path.parent for path in visible(root, "*/labels.json")]
     splits = {
         folder.name: Place(folder / "data", folder / "labels.json")
         for folder in folders
@@ -220,7 +220,9 @@ def _fiftyone(root: Path) -> Layout | None:
 def _coco(root: Path) -> Layout | None:
     """Files of instances, in ``annotations`` or beside the images."""
     folder = root / "annotations"
-    files = {path.stem.removeprefix("instances_"): path for path in folder.glob("instances_*.json")}
+    files = {
+        path.stem.removeprefix("instances_"): path for path in visible(folder, "instances_*.json")
+    }
     if not files:
         files = {path.stem: path for at in (folder, root) for path in _instances(at)}
         usual = {split: path for split, path in files.items() if split in SPLITS}
@@ -259,7 +261,7 @@ def _usual_first(split: str) -> tuple[int, str]:
 
 def _instances(folder: Path) -> list[Path]:
     """COCO files of a folder; nothing else names ``file_name`` entries."""
-    return [path for path in sorted(folder.glob("*.json")) if first_image(path) is not None]
+    return [path for path in visible(folder, "*.json") if first_image(path) is not None]
 
 
 def _images_of(root: Path, annotations: Path, split: str) -> Path | None:
@@ -282,14 +284,14 @@ def _voc(root: Path) -> Layout | None:
     classes = root / CLASSES_FILE if is_file(root / CLASSES_FILE) else None
     splits: dict[str, Place] = {}
     for name in ("Annotations", "annotations", "labels"):
-        if not splits and has(root / name, "**/*.xml"):
+        if not splits and has(root / name, ".xml", below=True):
             splits = _voc_splits(root, root / name)
     title = "Pascal VOC"
     if not splits:
-        own = [root / split for split in SPLITS if has(root / split, "*.xml")]
+        own = [root / split for split in SPLITS if has(root / split, ".xml")]
         splits = {folder.name: Place(folder, folder) for folder in own}
         title = "Pascal VOC, XML beside the images"
-    if not splits and has(root, "*.xml"):
+    if not splits and has(root, ".xml"):
         splits = {ALL: Place(root, root)}
     return Layout(title, "voc", root, splits, classes) if splits else None
 
@@ -300,7 +302,7 @@ def _voc_splits(root: Path, annotations: Path) -> dict[str, Place]:
     # Those of two columns are about one class.
     sets = {
         path.stem: path
-        for path in sorted((root / "ImageSets" / "Main").glob("*.txt"))
+        for path in visible(root / "ImageSets" / "Main", "*.txt")
         if len(next(iter(first_lines(path)), "").split()) == 1
     }
     usual = [split for split in SPLITS if split in sets]

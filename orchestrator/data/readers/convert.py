@@ -83,7 +83,7 @@ def read_places(
         DataError: it is malformed.
     """
     annotations = [place.annotations for place in places.values()]
-    label_map = classes_of(kind, classes, annotations)
+    label_map = classes_of(kind, classes, annotations, rules)
     read = {name: read_place(kind, place, label_map, rules) for name, place in places.items()}
     return {
         name: replace(one, dataset=replace(one.dataset, decoding=decoding))

@@ -12,7 +12,7 @@ from pathlib import Path
 from orchestrator.data.findings import MAX_PROBLEMS
 from orchestrator.data.orientation import Orientation
 from orchestrator.errors import DataError, SecurityError, nearest
-from orchestrator.layouts.files import exists, is_file, is_folder
+from orchestrator.layouts.files import exists, files_below, is_file, is_folder
 from orchestrator.layouts.layout import Task
 
 
@@ -139,6 +139,16 @@ def check_files(root: Path, names: Sequence[str], *, follow_links: bool = False)
     if escapes:
         raise SecurityError(_escape_message(root, names, escapes))
     return sorted(missing)
+
+
+def files_in_order(root: Path, rules: ReadRules) -> list[str]:
+    """The files of a folder and of all below it, relative to it, in the order of their names.
+
+    Raises:
+        SecurityError: a linked folder leads out of ``root``, and links are not followed.
+    """
+    found = files_below(root, follow_links=rules.follow_links)
+    return sorted(found, key=lambda name: name.split("/"))
 
 
 def check_names(where: str, names: Sequence[str]) -> None:

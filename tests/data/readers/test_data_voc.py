@@ -7,7 +7,8 @@ import pytest
 
 from orchestrator.data.findings import ReadResult
 from orchestrator.data.label_map import LabelMap
-from orchestrator.data.readers.voc import read_voc
+from orchestrator.data.readers.paths import ReadRules
+from orchestrator.data.readers.voc import read_voc, voc_classes
 from orchestrator.errors import DataError, SecurityError
 from tests.support.data_cases import textured, write_image
 
@@ -302,6 +303,29 @@ def test_names_that_lead_out_are_refused(tmp_path: Path) -> None:
         read(write_voc(folder, XML.replace("a.jpg", "../../outside.jpg")))
     with pytest.raises(SecurityError, match="'/etc/passwd' is absolute"):
         read(write_voc(folder, XML.replace("a.jpg", "/etc/passwd")))
+
+
+def test_linked_folder_of_annotations_is_read_or_refused(tmp_path: Path) -> None:
+    folder = write_voc(tmp_path / "set", XML)
+    places = folder / "JPEGImages", folder / "Annotations"
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / "b.xml").write_text(XML.replace("a.jpg", "b.jpg").replace("dog", "cat"))
+    write_image(folder / "JPEGImages" / "b.jpg", textured(30, 40, 1))
+    for hidden in ("._a.xml", ".ipynb_checkpoints/a.xml", "__MACOSX/a.xml"):
+        (places[1] / hidden).parent.mkdir(exist_ok=True)
+        (places[1] / hidden).touch()
+    assert read_voc(*places, CLASSES).dataset.files == ("a.jpg",)
+    (places[1] / "day2").symlink_to(tmp_path / "store")
+    refused = r"Annotations/day2: is a link to .*store, out of"
+    with pytest.raises(SecurityError, match=refused):
+        read_voc(*places, CLASSES)
+    with pytest.raises(SecurityError, match=refused):
+        voc_classes([places[1]])
+    allowed = ReadRules(follow_links=True)
+    assert voc_classes([places[1]], allowed).names == ("cat", "dog")
+    result = read_voc(*places, CLASSES, allowed)
+    assert result.dataset.files == ("a.jpg", "b.jpg")
+    assert result.findings == ()
 
 
 def test_missing_parts_name_the_next_step(tmp_path: Path) -> None:
