@@ -22,6 +22,7 @@ IMAGE_SUFFIXES = (
 )
 
 _HEAD_BYTES = 1 << 20
+_MARK = re.compile(r"(.*\S)\s+(?:-1|0|1)")
 _FILE_NAME = re.compile(rb'"file_name"\s*:\s*("(?:[^"\\]|\\.)*")')
 
 
@@ -131,6 +132,23 @@ def first_lines(path: Path, count: int = 50) -> list[str]:
         return []
     lines = [line.strip() for line in text.splitlines()[:count]]
     return [line for line in lines if line]
+
+
+def marks_one_class(line: str, annotations: Path) -> bool:
+    """Whether a line of a VOC image set says of an image, in -1, 0 or 1, whether it has a class.
+
+    ``frame 1`` may as well be the name of an image. Which of the two it is, the XML files tell.
+
+    Args:
+        line: without blanks around it.
+        annotations: folder of the XML files.
+    """
+    mark = _MARK.fullmatch(line)
+    return (
+        mark is not None
+        and not is_file(annotations / f"{line}.xml")
+        and is_file(annotations / f"{mark[1]}.xml")
+    )
 
 
 def first_image(annotations: Path) -> str | None:

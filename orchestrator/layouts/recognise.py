@@ -12,7 +12,15 @@ from pathlib import Path, PurePath
 
 from orchestrator.errors import DataError, did_you_mean
 from orchestrator.layouts.data_yaml import is_data_yaml, read_data_yaml
-from orchestrator.layouts.files import first_image, first_lines, has, is_file, is_folder, visible
+from orchestrator.layouts.files import (
+    first_image,
+    first_lines,
+    has,
+    is_file,
+    is_folder,
+    marks_one_class,
+    visible,
+)
 from orchestrator.layouts.layout import ALL, SPLITS, Kind, Layout, Place
 from orchestrator.layouts.other_forms import found_instead, no_folder, refuse_own_forms
 
@@ -299,11 +307,11 @@ def _voc(root: Path) -> Layout | None:
 def _voc_splits(root: Path, annotations: Path) -> dict[str, Place]:
     folders = [root / name for name in ("JPEGImages", *_IMAGE_FOLDERS) if is_folder(root / name)]
     images = next(iter(folders), root)
-    # Those of two columns are about one class.
     sets = {
         path.stem: path
         for path in visible(root / "ImageSets" / "Main", "*.txt")
-        if len(next(iter(first_lines(path)), "").split()) == 1
+        if (lines := first_lines(path))
+        and not any(marks_one_class(line, annotations) for line in lines)
     }
     usual = [split for split in SPLITS if split in sets]
     if "train" in usual and "trainval" in usual:

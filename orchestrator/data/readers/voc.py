@@ -35,7 +35,7 @@ from orchestrator.data.readers.paths import (
 from orchestrator.data.readers.text_files import BoxList, images_of, read_lines, report_duplicates
 from orchestrator.data.readers.xml_tree import MAX_BYTES, Element, XmlError, parse_xml
 from orchestrator.errors import DataError, SecurityError, nearest
-from orchestrator.layouts.files import is_file, is_folder
+from orchestrator.layouts.files import is_file, is_folder, marks_one_class
 
 #: Folder of the XML files, beside ``ImageSets``.
 ANNOTATIONS = "Annotations"
@@ -110,7 +110,7 @@ def voc_files(
     seen: dict[str, int] = {}
     for line, text in read_lines(source):
         place = f"{source.name}:{line}"
-        if len(text.split()) == 2 and text.split()[1] in ("-1", "0", "1"):
+        if marks_one_class(text, folder):
             problems.add(place, "marks images of one class; take the set of all, such as train.txt")
             continue
         first = seen.setdefault(text, line)

@@ -10,6 +10,7 @@ from orchestrator.data.label_map import LabelMap
 from orchestrator.data.readers.paths import ReadRules
 from orchestrator.data.readers.voc import read_voc, voc_classes
 from orchestrator.errors import DataError, SecurityError
+from orchestrator.layouts.recognise import find_layout
 from tests.support.data_cases import textured, write_image
 
 CLASSES = LabelMap(("cat", "dog"), (0, 1))
@@ -244,7 +245,7 @@ def test_malformed_file_is_refused_with_its_line(case: str, tmp_path: Path) -> N
 IMAGE_SETS = {
     "empty": ("", r"train\.txt:1: is empty, expected one image name a line"),
     "blank": (" \n\n", r"train\.txt:1: is empty"),
-    "of one class": ("a  1\nb -1\n", r"train\.txt:2: marks images of one class; take the set"),
+    "of one class": ("a  1\na -1\n", r"train\.txt:2: marks images of one class; take the set"),
     "no such file": ("a\nb\n", r"train\.txt:2: Annotations/b\.xml cannot be read \(No such file"),
     "a folder": ("a\nfolder\n", r"train\.txt:2: Annotations/folder\.xml cannot be read"),
     "named twice": ("a\nb\na\n", r"train\.txt:3: 'a' is already named in line 1"),
@@ -261,6 +262,15 @@ def test_malformed_image_set_is_refused_with_its_line(case: str, tmp_path: Path)
     (folder / "Annotations" / "folder.xml").mkdir()
     with pytest.raises(DataError, match=text):
         read(folder)
+
+
+@pytest.mark.parametrize("stem", ["a 1", "a -1", "a b  0", "a b"])
+def test_blanks_belong_to_the_name_of_an_image(stem: str, tmp_path: Path) -> None:
+    folder = write_voc(tmp_path, XML, stems=f"a\n{stem}\n")
+    (folder / "Annotations" / f"{stem}.xml").write_text(XML.replace("a.jpg", f"{stem}.jpg"))
+    write_image(folder / "JPEGImages" / f"{stem}.jpg", textured(30, 40, 1))
+    assert read(folder).dataset.files == ("a.jpg", f"{stem}.jpg")
+    assert list(find_layout(folder).splits) == ["train"]
 
 
 def test_all_problems_are_listed_at_once(tmp_path: Path) -> None:
