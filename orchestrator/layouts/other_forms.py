@@ -89,7 +89,8 @@ def found_instead(root: Path) -> str | None:
         if packed and not pictures:
             return f"found {packed[0].relative_to(root)}. Next: unpack it, and name its folder"
         return None
-    classes = {path.parent.name for path in pictures} - {root.name, "images", *SPLITS}
+    classes = {path.parent.name.lower() for path in pictures}
+    classes -= {root.name.lower(), "images", *SPLITS}
     more = " in folders, as for classification," if len(classes) > 1 else ""
     return (
         f"found images{more} and no boxes. Next: draw boxes with a labelling tool, such as CVAT or "

@@ -19,9 +19,10 @@ from orchestrator.layouts.files import (
     is_file,
     is_folder,
     marks_one_class,
+    names_in,
     visible,
 )
-from orchestrator.layouts.layout import ALL, SPLITS, Kind, Layout, Place
+from orchestrator.layouts.layout import ALL, SPLITS, Kind, Layout, Place, usual_names
 from orchestrator.layouts.other_forms import found_instead, no_folder, refuse_own_forms
 
 #: Usual file of classes, one name a line.
@@ -118,8 +119,9 @@ def _of_yaml(path: Path) -> Layout | None:
     root = described.root
     if not splits and (there := _yolo_splits(path.absolute().parent)):
         root, splits = path.absolute().parent, there
-    title = "Roboflow's YOLO" if any("train/images" in str(p) for p in _images(splits)) else "YOLO"
-    title += f" with {path.name}"
+        notes += _folders_of_no_split(root, splits)
+    own = any("train/images" in str(folder).lower() for folder in _images(splits))
+    title = ("Roboflow's YOLO" if own else "YOLO") + f" with {path.name}"
     return Layout(title, "yolo", root, splits, path.absolute(), notes) if splits else None
 
 
@@ -132,9 +134,9 @@ def _darknet(root: Path) -> Layout | None:
     if not is_file(root / "obj.data"):
         return None
     lines = (line.partition("=") for line in first_lines(root / "obj.data"))
-    entries = {key.strip(): value.strip() for key, _, value in lines}
+    entries = {key.strip().lower(): value.strip() for key, _, value in lines}
     splits = {}
-    for split in ("train", "valid", "test"):
+    for split in SPLITS:
         # CVAT writes data/train.txt for the train.txt beside the file, as Darknet's folder has it.
         name = entries.get(split, "").removeprefix("data/")
         folder = root / f"obj_{PurePath(name).stem}_data"
@@ -160,26 +162,48 @@ def _yolo(root: Path) -> Layout | None:
         if images:
             splits = {ALL: Place(images[0], root / "labels")}
             title = "Label Studio's YOLO" if is_file(root / "notes.json") else title
-    return Layout(title, "yolo", root, splits, classes_beside(root)) if splits else None
+    if not splits:
+        return None
+    notes = _folders_of_no_split(root, splits)
+    return Layout(title, "yolo", root, splits, classes_beside(root), notes)
 
 
 def _yolo_splits(root: Path) -> dict[str, Place]:
+    images = root / "images"
+    lists, own = _by_split(root, ".txt"), _by_split(root)
+    pictures, labels = _by_split(images), _by_split(root / "labels")
     splits = {}
     for split in SPLITS:
-        images, labels, listed = root / "images", root / "labels" / split, root / f"{split}.txt"
-        own = root / split
-        if is_file(listed) and not _has_boxes(listed) and is_folder(images):
-            splits[split] = Place(_own(images, split), listed)
-        elif is_folder(images / split) and is_folder(labels):
-            splits[split] = Place(images / split, labels)
-        elif is_folder(own / "images") and is_folder(own / "labels"):
-            splits[split] = Place(own / "images", own / "labels")
+        if split in lists and not _has_boxes(lists[split]) and is_folder(images):
+            splits[split] = Place(pictures.get(split, images), lists[split])
+        elif split in pictures and split in labels:
+            splits[split] = Place(pictures[split], labels[split])
+        elif split in own and is_folder(own[split] / "images") and is_folder(own[split] / "labels"):
+            splits[split] = Place(own[split] / "images", own[split] / "labels")
     return splits
 
 
-def _own(images: Path, split: str) -> Path:
-    """The split's own folder of images, if there is one."""
-    return images / split if is_folder(images / split) else images
+def _by_split(folder: Path, suffix: str = "") -> dict[str, Path]:
+    """The folders that a folder has for splits or, with a suffix, the files."""
+    names = (name.removesuffix(suffix) for name in names_in(folder) if name.endswith(suffix))
+    paths = {split: folder / f"{name}{suffix}" for split, name in usual_names(names).items()}
+    is_one = is_file if suffix else is_folder
+    return {split: path for split, path in paths.items() if is_one(path)}
+
+
+def _folders_of_no_split(root: Path, splits: dict[str, Place]) -> tuple[str, ...]:
+    """A note on folders that images and labels both have, as splits do, by names of none."""
+    if not all(is_folder(place.annotations) for place in splits.values()):
+        return ()  # Lists say which images there are.
+    both = set(names_in(root / "images")) & set(names_in(root / "labels"))
+    taken = {place.images for place in splits.values()}
+    folders = [root / "images" / name for name in sorted(both)]
+    left = [path.name for path in folders if is_folder(path) and path not in taken]
+    if not left:
+        return ()
+    shown = ", ".join(left[:5]) + (", ..." if len(left) > 5 else "")
+    what = "read as one" if ALL in splits else "not read"
+    return (f"images and labels both have {shown}: {what}, being no usual names of splits",)
 
 
 def classes_beside(root: Path) -> Path:
@@ -194,11 +218,13 @@ def _has_boxes(listed: Path) -> bool:
 
 
 def _txt(root: Path) -> Layout | None:
-    splits = {
-        split: Place(_own(root / "images", split), root / f"{split}.txt")
-        for split in SPLITS
-        if is_file(root / f"{split}.txt") and is_folder(root / "images")
-    }
+    images = root / "images"
+    pictures, lists = _by_split(images), _by_split(root, ".txt")
+    splits = {}
+    if is_folder(images):
+        splits = {
+            split: Place(pictures.get(split, images), listed) for split, listed in lists.items()
+        }
     return Layout("TXT", "txt", root, splits, root / CLASSES_FILE) if splits else None
 
 
@@ -233,14 +259,14 @@ def _coco(root: Path) -> Layout | None:
     }
     if not files:
         files = {path.stem: path for at in (folder, root) for path in _instances(at)}
-        usual = {split: path for split, path in files.items() if split in SPLITS}
-        files = usual if "train" in usual else files
+        usual = usual_names(files)
+        files = {name: files[name] for name in usual.values()} if "train" in usual else files
     splits = {}
     for split, path in sorted(files.items(), key=lambda item: _usual_first(item[0])):
         images = _images_of(root, path, split)
         if images is not None:
             splits[split] = Place(images, path)
-    if len(splits) == 1 and not next(iter(splits)).startswith(("train", "val", "test")):
+    if len(splits) == 1 and not next(iter(splits)).lower().startswith(("train", "val", "test")):
         splits = {ALL: next(iter(splits.values()))}
     names = {place.annotations.name for place in splits.values()}
     title = {"result.json": "Label Studio's COCO", "instances_default.json": "CVAT's COCO"}
@@ -264,7 +290,8 @@ def _of_json(path: Path) -> Layout:
 
 
 def _usual_first(split: str) -> tuple[int, str]:
-    return (SPLITS.index(split) if split in SPLITS else len(SPLITS), split)
+    usual = split.lower()
+    return (SPLITS.index(usual) if usual in SPLITS else len(SPLITS), split)
 
 
 def _instances(folder: Path) -> list[Path]:
@@ -296,8 +323,8 @@ def _voc(root: Path) -> Layout | None:
             splits = _voc_splits(root, root / name)
     title = "Pascal VOC"
     if not splits:
-        own = [root / split for split in SPLITS if has(root / split, ".xml")]
-        splits = {folder.name: Place(folder, folder) for folder in own}
+        own = _by_split(root)
+        splits = {split: Place(path, path) for split, path in own.items() if has(path, ".xml")}
         title = "Pascal VOC, XML beside the images"
     if not splits and has(root, ".xml"):
         splits = {ALL: Place(root, root)}
@@ -313,10 +340,14 @@ def _voc_splits(root: Path, annotations: Path) -> dict[str, Place]:
         if (lines := first_lines(path))
         and not any(marks_one_class(line, annotations) for line in lines)
     }
-    usual = [split for split in SPLITS if split in sets]
-    if "train" in usual and "trainval" in usual:
-        usual.remove("trainval")
-    splits = {split: Place(_own(images, split), sets[split]) for split in usual or sets}
+    usual = {split: sets[name] for split, name in usual_names(sets).items()}
+    if "train" in usual:
+        usual.pop("trainval", None)
+    pictures = _by_split(images)
+    splits = {}
+    for split, path in (usual or sets).items():
+        own = pictures.get(split, images / split)
+        splits[split] = Place(own if is_folder(own) else images, path)
     return splits or {ALL: Place(images, annotations)}
 
 

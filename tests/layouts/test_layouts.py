@@ -95,6 +95,85 @@ def test_folder_without_splits_is_read_whole(
         load_experiment(experiment(tmp_path, f"{{root: {root}}}"))
 
 
+def capitalised(text: str) -> str:
+    return re.sub(r"(?<![a-z])(train|valid|val)(?![a-z0-9])", lambda m: m[1].capitalize(), text)
+
+
+@pytest.mark.parametrize("title", SPLIT)
+def test_capitals_in_names_of_splits_do_not_matter(title: str, tmp_path: Path) -> None:
+    SPLIT[title](tmp_path)
+    # What lies deepest first, so that no path changes before it is used.
+    for path in sorted(tmp_path.rglob("*"), reverse=True):
+        if path.suffix in (".txt", ".yaml", ".data"):
+            path.write_text(capitalised(path.read_text()))
+        path.rename(path.with_name(capitalised(path.name)))
+    layout = find_layout(tmp_path)
+    assert layout.title == title
+    pair = layout.pair()
+    assert pair is not None
+    read = read_places(layout.kind, layout.splits, layout.classes)
+    assert [content(read[name].dataset) for name in pair] == [TRAIN, VAL]
+
+
+@pytest.mark.parametrize("build", [*SPLIT.values(), *UNSPLIT.values()])
+def test_hidden_files_are_in_no_layout(build: Callable[[Path], None], tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    build(root)
+    before = find_layout(root)
+    for path in [path for path in sorted(root.rglob("*")) if path.is_file()]:
+        below = path.relative_to(root)
+        for copy in (
+            path.with_name(f"._{path.name}"),
+            path.parent / ".ipynb_checkpoints" / f"{path.stem}-checkpoint{path.suffix}",
+            root / "__MACOSX" / below,
+            root / ".old" / below,
+        ):
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, copy)
+    layout = find_layout(root)
+    assert layout == before
+    read = read_places(layout.kind, layout.splits, layout.classes)
+    found = [content(one.dataset) for one in read.values()]
+    assert found == ([TRAIN, VAL] if len(read) == 2 else [TRAIN | VAL])
+    assert not [finding for one in read.values() for finding in one.findings]
+
+
+@pytest.mark.parametrize(
+    ("names", "splits", "note"),
+    [
+        (["day1", "day2"], ["all"], "both have day1, day2: read as one, being no usual names of"),
+        (["Train", "VAL", "day2"], ["train", "val"], "both have day2: not read, being no usual"),
+        (["train", "Train", "val"], ["train", "val"], "both have Train: not read"),
+        (["train", "val"], ["train", "val"], None),
+    ],
+)
+def test_folders_that_are_no_split_are_said(
+    names: list[str], splits: list[str], note: str | None, tmp_path: Path
+) -> None:
+    for name in names:
+        layout_folders.draw(tmp_path / "images" / name, VAL)
+        layout_folders.yolo(tmp_path / "labels" / name, VAL)
+    layout = find_layout(tmp_path)
+    assert list(layout.splits) == splits
+    assert [note in one for one in layout.notes if note] == ([True] if note else [])
+
+
+def test_lists_of_cvat_begin_with_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    for split, images in (("Train", TRAIN), ("Validation", VAL)):
+        layout_folders.draw(tmp_path / "images" / split, images)
+        layout_folders.yolo(tmp_path / "labels" / split, images)
+        lines = [f"data/images/{split}/{name}\n" for name in images]
+        layout_folders.write(tmp_path / f"{split}.txt", "".join(lines))
+    places = "Train: Train.txt\nValidation: Validation.txt\npath: .\n"
+    layout_folders.write(tmp_path / "data.yaml", f"{places}names: {{0: cell, 1: plate}}\n")
+    layout = find_layout(tmp_path)
+    read = read_places(layout.kind, layout.splits, layout.classes)
+    assert {name: content(one.dataset) for name, one in read.items()} == {
+        "train": TRAIN,
+        "val": VAL,
+    }
+
+
 def test_a_data_yaml_stands_for_its_folder_wherever_it_lies(tmp_path: Path) -> None:
     layout_folders.ultralytics(tmp_path / "set")
     text = (tmp_path / "set" / "dataset.yaml").read_text().replace("somewhere/else", "../set")
