@@ -1,5 +1,5 @@
-"""Which layout a folder has: those of Ultralytics, Roboflow, CVAT, Label Studio, FiftyOne and VOC,
-and what this program writes.
+"""Which layout a folder has: those of Ultralytics, Roboflow, CVAT, Label Studio, labelImg, FiftyOne
+and VOC, and what this program writes.
 
 Names of files and folders decide; of annotations no more is read than tells one format from
 another.
@@ -7,12 +7,14 @@ another.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePath
 
 from orchestrator.errors import DataError, did_you_mean
 from orchestrator.layouts.data_yaml import is_data_yaml, read_data_yaml
 from orchestrator.layouts.files import (
+    IMAGE_SUFFIXES,
     first_image,
     first_lines,
     has,
@@ -29,6 +31,10 @@ from orchestrator.layouts.other_forms import found_instead, no_folder, refuse_ow
 CLASSES_FILE = "classes.txt"
 #: Of Roboflow's COCO export, one in the folder of each split.
 ROBOFLOW_COCO = "_annotations.coco.json"
+#: Files of classes, one name a line: of labelImg, of CVAT and of Roboflow.
+_CLASS_LISTS = (CLASSES_FILE, "obj.names", "_darknet.labels")
+#: A line of a label file: a class, and four numbers or more.
+_BOX = re.compile(r"\d+(\s+-?[\d.]+(e-?\d+)?){4,}$", re.IGNORECASE)
 _YAMLS = (".yaml", ".yml")
 _MOST_CLASSES = 1 << 20
 #: Folders of images beside an annotation file.
@@ -96,6 +102,7 @@ _LOOKED_FOR: tuple[tuple[Kind, str], ...] = (
     ("yolo", "data.yaml with names and train (Ultralytics, Roboflow), or obj.data (CVAT)"),
     ("yolo", "images/train with labels/train, train/images with train/labels, images with labels"),
     ("yolo", "train.txt, a list of images, with images and labels"),
+    ("yolo", "label files beside their images, in train and val or in one folder (labelImg)"),
     ("coco", f"train/{ROBOFLOW_COCO} (Roboflow), train/labels.json with train/data (FiftyOne)"),
     ("coco", "annotations/instances_train.json (COCO, CVAT), result.json (Label Studio), *.json"),
     ("voc", "Annotations/*.xml with JPEGImages and ImageSets/Main/train.txt, or without these"),
@@ -206,10 +213,61 @@ def _folders_of_no_split(root: Path, splits: dict[str, Place]) -> tuple[str, ...
     return (f"images and labels both have {shown}: {what}, being no usual names of splits",)
 
 
+def _yolo_beside(root: Path) -> Layout | None:
+    """Label files beside their images, in one folder or one for each split.
+
+    So labelImg writes them, and Roboflow's "YOLO Darknet".
+    """
+    found = {split: _label_files(folder) for split, folder in _by_split(root).items()}
+    own = {split: files[0].parent for split, files in found.items() if files}
+    if any(map(_hold_boxes, found.values())):
+        splits = {split: Place(folder, folder) for split, folder in own.items()}
+    elif _hold_boxes(_label_files(root)):
+        splits = {ALL: Place(root, root)}
+    else:
+        return None
+    return Layout("YOLO, labels beside the images", "yolo", root, splits, classes_beside(root))
+
+
+def _label_files(folder: Path) -> list[Path]:
+    """The text files that are called as an image beside them."""
+    names = set(names_in(folder))
+    images = [PurePath(name) for name in names]
+    stems = sorted(path.stem for path in images if path.suffix.lower() in IMAGE_SUFFIXES)
+    return [folder / f"{stem}.txt" for stem in stems if f"{stem}.txt" in names]
+
+
+def _hold_boxes(label_files: Iterable[Path]) -> bool:
+    """Whether the first of their lines is one of numbers: a caption of an image is none."""
+    lines = (line for path in label_files for line in first_lines(path))
+    return _BOX.match(next(lines, "")) is not None
+
+
 def classes_beside(root: Path) -> Path:
-    """The file of classes, or where it would be expected."""
-    usual = [root / name for name in (CLASSES_FILE, "data.yaml", "obj.names")]
-    return next((path for path in usual if is_file(path)), usual[0])
+    """The file of classes, or where it would be expected.
+
+    labelImg writes one among the label files, and Roboflow one for each split.
+
+    Raises:
+        DataError: none lies in ``root``, and those elsewhere name different classes.
+    """
+    usual = [root / name for name in (CLASSES_FILE, "data.yaml", *_CLASS_LISTS[1:])]
+    if path := next((path for path in usual if is_file(path)), None):
+        return path
+    own, labels = _by_split(root).values(), root / "labels"
+    folders = [labels, *_by_split(labels).values(), *own, *(folder / "labels" for folder in own)]
+    paths = [folder / name for folder in folders for name in _CLASS_LISTS]
+    found = {path: first_lines(path, _MOST_CLASSES) for path in paths if is_file(path)}
+    # labelImg adds classes at the end, so that a longer list may be the same one, later.
+    longest = max(found, key=lambda path: len(found[path]), default=usual[0])
+    for path, names in found.items():
+        if names != found[longest][: len(names)]:
+            raise DataError(
+                f"{longest} and {path.relative_to(root)} name different classes, and label files "
+                "count by one list\n"
+                f"Next: number the classes alike, and put their list into {root} as {CLASSES_FILE}"
+            )
+    return longest
 
 
 def _has_boxes(listed: Path) -> bool:
@@ -360,5 +418,6 @@ _RECOGNISERS: tuple[tuple[Kind, Recogniser], ...] = (
     ("coco", _coco),
     ("voc", _voc),
     ("yolo", _yolo),
+    ("yolo", _yolo_beside),
     ("txt", _txt),
 )

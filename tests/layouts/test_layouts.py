@@ -18,10 +18,11 @@ from orchestrator.config.resolve import load_experiment
 from orchestrator.data.batch import Batch
 from orchestrator.data.dataset import Dataset
 from orchestrator.data.demo.digits import Recipe, build_digits
+from orchestrator.data.readers.classes import read_classes
 from orchestrator.data.readers.convert import read_places
 from orchestrator.data.readers.split import read_split
 from orchestrator.errors import ConfigError, DataError
-from orchestrator.layouts.recognise import find_layout
+from orchestrator.layouts.recognise import classes_beside, find_layout
 from orchestrator.runs.plan import make_plan
 from tests.support import layout_folders
 from tests.support.layout_folders import NAMES, SPLIT, TRAIN, UNSPLIT, VAL, Truth
@@ -156,6 +157,42 @@ def test_folders_that_are_no_split_are_said(
     layout = find_layout(tmp_path)
     assert list(layout.splits) == splits
     assert [note in one for one in layout.notes if note] == ([True] if note else [])
+
+
+@pytest.mark.parametrize(
+    ("train", "valid", "names"),
+    [
+        ("cell\n", "cell\nplate\n", ("cell", "plate")),
+        ("cell\nplate\nrod\n", "cell\nplate\n", ("cell", "plate", "rod")),
+        ("plate\ncell\n", "cell\nplate\n", None),
+    ],
+)
+@pytest.mark.parametrize("below", ["{}", "{}/labels", "labels/{}"])
+def test_classes_of_each_split_are_one_list(
+    below: str, train: str, valid: str, names: tuple[str, ...] | None, tmp_path: Path
+) -> None:
+    for split, text in (("train", train), ("valid", valid)):
+        layout_folders.write(tmp_path / below.format(split) / "classes.txt", text)
+    if names is None:
+        with pytest.raises(DataError, match=r"classes\.txt name different classes") as caught:
+            classes_beside(tmp_path)
+        assert f"put their list into {tmp_path} as classes.txt" in str(caught.value)
+        (tmp_path / "classes.txt").write_text("cell\n")
+        names = ("cell",)
+    assert read_classes(classes_beside(tmp_path)).names == names
+
+
+@pytest.mark.parametrize("caption", ["a cell on a plate", "1 cell and 2 plates", ""])
+def test_texts_beside_images_need_not_be_labels(caption: str, tmp_path: Path) -> None:
+    layout_folders.draw(tmp_path, TRAIN)
+    for name in TRAIN:
+        (tmp_path / name).with_suffix(".txt").write_text(caption)
+    with pytest.raises(DataError, match=r"no known layout|no data set that is read"):
+        find_layout(tmp_path)
+    # An image without objects has an empty file.
+    (tmp_path / "p007.txt").write_text("0 .5 .5 .5 .5\n")
+    if not caption:
+        assert find_layout(tmp_path).title == "YOLO, labels beside the images"
 
 
 def test_lists_of_cvat_begin_with_a_folder_that_is_not_there(tmp_path: Path) -> None:

@@ -43,10 +43,14 @@ from orchestrator.errors import DataError, SecurityError
 from orchestrator.layouts.data_yaml import labels_beside
 from orchestrator.layouts.files import IMAGE_SUFFIXES, is_file, is_folder, link_out
 from orchestrator.layouts.layout import Task
+from orchestrator.layouts.recognise import CLASSES_FILE
 
 #: Files beside images that nobody takes for some.
 _NO_IMAGES = frozenset(
-    ("", ".txt", ".cache", ".json", ".xml", ".yaml", ".yml", ".md", ".csv", ".db")
+    (
+        *("", ".txt", ".cache", ".json", ".xml", ".yaml", ".yml", ".md", ".csv", ".db"),
+        *(".labels", ".names", ".data"),
+    )
 )
 #: Pixels are rounded to this, far below what a float64 can tell apart at any size of an image. It
 #: undoes the division by a width that no decimal fraction can express.
@@ -336,7 +340,9 @@ def _passed_over(root: Path, rules: ReadRules) -> list[Finding]:
 def _orphans(folder: Path, known: frozenset[str], rules: ReadRules) -> list[Finding]:
     """Label files that belong to no image; a list of class names among them is none."""
     orphans = [
-        name for name in all_labels(folder, rules) if name not in known and name != "classes.txt"
+        name
+        for name in all_labels(folder, rules)
+        if name not in known and PurePath(name).name != CLASSES_FILE
     ]
     if not orphans:
         return []
