@@ -16,7 +16,7 @@ import yaml
 
 from orchestrator.errors import DataError
 from orchestrator.layouts.files import first_lines, is_file, is_folder
-from orchestrator.layouts.layout import Place
+from orchestrator.layouts.layout import Place, usual_names
 
 _SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 _MAX_BYTES = 1 << 20
@@ -73,7 +73,7 @@ def is_data_yaml(path: Path) -> bool:
         tree = _tree(path)
     except DataError:
         return False
-    return "names" in tree and any(key in tree for key in (*_SPLITS, "nc"))
+    return "names" in tree and ("nc" in tree or not _SPLITS.keys().isdisjoint(_split_keys(tree)))
 
 
 def read_names(path: Path) -> tuple[str, ...]:
@@ -96,7 +96,9 @@ def read_data_yaml(path: Path) -> DataYaml:
     bases = _bases(tree, path)
     splits, notes = {}, []
     root = path.parent
-    for key, split in _SPLITS.items():
+    keys = _split_keys(tree)
+    for usual, split in _SPLITS.items():
+        key = keys.get(usual, usual)
         entry = tree.get(key)
         if not entry or split in splits:
             continue
@@ -114,6 +116,10 @@ def read_data_yaml(path: Path) -> DataYaml:
         root, place = found
         splits[split] = place
     return DataYaml(names, root, splits, tuple(notes))
+
+
+def _split_keys(tree: dict[str, Any]) -> dict[str, str]:
+    return usual_names(str(key) for key in tree)
 
 
 def _tree(path: Path) -> dict[str, Any]:
@@ -213,9 +219,13 @@ def labels_beside(images: Path) -> Path:
 
 
 def _list(path: Path) -> Place:
-    """A list of images: the folder is what they share up to ``images``."""
+    """A list of images: the folder is what they share up to ``images``, or the split's own."""
     first = next(iter(first_lines(path)), "")
     image = (path.parent / first).resolve()
+    own = path.parent / "images" / path.stem
+    # CVAT writes data/images/train/a.jpg for the images/train/a.jpg beside the list.
+    if first.startswith("data/") and not is_file(image) and is_folder(own):
+        return _folder(own)
     for parent in image.parents:
         if parent.name == "images":
             return Place(parent, path)

@@ -48,7 +48,7 @@ class Layout:
         title: whose layout it is, for people.
         kind: format of the annotations.
         root: folder of the data set.
-        splits: by their names there.
+        splits: by their names there, or by the usual spelling of these.
         classes: file that names the classes; None where the annotations do.
         notes: what a reader of the result should know, one line each.
     """
@@ -97,6 +97,16 @@ class Layout:
     def relative(self, path: Path) -> str:
         """``path`` from :attr:`root`, as an experiment file has it."""
         return os.path.relpath(path, self.root)
+
+
+def usual_names(names: Iterable[str]) -> dict[str, str]:
+    """Those of ``names`` that splits usually have, most usual first, by their usual spelling.
+
+    Capitals do not matter: CVAT writes ``Train`` and ``Validation``, as its subsets are called.
+    """
+    # In order, so that of two spellings the one in small letters counts.
+    there = {name.lower(): name for name in sorted(names)}
+    return {split: there[split] for split in SPLITS if split in there}
 
 
 def _named(splits: Iterable[str], usual: tuple[str, ...], start: str) -> str | None:

@@ -8,7 +8,15 @@ from itertools import islice
 from pathlib import Path
 
 from orchestrator.errors import DataError
-from orchestrator.layouts.files import IMAGE_SUFFIXES, first_image, first_lines, is_file, is_folder
+from orchestrator.layouts.files import (
+    IMAGE_SUFFIXES,
+    first_image,
+    first_lines,
+    is_file,
+    is_folder,
+    is_hidden,
+    visible,
+)
 from orchestrator.layouts.layout import SPLITS
 
 _ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar")
@@ -36,7 +44,7 @@ def refuse_own_forms(root: Path) -> None:
             f"{path}: CVAT's own XML, of which boxes are not read. Next: export the task as "
             "COCO 1.0 or YOLO 1.1, with images, and name that folder"
         )
-    for path in sorted(root.glob("*.json"))[:10]:
+    for path in visible(root, "*.json")[:10]:
         head = " ".join(first_lines(path))[:_HEAD]
         if head.startswith("[") and '"data"' in head and first_image(path) is None:
             raise DataError(
@@ -81,7 +89,8 @@ def found_instead(root: Path) -> str | None:
         if packed and not pictures:
             return f"found {packed[0].relative_to(root)}. Next: unpack it, and name its folder"
         return None
-    classes = {path.parent.name for path in pictures} - {root.name, "images", *SPLITS}
+    classes = {path.parent.name.lower() for path in pictures}
+    classes -= {root.name.lower(), "images", *SPLITS}
     more = " in folders, as for classification," if len(classes) > 1 else ""
     return (
         f"found images{more} and no boxes. Next: draw boxes with a labelling tool, such as CVAT or "
@@ -96,7 +105,7 @@ def _files(root: Path) -> Iterator[Path]:
         below = []
         for folder in level:
             for path in _entries(folder):
-                if path.name.startswith("."):
+                if is_hidden(path.name):
                     continue
                 if is_folder(path):
                     below.append(path)

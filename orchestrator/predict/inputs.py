@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from orchestrator.data.decode import BadImageError, Decoding, read_image
 from orchestrator.data.readers.text_files import read_lines
 from orchestrator.errors import DataError, StorageError, nearest_path
-from orchestrator.layouts.files import IMAGE_SUFFIXES, exists, is_file, is_folder
+from orchestrator.layouts.files import IMAGE_SUFFIXES, exists, is_file, is_folder, is_hidden
 from orchestrator.predict.remote import list_remote, read_remote, stamps
 from orchestrator.storage.address import Place, is_remote
 
@@ -77,7 +77,8 @@ def _of_word(word: str, *, lists: bool) -> Iterator[Picture]:
     path = Path(word)
     suffix = path.suffix.lower()
     if is_folder(path):
-        found = sorted(entry for entry in path.iterdir() if entry.suffix.lower() in IMAGE_SUFFIXES)
+        shown = (entry for entry in path.iterdir() if not is_hidden(entry.name))
+        found = sorted(entry for entry in shown if entry.suffix.lower() in IMAGE_SUFFIXES)
         yield from (Picture(str(entry)) for entry in found)
     elif is_file(path) and suffix in VIDEO_SUFFIXES:
         yield from (Picture(word, frame) for frame in range(_frame_count(path)))
@@ -119,7 +120,7 @@ def passed_over(words: Sequence[str]) -> dict[str, int]:
         for folder in folders
         for entry in folder.iterdir()
         if entry.suffix.lower() not in IMAGE_SUFFIXES
-        and not entry.name.startswith(".")
+        and not is_hidden(entry.name)
         and entry.is_file()
     )
     return dict(sorted(suffixes.items()))

@@ -18,6 +18,7 @@ from orchestrator.data.decode import (
     naming_image,
 )
 from orchestrator.errors import DataError
+from orchestrator.layouts.files import is_hidden
 from orchestrator.storage.address import Place, open_store, unreachable
 
 
@@ -49,7 +50,8 @@ def list_remote(uri: str, suffixes: Sequence[str]) -> list[str]:
     if pattern:
         found = sorted(fnmatch.filter(names, pattern))
     else:
-        found = sorted(name for name in names if name.lower().endswith(tuple(suffixes)))
+        shown = (name for name in names if not is_hidden(name))
+        found = sorted(name for name in shown if name.lower().endswith(tuple(suffixes)))
     if not found:
         raise DataError(
             f"{place.plain}: no object of this name, and no image below it; images end in "

@@ -18,10 +18,11 @@ from orchestrator.config.resolve import load_experiment
 from orchestrator.data.batch import Batch
 from orchestrator.data.dataset import Dataset
 from orchestrator.data.demo.digits import Recipe, build_digits
+from orchestrator.data.readers.classes import read_classes
 from orchestrator.data.readers.convert import read_places
 from orchestrator.data.readers.split import read_split
 from orchestrator.errors import ConfigError, DataError
-from orchestrator.layouts.recognise import find_layout
+from orchestrator.layouts.recognise import classes_beside, find_layout
 from orchestrator.runs.plan import make_plan
 from tests.support import layout_folders
 from tests.support.layout_folders import NAMES, SPLIT, TRAIN, UNSPLIT, VAL, Truth
@@ -93,6 +94,121 @@ def test_folder_without_splits_is_read_whole(
     assert content(read.dataset) == TRAIN | VAL
     with pytest.raises(DataError, match=f"orchestrator init {root}"):
         load_experiment(experiment(tmp_path, f"{{root: {root}}}"))
+
+
+def capitalised(text: str) -> str:
+    return re.sub(r"(?<![a-z])(train|valid|val)(?![a-z0-9])", lambda m: m[1].capitalize(), text)
+
+
+@pytest.mark.parametrize("title", SPLIT)
+def test_capitals_in_names_of_splits_do_not_matter(title: str, tmp_path: Path) -> None:
+    SPLIT[title](tmp_path)
+    # What lies deepest first, so that no path changes before it is used.
+    for path in sorted(tmp_path.rglob("*"), reverse=True):
+        if path.suffix in (".txt", ".yaml", ".data"):
+            path.write_text(capitalised(path.read_text()))
+        path.rename(path.with_name(capitalised(path.name)))
+    layout = find_layout(tmp_path)
+    assert layout.title == title
+    pair = layout.pair()
+    assert pair is not None
+    read = read_places(layout.kind, layout.splits, layout.classes)
+    assert [content(read[name].dataset) for name in pair] == [TRAIN, VAL]
+
+
+@pytest.mark.parametrize("build", [*SPLIT.values(), *UNSPLIT.values()])
+def test_hidden_files_are_in_no_layout(build: Callable[[Path], None], tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    build(root)
+    before = find_layout(root)
+    for path in [path for path in sorted(root.rglob("*")) if path.is_file()]:
+        below = path.relative_to(root)
+        for copy in (
+            path.with_name(f"._{path.name}"),
+            path.parent / ".ipynb_checkpoints" / f"{path.stem}-checkpoint{path.suffix}",
+            root / "__MACOSX" / below,
+            root / ".old" / below,
+        ):
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, copy)
+    layout = find_layout(root)
+    assert layout == before
+    read = read_places(layout.kind, layout.splits, layout.classes)
+    found = [content(one.dataset) for one in read.values()]
+    assert found == ([TRAIN, VAL] if len(read) == 2 else [TRAIN | VAL])
+    assert not [finding for one in read.values() for finding in one.findings]
+
+
+@pytest.mark.parametrize(
+    ("names", "splits", "note"),
+    [
+        (["day1", "day2"], ["all"], "both have day1, day2: read as one, being no usual names of"),
+        (["Train", "VAL", "day2"], ["train", "val"], "both have day2: not read, being no usual"),
+        (["train", "Train", "val"], ["train", "val"], "both have Train: not read"),
+        (["train", "val"], ["train", "val"], None),
+    ],
+)
+def test_folders_that_are_no_split_are_said(
+    names: list[str], splits: list[str], note: str | None, tmp_path: Path
+) -> None:
+    for name in names:
+        layout_folders.draw(tmp_path / "images" / name, VAL)
+        layout_folders.yolo(tmp_path / "labels" / name, VAL)
+    layout = find_layout(tmp_path)
+    assert list(layout.splits) == splits
+    assert [note in one for one in layout.notes if note] == ([True] if note else [])
+
+
+@pytest.mark.parametrize(
+    ("train", "valid", "names"),
+    [
+        ("cell\n", "cell\nplate\n", ("cell", "plate")),
+        ("cell\nplate\nrod\n", "cell\nplate\n", ("cell", "plate", "rod")),
+        ("plate\ncell\n", "cell\nplate\n", None),
+    ],
+)
+@pytest.mark.parametrize("below", ["{}", "{}/labels", "labels/{}"])
+def test_classes_of_each_split_are_one_list(
+    below: str, train: str, valid: str, names: tuple[str, ...] | None, tmp_path: Path
+) -> None:
+    for split, text in (("train", train), ("valid", valid)):
+        layout_folders.write(tmp_path / below.format(split) / "classes.txt", text)
+    if names is None:
+        with pytest.raises(DataError, match=r"classes\.txt name different classes") as caught:
+            classes_beside(tmp_path)
+        assert f"put their list into {tmp_path} as classes.txt" in str(caught.value)
+        (tmp_path / "classes.txt").write_text("cell\n")
+        names = ("cell",)
+    assert read_classes(classes_beside(tmp_path)).names == names
+
+
+@pytest.mark.parametrize("caption", ["a cell on a plate", "1 cell and 2 plates", ""])
+def test_texts_beside_images_need_not_be_labels(caption: str, tmp_path: Path) -> None:
+    layout_folders.draw(tmp_path, TRAIN)
+    for name in TRAIN:
+        (tmp_path / name).with_suffix(".txt").write_text(caption)
+    with pytest.raises(DataError, match=r"no known layout|no data set that is read"):
+        find_layout(tmp_path)
+    # An image without objects has an empty file.
+    (tmp_path / "p007.txt").write_text("0 .5 .5 .5 .5\n")
+    if not caption:
+        assert find_layout(tmp_path).title == "YOLO, labels beside the images"
+
+
+def test_lists_of_cvat_begin_with_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    for split, images in (("Train", TRAIN), ("Validation", VAL)):
+        layout_folders.draw(tmp_path / "images" / split, images)
+        layout_folders.yolo(tmp_path / "labels" / split, images)
+        lines = [f"data/images/{split}/{name}\n" for name in images]
+        layout_folders.write(tmp_path / f"{split}.txt", "".join(lines))
+    places = "Train: Train.txt\nValidation: Validation.txt\npath: .\n"
+    layout_folders.write(tmp_path / "data.yaml", f"{places}names: {{0: cell, 1: plate}}\n")
+    layout = find_layout(tmp_path)
+    read = read_places(layout.kind, layout.splits, layout.classes)
+    assert {name: content(one.dataset) for name, one in read.items()} == {
+        "train": TRAIN,
+        "val": VAL,
+    }
 
 
 def test_a_data_yaml_stands_for_its_folder_wherever_it_lies(tmp_path: Path) -> None:

@@ -211,7 +211,13 @@ def test_names_as_long_as_a_file_system_takes_are_drawn(tmp_path: Path) -> None:
 
 
 def test_lists_are_read_like_annotations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("data/images/a.jpg", "data/images/b.JFIF", "data/c.HEIC", "here.png"):
+    for name in (
+        "data/images/a.jpg",
+        "data/images/b.JFIF",
+        "data/c.HEIC",
+        "here.png",
+        "data/images/._a.jpg",
+    ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     (tmp_path / "data" / "list.txt").write_text("images/a.jpg\r\nhere.png\n./images\n")

@@ -2,8 +2,8 @@
 
 Images are 64 x 32, so that pixels are exact fractions of them. The sources of the forms are the
 tools' own documents: docs.ultralytics.com/datasets/detect, docs.roboflow.com (exports), CVAT's
-"YOLO" and "COCO" formats, labelstud.io/guide/export, FiftyOne's COCODetectionDataset and the
-development kit of Pascal VOC.
+"YOLO" and "COCO" formats, labelImg's README, labelstud.io/guide/export, FiftyOne's
+COCODetectionDataset and the development kit of Pascal VOC.
 """
 
 from __future__ import annotations
@@ -127,6 +127,25 @@ def ultralytics_lists(root: Path) -> None:
     write(root / "my.yaml", "train: train.txt\nval: val.txt\nnames: [cell, plate]\n")
 
 
+def labels_beside(root: Path) -> None:
+    for split, images in (("train", TRAIN), ("valid", VAL)):
+        draw(root / split, images)
+        yolo(root / split, images)
+        write(root / split / "_darknet.labels", "cell\nplate\n")
+
+
+def labelimg(root: Path) -> None:
+    draw(root, TRAIN | VAL)
+    yolo(root, TRAIN | VAL)
+    write(root / "classes.txt", "cell\nplate\n")
+
+
+def labelimg_two_folders(root: Path) -> None:
+    draw(root / "images", TRAIN | VAL)
+    yolo(root / "labels", TRAIN | VAL)
+    write(root / "labels" / "classes.txt", "cell\nplate\n")
+
+
 def cvat_yolo(root: Path) -> None:
     for split, images in (("train", TRAIN), ("valid", VAL)):
         folder = f"obj_{split}_data"
@@ -189,6 +208,7 @@ SPLIT: dict[str, Callable[[Path], None]] = {
     "YOLO with dataset.yaml": ultralytics,
     "YOLO with my.yaml": ultralytics_lists,
     "CVAT's YOLO 1.1": cvat_yolo,
+    "YOLO, labels beside the images": labels_beside,
     "COCO": coco_2017,
     "Pascal VOC": voc_published,
 }
@@ -196,6 +216,8 @@ UNSPLIT: dict[str, Callable[[Path], None]] = {
     "CVAT's COCO": cvat_coco,
     "Label Studio's COCO": label_studio_coco,
     "Label Studio's YOLO": label_studio_yolo,
+    "YOLO": labelimg_two_folders,
+    "YOLO, labels beside the images": labelimg,
     "FiftyOne's COCO": fiftyone,
     "Pascal VOC": voc_unsplit,
 }

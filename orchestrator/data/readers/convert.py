@@ -80,7 +80,7 @@ def read_places(
         DataError: it is malformed.
     """
     annotations = [place.annotations for place in places.values()]
-    label_map = classes_of(kind, classes, annotations)
+    label_map = classes_of(kind, classes, annotations, rules)
     return {name: read_place(kind, place, label_map, rules) for name, place in places.items()}
 
 

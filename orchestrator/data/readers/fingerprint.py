@@ -87,7 +87,7 @@ def fingerprint(source: Source) -> str | None:
         inputs = _INPUTS[source.kind](root, source.annotations, source.rules)
         files = [*inputs.texts] if source.classes is None else [source.classes, *inputs.texts]
         if source.kind == "voc" and source.classes is None:
-            files += all_voc_files(source.splits)
+            files += all_voc_files(source.splits, source.rules)
         for path in files:
             _feed(sha, str(path).encode(errors="surrogateescape"))
             _feed(sha, _content(path))
@@ -139,7 +139,7 @@ def _coco(root: Path, annotations: Path, rules: ReadRules) -> _Inputs:
 
 def _voc(root: Path, annotations: Path, rules: ReadRules) -> _Inputs:
     problems = Problems(str(annotations))
-    folder, stems = voc_files(annotations, problems)
+    folder, stems = voc_files(annotations, problems, rules)
     problems.raise_any()
     texts = [folder / f"{stem}.xml" for stem, _ in stems]
     for path in texts:
@@ -155,14 +155,14 @@ def _txt(root: Path, annotations: Path, rules: ReadRules) -> _Inputs:
 
 def _yolo(root: Path, annotations: Path, rules: ReadRules) -> _Inputs:
     problems = Problems(str(annotations))
-    labels, files, label_files = yolo_files(root, annotations, problems)
+    labels, files, label_files = yolo_files(root, annotations, problems, rules)
     problems.raise_any()
     texts = [labels / name for name in label_files]
     for path in texts:
         if not stays_below(labels, path, follow_links=rules.follow_links):
             raise SecurityError(f"{path} leads out of {labels}")
     if is_folder(annotations):
-        return _Inputs(texts, names=[*files, "", *all_labels(labels)], sized=files)
+        return _Inputs(texts, names=[*files, "", *all_labels(labels, rules)], sized=files)
     return _Inputs([annotations, *texts], names=files, sized=files)
 
 

@@ -13,7 +13,7 @@ from orchestrator.data.findings import MAX_PROBLEMS
 from orchestrator.data.orientation import Orientation
 from orchestrator.data.readers.lookalikes import Lookalikes
 from orchestrator.errors import DataError, SecurityError, nearest
-from orchestrator.layouts.files import exists, is_file, is_folder
+from orchestrator.layouts.files import exists, files_below, is_file, is_folder
 from orchestrator.layouts.layout import Task
 
 
@@ -167,6 +167,16 @@ def relative_names(root: Path, names: Sequence[str]) -> list[str]:
         if found is not None and found.is_relative_to(root):
             relative[position] = (found.relative_to(root) / base).as_posix()
     return relative
+
+
+def files_in_order(root: Path, rules: ReadRules) -> list[str]:
+    """The files of a folder and of all below it, relative to it, in the order of their names.
+
+    Raises:
+        SecurityError: a linked folder leads out of ``root``, and links are not followed.
+    """
+    found = files_below(root, follow_links=rules.follow_links)
+    return sorted(found, key=lambda name: name.split("/"))
 
 
 def check_names(where: str, names: Sequence[str]) -> None:

@@ -261,7 +261,7 @@ def parse(source: Source) -> ReadResult:
         DataError: they are missing or malformed.
         SecurityError: a path leads out of the image folder.
     """
-    classes = classes_of(source.kind, source.classes, source.splits)
+    classes = classes_of(source.kind, source.classes, source.splits, source.rules)
     return read_files(source.kind, source.images, source.annotations, classes, source.rules)
 
 
@@ -300,7 +300,9 @@ def _refuse_learning_from_ignored(result: ReadResult, config: DataConfig, source
             )
 
 
-def classes_of(kind: str, classes: Path | None, splits: Sequence[Path]) -> LabelMap | None:
+def classes_of(
+    kind: str, classes: Path | None, splits: Sequence[Path], rules: ReadRules
+) -> LabelMap | None:
     """The classes, from the file that names them or, in VOC, from the annotations of all splits.
 
     Returns:
@@ -308,12 +310,13 @@ def classes_of(kind: str, classes: Path | None, splits: Sequence[Path]) -> Label
 
     Raises:
         DataError: the file is missing or malformed, or there are no classes.
+        SecurityError: a linked folder leads out of the folder of annotations.
     """
     if kind == "coco":
         return None
     if classes is not None:
         return read_classes(classes)
-    return voc_classes(splits) if kind in FORMATS else None
+    return voc_classes(splits, rules) if kind in FORMATS else None
 
 
 def _refuse_too_many_left_out(result: ReadResult, allowed: float, source: Path) -> None:

@@ -27,6 +27,7 @@ from orchestrator.data.readers.numbers import EXACT, integer, number, shown
 from orchestrator.data.readers.paths import (
     USUAL,
     ReadRules,
+    files_in_order,
     relative_names,
     require_folder,
     split_key,
@@ -35,7 +36,7 @@ from orchestrator.data.readers.paths import (
 from orchestrator.data.readers.text_files import BoxList, images_of, read_lines, report_duplicates
 from orchestrator.data.readers.xml_tree import MAX_BYTES, Element, XmlError, parse_xml
 from orchestrator.errors import DataError, SecurityError, nearest
-from orchestrator.layouts.files import is_file, is_folder
+from orchestrator.layouts.files import is_file, is_folder, marks_one_class
 
 #: Folder of the XML files, beside ``ImageSets``.
 ANNOTATIONS = "Annotations"
@@ -66,7 +67,7 @@ def read_voc(
     root = require_folder(Path(images_dir), what="image folder", key=split_key("images"))
     source = Path(annotations)
     problems = Problems(str(source))
-    folder, stems = voc_files(source, problems)
+    folder, stems = voc_files(source, problems, rules)
     reader = _Reader(classes, problems, rules)
     for stem, place in stems:
         reader.read(folder, stem, place)
@@ -87,17 +88,19 @@ def read_voc(
     return ReadResult(result.dataset, (*reader.findings(), *result.findings))
 
 
-def voc_files(source: Path, problems: Problems) -> tuple[Path, list[tuple[str, str]]]:
+def voc_files(
+    source: Path, problems: Problems, rules: ReadRules
+) -> tuple[Path, list[tuple[str, str]]]:
     """The folder of the XML files, and stem and place of mention of each.
 
     Raises:
         DataError: there is no such folder or image set.
+        SecurityError: a linked folder leads out of the folder.
     """
     if is_folder(source):
         folder = source.resolve()
         stems = [
-            (path.relative_to(folder).with_suffix("").as_posix(), str(path))
-            for path in sorted(folder.rglob("*.xml"))
+            (name.removesuffix(".xml"), str(folder / name)) for name in _xml_files(folder, rules)
         ]
         if not stems:
             raise DataError(f"{source}: holds no .xml file; is this the folder of annotations?")
@@ -109,7 +112,7 @@ def voc_files(source: Path, problems: Problems) -> tuple[Path, list[tuple[str, s
     seen: dict[str, int] = {}
     for line, text in read_lines(source):
         place = f"{source.name}:{line}"
-        if len(text.split()) == 2 and text.split()[1] in ("-1", "0", "1"):
+        if marks_one_class(text, folder):
             problems.add(place, "marks images of one class; take the set of all, such as train.txt")
             continue
         first = seen.setdefault(text, line)
@@ -122,17 +125,22 @@ def voc_files(source: Path, problems: Problems) -> tuple[Path, list[tuple[str, s
     return folder, stems
 
 
-def all_voc_files(sources: Iterable[Path]) -> list[Path]:
+def _xml_files(folder: Path, rules: ReadRules) -> list[str]:
+    return [name for name in files_in_order(folder, rules) if name.endswith(".xml")]
+
+
+def all_voc_files(sources: Iterable[Path], rules: ReadRules) -> list[Path]:
     """The XML files that together say what classes there are: all in the folders of annotations.
 
     Raises:
         DataError: there is no folder of annotations.
+        SecurityError: a linked folder leads out of it.
     """
     folders = {one if is_folder(one) else _annotation_folder(one) for one in sources}
-    return sorted({path for folder in folders for path in folder.rglob("*.xml")})
+    return sorted({folder / name for folder in folders for name in _xml_files(folder, rules)})
 
 
-def voc_classes(sources: Sequence[Path]) -> LabelMap:
+def voc_classes(sources: Sequence[Path], rules: ReadRules = USUAL) -> LabelMap:
     """The names of all objects in the folders of annotations, in the order of the alphabet.
 
     So all splits have the same classes, even where one of them lacks a rare one. What cannot be
@@ -140,12 +148,14 @@ def voc_classes(sources: Sequence[Path]) -> LabelMap:
 
     Args:
         sources: image sets, or folders of XML files, of all splits.
+        rules: what the files are read by.
 
     Raises:
         DataError: there are no objects.
+        SecurityError: a linked folder leads out of the folder of annotations.
     """
     names = set()
-    for path in all_voc_files(sources):
+    for path in all_voc_files(sources, rules):
         try:
             root = parse_xml(read_text_bytes(path, limit=MAX_BYTES))
             names |= {name.text for item in root.all("object") for name in item.all("name")}

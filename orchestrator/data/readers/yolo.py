@@ -23,7 +23,13 @@ from orchestrator.data.findings import Finding, Problems, ReadResult
 from orchestrator.data.label_map import LabelMap
 from orchestrator.data.readers.build import build_dataset, missing_files
 from orchestrator.data.readers.numbers import EXACT, number, shown
-from orchestrator.data.readers.paths import USUAL, ReadRules, require_folder, split_key
+from orchestrator.data.readers.paths import (
+    USUAL,
+    ReadRules,
+    files_in_order,
+    require_folder,
+    split_key,
+)
 from orchestrator.data.readers.plausibility import refuse_other_fractions
 from orchestrator.data.readers.text_files import (
     BoxList,
@@ -35,12 +41,16 @@ from orchestrator.data.readers.text_files import (
 from orchestrator.data.readers.txt import class_label
 from orchestrator.errors import DataError, SecurityError
 from orchestrator.layouts.data_yaml import labels_beside
-from orchestrator.layouts.files import IMAGE_SUFFIXES, is_file, is_folder
+from orchestrator.layouts.files import IMAGE_SUFFIXES, is_file, is_folder, link_out
 from orchestrator.layouts.layout import Task
+from orchestrator.layouts.recognise import CLASSES_FILE
 
 #: Files beside images that nobody takes for some.
 _NO_IMAGES = frozenset(
-    ("", ".txt", ".cache", ".json", ".xml", ".yaml", ".yml", ".md", ".csv", ".db")
+    (
+        *("", ".txt", ".cache", ".json", ".xml", ".yaml", ".yml", ".md", ".csv", ".db"),
+        *(".labels", ".names", ".data"),
+    )
 )
 #: Pixels are rounded to this, far below what a float64 can tell apart at any size of an image. It
 #: undoes the division by a width that no decimal fraction can express.
@@ -91,7 +101,7 @@ def read_yolo(
     root = require_folder(Path(images_dir), what="image folder", key=split_key("images"))
     source = Path(annotations)
     problems = Problems(str(source))
-    labels, files, label_files = yolo_files(root, source, problems)
+    labels, files, label_files = yolo_files(root, source, problems, rules)
     _report_other_spellings(labels, label_files, problems)
     problems.raise_any()
     # Before any of them is opened, they must be known to lie below the folder.
@@ -107,7 +117,7 @@ def read_yolo(
     if boxes.others:
         findings.append(Finding.at(*_OTHERS[rules.task], boxes.others))
     if is_folder(source):
-        findings += [*_orphans(labels, frozenset(label_files)), *_passed_over(root)]
+        findings += [*_orphans(labels, frozenset(label_files), rules), *_passed_over(root, rules)]
 
     def place(row: int) -> str:
         return f"{labels.name}/{label_files[boxes.image(row)]}:{boxes.lines[row]}"
@@ -119,16 +129,18 @@ def read_yolo(
     return ReadResult(result.dataset, (*findings, *result.findings))
 
 
-def yolo_files(root: Path, source: Path, problems: Problems) -> tuple[Path, list[str], list[str]]:
+def yolo_files(
+    root: Path, source: Path, problems: Problems, rules: ReadRules
+) -> tuple[Path, list[str], list[str]]:
     """The folder of label files, the images relative to ``root``, and the label file of each.
 
     Raises:
         DataError: there are no images, or no such folder or list.
-        SecurityError: a path of the list leads out of ``root``.
+        SecurityError: a path of the list, or a linked folder, leads out of ``root``.
     """
     if is_folder(source):
         labels = source.resolve()
-        files = places = _all_images(root)
+        files = places = _all_images(root, rules)
         if not files:
             raise DataError(f"{root}: holds no image; point data.train.images at their folder")
     else:
@@ -144,18 +156,22 @@ def yolo_files(root: Path, source: Path, problems: Problems) -> tuple[Path, list
     return labels, files, label_files
 
 
-def all_labels(folder: Path) -> list[str]:
+def all_labels(folder: Path, rules: ReadRules) -> list[str]:
     """The label files below a folder, in the order of their names."""
-    found = (path for path in sorted(folder.rglob("*")) if path.suffix.lower() == ".txt")
-    return [path.relative_to(folder).as_posix() for path in found]
+    return [name for name in files_in_order(folder, rules) if _suffix(name) == ".txt"]
 
 
-def _all_images(root: Path) -> list[str]:
+def _all_images(root: Path, rules: ReadRules) -> list[str]:
+    # A link to nothing is an image that cannot be read, not one that was never there.
     return [
-        path.relative_to(root).as_posix()
-        for path in sorted(root.rglob("*"))
-        if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
+        name
+        for name in files_in_order(root, rules)
+        if _suffix(name) in IMAGE_SUFFIXES and (is_file(root / name) or (root / name).is_symlink())
     ]
+
+
+def _suffix(name: str) -> str:
+    return PurePath(name).suffix.lower()
 
 
 def _listed_images(root: Path, source: Path) -> tuple[list[str], list[str]]:
@@ -223,10 +239,7 @@ def _folded(name: str) -> str:
 def _refuse_link_out(labels: Path, name: str) -> None:
     real = Path(os.path.realpath(labels / name))
     if not real.is_relative_to(labels):
-        raise SecurityError(
-            f"{labels.name}/{name}: is a link to {real}, out of {labels}\n"
-            "allow links that you trust with data.follow_links=true"
-        )
+        raise link_out(f"{labels.name}/{name}", real, labels)
 
 
 def _read_labels(
@@ -309,15 +322,14 @@ def _pixels(fraction: Decimal, side: int) -> float:
     return float(pixels.quantize(PIXEL_QUANTUM, ROUND_HALF_EVEN, EXACT))
 
 
-def _passed_over(root: Path) -> list[Finding]:
+def _passed_over(root: Path, rules: ReadRules) -> list[Finding]:
     """Files among the images that are of no kind that is decoded, such as HEIC."""
     others = [
-        path.relative_to(root).as_posix()
-        for path in sorted(root.rglob("*"))
-        if path.suffix.lower() not in IMAGE_SUFFIXES
-        and path.suffix.lower() not in _NO_IMAGES
-        and not path.name.startswith(".")
-        and path.is_file()
+        name
+        for name in files_in_order(root, rules)
+        if _suffix(name) not in IMAGE_SUFFIXES
+        and _suffix(name) not in _NO_IMAGES
+        and is_file(root / name)
     ]
     if not others:
         return []
@@ -325,9 +337,13 @@ def _passed_over(root: Path) -> list[Finding]:
     return [Finding.at("passed_over", action, others)]
 
 
-def _orphans(folder: Path, known: frozenset[str]) -> list[Finding]:
+def _orphans(folder: Path, known: frozenset[str], rules: ReadRules) -> list[Finding]:
     """Label files that belong to no image; a list of class names among them is none."""
-    orphans = [name for name in all_labels(folder) if name not in known and name != "classes.txt"]
+    orphans = [
+        name
+        for name in all_labels(folder, rules)
+        if name not in known and PurePath(name).name != CLASSES_FILE
+    ]
     if not orphans:
         return []
     return [Finding.at("labels_without_image", "not used", orphans)]

@@ -289,6 +289,26 @@ def test_annotations_that_change_while_they_are_read_are_not_kept(coco: DataConf
     assert not list(Path(str(coco.cache)).rglob("*.*"))
 
 
+@pytest.mark.parametrize("kind", ["voc", "yolo"])
+def test_what_lies_in_linked_folders_counts(kind: str, sets: Path, tmp_path: Path) -> None:
+    config = copy_of(sets, kind, tmp_path)
+    folder = "Annotations" if kind == "voc" else "labels"
+    split = config.train.model_copy(update={"annotations": str(Path(config.root, folder))})
+    config = config.model_copy(update={"train": split, "val": split, "follow_links": True})
+    for name in (folder, "JPEGImages" if kind == "voc" else "images"):
+        day = tmp_path / "store" / name
+        day.mkdir(parents=True)
+        file = next(path for path in sorted(Path(config.root, name).iterdir()) if path.is_file())
+        file.rename(day / f"moved{file.suffix}")
+        Path(config.root, name, "day2").symlink_to(day)
+    before = readers.read_split(config, split, keep=True)
+    assert before.manifest is not None
+    assert same(read(config), before)
+    moved = next((tmp_path / "store" / folder).iterdir())
+    rewrite(moved, "1", "2")
+    assert not same(read(config), before)
+
+
 def test_image_files_are_looked_for_each_time(coco: DataConfig, parsed: list[Source]) -> None:
     kept(coco)
     images, _ = places(coco)

@@ -75,6 +75,20 @@ def test_one_data_set_has_one_digest_in_all_formats(source: Place, tmp_path: Pat
         assert read_folder(root, other).content_digest == original.content_digest
 
 
+@pytest.mark.parametrize("kind", FORMATS)
+def test_blanks_in_names_of_images_survive(kind: str, tmp_path: Path) -> None:
+    write_coco(tmp_path / "source", 3)
+    place = Place(tmp_path / "source" / "images", tmp_path / "source" / "instances.json")
+    for number, path in enumerate(sorted(place.images.iterdir())):
+        named = path.with_name(f"frame {number}.jpg")
+        place.annotations.write_text(place.annotations.read_text().replace(path.name, named.name))
+        path.rename(named)
+    read = read_places("coco", {"train": place}, None)
+    convert(read, kind, tmp_path / "out")
+    back = read_folder(tmp_path / "out", kind)
+    assert back.content_digest == read["train"].dataset.content_digest
+
+
 def test_digest_sees_every_change(source: Place) -> None:
     data = read_coco(source.images, source.annotations).dataset
     nudged = data.boxes_xywh.copy()

@@ -7,8 +7,10 @@ import pytest
 
 from orchestrator.data.findings import ReadResult
 from orchestrator.data.label_map import LabelMap
-from orchestrator.data.readers.voc import read_voc
+from orchestrator.data.readers.paths import ReadRules
+from orchestrator.data.readers.voc import read_voc, voc_classes
 from orchestrator.errors import DataError, SecurityError
+from orchestrator.layouts.recognise import find_layout
 from tests.support.data_cases import textured, write_image
 
 CLASSES = LabelMap(("cat", "dog"), (0, 1))
@@ -243,7 +245,7 @@ def test_malformed_file_is_refused_with_its_line(case: str, tmp_path: Path) -> N
 IMAGE_SETS = {
     "empty": ("", r"train\.txt:1: is empty, expected one image name a line"),
     "blank": (" \n\n", r"train\.txt:1: is empty"),
-    "of one class": ("a  1\nb -1\n", r"train\.txt:2: marks images of one class; take the set"),
+    "of one class": ("a  1\na -1\n", r"train\.txt:2: marks images of one class; take the set"),
     "no such file": ("a\nb\n", r"train\.txt:2: Annotations/b\.xml cannot be read \(No such file"),
     "a folder": ("a\nfolder\n", r"train\.txt:2: Annotations/folder\.xml cannot be read"),
     "named twice": ("a\nb\na\n", r"train\.txt:3: 'a' is already named in line 1"),
@@ -260,6 +262,15 @@ def test_malformed_image_set_is_refused_with_its_line(case: str, tmp_path: Path)
     (folder / "Annotations" / "folder.xml").mkdir()
     with pytest.raises(DataError, match=text):
         read(folder)
+
+
+@pytest.mark.parametrize("stem", ["a 1", "a -1", "a b  0", "a b"])
+def test_blanks_belong_to_the_name_of_an_image(stem: str, tmp_path: Path) -> None:
+    folder = write_voc(tmp_path, XML, stems=f"a\n{stem}\n")
+    (folder / "Annotations" / f"{stem}.xml").write_text(XML.replace("a.jpg", f"{stem}.jpg"))
+    write_image(folder / "JPEGImages" / f"{stem}.jpg", textured(30, 40, 1))
+    assert read(folder).dataset.files == ("a.jpg", f"{stem}.jpg")
+    assert list(find_layout(folder).splits) == ["train"]
 
 
 def test_all_problems_are_listed_at_once(tmp_path: Path) -> None:
@@ -309,6 +320,29 @@ def test_an_absolute_name_below_the_folder_is_that_of_its_file(tmp_path: Path) -
     images = folder / "JPEGImages"
     (folder / "Annotations" / "a.xml").write_text(XML.replace("a.jpg", f"{images}/a.jpg"))
     assert list(read(folder).dataset.files) == ["a.jpg"]
+
+
+def test_linked_folder_of_annotations_is_read_or_refused(tmp_path: Path) -> None:
+    folder = write_voc(tmp_path / "set", XML)
+    places = folder / "JPEGImages", folder / "Annotations"
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / "b.xml").write_text(XML.replace("a.jpg", "b.jpg").replace("dog", "cat"))
+    write_image(folder / "JPEGImages" / "b.jpg", textured(30, 40, 1))
+    for hidden in ("._a.xml", ".ipynb_checkpoints/a.xml", "__MACOSX/a.xml"):
+        (places[1] / hidden).parent.mkdir(exist_ok=True)
+        (places[1] / hidden).touch()
+    assert read_voc(*places, CLASSES).dataset.files == ("a.jpg",)
+    (places[1] / "day2").symlink_to(tmp_path / "store")
+    refused = r"Annotations/day2: is a link to .*store, out of"
+    with pytest.raises(SecurityError, match=refused):
+        read_voc(*places, CLASSES)
+    with pytest.raises(SecurityError, match=refused):
+        voc_classes([places[1]])
+    allowed = ReadRules(follow_links=True)
+    assert voc_classes([places[1]], allowed).names == ("cat", "dog")
+    result = read_voc(*places, CLASSES, allowed)
+    assert result.dataset.files == ("a.jpg", "b.jpg")
+    assert result.findings == ()
 
 
 def test_missing_parts_name_the_next_step(tmp_path: Path) -> None:

@@ -220,6 +220,44 @@ def test_links_that_lead_out_are_refused(folder: Path) -> None:
         read(folder)
 
 
+@pytest.mark.parametrize("linked", [("images", "labels"), ("images",), ("labels",)])
+def test_linked_folders_are_read_or_refused(linked: tuple[str, ...], folder: Path) -> None:
+    for name in ("images", "labels"):
+        day = folder / ("store" if name in linked else ".") / name / "day2"
+        day.mkdir(parents=True)
+        if name in linked:
+            (folder / name / "day2").symlink_to(day)
+    write_image(folder / "images" / "day2" / "c.jpg", textured(10, 20, 2))
+    (folder / "labels" / "day2" / "c.txt").write_text("0 .5 .5 .5 .5")
+    with pytest.raises(SecurityError, match=rf"{linked[0]}/day2.*: is a link to .*, ou") as caught:
+        read(folder)
+    assert caught.value.exit_code == 77
+    allowed = ReadRules(follow_links=True)
+    result = read_yolo(folder / "images", folder / "labels", CLASSES, allowed)
+    assert result.dataset.files == ("a.jpg", "day2/c.jpg", "sub/b.PNG")
+    assert result.dataset.offsets.tolist() == [0, 0, 1, 1]
+    assert result.findings == ()
+
+
+def test_hidden_files_are_no_images_and_no_labels(folder: Path) -> None:
+    for name in ("images", "labels"):
+        for place in (".ipynb_checkpoints/a", "._a", "sub/.b", "__MACOSX/sub/b"):
+            file = folder / name / (place + (".jpg" if name == "images" else ".txt"))
+            file.parent.mkdir(exist_ok=True, parents=True)
+            file.write_bytes(b"\0\5\x16\7\0\2\0\0Mac OS X")
+    result = read(folder)
+    assert result.dataset.files == ("a.jpg", "sub/b.PNG")
+    assert result.findings == ()
+
+
+def test_link_to_nothing_is_an_image_that_cannot_be_read(folder: Path) -> None:
+    (folder / "images" / "c.jpg").symlink_to("gone.jpg")
+    result = read(folder)
+    assert result.dataset.files == ("a.jpg", "sub/b.PNG")
+    (finding,) = result.findings
+    assert (finding.kind, finding.count) == ("unreadable_image", 1)
+
+
 def test_missing_parts_name_the_next_step(folder: Path) -> None:
     with pytest.raises(DataError, match=r"label folder or list .*lables does not exist; did you"):
         read_yolo(folder / "images", folder / "lables", CLASSES)
