@@ -33,7 +33,7 @@ from orchestrator.config.scalars import Json
 from orchestrator.config.shape import Shape
 from orchestrator.config.yaml_loader import Document, UnreadableError, load_documents
 from orchestrator.credentials import secret_in
-from orchestrator.errors import DataError, did_you_mean
+from orchestrator.errors import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,10 @@ def check_files(
     Raises:
         ConfigError: a file does not exist, or an experiment is not valid.
     """
-    wanted = [(str(path), _experiment(path)) for path in experiments]
+    # Where the data lies does not matter here.
+    wanted = [
+        (str(path), load_experiment(path, tolerate_missing_data=True)) for path in experiments
+    ]
     bundle = Bundle()
     read = [_read(path, Project.around(path, verbs), bundle) for path in files]
     for file in read:
@@ -138,13 +141,6 @@ def _namespaces(file: _Read) -> None:
         if namespace != usual[0][0]:
             path: KeyPath = ("metadata", "namespace") if namespace else ("metadata",)
             sheet.report(path, f"namespace is {namespace}, of the other documents {usual[0][0]}")
-
-
-def _experiment(path: Path) -> ResolvedExperiment | None:
-    try:
-        return load_experiment(path)
-    except DataError:
-        return None  # Where the data lies does not matter here.
 
 
 def _read(path: Path, project: Project, bundle: Bundle) -> _Read:
@@ -284,7 +280,7 @@ def _check(sheet: Sheet, model: BaseModel | str | None, bundle: Bundle) -> None:
         scripts.check_dockerfile(sheet)
 
 
-def _report(file: _Read, wanted: Sequence[tuple[str, ResolvedExperiment | None]]) -> FileReport:
+def _report(file: _Read, wanted: Sequence[tuple[str, ResolvedExperiment]]) -> FileReport:
     nodes = tuple(each for sheet, _ in file.sheets for each in sheet.nodes)
     problems = list(file.problems)
     for sheet, _ in file.sheets:
@@ -293,10 +289,9 @@ def _report(file: _Read, wanted: Sequence[tuple[str, ResolvedExperiment | None]]
         problems += sheet.problems
     fits: dict[str, str | None] = {}
     for name, resolved in wanted:
-        if resolved is None or not nodes:
-            continue
         if all(each.resources is None for each in nodes):
-            fits[name] = "not known: the file does not say what its nodes have"
+            said = "does not say what its nodes have" if nodes else "describes no nodes"
+            fits[name] = f"not known: the file {said}"
             continue
         message = misfit(resolved.experiment, nodes)
         fits[name] = message

@@ -103,6 +103,32 @@ def test_the_verb_says_nothing_against_the_shipped_files(capsys: Any) -> None:
 
 
 @pytest.mark.parametrize(
+    ("workers", "file", "code", "said"),
+    [
+        ("1", "kuberay/raycluster-gpu.yaml", 0, "fits"),
+        ("1", "onprem.yaml", 0, "not known: the file does not say what its nodes have"),
+        ("1", "docker/Dockerfile.gpu", 0, "not known: the file describes no nodes"),
+        ("8000", "kuberay/raycluster-gpu.yaml", 64, "= 8001 CPU, and there are 64"),
+    ],
+)
+def test_an_experiment_is_placed_wherever_its_data_is(
+    workers: str, file: str, code: int, said: str, tmp_path: Path, capsys: Any
+) -> None:
+    far = tmp_path / "far.yaml"
+    far.write_text(
+        "name: far\nseed: 1\n"
+        "detector: {name: ssd, variant: ssd300_mobilenet_v2}\n"
+        "data: {root: /nowhere/on/this/machine}\n"
+        "train: {epochs: 1, batch_size: 8000, optimizer: {name: sgd, lr: 0.01}}\n"
+        f"cluster: {{workers: {workers}, accelerator: gpu}}\n"
+        "storage: runs\n"
+    )
+    words = ["check-cluster", str(ROOT / "clusters" / file), "--experiment", str(far)]
+    assert main(words) == code
+    assert said in capsys.readouterr().out.partition(f"  {far}: ")[2]
+
+
+@pytest.mark.parametrize(
     ("cpus", "fits"),
     # Two nodes of 2 CPUs have 4, and hold no worker of 3; three of 1 leave one CPU for reading,
     # four leave none.
