@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -74,6 +75,48 @@ def test_the_usage_says_everything_once(verb, capsys, monkeypatch):
     usage = capsys.readouterr().out.split("\n\n")[0]
     assert usage.startswith("usage: orchestrator")
     assert usage.count("key.path=value") <= 1
+
+
+class _Ascii(io.TextIOWrapper):
+    """What standard output is where the terminal's encoding is ASCII."""
+
+    def __init__(self):
+        super().__init__(io.BytesIO(), encoding="ascii")
+
+
+@pytest.mark.parametrize("verb", ["", *sorted(VERBS)])
+def test_help_is_printed_in_ascii(verb, monkeypatch):
+    said, told = _Ascii(), _Ascii()
+    monkeypatch.setattr(sys, "stdout", said)
+    monkeypatch.setattr(sys, "stderr", told)
+    assert main([*verb.split(), "--help"]) == 0
+    assert said.buffer.getvalue().startswith(b"usage: orchestrator")
+    assert not told.buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"PYTHONIOENCODING": "ascii"},
+        {"PYTHONIOENCODING": "latin-1:strict"},
+        {"LC_ALL": "POSIX", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"},
+    ],
+    ids=str,
+)
+def test_letters_that_an_encoding_lacks_end_no_command(variables, tmp_path):
+    file = tmp_path / "dö r" / "ü….yaml"
+    file.parent.mkdir()
+    for text, code, said in ((None, 64, b"does not exist"), (Path(RECIPE).read_text(), 0, b"")):
+        if text is not None:
+            file.write_text(text)
+        done = subprocess.run(
+            [sys.executable, "-m", "orchestrator.cli.main", "config", "show", file],
+            capture_output=True,
+            env={**os.environ, **variables},
+            check=False,
+        )
+        assert done.returncode == code, done.stderr
+        assert said in done.stderr
 
 
 def test_version_and_help(capsys):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import logging
 import os
 import sys
@@ -140,10 +141,10 @@ def _tell(text: str) -> None:
 
 
 def _open_standard_streams() -> None:
-    """Give whoever started this process without standard streams ones that lead nowhere.
+    """Give this process standard streams that take every text.
 
-    The next file to be opened would take the free number otherwise, and what a library prints
-    would go into that file.
+    Without any, it gets some that lead nowhere: the next file to be opened would take the free number
+    otherwise, and what a library prints would go into that file.
     """
     for number in range(3):
         if not _is_open(number):
@@ -152,6 +153,10 @@ def _open_standard_streams() -> None:
         sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
     if sys.stderr is None:
         sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # What the terminal's encoding lacks is written as its number and ends no command.
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _is_open(number: int) -> bool:
