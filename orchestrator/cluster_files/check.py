@@ -31,7 +31,7 @@ from orchestrator.config.problems import KeyPath, Place, Problem, dotted
 from orchestrator.config.resolve import ResolvedExperiment, load_experiment
 from orchestrator.config.scalars import Json
 from orchestrator.config.shape import Shape
-from orchestrator.config.yaml_loader import Document, UnreadableError, load_documents
+from orchestrator.config.yaml_loader import Document, UnreadableError, compose_all, read_text
 from orchestrator.credentials import secret_in
 from orchestrator.errors import did_you_mean
 
@@ -146,19 +146,19 @@ def _namespaces(file: _Read) -> None:
 def _read(path: Path, project: Project, bundle: Bundle) -> _Read:
     found = _Read(str(path))
     kind = _script_kind(path)
+    try:
+        text = read_text(path, "cluster file")
+        documents = [] if kind is not None else compose_all(text, str(path))
+    except UnreadableError as error:
+        found.problems.append(error.problem)
+        return found
+    lines = text.splitlines()
     if kind is not None:
-        lines = path.read_text(encoding="utf-8").splitlines()
         places: dict[KeyPath, Place] = {(): Place(str(path), 1, 1)}
         sheet = Sheet(project, str(path), lines, None, places, is_yaml=False)
         found.kinds.append(kind)
         found.sheets.append((sheet, kind))
         return found
-    try:
-        documents = load_documents(path)
-    except UnreadableError as error:
-        found.problems.append(error.problem)
-        return found
-    lines = path.read_text(encoding="utf-8").splitlines()
     bundle.add_comments(line.lstrip("# ") for line in lines if line.lstrip().startswith("#"))
     for document in documents:
         sheet = Sheet(

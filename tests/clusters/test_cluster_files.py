@@ -91,6 +91,25 @@ def test_the_verb_names_file_and_line_and_ends_with_64(tmp_path: Path, capsys: A
     assert {"line": line, "key": "auht"}.items() <= report["files"][0]["problems"][-1].items()
 
 
+_NO_UTF8 = "byte 0xe9, which is not UTF-8; save the file as UTF-8"
+
+
+@pytest.mark.parametrize("name", ["job.sbatch", "Dockerfile", "cluster.yaml"])
+def test_a_file_that_is_not_utf8_is_named_with_its_line(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.write_bytes("# Häuser\n# caf\n".encode().replace(b"caf", b"caf\xe9"))
+    (report,) = check_files([path])
+    assert [str(each) for each in report.problems] == [f"{path}:2:6: found {_NO_UTF8}"]
+
+
+def test_a_dockerfile_of_compose_that_is_not_utf8_is_named(tmp_path: Path) -> None:
+    (tmp_path / "Dockerfile").write_bytes(b"FROM scratch\n# caf\xe9\n")
+    path = tmp_path / "compose.yaml"
+    path.write_text("services:\n  head:\n    build: {context: ., args: {A: b}}\n")
+    (report,) = check_files([path])
+    assert f"{tmp_path / 'Dockerfile'}:2:6: found {_NO_UTF8}" in report.problems[-1].message
+
+
 def test_the_verb_says_nothing_against_the_shipped_files(capsys: Any) -> None:
     file = str(ROOT / "clusters/kuberay/raycluster-gpu.yaml")
     experiment = str(ROOT / "experiments/retinanet_spinenet49.yaml")
