@@ -46,6 +46,7 @@ class FileReport:
         nodes: that it describes.
         problems: in the order of the file.
         fits: what was said of each experiment, by its file; None where it fits.
+        notes: what was not examined.
     """
 
     source: str
@@ -53,6 +54,7 @@ class FileReport:
     nodes: tuple[Nodes, ...]
     problems: tuple[Problem, ...]
     fits: dict[str, str | None]
+    notes: tuple[Problem, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The report as plain values."""
@@ -69,16 +71,18 @@ class FileReport:
                 for each in self.nodes
             ],
             "experiments": dict(self.fits),
-            "problems": [
-                {
-                    "line": problem.place.line,
-                    "column": problem.place.column,
-                    "key": dotted(problem.path),
-                    "message": problem.message,
-                }
-                for problem in self.problems
-            ],
+            "problems": [_plain(problem) for problem in self.problems],
+            "notes": [_plain(note) for note in self.notes],
         }
+
+
+def _plain(problem: Problem) -> dict[str, Any]:
+    return {
+        "line": problem.place.line,
+        "column": problem.place.column,
+        "key": dotted(problem.path),
+        "message": problem.message,
+    }
 
 
 @dataclass
@@ -160,7 +164,8 @@ def _read(path: Path, project: Project, bundle: Bundle) -> _Read:
         found.sheets.append((sheet, kind))
         return found
     bundle.add_comments(line.lstrip("# ") for line in lines if line.lstrip().startswith("#"))
-    for document in documents:
+    # One that holds nothing, as behind a last `---`, says nothing either.
+    for document in [each for each in documents if not _is_empty(each)] or documents[:1]:
         sheet = Sheet(
             project, str(path), lines, document.tree, document.places, list(document.problems)
         )
@@ -172,6 +177,10 @@ def _read(path: Path, project: Project, bundle: Bundle) -> _Read:
         bundle.add(model)
         found.sheets.append((sheet, model))
     return found
+
+
+def _is_empty(document: Document) -> bool:
+    return document.tree is None and not document.problems
 
 
 def _script_kind(path: Path) -> str | None:
@@ -301,7 +310,8 @@ def _report(file: _Read, wanted: Sequence[tuple[str, ResolvedExperiment]]) -> Fi
     unique = sorted(
         set(problems), key=lambda each: (each.place.line or 0, each.place.column or 0, each.message)
     )
-    return FileReport(file.source, tuple(file.kinds), nodes, tuple(unique), fits)
+    notes = tuple(note for sheet, _ in file.sheets for note in sheet.notes)
+    return FileReport(file.source, tuple(file.kinds), nodes, tuple(unique), fits, notes)
 
 
 def _fit_run(

@@ -143,8 +143,8 @@ def _tell(text: str) -> None:
 def _open_standard_streams() -> None:
     """Give this process standard streams that take every text.
 
-    Without any, it gets some that lead nowhere: the next file to be opened would take the free number
-    otherwise, and what a library prints would go into that file.
+    Without any, it gets some that lead nowhere: the next file to be opened would take the free
+    number otherwise, and what a library prints would go into that file.
     """
     for number in range(3):
         if not _is_open(number):
