@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -34,6 +35,10 @@ from orchestrator.config.shape import Shape
 from orchestrator.config.yaml_loader import Document, UnreadableError, compose_all, read_text
 from orchestrator.credentials import secret_in
 from orchestrator.errors import did_you_mean
+
+
+#: Keys that experiments have and files of clusters do not.
+_OF_EXPERIMENTS = frozenset({"detector", "train", "extends"})
 
 
 @dataclass(frozen=True)
@@ -240,6 +245,12 @@ def _model_of(sheet: Sheet, tree: dict[str, Json]) -> type[BaseModel] | None:
         hint = did_you_mean(str(kind), KINDS)
         sheet.report(
             ("kind",), f"found kind {kind!r}, allowed are {', '.join(sorted(KINDS))}{hint}"
+        )
+        return None
+    own = [key for key in tree if key in _OF_EXPERIMENTS]
+    if own:
+        sheet.report(
+            (own[0],), f"this is an experiment; give it with --experiment {shlex.quote(sheet.source)}"
         )
         return None
     known: dict[type[BaseModel], int] = {}

@@ -154,6 +154,15 @@ def test_what_the_tools_refuse_is_a_problem_in_every_spelling(
     assert says in message
 
 
+@pytest.mark.parametrize("text", [None, "extends: quickstart.yaml\n", "name: x\ntrain: {}\n"])
+def test_an_experiment_is_told_from_a_cluster_file(text: str | None, tmp_path: Path) -> None:
+    path = tmp_path / "one.yaml"
+    path.write_text(text or (ROOT / "experiments/quickstart.yaml").read_text())
+    (report,) = check_files([path])
+    (problem,) = report.problems
+    assert problem.message == f"this is an experiment; give it with --experiment {path}"
+
+
 def test_an_option_of_a_plugin_is_noted(tmp_path: Path, capsys: Any) -> None:
     path = tmp_path / "job.sbatch"
     text = (ROOT / "clusters" / SLURM).read_text()
