@@ -250,7 +250,8 @@ def _model_of(sheet: Sheet, tree: dict[str, Json]) -> type[BaseModel] | None:
     own = [key for key in tree if key in _OF_EXPERIMENTS]
     if own:
         sheet.report(
-            (own[0],), f"this is an experiment; give it with --experiment {shlex.quote(sheet.source)}"
+            (own[0],),
+            f"this is an experiment; give it with --experiment {shlex.quote(sheet.source)}",
         )
         return None
     known: dict[type[BaseModel], int] = {}

@@ -119,6 +119,17 @@ def test_letters_that_an_encoding_lacks_end_no_command(variables, tmp_path):
         assert said in done.stderr
 
 
+def test_a_current_folder_that_is_gone(tmp_path, monkeypatch, capsys):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert main(["config", "show", RECIPE]) == 71
+    assert capsys.readouterr().err == (
+        "the current folder is gone (No such file or directory). Next: cd to one that is there\n"
+    )
+
+
 def test_version_and_help(capsys):
     assert main(["--version"]) == 0
     assert capsys.readouterr().out.startswith("orchestrator ")

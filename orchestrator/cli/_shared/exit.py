@@ -36,11 +36,11 @@ def run_guarded(function: Callable[[], int]) -> int:
 
     Returns:
         That code; the code of an :class:`OrchestratorError`, whose message is printed without a
-        traceback; 71 where a disk was full or a path cannot be used; 64 where the machine gives
-        no more memory, threads or open files; 130 after Ctrl-C; 70 for any other exception, with
-        its traceback. What becomes of its output ends no function: a reader such as ``head`` may
-        have seen enough, and a disk that has no room for it is said at the end, with 71. An error
-        that ``ends_at_once`` ends the process here.
+        traceback; 71 where a disk was full or a path cannot be used, the current folder among
+        them; 64 where the machine gives no more memory, threads or open files; 130 after Ctrl-C;
+        70 for any other exception, with its traceback. What becomes of its output ends no
+        function: a reader such as ``head`` may have seen enough, and a disk that has no room for
+        it is said at the end, with 71. An error that ``ends_at_once`` ends the process here.
     """
     _open_standard_streams()
     before = sys.stdout, sys.stderr
@@ -108,6 +108,7 @@ def _guarded(function: Callable[[], int]) -> int:
     if logging.lastResort is not None:
         logging.lastResort.setFormatter(_Masking())
     try:
+        _require_current_folder()
         return function()
     except SystemExit as end:
         if end.code:  # None of ours: help ends with 0.
@@ -118,6 +119,20 @@ def _guarded(function: Callable[[], int]) -> int:
         return _INTERRUPTED
     except Exception as error:
         return _refused(error)
+
+
+def _require_current_folder() -> None:
+    """Refuse to work in a folder that is gone, at which libraries fail each in its own way.
+
+    Raises:
+        StorageError: it is.
+    """
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise StorageError(
+            f"the current folder is gone ({error.strerror}). Next: cd to one that is there"
+        ) from error
 
 
 def _refused(error: Exception) -> int:
