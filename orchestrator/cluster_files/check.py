@@ -36,7 +36,6 @@ from orchestrator.config.yaml_loader import Document, UnreadableError, compose_a
 from orchestrator.credentials import secret_in
 from orchestrator.errors import did_you_mean
 
-
 #: Keys that experiments have and files of clusters do not.
 _OF_EXPERIMENTS = frozenset({"detector", "train", "extends"})
 

@@ -77,6 +77,43 @@ def test_the_usage_says_everything_once(verb, capsys, monkeypatch):
     assert usage.count("key.path=value") <= 1
 
 
+@pytest.mark.parametrize(
+    ("words", "wrong", "allowed"),
+    [
+        (["fit", "q.yaml", "--memory"], ["nan", "inf", "0", "x"], ">= 1"),
+        (["fit", "q.yaml", "--headroom"], ["nan", "1", "-0.1"], ">= 0 and < 1"),
+        (["fit", "q.yaml", "--boxes"], ["0"], ">= 1"),
+        (["draw", "p.json", "--threshold"], ["50", "nan", "-1"], ">= 0 and <= 1"),
+        (["predict", "r", "i", "--threshold"], ["50", "nan"], ">= 0 and <= 1"),
+        (["predict", "r", "i", "--draw-threshold"], ["50", "nan"], ">= 0 and <= 1"),
+        (["predict", "r", "--camera"], ["-1", "0.5"], ">= 0"),
+        (["export", "r", "--images"], ["0", "1.5"], ">= 1"),
+        (["export", "r", "--step"], ["-1"], ">= 0"),
+        (["config", "show-schedule", "q.yaml", "--images"], ["-3", "0"], ">= 1"),
+        (["evaluate", "r", "--limit"], ["0"], ">= 1"),
+        (["evaluate", "r", "--fusion-iou"], ["0", "1", "nan"], "> 0 and < 1"),
+        (["benchmark", "q.yaml", "--skip"], ["-1"], ">= 0"),
+        (["check-resume", "q.yaml", "--steps"], ["1"], ">= 2"),
+        (["compare", "a", "b", "--level"], ["95", "nan", "1"], ">= 0.5 and < 1"),
+        (["compare", "a", "b", "--resamples"], ["99"], ">= 100"),
+        (["init", "f", "--val"], ["0", "1", "nan"], "> 0 and < 1"),
+        (["init", "f", "--seed"], ["-1"], ">= 0"),
+        (["models", "--classes"], ["0"], ">= 1"),
+        (["replay", "r", "--step"], ["-1"], ">= 0"),
+        (["serve", "r", "--port"], ["65536", "-1"], ">= 0 and <= 65535"),
+        (["serve", "r", "--wait-ms"], ["nan", "10001"], ">= 0 and <= 10000"),
+        (["shard", "q.yaml", "out", "--images-per-shard"], ["0"], ">= 1"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else value,
+)
+def test_numbers_lie_where_they_mean_something(words, wrong, allowed, capsys):
+    for number in wrong:
+        assert main([*words, number]) == 64
+        said = capsys.readouterr().err.splitlines()[0]
+        assert f"argument {words[-1]}: found {number}, allowed is a " in said
+        assert said.endswith(f"number {allowed}")
+
+
 class _Ascii(io.TextIOWrapper):
     """What standard output is where the terminal's encoding is ASCII."""
 

@@ -128,7 +128,7 @@ def _require_current_folder() -> None:
         StorageError: it is.
     """
     try:
-        os.getcwd()
+        Path.cwd()
     except OSError as error:
         raise StorageError(
             f"the current folder is gone ({error.strerror}). Next: cd to one that is there"
