@@ -8,7 +8,7 @@ from pathlib import Path
 
 from orchestrator.cli._shared.json_output import add_json, json_output
 from orchestrator.cli._shared.outputs import file_to_write
-from orchestrator.cli._shared.parser import Parser, require_at_least
+from orchestrator.cli._shared.parser import COUNT, Parser, number_between
 from orchestrator.errors import ConfigError
 from orchestrator.storage.run_files import RESOLVED
 
@@ -25,15 +25,19 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("experiment", metavar="EXPERIMENT.yaml|RUN")
     parser.add_argument("overrides", nargs="*", metavar="key.path=value")
-    parser.add_argument("--steps", type=int, default=20, metavar="N", help="steps (default: 20)")
+    parser.add_argument("--steps", type=COUNT, default=20, metavar="N", help="steps (default: 20)")
     parser.add_argument(
-        "--skip", type=int, default=_SKIP, metavar="N", help="first steps left out (default: 6)"
+        "--skip",
+        type=number_between(0, whole=True),
+        default=_SKIP,
+        metavar="N",
+        help="first steps left out (default: 6)",
     )
     parser.add_argument(
         "--batches", default="1,8", metavar="N,N", help="batch sizes of detection (default: 1,8)"
     )
     parser.add_argument(
-        "--repeats", type=int, default=20, metavar="N", help="batches of each size (default: 20)"
+        "--repeats", type=COUNT, default=20, metavar="N", help="batches of each size (default: 20)"
     )
     parser.add_argument(
         "--output", type=file_to_write, metavar="FILE.json", help="write the result"
@@ -49,8 +53,6 @@ def main(argv: Sequence[str]) -> int:
     )
     add_json(parser)
     arguments = parser.parse_args(argv)
-    require_at_least(arguments, "steps", "repeats")
-    require_at_least(arguments, "skip", least=0)
     batches = _batches(arguments.batches)
 
     from orchestrator.config.resolve import load_experiment

@@ -53,6 +53,8 @@ def _print(reports: Sequence[FileReport]) -> None:
     for report in reports:
         for problem in report.problems:
             print(printable(str(problem)))
+        for note in report.notes:
+            print(printable(f"note: {note}"))
     for report in reports:
         kinds = ", ".join(dict.fromkeys(report.kinds)) or "unreadable"
         number = len(report.problems)

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from orchestrator.cli._shared.json_output import add_json, json_output
-from orchestrator.cli._shared.parser import Parser
+from orchestrator.cli._shared.parser import COUNT, Parser, number_between
 
 
 def main(argv: Sequence[str]) -> int:
@@ -21,13 +21,16 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("experiment", metavar="EXPERIMENT.yaml", type=Path)
     parser.add_argument("overrides", nargs="*", metavar="key.path=value")
-    parser.add_argument("--steps", type=int, default=20, help="to train (default: 20)")
-    parser.add_argument("--kills", type=int, default=5, help="to survive (default: 5)")
+    parser.add_argument(
+        "--steps",
+        type=number_between(2, whole=True),
+        default=20,
+        help="to train (default: 20)",
+    )
+    parser.add_argument("--kills", type=COUNT, default=5, help="to survive (default: 5)")
     parser.add_argument("--seed", type=int, default=1, help="of the instants (default: 1)")
     add_json(parser)
     arguments = parser.parse_args(argv)
-    if arguments.steps < 2 or arguments.kills < 1:
-        parser.error(f"--steps {arguments.steps} --kills {arguments.kills}: at least 2 and 1")
 
     from orchestrator.config.resolve import load_experiment
     from orchestrator.errors import OrchestratorError

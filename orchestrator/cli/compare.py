@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from orchestrator.cli._shared.detector import split_overrides
 from orchestrator.cli._shared.outputs import file_to_write
-from orchestrator.cli._shared.parser import Parser, require_at_least
+from orchestrator.cli._shared.parser import Parser, number_between
 from orchestrator.errors import ConfigError, printable
 
 if TYPE_CHECKING:
@@ -47,18 +47,23 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--json", action="store_true", help="print everything as JSON instead")
     parser.add_argument(
-        "--level", type=float, default=0.95, metavar="P", help="of confidence (default: 0.95)"
+        "--level",
+        type=number_between(0.5, 1, ends="[)"),
+        default=0.95,
+        metavar="P",
+        help="of confidence (default: 0.95)",
     )
     parser.add_argument(
-        "--resamples", type=int, default=2000, metavar="N", help="draws (default: 2000)"
+        "--resamples",
+        type=number_between(100, whole=True),
+        default=2000,
+        metavar="N",
+        help="draws (default: 2000)",
     )
     arguments = parser.parse_args(argv)
     overrides, folders = split_overrides(arguments.words)
     if not folders:
         raise ConfigError(f"{parser.prog}: expected run folders, found none")
-    if not 0.5 <= arguments.level < 1:
-        raise ConfigError(f"--level {arguments.level}: must lie between 0.5 and 1, such as 0.95")
-    require_at_least(arguments, "resamples", least=100)
 
     from orchestrator.storage.run_files import RUN_OR_SWEEP, require_there
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from orchestrator.cli._shared.parser import Parser
+from orchestrator.cli._shared.parser import COUNT, Parser
 from orchestrator.errors import DataError
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def main(argv: Sequence[str]) -> int:
     schedule.add_argument("overrides", nargs="*", metavar="key.path=value")
     schedule.add_argument(
         "--images",
-        type=int,
+        type=COUNT,
         metavar="N",
         help="training images; without it the data set is read to count them",
     )

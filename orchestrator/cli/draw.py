@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from orchestrator.cli._shared.outputs import folder_to_fill
-from orchestrator.cli._shared.parser import Parser
+from orchestrator.cli._shared.parser import Parser, number_between
 from orchestrator.errors import printable
 
 
@@ -25,7 +25,7 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument(
         "--threshold",
-        type=float,
+        type=number_between(0, 1),
         metavar="SCORE",
         help="lowest drawn (default: 0.25, and the best 100 of an image)",
     )

@@ -18,7 +18,7 @@ from orchestrator.cli._shared.detector import (
 )
 from orchestrator.cli._shared.json_output import add_json, json_output
 from orchestrator.cli._shared.outputs import folder_to_fill
-from orchestrator.cli._shared.parser import Parser, require_at_least
+from orchestrator.cli._shared.parser import COUNT, Parser
 from orchestrator.errors import ConfigError, printable, say
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument(
         "--max-detections",
-        type=int,
+        type=COUNT,
         metavar="N",
         help="AP and AR with up to N detections of a class in an image as well, for crowded images",
     )
@@ -72,20 +72,21 @@ def main(argv: Sequence[str]) -> int:
         metavar="FOLDER",
         help="where results and numbers are written (default: RUN/evaluation, or ./evaluation)",
     )
-    parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes (default 1)")
     parser.add_argument(
-        "--threads", type=int, default=1, metavar="N", help="CPU threads of each (default 1)"
+        "--workers", type=COUNT, default=1, metavar="N", help="processes (default 1)"
     )
     parser.add_argument(
-        "--batch", type=int, metavar="N", help="images at a time (default: as in training)"
+        "--threads", type=COUNT, default=1, metavar="N", help="CPU threads of each (default 1)"
     )
-    parser.add_argument("--limit", type=int, metavar="N", help="the first N images alone")
+    parser.add_argument(
+        "--batch", type=COUNT, metavar="N", help="images at a time (default: as in training)"
+    )
+    parser.add_argument("--limit", type=COUNT, metavar="N", help="the first N images alone")
     add_source_options(parser)
     add_detect_options(parser)
     add_json(parser)
     arguments = parser.parse_args(argv)
     overrides, sources = split_overrides(arguments.words)
-    require_at_least(arguments, "workers", "threads", "batch", "max_detections")
     if arguments.annotations is not None and arguments.predictions is None:
         raise ConfigError("--annotations: is what --predictions are scored against; name those")
     if sources:

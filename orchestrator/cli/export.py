@@ -16,7 +16,7 @@ from orchestrator.cli._shared.detector import (
 )
 from orchestrator.cli._shared.json_output import add_json, json_output
 from orchestrator.cli._shared.outputs import file_to_write
-from orchestrator.cli._shared.parser import Parser
+from orchestrator.cli._shared.parser import COUNT, Parser
 from orchestrator.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument(
         "--images",
-        type=int,
+        type=COUNT,
         default=50,
         metavar="N",
         help="images of the validation set that both are compared on (default: 50)",

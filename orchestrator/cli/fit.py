@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from orchestrator.cli._shared.json_output import add_json, json_output
-from orchestrator.cli._shared.parser import Parser, require_at_least
-from orchestrator.errors import ConfigError
+from orchestrator.cli._shared.parser import COUNT, Parser, number_between
 
 
 def main(argv: Sequence[str]) -> int:
@@ -19,22 +18,24 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("experiment", metavar="EXPERIMENT.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key.path=value")
     parser.add_argument(
-        "--memory", type=float, metavar="BYTES", help="limit; default: the card's, on a CPU none"
+        "--memory",
+        type=number_between(1),
+        metavar="BYTES",
+        help="limit; default: the card's, on a CPU none",
     )
     parser.add_argument(
-        "--headroom", type=float, default=0.1, metavar="F", help="part left free (default: 0.1)"
+        "--headroom",
+        type=number_between(0, 1, ends="[)"),
+        default=0.1,
+        metavar="F",
+        help="part left free (default: 0.1)",
     )
     parser.add_argument(
-        "--boxes", type=int, metavar="N", help="of every image (default: the data set's most)"
+        "--boxes", type=COUNT, metavar="N", help="of every image (default: the data set's most)"
     )
-    parser.add_argument("--classes", type=int, metavar="K", help="(default: the data set's)")
+    parser.add_argument("--classes", type=COUNT, metavar="K", help="(default: the data set's)")
     add_json(parser)
     arguments = parser.parse_args(argv)
-    if not 0 <= arguments.headroom < 1:
-        raise ConfigError(f"--headroom {arguments.headroom:g}: must be at least 0 and below 1")
-    if arguments.memory is not None and arguments.memory <= 0:
-        raise ConfigError(f"--memory {arguments.memory:g}: must be above 0")
-    require_at_least(arguments, "boxes", "classes")
 
     from orchestrator.config.resolve import load_experiment
 

@@ -9,8 +9,7 @@ from typing import get_args
 
 from orchestrator.cli._shared.bars import bars
 from orchestrator.cli._shared.outputs import file_to_write
-from orchestrator.cli._shared.parser import Parser
-from orchestrator.errors import ConfigError
+from orchestrator.cli._shared.parser import Parser, number_between
 from orchestrator.layouts.layout import Task
 
 
@@ -41,20 +40,20 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument(
         "--val",
-        type=float,
+        type=number_between(0, 1, ends="()"),
         default=0.2,
         metavar="SHARE",
         help="of the images that are evaluated on, where the folder has no split (default: 0.2)",
     )
     parser.add_argument(
-        "--seed", type=int, default=1, metavar="N", help="of that split (default: 1)"
+        "--seed",
+        type=number_between(0, whole=True),
+        default=1,
+        metavar="N",
+        help="of that split (default: 1)",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace the experiment file")
     arguments = parser.parse_args(argv)
-    if not 0.0 < arguments.val < 1.0:
-        raise ConfigError(f"--val {arguments.val}: must lie between 0 and 1, such as 0.2")
-    if arguments.seed < 0:
-        raise ConfigError(f"--seed {arguments.seed}: must be 0 or more")
 
     from orchestrator.layouts.recognise import find_layout
 

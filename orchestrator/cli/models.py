@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.cli._shared.parser import Parser
+from orchestrator.cli._shared.parser import COUNT, Parser
 from orchestrator.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
@@ -26,12 +26,10 @@ def main(argv: Sequence[str]) -> int:
         "--check", action="store_true", help="compare with the published figures instead"
     )
     parser.add_argument(
-        "--classes", type=int, default=80, metavar="K", help="foreground classes (default: 80)"
+        "--classes", type=COUNT, default=80, metavar="K", help="foreground classes (default: 80)"
     )
     parser.add_argument("--json", action="store_true", help="for programs")
     arguments = parser.parse_args(argv)
-    if arguments.classes < 1:
-        raise ConfigError(f"--classes: found {arguments.classes}, allowed is 1 or more")
     chosen = _chosen(arguments.variants)
     if arguments.check:
         return _check(chosen, as_json=arguments.json)

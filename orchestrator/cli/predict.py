@@ -16,7 +16,7 @@ from orchestrator.cli._shared.detector import (
     split_overrides,
 )
 from orchestrator.cli._shared.outputs import file_to_write, folder_to_fill
-from orchestrator.cli._shared.parser import Parser, require_at_least
+from orchestrator.cli._shared.parser import COUNT, Parser, number_between
 from orchestrator.errors import ConfigError, say
 
 if TYPE_CHECKING:
@@ -62,14 +62,16 @@ def main(argv: Sequence[str]) -> int:
         "image whose file_name its path ends in, a class that of its name (default: images are "
         "numbered from 1, listed in OUTPUT.images.json)",
     )
-    parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes (default 1)")
     parser.add_argument(
-        "--threads", type=int, default=1, metavar="N", help="CPU threads of each (default 1)"
+        "--workers", type=COUNT, default=1, metavar="N", help="processes (default 1)"
     )
-    parser.add_argument("--batch", type=int, default=8, metavar="N", help="images at a time")
+    parser.add_argument(
+        "--threads", type=COUNT, default=1, metavar="N", help="CPU threads of each (default 1)"
+    )
+    parser.add_argument("--batch", type=COUNT, default=8, metavar="N", help="images at a time")
     parser.add_argument(
         "--threshold",
-        type=float,
+        type=number_between(0, 1),
         metavar="SCORE",
         help="lowest score that is written and drawn, short for "
         "detector.postprocess.score_threshold=SCORE (default: 0.25)",
@@ -88,7 +90,7 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument(
         "--draw-threshold",
-        type=float,
+        type=number_between(0, 1),
         metavar="SCORE",
         help="lowest score that is drawn (default: that which is written; 0.25 of COCO results)",
     )
@@ -101,7 +103,6 @@ def main(argv: Sequence[str]) -> int:
         if arguments.all:
             raise ConfigError("--all, --threshold: contradict each other; leave one out")
         overrides.append(f"detector.postprocess.score_threshold={arguments.threshold}")
-    require_at_least(arguments, "workers", "threads", "batch", "frames")
     if arguments.camera is not None or arguments.video is not None:
         return _watch(words, overrides, arguments)
     if arguments.show or arguments.frames is not None:
@@ -120,10 +121,15 @@ def _add_live_options(parser: Parser) -> None:
         "in one process, until the frames end or Ctrl-C, without going on where it was killed",
     )
     source = group.add_mutually_exclusive_group()
-    source.add_argument("--camera", type=int, metavar="N", help="number of a camera, from 0")
+    source.add_argument(
+        "--camera",
+        type=number_between(0, whole=True),
+        metavar="N",
+        help="number of a camera, from 0",
+    )
     source.add_argument("--video", type=Path, metavar="FILE", help="a video, played once")
     group.add_argument("--show", action="store_true", help="in a window, which q closes")
-    group.add_argument("--frames", type=int, metavar="N", help="stop after so many")
+    group.add_argument("--frames", type=COUNT, metavar="N", help="stop after so many")
 
 
 def _watch(words: list[str], overrides: list[str], arguments: Any) -> int:

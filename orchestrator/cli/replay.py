@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from orchestrator.cli._shared.parser import Parser
+from orchestrator.cli._shared.parser import Parser, number_between
 
 
 def main(argv: Sequence[str]) -> int:
@@ -16,7 +16,9 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("run", metavar="RUN_FOLDER", type=Path)
     parser.add_argument(
-        "--step", type=int, help="as the run's log numbers it (default: the newest one kept)"
+        "--step",
+        type=number_between(0, whole=True),
+        help="as the run's log numbers it (default: the newest one kept)",
     )
     parser.add_argument(
         "--accelerator",

@@ -16,7 +16,7 @@ from orchestrator.cli._shared.detector import (
     require_source,
     split_overrides,
 )
-from orchestrator.cli._shared.parser import Parser, require_at_least
+from orchestrator.cli._shared.parser import COUNT, Parser, number_between
 from orchestrator.errors import ConfigError, SecurityError
 
 _TOKEN_VARIABLE = "ORCHESTRATOR_SERVE_TOKEN"
@@ -43,7 +43,11 @@ def main(argv: Sequence[str]) -> int:
         help="to listen at; one that other machines reach needs a token (default: 127.0.0.1)",
     )
     parser.add_argument(
-        "--port", type=int, default=8000, metavar="N", help="0: any free one (default: 8000)"
+        "--port",
+        type=number_between(0, 65535, whole=True),
+        default=8000,
+        metavar="N",
+        help="0: any free one (default: 8000)",
     )
     parser.add_argument(
         "--token-file",
@@ -52,14 +56,16 @@ def main(argv: Sequence[str]) -> int:
         help="the token that clients send as `Authorization: Bearer TOKEN` (default: the variable "
         f"{_TOKEN_VARIABLE})",
     )
-    parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes (default 1)")
     parser.add_argument(
-        "--threads", type=int, default=1, metavar="N", help="CPU threads of each (default 1)"
+        "--workers", type=COUNT, default=1, metavar="N", help="processes (default 1)"
     )
-    parser.add_argument("--batch", type=int, default=8, metavar="N", help="images at a time")
+    parser.add_argument(
+        "--threads", type=COUNT, default=1, metavar="N", help="CPU threads of each (default 1)"
+    )
+    parser.add_argument("--batch", type=COUNT, default=8, metavar="N", help="images at a time")
     parser.add_argument(
         "--wait-ms",
-        type=float,
+        type=number_between(0, 10_000),
         default=10.0,
         metavar="MS",
         help="for a batch to become full (default: 10)",
@@ -72,7 +78,7 @@ def main(argv: Sequence[str]) -> int:
         ("pending-mib", 512, "bytes of all images that wait, in MiB"),
     ):
         limits.add_argument(
-            f"--max-{name}", type=int, default=default, metavar="N", help=f"{text} ({default})"
+            f"--max-{name}", type=COUNT, default=default, metavar="N", help=f"{text} ({default})"
         )
     add_source_options(parser)
     add_detect_options(parser)
@@ -80,17 +86,7 @@ def main(argv: Sequence[str]) -> int:
     overrides, words = split_overrides(arguments.words)
     if len(words) != 1:
         raise ConfigError(f"{parser.prog}: expected one detector, found {len(words)}")
-    _require_in_range(arguments)
     return _serve(words[0], overrides, arguments)
-
-
-def _require_in_range(arguments: Any) -> None:
-    limits = ("max_image_mib", "max_megapixels", "max_pending", "max_pending_mib")
-    require_at_least(arguments, "workers", "threads", "batch", *limits)
-    if not 0 <= arguments.port < 65536:
-        raise ConfigError(f"--port {arguments.port}: must lie between 0 and 65535")
-    if not 0 <= arguments.wait_ms <= 10_000:
-        raise ConfigError(f"--wait-ms {arguments.wait_ms:g}: must lie between 0 and 10000")
 
 
 def _serve(source: str, overrides: list[str], arguments: Any) -> int:

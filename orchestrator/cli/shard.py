@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.cli._shared.bars import bars
 from orchestrator.cli._shared.json_output import add_json, json_output
-from orchestrator.cli._shared.parser import Parser
+from orchestrator.cli._shared.parser import COUNT, Parser
 from orchestrator.cli._shared.source import (
     add_overrides,
     add_source,
     is_experiment,
     read_source,
 )
-from orchestrator.errors import ConfigError
 
 if TYPE_CHECKING:
     import argparse
@@ -44,12 +43,10 @@ def main(argv: Sequence[str]) -> int:
     )
     add_overrides(parser)
     parser.add_argument(
-        "--images-per-shard", type=int, metavar="N", help="(default: 512, 80 MB of COCO's images)"
+        "--images-per-shard", type=COUNT, metavar="N", help="(default: 512, 80 MB of COCO's images)"
     )
     add_json(parser)
     arguments = parser.parse_args(argv)
-    if arguments.images_per_shard is not None and arguments.images_per_shard < 1:
-        raise ConfigError(f"--images-per-shard is {arguments.images_per_shard}, allowed is >= 1")
 
     splits = read_source(arguments, from_files=True)
 

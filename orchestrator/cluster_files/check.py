@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -31,9 +32,12 @@ from orchestrator.config.problems import KeyPath, Place, Problem, dotted
 from orchestrator.config.resolve import ResolvedExperiment, load_experiment
 from orchestrator.config.scalars import Json
 from orchestrator.config.shape import Shape
-from orchestrator.config.yaml_loader import Document, UnreadableError, load_documents
+from orchestrator.config.yaml_loader import Document, UnreadableError, compose_all, read_text
 from orchestrator.credentials import secret_in
-from orchestrator.errors import DataError, did_you_mean
+from orchestrator.errors import did_you_mean
+
+#: Keys that experiments have and files of clusters do not.
+_OF_EXPERIMENTS = frozenset({"detector", "train", "extends"})
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,7 @@ class FileReport:
         nodes: that it describes.
         problems: in the order of the file.
         fits: what was said of each experiment, by its file; None where it fits.
+        notes: what was not examined.
     """
 
     source: str
@@ -53,6 +58,7 @@ class FileReport:
     nodes: tuple[Nodes, ...]
     problems: tuple[Problem, ...]
     fits: dict[str, str | None]
+    notes: tuple[Problem, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The report as plain values."""
@@ -69,16 +75,18 @@ class FileReport:
                 for each in self.nodes
             ],
             "experiments": dict(self.fits),
-            "problems": [
-                {
-                    "line": problem.place.line,
-                    "column": problem.place.column,
-                    "key": dotted(problem.path),
-                    "message": problem.message,
-                }
-                for problem in self.problems
-            ],
+            "problems": [_plain(problem) for problem in self.problems],
+            "notes": [_plain(note) for note in self.notes],
         }
+
+
+def _plain(problem: Problem) -> dict[str, Any]:
+    return {
+        "line": problem.place.line,
+        "column": problem.place.column,
+        "key": dotted(problem.path),
+        "message": problem.message,
+    }
 
 
 @dataclass
@@ -114,7 +122,10 @@ def check_files(
     Raises:
         ConfigError: a file does not exist, or an experiment is not valid.
     """
-    wanted = [(str(path), _experiment(path)) for path in experiments]
+    # Where the data lies does not matter here.
+    wanted = [
+        (str(path), load_experiment(path, tolerate_missing_data=True)) for path in experiments
+    ]
     bundle = Bundle()
     read = [_read(path, Project.around(path, verbs), bundle) for path in files]
     for file in read:
@@ -140,31 +151,25 @@ def _namespaces(file: _Read) -> None:
             sheet.report(path, f"namespace is {namespace}, of the other documents {usual[0][0]}")
 
 
-def _experiment(path: Path) -> ResolvedExperiment | None:
-    try:
-        return load_experiment(path)
-    except DataError:
-        return None  # Where the data lies does not matter here.
-
-
 def _read(path: Path, project: Project, bundle: Bundle) -> _Read:
     found = _Read(str(path))
     kind = _script_kind(path)
+    try:
+        text = read_text(path, "cluster file")
+        documents = [] if kind is not None else compose_all(text, str(path))
+    except UnreadableError as error:
+        found.problems.append(error.problem)
+        return found
+    lines = text.splitlines()
     if kind is not None:
-        lines = path.read_text(encoding="utf-8").splitlines()
         places: dict[KeyPath, Place] = {(): Place(str(path), 1, 1)}
         sheet = Sheet(project, str(path), lines, None, places, is_yaml=False)
         found.kinds.append(kind)
         found.sheets.append((sheet, kind))
         return found
-    try:
-        documents = load_documents(path)
-    except UnreadableError as error:
-        found.problems.append(error.problem)
-        return found
-    lines = path.read_text(encoding="utf-8").splitlines()
     bundle.add_comments(line.lstrip("# ") for line in lines if line.lstrip().startswith("#"))
-    for document in documents:
+    # One that holds nothing, as behind a last `---`, says nothing either.
+    for document in [each for each in documents if not _is_empty(each)] or documents[:1]:
         sheet = Sheet(
             project, str(path), lines, document.tree, document.places, list(document.problems)
         )
@@ -176,6 +181,10 @@ def _read(path: Path, project: Project, bundle: Bundle) -> _Read:
         bundle.add(model)
         found.sheets.append((sheet, model))
     return found
+
+
+def _is_empty(document: Document) -> bool:
+    return document.tree is None and not document.problems
 
 
 def _script_kind(path: Path) -> str | None:
@@ -237,6 +246,13 @@ def _model_of(sheet: Sheet, tree: dict[str, Json]) -> type[BaseModel] | None:
             ("kind",), f"found kind {kind!r}, allowed are {', '.join(sorted(KINDS))}{hint}"
         )
         return None
+    own = [key for key in tree if key in _OF_EXPERIMENTS]
+    if own:
+        sheet.report(
+            (own[0],),
+            f"this is an experiment; give it with --experiment {shlex.quote(sheet.source)}",
+        )
+        return None
     known: dict[type[BaseModel], int] = {}
     for model in (LocalLauncher, AwsLauncher, Compose, SkyTask):
         fields = {each.alias or name for name, each in model.model_fields.items()}
@@ -284,7 +300,7 @@ def _check(sheet: Sheet, model: BaseModel | str | None, bundle: Bundle) -> None:
         scripts.check_dockerfile(sheet)
 
 
-def _report(file: _Read, wanted: Sequence[tuple[str, ResolvedExperiment | None]]) -> FileReport:
+def _report(file: _Read, wanted: Sequence[tuple[str, ResolvedExperiment]]) -> FileReport:
     nodes = tuple(each for sheet, _ in file.sheets for each in sheet.nodes)
     problems = list(file.problems)
     for sheet, _ in file.sheets:
@@ -293,10 +309,9 @@ def _report(file: _Read, wanted: Sequence[tuple[str, ResolvedExperiment | None]]
         problems += sheet.problems
     fits: dict[str, str | None] = {}
     for name, resolved in wanted:
-        if resolved is None or not nodes:
-            continue
         if all(each.resources is None for each in nodes):
-            fits[name] = "not known: the file does not say what its nodes have"
+            said = "does not say what its nodes have" if nodes else "describes no nodes"
+            fits[name] = f"not known: the file {said}"
             continue
         message = misfit(resolved.experiment, nodes)
         fits[name] = message
@@ -306,7 +321,8 @@ def _report(file: _Read, wanted: Sequence[tuple[str, ResolvedExperiment | None]]
     unique = sorted(
         set(problems), key=lambda each: (each.place.line or 0, each.place.column or 0, each.message)
     )
-    return FileReport(file.source, tuple(file.kinds), nodes, tuple(unique), fits)
+    notes = tuple(note for sheet, _ in file.sheets for note in sheet.notes)
+    return FileReport(file.source, tuple(file.kinds), nodes, tuple(unique), fits, notes)
 
 
 def _fit_run(

@@ -58,16 +58,16 @@ def _misfit(cluster: ClusterConfig, nodes: Sequence[Nodes]) -> str | None:
                 f"{wanted}{reading} = {needed:g} {name}, and there are {total:g}: "
                 f"{listed or 'no nodes'}"
             )
+    # By kind, not by node: a slip of the pen asks for millions.
     rooms = [
-        _room(kinds.resources or {}, each)
+        (_room(kinds.resources or {}, each), kinds.count)
         for kinds in nodes
-        if _takes(cluster, kinds)
-        for _ in range(kinds.count)
+        if _takes(cluster, kinds) and kinds.count
     ]
     fitting = {
-        "strict_pack": max(rooms, default=0),
-        "strict_spread": sum(room > 0 for room in rooms),
-    }.get(cluster.placement, sum(rooms))
+        "strict_pack": max((room for room, _ in rooms), default=0),
+        "strict_spread": sum(count for room, count in rooms if room),
+    }.get(cluster.placement, sum(room * count for room, count in rooms))
     if fitting >= cluster.least_workers:
         return None
     return f"{wanted}, and a worker has to be on one node; there is room for {fitting}: {listed}"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from orchestrator.config.resolve import load_experiment
 from orchestrator.config.schema import Experiment
-from orchestrator.errors import ConfigError, DataError, nearest
+from orchestrator.errors import ConfigError, nearest
 
 #: Of the image that the Dockerfiles in ``clusters/docker`` make.
 IMAGE = "detection-orchestrator"
@@ -85,7 +85,7 @@ class Project:
         return None if self.root is None else self.root / name.removeprefix(f"{FOLDER}/")
 
     def experiment(self, name: str, overrides: Sequence[str]) -> Experiment | None:
-        """An experiment that a command names; None where its data, which lies elsewhere, is needed.
+        """An experiment that a command names, wherever its data lies; None outside a project.
 
         Raises:
             ConfigError: it is not valid.
@@ -101,9 +101,9 @@ class Project:
     def _experiment(self, name: str, overrides: Sequence[str]) -> Experiment | ConfigError | None:
         file = self.file(name)
         try:
-            return None if file is None else load_experiment(file, overrides).experiment
-        except DataError:
-            return None
+            if file is None:
+                return None
+            return load_experiment(file, overrides, tolerate_missing_data=True).experiment
         except ConfigError as error:
             return error
 

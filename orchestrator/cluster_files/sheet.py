@@ -60,6 +60,7 @@ class Sheet:
         tree: plain values.
         places: of everything in it.
         problems: found so far.
+        notes: what was not examined, which makes the file no worse.
         nodes: that the document describes.
         runs: experiments that it starts.
         is_yaml: whether indentation says where a value ends.
@@ -71,6 +72,7 @@ class Sheet:
     tree: Json
     places: dict[KeyPath, Place]
     problems: list[Problem] = field(default_factory=list)
+    notes: list[Problem] = field(default_factory=list)
     nodes: list[Nodes] = field(default_factory=list)
     runs: list[Run] = field(default_factory=list)
     is_yaml: bool = True
@@ -84,6 +86,10 @@ class Sheet:
             needle: text within the value, which may go over many lines.
         """
         self.problems.append(Problem(self._refined(path, needle), path, message))
+
+    def note(self, path: KeyPath, message: str, needle: str = "") -> None:
+        """Note what was not examined; arguments as of :meth:`report`."""
+        self.notes.append(Problem(self._refined(path, needle), path, message))
 
     def _refined(self, path: KeyPath, needle: str) -> Place:
         place = place_of(path, self.places)

@@ -8,7 +8,17 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 _ASSIGNMENT = re.compile(r"([A-Za-z_]\w*)=(.*)", re.DOTALL)
-_COMMENT = re.compile(r"(?m)(?:^|(?<=\s))#.*$")
+#: What is quoted, so that neither a mark of comments nor of documents stands in it; comments;
+#: and documents, whose lines are no commands.
+_PASSAGE = re.compile(
+    r"""
+    \\. | '[^']*' | "(?:\\.|[^"\\])*"
+    | (?P<comment>(?:^|(?<=[\s;&|(]))\#[^\n]*)
+    | (?<!<)<<-?[ \t]*(?P<quote>['"]?)(?P<end>\w+)(?P=quote)(?P<rest>[^\n]*)\n
+      (?:.*?\n)??\t*(?P=end)[ \t]*$
+    """,
+    re.DOTALL | re.MULTILINE | re.VERBOSE,
+)
 _SEPARATORS = frozenset(";&|()\n")
 #: Words before a command that leave it what it is.
 _PREFIXES = frozenset(
@@ -107,8 +117,19 @@ def _behind_options(words: list[str]) -> list[str]:
     return rest
 
 
+def _without_passages(text: str) -> str:
+    """A text without its comments and its documents."""
+
+    def kept(found: re.Match[str]) -> str:
+        if found["end"]:
+            return _without_passages(found["rest"])
+        return "" if found["comment"] else found[0]
+
+    return _PASSAGE.sub(kept, text)
+
+
 def _simple(text: str) -> Iterator[list[str]]:
-    plain = _COMMENT.sub("", text).replace("\\\n", " ")
+    plain = _without_passages(text).replace("\\\n", " ")
     lexer = shlex.shlex(plain, posix=True, punctuation_chars=";&|()<>\n")
     lexer.whitespace = " \t\r"
     lexer.whitespace_split = True

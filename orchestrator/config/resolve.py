@@ -77,11 +77,15 @@ class Template:
     source: Path
     files: tuple[Path, ...] = ()
 
-    def resolve(self, values: Mapping[str, Json] | None = None) -> ResolvedExperiment:
+    def resolve(
+        self, values: Mapping[str, Json] | None = None, *, tolerate_missing_data: bool = False
+    ) -> ResolvedExperiment:
         """Validate and resolve the experiment with other values.
 
         Args:
             values: by dotted key, set in order; whole sections are allowed.
+            tolerate_missing_data: whether something may stand in for splits that are not found in
+                ``data.root``; for questions whose answer does not depend on them.
 
         Raises:
             ConfigError: with everything that is wrong with the file, the overrides and the values.
@@ -101,7 +105,7 @@ class Template:
         problems += _secrets(document, {problem.path for problem in problems})
         if problems or experiment is None:
             raise error_of(problems, str(self.source))
-        if not_found is not None:
+        if not_found is not None and not tolerate_missing_data:
             raise DataError(f"data.root: {not_found}")
         tree: dict[str, Json] = experiment.model_dump(mode="json", by_alias=True)
         origins = _origins(tree, document.places)
@@ -210,17 +214,22 @@ def _put_sweep(section: Document, document: Document, source: str | Path) -> Non
     document.refused.update(section.refused)
 
 
-def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> ResolvedExperiment:
+def load_experiment(
+    path: str | Path, overrides: Sequence[str] = (), *, tolerate_missing_data: bool = False
+) -> ResolvedExperiment:
     """Read, override, validate and resolve an experiment.
 
     Args:
         path: of the YAML file.
         overrides: ``key.path=value`` each, applied in order.
+        tolerate_missing_data: as in :meth:`Template.resolve`.
 
     Raises:
         ConfigError: with everything that is wrong with the file and the overrides.
+        DataError: they are sound, but no layout is known in ``data.root``.
     """
-    return read_template(path, overrides).resolve()
+    template = read_template(path, overrides)
+    return template.resolve(tolerate_missing_data=tolerate_missing_data)
 
 
 def _origins(tree: Json, places: Mapping[KeyPath, Place]) -> dict[str, str]:

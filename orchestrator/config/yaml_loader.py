@@ -109,7 +109,7 @@ def load_file(path: Path) -> Document:
     """
     source = str(path)
     try:
-        document = compose(_decode(_read(path), source), lambda *at: Place(source, *at))
+        document = compose(read_text(path), lambda *at: Place(source, *at))
         if not isinstance(document.tree, dict):
             found = "nothing" if document.tree is None else "a list or a single value"
             raise UnreadableError(
@@ -121,7 +121,21 @@ def load_file(path: Path) -> Document:
     return document
 
 
-def _read(path: Path) -> bytes:
+def read_text(path: Path, what: str = "experiment file") -> str:
+    """The text of a file.
+
+    Args:
+        path: of the file.
+        what: it is called in errors.
+
+    Raises:
+        ConfigError: it does not exist, or may not be read.
+        UnreadableError: it is too large or not UTF-8; names the line.
+    """
+    return _decode(_read(path, what), str(path))
+
+
+def _read(path: Path, what: str) -> bytes:
     try:
         # A pipe may have no end, and opening one may never end.
         if path.exists() and not path.is_file() and not path.is_dir():
@@ -131,16 +145,16 @@ def _read(path: Path) -> bytes:
     except FileNotFoundError:
         siblings = [str(other) for other in sorted(path.parent.glob("*.y*ml"))[:1000]]
         hint = did_you_mean(str(path), siblings, like="{}")
-        raise ConfigError(f"experiment file {path} does not exist{hint}") from None
+        raise ConfigError(f"{what} {path} does not exist{hint}") from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise ConfigError(
-            f"experiment file {path} cannot be read: {reason}; give the path of a YAML file"
+            f"{what} {path} cannot be read: {reason}; give the path of a readable file"
         ) from None
     if len(data) > MAX_BYTES:
         raise UnreadableError(
             Place(str(path), 1, 1),
-            f"found more than {MAX_BYTES:,} bytes, which is the limit; is this an experiment?",
+            f"found more than {MAX_BYTES:,} bytes, which is the limit; is this the right file?",
         )
     return data
 
@@ -179,15 +193,16 @@ def compose(text: str, place: Callable[[int, int], Place]) -> Document:
     return _composed(text, place, lambda composer: composer.document())
 
 
-def load_documents(path: Path) -> list[Document]:
-    """Read a YAML file of one or more documents, whose values may hold a ``${…}``.
+def compose_all(text: str, source: str) -> list[Document]:
+    """Read one or more YAML documents, whose values may hold a ``${…}``.
+
+    Args:
+        text: of a file.
+        source: the file, as it was named.
 
     Raises:
-        ConfigError: it does not exist.
-        UnreadableError: it is no readable YAML, or exceeds a limit.
+        UnreadableError: broken syntax, or a limit is exceeded.
     """
-    source = str(path)
-    text = _decode(_read(path), source)
     return _composed(
         text,
         lambda *at: Place(source, *at),

@@ -111,7 +111,7 @@ def read_detectors_results(
 def first_images(dataset: Dataset, count: int) -> Dataset:
     """A data set of the first images of another."""
     if count < 1:
-        raise ConfigError(f"--limit {count}: at least one image has to be looked at")
+        raise ConfigError(f"{count} images: at least one has to be looked at")
     count = min(count, len(dataset))
     boxes = slice(0, int(dataset.offsets[count]))
     return replace(

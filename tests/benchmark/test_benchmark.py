@@ -79,7 +79,7 @@ def test_inner_time_does_not_count_outside():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--steps", "0"], "--steps 0: must be at least 1"),
+        (["--steps", "0"], "--steps: found 0, allowed is a whole number >= 1"),
         (["--batches", "1,x"], "--batches 1,x: expected numbers"),
     ],
 )

@@ -88,7 +88,7 @@ def test_the_check_prints_both_values_and_exits_with_1_where_they_differ(
     ("arguments", "message"),
     [
         (["models", "ssd300_vgg"], "no variant 'ssd300_vgg'; allowed are"),
-        (["models", "--classes", "0"], "--classes: found 0, allowed is 1 or more"),
+        (["models", "--classes", "0"], "--classes: found 0, allowed is a whole number >= 1"),
     ],
 )
 def test_wrong_usage(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -74,6 +75,96 @@ def test_the_usage_says_everything_once(verb, capsys, monkeypatch):
     usage = capsys.readouterr().out.split("\n\n")[0]
     assert usage.startswith("usage: orchestrator")
     assert usage.count("key.path=value") <= 1
+
+
+@pytest.mark.parametrize(
+    ("words", "wrong", "allowed"),
+    [
+        (["fit", "q.yaml", "--memory"], ["nan", "inf", "0", "x"], ">= 1"),
+        (["fit", "q.yaml", "--headroom"], ["nan", "1", "-0.1"], ">= 0 and < 1"),
+        (["fit", "q.yaml", "--boxes"], ["0"], ">= 1"),
+        (["draw", "p.json", "--threshold"], ["50", "nan", "-1"], ">= 0 and <= 1"),
+        (["predict", "r", "i", "--threshold"], ["50", "nan"], ">= 0 and <= 1"),
+        (["predict", "r", "i", "--draw-threshold"], ["50", "nan"], ">= 0 and <= 1"),
+        (["predict", "r", "--camera"], ["-1", "0.5"], ">= 0"),
+        (["export", "r", "--images"], ["0", "1.5"], ">= 1"),
+        (["export", "r", "--step"], ["-1"], ">= 0"),
+        (["config", "show-schedule", "q.yaml", "--images"], ["-3", "0"], ">= 1"),
+        (["evaluate", "r", "--limit"], ["0"], ">= 1"),
+        (["evaluate", "r", "--fusion-iou"], ["0", "1", "nan"], "> 0 and < 1"),
+        (["benchmark", "q.yaml", "--skip"], ["-1"], ">= 0"),
+        (["check-resume", "q.yaml", "--steps"], ["1"], ">= 2"),
+        (["compare", "a", "b", "--level"], ["95", "nan", "1"], ">= 0.5 and < 1"),
+        (["compare", "a", "b", "--resamples"], ["99"], ">= 100"),
+        (["init", "f", "--val"], ["0", "1", "nan"], "> 0 and < 1"),
+        (["init", "f", "--seed"], ["-1"], ">= 0"),
+        (["models", "--classes"], ["0"], ">= 1"),
+        (["replay", "r", "--step"], ["-1"], ">= 0"),
+        (["serve", "r", "--port"], ["65536", "-1"], ">= 0 and <= 65535"),
+        (["serve", "r", "--wait-ms"], ["nan", "10001"], ">= 0 and <= 10000"),
+        (["shard", "q.yaml", "out", "--images-per-shard"], ["0"], ">= 1"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else value,
+)
+def test_numbers_lie_where_they_mean_something(words, wrong, allowed, capsys):
+    for number in wrong:
+        assert main([*words, number]) == 64
+        said = capsys.readouterr().err.splitlines()[0]
+        assert f"argument {words[-1]}: found {number}, allowed is a " in said
+        assert said.endswith(f"number {allowed}")
+
+
+class _Ascii(io.TextIOWrapper):
+    """What standard output is where the terminal's encoding is ASCII."""
+
+    def __init__(self):
+        super().__init__(io.BytesIO(), encoding="ascii")
+
+
+@pytest.mark.parametrize("verb", ["", *sorted(VERBS)])
+def test_help_is_printed_in_ascii(verb, monkeypatch):
+    said, told = _Ascii(), _Ascii()
+    monkeypatch.setattr(sys, "stdout", said)
+    monkeypatch.setattr(sys, "stderr", told)
+    assert main([*verb.split(), "--help"]) == 0
+    assert said.buffer.getvalue().startswith(b"usage: orchestrator")
+    assert not told.buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"PYTHONIOENCODING": "ascii"},
+        {"PYTHONIOENCODING": "latin-1:strict"},
+        {"LC_ALL": "POSIX", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"},
+    ],
+    ids=str,
+)
+def test_letters_that_an_encoding_lacks_end_no_command(variables, tmp_path):
+    file = tmp_path / "dö r" / "ü….yaml"
+    file.parent.mkdir()
+    for text, code, said in ((None, 64, b"does not exist"), (Path(RECIPE).read_text(), 0, b"")):
+        if text is not None:
+            file.write_text(text)
+        done = subprocess.run(
+            [sys.executable, "-m", "orchestrator.cli.main", "config", "show", file],
+            capture_output=True,
+            env={**os.environ, **variables},
+            check=False,
+        )
+        assert done.returncode == code, done.stderr
+        assert said in done.stderr
+
+
+def test_a_current_folder_that_is_gone(tmp_path, monkeypatch, capsys):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert main(["config", "show", RECIPE]) == 71
+    assert capsys.readouterr().err == (
+        "the current folder is gone (No such file or directory). Next: cd to one that is there\n"
+    )
 
 
 def test_version_and_help(capsys):

@@ -91,6 +91,110 @@ def test_the_verb_names_file_and_line_and_ends_with_64(tmp_path: Path, capsys: A
     assert {"line": line, "key": "auht"}.items() <= report["files"][0]["problems"][-1].items()
 
 
+CLUSTER = "kuberay/raycluster-gpu.yaml"
+SLURM, IMAGE = "slurm.sbatch", "docker/Dockerfile.gpu"
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new"),
+    [
+        (CLUSTER, "\n---\n", "\n---\n# nothing\n---\n"),
+        (SLURM, "set -u", 'echo "node # 1 is up"\ncat <<END\nit\'s no command\nEND\nset -u'),
+        (SLURM, "#SBATCH --requeue", "#SBATCH --requeue --nodelist=n[1-8] --mem-bind=local # both"),
+        (SLURM, "#SBATCH --nodes=2", "#SBATCH -N 2"),
+        (SLURM, "#SBATCH --nodes=2", "#SBATCH -N2 --exclusive"),
+        (SLURM, "#SBATCH --nodes=2", "#SBATCH --nodes=2-4"),
+        (SLURM, "#SBATCH --cpus-per-task=32", "#SBATCH -c 32 --comment 'two words'"),
+        (SLURM, "#SBATCH --gpus-per-node=4", "#SBATCH --gpus-per-node=a100:4"),
+        (SLURM, "#SBATCH --gpus-per-node=4", "#SBATCH --gres=shard:1,gpu:a100:4"),
+        (SLURM, "#SBATCH --gpus-per-node=4", "#SBATCH -G 8"),
+        (IMAGE, "RUN apt-get", "run apt-get"),
+        (IMAGE, "FROM ${BASE}", "from --platform=linux/amd64 ${BASE} as base"),
+        (IMAGE, "USER 1000", "user\t1000"),
+        (IMAGE, "USER 1000", "RUN <<EOF\n# it's\n\nmake install\nEOF\nUSER 1000"),
+        (IMAGE, "USER 1000", "RUN <<EOF\n#!/usr/bin/python3\nit = 'a'\nEOF\nUSER 1000"),
+        (IMAGE, "USER 1000", 'COPY <<-"X" /etc/words\n\tit\'s\n\tX\nUSER 1000'),
+        (IMAGE, "COPY . .", 'COPY --chown=1000 [".", "."]'),
+        (IMAGE, "COPY . .", "COPY . . \\  \n\n# in between\n  ."),
+    ],
+)
+def test_what_the_tools_take_is_no_problem(file: str, old: str, new: str, tmp_path: Path) -> None:
+    text = (ROOT / "clusters" / file).read_text() + "\n---\n" * (file == CLUSTER)
+    assert old in text
+    path = tmp_path / Path(file).name
+    path.write_text(text.replace(old, new, 1))
+    (report,) = check_files([path], verbs=frozenset(VERBS))
+    assert [str(each) for each in report.problems + report.notes] == []
+    (shipped,) = check_files([ROOT / "clusters" / file], verbs=frozenset(VERBS))
+    assert report.nodes == shipped.nodes
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "says"),
+    [
+        (SLURM, "#SBATCH --nodes=2", "#SBATCH -N 2 -N 3", "--nodes is given twice"),
+        (SLURM, "#SBATCH --nodes=2", "#SBATCH -N '2", "close the quotes"),
+        (SLURM, "#SBATCH --gpus-per-node=4", "#SBATCH --gres=gpu:2", "a node gets 2, --num-gpus"),
+        (SLURM, "#SBATCH --requeue", "#SBATCH --requeu", "did you mean --requeue"),
+        (IMAGE, "RUN useradd", "rnu useradd", "no instruction RNU; did you mean RUN"),
+        (IMAGE, "USER 1000", "user root", "runs as root"),
+        (IMAGE, "USER 1000", "run <<EOF\nmake instal\nEOF\nUSER 1000", "no target 'instal'"),
+        (IMAGE, "FROM ${BASE}", "FROM", "FROM says nothing"),
+    ],
+)
+def test_what_the_tools_refuse_is_a_problem_in_every_spelling(
+    file: str, old: str, new: str, says: str, tmp_path: Path
+) -> None:
+    path = tmp_path / Path(file).name
+    text = (ROOT / "clusters" / file).read_text()
+    line = text[: text.index(old)].count("\n") + 1
+    path.write_text(text.replace(old, new, 1))
+    (report,) = check_files([path], verbs=frozenset(VERBS))
+    (message,) = [each.message for each in report.problems if abs(each.place.line - line) <= 1]
+    assert says in message
+
+
+@pytest.mark.parametrize("text", [None, "extends: quickstart.yaml\n", "name: x\ntrain: {}\n"])
+def test_an_experiment_is_told_from_a_cluster_file(text: str | None, tmp_path: Path) -> None:
+    path = tmp_path / "one.yaml"
+    path.write_text(text or (ROOT / "experiments/quickstart.yaml").read_text())
+    (report,) = check_files([path])
+    (problem,) = report.problems
+    assert problem.message == f"this is an experiment; give it with --experiment {path}"
+
+
+def test_an_option_of_a_plugin_is_noted(tmp_path: Path, capsys: Any) -> None:
+    path = tmp_path / "job.sbatch"
+    text = (ROOT / "clusters" / SLURM).read_text()
+    path.write_text(text.replace("--requeue\n", "--requeue --container-mounts=/a:/a\n", 1))
+    assert main(["check-cluster", str(path), "--json"]) == 0
+    printed = capsys.readouterr()
+    said = "the option --container-mounts of sbatch is not known here and was passed over"
+    line = text[: text.index("#SBATCH --requeue")].count("\n") + 1
+    assert f"note: {path}:{line}:1: {said}" in printed.err
+    (file,) = json.loads(printed.out)["files"]
+    assert [(each["line"], each["message"]) for each in file["notes"]] == [(line, said)]
+
+
+_NO_UTF8 = "byte 0xe9, which is not UTF-8; save the file as UTF-8"
+
+
+@pytest.mark.parametrize("name", ["job.sbatch", "Dockerfile", "cluster.yaml"])
+def test_a_file_that_is_not_utf8_is_named_with_its_line(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.write_bytes("# Häuser\n# caf\n".encode().replace(b"caf", b"caf\xe9"))
+    (report,) = check_files([path])
+    assert [str(each) for each in report.problems] == [f"{path}:2:6: found {_NO_UTF8}"]
+
+
+def test_a_dockerfile_of_compose_that_is_not_utf8_is_named(tmp_path: Path) -> None:
+    (tmp_path / "Dockerfile").write_bytes(b"FROM scratch\n# caf\xe9\n")
+    path = tmp_path / "compose.yaml"
+    path.write_text("services:\n  head:\n    build: {context: ., args: {A: b}}\n")
+    (report,) = check_files([path])
+    assert f"{tmp_path / 'Dockerfile'}:2:6: found {_NO_UTF8}" in report.problems[-1].message
+
+
 def test_the_verb_says_nothing_against_the_shipped_files(capsys: Any) -> None:
     file = str(ROOT / "clusters/kuberay/raycluster-gpu.yaml")
     experiment = str(ROOT / "experiments/retinanet_spinenet49.yaml")
@@ -100,6 +204,32 @@ def test_the_verb_says_nothing_against_the_shipped_files(capsys: Any) -> None:
     assert main(["check-cluster", file, "--experiment", npu]) == 64
     assert "8 workers x 1 CPU and 1 NPU = 8 NPU, and there are 0" in capsys.readouterr().out
     assert main(["check-cluster", file + "x"]) == 64
+
+
+@pytest.mark.parametrize(
+    ("workers", "file", "code", "said"),
+    [
+        ("1", "kuberay/raycluster-gpu.yaml", 0, "fits"),
+        ("1", "onprem.yaml", 0, "not known: the file does not say what its nodes have"),
+        ("1", "docker/Dockerfile.gpu", 0, "not known: the file describes no nodes"),
+        ("8000", "kuberay/raycluster-gpu.yaml", 64, "= 8001 CPU, and there are 64"),
+    ],
+)
+def test_an_experiment_is_placed_wherever_its_data_is(
+    workers: str, file: str, code: int, said: str, tmp_path: Path, capsys: Any
+) -> None:
+    far = tmp_path / "far.yaml"
+    far.write_text(
+        "name: far\nseed: 1\n"
+        "detector: {name: ssd, variant: ssd300_mobilenet_v2}\n"
+        "data: {root: /nowhere/on/this/machine}\n"
+        "train: {epochs: 1, batch_size: 8000, optimizer: {name: sgd, lr: 0.01}}\n"
+        f"cluster: {{workers: {workers}, accelerator: gpu}}\n"
+        "storage: runs\n"
+    )
+    words = ["check-cluster", str(ROOT / "clusters" / file), "--experiment", str(far)]
+    assert main(words) == code
+    assert said in capsys.readouterr().out.partition(f"  {far}: ")[2]
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 from orchestrator.accelerators import from_resources
 from orchestrator.cluster.nodes import Node
 from orchestrator.cluster.placement import Placement, _total, shortage
-from orchestrator.cluster_files.fit import misfit
+from orchestrator.cluster_files.fit import _misfit, misfit
 from orchestrator.cluster_files.sheet import Nodes
 from orchestrator.config.resolve import load_experiment
 from orchestrator.errors import ConfigError
@@ -39,6 +39,19 @@ def run_finds_room(experiment, kinds: list[Nodes]) -> bool:
     if not any(placement.takes(node) for node in nodes):
         return False
     return shortage(cluster.workers, placement, nodes) is None
+
+
+@pytest.mark.parametrize(
+    ("placement", "room"),
+    [("pack", 8_000_000_000), ("strict_spread", 2_000_000_000), ("strict_pack", 4)],
+)
+def test_any_number_of_nodes_is_counted_at_once(placement: str, room: int) -> None:
+    overrides = [f"cluster.placement={placement}", "train.batch_size=10000000000"]
+    nodes = [Nodes("node", 2_000_000_000, {"CPU": 5.0}), Nodes("none", 0, {"CPU": 100.0})]
+    for workers, fits in ((room, True), (room + 1, False)):
+        cluster = load_experiment(RECIPE, overrides).experiment.cluster
+        cluster = cluster.model_copy(update={"workers": workers, "cpus_per_worker": 1.2})
+        assert (_misfit(cluster, nodes) is None) == fits
 
 
 @pytest.mark.parametrize("seed", range(40))

@@ -33,6 +33,27 @@ bash -lc "ray stop; ray start --address=$H:1"
     ]
 
 
+@pytest.mark.parametrize(
+    ("text", "cut"),
+    [
+        ('echo "node # 1 is up"', [("echo", "node # 1 is up")]),
+        ("echo 'a # b' # it's\nls", [("echo", "a # b"), ("ls",)]),
+        ("echo a#b $# \\# c;# d", [("echo", "a#b", "$#", "#", "c")]),
+        ('echo "a\\"# b"', [("echo", 'a"# b')]),
+        ("cat <<EOF > x && ls # it's\nit's # no command\nEOF\npwd", [("cat",), ("ls",), ("pwd",)]),
+        ("cat <<-'E'\n\tray stop\n\tE\ncat <<< word", [("cat",), ("cat",)]),
+        ("cat <<A\nA\ncat <<B\nA\nB", [("cat",), ("cat",)]),
+        ("cat <<A\nx\nA\nls\ncat <<A\ny\nA", [("cat",), ("ls",), ("cat",)]),
+        ("echo $((1 << 3))", None),
+    ],
+)
+def test_comments_and_documents_are_no_commands(
+    text: str, cut: list[tuple[str, ...]] | None
+) -> None:
+    found = [each.words for each in commands(text)]
+    assert cut is None or found == cut
+
+
 def test_words_before_a_command_leave_it_what_it_is() -> None:
     assert words("exec sudo A=1 ray stop") == [(("ray", "stop"), {"A": "1"})]
     assert words("srun --nodes=1 --ntasks=1 ray start --block")[0][0][:2] == ("ray", "start")

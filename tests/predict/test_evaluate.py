@@ -134,9 +134,9 @@ def test_other_classes_are_refused(small_run, tmp_path):
     [
         (["--scales", "1,x"], "--scales 1,x: expected numbers"),
         (["--scales", "1,1"], "names a scale twice"),
-        (["--fusion-iou", "2"], "--fusion-iou 2"),
-        (["--workers", "0"], "--workers 0: must be at least 1"),
-        (["--limit", "0"], "--limit 0"),
+        (["--fusion-iou", "2"], "--fusion-iou: found 2, allowed is a number > 0 and < 1"),
+        (["--workers", "0"], "--workers: found 0, allowed is a whole number >= 1"),
+        (["--limit", "0"], "--limit: found 0"),
         (["second"], "expected one RUN, CHECKPOINT or WEIGHTS"),
     ],
 )

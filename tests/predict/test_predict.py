@@ -256,7 +256,7 @@ def test_a_camera_is_watched_until_interrupted(small_run, tmp_path, monkeypatch)
         (["a.jpg", "--camera", "0"], ConfigError, "stand in place of inputs"),
         (["a.jpg", "--show"], ConfigError, "belong to --camera or --video"),
         (["--camera", "0", "--form", "coco"], ConfigError, "--form seed"),
-        (["--camera", "0", "--frames", "0"], ConfigError, "--frames 0: must be at least 1"),
+        (["--camera", "0", "--frames", "0"], ConfigError, "--frames: found 0, allowed"),
         (["--camera", "0", "--show"], ConfigError, "--draw FOLDER"),
     ],
 )

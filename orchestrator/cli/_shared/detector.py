@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.cli._shared.parser import number_between
 from orchestrator.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -43,7 +44,10 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
         help="experiment the weights belong to (default: the one in the run folder)",
     )
     group.add_argument(
-        "--step", type=int, metavar="N", help="which checkpoint of a run (default: the best)"
+        "--step",
+        type=number_between(0, whole=True),
+        metavar="N",
+        help="which checkpoint of a run (default: the best)",
     )
     group.add_argument(
         "--averaged",
@@ -76,7 +80,11 @@ def add_detect_options(parser: argparse.ArgumentParser) -> None:
         "by weighted boxes fusion",
     )
     group.add_argument(
-        "--fusion-iou", type=float, default=0.55, metavar="IOU", help="of wbf (default: 0.55)"
+        "--fusion-iou",
+        type=number_between(0, 1, ends="()"),
+        default=0.55,
+        metavar="IOU",
+        help="of wbf (default: 0.55)",
     )
     group.add_argument(
         "--tiles",
@@ -108,13 +116,11 @@ def detect_options(loaded: LoadedDetector, arguments: argparse.Namespace) -> Det
     """Views and post-processing that the arguments ask for.
 
     Raises:
-        ConfigError: scales or an overlap that are none.
+        ConfigError: scales or tiles that are none.
     """
     from orchestrator.predict.predictor import DetectOptions
     from orchestrator.predict.tta import Views
 
-    if not 0.0 < arguments.fusion_iou < 1.0:
-        raise ConfigError(f"--fusion-iou {arguments.fusion_iou}: must lie between 0 and 1")
     return DetectOptions(
         postprocess=loaded.resolved.experiment.detector.postprocess,
         views=Views(scales=_scales(arguments.scales), flip=arguments.flip),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import logging
 import os
 import sys
@@ -35,11 +36,11 @@ def run_guarded(function: Callable[[], int]) -> int:
 
     Returns:
         That code; the code of an :class:`OrchestratorError`, whose message is printed without a
-        traceback; 71 where a disk was full or a path cannot be used; 64 where the machine gives
-        no more memory, threads or open files; 130 after Ctrl-C; 70 for any other exception, with
-        its traceback. What becomes of its output ends no function: a reader such as ``head`` may
-        have seen enough, and a disk that has no room for it is said at the end, with 71. An error
-        that ``ends_at_once`` ends the process here.
+        traceback; 71 where a disk was full or a path cannot be used, the current folder among
+        them; 64 where the machine gives no more memory, threads or open files; 130 after Ctrl-C;
+        70 for any other exception, with its traceback. What becomes of its output ends no
+        function: a reader such as ``head`` may have seen enough, and a disk that has no room for
+        it is said at the end, with 71. An error that ``ends_at_once`` ends the process here.
     """
     _open_standard_streams()
     before = sys.stdout, sys.stderr
@@ -107,6 +108,7 @@ def _guarded(function: Callable[[], int]) -> int:
     if logging.lastResort is not None:
         logging.lastResort.setFormatter(_Masking())
     try:
+        _require_current_folder()
         return function()
     except SystemExit as end:
         if end.code:  # None of ours: help ends with 0.
@@ -117,6 +119,20 @@ def _guarded(function: Callable[[], int]) -> int:
         return _INTERRUPTED
     except Exception as error:
         return _refused(error)
+
+
+def _require_current_folder() -> None:
+    """Refuse to work in a folder that is gone, at which libraries fail each in its own way.
+
+    Raises:
+        StorageError: it is.
+    """
+    try:
+        Path.cwd()
+    except OSError as error:
+        raise StorageError(
+            f"the current folder is gone ({error.strerror}). Next: cd to one that is there"
+        ) from error
 
 
 def _refused(error: Exception) -> int:
@@ -140,10 +156,10 @@ def _tell(text: str) -> None:
 
 
 def _open_standard_streams() -> None:
-    """Give whoever started this process without standard streams ones that lead nowhere.
+    """Give this process standard streams that take every text.
 
-    The next file to be opened would take the free number otherwise, and what a library prints
-    would go into that file.
+    Without any, it gets some that lead nowhere: the next file to be opened would take the free
+    number otherwise, and what a library prints would go into that file.
     """
     for number in range(3):
         if not _is_open(number):
@@ -152,6 +168,10 @@ def _open_standard_streams() -> None:
         sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
     if sys.stderr is None:
         sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # What the terminal's encoding lacks is written as its number and ends no command.
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _is_open(number: int) -> bool:

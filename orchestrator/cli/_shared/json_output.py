@@ -35,7 +35,8 @@ def json_output(wanted: bool) -> Iterator[Callable[[Any], None]]:
         return
     with redirect_stdout(sys.stderr):
         yield documents.append
-    print(json.dumps(documents[-1], indent=1, ensure_ascii=False, allow_nan=False, default=_plain))
+    # In ASCII, so that it is JSON whatever the encoding of standard output.
+    print(json.dumps(documents[-1], indent=1, allow_nan=False, default=_plain))
 
 
 def _plain(value: Any) -> Any:

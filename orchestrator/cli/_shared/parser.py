@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import re
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
@@ -20,16 +21,39 @@ class _CapturedError(Exception):
         self.parser = parser
 
 
-def require_at_least(arguments: argparse.Namespace, *names: str, least: int = 1) -> None:
-    """Refuse numbers that are too small; options that were not given are passed over.
+def number_between(
+    low: float, high: float = math.inf, *, whole: bool = False, ends: str = "[]"
+) -> Callable[[str], Any]:
+    """The type of an option that takes a finite number.
 
-    Raises:
-        ConfigError: naming the first of them.
+    Args:
+        low: end of the allowed interval.
+        high: its other end.
+        whole: whether the number has to be an integer.
+        ends: brackets that say, as those of an interval do, whether the ends are allowed.
     """
-    for name in names:
-        value = getattr(arguments, name)
-        if value is not None and value < least:
-            raise ConfigError(f"--{name.replace('_', '-')} {value}: must be at least {least}")
+    bounds = [f"{'>=' if ends[0] == '[' else '>'} {low:g}"]
+    if high < math.inf:
+        bounds.append(f"{'<=' if ends[1] == ']' else '<'} {high:g}")
+    allowed = f"a {'whole ' if whole else ''}number {' and '.join(bounds)}"
+
+    def read(text: str) -> float:
+        try:
+            number: float = int(text) if whole else float(text)
+        except ValueError:
+            number = math.nan
+        above = number > low or (number == low and ends[0] == "[")
+        below = number < high or (number == high and ends[1] == "]")
+        # No comparison holds for what is no number; infinity is below nothing.
+        if not (above and below and number < math.inf):
+            raise argparse.ArgumentTypeError(f"found {text}, allowed is {allowed}")
+        return number
+
+    return read
+
+
+#: The type of an option that counts something.
+COUNT = number_between(1, whole=True)
 
 
 def options_of(main: Callable[[Sequence[str]], int]) -> list[str]:

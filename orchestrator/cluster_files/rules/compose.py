@@ -23,6 +23,7 @@ from orchestrator.cluster_files.rules.commands import (
 from orchestrator.cluster_files.rules.compose_agreement import check_agreement
 from orchestrator.cluster_files.sheet import Sheet, texts_of
 from orchestrator.config.problems import KeyPath
+from orchestrator.config.yaml_loader import UnreadableError, read_text
 from orchestrator.credentials import names_secret
 from orchestrator.errors import did_you_mean
 
@@ -96,7 +97,12 @@ def _image(sheet: Sheet, path: KeyPath, service: ServiceFile) -> None:
             f"there is no file {build.dockerfile} in {context}{hint}",
         )
         return
-    arguments = re.findall(r"(?m)^ARG\s+(\w+)", dockerfile.read_text(encoding="utf-8"))
+    try:
+        text = read_text(dockerfile, "Dockerfile")
+    except UnreadableError as error:
+        sheet.report((*path, "build", "dockerfile"), str(error.problem))
+        return
+    arguments = re.findall(r"(?im)^\s*ARG\s+(\w+)", text)
     for name in build.args:
         if name not in arguments:
             hint = did_you_mean(name, arguments, like="{}")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
+import json
 import re
-from collections.abc import Iterator
+import shlex
+from collections.abc import Iterator, Mapping
 
 from orchestrator.cluster_files.models.sky import SkyTask
 from orchestrator.cluster_files.rules.commands import (
@@ -18,21 +21,73 @@ from orchestrator.config.problems import KeyPath
 from orchestrator.credentials import names_secret
 from orchestrator.errors import did_you_mean
 
-_SBATCH = re.findall(
-    r"\S+",
-    """
-    --account --array --chdir --constraint --cpus-per-gpu --cpus-per-task --error --exclusive
-    --export --gpus --gpus-per-node --gpus-per-task --gres --hint --job-name --kill-on-bad-
-    exit --mail-type --mail-user --mem --mem-per-cpu --mem-per-gpu --no-requeue --nodes
-    --ntasks --ntasks-per-node --open-mode --output --partition --qos --requeue --reservation
-    --signal --time --tmp --wait-all-nodes
+#: Options of sbatch that have a short form.
+_SHORT = {
+    "-A": "--account",
+    "-a": "--array",
+    "-B": "--extra-node-info",
+    "-b": "--begin",
+    "-C": "--constraint",
+    "-c": "--cpus-per-task",
+    "-D": "--chdir",
+    "-d": "--dependency",
+    "-e": "--error",
+    "-F": "--nodefile",
+    "-G": "--gpus",
+    "-H": "--hold",
+    "-h": "--help",
+    "-i": "--input",
+    "-J": "--job-name",
+    "-k": "--no-kill",
+    "-L": "--licenses",
+    "-M": "--clusters",
+    "-m": "--distribution",
+    "-N": "--nodes",
+    "-n": "--ntasks",
+    "-O": "--overcommit",
+    "-o": "--output",
+    "-p": "--partition",
+    "-Q": "--quiet",
+    "-q": "--qos",
+    "-S": "--core-spec",
+    "-s": "--oversubscribe",
+    "-t": "--time",
+    "-V": "--version",
+    "-v": "--verbose",
+    "-W": "--wait",
+    "-w": "--nodelist",
+    "-x": "--exclude",
+}
+_SBATCH = frozenset(_SHORT.values()) | frozenset(
+    re.findall(
+        r"\S+",
+        """
+    --acctg-freq --batch --bb --bbf --cluster-constraint --comment --consolidate-segments
+    --container --container-id --contiguous --cores-per-socket --cpu-freq --cpus-per-gpu
+    --deadline --delay-boot --exclusive --export --export-file --extra --get-user-env --gid
+    --gpu-bind --gpu-freq --gpus-per-node --gpus-per-socket --gpus-per-task --gres --gres-flags
+    --hint --ignore-pbs --kill-on-invalid-dep --mail-type --mail-user --mcs-label --mem
+    --mem-bind --mem-per-cpu --mem-per-gpu --mincpus --network --nice --no-requeue
+    --ntasks-per-core --ntasks-per-gpu --ntasks-per-node --ntasks-per-socket --oom-kill-step
+    --open-mode --parsable --power --prefer --priority --profile --propagate --reboot --requeue
+    --reservation --resv-ports --segment --signal --sockets-per-node --spread-job
+    --spread-segments --stepmgr --switches --test-only --thread-spec --threads-per-core
+    --time-min --tmp --tres-bind --tres-per-task --uid --usage --use-min-nodes
+    --wait-all-nodes --wckey --wrap
     """,
+    )
 )
+#: How alike an unknown option has to be to one of these, to be a slip and not a plugin's.
+_SLIP = 0.88
+#: The mark of a document that follows an instruction.
+_DOCUMENT = re.compile(r"(?<!<)<<(-?)(['\"]?)(\w+)\2")
+#: Options of an instruction, which stand before everything else.
+_FLAGS = re.compile(r"^(?:--[a-z-]+(?:=\S+)?[\s\\]+)+")
 _INSTRUCTIONS = re.findall(
     r"\S+",
     """
     FROM ARG ENV RUN COPY ADD WORKDIR USER ENTRYPOINT CMD EXPOSE LABEL HEALTHCHECK STOPSIGNAL
-    SHELL VOLUME ONBUILD
+    SHELL VOLUME ONBUILD MAINTAINER
     """,
 )
 
@@ -116,55 +171,108 @@ def _joins(sheet: Sheet, found: Found) -> None:
 
 def check_batch(sheet: Sheet) -> None:
     """Report everything that is wrong with a batch script of Slurm."""
-    text = "\n".join(sheet.lines)
-    options: dict[str, str] = {}
-    for line in sheet.lines:
-        found = re.match(r"#SBATCH\s+(--[\w-]+)(?:[= ](\S+))?", line)
-        if found is None:
-            if line.startswith(("#SBTACH", "#SBACTH", "# SBATCH", "#sbatch")):
-                sheet.report((), "Slurm passes over this line; write #SBATCH", line)
-            continue
-        if found[1] not in _SBATCH:
-            hint = did_you_mean(found[1], _SBATCH, like="{}")
-            sheet.report((), f"sbatch has no option {found[1]}{hint}", line)
-        if found[1] in options:
-            sheet.report((), f"{found[1]} is given twice", line)
-        options[found[1]] = found[2] or ""
-    found_commands = examine(sheet, (), text)
-    count = options.get("--nodes", "1")
-    nodes = int(count) if count.isdigit() else 1
+    options, lines = _batch_options(sheet)
+    found_commands = examine(sheet, (), "\n".join(sheet.lines))
+    # Of `2-4`, what the job is sure to get.
+    count = re.match(r"\d+", options.get("--nodes", ""))
+    nodes = int(count[0]) if count else 1
     if options.get("--ntasks-per-node", "1") != "1":
-        sheet.report((), "Ray is started once on each node; write 1", "--ntasks-per-node")
-    each = {}
-    for key, option in (("CPU", "--cpus-per-task"), ("GPU", "--gpus-per-node")):
-        if options.get(option, "").rpartition(":")[2].isdigit():
-            each[key] = float(options[option].rpartition(":")[2])
+        message = "Ray is started once on each node; write 1"
+        sheet.report((), message, lines["--ntasks-per-node"])
+    each, given = {}, {}
+    for key, option, found in _batch_resources(options):
+        number = found.rpartition(":")[2]
+        if key not in each and number.isdigit():
+            each[key] = int(number) / (nodes if option == "--gpus" else 1)
+            given[key] = lines[option]
     kinds = Nodes("nodes", nodes, each or None)
     sheet.nodes.append(kinds)
-    _starts(sheet, (), found_commands, nodes, (), "--nodes")
+    _starts(sheet, (), found_commands, nodes, (), lines.get("--nodes", ""))
     warned = re.fullmatch(r"(?:B:)?(?:SIG)?([A-Z]+\d?)@(\d+)", options.get("--signal", ""))
     if "--signal" in options and (warned is None or int(warned[2]) < GRACE_SECONDS):
         sheet.report(
             (),
             f"--signal is {options['--signal']}, allowed is TERM@{GRACE_SECONDS} and more, in "
             "which a step and its commit fit",
-            "--signal",
+            lines["--signal"],
         )
     for start in found_commands.starts:
         for key, option in (("CPU", "--num-cpus"), ("GPU", "--num-gpus")):
             told = start.options.get(option, "")
             if told.isdigit() and float(told) != each.get(key, 0.0):
-                sheet.report((), f"{option} is {told}, a node gets {each.get(key, 0):g}", option)
-                sbatch = "--cpus-per-task" if key == "CPU" else "--gpus-per-node"
-                sheet.report((), f"a node gets {each.get(key, 0):g}, {option} is {told}", sbatch)
+                has = f"a node gets {each.get(key, 0):g}"
+                sheet.report((), f"{option} is {told}, {has}", option)
+                sheet.report((), f"{has}, {option} is {told}", given.get(key, ""))
     sheet.runs += [Run((), name, kept, (kinds,)) for _, name, kept in found_commands.runs]
+
+
+def _batch_options(sheet: Sheet) -> tuple[dict[str, str], dict[str, str]]:
+    """Values of a batch script's options, and the lines that give them, by the long names."""
+    options: dict[str, str] = {}
+    lines: dict[str, str] = {}
+    for line in sheet.lines:
+        if line.startswith(("#SBTACH", "#SBACTH", "# SBATCH", "#sbatch")):
+            sheet.report((), "Slurm passes over this line; write #SBATCH", line)
+        if re.match(r"#SBATCH\s", line) is None:
+            continue
+        try:
+            words = shlex.split(line.removeprefix("#SBATCH"), comments=True)
+        except ValueError as error:
+            sheet.report((), f"sbatch cannot read this: {error}; close the quotes", line)
+            continue
+        for name, value in _given(words):
+            if name not in _SBATCH:
+                _unknown(sheet, name, line)
+            if name in options:
+                sheet.report((), f"{name} is given twice", line)
+            options[name], lines[name] = value, line
+    return options, lines
+
+
+def _given(words: list[str]) -> Iterator[tuple[str, str]]:
+    """Options by their long names, in each of the forms `--nodes=8`, `--nodes 8`, `-N8`, `-N 8`."""
+    rest = iter([*words, ""])
+    word = next(rest)
+    while word:
+        following = next(rest)
+        if not word.startswith("-"):
+            word = following
+            continue
+        name, mark, value = word.partition("=")
+        if not word.startswith("--"):
+            name, value = _SHORT.get(word[:2], word[:2]), word[2:]
+            mark = value
+        if not mark and not following.startswith("-"):
+            value, following = following, next(rest, "")
+        yield name, value
+        word = following
+
+
+def _unknown(sheet: Sheet, name: str, line: str) -> None:
+    guess = difflib.get_close_matches(name, _SBATCH, n=1, cutoff=_SLIP)
+    if guess:
+        sheet.report((), f"sbatch has no option {name}; did you mean {guess[0]}?", line)
+    else:
+        sheet.note((), f"the option {name} of sbatch is not known here and was passed over", line)
+
+
+def _batch_resources(options: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
+    """What a node is given: the resource, the option, and its value, whose last part counts."""
+    yield "CPU", "--cpus-per-task", options.get("--cpus-per-task", "")
+    for option in ("--gpus-per-node", "--gpus-per-task", "--gpus"):
+        yield "GPU", option, options.get(option, "")
+    for each in options.get("--gres", "").split(","):
+        if each.partition(":")[0] == "gpu":
+            yield "GPU", "--gres", each if each.rpartition(":")[2].isdigit() else "1"
 
 
 def check_dockerfile(sheet: Sheet) -> None:
     """Report everything that is wrong with a Dockerfile."""
-    user, arguments = "", dict[str, str]()
+    user, user_at, arguments = "", "", dict[str, str]()
     for start, word, rest in _instructions(sheet.lines):
-        if word not in _INSTRUCTIONS:
+        if not rest:
+            sheet.report((), f"{word} says nothing; write what it is to do behind it", start)
+        elif word not in _INSTRUCTIONS:
             hint = did_you_mean(word, _INSTRUCTIONS, like="{}")
             sheet.report((), f"there is no instruction {word}{hint}", start)
         elif word == "ARG":
@@ -180,25 +288,27 @@ def check_dockerfile(sheet: Sheet) -> None:
                 if names_secret(name) and "$" not in value:
                     sheet.report((), f"{name} stays in the image for everybody", start)
         elif word == "FROM":
-            image = re.sub(r"\$\{?(\w+)\}?", lambda m: arguments.get(m[1], ""), rest.split()[0])
+            named = next((each for each in rest.split() if not each.startswith("--")), "")
+            image = re.sub(r"\$\{?(\w+)\}?", lambda m: arguments.get(m[1], ""), named)
             _base(sheet, start, image)
+            user_at = user_at or start
         elif word == "COPY":
             _copy(sheet, start, rest)
         elif word == "USER":
-            user = rest.strip()
+            user, user_at = rest.strip(), start
         elif word == "WORKDIR" and not rest.startswith(("/", "$")):
             sheet.report((), f"{rest} is relative; write the whole path", start)
         elif word == "RUN":
-            text = re.sub(r"--mount=\S+", "", rest).strip()
+            text = _FLAGS.sub("", rest)
+            listed = _listed(text)
+            text = text if listed is None else shlex.join(listed)
             for name, value in arguments.items():
                 if value:
                     text = re.sub(rf"\$\{{?{name}\b\}}?", value, text)
             _pins(sheet, text, arguments)
             examine(sheet, (), text, inside=True)
     if user in ("", "root", "0"):
-        sheet.report(
-            (), "the container runs as root; write USER", f"USER {user}" if user else "FROM"
-        )
+        sheet.report((), "the container runs as root; write USER", user_at)
 
 
 def _pins(sheet: Sheet, text: str, arguments: dict[str, str]) -> None:
@@ -210,17 +320,53 @@ def _pins(sheet: Sheet, text: str, arguments: dict[str, str]) -> None:
 
 
 def _instructions(lines: list[str]) -> Iterator[tuple[str, str, str]]:
-    """First line, word and rest of every instruction."""
-    kept = [line for line in lines if line.strip() and not line.lstrip().startswith("#")]
+    """First line, word in capitals, and rest of every instruction."""
     rest: list[str] = []
-    for line in kept:
-        rest.append(line)
-        if line.endswith("\\"):
+    following = iter(lines)
+    for line in following:
+        if not line.strip() or line.lstrip().startswith("#"):
             continue
-        text = "\n".join(rest)
-        word, _, arguments = text.strip().partition(" ")
-        yield rest[0], word, arguments
-        rest = []
+        rest.append(line.rstrip())
+        if not rest[-1].endswith("\\"):
+            yield _instruction(rest, following)
+            rest = []
+    if rest:
+        yield _instruction(rest, following)
+
+
+def _instruction(lines: list[str], following: Iterator[str]) -> tuple[str, str, str]:
+    """The same of one; documents are taken from the lines that follow it.
+
+    What is returned has none, except for a ``RUN`` that is nothing but a document: that one.
+    """
+    word, _, text = re.sub(r"\s+", " ", "\n".join(lines).strip(), count=1).partition(" ")
+    word = word.upper()
+    if word in ("RUN", "COPY", "ADD"):
+        documents = [
+            "\n".join(_until(following, end, tabs=bool(tabs)))
+            for tabs, _, end in _DOCUMENT.findall(text)
+        ]
+        if word == "RUN" and _DOCUMENT.fullmatch(_FLAGS.sub("", text)):
+            # The first line may hand the others to a program that is no shell.
+            text = ":" if re.match(r"#!(?!.*sh\b)", documents[0]) else documents[0]
+    return lines[0], word, text
+
+
+def _until(lines: Iterator[str], end: str, *, tabs: bool) -> Iterator[str]:
+    """The lines of a document up to its end, which tabs may precede."""
+    for line in lines:
+        if (line.lstrip("\t") if tabs else line) == end:
+            return
+        yield line
+
+
+def _listed(text: str) -> list[str] | None:
+    """Words that are given as a list of JSON; None where they are not."""
+    try:
+        words = json.loads(text) if text.startswith("[") else None
+    except ValueError:
+        return None
+    return [str(word) for word in words] if isinstance(words, list) else None
 
 
 def _base(sheet: Sheet, start: str, image: str) -> None:
@@ -235,10 +381,13 @@ def _base(sheet: Sheet, start: str, image: str) -> None:
 
 
 def _copy(sheet: Sheet, start: str, rest: str) -> None:
-    words = [word for word in rest.split() if not word.startswith("--")]
     if "--from" in rest:
         return
+    text = _FLAGS.sub("", rest).replace("\\\n", " ")
+    words = _listed(text) or text.split()
     for source in words[:-1]:
         file = sheet.project.file(source)
-        if file is not None and "*" not in source and not file.exists():
+        if source.startswith("<<") or re.search(r"[*?\[$]|://", source):
+            continue  # A document, a pattern, a variable or an address.
+        if file is not None and not file.exists():
             sheet.report((), f"{source} does not exist in the project's folder", source)
