@@ -115,6 +115,61 @@ def test_a_space_with_fewer_combinations_than_trials_is_refused(tmp_path: Path) 
             _ = plan.check(), plan.planned()
 
 
+LARGE = "train.optimizer.lr: {uniform: [0.0001, 0.1], step: 1e-9}"
+
+
+@pytest.mark.parametrize(
+    ("head", "lines", "culprit", "message"),
+    [
+        ("search: grid", [LARGE], 0, "99,900,001 trials; allowed are at most 10,000; raise `step`"),
+        (
+            "search: grid",
+            [
+                "train.optimizer.momentum: {uniform: [0.0, 0.99], step: 1e-3}",
+                "train.optimizer.lr: {uniform: [0.1, 1.1], step: 1e-3}",
+            ],
+            1,
+            "991,991 trials; allowed are at most 10,000; raise `step`",
+        ),
+        (
+            "search: grid\nseeds: 3",
+            [f"train.optimizer.lr: {{choice: {[n / 1000 for n in range(1, 3402)]}}}"],
+            0,
+            "10,203 trials; allowed are at most 10,000; leave values out",
+        ),
+        (
+            "search: grid",
+            [
+                "train.optimizer.momentum: {choice: [0.5, 0.9]}",
+                LARGE.replace("}", ", when: {train.optimizer.momentum: 0.5}}"),
+            ],
+            1,
+            "more than 10,000 trials; allowed are at most 10,000; raise `step`",
+        ),
+        ("trials: 2000000000", [LARGE], None, "2,000,000,000 trials; .* lower sweep.trials"),
+    ],
+)
+def test_more_trials_than_anyone_runs_are_refused_at_their_line(
+    tmp_path: Path, head: str, lines: list[str], culprit: int | None, message: str
+) -> None:
+    plan = planner(tmp_path, f"{head}\nspace:\n" + "\n".join(f"  {line}" for line in lines))
+    with pytest.raises(ConfigError) as refused:
+        plan.check()
+    line = f"  {head}" if culprit is None else f"    {lines[culprit]}"
+    number = (tmp_path / "swept.yaml").read_text().splitlines().index(line) + 1
+    assert f"swept.yaml:{number} sweep." in str(refused.value)
+    assert re.search(message, str(refused.value))
+
+
+def test_few_trials_of_a_domain_of_many_values(tmp_path: Path) -> None:
+    lines = ["seed: {integer: [0, 2000000000], step: 10}", LARGE]
+    for search in ("random", "optuna"):
+        section = f"trials: 4\nsearch: {search}\nspace:\n  " + "\n  ".join(lines)
+        plan = planner(tmp_path, section)
+        plan.check()
+        assert len(plan.planned()) == 4
+
+
 def test_every_combination_runs_with_every_seed(tmp_path: Path) -> None:
     section = "search: grid\nseeds: 3\nspace:\n  train.optimizer.lr: {choice: [0.1, 0.2]}"
     plan = planner(tmp_path, section)
@@ -178,6 +233,7 @@ def test_sections_that_make_no_sense_are_refused(
         ("train.batch_size: {logint: [0, 8]}", "logint.0", "allowed is a whole number >= 1"),
         ("train.optimizer.lr: {choice: [.nan, 0.1]}", "choice.0", "every number must be finite"),
         ("train.optimizer.lr: {uniform: [0.1, 0.1]}", "uniform", "not upwards"),
+        ("train.optimizer.lr: {uniform: [0, 1], step: 1e-300}", "step", "raise it, or leave it"),
         ("train.optimizer.lr: {choice: []}", "choice", "at least 1"),
     ],
 )
