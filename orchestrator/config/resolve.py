@@ -13,7 +13,7 @@ from typing import Final, Literal, NamedTuple, TypeAlias
 
 from pydantic import ValidationError
 
-from orchestrator.config import environment
+from orchestrator.config import environment, short_forms
 from orchestrator.config import overrides as command_line
 from orchestrator.config.explain import explain, place_of
 from orchestrator.config.extends import load_extended
@@ -89,8 +89,8 @@ class Template:
         """
         document = copy.deepcopy(self.document)
         command_line.apply_values(values or {}, document)
-        _chain_augmentations(document)
-        _spread_workers(document)
+        short_forms.chain_augmentations(document)
+        short_forms.spread_workers(document)
         not_found = fill_in(document)
         problems = document.problems
         experiment = None
@@ -150,45 +150,6 @@ def _secrets(document: Document, reported: Collection[KeyPath]) -> Iterator[Prob
                 "take it out and give it by the environment"
             )
             yield Problem(place_of(path, document.places), path, message)
-
-
-def _chain_augmentations(document: Document) -> None:
-    """Turn a list in ``data.augmentation`` into the section that it stands for."""
-    data = document.tree.get("data") if isinstance(document.tree, dict) else None
-    listed = data.get("augmentation") if isinstance(data, dict) else None
-    if not isinstance(data, dict) or not isinstance(listed, list) or not listed:
-        return
-    here = ("data", "augmentation")
-    *steps, last = listed
-    data["augmentation"] = {"name": "chain", "steps": steps, "last": last}
-
-    def moved(path: KeyPath) -> KeyPath:
-        if path[:2] != here or len(path) == 2:
-            return path
-        number, rest = path[2], path[3:]
-        return (*here, "last", *rest) if number == len(steps) else (*here, "steps", number, *rest)
-
-    document.places = {moved(path): place for path, place in document.places.items()}
-    document.refused = {moved(path) for path in document.refused}
-
-
-def _spread_workers(document: Document) -> None:
-    """Turn a section in ``cluster.workers`` into the two values that it stands for."""
-    cluster = document.tree.get("cluster") if isinstance(document.tree, dict) else None
-    given = cluster.get("workers") if isinstance(cluster, dict) else None
-    if not isinstance(cluster, dict) or not isinstance(given, dict) or set(given) != {"min", "max"}:
-        return
-    cluster["workers"], cluster["min_workers"] = given["max"], given["min"]
-    names: dict[KeyPath, KeyPath] = {
-        ("cluster", "workers", "max"): ("cluster", "workers"),
-        ("cluster", "workers", "min"): ("cluster", "min_workers"),
-    }
-    places = dict(document.places)
-    for old, new in names.items():
-        if old in places:
-            places[new] = places.pop(old)
-    document.places = places
-    document.refused = {names.get(path, path) for path in document.refused}
 
 
 def _put_sweep(section: Document, document: Document, source: str | Path) -> None:

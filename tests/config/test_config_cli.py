@@ -65,6 +65,8 @@ def test_the_schema_accepts_what_the_loader_accepts_and_describes_every_field() 
     assert validator.is_valid({"data": {"augmentation": several}})
     assert not validator.is_valid({"data": {"augmentation": [{"name": "ssd", "brigthness": 1}]}})
     assert not validator.is_valid({"data": {"augmentation": []}})
+    assert validator.is_valid({"cluster": {"workers": {"min": 1, "max": 4}}})
+    assert not validator.is_valid({"cluster": {"workers": {"least": 1}}})
     for model in [schema, *schema["$defs"].values()]:
         for name, field in model.get("properties", {}).items():
             assert field.get("description"), f"{model['title']}.{name}"

@@ -236,6 +236,18 @@ SCHEMA: dict[str, tuple[str, str, str]] = {
         "e.yaml:8 train.ema: found 'none', allowed is a section with the keys decay, warmup_steps "
         "or null; write null",
     ),
+    "half a range of workers": (
+        "name: run",
+        "name: run\ncluster: {workers: {min: 1}}",
+        "e.yaml:2 cluster.workers: found a section with the keys 'min', allowed is a whole number "
+        ">= 1 or a section with the keys min, max",
+    ),
+    "the least of the workers twice": (
+        "name: run",
+        "name: run\ncluster:\n  workers: {min: 1, max: 2}\n  min_workers: 2",
+        "e.yaml:4 cluster.min_workers: found 2, and cluster.workers (e.yaml:3) is "
+        "{min: 1, max: 2}, whose min says the same; remove one of the two, or write null here",
+    ),
     "neither of two types": (
         "  epochs: 10",
         "  epochs: 10\n  loss_scale: dynamik",

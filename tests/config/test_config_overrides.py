@@ -43,6 +43,10 @@ APPLIED: dict[str, tuple[list[str], dict[str, object]]] = {
         ["data.augmentation.min_ious=[null, 0.5]"],
         {"data.augmentation.min_ious.0": None, "data.augmentation.min_ious.1": 0.5},
     ),
+    "least and most workers": (
+        ["cluster.min_workers=null", "cluster.workers={min: 2, max: 4}"],
+        {"cluster.workers": 4, "cluster.min_workers": 2},
+    ),
     "whole section": (
         ["train.optimizer={name: adamw, lr: 2e-3}"],
         {"train.optimizer.name": "adamw", "train.optimizer.lr": 2e-3},
@@ -124,6 +128,11 @@ REFUSED: dict[str, tuple[list[str], str, str]] = {
         "tags are not allowed",
     ),
     "too deep": (["name=" + "[" * 40 + "]" * 40], "override 'name=[[", "32 levels"),
+    "the least of the workers twice": (
+        ["cluster.workers={min: 1, max: 2}", "cluster.min_workers=2"],
+        "override 'cluster.min_workers=2':",
+        "cluster.workers (override 'cluster.workers={min: 1, max: 2}') is {min: 1, max: 2}",
+    ),
     "half a section": (
         ["train.ema.decay=0.9"],
         "override 'train.ema.decay=0.9' train.ema.warmup_steps:",
