@@ -34,7 +34,7 @@ def load_extended(path: Path) -> tuple[Document, tuple[Path, ...]]:
     documents = [load_file(path)]
     while (parent := _parent_of(documents[-1], files)) is not None:
         files.append(parent)
-        documents.append(load_file(parent))
+        documents.append(load_file(parent, check=[str(path)]))
     whole = documents.pop()
     for document in reversed(documents):
         whole = _laid_over(document, whole)

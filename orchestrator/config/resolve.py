@@ -6,7 +6,7 @@ import copy
 import enum
 import hashlib
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Literal, NamedTuple, TypeAlias
@@ -71,11 +71,18 @@ class Template:
         document: the file with its overrides; never changed.
         source: the file, as it was named.
         files: that file and those it extends.
+        sweep: the file that gives the ``sweep`` section in place of these.
     """
 
     document: Document
     source: Path
     files: tuple[Path, ...] = ()
+    sweep: Path | None = None
+
+    def error_of(self, problems: Iterable[Problem]) -> ConfigError:
+        """One error that lists all ``problems`` of the experiment, and how to look again."""
+        check = _check(self.source, self.sweep)
+        return error_of(problems, str(self.source), check=check)
 
     def resolve(self, values: Mapping[str, Json] | None = None) -> ResolvedExperiment:
         """Validate and resolve the experiment with other values.
@@ -100,7 +107,7 @@ class Template:
             problems += explain(error, document.tree, document.places, document.refused)
         problems += _secrets(document, {problem.path for problem in problems})
         if problems or experiment is None:
-            raise error_of(problems, str(self.source))
+            raise self.error_of(problems)
         if not_found is not None:
             raise DataError(f"data.root: {not_found}")
         tree: dict[str, Json] = experiment.model_dump(mode="json", by_alias=True)
@@ -132,10 +139,17 @@ def read_template(
     path = Path(path)
     document, files = load_extended(path)
     if sweep is not None:
-        _put_sweep(load_file(Path(sweep)), document, sweep)
+        sweep = Path(sweep)
+        section = load_file(sweep, kind="sweep", check=_check(path, sweep))
+        _put_sweep(section, document, sweep, path)
     command_line.apply(overrides, document)
     environment.apply(document)
-    return Template(document, path, files)
+    return Template(document, path, files, sweep)
+
+
+def _check(experiment: Path, sweep: Path | None) -> list[str]:
+    """What ``config show`` takes to look at an experiment."""
+    return [str(experiment), *([] if sweep is None else ["--sweep", str(sweep)])]
 
 
 def _secrets(document: Document, reported: Collection[KeyPath]) -> Iterator[Problem]:
@@ -152,14 +166,15 @@ def _secrets(document: Document, reported: Collection[KeyPath]) -> Iterator[Prob
             yield Problem(place_of(path, document.places), path, message)
 
 
-def _put_sweep(section: Document, document: Document, source: str | Path) -> None:
+def _put_sweep(section: Document, document: Document, source: Path, experiment: Path) -> None:
     found = list(section.tree) if isinstance(section.tree, dict) else []
     if found != ["sweep"]:
-        what = ", ".join(found) if found else "none"
-        raise ConfigError(
-            f"{source}: the keys at the top are {what}; allowed is sweep alone, with what its "
-            "section holds below it"
+        message = (
+            f"the keys at the top are {', '.join(found) or 'none'}; allowed is sweep alone, with "
+            "what its section holds below it"
         )
+        problem = Problem(section.places[()], (), message)
+        raise error_of([problem], str(source), check=_check(experiment, source))
     if not isinstance(document.tree, dict) or not isinstance(section.tree, dict):
         return  # What the experiment is instead is said when it is validated.
     document.tree["sweep"] = section.tree["sweep"]

@@ -12,10 +12,10 @@ Broken syntax and exceeded limits end the reading at once.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, Literal, NoReturn, TypeVar
 
 import yaml
 
@@ -44,6 +44,11 @@ _PARSER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _REFUSED_CHARACTER = re.compile(
     "[^\n\r\x20-\x7e\xa0-\u2027\u202a-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]"
 )
+
+_MAPPINGS = {
+    "experiment": "an experiment is a mapping of keys, such as 'name: my-run'",
+    "sweep": "a sweep file is a mapping of one key, such as 'sweep: {trials: 8}'",
+}
 
 _HINTS = {
     "mapping values are not allowed": "check the indentation, and quote text that holds ': '",
@@ -101,27 +106,34 @@ class _Node:
     refused: bool = False
 
 
-def load_file(path: Path) -> Document:
+def load_file(
+    path: Path, *, kind: Literal["experiment", "sweep"] = "experiment", check: Sequence[str] = ()
+) -> Document:
     """Read a YAML file that holds a mapping.
+
+    Args:
+        path: of the file.
+        kind: what the mapping is.
+        check: see :func:`error_of`.
 
     Raises:
         ConfigError: it does not exist, is no readable YAML, or exceeds a limit.
     """
     source = str(path)
     try:
-        document = compose(_decode(_read(path), source), lambda *at: Place(source, *at))
+        document = compose(_decode(_read(path, kind), source), lambda *at: Place(source, *at))
         if not isinstance(document.tree, dict):
             found = "nothing" if document.tree is None else "a list or a single value"
             raise UnreadableError(
                 document.places[()],
-                f"found {found}; an experiment is a mapping of keys, such as 'name: my-run'",
+                f"found {found}; {_MAPPINGS[kind]}",
             )
     except UnreadableError as error:
-        raise error_of([error.problem], source) from None
+        raise error_of([error.problem], source, check=check) from None
     return document
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Path, kind: str = "experiment") -> bytes:
     try:
         # A pipe may have no end, and opening one may never end.
         if path.exists() and not path.is_file() and not path.is_dir():
@@ -131,16 +143,16 @@ def _read(path: Path) -> bytes:
     except FileNotFoundError:
         siblings = [str(other) for other in sorted(path.parent.glob("*.y*ml"))[:1000]]
         hint = did_you_mean(str(path), siblings, like="{}")
-        raise ConfigError(f"experiment file {path} does not exist{hint}") from None
+        raise ConfigError(f"{kind} file {path} does not exist{hint}") from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise ConfigError(
-            f"experiment file {path} cannot be read: {reason}; give the path of a YAML file"
+            f"{kind} file {path} cannot be read: {reason}; give the path of a YAML file"
         ) from None
     if len(data) > MAX_BYTES:
         raise UnreadableError(
             Place(str(path), 1, 1),
-            f"found more than {MAX_BYTES:,} bytes, which is the limit; is this an experiment?",
+            f"found more than {MAX_BYTES:,} bytes, which is the limit; is this the right file?",
         )
     return data
 

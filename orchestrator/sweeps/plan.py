@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 
 from orchestrator.config.places import bucket_of, folder_of
-from orchestrator.config.problems import KeyPath, Place, Problem, dotted, error_of
+from orchestrator.config.problems import KeyPath, Place, Problem, dotted
 from orchestrator.config.resolve import Difference, ResolvedExperiment, Template, diff, digest
 from orchestrator.config.scalars import Json, scalar_text
 from orchestrator.config.schema import SweepConfig
@@ -167,7 +167,7 @@ class Planner:
     def _refuse(self, found: Iterable[Finding]) -> None:
         problems = [self._problem(("sweep", "space", key), message) for key, message in found]
         if problems:
-            raise error_of(problems, str(self.template.source))
+            raise self.template.error_of(problems)
 
     def _refuse_too_many(self) -> None:
         """Refuse more trials than anyone could run, before any list of them is made."""
@@ -191,7 +191,7 @@ class Planner:
             fewer = "raise `step`" if sweep.space[widest].step else "leave values out"
             next_step = f"{fewer}, or draw some of them with sweep.search random"
         message = f"{found} trials; allowed are at most {_MOST_TRIALS:,}; {next_step}"
-        raise error_of([self._problem(path, message)], str(self.template.source))
+        raise self.template.error_of([self._problem(path, message)])
 
     def _problem(self, path: KeyPath, message: str) -> Problem:
         place = self.template.document.places.get(path, Place(str(self.template.source)))
@@ -253,7 +253,7 @@ class Planner:
             f"is {self.sweep.trials}, but sweep.space has only {different}. Next: lower "
             f"sweep.trials to {found}, or allow more values"
         )
-        return error_of([self._problem(("sweep", "trials"), message)], str(self.template.source))
+        return self.template.error_of([self._problem(("sweep", "trials"), message)])
 
     def _with_seeds(
         self, index: int, values: Values, known: dict[str, Trial], *, refuse: bool

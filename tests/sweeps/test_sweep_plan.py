@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 
+from orchestrator.cli.main import main
 from orchestrator.config.resolve import read_template
 from orchestrator.errors import ConfigError
 from orchestrator.sweeps.plan import difference_rows
@@ -261,9 +263,38 @@ def test_a_sweep_file_takes_the_place_of_the_section(tmp_path: Path) -> None:
     section = read_template(experiment, ["sweep.trials=5"], sweep=sweep).resolve().experiment.sweep
     assert section is not None
     assert section.trials == 5
-    sweep.write_text("trials: 2\n")
-    with pytest.raises(ConfigError, match=r"sweep\.yaml: the keys at the top are trials"):
-        read_template(experiment, sweep=sweep)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("trials: 2\n", "s.yaml:1:1: the keys at the top are trials; allowed is sweep alone"),
+        ("", "s.yaml:1:1: found nothing; a sweep file is a mapping of one key, such as 'sweep: "),
+        ("sweep: [", "s.yaml:2:1: this is not YAML"),
+        ("sweep: {trials: 0}\n", "s.yaml:1 sweep.trials: found 0"),
+        ("sweep: {trials: 2, space: {train.optimizer.lrr: {choice: [1, 2]}}}\n", "s.yaml:1 "),
+    ],
+)
+def test_a_wrong_sweep_file_is_checked_again_with_its_experiment(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    text: str,
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    experiment, sweep = Path("one experiment.yaml"), Path("s.yaml")
+    experiment.write_text(EXPERIMENT.replace("sweep:\n", ""))
+    sweep.write_text(text)
+    assert main(["run", "--print-config", str(experiment), "--sweep", str(sweep)]) == 64
+    refused = capsys.readouterr().err
+    assert message in refused
+    command = refused.splitlines()[-1].removeprefix("Correct this and check it with: ")
+    assert command == "orchestrator config show 'one experiment.yaml' --sweep s.yaml"
+    assert main(shlex.split(command)[1:]) == 64
+    assert capsys.readouterr().err == refused
+    sweep.write_text("sweep: {trials: 2, space: {train.optimizer.lr: {choice: [1, 2]}}}\n")
+    assert main(shlex.split(command)[1:]) == 0
 
 
 NEVER = "no trial would set it"
