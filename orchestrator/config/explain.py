@@ -155,10 +155,11 @@ def _wrong_value(value: Json, shape: Shape) -> str:
 def _not_allowed(value: Json, allowed: str, choices: Iterable[str]) -> str:
     guess = suggestion(value, choices) if isinstance(value, str) else None
     hint = f"; did you mean '{guess}'?" if guess else ""
-    return f"found {_shown(value)}, allowed is {allowed}{hint}"
+    return f"found {shown(value)}, allowed is {allowed}{hint}"
 
 
-def _shown(value: Json) -> str:
+def shown(value: Json) -> str:
+    """What was found, in words."""
     match value:
         case dict():
             return "a section with the keys " + one_of(list(value)[:5]) if value else "no keys"
