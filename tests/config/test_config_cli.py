@@ -89,6 +89,16 @@ def test_config_show_prints_the_resolved_experiment(capsys: pytest.CaptureFixtur
     assert shown.err == ""
 
 
+def test_the_documented_origins_are_those_that_are_printed(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (ROOT / "docs/configuration.md").read_text(encoding="utf-8")
+    (block,) = (part for part in page.split("```")[1::2] if "# override\n" in part)
+    monkeypatch.chdir(ROOT)
+    assert main(["config", "show", "experiments/quickstart.yaml", "train.epochs=3"]) == 0
+    assert block.strip("\n") in capsys.readouterr().out
+
+
 def test_config_schema_prints_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["config", "schema"]) == 0
     assert json.loads(capsys.readouterr().out) == published_schema()
