@@ -96,7 +96,6 @@ class Template:
         """
         document = copy.deepcopy(self.document)
         command_line.apply_values(values or {}, document)
-        short_forms.chain_augmentations(document)
         short_forms.spread_workers(document)
         not_found = fill_in(document)
         problems = document.problems

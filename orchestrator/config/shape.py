@@ -233,6 +233,15 @@ class Shape:
         return None
 
     @property
+    def named(self) -> Shape | None:
+        """What may stand at every key of a section whose keys are names; None of any other."""
+        for section in self.alternatives:
+            values = section._node.get("additionalProperties")
+            if isinstance(values, dict):
+                return self._of(values)
+        return None
+
+    @property
     def types(self) -> set[str]:
         """JSON types allowed here, null aside."""
         return {shape._node["type"] for shape in self.alternatives if "type" in shape._node}
@@ -305,6 +314,8 @@ class Shape:
                 return f"text{pattern}" if pattern or "minLength" not in node else "text, not empty"
             case "array":
                 return self._describe_list()
+            case "object" if self.named is not None:
+                return f"a section of NAME: {self.named.describe()}"
             case "object":
                 return f"a section with the keys {', '.join(self.key_names())}"
         return "a value"

@@ -8,7 +8,7 @@ from orchestrator.config.explain import place_of
 from orchestrator.config.problems import KeyPath, Problem
 from orchestrator.config.yaml_loader import Document
 
-_AUGMENTATION = ("data", "augmentation")
+AUGMENTATION = ("data", "augmentation")
 _WORKERS = ("cluster", "workers")
 _LEAST = ("cluster", "min_workers")
 
@@ -23,11 +23,11 @@ def chain_augmentations(document: Document) -> None:
     data["augmentation"] = {"name": "chain", "steps": steps, "last": last}
 
     def moved(path: KeyPath) -> KeyPath:
-        if path[:2] != _AUGMENTATION or len(path) == 2:
+        if path[:2] != AUGMENTATION or len(path) == 2:
             return path
         number, rest = path[2], path[3:]
         last = number == len(steps)
-        return (*_AUGMENTATION, *(("last",) if last else ("steps", number)), *rest)
+        return (*AUGMENTATION, *(("last",) if last else ("steps", number)), *rest)
 
     document.places = {moved(path): place for path, place in document.places.items()}
     document.refused = {moved(path) for path in document.refused}
