@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from argparse import ArgumentParser
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,7 @@ def main(argv: Sequence[str]) -> int:
     )
     show.add_argument("experiment", metavar="EXPERIMENT.yaml")
     show.add_argument("overrides", nargs="*", metavar="key.path=value")
+    add_sweep(show)
     schedule = actions.add_parser(
         "show-schedule", help="print learning rate, momentum and the like by step"
     )
@@ -39,7 +41,8 @@ def main(argv: Sequence[str]) -> int:
     if arguments.action == "show":
         from orchestrator.config.resolve import read_template
 
-        show_template(read_template(arguments.experiment, arguments.overrides))
+        template = read_template(arguments.experiment, arguments.overrides, sweep=arguments.sweep)
+        show_template(template)
     elif arguments.action == "show-schedule":
         _show_schedule(
             arguments.experiment,
@@ -50,6 +53,15 @@ def main(argv: Sequence[str]) -> int:
     else:
         _schema()
     return 0
+
+
+def add_sweep(parser: ArgumentParser) -> None:
+    """Add ``--sweep``, a file with the sweep section of an experiment."""
+    parser.add_argument(
+        "--sweep",
+        metavar="SWEEP.yaml",
+        help="a file with a sweep section, which takes the place of the experiment's own",
+    )
 
 
 def show_template(template: Template) -> None:

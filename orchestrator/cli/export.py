@@ -104,8 +104,8 @@ def main(argv: Sequence[str]) -> int:
 def _register(
     arguments: Namespace, path: Path, uri: str, experiment: str, run_dir: Path | None
 ) -> Registered:
+    from orchestrator.config.tracking_uri import resolve_tracking_uri
     from orchestrator.export.model_registry import register
-    from orchestrator.tracking.mlflow_names import resolve_tracking_uri
     from orchestrator.tracking.shipping import ShipState
 
     absolute = resolve_tracking_uri(uri, Path.cwd())

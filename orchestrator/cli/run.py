@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from orchestrator.cli._shared.json_output import add_json, json_output
 from orchestrator.cli._shared.parser import Parser
-from orchestrator.cli.config import show_template
+from orchestrator.cli.config import add_sweep, show_template
 
 
 def main(argv: Sequence[str]) -> int:
@@ -22,11 +22,7 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("experiment", metavar="EXPERIMENT.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key.path=value")
-    parser.add_argument(
-        "--sweep",
-        metavar="SWEEP.yaml",
-        help="a file with a sweep section, which takes the place of the experiment's own",
-    )
+    add_sweep(parser)
     parser.add_argument(
         "--print-config",
         action="store_true",

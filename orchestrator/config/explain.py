@@ -113,10 +113,26 @@ def unknown_key(path: KeyPath, tree: Json, root: Shape | None = None) -> str:
     of = f" of {tag}" if isinstance(tag, str) else ""
     if not allowed:
         return f"unknown key{of}; {dotted(section)} has no keys"
-    misplaced = _elsewhere(path, root)
-    guess = misplaced if "." in str(key) else suggestion(str(key), allowed) or misplaced
-    hint = f"; did you mean '{guess}'?" if guess else ""
+    if "." in str(key):
+        hint = _as_sections(path, tree, root)
+    else:
+        guess = suggestion(str(key), allowed) or _elsewhere(path, root)
+        hint = f"; did you mean '{guess}'?" if guess else ""
     return f"unknown key{of}; allowed are {one_of(allowed)}{hint}"
+
+
+def _as_sections(path: KeyPath, tree: Json, root: Shape) -> str:
+    """How a file has what an override would name by a key with dots."""
+    meant = dotted(path)
+    guess = meant if tuple(meant.split(".")) in root.fields() else _elsewhere(path, root)
+    if guess is None:
+        return ""
+    value = _value_at(tree, path)
+    text = "..." if isinstance(value, dict | list) else scalar_text(value)
+    for part in reversed(guess.split(".")[1:]):
+        text = f"{{{part}: {text}}}"
+    which = "" if guess == meant else f"did you mean '{guess}'? "
+    return f"; {which}write it as sections: {guess.partition('.')[0]}: {text}"
 
 
 def field_named(name: str) -> str | None:
@@ -155,10 +171,11 @@ def _wrong_value(value: Json, shape: Shape) -> str:
 def _not_allowed(value: Json, allowed: str, choices: Iterable[str]) -> str:
     guess = suggestion(value, choices) if isinstance(value, str) else None
     hint = f"; did you mean '{guess}'?" if guess else ""
-    return f"found {_shown(value)}, allowed is {allowed}{hint}"
+    return f"found {shown(value)}, allowed is {allowed}{hint}"
 
 
-def _shown(value: Json) -> str:
+def shown(value: Json) -> str:
+    """What was found, in words."""
     match value:
         case dict():
             return "a section with the keys " + one_of(list(value)[:5]) if value else "no keys"

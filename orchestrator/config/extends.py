@@ -7,8 +7,10 @@ parent's, replaces it whole: the keys of one optimizer are no keys of another.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
+from orchestrator.config.explain import shown
 from orchestrator.config.problems import KeyPath, Place, Problem, error_of
 from orchestrator.config.scalars import Json
 from orchestrator.config.yaml_loader import Document, load_file
@@ -34,7 +36,7 @@ def load_extended(path: Path) -> tuple[Document, tuple[Path, ...]]:
     documents = [load_file(path)]
     while (parent := _parent_of(documents[-1], files)) is not None:
         files.append(parent)
-        documents.append(load_file(parent))
+        documents.append(load_file(parent, check=[str(path)]))
     whole = documents.pop()
     for document in reversed(documents):
         whole = _laid_over(document, whole)
@@ -48,22 +50,31 @@ def _parent_of(document: Document, files: list[Path]) -> Path | None:
         return None
     place = document.places.pop((KEY,))
     named = tree.pop(KEY)
-    if not isinstance(named, str) or not named:
-        message = "allowed is the path of one experiment file, relative to this one"
-        raise error_of([Problem(place, (KEY,), message)], str(files[0]))
-    parent = files[-1].parent / named
-    if any(parent.resolve() == file.resolve() for file in files):
-        way = " extends ".join(str(file) for file in [*files, parent])
-        raise error_of([Problem(place, (KEY,), f"leads in a circle: {way}")], str(files[0]))
-    if len(files) > MAX_PARENTS:
-        message = f"more than {MAX_PARENTS} files in a row; write what they say into one"
-        raise error_of([Problem(place, (KEY,), message)], str(files[0]))
-    if not parent.is_file():
-        try:
+    if isinstance(named, str) and named:
+        parent = files[-1].parent / named
+        message = _why_not(parent, files)
+        if message is None:
+            return parent
+    else:
+        allowed = "allowed is the path of one experiment file, relative to this one"
+        message = f"found {shown(named)}, {allowed}"
+    raise error_of([Problem(place, (KEY,), message)], str(files[0]))
+
+
+def _why_not(parent: Path, files: list[Path]) -> str | None:
+    """Why ``parent`` cannot be extended; None where it can."""
+    try:
+        # Unlike pathlib, no error where a name is too long, or a link leads to itself.
+        if not os.path.isfile(parent):  # noqa: PTH113
             load_file(parent)
-        except ConfigError as error:
-            raise error_of([Problem(place, (KEY,), str(error))], str(files[0])) from None
-    return parent
+        if any(parent.samefile(file) for file in files):
+            way = " extends ".join(str(file) for file in [*files, parent])
+            return f"leads in a circle: {way}"
+    except ConfigError as error:
+        return str(error)
+    if len(files) > MAX_PARENTS:
+        return f"more than {MAX_PARENTS} files in a row; write what they say into one"
+    return None
 
 
 def _laid_over(child: Document, parent: Document) -> Document:

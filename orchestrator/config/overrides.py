@@ -13,7 +13,8 @@ import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
-from orchestrator.config.explain import unknown_key
+from orchestrator.config import short_forms
+from orchestrator.config.explain import shown, unknown_key
 from orchestrator.config.problems import KeyPath, Place, Problem, dotted
 from orchestrator.config.scalars import Json, ScalarError, resolve_plain
 from orchestrator.config.shape import Shape, step_into
@@ -37,6 +38,7 @@ def apply(overrides: Sequence[str], document: Document) -> None:
         overrides: ``key.path=value`` each.
         document: of an experiment; changed in place.
     """
+    short_forms.chain_augmentations(document)
     waiting = list(overrides)
     while waiting:
         override = waiting.pop(0)
@@ -113,12 +115,26 @@ def put_default(key: str, value: Json, place: Place, document: Document) -> None
 def _put_value(parts: list[str], value: Json, place: Place, document: Document) -> None:
     # Sections that an override opens on its way must not stay if it is refused after all.
     draft = copy.deepcopy(document.tree)
-    path, opened = _set(draft, parts, value, place)
+    path, opened = _set(draft, _written_out(parts, draft, place), value, place)
     document.tree = draft
     for known in [known for known in document.places if known[: len(path)] == path]:
         del document.places[known]
         document.refused.discard(known)
     document.places.update(dict.fromkeys([*opened, *_paths(value, path)], place))
+    short_forms.chain_augmentations(document)
+
+
+def _written_out(parts: list[str], tree: Json, place: Place) -> list[str]:
+    """The path in the section that a list of augmentations has become; other paths as they are."""
+    here = list(short_forms.AUGMENTATION)
+    chain = step_into(step_into(tree, here[0]), here[1])
+    if parts[:2] != here or not _INDEX.fullmatch("".join(parts[2:3])):
+        return parts
+    steps = step_into(chain, "steps")
+    if not isinstance(steps, list):
+        return parts
+    number = _index(parts[2], [*steps, step_into(chain, "last")], place, tuple(parts[:3]))
+    return [*here, *(["last"] if number == len(steps) else ["steps", parts[2]]), *parts[3:]]
 
 
 def _parse(text: str, place: Place, path: KeyPath) -> Json:
@@ -150,17 +166,22 @@ def _set(tree: Json, parts: list[str], new: Json, place: Place) -> tuple[KeyPath
     """
     path: KeyPath = ()
     opened: list[KeyPath] = []
-    shape, section = Shape.root(), tree
-    for position, text in enumerate(parts):
+    shape, section, left = Shape.root(), tree, list(parts)
+    while left:
+        text = left.pop(0)
+        part: str | int = text
         if isinstance(section, list):
-            part: str | int = _index(text, section, place, (*path, text))
-        else:
-            part = text
+            part = _index(text, section, place, (*path, text))
+        elif shape.named is not None:
+            # A name may have dots itself: it ends where what it names has a key of its own.
+            keys = shape.named.key_names()
+            length = next((at for at, word in enumerate(left) if word in keys), len(left))
+            part, left = ".".join([text, *left[:length]]), left[length:]
         below = shape.child(part, section)
         path = (*path, part)
         if below is None:
             raise _RefusedError(Problem(place, path, unknown_key(path, tree)))
-        if position + 1 == len(parts):
+        if not left:
             _put(section, part, new)
             break
         value = step_into(section, part)
@@ -169,8 +190,11 @@ def _set(tree: Json, parts: list[str], new: Json, place: Place) -> tuple[KeyPath
             _put(section, part, value)
             opened.append(path)
         if not isinstance(value, list | dict):
-            what = f"'{dotted(path)}' is {below.describe()}"
-            raise _RefusedError(Problem(place, (*path, parts[position + 1]), f"{what}, not more"))
+            message = f"'{dotted(path)}' is {below.describe()}, not more"
+            if below.key_names():
+                allowed = f"allowed is {below.describe()}"
+                message = f"'{dotted(path)}' is {shown(value)}, {allowed}; give it whole"
+            raise _RefusedError(Problem(place, (*path, left[0]), message))
         shape, section = below, value
     return path, opened
 
@@ -182,7 +206,7 @@ def _opening(shape: Shape) -> Json:
         return default if isinstance(default, list) else []
     if shape.tag is not None and isinstance(default, dict):
         return {shape.tag: default[shape.tag]}
-    return {} if shape.key_names() else None
+    return {} if shape.key_names() or shape.named is not None else None
 
 
 def _put(section: Json, part: str | int, value: Json) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import shlex
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -70,8 +71,16 @@ def dotted(path: KeyPath) -> str:
     return ".".join(shorten(str(part)) for part in path)
 
 
-def error_of(problems: Iterable[Problem], source: str) -> ConfigError:
-    """One error that lists all ``problems`` in the order of the file, overrides last."""
+def error_of(
+    problems: Iterable[Problem], source: str, *, check: Sequence[str] | None = None
+) -> ConfigError:
+    """One error that lists all ``problems`` in the order of the file, overrides last.
+
+    Args:
+        problems: at least one.
+        source: file as the user named it.
+        check: what ``config show`` takes to see it all once more; ``source`` alone by default.
+    """
     found = sorted(
         set(problems),
         key=lambda problem: (
@@ -87,5 +96,6 @@ def error_of(problems: Iterable[Problem], source: str) -> ConfigError:
     if len(found) > _SHOWN:
         lines.append(f"… and {len(found) - _SHOWN} more")
     same = " and the same overrides" if any(one.place.is_override for one in found) else ""
-    lines.append(f"Correct this and check it with: orchestrator config show {source}{same}")
+    command = shlex.join(["orchestrator", "config", "show", *(check or [source])])
+    lines.append(f"Correct this and check it with: {command}{same}")
     return ConfigError("\n".join(lines))

@@ -6,14 +6,14 @@ import copy
 import enum
 import hashlib
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Literal, NamedTuple, TypeAlias
 
 from pydantic import ValidationError
 
-from orchestrator.config import environment
+from orchestrator.config import environment, short_forms
 from orchestrator.config import overrides as command_line
 from orchestrator.config.explain import explain, place_of
 from orchestrator.config.extends import load_extended
@@ -71,11 +71,18 @@ class Template:
         document: the file with its overrides; never changed.
         source: the file, as it was named.
         files: that file and those it extends.
+        sweep: the file that gives the ``sweep`` section in place of these.
     """
 
     document: Document
     source: Path
     files: tuple[Path, ...] = ()
+    sweep: Path | None = None
+
+    def error_of(self, problems: Iterable[Problem]) -> ConfigError:
+        """One error that lists all ``problems`` of the experiment, and how to look again."""
+        check = _check(self.source, self.sweep)
+        return error_of(problems, str(self.source), check=check)
 
     def resolve(
         self, values: Mapping[str, Json] | None = None, *, tolerate_missing_data: bool = False
@@ -93,8 +100,7 @@ class Template:
         """
         document = copy.deepcopy(self.document)
         command_line.apply_values(values or {}, document)
-        _chain_augmentations(document)
-        _spread_workers(document)
+        short_forms.spread_workers(document)
         not_found = fill_in(document)
         problems = document.problems
         experiment = None
@@ -104,7 +110,7 @@ class Template:
             problems += explain(error, document.tree, document.places, document.refused)
         problems += _secrets(document, {problem.path for problem in problems})
         if problems or experiment is None:
-            raise error_of(problems, str(self.source))
+            raise self.error_of(problems)
         if not_found is not None and not tolerate_missing_data:
             raise DataError(f"data.root: {not_found}")
         tree: dict[str, Json] = experiment.model_dump(mode="json", by_alias=True)
@@ -136,10 +142,17 @@ def read_template(
     path = Path(path)
     document, files = load_extended(path)
     if sweep is not None:
-        _put_sweep(load_file(Path(sweep)), document, sweep)
+        sweep = Path(sweep)
+        section = load_file(sweep, kind="sweep", check=_check(path, sweep))
+        _put_sweep(section, document, sweep, path)
     command_line.apply(overrides, document)
     environment.apply(document)
-    return Template(document, path, files)
+    return Template(document, path, files, sweep)
+
+
+def _check(experiment: Path, sweep: Path | None) -> list[str]:
+    """What ``config show`` takes to look at an experiment."""
+    return [str(experiment), *([] if sweep is None else ["--sweep", str(sweep)])]
 
 
 def _secrets(document: Document, reported: Collection[KeyPath]) -> Iterator[Problem]:
@@ -156,53 +169,15 @@ def _secrets(document: Document, reported: Collection[KeyPath]) -> Iterator[Prob
             yield Problem(place_of(path, document.places), path, message)
 
 
-def _chain_augmentations(document: Document) -> None:
-    """Turn a list in ``data.augmentation`` into the section that it stands for."""
-    data = document.tree.get("data") if isinstance(document.tree, dict) else None
-    listed = data.get("augmentation") if isinstance(data, dict) else None
-    if not isinstance(data, dict) or not isinstance(listed, list) or not listed:
-        return
-    here = ("data", "augmentation")
-    *steps, last = listed
-    data["augmentation"] = {"name": "chain", "steps": steps, "last": last}
-
-    def moved(path: KeyPath) -> KeyPath:
-        if path[:2] != here or len(path) == 2:
-            return path
-        number, rest = path[2], path[3:]
-        return (*here, "last", *rest) if number == len(steps) else (*here, "steps", number, *rest)
-
-    document.places = {moved(path): place for path, place in document.places.items()}
-    document.refused = {moved(path) for path in document.refused}
-
-
-def _spread_workers(document: Document) -> None:
-    """Turn a section in ``cluster.workers`` into the two values that it stands for."""
-    cluster = document.tree.get("cluster") if isinstance(document.tree, dict) else None
-    given = cluster.get("workers") if isinstance(cluster, dict) else None
-    if not isinstance(cluster, dict) or not isinstance(given, dict) or set(given) != {"min", "max"}:
-        return
-    cluster["workers"], cluster["min_workers"] = given["max"], given["min"]
-    names: dict[KeyPath, KeyPath] = {
-        ("cluster", "workers", "max"): ("cluster", "workers"),
-        ("cluster", "workers", "min"): ("cluster", "min_workers"),
-    }
-    places = dict(document.places)
-    for old, new in names.items():
-        if old in places:
-            places[new] = places.pop(old)
-    document.places = places
-    document.refused = {names.get(path, path) for path in document.refused}
-
-
-def _put_sweep(section: Document, document: Document, source: str | Path) -> None:
+def _put_sweep(section: Document, document: Document, source: Path, experiment: Path) -> None:
     found = list(section.tree) if isinstance(section.tree, dict) else []
     if found != ["sweep"]:
-        what = ", ".join(found) if found else "none"
-        raise ConfigError(
-            f"{source}: the keys at the top are {what}; allowed is sweep alone, with what its "
-            "section holds below it"
+        message = (
+            f"the keys at the top are {', '.join(found) or 'none'}; allowed is sweep alone, with "
+            "what its section holds below it"
         )
+        problem = Problem(section.places[()], (), message)
+        raise error_of([problem], str(source), check=_check(experiment, source))
     if not isinstance(document.tree, dict) or not isinstance(section.tree, dict):
         return  # What the experiment is instead is said when it is validated.
     document.tree["sweep"] = section.tree["sweep"]

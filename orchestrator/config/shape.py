@@ -42,6 +42,7 @@ def json_schema() -> Node:
     models = [model for model in (schema, *schema["$defs"].values()) if "properties" in model]
     for model in models:
         _describe_fields(model)
+    _allow_span(schema["$defs"]["ClusterConfig"]["properties"]["workers"])
     # Where neither is given, both are looked for in data.root.
     data = schema["$defs"]["DataConfig"]
     data["required"] = [key for key in data["required"] if key not in ("train", "val")]
@@ -56,6 +57,22 @@ def json_schema() -> Node:
             if tag["propertyName"] not in required:
                 required.append(tag["propertyName"])
     return schema
+
+
+def _allow_span(workers: Node) -> None:
+    """Allow a least and a most number, which reading a file turns into two values."""
+    count = {"type": workers.pop("type"), "minimum": workers.pop("minimum")}
+    properties = {
+        "min": {**count, "description": "Least workers that the run goes on with."},
+        "max": {**count, "description": "Most workers, and parts of a batch."},
+    }
+    span = {
+        "type": "object",
+        "properties": properties,
+        "required": list(properties),
+        "additionalProperties": False,
+    }
+    workers["anyOf"] = [count, span]
 
 
 def _leave_to_variant(models: Node, target: str) -> None:
@@ -102,19 +119,6 @@ def published_schema() -> Node:
     item = {"anyOf": [chain["steps"]["items"], chain["last"]]}
     augmentation = schema["$defs"]["DataConfig"]["properties"]["augmentation"]
     augmentation["anyOf"].append({"type": "array", "minItems": 1, "items": item})
-    workers = schema["$defs"]["ClusterConfig"]["properties"]["workers"]
-    count = {"type": "integer", "minimum": 1}
-    span = {
-        "type": "object",
-        "properties": {
-            "min": {**count, "description": "Least workers that the run goes on with."},
-            "max": {**count, "description": "Most workers, and parts of a batch."},
-        },
-        "required": ["min", "max"],
-        "additionalProperties": False,
-    }
-    workers["anyOf"] = [count, span]
-    del workers["type"], workers["minimum"]
     schema["properties"] = {"extends": extends, **schema["properties"]}
     return schema
 
@@ -229,6 +233,15 @@ class Shape:
         return None
 
     @property
+    def named(self) -> Shape | None:
+        """What may stand at every key of a section whose keys are names; None of any other."""
+        for section in self.alternatives:
+            values = section._node.get("additionalProperties")
+            if isinstance(values, dict):
+                return self._of(values)
+        return None
+
+    @property
     def types(self) -> set[str]:
         """JSON types allowed here, null aside."""
         return {shape._node["type"] for shape in self.alternatives if "type" in shape._node}
@@ -301,6 +314,8 @@ class Shape:
                 return f"text{pattern}" if pattern or "minLength" not in node else "text, not empty"
             case "array":
                 return self._describe_list()
+            case "object" if self.named is not None:
+                return f"a section of NAME: {self.named.describe()}"
             case "object":
                 return f"a section with the keys {', '.join(self.key_names())}"
         return "a value"

@@ -12,10 +12,10 @@ Broken syntax and exceeded limits end the reading at once.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, Literal, NoReturn, TypeVar
 
 import yaml
 
@@ -44,6 +44,11 @@ _PARSER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _REFUSED_CHARACTER = re.compile(
     "[^\n\r\x20-\x7e\xa0-\u2027\u202a-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]"
 )
+
+_MAPPINGS = {
+    "experiment": "an experiment is a mapping of keys, such as 'name: my-run'",
+    "sweep": "a sweep file is a mapping of one key, such as 'sweep: {trials: 8}'",
+}
 
 _HINTS = {
     "mapping values are not allowed": "check the indentation, and quote text that holds ': '",
@@ -101,23 +106,31 @@ class _Node:
     refused: bool = False
 
 
-def load_file(path: Path) -> Document:
+def load_file(
+    path: Path, *, kind: Literal["experiment", "sweep"] = "experiment", check: Sequence[str] = ()
+) -> Document:
     """Read a YAML file that holds a mapping.
+
+    Args:
+        path: of the file.
+        kind: what the mapping is.
+        check: see :func:`error_of`.
 
     Raises:
         ConfigError: it does not exist, is no readable YAML, or exceeds a limit.
     """
     source = str(path)
     try:
-        document = compose(read_text(path), lambda *at: Place(source, *at))
+        text = read_text(path, f"{kind} file")
+        document = compose(text, lambda *at: Place(source, *at))
         if not isinstance(document.tree, dict):
             found = "nothing" if document.tree is None else "a list or a single value"
             raise UnreadableError(
                 document.places[()],
-                f"found {found}; an experiment is a mapping of keys, such as 'name: my-run'",
+                f"found {found}; {_MAPPINGS[kind]}",
             )
     except UnreadableError as error:
-        raise error_of([error.problem], source) from None
+        raise error_of([error.problem], source, check=check) from None
     return document
 
 

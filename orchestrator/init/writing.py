@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -67,7 +68,7 @@ def experiment_text(
         *(f"#   {line}" for line in commands),
         "#",
         "# Any value can be changed here, or on the command line as in train.epochs=20. All:",
-        f"#   orchestrator config show {file}",
+        f"#   {shlex.join(['orchestrator', 'config', 'show', file])}",
         "",
         f"name: {scalar_text(name)}",
         "seed: 1",

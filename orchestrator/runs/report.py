@@ -22,6 +22,7 @@ from orchestrator.checkpoints.initial_weights import load_initial
 from orchestrator.checkpoints.manifest import checked_commits
 from orchestrator.config.resolve import ResolvedExperiment
 from orchestrator.config.schema import TrainConfig
+from orchestrator.config.tracking_uri import resolve_tracking_uri
 from orchestrator.errors import say
 from orchestrator.evaluation.coco import METRICS
 from orchestrator.pages.document import number
@@ -33,7 +34,6 @@ from orchestrator.storage.run_files import CHECKPOINTS, EVENTS, REPORT, RESOLVED
 from orchestrator.tracking.events import read_events
 from orchestrator.tracking.git_info import git_info
 from orchestrator.tracking.goodput import goodput
-from orchestrator.tracking.mlflow_names import resolve_tracking_uri
 from orchestrator.tracking.mlflow_shipper import Shipped
 from orchestrator.tracking.run_card import Hardware, RunCard, package_versions
 from orchestrator.tracking.shipping import ShipState

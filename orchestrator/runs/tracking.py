@@ -14,6 +14,7 @@ from orchestrator.checkpoints.manifest import MANIFEST_NAME
 from orchestrator.config.environment import FROM_ENVIRONMENT
 from orchestrator.config.resolve import ResolvedExperiment, flatten
 from orchestrator.config.scalars import shorten
+from orchestrator.config.tracking_uri import resolve_tracking_uri
 from orchestrator.runs.plan import Plan
 from orchestrator.runs.trial_context import TrialContext
 from orchestrator.storage.run_files import (
@@ -28,7 +29,6 @@ from orchestrator.storage.run_files import (
 )
 from orchestrator.tracking.events import LOG_LOST, read_events
 from orchestrator.tracking.git_info import git_info
-from orchestrator.tracking.mlflow_names import resolve_tracking_uri
 from orchestrator.tracking.mlflow_shipper import MlflowShipper, RunStatus, Shipped
 from orchestrator.tracking.shipping import RunSpec, ShipState
 from orchestrator.training.job import Outcome, TrainingJob

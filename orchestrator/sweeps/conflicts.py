@@ -12,13 +12,14 @@ import json
 import math
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from typing import NamedTuple
 
 from orchestrator.config.places import places_of
 from orchestrator.config.scalars import Json
 from orchestrator.config.schema import Domain, Experiment
 from orchestrator.errors import nearest
-from orchestrator.sweeps.space import Space, Values, combinations, holds, look_up, options
+from orchestrator.sweeps.space import Space, Values, combinations, holds, index_of, look_up, options
 
 #: Combinations looked at for one key; a search that is cut off refuses nothing.
 _MOST = 20_000
@@ -141,7 +142,7 @@ def _wants(want: Json) -> list[Json]:
 def _telling(domain: Domain, named: list[Json]) -> list[Json]:
     """Values of a domain that conditions can tell from each other."""
     if domain.choice is not None:
-        return options(domain)
+        return list(options(domain))
     return [*(value for value in named if _takes(domain, value)), _OTHER]
 
 
@@ -153,7 +154,9 @@ def _takes(domain: Domain, value: Json) -> bool:
     if not low <= value <= high:
         return False
     if domain.uniform is not None and domain.step is not None:
-        return value in options(domain)
+        with suppress(ValueError):
+            return index_of(domain, value) >= 0
+        return False
     whole = domain.integer is not None or domain.logint is not None
     return whole and (value - low) % (domain.step or 1) == 0
 

@@ -22,7 +22,7 @@ from orchestrator.sweeps.journal import Journal
 from orchestrator.sweeps.plan import Planner, Trial, Untried
 from orchestrator.sweeps.report import Row
 from orchestrator.sweeps.sources import Record
-from orchestrator.sweeps.space import Values, assign, inside, options
+from orchestrator.sweeps.space import Values, assign, count_options, index_of, inside, option_at
 
 #: Draws made for one trial before one is taken that nothing has tried.
 _ATTEMPTS = 10
@@ -145,9 +145,9 @@ class LearningSource:
             domain = self._planner.sweep.space[key]
             found[key] = value
             if domain.choice is not None:
-                found[key] = options(domain).index(value)
+                found[key] = index_of(domain, value)
             elif domain.uniform is not None and domain.step is not None:
-                found[key] = domain.uniform[0] + options(domain).index(value) * domain.step
+                found[key] = domain.uniform[0] + index_of(domain, value) * domain.step
         return found
 
     def _values(self, trial: Any) -> Values:
@@ -156,8 +156,8 @@ class LearningSource:
         def choose(key: str, domain: Domain) -> Json:
             if domain.choice is not None:
                 # By index, because Optuna keeps plain values only.
-                choices = options(domain)
-                return choices[int(trial.suggest_categorical(key, list(range(len(choices)))))]
+                indices = list(range(count_options(domain)))
+                return option_at(domain, int(trial.suggest_categorical(key, indices)))
             if domain.integer is not None:
                 low, high = domain.integer
                 return int(trial.suggest_int(key, low, high, step=int(domain.step or 1)))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from orchestrator.config.places import bucket_of, folder_of
-from orchestrator.config.problems import KeyPath, Place, Problem, dotted, error_of
+from orchestrator.config.problems import KeyPath, Place, Problem, dotted
 from orchestrator.config.resolve import Difference, ResolvedExperiment, Template, diff, digest
 from orchestrator.config.scalars import Json, scalar_text
 from orchestrator.config.schema import SweepConfig
@@ -17,12 +19,14 @@ from orchestrator.errors import ConfigError, did_you_mean
 from orchestrator.storage.address import Place as Address
 from orchestrator.storage.run_files import trial_name
 from orchestrator.sweeps.conflicts import Finding, findings, missing_places
-from orchestrator.sweeps.space import Values, corners, draw, grid, is_finite
+from orchestrator.sweeps.space import Values, corners, count_options, draw, grid, is_finite
 
 #: Keys in which trials differ without being different.
 _LABELS = ("name", "storage", "scratch", "tracking", "sweep", "cluster")
 #: Draws made for one trial before the combinations that are left are gone through.
 _ATTEMPTS = 50
+#: Trials of one sweep: each is an experiment that is resolved before the first of them starts.
+_MOST_TRIALS = 10_000
 #: Combinations that are resolved beforehand, of a search that learns.
 _SAMPLED = 64
 #: Combinations that are gone through beforehand to see that there are enough.
@@ -150,6 +154,7 @@ class Planner:
         """
         space, base = self.sweep.space, self.base.tree
         self._refuse(self._unknown_conditions())
+        self._refuse_too_many()
         at_worst = [self._resolve(values).experiment for values in corners(space, base)]
         self._refuse(findings(space, base))
         self._refuse(missing_places(space, self.base.experiment, at_worst))
@@ -162,7 +167,31 @@ class Planner:
     def _refuse(self, found: Iterable[Finding]) -> None:
         problems = [self._problem(("sweep", "space", key), message) for key, message in found]
         if problems:
-            raise error_of(problems, str(self.template.source))
+            raise self.template.error_of(problems)
+
+    def _refuse_too_many(self) -> None:
+        """Refuse more trials than anyone could run, before any list of them is made."""
+        sweep = self.sweep
+        path: KeyPath = ("sweep", "trials")
+        if sweep.search != "grid":
+            if self.count <= _MOST_TRIALS:
+                return
+            found, next_step = f"{self.count:,}", f"lower {dotted(path)}"
+        else:
+            most = _MOST_TRIALS // sweep.seeds
+            if sum(1 for _ in itertools.islice(self._grid(), most + 1)) <= most:
+                return
+            counts = {key: count_options(domain) for key, domain in sweep.space.items()}
+            widest = max(counts, key=lambda key: counts[key])
+            path = ("sweep", "space", widest)
+            found = f"{math.prod(counts.values()) * sweep.seeds:,}"
+            # A key whose condition does not hold multiplies nothing.
+            if any(domain.when for domain in sweep.space.values()):
+                found = f"more than {_MOST_TRIALS:,}"
+            fewer = "raise `step`" if sweep.space[widest].step else "leave values out"
+            next_step = f"{fewer}, or draw some of them with sweep.search random"
+        message = f"{found} trials; allowed are at most {_MOST_TRIALS:,}; {next_step}"
+        raise self.template.error_of([self._problem(path, message)])
 
     def _problem(self, path: KeyPath, message: str) -> Problem:
         place = self.template.document.places.get(path, Place(str(self.template.source)))
@@ -224,7 +253,7 @@ class Planner:
             f"is {self.sweep.trials}, but sweep.space has only {different}. Next: lower "
             f"sweep.trials to {found}, or allow more values"
         )
-        return error_of([self._problem(("sweep", "trials"), message)], str(self.template.source))
+        return self.template.error_of([self._problem(("sweep", "trials"), message)])
 
     def _with_seeds(
         self, index: int, values: Values, known: dict[str, Trial], *, refuse: bool

@@ -33,7 +33,15 @@ from orchestrator.storage.run_files import CHECKPOINTS, EVENTS, LABEL_MAP, STOP,
 from orchestrator.sweeps.journal import Journal
 from orchestrator.sweeps.plan import Planner, Trial
 from orchestrator.sweeps.sources import Record
-from orchestrator.sweeps.space import Space, Values, inside, options, pick
+from orchestrator.sweeps.space import (
+    Space,
+    Values,
+    count_options,
+    index_of,
+    inside,
+    option_at,
+    pick,
+)
 from orchestrator.tracking.events import EventLog
 
 
@@ -113,9 +121,8 @@ def perturb(domain: Domain, value: Json, shares: Sequence[float], config: PbtCon
     if shares[0] < config.resample_probability:
         return pick(domain, shares[1])
     if domain.choice is not None or domain.step is not None:
-        values = options(domain)
-        place = values.index(value) + (1 if shares[2] < 0.5 else -1)
-        return values[min(max(place, 0), len(values) - 1)]
+        place = index_of(domain, value) + (1 if shares[2] < 0.5 else -1)
+        return option_at(domain, min(max(place, 0), count_options(domain) - 1))
     assert isinstance(value, int | float)
     factor = config.factors[int(shares[2] * len(config.factors))]
     if domain.integer is not None or domain.logint is not None:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TypeAlias
 
 from orchestrator.config.scalars import Json
@@ -80,8 +81,7 @@ def draw(space: Space, base: Json, *, seed: int, number: int, attempt: int = 0) 
 def pick(domain: Domain, share: float) -> Json:
     """The value at ``share``, 0 <= share < 1, of a domain."""
     if domain.choice is not None or domain.step is not None:
-        values = options(domain)
-        return values[int(share * len(values))]
+        return option_at(domain, int(share * count_options(domain)))
     if domain.integer is not None:
         low, high = domain.integer
         return low + int(share * (high - low + 1))
@@ -102,37 +102,69 @@ def inside(domain: Domain, value: float) -> float:
     return min(max(float(f"{value:.6g}"), float(domain.ends[0])), float(domain.ends[1]))
 
 
-def options(domain: Domain) -> list[Json]:
-    """All values of a domain that has a countable number of them.
+def is_countable(domain: Domain) -> bool:
+    """Whether a domain is not a continuous range."""
+    return domain.loguniform is None and (domain.uniform is None or domain.step is not None)
+
+
+def count_options(domain: Domain) -> int:
+    """How many values a domain has.
 
     Raises:
         ValueError: it is a continuous range.
     """
     if domain.choice is not None:
-        return [_plain(value) for value in domain.choice]
-    if domain.integer is not None:
-        return list(range(domain.integer[0], domain.integer[1] + 1, int(domain.step or 1)))
+        return len(domain.choice)
+    if whole := domain.integer or domain.logint:
+        return (whole[1] - whole[0]) // int(domain.step or 1) + 1
     if domain.uniform is not None and domain.step is not None:
         least, most = domain.uniform
-        count = math.floor((most - least) / domain.step + 1e-9) + 1
-        return [inside(domain, least + index * domain.step) for index in range(count)]
-    if domain.logint is not None:
-        return list(range(domain.logint[0], domain.logint[1] + 1))
+        return math.floor((most - least) / domain.step + 1e-9) + 1
     raise ValueError(f"a {domain.kind} range has no options to count")
+
+
+def option_at(domain: Domain, index: int) -> Json:
+    """One value of a countable domain.
+
+    Args:
+        domain: it belongs to.
+        index: below :func:`count_options`.
+    """
+    if domain.choice is not None:
+        return _plain(domain.choice[index])
+    if whole := domain.integer or domain.logint:
+        return whole[0] + index * int(domain.step or 1)
+    assert domain.uniform is not None
+    assert domain.step is not None
+    return inside(domain, domain.uniform[0] + index * domain.step)
+
+
+def options(domain: Domain) -> Iterator[Json]:
+    """The values of a countable domain, one by one: there may be more than memory holds."""
+    return (option_at(domain, index) for index in range(count_options(domain)))
+
+
+def index_of(domain: Domain, value: Json) -> int:
+    """The first place at which a countable domain has ``value``.
+
+    Raises:
+        ValueError: nowhere.
+    """
+    if domain.choice is not None:
+        return list(options(domain)).index(value)
+    count = count_options(domain)
+    # Rounding lets no value be less than the one before it.
+    index = bisect_left(range(count), True, key=lambda at: option_at(domain, at) >= value)  # type: ignore[operator]
+    if index == count or option_at(domain, index) != value:
+        raise ValueError(f"{value!r} is no option of the {domain.kind} range")
+    return index
 
 
 def is_finite(space: Space) -> bool:
     """Whether every key has a number of values that can be gone through."""
-    return all(_count(domain) <= _MOST_OPTIONS for domain in space.values())
-
-
-def _count(domain: Domain) -> float:
-    """Values of a domain; infinity for a continuous range."""
-    if domain.choice is not None:
-        return len(domain.choice)
-    if domain.ends is None or (domain.step is None and domain.integer is domain.logint is None):
-        return math.inf
-    return (domain.ends[1] - domain.ends[0]) // (domain.step or 1) + 1
+    return all(
+        is_countable(domain) and count_options(domain) <= _MOST_OPTIONS for domain in space.values()
+    )
 
 
 def _plain(value: object) -> Json:
@@ -153,7 +185,7 @@ def grid(space: Space, base: Json) -> Iterator[Values]:
 def extremes(domain: Domain) -> list[Json]:
     """What a range or choice may be at worst: its ends, or every one of its values."""
     if domain.ends is None:
-        return options(domain)
+        return list(options(domain))
     if domain.integer is not None or domain.logint is not None:
         low, high = domain.integer or domain.logint or (0, 0)
         return [low, high]
@@ -185,7 +217,7 @@ def _all_at(place: int, but: Values | None = None) -> Callable[[str, Domain], Js
 
 
 def combinations(
-    space: Space, base: Json, values_of: Callable[[str, Domain], list[Json]]
+    space: Space, base: Json, values_of: Callable[[str, Domain], Iterable[Json]]
 ) -> Iterator[Values]:
     """Every combination of some values of each key.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from orchestrator.config.tracking_uri import resolve_tracking_uri
 from orchestrator.errors import StorageError
 from orchestrator.runs.plan import Plan
 from orchestrator.runs.tracking import (
@@ -25,7 +26,6 @@ from orchestrator.storage.run_files import (
 from orchestrator.sweeps.plan import Planner
 from orchestrator.sweeps.report import Row, best_checkpoint, ranking
 from orchestrator.tracking.events import EventLog
-from orchestrator.tracking.mlflow_names import resolve_tracking_uri
 from orchestrator.tracking.mlflow_shipper import (
     MlflowShipper,
     RunStatus,

@@ -26,13 +26,14 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from orchestrator.config.tracking_uri import sqlite_path
 from orchestrator.errors import StorageError
 from orchestrator.storage.atomic import write_atomic
 from orchestrator.storage.plain_files import read_json
 from orchestrator.storage.run_files import EVENTS, EVENTS_KEPT, MLFLOW, MLFLOW_SPEC
 from orchestrator.tracking.artifacts import ArtifactSender
 from orchestrator.tracking.events import read_events
-from orchestrator.tracking.mlflow_names import MAX_TAG, clean_name, param_text, sqlite_path
+from orchestrator.tracking.mlflow_names import MAX_TAG, clean_name, param_text
 
 #: MLflow's own limits on one call.
 _MAX_METRICS = 1000
@@ -57,7 +58,7 @@ class RunSpec:
     """How a run is to appear in MLflow; plain data.
 
     Attributes:
-        tracking_uri: absolute, see :func:`orchestrator.tracking.mlflow_names.resolve_tracking_uri`.
+        tracking_uri: absolute, see :func:`orchestrator.config.tracking_uri.resolve_tracking_uri`.
         experiment: name of the MLflow experiment; made when missing.
         run_name: as the list of runs shows it.
         tags: by name.

@@ -65,6 +65,8 @@ def test_the_schema_accepts_what_the_loader_accepts_and_describes_every_field() 
     assert validator.is_valid({"data": {"augmentation": several}})
     assert not validator.is_valid({"data": {"augmentation": [{"name": "ssd", "brigthness": 1}]}})
     assert not validator.is_valid({"data": {"augmentation": []}})
+    assert validator.is_valid({"cluster": {"workers": {"min": 1, "max": 4}}})
+    assert not validator.is_valid({"cluster": {"workers": {"least": 1}}})
     for model in [schema, *schema["$defs"].values()]:
         for name, field in model.get("properties", {}).items():
             assert field.get("description"), f"{model['title']}.{name}"
@@ -85,6 +87,16 @@ def test_config_show_prints_the_resolved_experiment(capsys: pytest.CaptureFixtur
     (line,) = (line for line in shown.out.splitlines() if line.startswith("seed:"))
     assert line.split() == ["seed:", "5", "#", "override"]
     assert shown.err == ""
+
+
+def test_the_documented_origins_are_those_that_are_printed(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (ROOT / "docs/configuration.md").read_text(encoding="utf-8")
+    (block,) = (part for part in page.split("```")[1::2] if "# override\n" in part)
+    monkeypatch.chdir(ROOT)
+    assert main(["config", "show", "experiments/quickstart.yaml", "train.epochs=3"]) == 0
+    assert block.strip("\n") in capsys.readouterr().out
 
 
 def test_config_schema_prints_json(capsys: pytest.CaptureFixture[str]) -> None:

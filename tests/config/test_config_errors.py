@@ -236,6 +236,18 @@ SCHEMA: dict[str, tuple[str, str, str]] = {
         "e.yaml:8 train.ema: found 'none', allowed is a section with the keys decay, warmup_steps "
         "or null; write null",
     ),
+    "half a range of workers": (
+        "name: run",
+        "name: run\ncluster: {workers: {min: 1}}",
+        "e.yaml:2 cluster.workers: found a section with the keys 'min', allowed is a whole number "
+        ">= 1 or a section with the keys min, max",
+    ),
+    "the least of the workers twice": (
+        "name: run",
+        "name: run\ncluster:\n  workers: {min: 1, max: 2}\n  min_workers: 2",
+        "e.yaml:4 cluster.min_workers: found 2, and cluster.workers (e.yaml:3) is "
+        "{min: 1, max: 2}, whose min says the same; remove one of the two, or write null here",
+    ),
     "neither of two types": (
         "  epochs: 10",
         "  epochs: 10\n  loss_scale: dynamik",
@@ -295,7 +307,31 @@ SCHEMA: dict[str, tuple[str, str, str]] = {
         "name: run\ntrain.lr: 1",
         "e.yaml:2 train.lr: unknown key; allowed are 'name', 'seed', 'detector', 'data', 'train', "
         "'cluster', 'storage', 'scratch', 'tracking' or 'sweep'; did you mean "
-        "'train.optimizer.lr'?",
+        "'train.optimizer.lr'? write it as sections: train: {optimizer: {lr: 1}}",
+    ),
+    "dotted key that an override has": (
+        "name: run",
+        "name: run\ncluster.workers: 3",
+        "e.yaml:2 cluster.workers: unknown key; allowed are 'name', 'seed', 'detector', 'data', "
+        "'train', 'cluster', 'storage', 'scratch', 'tracking' or 'sweep'; write it as sections: "
+        "cluster: {workers: 3}",
+    ),
+    "dotted key in a section": (
+        "  val: {images: b, annotations: b.json}",
+        "  val: {images: b, annotations: b.json, train.epochs: [1]}",
+        "e.yaml:5 data.val.train.epochs: unknown key; allowed are 'shards', 'images' or "
+        "'annotations'; did you mean 'train.epochs'? write it as sections: train: {epochs: ...}",
+    ),
+    "list for a section of names": (
+        "name: run",
+        "name: run\nsweep: {trials: 2, space: [train.optimizer.lr]}",
+        "e.yaml:2 sweep.space: found a list of 1, allowed is a section of NAME: a section with the "
+        "keys uniform, loguniform, integer, logint, choice, step, when",
+    ),
+    "list for labels": (
+        "name: run",
+        "name: run\ncluster: {labels: [zone]}",
+        "e.yaml:2 cluster.labels: found a list of 1, allowed is a section of NAME: text",
     ),
     "hyphen for underscore": (
         "  batch_size: 16",

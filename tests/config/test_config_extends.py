@@ -58,8 +58,12 @@ def test_the_same_section_by_another_way_has_the_same_digest(load: Load, minimal
         ("extends: e.yaml\n", "e.yaml:1 extends: leads in a circle: e.yaml extends e.yaml"),
         ("extends: round.yaml\n", "round.yaml:1 extends: leads in a circle: e.yaml extends round"),
         ("extends: bsae.yaml\n", "e.yaml:1 extends: experiment file bsae.yaml does not exist; did"),
-        ("extends: [base.yaml]\n", "e.yaml:1 extends: allowed is the path of one experiment file"),
-        ("extends: ''\n", "e.yaml:1 extends: allowed is the path of one experiment file"),
+        ("extends: [base.yaml]\n", "e.yaml:1 extends: found a list of 1, allowed is the path of"),
+        ("extends: ''\n", "e.yaml:1 extends: found '', allowed is the path of one experiment file"),
+        ("extends: ~\n", "e.yaml:1 extends: found null, allowed is the path of one experiment"),
+        ("extends: loop.yaml\n", "e.yaml:1 extends: experiment file loop.yaml cannot be read: Too"),
+        (f"extends: {'a' * 300}.yaml\n", "yaml cannot be read: File name too long; give the path"),
+        ("extends: .\n", "e.yaml:1 extends: experiment file . cannot be read: Is a directory"),
         ("extends: base.yaml\ntrain: {epochs: -1}\n", "e.yaml:2 train.epochs: found -1"),
         ("extends: wrong.yaml\n", "wrong.yaml:7 train.epochs: found -1"),
     ],
@@ -70,9 +74,11 @@ def test_mistakes_are_located_in_the_file_that_makes_them(
     write(
         base=minimal, round="extends: e.yaml\n", wrong=minimal.replace("epochs: 10", "epochs: -1")
     )
+    Path("loop.yaml").symlink_to("loop.yaml")
     with pytest.raises(ConfigError) as caught:
         load(text)
     assert message in str(caught.value)
+    assert str(caught.value).endswith("check it with: orchestrator config show e.yaml")
 
 
 def test_every_shipped_recipe_resolves_with_its_parents() -> None:

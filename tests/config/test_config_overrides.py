@@ -43,6 +43,51 @@ APPLIED: dict[str, tuple[list[str], dict[str, object]]] = {
         ["data.augmentation.min_ious=[null, 0.5]"],
         {"data.augmentation.min_ious.0": None, "data.augmentation.min_ious.1": 0.5},
     ),
+    "least and most workers": (
+        ["cluster.min_workers=null", "cluster.workers={min: 2, max: 4}"],
+        {"cluster.workers": 4, "cluster.min_workers": 2},
+    ),
+    "the most workers of a range given before": (
+        ["cluster.workers={min: 1, max: 4}", "cluster.workers.max=8"],
+        {"cluster.workers": 8, "cluster.min_workers": 1},
+    ),
+    "a label": (["cluster.labels.zone=b"], {"cluster.labels.zone": "b"}),
+    "a label with dots": (
+        ["cluster.labels.a.example/zone=b", "cluster.labels.c=d"],
+        {"cluster.labels.a.example/zone": "b", "cluster.labels.c": "d"},
+    ),
+    "a key of a sweep": (
+        ["sweep.trials=2", "sweep.space.train.optimizer.lr={loguniform: [1e-4, 1e-3]}"],
+        {"sweep.space.train.optimizer.lr.loguniform.1": 1e-3},
+    ),
+    "a part of a key of a sweep": (
+        [
+            "sweep.trials=2",
+            "sweep.space.train.optimizer.lr.uniform=[0.1, 0.2]",
+            "sweep.space.train.optimizer.lr.uniform.1=0.3",
+            "sweep.space.train.optimizer.lr.when.detector.name=ssd",
+        ],
+        {
+            "sweep.space.train.optimizer.lr.uniform.1": 0.3,
+            "sweep.space.train.optimizer.lr.when.detector.name": "ssd",
+        },
+    ),
+    "an item of a list of augmentations": (
+        [
+            "data.augmentation=[{name: photometric}, {name: ssd}]",
+            "data.augmentation.0.hue=4",
+            "data.augmentation.1.crop_attempts=9",
+        ],
+        {"data.augmentation.steps.0.hue": 4, "data.augmentation.last.crop_attempts": 9},
+    ),
+    "the same as it is printed": (
+        [
+            "data.augmentation=[{name: photometric}, {name: ssd}]",
+            "data.augmentation.steps.0.hue=4",
+            "data.augmentation.last.crop_attempts=9",
+        ],
+        {"data.augmentation.steps.0.hue": 4, "data.augmentation.last.crop_attempts": 9},
+    ),
     "whole section": (
         ["train.optimizer={name: adamw, lr: 2e-3}"],
         {"train.optimizer.name": "adamw", "train.optimizer.lr": 2e-3},
@@ -124,6 +169,38 @@ REFUSED: dict[str, tuple[list[str], str, str]] = {
         "tags are not allowed",
     ),
     "too deep": (["name=" + "[" * 40 + "]" * 40], "override 'name=[[", "32 levels"),
+    "the least of the workers twice": (
+        ["cluster.workers={min: 1, max: 2}", "cluster.min_workers=2"],
+        "override 'cluster.min_workers=2':",
+        "cluster.workers (override 'cluster.workers={min: 1, max: 2}') is {min: 1, max: 2}",
+    ),
+    "index behind a list of augmentations": (
+        ["data.augmentation=[{name: photometric}, {name: ssd}]", "data.augmentation.2.hue=4"],
+        "override 'data.augmentation.2.hue=4' data.augmentation.2:",
+        "found the index '2', allowed is 0 to 1",
+    ),
+    "unknown key of an augmentation": (
+        ["data.augmentation=[{name: photometric}, {name: ssd}]", "data.augmentation.0.hew=4"],
+        "override 'data.augmentation.0.hew=4' data.augmentation.steps.0.hew:",
+        "did you mean 'hue'?",
+    ),
+    "below a number that may be a section": (
+        ["cluster.workers=4", "cluster.workers.max=8"],
+        "override 'cluster.workers.max=8':",
+        "'cluster.workers' is 4, allowed is a whole number >= 1 or a section with the keys min, "
+        "max; give it whole",
+    ),
+    "below a label": (
+        ["cluster.labels={zone: b}", "cluster.labels.zone.x=[c]"],
+        "override 'cluster.labels.zone.x=[c]':",
+        "found a list of 1, allowed is text",
+    ),
+    "unknown part of a key of a sweep": (
+        ["sweep.space.train.optimizer.lr={unifrom: [1, 2]}", "sweep.trials=2"],
+        "override 'sweep.space.train.optimizer.lr={unifrom: [1, 2]}' "
+        "sweep.space.train.optimizer.lr.unifrom:",
+        "did you mean 'uniform'?",
+    ),
     "half a section": (
         ["train.ema.decay=0.9"],
         "override 'train.ema.decay=0.9' train.ema.warmup_steps:",

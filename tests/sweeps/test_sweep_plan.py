@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 
+from orchestrator.cli.main import main
 from orchestrator.config.resolve import read_template
 from orchestrator.errors import ConfigError
 from orchestrator.sweeps.plan import difference_rows
@@ -115,6 +117,61 @@ def test_a_space_with_fewer_combinations_than_trials_is_refused(tmp_path: Path) 
             _ = plan.check(), plan.planned()
 
 
+LARGE = "train.optimizer.lr: {uniform: [0.0001, 0.1], step: 1e-9}"
+
+
+@pytest.mark.parametrize(
+    ("head", "lines", "culprit", "message"),
+    [
+        ("search: grid", [LARGE], 0, "99,900,001 trials; allowed are at most 10,000; raise `step`"),
+        (
+            "search: grid",
+            [
+                "train.optimizer.momentum: {uniform: [0.0, 0.99], step: 1e-3}",
+                "train.optimizer.lr: {uniform: [0.1, 1.1], step: 1e-3}",
+            ],
+            1,
+            "991,991 trials; allowed are at most 10,000; raise `step`",
+        ),
+        (
+            "search: grid\nseeds: 3",
+            [f"train.optimizer.lr: {{choice: {[n / 1000 for n in range(1, 3402)]}}}"],
+            0,
+            "10,203 trials; allowed are at most 10,000; leave values out",
+        ),
+        (
+            "search: grid",
+            [
+                "train.optimizer.momentum: {choice: [0.5, 0.9]}",
+                LARGE.replace("}", ", when: {train.optimizer.momentum: 0.5}}"),
+            ],
+            1,
+            "more than 10,000 trials; allowed are at most 10,000; raise `step`",
+        ),
+        ("trials: 2000000000", [LARGE], None, "2,000,000,000 trials; .* lower sweep.trials"),
+    ],
+)
+def test_more_trials_than_anyone_runs_are_refused_at_their_line(
+    tmp_path: Path, head: str, lines: list[str], culprit: int | None, message: str
+) -> None:
+    plan = planner(tmp_path, f"{head}\nspace:\n" + "\n".join(f"  {line}" for line in lines))
+    with pytest.raises(ConfigError) as refused:
+        plan.check()
+    line = f"  {head}" if culprit is None else f"    {lines[culprit]}"
+    number = (tmp_path / "swept.yaml").read_text().splitlines().index(line) + 1
+    assert f"swept.yaml:{number} sweep." in str(refused.value)
+    assert re.search(message, str(refused.value))
+
+
+def test_few_trials_of_a_domain_of_many_values(tmp_path: Path) -> None:
+    lines = ["seed: {integer: [0, 2000000000], step: 10}", LARGE]
+    for search in ("random", "optuna"):
+        section = f"trials: 4\nsearch: {search}\nspace:\n  " + "\n  ".join(lines)
+        plan = planner(tmp_path, section)
+        plan.check()
+        assert len(plan.planned()) == 4
+
+
 def test_every_combination_runs_with_every_seed(tmp_path: Path) -> None:
     section = "search: grid\nseeds: 3\nspace:\n  train.optimizer.lr: {choice: [0.1, 0.2]}"
     plan = planner(tmp_path, section)
@@ -178,6 +235,7 @@ def test_sections_that_make_no_sense_are_refused(
         ("train.batch_size: {logint: [0, 8]}", "logint.0", "allowed is a whole number >= 1"),
         ("train.optimizer.lr: {choice: [.nan, 0.1]}", "choice.0", "every number must be finite"),
         ("train.optimizer.lr: {uniform: [0.1, 0.1]}", "uniform", "not upwards"),
+        ("train.optimizer.lr: {uniform: [0, 1], step: 1e-300}", "step", "raise it, or leave it"),
         ("train.optimizer.lr: {choice: []}", "choice", "at least 1"),
     ],
 )
@@ -205,9 +263,38 @@ def test_a_sweep_file_takes_the_place_of_the_section(tmp_path: Path) -> None:
     section = read_template(experiment, ["sweep.trials=5"], sweep=sweep).resolve().experiment.sweep
     assert section is not None
     assert section.trials == 5
-    sweep.write_text("trials: 2\n")
-    with pytest.raises(ConfigError, match=r"sweep\.yaml: the keys at the top are trials"):
-        read_template(experiment, sweep=sweep)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("trials: 2\n", "s.yaml:1:1: the keys at the top are trials; allowed is sweep alone"),
+        ("", "s.yaml:1:1: found nothing; a sweep file is a mapping of one key, such as 'sweep: "),
+        ("sweep: [", "s.yaml:2:1: this is not YAML"),
+        ("sweep: {trials: 0}\n", "s.yaml:1 sweep.trials: found 0"),
+        ("sweep: {trials: 2, space: {train.optimizer.lrr: {choice: [1, 2]}}}\n", "s.yaml:1 "),
+    ],
+)
+def test_a_wrong_sweep_file_is_checked_again_with_its_experiment(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    text: str,
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    experiment, sweep = Path("one experiment.yaml"), Path("s.yaml")
+    experiment.write_text(EXPERIMENT.replace("sweep:\n", ""))
+    sweep.write_text(text)
+    assert main(["run", "--print-config", str(experiment), "--sweep", str(sweep)]) == 64
+    refused = capsys.readouterr().err
+    assert message in refused
+    command = refused.splitlines()[-1].removeprefix("Correct this and check it with: ")
+    assert command == "orchestrator config show 'one experiment.yaml' --sweep s.yaml"
+    assert main(shlex.split(command)[1:]) == 64
+    assert capsys.readouterr().err == refused
+    sweep.write_text("sweep: {trials: 2, space: {train.optimizer.lr: {choice: [1, 2]}}}\n")
+    assert main(shlex.split(command)[1:]) == 0
 
 
 NEVER = "no trial would set it"

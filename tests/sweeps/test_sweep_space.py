@@ -7,7 +7,16 @@ import math
 import pytest
 
 from orchestrator.config.schema import Domain
-from orchestrator.sweeps.space import corners, draw, grid, options, pick
+from orchestrator.sweeps.space import (
+    corners,
+    count_options,
+    draw,
+    grid,
+    index_of,
+    option_at,
+    options,
+    pick,
+)
 
 BASE = {"train": {"optimizer": {"name": "sgd", "lr": 0.1}}, "detector": {"name": "ssd"}}
 
@@ -29,6 +38,50 @@ def test_a_share_of_a_domain(domain: Domain, share: float, value: object) -> Non
     picked = pick(domain, share)
     assert picked == (pytest.approx(value) if isinstance(value, float) else value)
     assert type(picked) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("domain", "values"),
+    [
+        (Domain(choice=("a", None, True)), ["a", None, True]),
+        (Domain(integer=(3, 6)), [3, 4, 5, 6]),
+        (Domain(integer=(3, 9), step=4.0), [3, 7]),
+        (Domain(logint=(1, 3)), [1, 2, 3]),
+        (Domain(uniform=(0.0, 1.0), step=0.4), [0.0, 0.4, 0.8]),
+        (Domain(uniform=(0.0, 0.3), step=0.1), [0.0, 0.1, 0.2, 0.3]),
+        # Steps below the six digits that values are written with.
+        (Domain(uniform=(100000.0, 100001.0), step=0.5), [100000.0, 100000.0, 100001.0]),
+    ],
+)
+def test_the_options_of_a_domain(domain: Domain, values: list[object]) -> None:
+    assert list(options(domain)) == values
+    assert count_options(domain) == len(values)
+    shares = [index / len(values) + 1e-9 for index in range(len(values))]
+    assert domain.logint or [pick(domain, share) for share in shares] == values
+    assert [index_of(domain, value) for value in options(domain)] == [
+        values.index(value) for value in values
+    ]
+    with pytest.raises(ValueError, match=r"no option|not in list"):
+        index_of(domain, 0.15 if domain.choice is None else "b")
+
+
+@pytest.mark.parametrize(
+    ("domain", "count", "middle"),
+    [
+        (Domain(integer=(0, 2_000_000_000), step=10.0), 200_000_001, 1_000_000_000),
+        (Domain(integer=(0, 2**60)), 2**60 + 1, 2**59),
+        (Domain(logint=(1, 2**60)), 2**60, None),
+        (Domain(uniform=(0.0, 1.0), step=1e-12), 10**12 + 1, 0.5),
+    ],
+)
+def test_a_domain_of_many_values_lists_none_of_them(
+    domain: Domain, count: int, middle: object
+) -> None:
+    assert count_options(domain) == count
+    assert middle is None or pick(domain, 0.5) == middle
+    assert next(options(domain)) == option_at(domain, 0)
+    last = option_at(domain, count - 1)
+    assert option_at(domain, index_of(domain, last)) == last
 
 
 def test_log_ranges_are_drawn_evenly_by_magnitude() -> None:
@@ -69,7 +122,7 @@ def test_a_grid_changes_its_last_key_fastest() -> None:
         (1, 0.0), (1, 0.5), (1, 1.0), (2, 0.0), (2, 0.5), (2, 1.0),
     ]  # fmt: skip
     with pytest.raises(ValueError, match="no options"):
-        options(Domain(uniform=(0.0, 1.0)))
+        count_options(Domain(uniform=(0.0, 1.0)))
 
 
 def test_corners_are_all_combinations_of_ends() -> None:

@@ -24,6 +24,7 @@ from orchestrator.config.fields import (
 from orchestrator.config.schema.data import DataConfig
 from orchestrator.config.schema.sweep import SweepConfig
 from orchestrator.config.schema.train import TrainConfig
+from orchestrator.config.tracking_uri import refusal
 from orchestrator.credentials import holds_secret
 
 
@@ -39,8 +40,19 @@ def _no_password(uri: str) -> str:
     return uri
 
 
+def _served(uri: str) -> str:
+    problem = refusal(uri)
+    if problem is not None:
+        raise PydanticCustomError("not_served", "{problem}", {"problem": problem})
+    return uri
+
+
 TrackingURI: TypeAlias = Annotated[
-    str, Field(min_length=1), AfterValidator(_no_password), AfterValidator(no_variable)
+    str,
+    Field(min_length=1),
+    AfterValidator(_no_password),
+    AfterValidator(no_variable),
+    AfterValidator(_served),
 ]
 
 

@@ -35,6 +35,9 @@ _IN_FLIGHT = (
     "data.augmentation",
 )
 
+#: More steps than a number of 64 bits has digits for.
+_MOST_STEPS = 2**52
+
 
 class Domain(Settings):
     """The values one key may take; exactly one of the first five fields is given.
@@ -99,6 +102,12 @@ class Domain(Settings):
                     "step",
                     f"step is {self.step:g}, more than the range from {low:g} to {high:g}: "
                     f"{low:g} alone would be tried",
+                )
+            elif (high - low) / self.step > _MOST_STEPS:
+                yield Conflict(
+                    "step",
+                    f"step is {self.step:g}, of which the range from {low:g} to {high:g} holds "
+                    "more than numbers can tell apart; raise it, or leave it out",
                 )
         seen: dict[str, int] = {}
         for position, value in enumerate(self.choice or (), start=1):
