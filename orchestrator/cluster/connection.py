@@ -35,10 +35,13 @@ _PORTS = {"ray": 10001}
 #: Failed questions after which a cluster is gone, and seconds for leaving one that is. What this
 #: process has started ends with it in any case.
 _FAILURES, _LEAVE_SECONDS = 3, 1.0
-#: Seconds between looks at processes of this process's own.
-_LOOK_SECONDS = 0.5
+#: Seconds between looks at processes of this process's own. Until it is noticed that one has ended,
+#: whatever asks it for an object ends this process.
+_LOOK_SECONDS = 0.1
 #: What is lost when that is what does not answer.
 _RAYLET, _HEAD = "its raylet on this machine", "its head"
+#: Whether the Ray of this process is gone and has not been left.
+_lost = threading.Event()
 
 
 @contextmanager
@@ -62,6 +65,7 @@ def connected(config: ClusterConfig, *, beside: bool = False) -> Iterator[None]:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     # A thread that still waits for a Ray that was left would start another one by any call.
     auto_init_hook.enable_auto_connect = False
+    _leave_what_was_lost()
     if ray.is_initialized():
         yield
         return
@@ -78,15 +82,24 @@ def connected(config: ClusterConfig, *, beside: bool = False) -> Iterator[None]:
         node = ray._private.worker._global_node
         if node is not None:
             kill_own_ray(node)
-        # Saying goodbye to what is gone may take for ever.
-        leaving = threading.Thread(target=ray.shutdown, name="leaving", daemon=True)
-        leaving.start()
-        leaving.join(_LEAVE_SECONDS)
+        _lost.set()
         raise
     except BaseException:
         ray.shutdown()
         raise
     ray.shutdown()
+
+
+def _leave_what_was_lost() -> None:
+    """Say goodbye to a Ray that is gone, which may take for ever, or end the process with 1.
+
+    So only who goes on after it does so.
+    """
+    if _lost.is_set():
+        _lost.clear()
+        leaving = threading.Thread(target=ray.shutdown, name="leaving", daemon=True)
+        leaving.start()
+        leaving.join(_LEAVE_SECONDS)
 
 
 class ClusterLostError(PreemptedError):

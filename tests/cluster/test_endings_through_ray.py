@@ -133,6 +133,29 @@ def test_a_run_ends_with_75_in_time_and_goes_on(
     assert result(folder, name)["resumed_from"] >= newest(log) - 6
 
 
+def test_a_run_whose_parent_is_process_1_says_what_it_has_lost(folder: Path) -> None:
+    """As under systemd and in containers, where Ray's core takes any raylet for dead."""
+    words = ("tiny.yaml", "name=orphan", *OVERRIDES, "train.checkpoint={every_steps: 1}")
+    forked = start(folder, *words, before=("setsid", "--fork"))
+    log = folder / "runs" / "orphan" / "events.jsonl"
+    wait_for(lambda: newest(log) >= 5)
+    lines = {one: one.info["cmdline"] or [] for one in psutil.process_iter(["cmdline"])}
+    (driver,) = [
+        one for one, line in lines.items() if {"orchestrator.run", "name=orphan"} < {*line}
+    ]
+    if driver.ppid() != 1:
+        driver.kill()
+        pytest.skip("another process than 1 is the parent of orphans here")
+    raylet = part(driver, "raylet")
+    # What it starts is told of it, as ever, as far as can be seen: a title may hide it.
+    told = {one.environ().get("RAY_RAYLET_PID") for one in raylet.children()} - {None}
+    assert told == {str(raylet.pid)}
+    raylet.kill()
+    # Its output ends with it; its exit code nobody can ask for.
+    output = finish(forked)
+    assert "the Ray cluster of this run is gone: its raylet on this machine has ended" in output
+
+
 def test_a_run_that_is_ended_before_its_first_step_ends_at_once(folder: Path) -> None:
     process = start(folder, "tiny.yaml", "name=early", *OVERRIDES)
     run = folder / "runs" / "early"

@@ -43,6 +43,10 @@ def run_guarded(function: Callable[[], int]) -> int:
         it is said at the end, with 71. An error that ``ends_at_once`` ends the process here.
     """
     _open_standard_streams()
+    # Ray's core ends a process whose raylet is dead, silently and with 1. Unless told before Ray is
+    # imported, it takes the parent for the raylet, and process 1, the parent under systemd and in
+    # containers, for a dead one (Ray 2.60). It is told of a process that is there: this one.
+    os.environ["RAY_RAYLET_PID"] = str(os.getpid())
     before = sys.stdout, sys.stderr
     said, told = _Lasting(sys.stdout, 1), _Lasting(sys.stderr, 2)
     sys.stdout, sys.stderr = said, told
