@@ -344,9 +344,25 @@ def for_display(
         "score_threshold": max(postprocess.score_threshold, DISPLAY_SCORE),
         "max_per_image": DISPLAY_LIMIT if limit is None else min(limit, DISPLAY_LIMIT),
     }
-    return postprocess.model_copy(
+    shown = postprocess.model_copy(
         update={name: value for name, value in chosen.items() if name not in overridden}
     )
+    return holding_threshold(shown, overridden)
+
+
+def holding_threshold(
+    postprocess: PostprocessConfig, overridden: Collection[str] = ()
+) -> PostprocessConfig:
+    """Post-processing whose score threshold also holds for scores that soft suppression lowers.
+
+    Args:
+        postprocess: with the threshold; hard suppression lowers no score.
+        overridden: as of :func:`for_display`.
+    """
+    if postprocess.nms == "hard" or "soft_score_threshold" in overridden:
+        return postprocess
+    lowest = max(postprocess.soft_score_threshold, postprocess.score_threshold)
+    return postprocess.model_copy(update={"soft_score_threshold": lowest})
 
 
 def to_seed_json(found: Sequence[Prediction], label_map: LabelMap) -> dict[str, Any]:

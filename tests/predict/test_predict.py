@@ -7,6 +7,7 @@ import json
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
+from typing import get_args
 
 import cv2
 import numpy as np
@@ -294,6 +295,40 @@ def test_what_is_worth_a_look():
     less = PostprocessConfig(score_threshold=0.4, max_per_image=20)
     assert prediction.for_display(less) == less
     assert prediction.for_display(PostprocessConfig(max_per_image=None)).max_per_image == 100
+
+
+NMS_MODES = get_args(PostprocessConfig.model_fields["nms"].annotation)
+
+
+@pytest.mark.parametrize("nms", NMS_MODES)
+@pytest.mark.parametrize(
+    ("words", "lowest"),
+    [
+        ([], 0.25),
+        (["--threshold", "0.3"], 0.3),
+        (["--threshold", "0.3", "--form", "coco"], 0.3),
+        (["detector.postprocess.score_threshold=0.3"], 0.3),
+    ],
+)
+def test_a_threshold_holds_where_suppression_lowers_scores(
+    small_run, images, tmp_path, nms, words, lowest
+):
+    # Low enough an overlap, and a limit high enough, for scores to fall and to be kept.
+    common = [f"nms={nms}", "iou_threshold=0.2", "max_per_image=10000"]
+    overrides = [f"detector.postprocess.{word}" for word in common]
+
+    def scores(*words: str) -> list[float]:
+        tree = predict(small_run, tmp_path / "p.json", str(images / "20*.png"), *overrides, *words)
+        of_seed = isinstance(tree, dict)
+        parts = [entry["predictions"] for entry in tree.values()] if of_seed else [tree]
+        return [one["score"] for part in parts for one in part]
+
+    found = scores(*words)
+    assert found
+    assert min(found) >= lowest
+    # Suppression alone goes below, as scoring wants it, and as the value says that is its own.
+    by_hand = "detector.postprocess.soft_score_threshold=0.001"
+    assert (min(scores(*words, by_hand)) < lowest) == (nms != "hard")
 
 
 def test_what_people_get_is_worth_a_look_and_what_is_scored_is_all(
