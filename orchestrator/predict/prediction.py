@@ -89,19 +89,25 @@ class PredictJob:
     @property
     def digest(self) -> str:
         """SHA-256 of everything that the output is a function of."""
+        experiment, tiles = self.loaded.resolved.experiment, self.how.tiles
+        device = experiment.cluster.accelerator
         parts = {
             "weights": self.loaded.weights_sha256,
             "label_map": self.loaded.label_map.to_json(),
+            # Its priors, and how they are decoded, are no weights.
+            "detector": experiment.detector.model_dump(mode="json"),
+            "augmentation": experiment.data.augmentation.model_dump(mode="json"),
+            "precision": experiment.train.precision,
+            "device": of_this_process(device).kind if device == "auto" else device,
             "postprocess": self.how.postprocess.model_dump(mode="json"),
             "views": [self.how.views.scales, self.how.views.flip],
             "fusion": [self.how.fusion, self.how.fusion_iou],
+            "tiles": None if tiles is None else [tiles.size, tiles.overlap],
             "pictures": digest_of(self.pictures),
-            "decoding": [self.decoding.orientation, self.decoding.levels],
+            "decoding": self.decoding.__dict__,
             "batch": self.batch_size,
             "threads": self.threads,
         }
-        if (tiles := self.how.tiles) is not None:
-            parts["tiles"] = [tiles.size, tiles.overlap]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 

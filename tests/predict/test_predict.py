@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import get_args
@@ -16,12 +17,16 @@ import pytest
 from detectors.config import PostprocessConfig
 from orchestrator.cli.main import main
 from orchestrator.config.resolve import load_experiment
-from orchestrator.data.decode import BadImageError, read_image
+from orchestrator.data.decode import BadImageError, Decoding, read_image
+from orchestrator.data.tiling import Tiles
 from orchestrator.errors import ConfigError, DataError, StorageError
 from orchestrator.pages.drawing import contact_sheet
 from orchestrator.predict import draw_predictions, inputs, prediction
 from orchestrator.predict.inputs import Picture, list_pictures, read_pictures
+from orchestrator.predict.loading import load_detector
 from orchestrator.predict.prediction import work_folder
+from orchestrator.predict.predictor import DetectOptions
+from orchestrator.predict.tta import Views
 from tests.support.own_process import orchestrator
 
 
@@ -104,6 +109,42 @@ def test_parts_of_another_prediction_are_not_mixed_in(small_run, images, tmp_pat
     assert main(arguments) == ConfigError.exit_code
     assert "parts of another prediction" in capsys.readouterr().err
     assert (folder / "job.json").exists()
+
+
+def job_of(run: Path, pictures: tuple[Picture, ...], *overrides: str) -> prediction.PredictJob:
+    loaded = load_detector(run, overrides=overrides)
+    how = DetectOptions(loaded.resolved.experiment.detector.postprocess, tiles=loaded.tiles)
+    return prediction.PredictJob(loaded, how, pictures, 4, 1, loaded.pictures)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "same"),
+    [
+        (["train.batch_size=2", "seed=7"], True),
+        (["data.augmentation.name=resize_pad"], False),
+        (["data.levels=used"], False),
+        (["data.max_pixels=1000"], False),
+        (["data.tiles.size=[80, 80]"], False),
+        (["detector.postprocess.nms=soft_linear"], False),
+        (["detector.bn_eps=0.01"], False),
+        (["train.precision=bf16"], False),
+        (["cluster.accelerator=npu"], False),
+    ],
+    ids=str,
+)
+def test_parts_belong_to_what_the_detections_are_a_function_of(small_run, images, overrides, same):
+    pictures = (Picture(str(images / "200.png")),)
+    plain, other = job_of(small_run, pictures), job_of(small_run, pictures, *overrides)
+    assert (plain.digest == other.digest) == same
+    for how in (
+        {"views": Views(flip=True)},
+        {"views": Views((1.0, 2.0))},
+        {"fusion": "wbf"},
+        {"fusion_iou": 0.6},
+        {"tiles": Tiles((90, 80), 10)},
+    ):
+        assert replace(plain, how=replace(plain.how, **how)).digest != plain.digest
+    assert replace(plain, decoding=Decoding("stored")).digest != plain.digest
 
 
 @pytest.mark.slow
