@@ -147,6 +147,7 @@ def _in_tiles(
             size=(image.shape[0], image.shape[1]),
             iou=how.postprocess.iou_threshold,
             class_agnostic=how.postprocess.class_agnostic,
+            max_per_class=how.postprocess.max_per_class,
             limit=how.postprocess.max_per_image,
         )
         merged.append(
