@@ -39,7 +39,8 @@ class Drawn:
     Attributes:
         pictures: files with one picture each.
         sheets: files with many.
-        problems: a line for each picture that could not be read.
+        problems: a line for each picture that could not be read, or is not the one that was
+            predicted on.
         unknown: pictures that the annotations know nothing of.
     """
 
@@ -117,20 +118,20 @@ def draw_predictions(
     chosen = [known.get(one.key) or _picture(one.key) for one in wanted]
     read = read_pictures(chosen, decoding)
     for one, name, (picture, pixels) in zip(wanted, names, read, strict=True):
-        if isinstance(pixels, BadImageError):
-            problems.append(str(pixels))
+        try:
+            seen, upright = _as_predicted(one, picture, pixels)
+        except BadImageError as error:
+            problems.append(str(error))
             continue
         shown = shown_of(one, threshold, limit)
         marks = plain_marks(shown, label_map)
-        as_stored = _as_predicted(one, picture, pixels)
-        pixels = pixels if as_stored is None else as_stored
         if below is not None:
             try:
-                told = below.marks(shown, picture, pixels, upright=as_stored is None)
+                told = below.marks(shown, picture, seen, upright=upright)
                 marks = marks if told is None else told
             except BadImageError as error:
                 problems.append(str(error))
-        drawn = draw(pixels, marks)
+        drawn = draw(seen, marks)
         write_atomic(folder / name, encode_jpeg(drawn))
         files.append(folder / name)
         held.append(drawn)
@@ -182,14 +183,30 @@ def shown_of(one: Prediction, threshold: float, limit: int | None) -> Prediction
 
 
 def _as_predicted(
-    one: Prediction, picture: Picture, pixels: NDArray[np.uint8]
-) -> NDArray[np.uint8] | None:
-    """The picture as stored, if that alone is of the size it was predicted on; else None."""
+    one: Prediction, picture: Picture, pixels: NDArray[np.uint8] | BadImageError
+) -> tuple[NDArray[np.uint8], bool]:
+    """The picture in the size it was predicted on: as it was read, or else as stored.
+
+    Returns:
+        Pixels, and whether they are those that were read.
+
+    Raises:
+        BadImageError: it could not be read, or is of that size in neither way.
+    """
+    if isinstance(pixels, BadImageError):
+        raise pixels
     size = one.height, one.width
-    if pixels.shape[:2] == size or picture.frame is not None:
-        return None
-    ((_, stored),) = read_pictures([picture], STORED)
-    return None if isinstance(stored, BadImageError) or stored.shape[:2] != size else stored
+    if pixels.shape[:2] == size:
+        return pixels, True
+    if picture.frame is None:
+        ((_, stored),) = read_pictures([picture], STORED)
+        if not isinstance(stored, BadImageError) and stored.shape[:2] == size:
+            return stored, False
+    height, width = pixels.shape[:2]
+    raise BadImageError(
+        f"{one.key}: is {width}x{height} pixels, but was predicted on {one.width}x{one.height}; "
+        "predict it again"
+    )
 
 
 class _TruthMarks:

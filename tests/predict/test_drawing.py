@@ -7,6 +7,7 @@ import json
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from orchestrator.cli.main import main
 from orchestrator.data.decode import read_image
@@ -211,3 +212,31 @@ def test_drawings_are_named_as_their_pictures(tmp_path):
     ]  # fmt: skip
     with pytest.raises(ConfigError, match="holds pictures that are to be drawn on"):
         draw_predictions.draw_predictions(found, labels, tmp_path / "a", threshold=0.5)
+
+
+def test_a_picture_of_another_size_is_skipped_and_said(tmp_path, capsys):
+    entry = {"height": 20, "width": 30, "predictions": [seed_entry()]}
+    tree = {}
+    for name, shape in {"a.png": (20, 30), "b.png": (20, 31), "c.png": (30, 20)}.items():
+        cv2.imwrite(str(tmp_path / name), np.zeros((*shape, 3), np.uint8))
+        tree[str(tmp_path / name)] = entry
+    (tmp_path / "p.json").write_text(json.dumps(tree))
+    out = tmp_path / "drawn"
+    words = ["draw", str(tmp_path / "p.json"), "--output", str(out)]
+    assert main(words) == 0
+    said = capsys.readouterr().out
+    for name, size in {"b.png": "31x20", "c.png": "20x30"}.items():
+        assert f"skipped: {tmp_path}/{name}: is {size} pixels, but was predicted on 30x20" in said
+    assert [path.name for path in out.iterdir()] == ["a.jpg"]
+
+
+@pytest.mark.parametrize("predicted_on", [(40, 20), (20, 40)])
+def test_a_turned_picture_is_drawn_as_it_was_looked_at(tmp_path, predicted_on):
+    picture, exif = tmp_path / "a.jpg", Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (40, 20)).save(picture, exif=exif)
+    one = prediction.Prediction(str(picture), *predicted_on, [], [], [])
+    labels, out = LabelMap(("cell",), (1,)), tmp_path / "drawn"
+    drawn = draw_predictions.draw_predictions([one], labels, out, threshold=0.5)
+    assert drawn.problems == ()
+    assert read_image(out / "a.jpg").shape[:2] == predicted_on
