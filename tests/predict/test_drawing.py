@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 
 import cv2
 import numpy as np
@@ -18,6 +19,7 @@ from orchestrator.pages.drawing import (
     colour_of,
     contrast,
     draw,
+    encode_jpeg,
     ink,
     text_colour,
 )
@@ -240,3 +242,73 @@ def test_a_turned_picture_is_drawn_as_it_was_looked_at(tmp_path, predicted_on):
     drawn = draw_predictions.draw_predictions([one], labels, out, threshold=0.5)
     assert drawn.problems == ()
     assert read_image(out / "a.jpg").shape[:2] == predicted_on
+
+
+def blank_predictions(folder, *names):
+    """Predictions of nothing in pictures that are made for them."""
+    found = []
+    for name in names:
+        (folder / name).parent.mkdir(exist_ok=True)
+        cv2.imwrite(str(folder / name), np.full((20, 30, 3), 90, np.uint8))
+        found.append(prediction.Prediction(str(folder / name), 20, 30, [], [], []))
+    return found
+
+
+@pytest.mark.parametrize("sheets", [False, True])
+def test_a_sheet_does_not_replace_the_drawing_of_a_picture(tmp_path, sheets):
+    found = blank_predictions(tmp_path, "a/sheet-0000.jpg", "a/sheet-0001.jpg")
+    labels, out = LabelMap(("cell",), (1,)), tmp_path / "out"
+    for _ in range(2):
+        drawn = draw_predictions.draw_predictions(found, labels, out, threshold=0.5, sheets=sheets)
+        files = [*drawn.pictures, *drawn.sheets]
+        assert len({path.name for path in files}) == len(files) == 2 + sheets
+        assert all(read_image(path).shape == (20, 30, 3) for path in drawn.pictures)
+    assert sorted(out.iterdir()) == sorted(files)
+
+
+@pytest.mark.parametrize(
+    ("there", "sheets", "lost"),
+    [
+        ("x.jpg", False, True),
+        ("x.jpg", True, True),
+        ("sheet-0000.jpg", True, True),
+        ("sheet-0000.jpg", False, False),
+        ("z.jpg", True, False),
+    ],
+)
+def test_a_drawing_replaces_nothing_but_drawings(tmp_path, there, sheets, lost):
+    found = blank_predictions(tmp_path, "a/w.jpg", "a/x.png")
+    blank_predictions(tmp_path, f"b/{there}")
+    photo = (tmp_path / "b" / there).read_bytes()
+    draw_all = partial(
+        draw_predictions.draw_predictions, found, LabelMap(("cell",), (1,)), tmp_path / "b",
+        threshold=0.5, sheets=sheets,
+    )  # fmt: skip
+    if lost:
+        with pytest.raises(ConfigError, match=rf"b/{there}: .* no drawing of this program"):
+            draw_all()
+        # Not one picture was drawn before it was found.
+        assert [path.name for path in (tmp_path / "b").iterdir()] == [there]
+    else:
+        draw_all()
+        draw_all()
+    assert (tmp_path / "b" / there).read_bytes() == photo
+
+
+def test_predict_looks_where_it_will_draw_before_it_begins(small_run, images, tmp_path, capsys):
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "200.jpg").write_bytes(b"another photo")
+    words = [str(images / "20*.png"), "--output", str(tmp_path / "p.json")]
+    assert main(["predict", str(small_run), *words, "--draw", str(tmp_path / "b")]) == 64
+    assert "b/200.jpg: a drawing is to have this name" in capsys.readouterr().err
+    assert not (tmp_path / "p.json").exists()
+
+
+def test_a_drawing_is_a_jpeg_as_any(tmp_path):
+    image = np.random.default_rng(3).integers(0, 256, (40, 50, 3)).astype(np.uint8)
+    draw_predictions.write_drawing(tmp_path / "x.jpg", image)
+    (tmp_path / "plain.jpg").write_bytes(encode_jpeg(image))
+    with Image.open(tmp_path / "x.jpg") as opened:
+        assert opened.info["comment"] == b"drawn by orchestrator"
+        assert opened.info["jfif"]
+    assert np.array_equal(read_image(tmp_path / "x.jpg"), read_image(tmp_path / "plain.jpg"))
