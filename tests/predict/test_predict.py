@@ -311,9 +311,16 @@ def test_what_cannot_be_watched(small_run, words, code, message, capfd, monkeypa
 
 def test_frames_of_a_video(video, monkeypatch):
     path = video
+    monkeypatch.chdir(path.parent)
+    Path("videos.txt").write_text("v.a*\n")
     pictures = list_pictures([str(path)])
     assert [picture.frame for picture in pictures] == list(range(6))
     assert pictures[2].key == f"{path}#000002"
+    for words in (["*.avi"], ["[v].*"], ["videos.txt"]):
+        assert [picture.frame for picture in list_pictures(words)] == list(range(6))
+    with pytest.raises(DataError, match="holds no image"):
+        list_pictures([str(path.parent)])
+    assert inputs.passed_over([str(path.parent)]) == {".avi": 1, ".txt": 1}
     # Any part of it, in any order, gives the same frames.
     for part in (pictures, pictures[3:5], [pictures[4], pictures[1]]):
         for picture, pixels in read_pictures(part):
