@@ -23,7 +23,7 @@ from orchestrator.pages.drawing import DISPLAY_LIMIT, DISPLAY_SCORE, Mark
 from orchestrator.pages.drawing import draw as draw_marks
 from orchestrator.predict.inputs import UPRIGHT_PICTURES
 from orchestrator.predict.loading import LoadedDetector, load_detector
-from orchestrator.predict.prediction import network_of
+from orchestrator.predict.prediction import holding_threshold, network_of
 from orchestrator.predict.predictor import DetectOptions, detect
 from orchestrator.storage.run_files import RESULT
 
@@ -187,7 +187,7 @@ class TrainedDetector:
         options = self._loaded.resolved.experiment.detector.postprocess.model_copy(
             update={"score_threshold": score, "max_per_image": limit}
         )
-        how, made = DetectOptions(options, tiles=self._loaded.tiles), []
+        how, made = DetectOptions(holding_threshold(options), tiles=self._loaded.tiles), []
         for start in range(0, len(images), self._batch):
             some = images[start : start + self._batch]
             pixels = [_pixels(image, self._loaded.pictures) for image in some]

@@ -74,7 +74,8 @@ def main(argv: Sequence[str]) -> int:
         type=number_between(0, 1),
         metavar="SCORE",
         help="lowest score that is written and drawn, short for "
-        "detector.postprocess.score_threshold=SCORE (default: 0.25)",
+        "detector.postprocess.score_threshold=SCORE; also holds where soft suppression lowers "
+        "scores (default: 0.25)",
     )
     parser.add_argument(
         "--all",

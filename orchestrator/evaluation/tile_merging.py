@@ -51,6 +51,7 @@ def merge_tiles(
     *,
     iou: float,
     class_agnostic: bool = False,
+    max_per_class: int | None = None,
     limit: int | None = None,
 ) -> Detections:
     """Detections of whole images from those of their tiles.
@@ -60,6 +61,8 @@ def merge_tiles(
         tiling: what part of which image each tile is.
         iou: overlap above which two boxes are one object.
         class_agnostic: whether boxes of different classes can be.
+        max_per_class: boxes kept of one class of an image, the best; of all classes together where
+            they are one; None for all.
         limit: boxes kept of an image, the best; None for all.
 
     Returns:
@@ -87,6 +90,7 @@ def merge_tiles(
             size=(int(height), int(width)),
             iou=iou,
             class_agnostic=class_agnostic,
+            max_per_class=max_per_class,
             limit=limit,
         )
         parts.append((image, *merged))
@@ -110,6 +114,7 @@ def merge_image(
     size: tuple[int, int],
     iou: float,
     class_agnostic: bool = False,
+    max_per_class: int | None = None,
     limit: int | None = None,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
     """Boxes, scores and labels of one image, best first.
@@ -121,7 +126,7 @@ def merge_image(
         windows: (d, 4) ``left, top, right, bottom`` of the tile of each.
         tiles: (d,) number of that tile.
         size: height and width of the image.
-        iou, class_agnostic, limit: as of :func:`merge_tiles`.
+        iou, class_agnostic, max_per_class, limit: as of :func:`merge_tiles`.
     """
     groups = np.zeros(len(labels), np.int64) if class_agnostic else labels
     kept = []
@@ -129,7 +134,8 @@ def merge_image(
         rows = np.flatnonzero(groups == group)
         cut = _cut(boxes[rows], windows[rows], size)
         of_group = _Boxes(boxes[rows], scores[rows], labels[rows], tiles[rows], cut)
-        kept.append(_suppressed(*_joined(of_group, windows[rows]), iou))
+        alone = _suppressed(*_joined(of_group, windows[rows]), iou)
+        kept.append(_best(alone, max_per_class))
     if not kept:
         return boxes, scores, labels
     all_boxes = np.concatenate([one.xyxy for one in kept])
@@ -210,7 +216,15 @@ def _suppressed(boxes: _Boxes, windows: NDArray[np.float64], iou: float) -> _Box
         for better, worse in pairs[:, np.argsort(rank[pairs[0]], kind="stable")].T.tolist():
             if alive[better]:
                 alive[worse] = False
-    rows = np.flatnonzero(alive)
+    return _rows(boxes, np.flatnonzero(alive))
+
+
+def _best(boxes: _Boxes, count: int | None) -> _Boxes:
+    """As many boxes of highest score, in the order they had; None for all."""
+    return _rows(boxes, np.sort(np.argsort(-boxes.scores, kind="stable")[:count]))
+
+
+def _rows(boxes: _Boxes, rows: NDArray[np.int64]) -> _Boxes:
     return _Boxes(
         boxes.xyxy[rows], boxes.scores[rows], boxes.labels[rows], boxes.tiles[rows], boxes.cut[rows]
     )

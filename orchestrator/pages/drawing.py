@@ -215,8 +215,14 @@ def contact_sheet(
     return sheet
 
 
-def encode_jpeg(image: Image, *, quality: int = 90) -> bytes:
-    """JPEG bytes of a (h, w, 3) RGB image."""
+def encode_jpeg(image: Image, *, quality: int = 90, comment: bytes = b"") -> bytes:
+    """JPEG bytes of a (h, w, 3) RGB image, with a comment near their beginning if there is one."""
     done, data = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
     assert done, "OpenCV encodes any 8-bit image"
-    return bytes(data)
+    encoded = bytes(data)
+    if not comment:
+        return encoded
+    # Behind JFIF's own segment, which has to be the first.
+    at = 4 + int.from_bytes(encoded[4:6], "big")
+    segment = b"\xff\xfe" + (len(comment) + 2).to_bytes(2, "big") + comment
+    return encoded[:at] + segment + encoded[at:]

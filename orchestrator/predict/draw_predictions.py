@@ -24,8 +24,13 @@ from orchestrator.predict.inputs import UPRIGHT_PICTURES, Picture, read_pictures
 from orchestrator.predict.prediction import Prediction
 from orchestrator.storage.address import is_remote
 from orchestrator.storage.atomic import write_atomic
+from orchestrator.storage.plain_files import open_regular
 
 _SHEET_PICTURES = 24
+#: In every drawing, by which it is known that it may be replaced.
+_COMMENT = b"drawn by orchestrator"
+#: Of a file, in which a comment is looked for: it stands behind 20 bytes of JFIF.
+_HEAD_BYTES = 64
 #: Folders that become part of a file's name, at most.
 _MOST_FOLDERS = 6
 #: Bytes of a file's name without digest, number and suffix; file systems take 255.
@@ -39,7 +44,8 @@ class Drawn:
     Attributes:
         pictures: files with one picture each.
         sheets: files with many.
-        problems: a line for each picture that could not be read.
+        problems: a line for each picture that could not be read, or is not the one that was
+            predicted on.
         unknown: pictures that the annotations know nothing of.
     """
 
@@ -92,15 +98,18 @@ def draw_predictions(
         decoding: how the pictures were looked at.
 
     Raises:
-        ConfigError: the new files would lie among the pictures.
+        ConfigError: the new files would lie among the pictures, or replace files that are no
+            drawings.
         DataError: it is not certain which image of ``truth`` a picture is, or none is any of them;
             or not one picture can be read.
     """
     known = pictures or {}
-    require_apart(folder, [known.get(one.key) or _picture(one.key) for one in found])
+    chosen = [known.get(one.key) or _picture(one.key) for one in found]
+    require_apart(folder, chosen, sheets=sheets)
     folder.mkdir(parents=True, exist_ok=True)
-    wanted = [one for one in found if one.problem is None]
-    below = None if truth is None else _TruthMarks(truth, [one.key for one in wanted], label_map)
+    rows = zip(found, chosen, _names_of(chosen, sheets=sheets), strict=True)
+    todo = [row for row in rows if row[0].problem is None]
+    below = None if truth is None else _TruthMarks(truth, [one.key for one, *_ in todo], label_map)
     files: list[Path] = []
     written: list[Path] = []
     problems: list[str] = []
@@ -108,49 +117,53 @@ def draw_predictions(
 
     def flush() -> None:
         if sheets and held:
-            file = folder / f"sheet-{len(written):04d}.jpg"
-            write_atomic(file, encode_jpeg(contact_sheet(held)))
+            file = folder / _sheet_name(len(written))
+            write_drawing(file, contact_sheet(held))
             written.append(file)
             held.clear()
 
-    names = _file_names([one.key for one in wanted])
-    chosen = [known.get(one.key) or _picture(one.key) for one in wanted]
-    read = read_pictures(chosen, decoding)
-    for one, name, (picture, pixels) in zip(wanted, names, read, strict=True):
-        if isinstance(pixels, BadImageError):
-            problems.append(str(pixels))
+    read = read_pictures([picture for _, picture, _ in todo], decoding)
+    for (one, picture, name), (_, pixels) in zip(todo, read, strict=True):
+        try:
+            seen, upright = _as_predicted(one, picture, pixels)
+        except BadImageError as error:
+            problems.append(str(error))
             continue
         shown = shown_of(one, threshold, limit)
         marks = plain_marks(shown, label_map)
-        as_stored = _as_predicted(one, picture, pixels)
-        pixels = pixels if as_stored is None else as_stored
         if below is not None:
             try:
-                told = below.marks(shown, picture, pixels, upright=as_stored is None)
+                told = below.marks(shown, picture, seen, upright=upright)
                 marks = marks if told is None else told
             except BadImageError as error:
                 problems.append(str(error))
-        drawn = draw(pixels, marks)
-        write_atomic(folder / name, encode_jpeg(drawn))
+        drawn = draw(seen, marks)
+        write_drawing(folder / name, drawn)
         files.append(folder / name)
         held.append(drawn)
         if len(held) == _SHEET_PICTURES:
             flush()
     flush()
-    if wanted and not files:
+    if todo and not files:
         raise DataError(
-            f"none of the {len(wanted)} pictures can be drawn on; the first: {problems[0]}\n"
+            f"none of the {len(todo)} pictures can be drawn on; the first: {problems[0]}\n"
             "paths are as `orchestrator predict` was given them: run draw in the same folder"
         )
     unknown = () if below is None else below.unknown
     return Drawn(tuple(files), tuple(written), tuple(problems), unknown)
 
 
-def require_apart(folder: Path, pictures: Sequence[Picture]) -> None:
-    """Refuse to draw into a folder of pictures: a drawing has the name of its picture.
+def require_apart(folder: Path, pictures: Sequence[Picture], *, sheets: bool = False) -> None:
+    """Refuse to draw where pictures would be lost: a drawing has the name of its picture.
+
+    Args:
+        folder: for the drawings.
+        pictures: that are to be drawn on.
+        sheets: whether contact sheets are to be made as well.
 
     Raises:
-        ConfigError: it is one.
+        ConfigError: the folder is one of theirs, or holds files that drawings would replace and
+            that are none themselves.
     """
     target = folder.resolve()
     parents = {Path(one.path).parent for one in pictures if not is_remote(one.path)}
@@ -159,6 +172,34 @@ def require_apart(folder: Path, pictures: Sequence[Picture]) -> None:
             f"{folder}: holds pictures that are to be drawn on, and would lose them. Next: name "
             "another folder, such as drawn"
         )
+    if folder.is_dir():
+        names = {*_names_of(pictures, sheets=sheets), *_sheet_names(len(pictures) if sheets else 0)}
+        for file in sorted(entry for entry in folder.iterdir() if entry.name in names):
+            _require_drawing(file)
+
+
+def write_drawing(file: Path, image: NDArray[np.uint8]) -> None:
+    """Write a drawing as JPEG, in place of an older one.
+
+    Raises:
+        ConfigError: something else has its name.
+    """
+    if file.exists():
+        _require_drawing(file)
+    write_atomic(file, encode_jpeg(image, comment=_COMMENT))
+
+
+def _require_drawing(file: Path) -> None:
+    try:
+        with open_regular(file) as opened:
+            if _COMMENT in opened.read(_HEAD_BYTES):
+                return
+    except OSError:
+        pass  # Nothing that this program has drawn, then.
+    raise ConfigError(
+        f"{file}: a drawing is to have this name, and what is there is no drawing of this program, "
+        "so it is not replaced. Next: name another folder, or remove that file"
+    )
 
 
 def plain_marks(shown: Prediction, label_map: LabelMap) -> list[Mark]:
@@ -182,14 +223,30 @@ def shown_of(one: Prediction, threshold: float, limit: int | None) -> Prediction
 
 
 def _as_predicted(
-    one: Prediction, picture: Picture, pixels: NDArray[np.uint8]
-) -> NDArray[np.uint8] | None:
-    """The picture as stored, if that alone is of the size it was predicted on; else None."""
+    one: Prediction, picture: Picture, pixels: NDArray[np.uint8] | BadImageError
+) -> tuple[NDArray[np.uint8], bool]:
+    """The picture in the size it was predicted on: as it was read, or else as stored.
+
+    Returns:
+        Pixels, and whether they are those that were read.
+
+    Raises:
+        BadImageError: it could not be read, or is of that size in neither way.
+    """
+    if isinstance(pixels, BadImageError):
+        raise pixels
     size = one.height, one.width
-    if pixels.shape[:2] == size or picture.frame is not None:
-        return None
-    ((_, stored),) = read_pictures([picture], STORED)
-    return None if isinstance(stored, BadImageError) or stored.shape[:2] != size else stored
+    if pixels.shape[:2] == size:
+        return pixels, True
+    if picture.frame is None:
+        ((_, stored),) = read_pictures([picture], STORED)
+        if not isinstance(stored, BadImageError) and stored.shape[:2] == size:
+            return stored, False
+    height, width = pixels.shape[:2]
+    raise BadImageError(
+        f"{one.key}: is {width}x{height} pixels, but was predicted on {one.width}x{one.height}; "
+        "predict it again"
+    )
 
 
 class _TruthMarks:
@@ -294,8 +351,22 @@ def _picture(key: str) -> Picture:
     return Picture(key)
 
 
-def _file_names(keys: Sequence[str]) -> Iterator[str]:
-    """A JPEG name for each key: ``x.jpg`` for ``x.jpg`` and ``x.png``.
+def _names_of(pictures: Sequence[Picture], *, sheets: bool) -> list[str]:
+    """Names of the drawings of pictures, none of which is that of a contact sheet."""
+    taken = _sheet_names(len(pictures) if sheets else 0)
+    return list(_file_names([one.key for one in pictures], taken))
+
+
+def _sheet_names(pictures: int) -> list[str]:
+    return [_sheet_name(number) for number in range(-(-pictures // _SHEET_PICTURES))]
+
+
+def _sheet_name(number: int) -> str:
+    return f"sheet-{number:04d}.jpg"
+
+
+def _file_names(keys: Sequence[str], reserved: Sequence[str] = ()) -> Iterator[str]:
+    """A JPEG name for each key: ``x.jpg`` for ``x.jpg`` and ``x.png``; none that is reserved.
 
     Where that is not unique, folders of the key go before it, and the suffix stays that tells two
     files apart. A name too long for a file system is cut, and a digest makes it unique again.
@@ -315,7 +386,7 @@ def _file_names(keys: Sequence[str]) -> Iterator[str]:
         for key in depth:
             if counts[names[key]] > 1 and depth[key] < len(parts[key]):
                 depth[key] += 1
-    taken: set[str] = set()
+    taken = set(reserved)
     for key in keys:
         stem = _cut("-".join(parts[key][-depth[key] :]).replace("#", "-"))
         name, number = f"{stem}.jpg", 1

@@ -53,11 +53,11 @@ class Picture:
 def list_pictures(words: Sequence[str]) -> list[Picture]:
     """Every picture that the arguments of a command name, each once, in their order.
 
-    A word is an image, a video, a folder (its images, not those of folders in it), a pattern such
-    as ``data/*.jpg`` or ``data/**/*.png``, the URI of an image, a folder or a pattern in an object
-    store, or a ``.txt`` file with one of these on each line: a path that is relative to the folder
-    of that file or, where there is no such file, to the current folder. The pictures of a folder or
-    pattern are sorted by name.
+    A word is an image, a video, a folder (its images, neither videos nor what is in folders in it),
+    a pattern of images and videos such as ``data/*.jpg`` or ``data/**/*.png``, the URI of an image,
+    a folder or a pattern in an object store, or a ``.txt`` file with one of these on each line: a
+    path that is relative to the folder of that file or, where there is no such file, to the current
+    folder. The pictures of a folder or pattern are sorted by name.
 
     Raises:
         DataError: a word that names nothing, or folders by a pattern, a video without a frame, or
@@ -80,13 +80,11 @@ def _of_word(word: str, *, lists: bool) -> Iterator[Picture]:
         shown = (entry for entry in path.iterdir() if not is_hidden(entry.name))
         found = sorted(entry for entry in shown if entry.suffix.lower() in IMAGE_SUFFIXES)
         yield from (Picture(str(entry)) for entry in found)
-    elif is_file(path) and suffix in VIDEO_SUFFIXES:
-        yield from (Picture(word, frame) for frame in range(_frame_count(path)))
     elif is_file(path) and suffix == LIST_SUFFIX and lists:
         for _, line in read_lines(path):
             yield from _of_word(_beside(path, line), lists=False)
     elif is_file(path):
-        yield Picture(word)
+        yield from _of_file(word)
     else:
         matches = sorted(glob.glob(word, recursive=True)) if glob.has_magic(word) else []  # noqa: PTH207
         if not matches:
@@ -97,7 +95,17 @@ def _of_word(word: str, *, lists: bool) -> Iterator[Picture]:
                 f"{word}: fits {len(matches)} folders and no file. Next: to look at what is in "
                 f"them, write {word.rstrip('/')}/*"
             )
-        yield from (Picture(match) for match in files)
+        # Text files beside images are annotations more often than lists, so none is taken for one.
+        yield from (picture for match in files for picture in _of_file(match))
+
+
+def _of_file(word: str) -> Iterator[Picture]:
+    """An image, or the frames of a video."""
+    path = Path(word)
+    if path.suffix.lower() in VIDEO_SUFFIXES:
+        yield from (Picture(word, frame) for frame in range(_frame_count(path)))
+    else:
+        yield Picture(word)
 
 
 def _beside(listed_in: Path, line: str) -> str:

@@ -20,13 +20,17 @@ import torch
 from numpy.typing import NDArray
 
 from orchestrator.errors import ConfigError, DataError
-from orchestrator.pages.drawing import DISPLAY_LIMIT, DISPLAY_SCORE, draw, encode_jpeg
-from orchestrator.predict.draw_predictions import frame_name, plain_marks, shown_of
+from orchestrator.pages.drawing import DISPLAY_LIMIT, DISPLAY_SCORE, draw
+from orchestrator.predict.draw_predictions import (
+    frame_name,
+    plain_marks,
+    shown_of,
+    write_drawing,
+)
 from orchestrator.predict.inputs import open_video
 from orchestrator.predict.loading import LoadedDetector
 from orchestrator.predict.prediction import Prediction, kept, network_of
 from orchestrator.predict.predictor import DetectOptions, detect
-from orchestrator.storage.atomic import write_atomic
 
 #: Keys that close the window: q and escape.
 _CLOSING: Final = (ord("q"), 27)
@@ -72,7 +76,8 @@ def watch(
         One prediction a frame, named ``SOURCE#000000`` and so on as ``predict`` names them.
 
     Raises:
-        ConfigError: a window was asked for where there can be none.
+        ConfigError: a window was asked for where there can be none, or a file that is no drawing
+            has the name of one.
         DataError: the source cannot be opened, or has no frame.
     """
     if viewing.show:
@@ -136,7 +141,7 @@ def _view(
     shown = shown_of(one, viewing.threshold, DISPLAY_LIMIT)
     drawn = draw(pixels, plain_marks(shown, loaded.label_map))
     if viewing.folder is not None:
-        write_atomic(viewing.folder / frame_name(one.key), encode_jpeg(drawn))
+        write_drawing(viewing.folder / frame_name(one.key), drawn)
     if not viewing.show:
         return True
     cv2.imshow(loaded.title, drawn[..., ::-1])

@@ -89,19 +89,25 @@ class PredictJob:
     @property
     def digest(self) -> str:
         """SHA-256 of everything that the output is a function of."""
+        experiment, tiles = self.loaded.resolved.experiment, self.how.tiles
+        device = experiment.cluster.accelerator
         parts = {
             "weights": self.loaded.weights_sha256,
             "label_map": self.loaded.label_map.to_json(),
+            # Its priors, and how they are decoded, are no weights.
+            "detector": experiment.detector.model_dump(mode="json"),
+            "augmentation": experiment.data.augmentation.model_dump(mode="json"),
+            "precision": experiment.train.precision,
+            "device": of_this_process(device).kind if device == "auto" else device,
             "postprocess": self.how.postprocess.model_dump(mode="json"),
             "views": [self.how.views.scales, self.how.views.flip],
             "fusion": [self.how.fusion, self.how.fusion_iou],
+            "tiles": None if tiles is None else [tiles.size, tiles.overlap],
             "pictures": digest_of(self.pictures),
-            "decoding": [self.decoding.orientation, self.decoding.levels],
+            "decoding": self.decoding.__dict__,
             "batch": self.batch_size,
             "threads": self.threads,
         }
-        if (tiles := self.how.tiles) is not None:
-            parts["tiles"] = [tiles.size, tiles.overlap]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
@@ -344,9 +350,25 @@ def for_display(
         "score_threshold": max(postprocess.score_threshold, DISPLAY_SCORE),
         "max_per_image": DISPLAY_LIMIT if limit is None else min(limit, DISPLAY_LIMIT),
     }
-    return postprocess.model_copy(
+    shown = postprocess.model_copy(
         update={name: value for name, value in chosen.items() if name not in overridden}
     )
+    return holding_threshold(shown, overridden)
+
+
+def holding_threshold(
+    postprocess: PostprocessConfig, overridden: Collection[str] = ()
+) -> PostprocessConfig:
+    """Post-processing whose score threshold also holds for scores that soft suppression lowers.
+
+    Args:
+        postprocess: with the threshold; hard suppression lowers no score.
+        overridden: as of :func:`for_display`.
+    """
+    if postprocess.nms == "hard" or "soft_score_threshold" in overridden:
+        return postprocess
+    lowest = max(postprocess.soft_score_threshold, postprocess.score_threshold)
+    return postprocess.model_copy(update={"soft_score_threshold": lowest})
 
 
 def to_seed_json(found: Sequence[Prediction], label_map: LabelMap) -> dict[str, Any]:

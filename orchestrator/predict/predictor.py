@@ -24,7 +24,7 @@ from orchestrator.data.augment.geometry import Sample
 from orchestrator.data.augment.protocol import Augment
 from orchestrator.data.tiling import Tiles
 from orchestrator.evaluation.detections import Detections
-from orchestrator.evaluation.tile_merging import merge_image, overlaps
+from orchestrator.evaluation.tile_merging import intersections, merge_image, overlaps
 from orchestrator.predict.tta import Views
 
 Fusion: TypeAlias = Literal["nms", "wbf"]
@@ -103,11 +103,10 @@ def detect(
     ]
     if how.fusion == "nms" or len(seen) == 1:
         return detections_of(seen, how.postprocess)
-    apart = [detections_of([view], how.postprocess) for view in seen]
-    limit = how.postprocess.max_per_image
+    apart = zip(*(detections_of([view], how.postprocess) for view in seen), strict=True)
     return [
-        ImageDetections(*(column[:limit] for column in fuse(found, iou=how.fusion_iou)))
-        for found in zip(*apart, strict=True)
+        fuse(found, how.views.windows(*image.shape[:2]), how.postprocess, iou=how.fusion_iou)
+        for image, found in zip(images, apart, strict=True)
     ]
 
 
@@ -148,6 +147,7 @@ def _in_tiles(
             size=(image.shape[0], image.shape[1]),
             iou=how.postprocess.iou_threshold,
             class_agnostic=how.postprocess.class_agnostic,
+            max_per_class=how.postprocess.max_per_class,
             limit=how.postprocess.max_per_image,
         )
         merged.append(
@@ -195,7 +195,13 @@ def to_detections(image_ids: Sequence[int], found: Sequence[ImageDetections]) ->
     )
 
 
-def fuse(views: Sequence[ImageDetections], *, iou: float = 0.55) -> ImageDetections:
+def fuse(
+    views: Sequence[ImageDetections],
+    windows: NDArray[np.float64],
+    config: PostprocessConfig,
+    *,
+    iou: float = 0.55,
+) -> ImageDetections:
     """Merge the detections of several views of one image, class by class: weighted boxes fusion.
 
     Solovyev, Wang, Gabruseva, "Weighted boxes fusion: Ensembling boxes from different object
@@ -203,10 +209,13 @@ def fuse(views: Sequence[ImageDetections], *, iou: float = 0.55) -> ImageDetecti
     Boxes are taken by falling score and join the fused box they overlap most, if by more than
     ``iou``; a fused box is the mean of its members, weighted by their scores. Its score is their
     mean, times the part of the views that saw it (equation 6 of the paper: min(members, views) /
-    views).
+    views). There every view shows everything; here those count that show enough of the box to
+    have a box that joins it.
 
     Args:
         views: detections of each view in pixels of the image.
+        windows: (v, 4) ``left, top, right, bottom`` of what each view shows of the image.
+        config: threshold, limits and what is one class, which hold for the fused boxes.
         iou: overlap from which boxes are the same object.
 
     Returns:
@@ -215,40 +224,56 @@ def fuse(views: Sequence[ImageDetections], *, iou: float = 0.55) -> ImageDetecti
     boxes = torch.cat([view.boxes for view in views]).numpy().astype(np.float64)
     scores = torch.cat([view.scores for view in views]).numpy().astype(np.float64)
     labels = torch.cat([view.labels for view in views]).numpy()
-    fused: list[tuple[float, int, NDArray[np.float64]]] = []
-    for label in np.unique(labels).tolist():
-        rows = np.flatnonzero(labels == label)
+    groups = np.zeros_like(labels) if config.class_agnostic else labels
+    parts = [(boxes[:0], scores[:0], labels[:0])]
+    for group in np.unique(groups).tolist():
+        rows = np.flatnonzero(groups == group)
         rows = rows[np.argsort(-scores[rows], kind="stable")]
-        fused += [
-            (score, label, box)
-            for box, score in _clusters(boxes[rows], scores[rows], iou, len(views))
-        ]
-    fused.sort(key=lambda one: -one[0])
+        fused, fused_scores, best = _clusters(boxes[rows], scores[rows], windows, iou)
+        order = np.argsort(-fused_scores, kind="stable")
+        kept = order[_kept(fused_scores[order], config)][: config.max_per_class]
+        parts.append((fused[kept], fused_scores[kept], labels[rows[best[kept]]]))
+    boxes, scores, labels = (np.concatenate(column) for column in zip(*parts, strict=True))
+    order = np.argsort(-scores, kind="stable")[: config.max_per_image]
     return ImageDetections(
-        boxes=torch.tensor(
-            np.array([box for _, _, box in fused]).reshape(-1, 4), dtype=torch.float32
-        ),
-        scores=torch.tensor([score for score, _, _ in fused], dtype=torch.float32),
-        labels=torch.tensor([label for _, label, _ in fused], dtype=torch.int64),
+        boxes=torch.from_numpy(boxes[order].astype(np.float32)),
+        scores=torch.from_numpy(scores[order].astype(np.float32)),
+        labels=torch.from_numpy(labels[order]),
     )
 
 
+def _kept(scores: NDArray[np.float64], config: PostprocessConfig) -> NDArray[np.bool_]:
+    """Which scores are enough, as after suppression in one view."""
+    if config.nms == "hard":
+        return scores > config.score_threshold
+    return scores >= config.soft_score_threshold
+
+
 def _clusters(
-    boxes: NDArray[np.float64], scores: NDArray[np.float64], iou: float, views: int
-) -> list[tuple[NDArray[np.float64], float]]:
-    """Fused boxes and scores of one class; ``boxes`` are best first."""
+    boxes: NDArray[np.float64],
+    scores: NDArray[np.float64],
+    windows: NDArray[np.float64],
+    iou: float,
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
+    """Fused boxes, their scores and best members of one class; ``boxes`` are best first."""
     sums = np.zeros((len(boxes), 4))
     totals = np.zeros(len(boxes))
     members = np.zeros(len(boxes), np.int64)
+    best = np.zeros(len(boxes), np.int64)
     means = np.zeros((len(boxes), 4))
     count = 0
-    for box, score in zip(boxes, scores, strict=True):
+    for row, (box, score) in enumerate(zip(boxes, scores, strict=True)):
         shared = overlaps(box[None], means[:count])[0]
         place = int(shared.argmax()) if count and shared.max() > iou else count
-        count = max(count, place + 1)
+        if place == count:
+            best[place] = row
+            count += 1
         sums[place] += box * score
         totals[place] += score
         members[place] += 1
         means[place] = sums[place] / totals[place]
-    score_of = totals[:count] / members[:count] * np.minimum(members[:count], views) / views
-    return list(zip(means[:count], score_of.tolist(), strict=True))
+    means, members = means[:count], members[:count]
+    areas = np.prod(means[:, 2:] - means[:, :2], axis=1)
+    shown = intersections(means, windows) >= iou * areas[:, None]
+    views = np.maximum(shown.sum(axis=1), 1)
+    return means, totals[:count] / members * np.minimum(members, views) / views, best[:count]

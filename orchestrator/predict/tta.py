@@ -52,6 +52,11 @@ class Views:
             samples += [flipped(sample, plus_one=plus_one) for sample in samples]
         return samples
 
+    def windows(self, height: int, width: int) -> NDArray[np.float64]:
+        """(len, 4) ``left, top, right, bottom`` of what each view shows of an image, in pixels."""
+        windows = [one for scale in self.scales for one in _places(height, width, scale)]
+        return np.array(windows * (2 if self.flip else 1), np.float64)
+
 
 def _across(scale: float) -> int:
     """Windows side by side that cover an image; one where they are larger than it."""
@@ -65,16 +70,23 @@ def prepared(image: NDArray[np.uint8], prepare: Augment) -> Sample:
 
 def _windows(image: NDArray[np.uint8], scale: float, prepare: Augment) -> list[Sample]:
     height, width = image.shape[:2]
-    window = (math.ceil(height / scale), math.ceil(width / scale))
+    places = _places(height, width, scale)
     if scale < 1:
-        larger = np.zeros((*window, 3), np.uint8)
+        ((_, _, right, bottom),) = places
+        larger = np.zeros((bottom, right, 3), np.uint8)
         larger[:height, :width] = image
         image = larger
+    return [_window(image, place, prepare) for place in places]
+
+
+def _places(height: int, width: int, scale: float) -> list[tuple[int, int, int, int]]:
+    """``left, top, right, bottom`` of the windows of an image, row by row."""
+    tall, wide = math.ceil(height / scale), math.ceil(width / scale)
     count = _across(scale)
     return [
-        _window(image, window, origin=(left, top), prepare=prepare)
-        for top in _starts(image.shape[0], window[0], count)
-        for left in _starts(image.shape[1], window[1], count)
+        (left, top, left + wide, top + tall)
+        for top in _starts(height, tall, count)
+        for left in _starts(width, wide, count)
     ]
 
 
@@ -83,15 +95,8 @@ def _starts(length: int, window: int, count: int) -> Sequence[int]:
     return [round(i * (length - window) / max(count - 1, 1)) for i in range(count)]
 
 
-def _window(
-    image: NDArray[np.uint8],
-    window: tuple[int, int],
-    *,
-    origin: tuple[int, int],
-    prepare: Augment,
-) -> Sample:
-    left, top = origin
-    cut = image[top : top + window[0], left : left + window[1]]
-    sample = prepared(np.ascontiguousarray(cut), prepare)
+def _window(image: NDArray[np.uint8], place: tuple[int, int, int, int], prepare: Augment) -> Sample:
+    left, top, right, bottom = place
+    sample = prepared(np.ascontiguousarray(image[top:bottom, left:right]), prepare)
     sx, sy, tx, ty = sample.transform
     return replace(sample, transform=(sx, sy, tx - left * sx, ty - top * sy))

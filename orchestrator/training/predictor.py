@@ -95,6 +95,7 @@ def in_whole_images(
         tiling,
         iou=config.iou_threshold,
         class_agnostic=config.class_agnostic,
+        max_per_class=config.max_per_class,
         limit=config.max_per_image,
     )
 

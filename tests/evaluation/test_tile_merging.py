@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
+from detectors.config import PostprocessConfig
 from orchestrator.data.dataset import Tiling
 from orchestrator.data.tiling import Tiles
 from orchestrator.evaluation.detections import Detections
 from orchestrator.evaluation.tile_merging import merge_tiles
+from orchestrator.training.predictor import in_whole_images
 
 SIZE = (300, 400)
 TILES = Tiles((120, 120), overlap=30)
@@ -118,6 +122,31 @@ def test_by_hand() -> None:
     whole = merge_tiles(found, tiling(), iou=0.5)
     assert whole.boxes.tolist() == [[50, 10, 150, 41]]
     assert whole.scores.tolist() == [pytest.approx(0.9)]
+
+
+@pytest.mark.parametrize(
+    ("settings", "kept"),
+    [
+        ({}, [(0.9, 0), (0.8, 0), (0.7, 1), (0.6, 0), (0.5, 1)]),
+        ({"max_per_class": 1}, [(0.9, 0), (0.7, 1)]),
+        ({"max_per_class": 2}, [(0.9, 0), (0.8, 0), (0.7, 1), (0.5, 1)]),
+        ({"max_per_class": 2, "max_per_image": 3}, [(0.9, 0), (0.8, 0), (0.7, 1)]),
+        ({"max_per_class": 2, "class_agnostic": True}, [(0.9, 0), (0.8, 0)]),
+    ],
+    ids=str,
+)
+def test_limits_hold_for_whole_images(settings: dict[str, Any], kept: list[tuple]) -> None:
+    # One or two boxes of each tile, in the middle of it, so that no tile is above a limit of two.
+    found = Detections(
+        images=np.arange(4),
+        image_ids=np.array([0, 0, 1, 2, 3]),
+        labels=np.array([0, 1, 0, 0, 1]),
+        boxes=np.array([[40, 40, 50, 50], [20, 60, 30, 70], *[[60, 60, 70, 70]] * 3], np.float32),
+        scores=np.array([0.6, 0.5, 0.8, 0.9, 0.7], np.float32),
+    )
+    whole = in_whole_images(found, tiling(), PostprocessConfig(**settings))
+    assert whole.labels.tolist() == [label for _, label in kept]
+    assert whole.scores.tolist() == pytest.approx([score for score, _ in kept])
 
 
 def test_images_are_kept_apart_and_empty_ones_counted() -> None:

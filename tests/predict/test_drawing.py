@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from orchestrator.cli.main import main
 from orchestrator.data.decode import read_image
@@ -17,6 +19,7 @@ from orchestrator.pages.drawing import (
     colour_of,
     contrast,
     draw,
+    encode_jpeg,
     ink,
     text_colour,
 )
@@ -211,3 +214,101 @@ def test_drawings_are_named_as_their_pictures(tmp_path):
     ]  # fmt: skip
     with pytest.raises(ConfigError, match="holds pictures that are to be drawn on"):
         draw_predictions.draw_predictions(found, labels, tmp_path / "a", threshold=0.5)
+
+
+def test_a_picture_of_another_size_is_skipped_and_said(tmp_path, capsys):
+    entry = {"height": 20, "width": 30, "predictions": [seed_entry()]}
+    tree = {}
+    for name, shape in {"a.png": (20, 30), "b.png": (20, 31), "c.png": (30, 20)}.items():
+        cv2.imwrite(str(tmp_path / name), np.zeros((*shape, 3), np.uint8))
+        tree[str(tmp_path / name)] = entry
+    (tmp_path / "p.json").write_text(json.dumps(tree))
+    out = tmp_path / "drawn"
+    words = ["draw", str(tmp_path / "p.json"), "--output", str(out)]
+    assert main(words) == 0
+    said = capsys.readouterr().out
+    for name, size in {"b.png": "31x20", "c.png": "20x30"}.items():
+        assert f"skipped: {tmp_path}/{name}: is {size} pixels, but was predicted on 30x20" in said
+    assert [path.name for path in out.iterdir()] == ["a.jpg"]
+
+
+@pytest.mark.parametrize("predicted_on", [(40, 20), (20, 40)])
+def test_a_turned_picture_is_drawn_as_it_was_looked_at(tmp_path, predicted_on):
+    picture, exif = tmp_path / "a.jpg", Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (40, 20)).save(picture, exif=exif)
+    one = prediction.Prediction(str(picture), *predicted_on, [], [], [])
+    labels, out = LabelMap(("cell",), (1,)), tmp_path / "drawn"
+    drawn = draw_predictions.draw_predictions([one], labels, out, threshold=0.5)
+    assert drawn.problems == ()
+    assert read_image(out / "a.jpg").shape[:2] == predicted_on
+
+
+def blank_predictions(folder, *names):
+    """Predictions of nothing in pictures that are made for them."""
+    found = []
+    for name in names:
+        (folder / name).parent.mkdir(exist_ok=True)
+        cv2.imwrite(str(folder / name), np.full((20, 30, 3), 90, np.uint8))
+        found.append(prediction.Prediction(str(folder / name), 20, 30, [], [], []))
+    return found
+
+
+@pytest.mark.parametrize("sheets", [False, True])
+def test_a_sheet_does_not_replace_the_drawing_of_a_picture(tmp_path, sheets):
+    found = blank_predictions(tmp_path, "a/sheet-0000.jpg", "a/sheet-0001.jpg")
+    labels, out = LabelMap(("cell",), (1,)), tmp_path / "out"
+    for _ in range(2):
+        drawn = draw_predictions.draw_predictions(found, labels, out, threshold=0.5, sheets=sheets)
+        files = [*drawn.pictures, *drawn.sheets]
+        assert len({path.name for path in files}) == len(files) == 2 + sheets
+        assert all(read_image(path).shape == (20, 30, 3) for path in drawn.pictures)
+    assert sorted(out.iterdir()) == sorted(files)
+
+
+@pytest.mark.parametrize(
+    ("there", "sheets", "lost"),
+    [
+        ("x.jpg", False, True),
+        ("x.jpg", True, True),
+        ("sheet-0000.jpg", True, True),
+        ("sheet-0000.jpg", False, False),
+        ("z.jpg", True, False),
+    ],
+)
+def test_a_drawing_replaces_nothing_but_drawings(tmp_path, there, sheets, lost):
+    found = blank_predictions(tmp_path, "a/w.jpg", "a/x.png")
+    blank_predictions(tmp_path, f"b/{there}")
+    photo = (tmp_path / "b" / there).read_bytes()
+    draw_all = partial(
+        draw_predictions.draw_predictions, found, LabelMap(("cell",), (1,)), tmp_path / "b",
+        threshold=0.5, sheets=sheets,
+    )  # fmt: skip
+    if lost:
+        with pytest.raises(ConfigError, match=rf"b/{there}: .* no drawing of this program"):
+            draw_all()
+        # Not one picture was drawn before it was found.
+        assert [path.name for path in (tmp_path / "b").iterdir()] == [there]
+    else:
+        draw_all()
+        draw_all()
+    assert (tmp_path / "b" / there).read_bytes() == photo
+
+
+def test_predict_looks_where_it_will_draw_before_it_begins(small_run, images, tmp_path, capsys):
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "200.jpg").write_bytes(b"another photo")
+    words = [str(images / "20*.png"), "--output", str(tmp_path / "p.json")]
+    assert main(["predict", str(small_run), *words, "--draw", str(tmp_path / "b")]) == 64
+    assert "b/200.jpg: a drawing is to have this name" in capsys.readouterr().err
+    assert not (tmp_path / "p.json").exists()
+
+
+def test_a_drawing_is_a_jpeg_as_any(tmp_path):
+    image = np.random.default_rng(3).integers(0, 256, (40, 50, 3)).astype(np.uint8)
+    draw_predictions.write_drawing(tmp_path / "x.jpg", image)
+    (tmp_path / "plain.jpg").write_bytes(encode_jpeg(image))
+    with Image.open(tmp_path / "x.jpg") as opened:
+        assert opened.info["comment"] == b"drawn by orchestrator"
+        assert opened.info["jfif"]
+    assert np.array_equal(read_image(tmp_path / "x.jpg"), read_image(tmp_path / "plain.jpg"))

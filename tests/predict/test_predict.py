@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import get_args
 
 import cv2
 import numpy as np
@@ -15,12 +17,16 @@ import pytest
 from detectors.config import PostprocessConfig
 from orchestrator.cli.main import main
 from orchestrator.config.resolve import load_experiment
-from orchestrator.data.decode import BadImageError, read_image
+from orchestrator.data.decode import BadImageError, Decoding, read_image
+from orchestrator.data.tiling import Tiles
 from orchestrator.errors import ConfigError, DataError, StorageError
 from orchestrator.pages.drawing import contact_sheet
 from orchestrator.predict import draw_predictions, inputs, prediction
 from orchestrator.predict.inputs import Picture, list_pictures, read_pictures
+from orchestrator.predict.loading import load_detector
 from orchestrator.predict.prediction import work_folder
+from orchestrator.predict.predictor import DetectOptions
+from orchestrator.predict.tta import Views
 from tests.support.own_process import orchestrator
 
 
@@ -103,6 +109,42 @@ def test_parts_of_another_prediction_are_not_mixed_in(small_run, images, tmp_pat
     assert main(arguments) == ConfigError.exit_code
     assert "parts of another prediction" in capsys.readouterr().err
     assert (folder / "job.json").exists()
+
+
+def job_of(run: Path, pictures: tuple[Picture, ...], *overrides: str) -> prediction.PredictJob:
+    loaded = load_detector(run, overrides=overrides)
+    how = DetectOptions(loaded.resolved.experiment.detector.postprocess, tiles=loaded.tiles)
+    return prediction.PredictJob(loaded, how, pictures, 4, 1, loaded.pictures)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "same"),
+    [
+        (["train.batch_size=2", "seed=7"], True),
+        (["data.augmentation.name=resize_pad"], False),
+        (["data.levels=used"], False),
+        (["data.max_pixels=1000"], False),
+        (["data.tiles.size=[80, 80]"], False),
+        (["detector.postprocess.nms=soft_linear"], False),
+        (["detector.bn_eps=0.01"], False),
+        (["train.precision=bf16"], False),
+        (["cluster.accelerator=npu"], False),
+    ],
+    ids=str,
+)
+def test_parts_belong_to_what_the_detections_are_a_function_of(small_run, images, overrides, same):
+    pictures = (Picture(str(images / "200.png")),)
+    plain, other = job_of(small_run, pictures), job_of(small_run, pictures, *overrides)
+    assert (plain.digest == other.digest) == same
+    for how in (
+        {"views": Views(flip=True)},
+        {"views": Views((1.0, 2.0))},
+        {"fusion": "wbf"},
+        {"fusion_iou": 0.6},
+        {"tiles": Tiles((90, 80), 10)},
+    ):
+        assert replace(plain, how=replace(plain.how, **how)).digest != plain.digest
+    assert replace(plain, decoding=Decoding("stored")).digest != plain.digest
 
 
 @pytest.mark.slow
@@ -269,9 +311,16 @@ def test_what_cannot_be_watched(small_run, words, code, message, capfd, monkeypa
 
 def test_frames_of_a_video(video, monkeypatch):
     path = video
+    monkeypatch.chdir(path.parent)
+    Path("videos.txt").write_text("v.a*\n")
     pictures = list_pictures([str(path)])
     assert [picture.frame for picture in pictures] == list(range(6))
     assert pictures[2].key == f"{path}#000002"
+    for words in (["*.avi"], ["[v].*"], ["videos.txt"]):
+        assert [picture.frame for picture in list_pictures(words)] == list(range(6))
+    with pytest.raises(DataError, match="holds no image"):
+        list_pictures([str(path.parent)])
+    assert inputs.passed_over([str(path.parent)]) == {".avi": 1, ".txt": 1}
     # Any part of it, in any order, gives the same frames.
     for part in (pictures, pictures[3:5], [pictures[4], pictures[1]]):
         for picture, pixels in read_pictures(part):
@@ -294,6 +343,40 @@ def test_what_is_worth_a_look():
     less = PostprocessConfig(score_threshold=0.4, max_per_image=20)
     assert prediction.for_display(less) == less
     assert prediction.for_display(PostprocessConfig(max_per_image=None)).max_per_image == 100
+
+
+NMS_MODES = get_args(PostprocessConfig.model_fields["nms"].annotation)
+
+
+@pytest.mark.parametrize("nms", NMS_MODES)
+@pytest.mark.parametrize(
+    ("words", "lowest"),
+    [
+        ([], 0.25),
+        (["--threshold", "0.3"], 0.3),
+        (["--threshold", "0.3", "--form", "coco"], 0.3),
+        (["detector.postprocess.score_threshold=0.3"], 0.3),
+    ],
+)
+def test_a_threshold_holds_where_suppression_lowers_scores(
+    small_run, images, tmp_path, nms, words, lowest
+):
+    # Low enough an overlap, and a limit high enough, for scores to fall and to be kept.
+    common = [f"nms={nms}", "iou_threshold=0.2", "max_per_image=10000"]
+    overrides = [f"detector.postprocess.{word}" for word in common]
+
+    def scores(*words: str) -> list[float]:
+        tree = predict(small_run, tmp_path / "p.json", str(images / "20*.png"), *overrides, *words)
+        of_seed = isinstance(tree, dict)
+        parts = [entry["predictions"] for entry in tree.values()] if of_seed else [tree]
+        return [one["score"] for part in parts for one in part]
+
+    found = scores(*words)
+    assert found
+    assert min(found) >= lowest
+    # Suppression alone goes below, as scoring wants it, and as the value says that is its own.
+    by_hand = "detector.postprocess.soft_score_threshold=0.001"
+    assert (min(scores(*words, by_hand)) < lowest) == (nms != "hard")
 
 
 def test_what_people_get_is_worth_a_look_and_what_is_scored_is_all(

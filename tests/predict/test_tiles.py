@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -62,6 +63,10 @@ def test_bright_spots_of_large_images_are_found_once(batch: int) -> None:
     found = detect(blobs, images[:1], how, prepare=prepare, batch_size=batch)
     assert {tuple(box) for box in found[0].boxes.int().tolist()} == truth[0]
     assert len(found[0].scores) == len(truth[0])
+    # Of all the tiles together, as in a whole image.
+    few = replace(how, postprocess=how.postprocess.model_copy(update={"max_per_class": 5}))
+    (limited,) = detect(blobs, images[:1], few, prepare=prepare, batch_size=batch)
+    assert limited.scores.tolist() == found[0].scores[:5].tolist()
     # Smaller ones are brought to the size of the network as they are.
     whole = DetectOptions(how.postprocess, tiles=Tiles((600, 600), overlap=24))
     small = detect(blobs, images[1:2], whole, prepare=prepare, batch_size=batch)

@@ -63,6 +63,8 @@ def test_boxes_come_back_to_their_place(views, fusion):
     coarsest = 160 / 64 / min(1, *views.scales)
     np.testing.assert_allclose(found[0].boxes[0].numpy(), box, atol=coarsest)
     assert found[0].labels[0] == 0
+    # Windows that do not show it say nothing about it.
+    assert found[0].scores[0] == pytest.approx(0.9)
     assert (found[0].boxes[:, 2] > found[0].boxes[:, 0]).all()
 
 
@@ -119,21 +121,60 @@ def detections(*rows: tuple[list[float], float, int]) -> ImageDetections:
     )
 
 
+WHOLE = [0, 0, 100, 100]
+EVERYTHING = PostprocessConfig(score_threshold=0.0)
+
+
+def fused_from(
+    *views: ImageDetections, config: PostprocessConfig = EVERYTHING, windows=None
+) -> ImageDetections:
+    return fuse(views, np.array(windows or [WHOLE] * len(views), np.float64), config)
+
+
 def test_fusion_by_hand():
     # Two views see one object; the second box has a third of the weight: x2 = (10*.6+12*.3)/.9.
     one = detections(([0, 0, 10, 10], 0.6, 0), ([50, 50, 60, 60], 0.8, 1))
     two = detections(([0, 0, 12, 10], 0.3, 0))
-    fused = fuse([one, two])
+    fused = fused_from(one, two)
     np.testing.assert_allclose(fused.boxes[0].numpy(), [0, 0, 32 / 3, 10], rtol=1e-6)
     # Mean score 0.45 seen by 2 of 2 views; 0.8 seen by 1 of 2.
     np.testing.assert_allclose(fused.scores.numpy(), [0.45, 0.4], rtol=1e-6)
     assert fused.labels.tolist() == [0, 1]
+    # The second view ends where it shows nothing of the other object, then less than it takes for
+    # a box that would join, then enough.
+    for right, score in ((50, 0.8), (55, 0.8), (56, 0.4)):
+        fused = fused_from(one, two, windows=[WHOLE, [0, 0, right, 100]])
+        assert sorted(fused.scores.tolist()) == pytest.approx(sorted([0.45, score]))
 
 
 def test_fusion_keeps_classes_and_distant_boxes_apart():
     one = detections(([0, 0, 10, 10], 0.6, 0), ([0, 0, 10, 10], 0.5, 1))
     two = detections(([7, 7, 17, 17], 0.4, 0))
-    assert len(fuse([one, two]).scores) == 3
+    assert len(fused_from(one, two).scores) == 3
     empty = detections()
-    assert len(fuse([empty, empty]).scores) == 0
-    assert fuse([empty]).boxes.shape == (0, 4)
+    assert len(fused_from(empty, empty).scores) == 0
+    assert fused_from(empty).boxes.shape == (0, 4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "kept"),
+    [
+        ({}, [(0.6, 0), (0.5, 1), (0.45, 0), (0.2, 1)]),
+        # Half of what one view of two saw; alone it was above the threshold.
+        ({"score_threshold": 0.25}, [(0.6, 0), (0.5, 1), (0.45, 0)]),
+        ({"nms": "soft_linear", "soft_score_threshold": 0.25}, [(0.6, 0), (0.5, 1), (0.45, 0)]),
+        ({"max_per_class": 1}, [(0.6, 0), (0.5, 1)]),
+        ({"max_per_image": 3}, [(0.6, 0), (0.5, 1), (0.45, 0)]),
+        # Two classes of one place are one object, of the better one's class.
+        ({"class_agnostic": True}, [(0.55, 0), (0.45, 0), (0.2, 1)]),
+        ({"class_agnostic": True, "max_per_class": 2}, [(0.55, 0), (0.45, 0)]),
+    ],
+    ids=str,
+)
+def test_what_holds_after_suppression_holds_after_fusion(settings, kept):
+    box, far, last = [0, 0, 10, 10], [50, 50, 60, 60], [80, 80, 90, 90]
+    one = detections((box, 0.6, 0), (box, 0.5, 1), (far, 0.5, 0), (last, 0.4, 1))
+    two = detections((box, 0.6, 0), (box, 0.5, 1), (far, 0.4, 0))
+    fused = fused_from(one, two, config=PostprocessConfig(**{"score_threshold": 0.0, **settings}))
+    assert fused.labels.tolist() == [label for _, label in kept]
+    assert fused.scores.tolist() == pytest.approx([score for score, _ in kept])

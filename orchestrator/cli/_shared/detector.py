@@ -153,17 +153,19 @@ def shown_options(
     """Like :func:`detect_options`, for people rather than for scoring.
 
     Unless ``--all`` or COCO results are asked for, what is not worth a look is left out; a
-    threshold or limit among the overrides is taken as it is.
+    threshold or limit among the overrides is taken as it is. ``--threshold`` holds for both.
     """
-    from orchestrator.predict.prediction import for_display
+    from orchestrator.predict.prediction import for_display, holding_threshold
 
     how = detect_options(loaded, arguments)
-    if arguments.all or arguments.form == "coco":
+    of_scoring = arguments.all or arguments.form == "coco"
+    if of_scoring and arguments.threshold is None:
         return how
     chosen = [word.partition("=")[0].strip() for word in overrides]
     prefix = "detector.postprocess."
     overridden = {key.removeprefix(prefix) for key in chosen if key.startswith(prefix)}
-    return replace(how, postprocess=for_display(how.postprocess, overridden))
+    rule = holding_threshold if of_scoring else for_display
+    return replace(how, postprocess=rule(how.postprocess, overridden))
 
 
 def _scales(text: str) -> tuple[float, ...]:
