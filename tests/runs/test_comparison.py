@@ -111,6 +111,36 @@ def test_changed_ground_truth_is_noticed(storage: Path, tmp_path: Path) -> None:
     assert "the data is not what it was" in contrast.verdict
 
 
+def exchanged_names(tree: dict) -> None:
+    first, second = tree["categories"][:2]
+    first["name"], second["name"] = second["name"], first["name"]
+
+
+def exchanged_ids(tree: dict) -> None:
+    first, second = (one["id"] for one in tree["categories"][:2])
+    for one in tree["annotations"]:
+        one["category_id"] = {first: second, second: first}.get(one["category_id"])
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (exchanged_names, r"label maps differ: .*label_map\.json against the data now"),
+        (exchanged_ids, "the data is not what it was"),
+    ],
+)
+def test_exchanged_classes_are_noticed(storage: Path, tmp_path: Path, change, words: str) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(storage.parent / "data", data)
+    tree = json.loads((data / "val.json").read_text())
+    change(tree)
+    (data / "val.json").write_text(json.dumps(tree))
+    runs = read_runs(folders(storage, "weak-1", "strong-1"), [f"data.root={data}"])
+    (contrast,) = compare_runs(runs).contrasts
+    assert contrast.significance is None
+    assert re.search(words, contrast.verdict)
+
+
 def test_curves_are_over_epochs(storage: Path) -> None:
     (run,) = read_runs(folders(storage, "weak-1"))
     assert [epoch for epoch, _ in run.curve("val/AP")] == pytest.approx([2.0, 3.0])
