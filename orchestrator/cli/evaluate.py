@@ -241,6 +241,8 @@ def _finish(
     note = crowded(dataset)
     if note is not None and limit is None:
         say(console, str(note))
+    if analysis.score_note:
+        say(console, f"warning: {analysis.score_note}")
     elsewhere = analysis.errors.counts["classification"]
     if arguments.predictions is not None and elsewhere > len(results) / 2:
         say(

@@ -237,11 +237,16 @@ def _curves(
         chart = charts.precision_recall(by_class, colour=colours)
         pictures.append(Figure(chart, f"IoU 0.50, {which}"))
     calibration = tree["calibration"]
-    chart = charts.reliability(
-        calibration["score"], calibration["precision"], calibration["counts"]
-    )
-    caption = f"calibration at IoU 0.5; expected error {calibration['error']:.3f}"
-    yield Row((*pictures, Figure(chart, caption)))
+    if calibration is not None:
+        chart = charts.reliability(
+            calibration["score"], calibration["precision"], calibration["counts"]
+        )
+        caption = f"calibration at IoU 0.5; expected error {calibration['error']:.3f}"
+        pictures.append(Figure(chart, caption))
+    if pictures:
+        yield Row(tuple(pictures))
+    if analysis.score_note:
+        yield Text(f"Warning: {analysis.score_note}.")
 
 
 def _errors(tree: Mapping[str, Any]) -> Iterator[Block]:

@@ -188,6 +188,16 @@ def test_class_names_cannot_become_markup(tmp_path):
     assert "AP50" in {row[0] for row in page.rows}
 
 
+def test_scores_in_per_cent_have_no_calibration(copy, dataset):
+    file = copy / "eval" / "coco_results.json"
+    assert "calibration at IoU" in render_report(copy, dataset)
+    results = json.loads(file.read_text())
+    file.write_text(json.dumps([{**one, "score": 100 * one["score"]} for one in results]))
+    text = render_report(copy, dataset)
+    assert "calibration at IoU" not in text
+    assert "divide them by 100" in text
+
+
 def test_of_many_false_positives_the_best_are_drawn(copy, small_run, monkeypatch):
     drawn = []
     monkeypatch.setattr(report, "draw", lambda image, marks: drawn.append(marks) or image)

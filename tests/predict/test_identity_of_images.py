@@ -259,6 +259,20 @@ def test_results_are_scored_without_a_detector(
     assert [line.split(",")[0] for line in lines[1:]] == [*names[:3], "'=1+1"]
 
 
+def test_scores_in_per_cent_are_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    perfect(tmp_path, ("dot",), 8)
+    assert score(tmp_path)["calibration"] is not None
+    assert "calibration" not in capsys.readouterr().out
+    results = json.loads((tmp_path / "r.json").read_text())
+    (tmp_path / "r.json").write_text(json.dumps([{**one, "score": 90} for one in results]))
+    tree = score(tmp_path)
+    assert (tree["metrics"]["AP"], tree["calibration"]) == (1.0, None)
+    assert "warning: scores go from 90 to 90" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("of_detector", [False, True])
 def test_results_of_all_images_are_scored_on_the_first(
     small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, of_detector: bool
