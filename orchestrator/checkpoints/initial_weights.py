@@ -7,7 +7,6 @@ was moved is not.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -27,10 +26,9 @@ from orchestrator.checkpoints.published import local_path
 from orchestrator.checkpoints.source import checkpoint_of, weights_errors
 from orchestrator.config.schema import Experiment
 from orchestrator.data.files import sha256_of
-from orchestrator.data.label_map import LabelMap
+from orchestrator.data.label_map import LabelMap, read_label_map
 from orchestrator.errors import DataError, StorageError
 from orchestrator.storage.local import LocalStorage
-from orchestrator.storage.plain_files import read_json
 from orchestrator.storage.run_files import LABEL_MAP
 from orchestrator.storage.sealed import UnusableError
 
@@ -77,26 +75,6 @@ def convert_file(
     with weights_errors(target, setting="DST"):
         write_weights(target, fitted.tensors, metadata)
     return fitted
-
-
-def read_label_map(path: str | Path) -> LabelMap:
-    """The label map of a run, or the categories of COCO annotations.
-
-    Raises:
-        DataError: it is neither.
-    """
-    path = Path(path)
-    try:
-        tree = read_json(path)
-        if "categories" in tree:
-            return LabelMap.from_categories(tree["categories"])
-        return LabelMap.from_json(json.dumps(tree))
-    except OSError as error:
-        raise DataError(f"{path}: the label map cannot be read ({error.strerror})") from error
-    except (ValueError, TypeError, KeyError) as error:
-        raise DataError(
-            f"{path}: neither a run's label_map.json nor COCO annotations with `categories`"
-        ) from error
 
 
 @dataclass(frozen=True)

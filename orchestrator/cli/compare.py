@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from orchestrator.cli._shared.detector import split_overrides
 from orchestrator.cli._shared.outputs import file_to_write
 from orchestrator.cli._shared.parser import Parser, number_between
-from orchestrator.errors import ConfigError, printable
+from orchestrator.errors import ConfigError, printable, say
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -106,9 +106,9 @@ def _show(console: Console, comparison: Comparison) -> None:
     _show_seeds(console, comparison)
     for contrast in comparison.contrasts:
         console.print()
-        console.print(contrast.verdict, highlight=False, markup=False)
+        say(console, contrast.verdict)
         if contrast.note and contrast.significance is not None:
-            console.print(contrast.note, highlight=False, markup=False)
+            say(console, contrast.note)
     _show_classes(console, comparison)
 
 

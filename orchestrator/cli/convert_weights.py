@@ -44,8 +44,9 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     arguments = parser.parse_args(argv)
 
-    from orchestrator.checkpoints.initial_weights import convert_file, read_label_map
+    from orchestrator.checkpoints.initial_weights import convert_file
     from orchestrator.checkpoints.published import local_path
+    from orchestrator.data.label_map import read_label_map
 
     config = _detector(arguments.to)
     classes = None if arguments.label_map is None else read_label_map(arguments.label_map)

@@ -70,7 +70,8 @@ def main(argv: Sequence[str]) -> int:
         "--output",
         type=folder_to_fill,
         metavar="FOLDER",
-        help="where results and numbers are written (default: RUN/evaluation, or ./evaluation)",
+        help="where results and numbers are written (default: RUN/evaluation, or ./evaluation; "
+        "with --limit evaluation-first-N)",
     )
     parser.add_argument(
         "--workers", type=COUNT, default=1, metavar="N", help="processes (default 1)"
@@ -112,14 +113,15 @@ def _score(arguments: Any) -> dict[str, Any]:
 
     from orchestrator.evaluation.analysis import analyse
     from orchestrator.evaluation.results import read_results
-    from orchestrator.predict.scoring import read_annotations
+    from orchestrator.predict.scoring import read_annotations, results_of_first
 
-    dataset = read_annotations(arguments.annotations, limit=arguments.limit)
+    folder = _folder(arguments, None)
+    dataset = read_annotations(arguments.annotations)
     started = time.perf_counter()
     results = read_results(arguments.predictions, dataset)
+    dataset, results = results_of_first(dataset, results, arguments.limit)
     analysis = analyse(dataset, results)
     about = {"predictions": str(arguments.predictions), "annotations": str(arguments.annotations)}
-    folder = arguments.output or Path("evaluation")
     outcome = _Outcome(dataset, results, analysis, about, time.perf_counter() - started)
     console = Console(soft_wrap=True)
     return _finish(console, str(arguments.predictions), outcome, folder, arguments)
@@ -130,33 +132,43 @@ def _score_of_detector(source: str, overrides: list[str], arguments: Any) -> dic
     from rich.console import Console
 
     from orchestrator.evaluation.analysis import analyse
-    from orchestrator.predict.scoring import read_detectors_results
+    from orchestrator.predict.scoring import read_detectors_results, results_of_first
 
     console = Console(soft_wrap=True)
     named = name(source, overrides, arguments)
+    folder = _folder(arguments, named.run_dir)
     dataset = _dataset(named, arguments)
     started = time.perf_counter()
     results, note = read_detectors_results(arguments.predictions, dataset, named)
     if note is not None:
         say(console, note)
+    dataset, results = results_of_first(dataset, results, arguments.limit)
     analysis = analyse(dataset, results)
     about = {"detector": named.title, "split": arguments.split}
     about |= {"predictions": str(arguments.predictions)}
     if arguments.annotations is not None:
         about |= {"annotations": str(arguments.annotations)}
     about |= {"config_digest": named.resolved.digest}
-    folder = arguments.output or (named.run_dir or Path()) / "evaluation"
     outcome = _Outcome(dataset, results, analysis, about, time.perf_counter() - started)
     return _finish(console, named.title, outcome, folder, arguments)
 
 
+def _folder(arguments: Any, run_dir: Path | None) -> Path:
+    """Where results and numbers are written, found writable before there are any."""
+    if arguments.output is not None:
+        return Path(arguments.output)
+    # Numbers of some images do not take the place of those of all.
+    place = "evaluation" if arguments.limit is None else f"evaluation-first-{arguments.limit}"
+    return folder_to_fill(str((run_dir or Path()) / place))
+
+
 def _dataset(detector: NamedDetector, arguments: Any) -> Dataset:
-    """The images and boxes to score against."""
+    """The images and boxes to score against, all of them."""
     from orchestrator.predict.scoring import read_annotations, read_split
 
     if arguments.annotations is not None:
-        return read_annotations(arguments.annotations, limit=arguments.limit)
-    return read_split(detector.resolved.experiment, arguments.split, limit=arguments.limit)
+        return read_annotations(arguments.annotations)
+    return read_split(detector.resolved.experiment, arguments.split)
 
 
 def _evaluate(source: str, overrides: list[str], arguments: Any) -> dict[str, Any]:
@@ -164,15 +176,15 @@ def _evaluate(source: str, overrides: list[str], arguments: Any) -> dict[str, An
     from rich.console import Console
 
     from orchestrator.evaluation.results import Results
-    from orchestrator.predict.scoring import evaluate_detector
+    from orchestrator.predict.scoring import evaluate_detector, first_images
 
     console = Console(soft_wrap=True)
     loaded = load(source, overrides, arguments)
     how = detect_options(loaded, arguments)
     dataset = _dataset(loaded, arguments)
-    # Numbers of some images do not take the place of those of all.
-    place = "evaluation" if arguments.limit is None else f"evaluation-first-{arguments.limit}"
-    folder = arguments.output or folder_to_fill(str((loaded.run_dir or Path()) / place))
+    if arguments.limit is not None:
+        dataset = first_images(dataset, arguments.limit)
+    folder = _folder(arguments, loaded.run_dir)
     started = time.perf_counter()
     done = evaluate_detector(
         loaded,
@@ -229,6 +241,8 @@ def _finish(
     note = crowded(dataset)
     if note is not None and limit is None:
         say(console, str(note))
+    if analysis.score_note:
+        say(console, f"warning: {analysis.score_note}")
     elsewhere = analysis.errors.counts["classification"]
     if arguments.predictions is not None and elsewhere > len(results) / 2:
         say(

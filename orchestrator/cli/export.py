@@ -92,6 +92,8 @@ def main(argv: Sequence[str]) -> int:
             f"{parity.unmatched} of {parity.detections} detections unmatched; "
             f"AP {parity.ap_exported:.5f}, PyTorch {parity.ap_torch:.5f}, on {parity.images} images"
         )
+        if parity.note:
+            print(parity.note)
         document = {"file": path, "bytes": path.stat().st_size, "parity": parity.to_json()}
         if arguments.register is not None and uri is not None:
             model = _register(arguments, path, uri, experiment.tracking.experiment, loaded.run_dir)

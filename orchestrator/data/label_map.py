@@ -6,10 +6,11 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import DataError
-from orchestrator.storage.plain_files import parse_json
+from orchestrator.storage.plain_files import parse_json, read_json
 
 
 @dataclass(frozen=True)
@@ -83,3 +84,23 @@ class LabelMap:
             mark = "  " if mine == theirs else "! "
             rows.append(f"  {mark}label {label}: {mine:<24} {theirs}")
         raise DataError("\n".join(rows))
+
+
+def read_label_map(path: str | Path) -> LabelMap:
+    """The label map of a run, or the categories of COCO annotations.
+
+    Raises:
+        DataError: it is neither.
+    """
+    path = Path(path)
+    try:
+        tree = read_json(path)
+        if "categories" in tree:
+            return LabelMap.from_categories(tree["categories"])
+        return LabelMap.from_json(json.dumps(tree))
+    except OSError as error:
+        raise DataError(f"{path}: the label map cannot be read ({error.strerror})") from error
+    except (ValueError, TypeError, KeyError) as error:
+        raise DataError(
+            f"{path}: neither a run's label_map.json nor COCO annotations with `categories`"
+        ) from error

@@ -69,6 +69,16 @@ class Calibration:
     precision: NDArray[np.float64]
     error: float
 
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            "error": self.error,
+            "edges": self.edges.tolist(),
+            "counts": self.counts.tolist(),
+            "score": self.score.tolist(),
+            "precision": self.precision.tolist(),
+        }
+
 
 @dataclass(frozen=True)
 class ImageErrors:
@@ -134,7 +144,8 @@ class Analysis:
         at_working_score: of each class, in label order.
         confusion: at that score.
         errors: kinds of error at IoU 0.5 and their cost.
-        calibration: at IoU 0.5.
+        calibration: at IoU 0.5; None where scores outside 0 to 1 are no probabilities.
+        score_note: what is to be said of such scores; empty otherwise.
         worst: images with most errors at the working score, worst first.
         backend: what matched.
     """
@@ -147,7 +158,8 @@ class Analysis:
     at_working_score: tuple[ClassAtScore, ...]
     confusion: Confusion
     errors: Breakdown
-    calibration: Calibration
+    calibration: Calibration | None
+    score_note: str
     worst: tuple[ImageErrors, ...]
     backend: Backend
 
@@ -170,13 +182,7 @@ class Analysis:
                 "counts": self.confusion.counts.tolist(),
             },
             "errors": dataclasses.asdict(self.errors),
-            "calibration": {
-                "error": self.calibration.error,
-                "edges": self.calibration.edges.tolist(),
-                "counts": self.calibration.counts.tolist(),
-                "score": self.calibration.score.tolist(),
-                "precision": self.calibration.precision.tolist(),
-            },
+            "calibration": None if self.calibration is None else self.calibration.to_json(),
             "worst_images": [dataclasses.asdict(image) for image in self.worst],
             "evaluator": self.backend,
         }
@@ -226,6 +232,7 @@ def analyse(
     by_aspect = coco_curves(dataset, results, bins=ASPECTS, backend=chosen)
     matches = match(dataset, results)
     working = _working_score(dataset, matches)
+    note = _score_note(results.scores)
     return Analysis(
         label_map=dataset.label_map,
         metrics=metrics_of(dataset, curves, labels=results.labels, images=results.images),
@@ -238,7 +245,8 @@ def analyse(
         at_working_score=at_score(dataset, matches, working),
         confusion=confuse(dataset, results, threshold=working),
         errors=break_down(dataset, matches),
-        calibration=calibrate(matches),
+        calibration=None if note else calibrate(matches),
+        score_note=note,
         worst=_worst(dataset, matches, working),
         backend=chosen,
     )
@@ -252,6 +260,18 @@ def _split(curves: native.Curves, label_map: LabelMap, bins: Bins) -> dict[str, 
         }
         for number, name in enumerate(bins.names)
     }
+
+
+def _score_note(scores: NDArray[np.float64]) -> str:
+    """What is to be said of scores that are no probabilities; COCO's numbers take any."""
+    if ((scores >= 0) & (scores <= 1)).all():
+        return ""
+    low, high = float(scores.min()), float(scores.max())
+    return (
+        f"scores go from {low:g} to {high:g} and are no probabilities, so there is no "
+        "calibration; COCO's numbers need their order alone. Next: if they are 0 to 100, divide "
+        "them by 100"
+    )
 
 
 def _working_score(dataset: Dataset, matches: Matches) -> float:

@@ -145,7 +145,7 @@ def at_limit(dataset: Dataset, results: Results, limit: int) -> dict[str, float]
         results: sound ones.
         limit: at least 1.
     """
-    matcher = CocoMatcher(dataset, limits=(1, min(10, limit), limit))
+    matcher = CocoMatcher(dataset, limits=(limit,))
     matcher.add(results)
     curves, label_map = matcher.curves(), dataset.label_map
     return {

@@ -80,11 +80,11 @@ class CocoMatcher:
     Args:
         dataset: ground truth.
         bins: which boxes count together.
-        limits: detections per image and class that count.
+        limits: detections per image and class that count, rising; precision is of the last.
     """
 
     def __init__(
-        self, dataset: Dataset, bins: Bins = SIZES, limits: tuple[int, int, int] = LIMITS
+        self, dataset: Dataset, bins: Bins = SIZES, limits: tuple[int, ...] = LIMITS
     ) -> None:
         self.bins = bins
         self._limits = limits
@@ -177,9 +177,16 @@ def mean_precision(
 
 
 def mean_recall(
-    curves: native.Curves, label_map: LabelMap, *, bin: int = 0, limit: int = 2
+    curves: native.Curves, label_map: LabelMap, *, bin: int = 0, limit: int = -1
 ) -> float:
-    """Mean of the highest recall of a bin over classes and IoU thresholds; -1 without boxes."""
+    """Mean of the highest recall of a bin over classes and IoU thresholds; -1 without boxes.
+
+    Args:
+        curves: of some detections.
+        label_map: of the data set.
+        bin: which boxes count; the first bin holds all.
+        limit: position of the limit that counts.
+    """
     return _mean(curves.recall[:, _by_id(label_map), bin, limit])
 
 

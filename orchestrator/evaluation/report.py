@@ -18,6 +18,7 @@ from orchestrator.errors import DataError
 from orchestrator.evaluation.analysis import BACKGROUND, Analysis, analyse
 from orchestrator.evaluation.marks import marks_in
 from orchestrator.evaluation.results import Results, read_results
+from orchestrator.evaluation.stored import require_classes_of, require_logged_ap
 from orchestrator.pages import charts
 from orchestrator.pages.document import (
     Block,
@@ -75,9 +76,14 @@ def render_report(run_dir: Path, dataset: Dataset) -> str:
             f"{run_dir}: has no {DETECTIONS}, so there is nothing to report. Next: let the run "
             "reach its first evaluation"
         )
+    require_classes_of(run_dir, dataset)
     results = read_results(run_dir / DETECTIONS, dataset)
     analysis = analyse(dataset, results)
     files = _read_run(run_dir)
+    logged = files.curves.get("val/AP")
+    require_logged_ap(
+        files.name, analysis.metrics.numbers["AP"], None if logged is None else logged[-1][1]
+    )
     return render(files.name, _sections(files, dataset, results, analysis))
 
 
@@ -231,11 +237,16 @@ def _curves(
         chart = charts.precision_recall(by_class, colour=colours)
         pictures.append(Figure(chart, f"IoU 0.50, {which}"))
     calibration = tree["calibration"]
-    chart = charts.reliability(
-        calibration["score"], calibration["precision"], calibration["counts"]
-    )
-    caption = f"calibration at IoU 0.5; expected error {calibration['error']:.3f}"
-    yield Row((*pictures, Figure(chart, caption)))
+    if calibration is not None:
+        chart = charts.reliability(
+            calibration["score"], calibration["precision"], calibration["counts"]
+        )
+        caption = f"calibration at IoU 0.5; expected error {calibration['error']:.3f}"
+        pictures.append(Figure(chart, caption))
+    if pictures:
+        yield Row(tuple(pictures))
+    if analysis.score_note:
+        yield Text(f"Warning: {analysis.score_note}.")
 
 
 def _errors(tree: Mapping[str, Any]) -> Iterator[Block]:

@@ -37,7 +37,8 @@ METADATA_KEY: Final = "detection_orchestrator"
 RAW: Final = "raw_"
 _EXTRA_FILE: Final = "metadata.json"
 _INTERPOLATIONS: Final = {"bilinear": cv2.INTER_LINEAR, "nearest": cv2.INTER_NEAREST}
-_VERSION = 1
+#: 1 said nothing of how files become pixels, nor of tiles.
+_VERSION, _OLDER = 2, 1
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,13 @@ class Metadata:
         weights_sha256, config_digest, data_digest: of what was exported and compared on.
         program: version and commit of this program.
         opset: of ONNX; None for pt2.
+        orientation: whether boxes belonged to the pixels as ``stored`` or as ``displayed``, in the
+            data it was trained and compared on. None in a file that does not say it, like `levels`.
+        levels: of images of more than 8 bits, what becomes black and white: ``full``, ``used`` or
+            two values; see :class:`orchestrator.data.decode.Decoding`.
+        tiles: ``size`` (height, width) and ``overlap`` of the tiles it was trained on, which the
+            file does not cut; null for whole images.
+        note: what there is to know of the AP it was compared by.
         version: of this layout.
     """
 
@@ -77,6 +85,10 @@ class Metadata:
     data_digest: str
     program: str
     opset: int | None
+    orientation: str | None = None
+    levels: str | tuple[float, ...] | None = None
+    tiles: dict[str, Any] | None = None
+    note: str = ""
     version: int = _VERSION
 
     def to_json(self) -> str:
@@ -94,14 +106,18 @@ class Metadata:
             tree = json.loads(text)
             tree["input_size"] = tuple(int(side) for side in tree["input_size"])
             tree["mean"], tree["std"] = tuple(tree["mean"]), tuple(tree["std"])
+            if tree["version"] != _OLDER:
+                levels = tree["levels"]
+                tree["levels"] = levels if isinstance(levels, str) else tuple(levels)
             found = cls(**tree)
             LabelMap.from_json(found.label_map)
             PostprocessConfig.model_validate(found.postprocess)
         except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise DataError(f"{source}: its metadata cannot be read ({error})") from error
-        if found.version != _VERSION:
+        if found.version not in (_OLDER, _VERSION):
             raise DataError(
-                f"{source}: its metadata has version {found.version}; this program reads {_VERSION}"
+                f"{source}: its metadata has version {found.version}; this program reads {_OLDER} "
+                f"and {_VERSION}"
             )
         return found
 
@@ -112,6 +128,7 @@ class ExportedDetector:
     Attributes:
         metadata: of the file.
         label_map: its classes.
+        opset: of the ONNX operators in it; None for pt2.
     """
 
     def __init__(self, path: Path) -> None:
@@ -130,7 +147,7 @@ class ExportedDetector:
                 is_archive = file.read(len(ZIP)) == ZIP
         # A name proves nothing; what is no archive is looked at as a model of ONNX.
         is_archive = is_archive or path.suffix == ".pt2"
-        self._run, text = _open_pt2(path) if is_archive else _open_onnx(path)
+        self._run, text, self.opset = _open_pt2(path) if is_archive else _open_onnx(path)
         self.metadata = Metadata.from_json(text, path)
         self.label_map = LabelMap.from_json(self.metadata.label_map)
         rule, pad = self.metadata.resize, self.metadata.pad
@@ -167,7 +184,7 @@ class ExportedDetector:
         return made, (columns / width, rows / height, 0.0, 0.0)
 
     def outputs(self, images: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
-        """Every output for (N, H, W, 3) images, by name."""
+        """Every output for (N, H, W, 3) images, by the name that the metadata gives it."""
         channels_first = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
         values = self._run(channels_first)
         return dict(zip(self.metadata.outputs, values, strict=True))
@@ -181,10 +198,12 @@ class ExportedDetector:
 _Run: TypeAlias = Callable[[NDArray[np.uint8]], list[NDArray[Any]]]
 
 
-def _open_onnx(path: Path) -> tuple[_Run, str]:
+def _open_onnx(path: Path) -> tuple[_Run, str, int | None]:
     packages = require_export_packages()
     content = path.read_bytes()
-    _require_whole(packages.onnx, content, path)
+    model = _whole_model(packages.onnx, content, path)
+    # ONNX's own operators are those of the domain without a name.
+    opset = next((int(one.version) for one in model.opset_import if not one.domain), None)
     options = packages.onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     # Warnings about nodes that could be folded help nobody here.
@@ -200,11 +219,11 @@ def _open_onnx(path: Path) -> tuple[_Run, str]:
     text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
     if text is None:
         raise DataError(f"{path}: has no metadata of this program; export it again")
-    return (lambda images: list(session.run(None, {"images": images}))), str(text)
+    return (lambda images: list(session.run(None, {"images": images}))), str(text), opset
 
 
-def _require_whole(onnx: Any, content: bytes, path: Path) -> None:
-    """Raise unless an ONNX model has all that it consists of in itself.
+def _whole_model(onnx: Any, content: bytes, path: Path) -> Any:
+    """An ONNX model that has all that it consists of in itself.
 
     Raises:
         SecurityError: it reads a file outside of its folder.
@@ -227,6 +246,7 @@ def _require_whole(onnx: Any, content: bytes, path: Path) -> None:
             f"{path}: tensor {message.name!r} lies in another file, {place!r}, and none but the "
             "model itself is read here. Next: export again, which writes one file"
         )
+    return model
 
 
 def _messages(message: Any) -> Iterator[Any]:
@@ -240,7 +260,7 @@ def _messages(message: Any) -> Iterator[Any]:
                 waiting += value if hasattr(value, "__len__") else [value]
 
 
-def _open_pt2(path: Path) -> tuple[_Run, str]:
+def _open_pt2(path: Path) -> tuple[_Run, str, None]:
     extra = {_EXTRA_FILE: ""}
     archive = checked_archive(path)
     try:
@@ -256,7 +276,7 @@ def _open_pt2(path: Path) -> tuple[_Run, str]:
         with torch.no_grad():
             return [value.numpy() for value in module(torch.from_numpy(images))]
 
-    return run, text if isinstance(text, str) else bytes(text).decode("utf-8")
+    return run, text if isinstance(text, str) else bytes(text).decode("utf-8"), None
 
 
 def save_pt2(program: torch.export.ExportedProgram, path: Path, metadata: Metadata) -> None:

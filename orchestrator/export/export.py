@@ -37,7 +37,15 @@ from orchestrator.export.artifact import (
     save_pt2,
 )
 from orchestrator.export.onnx_ops import translations
-from orchestrator.export.parity import Parity, Tolerance, compare, graph_suppression
+from orchestrator.export.parity import (
+    SELECTED,
+    Parity,
+    Tolerance,
+    ap_note,
+    compare,
+    graph_suppression,
+    stated_tiles,
+)
 from orchestrator.predict.loading import LoadedDetector
 from orchestrator.tracking.git_info import git_info
 
@@ -135,6 +143,7 @@ def metadata_of(
 ) -> Metadata:
     """What a file of this detector has to say."""
     model, experiment = loaded.model, loaded.resolved.experiment
+    data = experiment.data
     pad = loaded.prepare.padding
     return Metadata(
         detector=experiment.detector.title,
@@ -152,6 +161,10 @@ def metadata_of(
         data_digest=dataset.digest,
         program=_program(),
         opset=opset,
+        orientation=data.orientation,
+        levels=data.levels,
+        tiles=stated_tiles(loaded),
+        note=ap_note(loaded),
     )
 
 
@@ -206,11 +219,8 @@ def _write(
     graph = made.model_proto
     if nms:
         append_nms(onnx, graph, loaded.resolved.experiment.detector.postprocess)
-        outputs |= {
-            "selected": "suppressed: image, class and prior of each detection",
-            "selected_boxes": "its box",
-            "selected_scores": "its score",
-        }
+        words = ("suppressed: image, class and prior of each detection", "its box", "its score")
+        outputs |= dict(zip(SELECTED, words, strict=True))
     metadata = metadata_of(loaded, dataset, outputs, OPSET)
     entry = graph.metadata_props.add()
     entry.key, entry.value = METADATA_KEY, metadata.to_json()

@@ -1,6 +1,7 @@
 """The gate of an export: is the file the detector, from an image to its AP?
 
-Three comparisons with PyTorch. The raw outputs for the same network input show whether the graph is
+What the file says of itself has to be true of the detector, from its classes to its digests. Then
+three comparisons with PyTorch. The raw outputs for the same network input show whether the graph is
 the network. The detections, where each side prepares the image in its own way, show whether what
 the file says about its input is true. The AP of both on the same images shows what any difference
 costs.
@@ -9,8 +10,8 @@ costs.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple, TypeAlias
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -28,9 +29,12 @@ from orchestrator.evaluation.coco import evaluate
 from orchestrator.evaluation.detections import Detections
 from orchestrator.export.artifact import RAW, ExportedDetector
 from orchestrator.export.differences import Differences
-from orchestrator.predict.loading import LoadedDetector
+from orchestrator.predict.loading import LoadedDetector, NamedDetector
 from orchestrator.predict.predictor import to_detections
 from orchestrator.predict.tta import prepared
+
+#: Outputs of a graph that suppresses: image, class and row of each detection, box and score.
+SELECTED: Final = ("selected", "selected_boxes", "selected_scores")
 
 _BATCH = 4
 _DETECTIONS_PER_CLASS = 100
@@ -76,7 +80,8 @@ class Parity:
         unmatched: detections of either side without a partner.
         score: largest difference between partners.
         ap_torch, ap_exported: COCO AP of both sides.
-        failures: a line for each tolerance exceeded.
+        failures: what the file states wrongly, and a line for each tolerance exceeded.
+        note: of which images the AP is, where that has to be said.
     """
 
     images: int
@@ -89,6 +94,7 @@ class Parity:
     ap_torch: float
     ap_exported: float
     failures: tuple[str, ...]
+    note: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -106,11 +112,12 @@ def compare(
     loaded.label_map.require_equal(
         dataset.label_map, here=str(loaded.source), there="the annotations"
     )
-    stated, size = exported.metadata.input_size, loaded.model.input_size
-    if stated != size:
-        wrong = f"the file states an input of {stated[0]}x{stated[1]}, the detector takes "
-        return Parity(0, {}, {}, {}, 0, 0, 0.0, -1.0, -1.0, (f"{wrong}{size[0]}x{size[1]}",))
+    stated = tuple(_stated_wrongly(loaded, exported, dataset))
+    unusable = tuple(_unusable(loaded, exported))
+    if unusable:
+        return Parity(0, {}, {}, {}, 0, 0, 0.0, -1.0, -1.0, (*unusable, *stated))
     config = loaded.resolved.experiment.detector.postprocess
+    recipes = (config, PostprocessConfig.model_validate(exported.metadata.postprocess))
     model = loaded.model
     known = Differences(max(model.input_size), limits.raw, model.ranked)
     sides: tuple[list[Detections], list[Detections]] = ([], [])
@@ -125,8 +132,8 @@ def compare(
             ours, selected = _compare_raw(loaded, exported, ids, inputs[0].images, known)
             theirs = exported(inputs[1].images)
             found = [
-                _detect(candidates, side, pixels, config)
-                for candidates, side in zip((ours, theirs), inputs, strict=True)
+                _detect(candidates, side, pixels, recipe)
+                for candidates, side, recipe in zip((ours, theirs), inputs, recipes, strict=True)
             ]
             for side, detections in zip(sides, found, strict=True):
                 side.append(to_detections(ids, detections))
@@ -142,7 +149,75 @@ def compare(
     parity = Parity(
         images, known.largest, known.where, lone, total, unmatched, score, ap[0], ap[1], ()
     )
-    return Parity(**{**parity.__dict__, "failures": tuple(_failures(parity, limits))})
+    failures = (*stated, *_failures(parity, limits))
+    return replace(parity, failures=failures, note=ap_note(loaded))
+
+
+def stated_tiles(loaded: NamedDetector) -> dict[str, Any] | None:
+    """The tiles that a detector was trained on, as metadata have them; None for whole images."""
+    tiles = loaded.tiles
+    return None if tiles is None else {"size": list(tiles.size), "overlap": tiles.overlap}
+
+
+def ap_note(loaded: NamedDetector) -> str:
+    """Of which images the AP is, where the detector was trained on others than the file takes."""
+    tiles = loaded.tiles
+    if tiles is None:
+        return ""
+    return (
+        f"AP is of whole images, which the file takes; the detector was trained on tiles of "
+        f"{tiles.size[0]} x {tiles.size[1]} pixels (height x width) with an overlap of "
+        f"{tiles.overlap}, and `orchestrator evaluate` gives its AP in these"
+    )
+
+
+def _stated_wrongly(
+    loaded: LoadedDetector, exported: ExportedDetector, dataset: Dataset
+) -> Iterator[str]:
+    """A line for everything that the file states of itself and that no image would show."""
+    try:
+        loaded.label_map.require_equal(
+            exported.label_map, here=str(loaded.source), there="the file"
+        )
+    except DataError as error:
+        yield str(error)
+    stated, experiment, model = exported.metadata, loaded.resolved.experiment, loaded.model
+    recipe = PostprocessConfig.model_validate(stated.postprocess)
+    for what, found, true in (
+        ("detector", stated.detector, experiment.detector.title),
+        ("mean", stated.mean, tuple(model.pixel_mean.flatten().tolist())),
+        ("std", stated.std, tuple(model.pixel_std.flatten().tolist())),
+        *(
+            (f"postprocess.{name}", value, getattr(experiment.detector.postprocess, name))
+            for name, value in recipe
+        ),
+        ("weights_sha256", stated.weights_sha256, loaded.weights_sha256),
+        ("config_digest", stated.config_digest, loaded.resolved.digest),
+        ("data_digest", stated.data_digest, dataset.digest),
+        ("opset", stated.opset, exported.opset),
+        ("orientation", stated.orientation, experiment.data.orientation),
+        ("levels", stated.levels, experiment.data.levels),
+        ("tiles", stated.tiles, stated_tiles(loaded)),
+        ("note", stated.note, ap_note(loaded)),
+    ):
+        if found != true:
+            yield f"the file states {what} {found!r}, it is {true!r}"
+
+
+def _unusable(loaded: LoadedDetector, exported: ExportedDetector) -> Iterator[str]:
+    """A line for what the file states of its input and outputs so that it cannot be run."""
+    stated, size = exported.metadata.input_size, loaded.model.input_size
+    if stated != size:
+        yield (
+            f"the file states an input of {stated[0]}x{stated[1]}, the detector takes "
+            f"{size[0]}x{size[1]}"
+        )
+    with torch.no_grad():
+        raw = loaded.model(torch.zeros((1, 3, *size), dtype=torch.uint8))
+    names = ["boxes", "scores", *(RAW + name for name in sorted(raw))]
+    found = list(exported.metadata.outputs)
+    if found not in (names, [*names, *SELECTED]):
+        yield f"the file states outputs {', '.join(found)}, the detector has {', '.join(names)}"
 
 
 def _failures(parity: Parity, limits: Tolerance) -> Iterator[str]:

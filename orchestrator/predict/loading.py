@@ -24,13 +24,12 @@ from orchestrator.checkpoints.codec import (
     decode_weights,
     weights_digest,
 )
-from orchestrator.checkpoints.initial_weights import read_label_map
 from orchestrator.checkpoints.manifest import MANIFEST_NAME, Manifest, read_verified
 from orchestrator.checkpoints.source import checkpoint_of, weights_errors
 from orchestrator.config.resolve import ResolvedExperiment, load_experiment
 from orchestrator.data.augment.protocol import Augment, build_augment
 from orchestrator.data.decode import Decoding
-from orchestrator.data.label_map import LabelMap
+from orchestrator.data.label_map import LabelMap, read_label_map
 from orchestrator.data.readers.split import read_split
 from orchestrator.data.tiling import Tiles, tiles_of
 from orchestrator.errors import ConfigError, DataError, StorageError, nearest

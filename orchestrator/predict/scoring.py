@@ -79,10 +79,9 @@ def read_split(experiment: Experiment, split: Split, *, limit: int | None = None
     return dataset if limit is None else first_images(dataset, limit)
 
 
-def read_annotations(path: Path, *, limit: int | None = None) -> Dataset:
-    """A COCO file alone, whose images are not looked for; or its first ``limit`` images."""
-    dataset = read_coco(path.parent, path, ReadRules(need_images=False)).dataset
-    return dataset if limit is None else first_images(dataset, limit)
+def read_annotations(path: Path) -> Dataset:
+    """A COCO file alone, whose images are not looked for."""
+    return read_coco(path.parent, path, ReadRules(need_images=False)).dataset
 
 
 def read_detectors_results(
@@ -125,6 +124,23 @@ def first_images(dataset: Dataset, count: int) -> Dataset:
         labels=dataset.labels[boxes],
         areas=dataset.areas[boxes],
         crowd=dataset.crowd[boxes],
+    )
+
+
+def results_of_first(
+    dataset: Dataset, results: Results, count: int | None
+) -> tuple[Dataset, Results]:
+    """The first images of a data set and what was found in them; None for all."""
+    if count is None:
+        return dataset, results
+    first = first_images(dataset, count)
+    keep = np.isin(results.image_ids, first.image_ids)
+    return first, Results(
+        images=first.image_ids,
+        image_ids=results.image_ids[keep],
+        labels=results.labels[keep],
+        boxes_xywh=results.boxes_xywh[keep],
+        scores=results.scores[keep],
     )
 
 

@@ -62,14 +62,29 @@ def detections_of(
 def pycocotools_numbers(tree: Tree, entries: list[Tree]) -> list[float]:
     """The 12 numbers of a COCO tree and results entries through pycocotools' own loader."""
     with contextlib.redirect_stdout(io.StringIO()):
-        truth = COCO()
-        truth.dataset = tree
-        truth.createIndex()
-        evaluation = COCOeval(truth, truth.loadRes(entries), "bbox")
-        evaluation.evaluate()
-        evaluation.accumulate()
+        evaluation = _evaluated(tree, entries)
         evaluation.summarize()
     return [float(value) for value in evaluation.stats]
+
+
+def pycocotools_at_limit(tree: Tree, entries: list[Tree], limit: int) -> list[float]:
+    """AP, AP50, AP75 and AR with up to ``limit`` detections; ``summarize`` knows 100 alone."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        found = _evaluated(tree, entries, limit).eval
+    precision, recall = found["precision"][:, :, :, 0, 0], found["recall"][:, :, 0, 0]
+    values = (precision, precision[0], precision[5], recall)
+    return [float(one[one > -1].mean()) if (one > -1).any() else -1.0 for one in values]
+
+
+def _evaluated(tree: Tree, entries: list[Tree], *limits: int) -> COCOeval:
+    truth = COCO()
+    truth.dataset = tree
+    truth.createIndex()
+    evaluation = COCOeval(truth, truth.loadRes(entries), "bbox")
+    evaluation.params.maxDets = list(limits) or evaluation.params.maxDets
+    evaluation.evaluate()
+    evaluation.accumulate()
+    return evaluation
 
 
 def random_case(seed: int, *, ties: bool) -> tuple[Tree, Detections]:

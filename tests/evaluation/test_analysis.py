@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -173,6 +174,30 @@ def test_calibration_by_hand():
     assert result.precision[9] == pytest.approx(2 / 3)
     expected = (3 * abs(0.95 - 2 / 3) + 0.15) / 4
     assert result.error == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("factor", "shift", "calibrated"),
+    [
+        (1, 0, True),
+        (0.5, 0.5, True),
+        (100, 0, False),
+        (1, -0.5, False),
+        (1, -2, False),
+        (3, 0, False),
+    ],
+)
+def test_scores_that_are_no_probabilities_are_not_calibrated(factor, shift, calibrated):
+    _, dataset, found = case(4)
+    results = Results.of(found)
+    other = dataclasses.replace(results, scores=results.scores * factor + shift)
+    analysis = analyse(dataset, other)
+    assert analysis.metrics.numbers == evaluate(dataset, results).numbers
+    assert (analysis.calibration is not None) == calibrated
+    assert (analysis.to_json()["calibration"] is not None) == calibrated
+    assert ("divide them by 100" in analysis.score_note) != calibrated
+    nothing = detections_of([], dataset.image_ids.tolist())
+    assert analyse(dataset, nothing).score_note == ""
 
 
 def test_precision_recall_and_f1_of_a_class():

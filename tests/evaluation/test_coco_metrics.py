@@ -11,14 +11,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from coco_cases import dataset_of, detections_of, pycocotools_numbers, random_case
+from coco_cases import (
+    dataset_of,
+    detections_of,
+    pycocotools_at_limit,
+    pycocotools_numbers,
+    random_case,
+)
 
 from orchestrator.data.readers import plausibility
 from orchestrator.data.readers.coco import read_coco
 from orchestrator.errors import DataError
-from orchestrator.evaluation.coco import METRICS, evaluate, write_per_class
+from orchestrator.evaluation.coco import METRICS, at_limit, evaluate, write_per_class
 from orchestrator.evaluation.detections import Detections
-from orchestrator.evaluation.results import read_results
+from orchestrator.evaluation.results import Results, read_results
 
 _SHARED = Path(os.environ.get("ORCHESTRATOR_SHARED", Path(__file__).parents[3] / "shared"))
 ORACLE = _SHARED / "datasets" / "coco_eval_oracle"
@@ -73,6 +79,42 @@ def test_equal_to_pycocotools_on_random_sets(ties):
         assert list(numbers.values()) == expected, seed
         compared += 1
     assert compared > 80
+
+
+def crowded_case():
+    """Two classes with 14 boxes each in one image, all found, and false positives between them."""
+    rng = np.random.default_rng(5)
+    places = [(x, y) for x in range(7) for y in range(4)]
+    tree = truth(
+        *((3, (1, 5)[i % 2], [14.0 * x, 25.0 * y, 12.0, 20.0]) for i, (x, y) in enumerate(places))
+    )
+    rows = []
+    for i, (x, y) in enumerate(places):
+        found = [14.0 * x, 25.0 * y, 14.0 * x + 12, 25.0 * y + 20]
+        for off in (rng.uniform(0, 4), rng.uniform(8, 12)):
+            rows.append((3, i % 2, [found[0] + off, *found[1:]], float(rng.uniform())))
+    return tree, detections_of(rows, [3])
+
+
+@pytest.mark.parametrize("limit", [1, 2, 9, 10, 11, 28, 100])
+def test_numbers_at_a_limit_are_those_of_pycocotools(limit):
+    cases = [random_case(seed, ties=True) for seed in range(20)]
+    for tree, found in (crowded_case(), *(case for case in cases if len(case[1]))):
+        dataset = dataset_of(tree)
+        expected = pycocotools_at_limit(tree, found.to_coco(dataset.label_map), limit)
+        numbers = at_limit(dataset, Results.of(found), limit)
+        assert list(numbers) == [f"{name}@{limit}" for name in ("AP", "AP50", "AP75", "AR")]
+        assert list(numbers.values()) == pytest.approx(expected, abs=1e-12)
+
+
+def test_a_lower_limit_counts_fewer_detections():
+    tree, found = crowded_case()
+    recalls = [
+        at_limit(dataset_of(tree), Results.of(found), limit)[f"AR@{limit}"]
+        for limit in (1, 2, 9, 10, 11)
+    ]
+    assert recalls == sorted(recalls)
+    assert recalls[0] < recalls[2] < recalls[-1]
 
 
 @pytest.mark.slow

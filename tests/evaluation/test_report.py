@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import json
 import re
 import shutil
 import sys
@@ -187,6 +188,16 @@ def test_class_names_cannot_become_markup(tmp_path):
     assert "AP50" in {row[0] for row in page.rows}
 
 
+def test_scores_in_per_cent_have_no_calibration(copy, dataset):
+    file = copy / "eval" / "coco_results.json"
+    assert "calibration at IoU" in render_report(copy, dataset)
+    results = json.loads(file.read_text())
+    file.write_text(json.dumps([{**one, "score": 100 * one["score"]} for one in results]))
+    text = render_report(copy, dataset)
+    assert "calibration at IoU" not in text
+    assert "divide them by 100" in text
+
+
 def test_of_many_false_positives_the_best_are_drawn(copy, small_run, monkeypatch):
     drawn = []
     monkeypatch.setattr(report, "draw", lambda image, marks: drawn.append(marks) or image)
@@ -238,6 +249,48 @@ def copy(small_run, tmp_path):
     for name in ("config", "eval"):
         shutil.copytree(small_run / name, run / name)
     return run
+
+
+def exchanged_names(tree):
+    first, second = tree["categories"]
+    first["name"], second["name"] = second["name"], first["name"]
+
+
+def exchanged_ids(tree):
+    for one in tree["annotations"]:
+        one["category_id"] = {3: 70, 70: 3}[one["category_id"]]
+
+
+def fewer_boxes(tree):
+    del tree["annotations"][4:]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (exchanged_names, ("label maps differ", "3:dark", "3:bright", "label_map.json")),
+        (exchanged_ids, ("the stored detections of run score AP", "data.root=FOLDER")),
+        (fewer_boxes, ("the stored detections of run score AP", "data.root=FOLDER")),
+    ],
+)
+def test_data_that_is_no_longer_that_of_the_run_is_refused(
+    copy, small_run, tmp_path, capsys, change, words
+):
+    for name in ("label_map.json", "events.jsonl"):
+        shutil.copy(small_run / name, copy)
+    data = tmp_path / "data"
+    shutil.copytree(load_detector(small_run).resolved.experiment.data.root, data)
+    command = ["report", str(copy), f"data.root={data}"]
+    assert main(command) == 0
+    (copy / REPORT).unlink()
+    file = data / "annotations" / "instances_val.json"
+    tree = json.loads(file.read_text())
+    change(tree)
+    file.write_text(json.dumps(tree))
+    assert main(command) == DataError.exit_code
+    said = capsys.readouterr().err
+    assert all(word in said for word in words), said
+    assert not (copy / REPORT).exists()
 
 
 def test_the_end_of_a_run_writes_the_page(copy):

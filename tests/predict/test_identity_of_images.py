@@ -259,6 +259,50 @@ def test_results_are_scored_without_a_detector(
     assert [line.split(",")[0] for line in lines[1:]] == [*names[:3], "'=1+1"]
 
 
+def test_scores_in_per_cent_are_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    perfect(tmp_path, ("dot",), 8)
+    assert score(tmp_path)["calibration"] is not None
+    assert "calibration" not in capsys.readouterr().out
+    results = json.loads((tmp_path / "r.json").read_text())
+    (tmp_path / "r.json").write_text(json.dumps([{**one, "score": 90} for one in results]))
+    tree = score(tmp_path)
+    assert (tree["metrics"]["AP"], tree["calibration"]) == (1.0, None)
+    assert "warning: scores go from 90 to 90" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("of_detector", [False, True])
+def test_results_of_all_images_are_scored_on_the_first(
+    small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, of_detector: bool
+) -> None:
+    """The last images have no detections, and those of none are refused as ever."""
+    monkeypatch.chdir(tmp_path)
+    path = small_run.parent / "squares" / "annotations" / "instances_val.json"
+    tree = json.loads(path.read_text())
+    keys = ("image_id", "category_id", "bbox")
+    results = [{key: one[key] for key in keys} | {"score": 0.9} for one in tree["annotations"]]
+    (tmp_path / "r.json").write_text(json.dumps(results[:4]))
+    words = ["evaluate", "--predictions", "r.json", "--annotations", str(path)]
+    home = tmp_path
+    if of_detector:
+        home = tmp_path / "run"
+        shutil.copytree(small_run, home)
+        words.insert(1, str(home))
+    assert main(words) == 0
+    whole = (home / "evaluation" / "evaluation.json").read_bytes()
+    assert json.loads(whole)["metrics"]["AP"] < 1
+    assert main([*words, "--limit", "3"]) == 0
+    first = json.loads((home / "evaluation-first-3" / "evaluation.json").read_text())
+    assert (first["about"]["images"], first["metrics"]["AP"]) == (3, 1.0)
+    kept = json.loads((home / "evaluation-first-3" / "coco_results.json").read_text())
+    assert len(kept) == 3
+    assert (home / "evaluation" / "evaluation.json").read_bytes() == whole
+    (tmp_path / "r.json").write_text(json.dumps([{**results[0], "image_id": 999}]))
+    assert main([*words, "--limit", "3"]) == DataError.exit_code
+
+
 def test_exchanged_category_ids_are_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import xml.etree.ElementTree as ET
@@ -111,6 +112,36 @@ def test_changed_ground_truth_is_noticed(storage: Path, tmp_path: Path) -> None:
     assert "the data is not what it was" in contrast.verdict
 
 
+def exchanged_names(tree: dict) -> None:
+    first, second = tree["categories"][:2]
+    first["name"], second["name"] = second["name"], first["name"]
+
+
+def exchanged_ids(tree: dict) -> None:
+    first, second = (one["id"] for one in tree["categories"][:2])
+    for one in tree["annotations"]:
+        one["category_id"] = {first: second, second: first}.get(one["category_id"])
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (exchanged_names, r"label maps differ: .*label_map\.json against the data now"),
+        (exchanged_ids, "the data is not what it was"),
+    ],
+)
+def test_exchanged_classes_are_noticed(storage: Path, tmp_path: Path, change, words: str) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(storage.parent / "data", data)
+    tree = json.loads((data / "val.json").read_text())
+    change(tree)
+    (data / "val.json").write_text(json.dumps(tree))
+    runs = read_runs(folders(storage, "weak-1", "strong-1"), [f"data.root={data}"])
+    (contrast,) = compare_runs(runs).contrasts
+    assert contrast.significance is None
+    assert re.search(words, contrast.verdict)
+
+
 def test_curves_are_over_epochs(storage: Path) -> None:
     (run,) = read_runs(folders(storage, "weak-1"))
     assert [epoch for epoch, _ in run.curve("val/AP")] == pytest.approx([2.0, 3.0])
@@ -144,6 +175,29 @@ def test_the_page_holds_everything_in_itself(storage: Path, tmp_path: Path) -> N
         assert word in text
     assert str(storage) not in text
     assert render_page(compare_runs(read_runs(folders(storage, "weak-1")))).count("<h2>") == 4
+
+
+@pytest.mark.parametrize("number", [2, 6])
+def test_a_folder_whose_name_is_no_text_is_compared(
+    storage: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], number: int
+) -> None:
+    odd = os.fsdecode(b"odd\xff")
+    try:
+        shutil.copytree(storage / "strong-1", tmp_path / odd)
+    except OSError:
+        pytest.skip("this file system has no such names")
+    names = ("weak-1", "weak-2", "weak-3", "weak-again", "strong-1")[: number - 1]
+    arguments = [str(tmp_path / odd), *(str(path) for path in folders(storage, *names))]
+    page = tmp_path / "page.html"
+    assert main(["compare", *arguments, "--html", str(page), "--baseline", odd]) == 0
+    assert r" against odd\udcff" in capsys.readouterr().out
+    text = page.read_text("utf-8")
+    assert r"odd\udcff" in text
+    assert "Paired bootstrap" in text
+    label_map = {"names": ["other"], "ids": [1]}
+    (tmp_path / odd / "label_map.json").write_text(json.dumps(label_map))
+    assert main(["compare", *arguments, "--html", str(page)]) == 0
+    assert "label maps differ" in page.read_text("utf-8")
 
 
 def test_a_run_has_one_colour_on_the_whole_page(storage: Path) -> None:

@@ -83,6 +83,7 @@ def write_run(
     resolved = load_experiment(file, overrides)
     (run / "config").mkdir()
     (run / "config" / "resolved.yaml").write_text(dump_yaml(resolved))
+    (run / "label_map.json").write_text(dataset.label_map.to_json())
     identity = Identity(config_digest(resolved.tree), dataset.digest, sources={"a.py": "0" * 16})
     open_run(run, identity, resolved.tree)
     log = EventLog(run / "events.jsonl")

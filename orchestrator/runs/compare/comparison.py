@@ -21,12 +21,11 @@ from orchestrator.errors import DataError
 from orchestrator.evaluation.coco import METRICS
 from orchestrator.evaluation.results import read_results
 from orchestrator.evaluation.significance import LEVEL, RESAMPLES, Significance, Tally, compare
+from orchestrator.evaluation.stored import require_classes_of, require_logged_ap
 from orchestrator.runs.compare.run_folder import RunFolder
 
 #: Sections that differ between any two runs and say nothing about them.
 _NOT_SHOWN = ("name", "storage", "scratch", "tracking", "sweep")
-#: AP of stored detections and AP in the event log are the same number, summed in another order.
-_SAME_AP = 1e-9
 
 
 class Spread(NamedTuple):
@@ -293,17 +292,13 @@ class _Judge:
         key = digest(_section(run.resolved.tree, "data"))
         if key not in self._datasets:
             self._datasets[key] = read_split(data, data.val).dataset
+        require_classes_of(run.path, self._datasets[key])
         return self._datasets[key]
 
     def _tally(self, run: RunFolder, dataset: Dataset) -> Tally:
         if run.path not in self._tallies:
             tally = Tally.of(dataset, read_results(run.results_file, dataset))
-            ap, logged = tally.ap(), run.metrics.get("AP")
-            if logged is not None and abs(ap - logged) > _SAME_AP:
-                raise DataError(
-                    f"the stored detections of {run.name} score AP {ap:.4f} on the validation "
-                    f"data, and scored {logged:.4f} in the run, so the data is not what it was"
-                )
+            require_logged_ap(run.name, tally.ap(), run.metrics.get("AP"))
             self._tallies[run.path] = tally
         return self._tallies[run.path]
 

@@ -35,7 +35,8 @@ _MOST_NARROW = 3
 
 def write_page(path: Path, comparison: Comparison) -> None:
     """Write the page of a comparison."""
-    write_atomic(path, render_page(comparison).encode("utf-8"))
+    # Verdicts may name files of folders whose names are no text.
+    write_atomic(path, render_page(comparison).encode("utf-8", "backslashreplace"))
 
 
 def render_page(comparison: Comparison) -> str:

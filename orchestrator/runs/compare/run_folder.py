@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.config.resolve import ResolvedExperiment, load_experiment
-from orchestrator.errors import ConfigError, StorageError, did_you_mean
+from orchestrator.errors import ConfigError, StorageError, did_you_mean, printable
 from orchestrator.evaluation.coco import METRICS
 from orchestrator.runs.digests import config_digest
 from orchestrator.runs.identity import Identity, experiment_trouble, recorded_identity
@@ -39,7 +39,7 @@ class RunFolder:
     Attributes:
         path: its folder.
         name: as it is called in tables, unlike any other: the folder's name, with those of as many
-            parents as it takes.
+            parents as it takes. What is no text in it stands as escapes.
         resolved: the experiment, every value in place.
         result: what ``result.json`` says; empty while there is none.
         identity: what decided its result besides; None without a record.
@@ -161,7 +161,8 @@ def read_runs(paths: Iterable[Path], overrides: Sequence[str] = ()) -> list[RunF
     return [
         RunFolder(
             path=folder,
-            name=_shortest_name(folder, folders),
+            # Names of folders that are no text can be drawn on no chart.
+            name=printable(_shortest_name(folder, folders)),
             resolved=load_experiment(config_file(folder), overrides),
             result=_read_result(folder),
             identity=recorded_identity(folder),
@@ -187,7 +188,7 @@ def run_named(runs: Sequence[RunFolder], name: str) -> RunFolder:
         ConfigError: there is none.
     """
     for run in runs:
-        if run.name == name:
+        if run.name == printable(name):
             return run
     names = [run.name for run in runs]
     hint = did_you_mean(name, names)
