@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.data.augment.geometry import Sample, flipped
-from orchestrator.data.augment.protocol import Augment
+from orchestrator.data.augment.protocol import Augment, names_pixels
 from orchestrator.data.counter_rng import SampleKey
 
 _NO_BOXES = np.zeros((0, 4), np.float32)
@@ -47,9 +47,7 @@ class Views:
         """
         samples = [sample for scale in self.scales for sample in _windows(image, scale, prepare)]
         if self.flip:
-            # As the detector was taught, for which coordinates may name pixels.
-            plus_one = getattr(prepare, "legacy_boxes", False)
-            samples += [flipped(sample, plus_one=plus_one) for sample in samples]
+            samples += [flipped(sample, plus_one=names_pixels(prepare)) for sample in samples]
         return samples
 
     def windows(self, height: int, width: int) -> NDArray[np.float64]:

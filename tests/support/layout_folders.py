@@ -221,3 +221,22 @@ UNSPLIT: dict[str, Callable[[Path], None]] = {
     "FiftyOne's COCO": fiftyone,
     "Pascal VOC": voc_unsplit,
 }
+
+
+EXPERIMENT = """
+name: small
+detector: {name: ssd}
+data: %s
+train:
+  epochs: 2
+  batch_size: 2
+  optimizer: {name: adamw, lr: 0.001}
+  schedule: {name: constant}
+"""
+
+
+def experiment_on(folder: Path, data: str) -> Path:
+    """A small experiment in ``folder`` whose section of data is ``data``."""
+    file = folder / "e.yaml"
+    file.write_text(EXPERIMENT % data)
+    return file

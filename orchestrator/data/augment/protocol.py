@@ -59,6 +59,14 @@ class ImageAugment(Protocol):
         ...
 
 
+def names_pixels(augment: Augment) -> bool:
+    """Whether box coordinates name pixels, as its ``legacy_boxes`` says, and not edges of these.
+
+    One that has no such attribute, which is no part of the protocol, has edges.
+    """
+    return bool(getattr(augment, "legacy_boxes", False))
+
+
 def build_step(config: ImageAugmentationSettings) -> ImageAugment:
     """What a step of a list of augmentations asks for."""
     step: ImageAugment = load_object(config.builder)(**config.model_dump())
