@@ -21,7 +21,7 @@ from ray._private import auto_init_hook
 from ray._private.ray_constants import PROCESS_TYPE_GCS_SERVER, PROCESS_TYPE_RAYLET
 from typing_extensions import Self
 
-from orchestrator.cluster.own_ray import kill_own_ray, own_handler, start_own_ray
+from orchestrator.cluster.own_ray import end_own_ray, kill_own_ray, own_handler, start_own_ray
 from orchestrator.cluster.placement import DATA_CPUS
 from orchestrator.config.schema import ClusterConfig
 from orchestrator.errors import ConfigError, PreemptedError, first_line
@@ -84,10 +84,13 @@ def connected(config: ClusterConfig, *, beside: bool = False) -> Iterator[None]:
             kill_own_ray(node)
         _lost.set()
         raise
+    except PreemptedError:
+        end_own_ray()
+        raise
     except BaseException:
         ray.shutdown()
         raise
-    ray.shutdown()
+    end_own_ray()
 
 
 def _leave_what_was_lost() -> None:

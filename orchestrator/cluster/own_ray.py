@@ -27,6 +27,7 @@ import ray
 from ray._private import parameter, services, utils
 
 from orchestrator.cluster.nodes import alive_nodes
+from orchestrator.cluster.ray_sessions import remove_ended_sessions, remove_session
 from orchestrator.errors import ConfigError, PreemptedError, StorageError, first_line
 
 log = logging.getLogger(__name__)
@@ -52,6 +53,7 @@ def start_own_ray(cpus: int) -> None:
         StorageError: no folder can hold its files.
     """
     folder = ray_folder()
+    remove_ended_sessions(folder)
     # Ray starts a process per CPU in advance, none of them in an environment that is needed here.
     os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
     _require_token()
@@ -77,6 +79,19 @@ def start_own_ray(cpus: int) -> None:
             f"Ray cannot start on this machine: {why}. Next: look into "
             f"{folder}/session_latest/logs, or name a cluster by cluster.address"
         ) from error
+
+
+def end_own_ray() -> None:
+    """Leave this process's Ray, its work being done; one started for it ends, with its files.
+
+    After a failure its logs may be asked for: :func:`ray.shutdown` keeps them.
+    """
+    node = ray._private.worker._global_node
+    started = node is not None and node.is_head()
+    session = Path(node.get_session_dir_path()) if started else None
+    ray.shutdown()
+    if session is not None:
+        remove_session(session)
 
 
 def is_own_ray() -> bool:

@@ -39,9 +39,29 @@ UNUSED = ("dashboard/dashboard.py", "monitor.py")
 def test_no_process_serves_people_or_clouds(tmp_path: Path) -> None:
     with tempfile.TemporaryDirectory(dir="/tmp", ignore_cleanup_errors=True) as folder:
         done = python("-c", SCRIPT, HOME=str(tmp_path), RAY_TMPDIR=folder)
+        left = list(Path(folder).glob("ray-*/ray/session_*"))
     assert done.returncode == 0, done.stderr
+    assert left == []
     total, programs, actors = json.loads(done.stdout.splitlines()[-1])
     assert total == 2 * sum(range(8))
     assert any("raylet" in program for program in programs)
     assert [p for p in programs if any(name in p for name in UNUSED)] == []
     assert actors == 0
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize(("error", "sessions"), [("PreemptedError('later')", 0), ("ValueError", 1)])
+def test_the_logs_of_what_failed_are_kept(tmp_path: Path, error: str, sessions: int) -> None:
+    script = f"""
+from orchestrator.cluster.connection import connected
+from orchestrator.config.schema import ClusterConfig
+from orchestrator.errors import PreemptedError
+
+with connected(ClusterConfig()):
+    raise {error}
+"""
+    with tempfile.TemporaryDirectory(dir="/tmp", ignore_cleanup_errors=True) as folder:
+        done = python("-c", script, HOME=str(tmp_path), RAY_TMPDIR=folder)
+        left = list(Path(folder).glob("ray-*/ray/session_2*"))
+    assert error.split("(")[0] in done.stderr
+    assert len(left) == sessions
