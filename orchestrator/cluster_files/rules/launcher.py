@@ -7,6 +7,7 @@ start and a project that arrives without its data room.
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Iterator
 
 from orchestrator.cluster_files.models.launcher import (
@@ -43,6 +44,7 @@ def check(sheet: Sheet, file: LocalLauncher | AwsLauncher | GcpLauncher) -> None
             "nodes do not install what constraints.txt pins; write `make install` in the "
             "project's folder",
         )
+    _environments(sheet, file)
     _images(sheet, file)
     key = file.auth.ssh_private_key
     if key is not None and key.endswith(".pub"):
@@ -114,7 +116,8 @@ def _start_commands(
         )
     for worker in workers:
         wanted = f"$RAY_HEAD_IP:{head.options.get('--port', '6379')}"
-        if worker.options.get("--address") != wanted:
+        asked = re.sub(r"\$\{(\w+)\}", r"$\1", worker.options.get("--address", ""))
+        if asked != wanted:
             sheet.report(
                 worker.path,
                 f"--address is {worker.options.get('--address')}, the head listens at {wanted}",
@@ -155,13 +158,13 @@ def _mounts(sheet: Sheet, file: Launcher) -> None:
         here = sheet.project.file(source)
         if not source.startswith(("/", "~")) and here is not None and not here.exists():
             sheet.report(path, f"{source} does not exist in the project's folder")
-    if "." not in file.file_mounts.values():
+    if not {".", "./"} & set(file.file_mounts.values()):
         if any("cd ~/" in text and "make install" in text for text in file.setup_commands) and (
             file.file_mounts
         ):
             sheet.report(("file_mounts",), "the project itself is not copied; write FOLDER: .")
         return
-    target = next(name for name, source in file.file_mounts.items() if source == ".")
+    target = next(name for name, source in file.file_mounts.items() if source in (".", "./"))
     for index, text in enumerate(file.setup_commands):
         if "make install" in text and f"cd {target}" not in text:
             sheet.report(
@@ -185,6 +188,22 @@ def _mounts(sheet: Sheet, file: Launcher) -> None:
                 f"{pattern!r} is not anchored and leaves out folders of that name at any depth; "
                 f"write /{pattern}",
             )
+
+
+def _environments(sheet: Sheet, file: Launcher) -> None:
+    """The environment that is installed is the one that is used."""
+    made = re.search(r"cd (~/\S+) && make install", "\n".join(file.setup_commands))
+    if made is None:
+        return
+    for key, commands in _commands(file):
+        for index, text in enumerate(commands):
+            for used in re.findall(r"((?:~|\$HOME|\$\{HOME\})/[^\s'\":]*)/\.venv/bin", text):
+                if re.sub(r"^\$\{?HOME\}?", "~", used) != made[1]:
+                    sheet.report(
+                        (key, index),
+                        f"{used}/.venv is used, and the project is installed in {made[1]}",
+                        used,
+                    )
 
 
 def _images(sheet: Sheet, file: Launcher) -> None:
@@ -259,7 +278,7 @@ def _local_start(sheet: Sheet, file: LocalLauncher, head: Started | None) -> Non
     resources = {
         name: float(value)
         for name, value in zip(("CPU", "GPU"), number, strict=True)
-        if value and value.isdigit()
+        if value and value.isdecimal()
     }
     sheet.nodes.append(Nodes("head", 1, resources if described else None))
     if file.provider.worker_ips:

@@ -1,0 +1,223 @@
+"""Mistakes that only show once a cluster is there: each found in the file, with its line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.support.cluster_mistakes import (
+    AWS,
+    CLUSTER,
+    COMPOSE,
+    GCP,
+    IMAGE,
+    JOB,
+    NPU,
+    ONPREM,
+    SKY,
+    SLURM,
+    TRAIN,
+    Mistake,
+    require_found,
+)
+
+MLFLOW = "docker/Dockerfile.mlflow"
+REFERENCE = "valueFrom: {{secretKeyRef: {{name: object-store, key: {}}}}}"
+
+
+def keys(first: str, second: str, depth: int) -> str:
+    """Variables of a container that is so far to the right, from these keys of a secret."""
+    names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+    pairs = zip(names, (first, second), strict=True)
+    lines = (f"- name: {name}\n{' ' * (depth + 2)}{REFERENCE.format(key)}" for name, key in pairs)
+    return f"\n{' ' * depth}".join(lines)
+
+
+MISTAKES = [
+    # Storage.
+    Mistake(CLUSTER, "mountOptions: [nfsvers=4.1, hard]", "mountOptions: [nfsvers=4.1, soft]",
+            "gives up a write"),
+    Mistake(CLUSTER, "ReclaimPolicy: Retain", "ReclaimPolicy: Delete", "with the claim"),
+    Mistake(CLUSTER, '  storageClassName: ""\n  volumeName', "  volumeName",
+            "cluster's default class counts",
+            at="spec:\n  accessModes: [ReadWriteMany]\n  volumeName"),
+    Mistake(CLUSTER, "- {name: shared, mountPath: /shared}",
+            "- {name: shared, mountPath: /shared, subPath: a}", "another folder", nth=1),
+    Mistake(NPU, "- {name: shared, mountPath: /shared}",
+            "- {name: shared, mountPath: /shared, readOnly: true}",
+            "storage is '/shared/runs', which the head mounts for reading alone",
+            at="storage=/shared/runs"),
+    Mistake(COMPOSE, "image: postgres:17", "image: postgres:18", "refuses a volume there",
+            at="/var/lib/postgresql/data"),
+    Mistake(COMPOSE, 'volumes: ["shared:/shared"]', 'volumes: ["shared:/shared", "/:/host"]',
+            "the machine's own"),
+    # Who reaches whom.
+    Mistake(CLUSTER, "policyTypes: [Ingress]", "policyTypes: [Ingress, Egress]",
+            "nothing goes out"),
+    Mistake(CLUSTER, "      ports:\n        - {port: 8265}\n---", "---", "at every port",
+            at="    - from:\n        - namespaceSelector"),
+    Mistake(CLUSTER, "- {port: 8265}", "- {port: 8265, protocol: UDP}", "speaks TCP"),
+    Mistake(CLUSTER, "name: kuberay-system}", "name: kuberay-sytem}", "is in 'kuberay-system'"),
+    Mistake(CLUSTER, "{kubernetes.io/metadata.name:", "{kubernetes.io/metdata.name:",
+            "did you mean 'kubernetes.io/metadata.name'"),
+    Mistake(CLUSTER, "dashboard-host: 0.0.0.0", "dashboard-host: 127.0.0.1",
+            "reaches 127.0.0.1 of the pod"),
+    Mistake(COMPOSE, "networks: [cluster]", "networks: [database]", "worker and head share no",
+            nth=1),
+    Mistake(COMPOSE, "networks: [cluster, database]", "networks: [database]",
+            "head and mlflow share no network", at="    networks: [cluster]"),
+    Mistake(COMPOSE, "networks: [cluster, database]", "networks: [cluster]",
+            "mlflow and postgres share no network"),
+    Mistake(COMPOSE, '"mlflow:5000,localhost:5000', '"localhost:5000', "asks for mlflow:5000"),
+    Mistake(COMPOSE, "--dashboard-host=0.0.0.0", "--dashboard-host=127.0.0.1",
+            "listens at 127.0.0.1 of the container", at="--num-cpus=2 --dashboard-host"),
+    Mistake(COMPOSE, "--host 0.0.0.0 --port 5000", "--host 127.0.0.1 --port 5000",
+            "in its own container alone", at="exec mlflow"),
+    Mistake(COMPOSE, '"head:6379"]', '"head:6380"]', "head does not listen at 6380"),
+    Mistake(COMPOSE, "127.0.0.1:5000/health", "127.0.0.1:5001/health",
+            "mlflow does not listen at 5001"),
+    Mistake(COMPOSE, "ray, health-check", "ray, heath-check", "did you mean 'ray health-check'"),
+    Mistake(COMPOSE, "URI: http://mlflow:5000", "URI: https://mlflow:5000", "http alone"),
+    Mistake(COMPOSE, "MLFLOW_TRACKING_USERNAME: admin", "MLFLOW_TRACKING_USERNAME: ray",
+            "nobody that mlflow makes"),
+    Mistake(COMPOSE, '"127.0.0.1:5000:5000"', '"127.0.0.1:8265:5000"', "is that of service 'head'"),
+    Mistake(COMPOSE, "    environment: *ray\n",
+            '    environment: *ray\n    ports: ["127.0.0.1:8266:8265"]\n',
+            "2 containers cannot share", at='    ports: ["127.0.0.1:8266'),
+    Mistake(COMPOSE, "      postgres: {condition: service_healthy}",
+            "      postgres: {condition: service_healthy}\n"
+            "      mlflow: {condition: service_started}",
+            "waits for itself", at="    depends_on:\n      postgres"),
+    Mistake(AWS, "{FromPort: 22, ToPort: 22,", "{FromPort: 22, ToPort: 8265,", "open from outside"),
+    # Rights.
+    Mistake(CLUSTER, "automountServiceAccountToken: true", "automountServiceAccountToken: false",
+            "autoscaler beside the head"),
+    Mistake(CLUSTER, "capabilities: {drop: [ALL]}", "capabilities: {add: [SYS_ADMIN]}",
+            "rules its node", nth=1),
+    Mistake(CLUSTER, "seccompProfile: {type: RuntimeDefault}", "seccompProfile: {type: Unconfined}",
+            "every system call"),
+    Mistake(CLUSTER, "runAsUser: 1000", "runAsUser: 1001", "on the head as 1000", nth=1),
+    Mistake(COMPOSE, "cap_drop: [ALL]", "cap_add: [SYS_ADMIN]", "rules the machine"),
+    Mistake(COMPOSE, '["no-new-privileges:true"]', '["seccomp:unconfined"]', "takes a guard away"),
+    # Keys and tokens.
+    Mistake(CLUSTER, "key: access_key_id}", "key: secret_access_key}",
+            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY are the same key"),
+    Mistake(CLUSTER, keys("access_key_id", "secret_access_key", 14),
+            keys("secret_access_key", "access_key_id", 14),
+            "AWS_ACCESS_KEY_ID is given 'secret_access_key'",
+            at=" " * 16 + REFERENCE.format("secret_access_key")),
+    Mistake(CLUSTER, keys("access_key_id", "secret_access_key", 16),
+            keys("access_key_id", "secret_access_key", 16).partition("\n" + " " * 16 + "- ")[0],
+            "AWS_SECRET_ACCESS_KEY is on the head alone", at="              env:"),
+    Mistake(COMPOSE, "      RAY_AUTH_TOKEN_PATH: /run/secrets/ray_token\n", "", "is given none",
+            at="    environment: &ray"),
+    Mistake(TRAIN, "- name: RAY_AUTH_TOKEN\n", "- name: RAY_TOKEN\n", "is given none",
+            at="    env:"),
+    Mistake(SKY, "secrets:\n  RAY_AUTH_TOKEN: null\n", "", "is given none", at="run: |"),
+    Mistake(SLURM, "export RAY_AUTH_MODE=token", "RAY_AUTH_MODE=token", "is not exported"),
+    Mistake(SLURM, "export RAY_ADDRESS=", "RAY_ADDRESS=", "RAY_ADDRESS is not exported"),
+    Mistake(IMAGE, "ARG PIP_INDEX_URL=", "ARG PIP_INDEX_URL=https://bob:hunter2@pypi.example",
+            "password stands here"),
+    Mistake(AWS, "      IamInstanceProfile: {Name: detection-nodes}\n", "",
+            "without IamInstanceProfile", nth=1, at="    node_config:\n      InstanceType: g5"),
+    Mistake(GCP, "scopes: [https://www.googleapis.com/auth/cloud-platform]",
+            "scopes: [https://www.googleapis.com/auth/devstorage.read_only]", "write to a bucket"),
+    # Devices and machines.
+    Mistake(NPU, "detection-orchestrator:0.1.0-npu", "detection-orchestrator:0.1.0-gpu",
+            "is for GPUs, the pod has npus", nth=2),
+    Mistake(CLUSTER, "orchestrator:0.1.0-gpu", "orchestrator:0.1.0-gpus", "did you mean gpu"),
+    Mistake(COMPOSE, "detection-mlflow:3.17.2", "detection-mlflow:3.16.0", "pins 3.17.2"),
+    Mistake(CLUSTER, "{key: nvidia.com/gpu, operator: Exists, effect: NoSchedule}",
+            "{key: nvidia.com/gpu, effect: NoSchedule}", "without a value"),
+    Mistake(CLUSTER, "{key: nvidia.com/gpu, operator: Exists, effect: NoSchedule}",
+            '{key: nvidia.com/gpu, operator: Exists, value: "true"}', "takes no value"),
+    Mistake(CLUSTER, 'nodeSelector: {cloud.google.com/gke-spot: "true"}',
+            'nodeSelector: {cloud.google.com/gke-spot: "True"}', "allowed are true"),
+    Mistake(JOB, "  backoffLimit: 3\n", "  backoffLimit: 3\n  entrypointNumGpus: 8\n",
+            "no node has more than 4", at="  entrypointNumGpus"),
+    Mistake(AWS, "eu-central-1a,eu-central-1b", "eu-central-1,eu-central-1b", "not in region"),
+    Mistake(GCP, "_zone: europe-west4-a", "_zone: europe-west4", "not in region"),
+    Mistake(GCP, "cluster_name: detection-gcp", "cluster_name: Detection_GCP", "lower case"),
+    Mistake(AWS, "DeviceName: /dev/sda1", "DeviceName: /dev/xvda", "is a second disk"),
+    Mistake(AWS, "VolumeSize: 200", "VolumeSize: 8", "write 30 or more"),
+    Mistake(GCP, "diskSizeGb: 500", "diskSizeGb: 10", "write 30 or more"),
+    Mistake(GCP, "autoDelete: true", "autoDelete: false", "paid for"),
+    Mistake(GCP, "amd64-with-nvidia-580", "amd64-with-nvidia-570", "same Python on all", nth=1),
+    Mistake(AWS, "ssh_user: ubuntu", "ssh_user: ec2-user", "write ubuntu"),
+    # Jobs.
+    Mistake(JOB, "restartPolicy: Never", "restartPolicy: Always", "OnFailure or Never"),
+    Mistake(TRAIN, "restartPolicy: OnFailure", "restartPolicy: Always", "OnFailure or Never"),
+    Mistake(TRAIN, "detection-node-0-0.detection", "detection-nodes-0-0.detection",
+            "the first pod is detection-node-0-0.detection"),
+    Mistake(TRAIN, "- name: node\n", "- name: main\n", "the container 'node'", nth=1),
+    Mistake(TRAIN, "trainjob-ancestor-step: trainer", "trainjob-ancestor-step: train",
+            "that a TrainJob's trainer changes", at="metadata:\n              labels"),
+    Mistake(TRAIN, "sizeLimit: 48Gi", "sizeLimit: 4Gi", "have 4 GiB at /dev/shm",
+            at="exec ray symmetric"),
+    Mistake(TRAIN, '      - {name: RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT, value: "900"}\n', "",
+            "waits 30 s", at="exec ray symmetric"),
+    Mistake(SLURM, "#SBATCH --time=24:00:00", "#SBATCH --time=24:00", "is 24 minutes"),
+    Mistake(SLURM, "#SBATCH --time=24:00:00", "#SBATCH --time=24h", "allowed is minutes"),
+    Mistake(SLURM, "#SBATCH --mem=128G", "#SBATCH --mem=128", "is a unit missing"),
+    Mistake(SLURM, "#SBATCH --signal=B:TERM@150", "#SBATCH --signal=TERM@150", "without B:"),
+    Mistake(SLURM, "#SBATCH --signal=B:TERM@150", "#SBATCH --signal=B:USR1@150", "traps USR1"),
+    Mistake(SLURM, "#SBATCH --requeue", "#SBATCH --no-requeue", "is refused"),
+    Mistake(SLURM, "#SBATCH --ntasks-per-node=1", "#SBATCH --ntasks=8", "write --ntasks=2"),
+    Mistake(SLURM, "set -u\n", "set -u\n#SBATCH --partition=gpu\n", "behind the first command",
+            at="#SBATCH --partition"),
+    Mistake(SLURM, 'export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"\n', "", "one CPU",
+            at="  ray start --head"),
+    Mistake(SKY, "workdir: .\n", "", "write workdir", at="  make install"),
+    Mistake(SKY, "recover_on_exit_codes: [75]", "recover_on_exit_code: [75]",
+            "unknown key.*'recover_on_exit_codes'"),
+    Mistake(IMAGE, "apt-get install -y --no", "apt-get install --no", "nobody answers"),
+    Mistake(IMAGE, "apt-get update && apt-get install", "apt-get install", "no lists of packages"),
+    Mistake(COMPOSE, "hard: 65536", "hard: 1024", "Docker starts nothing"),
+    Mistake(MLFLOW, "WORKDIR /artifacts", "WORKDIR artifacts", "is relative"),
+    Mistake(AWS, "apt-get install -y make", "apt-get instal -y make", "did you mean 'apt-get inst"),
+    Mistake(GCP, "apt-get install -y make", "apt-get install make", "nobody answers"),
+    Mistake(AWS, "IpProtocol: tcp", "IpProtocol: udp", "SSH speaks tcp"),
+    Mistake(AWS, "{Name: detection-nodes}", "{Name: detection-nods}",
+            "did you mean 'detection-nodes'"),
+    Mistake(GCP, "email: detection-nodes@", "email: detection-nods@",
+            "did you mean 'detection-nodes@"),
+    Mistake(COMPOSE, "memory: 3gb", "memory: 3mb", "hold no program"),
+    Mistake(COMPOSE, "./secrets/ray_token", "./secrets/raytoken", "did you mean 'ray_token'"),
+    Mistake(JOB, "scratch=/shared/scratch", "scratch=/share/scratch", "mounts no storage there"),
+    Mistake(SKY, "disk_size: 500", "disk_size: 20", "write 30 or more"),
+    Mistake(TRAIN, "apiGroup: trainer.kubeflow.org", "apiGroup: trainer.kubeflw.org",
+            "allowed is 'trainer.kubeflow.org'"),
+    Mistake(IMAGE, "useradd --uid 1000", "useradd --uid 1001", "user 1000 has no home",
+            at="USER 1000"),
+    Mistake(IMAGE, "'.[tune,s3,serve]'", "'.[tunes,s3,serve]'", "no extra 'tunes'; did you mean"),
+    # What is written in two places is named in both.
+    Mistake(COMPOSE, 'RAY_JOB_STOP_WAIT_TIME_S: "120"', 'RAY_JOB_STOP_WAIT_TIME_S: "12"', "is 12;"),
+    Mistake(ONPREM, "$HOME/detection-orchestrator/.venv", "$HOME/detection/.venv",
+            "is used, and the project is installed in ~/detection-orchestrator"),
+    Mistake(GCP, "project_id: my-project", "project_id: my-projct", "machines act as"),
+    Mistake(GCP, "region: europe-west4", "region: europe-west1", "zone europe-west4-a of another"),
+    Mistake(AWS, "region: eu-central-1", "region: eu-west-1", "zone eu-central-1a of another"),
+    Mistake(CLUSTER, "kind: PersistentVolumeClaim\nmetadata: {name: detection-shared}",
+            "kind: PersistentVolumeClaim\nmetadata: {name: detection-share}",
+            "did you mean 'detection-shared'", at="metadata: {name: detection-share}"),
+    Mistake(COMPOSE, "  database: {internal: true}", "  databse: {internal: true}",
+            "joined by no service"),
+    Mistake(TRAIN, "terminationGracePeriodSeconds: 150", "terminationGracePeriodSeconds: 15",
+            "is killed 15 s"),
+    Mistake("docker/Dockerfile.npu", "ubuntu22.04-py3.11", "ubuntu22.04-py3.10", "Python 3.10"),
+    # Numbers that are none.
+    Mistake(CLUSTER, 'requests: {cpu: "4"', 'requests: {cpu: "1e999"', "allowed is a number"),
+    Mistake(CLUSTER, "replicas: 2\n", f"replicas: {'9' * 18}\n", "allowed"),
+    Mistake(COMPOSE, "--block --port=6379", "--block --port=\u00b2", "allowed is a whole number",
+            at="--port=\u00b2"),
+]  # fmt: skip
+
+
+def test_there_are_sixty_and_all_differ() -> None:
+    assert len({(each.file, each.old, each.new, each.nth) for each in MISTAKES}) >= 60
+
+
+@pytest.mark.parametrize("mistake", MISTAKES, ids=lambda each: f"{each.file}: {each.new[:40]!r}")
+def test_a_mistake_is_found_with_its_line(mistake: Mistake, tmp_path: Path) -> None:
+    require_found(mistake, tmp_path)
