@@ -22,9 +22,10 @@ COMMANDS = {
   *--head*) [ -z "${HEAD_FAILS:-}" ] && exec sleep 60; exit 1 ;;
   *) [ -z "${WORKER_FAILS:-}" ] && exec sleep 60; exit 1 ;;
 esac""",
-    "ray": '[ -z "${HEAD_FAILS:-}" ]',
+    # Nodes are there once they were started.
+    "ray": '[ -z "${HEAD_FAILS:-}" ] && grep -q -e "start --head" log',
     "python": """case "$1" in
-  -c) [ -z "${WORKER_FAILS:-}" ]; exit ;;
+  -c) [ -z "${WORKER_FAILS:-}" ] && grep -q -e "start --block" log; exit ;;
 esac
 trap 'kill "$nap"; exit 75' TERM
 sleep "$STEP" & nap=$!
@@ -84,7 +85,8 @@ def test_a_run_that_was_stopped_goes_back_into_the_queue(run: Run, tmp_path: Pat
     assert run(CODE="75").wait(timeout=60) == 75
     lines = log_of(tmp_path)
     assert lines[-1].startswith("scontrol requeue 7")
-    head, workers = (line for line in lines if "ray start" in line)
+    (head,) = (line for line in lines if "ray start --head" in line)
+    (workers,) = (line for line in lines if "ray start --block" in line)
     assert "--nodes=1 --ntasks=1 --nodelist=one ray start --head" in head
     assert "--node-ip-address=10.0.0.5 " in head
     assert "--nodes=2 --ntasks=2 --exclude=one ray start --block --address=10.0.0.5:6379" in workers

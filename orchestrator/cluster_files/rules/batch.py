@@ -79,6 +79,9 @@ def check_batch(sheet: Sheet) -> None:
     # Of `2-4`, what the job is sure to get.
     count = re.match(r"\d+", options.get("--nodes", ""))
     nodes = int(count[0]) if count else 1
+    if count is None and "--nodes" in options:
+        message = f"--nodes is {options['--nodes']!r}, allowed is a number or a range such as 2-4"
+        sheet.report((), message, lines["--nodes"])
     if options.get("--ntasks-per-node", "1") != "1":
         message = "Ray is started once on each node; write 1"
         sheet.report((), message, lines["--ntasks-per-node"])

@@ -78,6 +78,9 @@ def _examined(sheet: Sheet, path: KeyPath, text: str, service: ServiceFile) -> F
                 f"${name} is expanded by Compose, before the container has it; write $${name}",
                 f"${name}",
             )
+    odd = re.search(r"(?<!\$)(?:\$\$)*(\$(?![$A-Za-z_{]).?)", text)
+    if odd is not None:
+        sheet.report(path, f"Compose takes no {odd[1]!r}; write ${odd[1]} for the shell", odd[1])
     return examine(sheet, path, plain, env=service.environment, inside=True)
 
 

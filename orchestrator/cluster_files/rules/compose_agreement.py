@@ -209,6 +209,7 @@ def _kept(sheet: Sheet, file: Compose, found: dict[str, Found]) -> None:
             place = server.get("--artifacts-destination", "")
             if place.startswith("/") and place not in targets:
                 sheet.report(at, f"artifacts go to {place}, where nothing is mounted")
+                sheet.report(("services", name, "command"), f"nothing is mounted at {place}", place)
         for index, option in enumerate(service.security_opt):
             guess = nearest(option, ["no-new-privileges:true"])
             if guess is not None and option != guess and option != "no-new-privileges":

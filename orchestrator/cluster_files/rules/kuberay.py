@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import yaml
@@ -93,6 +94,13 @@ def check_job(sheet: Sheet, document: RayJob, bundle: Bundle) -> None:
         at = ("spec", "submitterPodTemplate")
         check_pod(sheet, at, spec.submitter_pod_template, bundle)
         check_restarts(sheet, (*at, "spec"), spec.submitter_pod_template.spec)
+        labels = spec.submitter_pod_template.metadata.labels
+        if _guards(bundle) and not _lets_in(bundle, labels):
+            sheet.report(
+                (*at, "metadata", "labels"),
+                "no policy of these files lets pods with these labels in at the head, so the job "
+                "is never submitted",
+            )
         image = spec.submitter_pod_template.spec.containers[0].image
         if image != head.image:
             sheet.report(
@@ -164,6 +172,10 @@ def _spec(sheet: Sheet, path: KeyPath, spec: ClusterSpec, bundle: Bundle) -> Non
             (*path, "autoscalerOptions"),
             "nothing scales by them without enableInTreeAutoscaling: true",
         )
+        sheet.report(
+            (*path, "enableInTreeAutoscaling"),
+            "nothing scales by autoscalerOptions; write true, or leave them out",
+        )
 
 
 def _head(sheet: Sheet, path: KeyPath, spec: ClusterSpec, bundle: Bundle) -> None:
@@ -227,6 +239,16 @@ def _guards(bundle: Bundle) -> list[NetworkPolicy]:
     ]
 
 
+def _lets_in(bundle: Bundle, labels: Mapping[str, str]) -> bool:
+    """Whether a policy of the head lets pods with some labels in."""
+    return any(
+        peer.pod_selector is not None and peer.pod_selector.match_labels.items() <= labels.items()
+        for policy in _guards(bundle)
+        for rule in policy.spec.ingress
+        for peer in rule.from_
+    )
+
+
 def _lets_networks_in(bundle: Bundle) -> bool:
     return any(
         peer.ip_block is not None
@@ -243,6 +265,7 @@ def _group(
     least, count, most = group.min_replicas, group.replicas, group.max_replicas
     if least > most:
         sheet.report((*path, "minReplicas"), f"minReplicas is {least}, maxReplicas {most}")
+        sheet.report((*path, "maxReplicas"), f"maxReplicas is {most}, minReplicas {least}")
     elif not least <= count <= most:
         sheet.report(
             (*path, "replicas"), f"replicas is {count}, allowed are {least} to {most} of this group"

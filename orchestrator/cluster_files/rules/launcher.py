@@ -20,6 +20,7 @@ from orchestrator.cluster_files.rules.commands import Found, Started, examine
 from orchestrator.cluster_files.rules.launcher_clouds import check_cloud
 from orchestrator.cluster_files.sheet import Nodes, Sheet
 from orchestrator.config.problems import KeyPath
+from orchestrator.errors import nearest
 
 HEAD, WORKER = "head_start_ray_commands", "worker_start_ray_commands"
 _TOKEN = "~/.ray/auth_token"
@@ -136,12 +137,17 @@ def _token_file(sheet: Sheet, file: Launcher, has_workers: bool) -> None:
     setup = file.setup_commands
     made = any("ray get-auth-token --generate" in text for text in setup)
     if has_workers and file.file_mounts.get(_TOKEN) != _TOKEN:
+        near = _TOKEN if _TOKEN in file.file_mounts else nearest(_TOKEN, file.file_mounts)
         sheet.report(
-            ("file_mounts", _TOKEN) if _TOKEN in file.file_mounts else ("file_mounts",),
+            ("file_mounts",) if near is None else ("file_mounts", near),
             f"workers get no token; write {_TOKEN}: {_TOKEN}",
         )
     if not has_workers and not made:
-        sheet.report(("setup_commands",), "no token is made; write `ray get-auth-token --generate`")
+        index = next((n for n, text in enumerate(setup) if "auth-token" in text), None)
+        sheet.report(
+            ("setup_commands",) if index is None else ("setup_commands", index),
+            "no token is made; write `ray get-auth-token --generate`",
+        )
     if not any(f"chmod 600 {_TOKEN}" in text for text in setup):
         index = next((n for n, text in enumerate(setup) if _TOKEN in text), None)
         sheet.report(
@@ -176,8 +182,9 @@ def _mounts(sheet: Sheet, file: Launcher) -> None:
             ("rsync_exclude",), "the whole history would be copied to every node; write /.git"
         )
     if ".gitignore" not in file.rsync_filter:
+        near = nearest(".gitignore", file.rsync_filter)
         sheet.report(
-            ("rsync_filter",),
+            ("rsync_filter", *(() if near is None else (file.rsync_filter.index(near),))),
             "data and runs, all that git ignores, would be copied to every node; write .gitignore",
         )
     # rsync matches a name without a slash in front at any depth: `data` is orchestrator/data too.

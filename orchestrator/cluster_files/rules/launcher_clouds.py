@@ -96,14 +96,17 @@ def _node_type(sheet: Sheet, path: KeyPath, head: bool, kind: NodeType) -> None:
         at = (*path, "resources", resource)
         if resource in known and value > known[resource]:
             sheet.report(at, f"{resource} is {value:g}, and {name} has {known[resource]:g}")
+            sheet.report(here, f"{name} has {known[resource]:g} {resource}s, told are {value:g}")
         elif resource in ("memory", "object_store_memory"):
             if machine is not None and value > machine.memory:
                 sheet.report(
                     at, f"{resource} is {gib(value)}, and {name} has {gib(machine.memory)}"
                 )
         elif resource not in ("CPU", "GPU", "NPU"):
-            guess = nearest(resource, ["CPU", "GPU", "NPU", "memory", "object_store_memory"])
-            if guess and (resource.upper() == guess.upper() or len(resource) > 3):
+            names = ["CPU", "GPU", "NPU", "memory", "object_store_memory"]
+            same = [each for each in names if each.upper() == resource.upper()]
+            guess = same[0] if same else nearest(resource, names)
+            if guess and (same or len(resource) > 3):
                 sheet.report(at, f"unknown resource; did you mean {guess!r}?")
     store, most = kind.resources.get("object_store_memory", 0.0), kind.resources.get("memory", 0.0)
     if machine is not None and store <= machine.memory >= most and store + most > machine.memory:
@@ -317,7 +320,8 @@ def _gcp(sheet: Sheet, file: GcpLauncher) -> None:
                     f"{source!r} is no image; write projects/PROJECT/global/images/family/FAMILY",
                 )
         if not any(disk.boot for disk in node.disks):
-            sheet.report((*path, "disks"), "no disk has boot: true")
+            last = (0, "boot") if len(node.disks) == 1 else ()
+            sheet.report((*path, "disks", *last), "no disk has boot: true")
     accounts = {
         name: kind.node_config.service_accounts[0].email
         for name, kind in file.available_node_types.items()

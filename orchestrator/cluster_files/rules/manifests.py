@@ -85,6 +85,14 @@ def _volume(sheet: Sheet, document: PersistentVolume, bundle: Bundle) -> None:
         )
     quantity(sheet, ("spec", "capacity", "storage"), spec.capacity.get("storage", ""))
     check_server(sheet, ("spec", "nfs", "server"), spec.nfs.server)
+    for claim in bundle.claims.values():
+        if claim.spec.volume_name == document.metadata.name:
+            lacking = set(claim.spec.access_modes) - set(spec.access_modes)
+            if lacking:
+                sheet.report(
+                    ("spec", "accessModes"),
+                    f"claim {claim.metadata.name!r} asks for {', '.join(sorted(lacking))}, too",
+                )
     if spec.persistent_volume_reclaim_policy != "Retain":
         sheet.report(
             ("spec", "persistentVolumeReclaimPolicy"),

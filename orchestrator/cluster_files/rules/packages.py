@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 
 from orchestrator.cluster_files.sheet import Sheet
 from orchestrator.cluster_files.shell import Command
@@ -50,6 +51,14 @@ def check_pip(sheet: Sheet, path: KeyPath, words: tuple[str, ...]) -> None:
                 hint = did_you_mean(extra, sheet.project.extras, like="{}")
                 sheet.report(path, f"setup.cfg has no extra {extra!r}{hint}", word)
     pins = sheet.project.pins
+    for option, name in pairwise(words):
+        file = sheet.project.file(name)
+        if (
+            option in ("-c", "--constraint", "-r", "--requirement")
+            and re.match(r"[$/~]|\w+://", name) is None
+            and not (file is None or file.exists())
+        ):
+            sheet.report(path, f"{name} does not exist in the project's folder", name)
     constrained = "-c" in words or "--constraint" in words
     editable = [word for word in words if "." in word.partition("[")[0] and word[:1] == "."]
     if editable and not constrained and not any(word.startswith("ray") for word in words):

@@ -42,6 +42,11 @@ def check_places(
         keys = (f"{key}=", *(("data.root=",) if key.startswith("data.") else ()))
         needle = next((word for word in overrides if word.startswith(keys)), experiment)
         scheme = urlsplit(place).scheme
+        if scheme and f"{scheme}://" not in place:
+            sheet.report(
+                path, f"{key} is {place!r}, a folder of that name; write {scheme}://…", needle
+            )
+            continue
         if scheme == "s3":
             for who, template in groups:
                 if not _has_keys(template):

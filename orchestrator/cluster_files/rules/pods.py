@@ -241,7 +241,12 @@ def _permissions(sheet: Sheet, path: KeyPath, spec: PodSpec) -> None:
             )
         users = [each.run_as_user for each in (own, context) if each is not None]
         if 0 in users:
-            sheet.report((*path, "securityContext"), "the pod runs as root; write runAsUser: 1000")
+            sheet.report(
+                (*path, "securityContext", "runAsUser")
+                if own is None or own.run_as_user is None
+                else (*here, "securityContext", "runAsUser"),
+                "the pod runs as root; write runAsUser: 1000",
+            )
 
 
 def _volumes(sheet: Sheet, path: KeyPath, spec: PodSpec, bundle: Bundle) -> None:
@@ -305,7 +310,10 @@ def _source(sheet: Sheet, path: KeyPath, volume: Volume, bundle: Bundle) -> None
 
 def check_server(sheet: Sheet, path: KeyPath, server: str) -> None:
     """Report an address that is none."""
-    if re.fullmatch(r"[\d.]+", server):
+    parts = server.split(".")
+    if re.fullmatch(r"[\d.]+", server) or (
+        len(parts) == 4 and sum(each.isdecimal() for each in parts) == 3
+    ):
         try:
             ipaddress.ip_address(server)
         except ValueError:
@@ -383,6 +391,9 @@ def _device(
         )
     elif part == "requests" and limits_of(Resources(limits=resources.limits)).get(name) != number:
         sheet.report(path, f"{name} has to be the same in requests and limits")
+        sheet.report(
+            (*path[:-2], "limits", name), f"{name} has to be the same in requests and limits"
+        )
 
 
 def _container(

@@ -61,6 +61,14 @@ def check_sky(sheet: Sheet, task: SkyTask) -> None:
                 at = ("resources", "accelerators")
                 sheet.report(at, f"a node has {have:g} devices, --num-gpus is {told}")
     sheet.runs += [Run(at, name, kept, (nodes,)) for at, name, kept in found.runs]
+    for where, name, kept in found.runs:
+        experiment = sheet.project.experiment(name, kept)
+        place = "" if experiment is None else experiment.storage
+        if place and not place.startswith(tuple(task.file_mounts)) and "://" not in place:
+            needle = next((word for word in kept if word.startswith("storage=")), name)
+            sheet.report(
+                where, f"storage is {place!r}, which goes with the machine; name a bucket", needle
+            )
 
 
 def _sky_resources(sheet: Sheet, task: SkyTask) -> dict[str, float] | None:
