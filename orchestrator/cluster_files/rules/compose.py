@@ -133,7 +133,7 @@ def _references(sheet: Sheet, path: KeyPath, service: ServiceFile, file: Compose
     for key, known in (
         ("secrets", file.secrets),
         ("configs", file.configs),
-        ("networks", file.networks),
+        ("networks", {"default": None, **file.networks}),
     ):
         for index, name in enumerate(getattr(service, key)):
             _known(sheet, (*path, key, index), name, known, key.removesuffix("s"))

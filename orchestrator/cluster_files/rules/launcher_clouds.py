@@ -297,7 +297,7 @@ def _gcp(sheet: Sheet, file: GcpLauncher) -> None:
                     f"none of these lets the machine write to a bucket; write {_SCOPE}",
                 )
             for each, scope in enumerate(account.scopes):
-                if scope != _SCOPE and nearest(scope, [_SCOPE]) and len(scope) > 40:
+                if scope != _SCOPE and SequenceMatcher(None, scope, _SCOPE).ratio() > 0.93:
                     sheet.report(
                         (*path, "serviceAccounts", index, "scopes", each),
                         f"there is no scope {scope}; did you mean {_SCOPE}?",
