@@ -22,6 +22,14 @@ _SERVER, _VARIANTS = "detection-mlflow", ("cpu", "gpu", "npu")
 FOLDER = "/app"
 
 
+def is_there(path: Path) -> bool:
+    """Whether there is something at a path, which may be longer than the system takes one."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
+
+
 @dataclass(frozen=True)
 class Project:
     """The project a cluster file belongs to.

@@ -20,6 +20,7 @@ from orchestrator.cluster_files.project import Project
 from orchestrator.cluster_files.sheet import Nodes
 from orchestrator.cluster_files.shell import commands
 from orchestrator.config.resolve import load_experiment
+from tests.support.cluster_mistakes import report_of as edited_report
 
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCHERS = [ROOT / "clusters" / f"{name}.yaml" for name in ("local", "onprem", "aws", "gcp")]
@@ -176,6 +177,25 @@ def test_an_experiment_is_told_from_a_cluster_file(text: str | None, tmp_path: P
     (report,) = check_files([path])
     (problem,) = report.problems
     assert problem.message == f"this is an experiment; give it with --experiment {path}"
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "says"),
+    [
+        (SLURM, "retinanet_spinenet49", "x" * 300, "there is no experiment"),
+        (SLURM, "orchestrator.run", "orchestrator." + "x" * 300, "there is no module"),
+        (IMAGE, "COPY native", f"COPY {'x' * 300}", "does not exist"),
+        (IMAGE, "ARG PIP_INDEX_URL=", "ARG $(=1\nARG PIP_INDEX_URL=", ""),
+        ("compose.yaml", "context: ..", f"context: {'x' * 300}", "there is no folder"),
+        ("compose.yaml", "Dockerfile.cpu", "x" * 300, "there is no file"),
+        ("onprem.yaml", "orchestrator: .", f"orchestrator: ./{'x' * 300}", "does not exist"),
+    ],
+)
+def test_names_that_no_system_takes_end_nothing(
+    file: str, old: str, new: str, says: str, tmp_path: Path
+) -> None:
+    report = edited_report((ROOT / "clusters" / file).read_text().replace(old, new), file, tmp_path)
+    assert any(says in problem.message for problem in report.problems) or not says
 
 
 @pytest.mark.parametrize("name", ["detection-orchestrator", "r.example:5000/ray", "python"])

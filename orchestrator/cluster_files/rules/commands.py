@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from orchestrator.cluster_files.project import is_there
 from orchestrator.cluster_files.rules.packages import check_apt, check_pip
 from orchestrator.cluster_files.rules.words import COMMANDS, VARIABLES
 from orchestrator.cluster_files.sheet import Sheet
@@ -343,7 +344,7 @@ def _python(sheet: Sheet, path: KeyPath, words: tuple[str, ...], found: Found) -
     root = sheet.project.root
     if root is not None:
         base = root.joinpath(*module.split("."))
-        if not base.with_suffix(".py").is_file() and not (base / "__main__.py").is_file():
+        if not is_there(base.with_suffix(".py")) and not is_there(base / "__main__.py"):
             siblings = [each.stem for each in base.parent.glob("*.py")]
             hint = did_you_mean(base.name, siblings, like=f"{module.rpartition('.')[0]}.{{}}")
             sheet.report(path, f"there is no module {module!r}{hint}", module)
@@ -373,7 +374,7 @@ def _run(sheet: Sheet, path: KeyPath, words: tuple[str, ...], found: Found) -> N
     file = sheet.project.file(name)
     if file is None:
         return
-    if not file.is_file():
+    if not (is_there(file) and file.is_file()):
         root = sheet.project.root
         known = [] if root is None else (root / "experiments").glob("*.yaml")
         hint = did_you_mean(name, [f"experiments/{each.name}" for each in known], like="{}")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.cluster_files.models.compose import Compose, ServiceFile
+from orchestrator.cluster_files.project import is_there
 from orchestrator.cluster_files.quantities import QuantityError, compose_bytes, gib
 from orchestrator.cluster_files.rules.commands import (
     GRACE,
@@ -95,12 +96,12 @@ def _image(sheet: Sheet, path: KeyPath, service: ServiceFile) -> None:
     if build is None:
         return
     context = Path(sheet.source).parent / build.context
-    if not context.is_dir():
+    if not (is_there(context) and context.is_dir()):
         sheet.report((*path, "build", "context"), f"there is no folder {context}")
         return
     dockerfile = context / build.dockerfile
-    if not dockerfile.is_file():
-        near = dockerfile.parent.glob("*") if dockerfile.parent.is_dir() else ()
+    if not (is_there(dockerfile) and dockerfile.is_file()):
+        near = dockerfile.parent.glob("*") if is_there(dockerfile.parent) else ()
         hint = did_you_mean(dockerfile.name, [each.name for each in near], like="{}")
         sheet.report(
             (*path, "build", "dockerfile"),
@@ -163,7 +164,7 @@ def _references(sheet: Sheet, path: KeyPath, service: ServiceFile, file: Compose
         if source.rstrip("/") in _OF_MACHINE:
             sheet.report(at, f"the container has the machine's own {source}; mount what it needs")
         here = Path(sheet.source).parent / source
-        if source.startswith(".") and not here.exists():
+        if source.startswith(".") and not is_there(here):
             sheet.report(at, f"there is no {here}")
         if not source.startswith((".", "/", "~", "$")):
             _known(sheet, at, source, file.volumes, "volume")

@@ -16,6 +16,7 @@ from orchestrator.cluster_files.models.launcher import (
     Launcher,
     LocalLauncher,
 )
+from orchestrator.cluster_files.project import is_there
 from orchestrator.cluster_files.rules.commands import Found, Started, examine
 from orchestrator.cluster_files.rules.launcher_clouds import check_cloud
 from orchestrator.cluster_files.sheet import Nodes, Sheet
@@ -162,7 +163,7 @@ def _mounts(sheet: Sheet, file: Launcher) -> None:
         if not target.startswith(("/", "~/")):
             sheet.report(path, f"{target!r} is relative; write the path on the node in full")
         here = sheet.project.file(source)
-        if not source.startswith(("/", "~")) and here is not None and not here.exists():
+        if not source.startswith(("/", "~")) and here is not None and not is_there(here):
             sheet.report(path, f"{source} does not exist in the project's folder")
     if not {".", "./"} & set(file.file_mounts.values()):
         if any("cd ~/" in text and "make install" in text for text in file.setup_commands) and (

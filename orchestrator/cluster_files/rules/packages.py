@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from itertools import pairwise
 
+from orchestrator.cluster_files.project import is_there
 from orchestrator.cluster_files.sheet import Sheet
 from orchestrator.cluster_files.shell import Command
 from orchestrator.config.problems import KeyPath
@@ -56,7 +57,7 @@ def check_pip(sheet: Sheet, path: KeyPath, words: tuple[str, ...]) -> None:
         if (
             option in ("-c", "--constraint", "-r", "--requirement")
             and re.match(r"[$/~]|\w+://", name) is None
-            and not (file is None or file.exists())
+            and not (file is None or is_there(file))
         ):
             sheet.report(path, f"{name} does not exist in the project's folder", name)
     constrained = "-c" in words or "--constraint" in words

@@ -8,6 +8,7 @@ import shlex
 from collections.abc import Iterator
 
 from orchestrator.cluster_files.models.sky import SkyTask
+from orchestrator.cluster_files.project import is_there
 from orchestrator.cluster_files.rules.commands import MODE, Found, check_name, examine
 from orchestrator.cluster_files.rules.launcher_clouds import LEAST_GB, too_small
 from orchestrator.cluster_files.rules.starts import check_starts, check_token
@@ -133,7 +134,8 @@ def check_dockerfile(sheet: Sheet) -> None:
             text = text if listed is None else shlex.join(listed)
             for name, value in arguments.items():
                 if value:
-                    text = re.sub(rf"\$\{{?{name}\b\}}?", value, text)
+                    told = value.replace("\\", r"\\")
+                    text = re.sub(rf"\$\{{?{re.escape(name)}\b\}}?", told, text)
             _pins(sheet, text, arguments)
             found = examine(sheet, (), text, inside=True)
             _layer(sheet, start, found)
@@ -245,5 +247,5 @@ def _copy(sheet: Sheet, start: str, rest: str) -> None:
         file = sheet.project.file(source)
         if source.startswith("<<") or re.search(r"[*?\[$]|://", source):
             continue  # A document, a pattern, a variable or an address.
-        if file is not None and not file.exists():
+        if file is not None and not is_there(file):
             sheet.report((), f"{source} does not exist in the project's folder", source)
