@@ -21,7 +21,13 @@ from ray._private import auto_init_hook
 from ray._private.ray_constants import PROCESS_TYPE_GCS_SERVER, PROCESS_TYPE_RAYLET
 from typing_extensions import Self
 
-from orchestrator.cluster.own_ray import end_own_ray, kill_own_ray, own_handler, start_own_ray
+from orchestrator.cluster.own_ray import (
+    end_own_ray,
+    kill_own_ray,
+    own_handler,
+    start_own_ray,
+    usable_cores,
+)
 from orchestrator.cluster.placement import DATA_CPUS
 from orchestrator.config.schema import ClusterConfig
 from orchestrator.errors import ConfigError, PreemptedError, first_line
@@ -73,9 +79,8 @@ def connected(config: ClusterConfig, *, beside: bool = False) -> Iterator[None]:
     if address and address != "local":
         _join(address, "cluster.address" if config.address else "RAY_ADDRESS")
     else:
-        cores = os.cpu_count() or 1
         needed = (config.workers + beside) * config.cpus_per_worker + DATA_CPUS
-        start_own_ray(max(cores, int(needed + 0.999)))
+        start_own_ray(max(usable_cores(), int(needed + 0.999)))
     try:
         yield
     except ClusterLostError:

@@ -37,7 +37,7 @@ _SOCKET_BYTES = 107
 #: What Ray puts below its folder: the longest name of a session, of a socket, and a counter.
 _BELOW = len("/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store.99")
 #: Label of the node of a Ray that a run has started for itself, which no other node joins.
-_OWN = "orchestrator-own"
+OWN = "orchestrator-own"
 #: Free bytes below which Ray's logs and sockets find no place.
 ROOM = 64 << 20
 
@@ -68,7 +68,7 @@ def start_own_ray(cpus: int) -> None:
                 log_to_driver=False,
                 logging_level=logging.ERROR,
                 _temp_dir=str(folder),
-                labels={_OWN: "true"},
+                labels={OWN: "true"},
                 runtime_env=None if python == sys.executable else {"py_executable": python},
             )
     except PreemptedError:
@@ -94,9 +94,51 @@ def end_own_ray() -> None:
         remove_session(session)
 
 
+def usable_cores(
+    own: Path = Path("/proc/self/cgroup"), groups: Path = Path("/sys/fs/cgroup")
+) -> int:
+    """Cores that this process may use, one at least; ``os.cpu_count`` counts those of the machine.
+
+    They are those that it is bound to, as by ``taskset`` or a queue, and of them no more than the
+    share of time that its container or service has (cgroups(7), versions 1 and 2).
+
+    Args:
+        own: says which groups the process is in.
+        groups: where the groups are.
+    """
+    bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, min([bound or 1, *map(int, _quotas(own, groups))]))
+
+
+def _quotas(own: Path, groups: Path) -> Iterator[float]:
+    """Cores' worth of time that each group of a process has, and those that it is part of."""
+    try:
+        lines = own.read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        base = groups / "cpu" if controllers else groups
+        # A container may see its group as the root, and not below the name that it has outside.
+        inner = Path(os.path.normpath(f"{base}/{path}"))
+        for folder in (inner, *inner.parents):
+            if not folder.is_relative_to(base):
+                break
+            with suppress(OSError, ValueError):
+                if controllers:
+                    quota = float((folder / "cpu.cfs_quota_us").read_text())
+                    period = float((folder / "cpu.cfs_period_us").read_text())
+                else:
+                    quota, period = map(float, (folder / "cpu.max").read_text().split())
+                if quota > 0 and period > 0:
+                    yield quota / period
+
+
 def is_own_ray() -> bool:
     """Whether this process's Ray was started by a run, or a sweep, for itself, on one machine."""
-    return any(_OWN in node.labels for node in alive_nodes())
+    return any(OWN in node.labels for node in alive_nodes())
 
 
 def kill_own_ray(node: Any) -> None:

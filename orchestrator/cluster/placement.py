@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 
 from orchestrator.accelerators import Accelerator, from_resources
 from orchestrator.cluster.nodes import ACCELERATOR_TYPE, Node, alive_nodes, free_resources
+from orchestrator.cluster.own_ray import OWN
 from orchestrator.config.schema import ClusterConfig, Experiment
 from orchestrator.errors import ConfigError, PreemptedError
 
@@ -99,8 +100,10 @@ def place(
     if one_thread:
         return replace(placement, threads=1)
     possible = [n for n in nodes if placement.takes(n) and _room(placement, n.resources)]
+    # A Ray of the run's own may be told of fewer cores than one was when the run began.
+    machine = (os.cpu_count() or 1) - 1 if any(OWN in n.labels for n in possible) else 0
     if threads_before is not None and all(
-        threads_before <= share_of_node(node.cpus, 1) for node in possible
+        threads_before <= max(machine, share_of_node(node.cpus, 1)) for node in possible
     ):
         return replace(placement, threads=threads_before)
     least = min(

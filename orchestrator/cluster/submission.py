@@ -10,9 +10,11 @@ import asyncio
 import ipaddress
 import os
 import shlex
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,7 +25,13 @@ from orchestrator.config.places import places_of
 from orchestrator.config.resolve import Template, read_template
 from orchestrator.config.schema import Experiment
 from orchestrator.credentials import mask
-from orchestrator.errors import ConfigError, OrchestratorError, PreemptedError, SecurityError
+from orchestrator.errors import (
+    ConfigError,
+    OrchestratorError,
+    PreemptedError,
+    SecurityError,
+    first_line,
+)
 from orchestrator.tracking.git_info import COMMIT_VARIABLE, git_info
 from orchestrator.training.interrupt import in_thread
 
@@ -42,6 +50,9 @@ _POLL_SECONDS = 1.0
 _PATIENCE_SECONDS = 60.0
 #: For how long an upload may take; its size is limited, and Ray sets no limit of time.
 _UPLOAD_SECONDS = 600.0
+#: What Ray says of a job whose driver ended with the process, or the node, that watched over it.
+_ENDING = frozenset({signal.SIGHUP, signal.SIGKILL, signal.SIGTERM})
+_LOST = ("JOB_SUPERVISOR_ACTOR_DIED", "JOB_SUPERVISOR_ACTOR_START_TIMEOUT")
 #: Ray sets this for whatever is started as a job.
 _INSIDE_A_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
@@ -93,7 +104,7 @@ def _grace() -> str:
         ConfigError: the environment names no such number, which Ray would find out at the stop.
     """
     seconds = os.environ.get(GRACE, str(GRACE_SECONDS))
-    if not seconds.isdigit() or int(seconds) < GRACE_SECONDS:
+    if not seconds.isdecimal() or int(seconds) < GRACE_SECONDS:
         raise ConfigError(
             f"{GRACE} is {seconds!r}; allowed are {GRACE_SECONDS} seconds and more, in which a "
             f"step and its commit fit. Next: unset {GRACE}"
@@ -162,14 +173,18 @@ def connect(address: str | None = None) -> Any:
         ConfigError: nothing answers at the address.
     """
     address = address or os.environ.get(_SHADOWING[0]) or DEFAULT_ADDRESS
-    parts = urlsplit(address)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    try:
+        parts = urlsplit(address)
+        valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        valid = False
+    if not valid:
         raise ConfigError(
             f"--address: found {address!r}; allowed: http://HOST:PORT or https://HOST:PORT of the "
             f"Ray dashboard. Next: try {DEFAULT_ADDRESS}"
         )
     token = _token()
-    if token is None and not _is_loopback(parts.hostname):
+    if token is None and not _is_loopback(parts.hostname or ""):
         raise SecurityError(
             f"--address: {address} is on another machine and no token is in use, so anyone who "
             f"reaches it may run commands there. Next: start the cluster with {_MODE}=token and "
@@ -212,10 +227,13 @@ def submit(client: Any, submission: Submission) -> str:
 
     try:
         return _within(_UPLOAD_SECONDS, send)
-    except TimeoutError as error:
+    except OSError as error:
+        if error.filename is not None:
+            raise  # A file here, and not the line.
         raise ConfigError(
-            f"the cluster did not take the job: {error}. Next: see by `ray job list` whether it "
-            "has started all the same, and restart the head node's dashboard if that hangs, too"
+            f"the cluster did not take the job: {mask(first_line(error))}. Next: see by `ray job "
+            "list` whether it has started all the same, and restart the head node's dashboard if "
+            "that hangs, too"
         ) from error
     except RuntimeError as error:
         raise ConfigError(f"the cluster refused the job: {error}") from error
@@ -224,7 +242,7 @@ def submit(client: Any, submission: Submission) -> str:
 def short_grace() -> str | None:
     """A warning where this process is a job that `ray job stop` would hardly wait for."""
     seconds = os.environ.get(GRACE, str(_RAYS_GRACE_SECONDS))
-    if _INSIDE_A_JOB not in os.environ or not seconds.isdigit() or int(seconds) >= GRACE_SECONDS:
+    if _INSIDE_A_JOB not in os.environ or not seconds.isdecimal() or int(seconds) >= GRACE_SECONDS:
         return None
     return (
         f"warning: `ray job stop` kills this job after {seconds} s, perhaps before its step is "
@@ -252,10 +270,28 @@ def follow(client: Any, job: str) -> None:
     if status == "STOPPED":
         raise PreemptedError(f"{job} was stopped; submit the same command to go on")
     if status != "SUCCEEDED":
+        lost = _loss(info)
+        if lost is not None:
+            raise PreemptedError(
+                f"{job}: {lost}. What it committed is in its storage. Next: see that the head has "
+                "memory left, and submit the same command again to go on"
+            )
         failure = OrchestratorError(f"{job} failed: {info.message}")
-        if info.driver_exit_code:
+        if info.driver_exit_code and info.driver_exit_code > 0:
             failure.exit_code = int(info.driver_exit_code)
         raise failure
+
+
+def _loss(info: Any) -> str | None:
+    """How a job's driver was lost, through no fault of its own; None where it ended by itself."""
+    code = info.driver_exit_code or 0
+    # A shell that stays in between adds 128.
+    number = -code if code < 0 else code - 128
+    if number in _ENDING:
+        return f"its driver was ended by signal {number}"
+    if getattr(info, "error_type", None) in _LOST:
+        return f"its driver was lost ({str(info.message).partition(chr(10))[0]})"
+    return None
 
 
 def _info_of(client: Any, job: str) -> Any:
@@ -394,10 +430,12 @@ def _token() -> str | None:
     try:
         found = path.stat()
         if found.st_mode & 0o077 and found.st_uid == os.geteuid():
-            # `ray get-auth-token --generate` makes it readable for everybody.
-            path.chmod(0o600)
-        return path.read_text().strip() or None
-    except OSError:
+            # `ray get-auth-token --generate` makes it readable for everybody. Secrets of Docker and
+            # Kubernetes are mounted for reading alone.
+            with suppress(OSError):
+                path.chmod(0o600)
+        return path.read_text(encoding="utf-8").strip() or None
+    except (OSError, UnicodeDecodeError):
         return None
 
 

@@ -94,8 +94,10 @@ def survey(
             paths.append(str(marker))
         seen = _ask(scouts, "look", dict.fromkeys(scouts, (paths,)))
         _require_seen(needed, seen)
-        _tell_of_kernels(_ask(scouts, "kernels", dict.fromkeys(scouts, ())))
-        unreached = _unreached(scouts)
+        # Whoever still looks answers nothing else.
+        heard = {node: scouts[node] for node in seen}
+        _tell_of_kernels(_ask(heard, "kernels", dict.fromkeys(heard, ())))
+        unreached = _unreached(heard)
         if unreached:
             more = f"; and {len(unreached) - _NAMED} more" if len(unreached) > _NAMED else ""
             raise ConfigError(
@@ -177,9 +179,15 @@ def _is_well(reference: Any) -> bool:
 def _ask(
     scouts: Mapping[Node, Any], what: str, arguments: Mapping[Node, tuple[Any, ...]]
 ) -> dict[Node, Any]:
-    """Answers of those who answer in time."""
+    """Answers of those who answer in time; the others are said and left out."""
     asked = {getattr(actor, what).remote(*arguments[node]): node for node, actor in scouts.items()}
-    ready, _ = ray.wait(list(asked), num_returns=len(asked), timeout=_ANSWER_SECONDS)
+    ready, late = ray.wait(list(asked), num_returns=len(asked), timeout=_ANSWER_SECONDS)
+    if late:
+        log.warning(
+            "no answer within %g s from %s; a disk or mount that hangs there would hold up the run",
+            _ANSWER_SECONDS,
+            names_of(asked[reference] for reference in late),
+        )
     return {asked[reference]: ray.get(reference) for reference in ready if _is_well(reference)}
 
 

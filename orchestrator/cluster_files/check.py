@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import shlex
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from orchestrator.cluster_files.models.launcher import (
 from orchestrator.cluster_files.models.ray import KINDS
 from orchestrator.cluster_files.models.sky import SkyTask
 from orchestrator.cluster_files.project import Project
-from orchestrator.cluster_files.rules import compose, launcher, manifests, scripts
+from orchestrator.cluster_files.rules import batch, compose, launcher, manifests, scripts
 from orchestrator.cluster_files.rules.bundle import Bundle
 from orchestrator.cluster_files.sheet import Nodes, Sheet, texts_of
 from orchestrator.config.explain import explain
@@ -281,9 +282,13 @@ def _model_of(sheet: Sheet, tree: dict[str, Json]) -> type[BaseModel] | None:
 
 
 def _check(sheet: Sheet, model: BaseModel | str | None, bundle: Bundle) -> None:
-    for path, text in texts_of(sheet.tree):
+    texts: Iterable[tuple[KeyPath, str]] = texts_of(sheet.tree)
+    if not sheet.is_yaml:
+        texts = (((), line) for line in sheet.lines)
+    for path, text in texts:
         found = secret_in(text)
-        if found is not None:
+        # One that a variable gives stands somewhere else.
+        if found is not None and re.search(r"[:=]\$[\w{($]", found) is None:
             message = "a key, token or password stands here; take it from outside the file"
             sheet.report(path, message, found)
     if isinstance(model, LocalLauncher | AwsLauncher | GcpLauncher):
@@ -295,7 +300,7 @@ def _check(sheet: Sheet, model: BaseModel | str | None, bundle: Bundle) -> None:
     elif isinstance(model, BaseModel):
         manifests.check(sheet, model, bundle)
     elif model == "sbatch":
-        scripts.check_batch(sheet)
+        batch.check_batch(sheet)
     elif model == "Dockerfile":
         scripts.check_dockerfile(sheet)
 

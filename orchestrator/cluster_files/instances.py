@@ -132,7 +132,7 @@ def gce(name: str) -> Instance | None:
         cpus = int(found[3])
         each = _GCE_MEMORY.get((found[1], found[2]), _GCE_PLAIN[found[2]])
         return Instance(cpus, cpus * each * _GIB)
-    if name.startswith("g2-standard-") and name.rpartition("-")[2].isdigit():
+    if name.startswith("g2-standard-") and name.rpartition("-")[2].isdecimal():
         cpus = int(name.rpartition("-")[2])
         return Instance(cpus, cpus * 4 * _GIB, _G2_GPUS[cpus]) if cpus in _G2_GPUS else None
     found = _A2.match(name)

@@ -16,8 +16,18 @@ from orchestrator.errors import ConfigError, nearest
 
 #: Of the image that the Dockerfiles in ``clusters/docker`` make.
 IMAGE = "detection-orchestrator"
+#: Of the server that ``clusters/docker/Dockerfile.mlflow`` makes, and what the others are made for.
+_SERVER, _VARIANTS = "detection-mlflow", ("cpu", "gpu", "npu")
 #: Where that image holds the project.
 FOLDER = "/app"
+
+
+def is_there(path: Path) -> bool:
+    """Whether there is something at a path, which may be longer than the system takes one."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
 
 
 @dataclass(frozen=True)
@@ -72,6 +82,16 @@ class Project:
         return parser["metadata"]["version"]
 
     @cached_property
+    def extras(self) -> frozenset[str]:
+        """Sets of further packages by name; none where the project has no folder."""
+        if self.root is None:
+            return frozenset()
+        parser = configparser.ConfigParser()
+        parser.read(self.root / "setup.cfg", encoding="utf-8")
+        found = "options.extras_require"
+        return frozenset(parser[found]) if parser.has_section(found) else frozenset()
+
+    @cached_property
     def targets(self) -> frozenset[str]:
         """Of the Makefile."""
         makefile = None if self.root is None else self.root / "Makefile"
@@ -119,17 +139,35 @@ class Project:
                 f"image {image!r} is whatever was built last, and nodes that start at different "
                 "times get different ones; write a version"
             )
+        # A digest alone says exactly which one it is, and nothing of its version.
+        return self._version_problem(image, path, base, tag) if tag else self._slip(image, base)
+
+    def _version_problem(self, image: str, path: str, base: str, tag: str) -> str | None:
         if base == "ray" or base == "ray-ml":
             return self._ray_image_problem(image, tag)
         if base == "python":
             return self._python_problem(image, re.match(r"(\d+)\.(\d+)", tag))
+        if base == _SERVER and tag.partition("-")[0] != self.pins["mlflow"]:
+            return (
+                f"image {image!r} has MLflow {tag.partition('-')[0]}, constraints.txt pins "
+                f"{self.pins['mlflow']}"
+            )
+        variant = tag.rpartition("-")[2]
+        slip = nearest(variant, _VARIANTS) if "-" in tag and base == IMAGE else None
+        if slip is not None and variant not in _VARIANTS and abs(len(variant) - len(slip)) < 2:
+            return f"there is no Dockerfile.{variant} for image {image!r}; did you mean {slip}?"
         if base == IMAGE and not (tag == self.version or tag.startswith(f"{self.version}-")):
             return (
                 f"image {image!r} is of version {tag.partition('-')[0]}, the project of "
                 f"{self.version}; write {path}:{self.version}{''.join(tag.partition('-')[1:])}"
             )
-        guess = nearest(base, [IMAGE])
-        if guess and base != IMAGE:
+        return self._slip(image, base) or self._python_problem(
+            image, re.search(r"(?<![a-z])py(3)\.(\d+)", tag)
+        )
+
+    @staticmethod
+    def _slip(image: str, base: str) -> str | None:
+        if base != IMAGE and nearest(base, [IMAGE]):
             return f"image {image!r} is none of this project's; did you mean {IMAGE}?"
         return None
 

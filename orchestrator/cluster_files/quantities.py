@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 _BINARY = {"Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30, "Ti": 1 << 40, "Pi": 1 << 50}
 _DECIMAL = {"k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "P": 10**15}
-_QUANTITY = re.compile(r"([0-9]+(?:\.[0-9]+)?(?:[eE][0-9]+)?)(m|[kMGTP]|[KMGTP]i)?")
+_QUANTITY = re.compile(r"((?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][0-9]+)?)(m|[kMGTP]|[KMGTP]i)?")
 _COMPOSE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([bkmgt]?)b?", re.IGNORECASE)
 _POWERS = {"": 0, "b": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 
@@ -22,7 +23,7 @@ def amount(text: int | float | str) -> float:
         QuantityError: it is none.
     """
     found = _QUANTITY.fullmatch(str(text))
-    if found is None:
+    if found is None or not math.isfinite(float(found[1])):
         raise QuantityError(
             f"found {text!r}, allowed is a number with one of the units m, k, M, G, T, Ki, Mi, "
             "Gi, Ti or none"
@@ -47,7 +48,7 @@ def compose_bytes(text: str) -> float:
         QuantityError: it is none.
     """
     found = _COMPOSE.fullmatch(text)
-    if found is None:
+    if found is None or not math.isfinite(float(found[1])):
         raise QuantityError(
             f"found {text!r}, allowed is a number with one of the units b, k, m, g or t"
         )

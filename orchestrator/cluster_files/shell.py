@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import pairwise
 
 _ASSIGNMENT = re.compile(r"([A-Za-z_]\w*)=(.*)", re.DOTALL)
 #: What is quoted, so that neither a mark of comments nor of documents stands in it; comments;
@@ -24,7 +25,25 @@ _SEPARATORS = frozenset(";&|()\n")
 _PREFIXES = frozenset(
     {"exec", "nohup", "sudo", "env", "time", "then", "do", "else", "if", "while", "until", "!", "{"}
 )
-_SHELLS = frozenset({"bash", "sh", "/bin/bash", "/bin/sh"})
+_SHELLS = frozenset({"bash", "dash", "sh"})
+#: Commands that start the one behind their options, each with the options that take no value.
+_LAUNCHERS = {
+    "srun": frozenset(
+        re.findall(
+            r"\S+",
+            """
+    --contiguous --disable-status --exact --exclusive --immediate --join --kill-on-bad-exit
+    --label --multi-prog --no-allocate --no-kill --oom-kill-step --overcommit --overlap
+    --oversubscribe --preserve-env --pty --quiet --reboot --spread-job --test-only
+    --unbuffered --use-min-nodes --verbose --wait-for-children -E -I -K -O -Q -X -Z -k -l -s
+    -u -v
+    """,
+        )
+    ),
+    "timeout": frozenset({"--preserve-status", "--foreground", "--verbose", "-v", "-f", "-p"}),
+    "tini": frozenset({"-g", "-s", "-v", "-w"}),
+    "torchrun": frozenset({"--standalone", "--no-python", "--module", "-m"}),
+}
 
 
 class ShellError(ValueError):
@@ -38,10 +57,14 @@ class Command:
     Attributes:
         words: the command and what follows, quotes removed.
         env: variables that it sees, as far as the text sets them.
+        variables: of the shell, which puts them in the place of ``$NAME``, exported or not.
+        launcher: what starts it, with its options: ``srun --nodes=1``.
     """
 
     words: tuple[str, ...]
     env: Mapping[str, str]
+    variables: Mapping[str, str] = field(default_factory=dict)
+    launcher: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -80,6 +103,7 @@ def commands(text: str, env: Mapping[str, str] | None = None) -> Iterator[Comman
         ShellError: quotes do not close.
     """
     variables = dict(env or {})
+    exported, all_are = set(variables), False
     for words in _simple(text):
         own: dict[str, str] = {}
         while words:
@@ -91,30 +115,48 @@ def commands(text: str, env: Mapping[str, str] | None = None) -> Iterator[Comman
             words = words[1:]
         if not words:
             variables |= own
+            exported |= set(own) if all_are else set()
             continue
-        if words[0] == "export":
-            found = (_ASSIGNMENT.fullmatch(word) for word in words[1:])
+        if words[0] == "export" or (words[0] in ("declare", "typeset") and "-x" in words):
+            found = [_ASSIGNMENT.fullmatch(word) for word in words[1:]]
             variables |= {each[1]: each[2] for each in found if each is not None}
+            exported |= {word.partition("=")[0] for word in words[1:]}
             continue
-        if words[0] in ("srun", "timeout", "tini", "torchrun"):
-            words = _behind_options(words)
+        if words[0] == "set":
+            all_are = all_are or any(re.fullmatch(r"-[a-z]*a[a-z]*", word) for word in words[1:])
+        launcher: tuple[str, ...] = ()
+        if words[0] in _LAUNCHERS:
+            rest = _behind_options(words)
+            launcher, words = tuple(words[: len(words) - len(rest)]), rest
             if not words:
                 continue
-        if words[0] in _SHELLS and any(_takes_text(word) for word in words[1:3]):
-            yield from commands(words[-1], variables | own)
+        seen = {name: value for name, value in variables.items() if name in exported} | own
+        inner = _text_of_shell(words)
+        if inner is not None:
+            yield from commands(inner, seen)
             continue
-        yield Command(tuple(words), variables | own)
+        yield Command(tuple(words), seen, dict(variables), launcher)
 
 
-def _takes_text(word: str) -> bool:
-    return re.fullmatch(r"-[a-z]*c", word) is not None
+def _text_of_shell(words: list[str]) -> str | None:
+    """The text that a shell is given to run; what follows it are its arguments."""
+    if words[0].rpartition("/")[2] not in _SHELLS:
+        return None
+    pairs = pairwise(words[1:])
+    return next((text for word, text in pairs if re.fullmatch(r"-[a-z]*c", word)), None)
 
 
 def _behind_options(words: list[str]) -> list[str]:
-    rest = words[1:]
-    while rest and (rest[0].startswith("-") or re.fullmatch(r"[\d.]+[smhd]?", rest[0])):
-        rest = rest[1:]
-    return rest
+    """What a launcher starts."""
+    rest, alone = list(words[1:]), _LAUNCHERS[words[0]]
+    while rest and rest[0].startswith("-"):
+        option = rest.pop(0)
+        if option == "--":
+            return rest
+        long = option.startswith("--")
+        if option not in alone and "=" not in option and (long or len(option) == 2):
+            rest = rest[1:]
+    return rest[1:] if words[0] == "timeout" else rest
 
 
 def _without_passages(text: str) -> str:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from orchestrator.cluster import network
+from orchestrator.cluster import network, survey
 from orchestrator.cluster.network import (
     Door,
     UnreachedError,
@@ -151,6 +152,40 @@ def test_a_link_that_comes_back_is_waited_for(two_nodes: pytest.MonkeyPatch) -> 
     assert group.closed
     back.close()
     first.close()
+
+
+def test_a_node_that_does_not_answer_is_said_and_asked_no_more(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its disk hangs, for instance, and so does whatever looks there."""
+    nodes = [Node(f"n{i}", f"host{i}", f"10.0.0.{i}", {"CPU": 1.0}) for i in (1, 2)]
+    asked: list[str] = []
+
+    class Scout:
+        def __init__(self, node: Node) -> None:
+            self.node = node
+
+        def __getattr__(self, what: str) -> Any:
+            def remote(*arguments: Any) -> tuple[str, str]:
+                asked.append(f"{what} {self.node.id}")
+                return what, self.node.id
+
+            return SimpleNamespace(remote=remote)
+
+    answers = {"look": [True], "kernels": "native", "door": ("10.0.0.1", 1), "knock": []}
+    fake = SimpleNamespace(
+        wait=lambda all, **_: (
+            [each for each in all if each != ("look", "n2")],
+            [each for each in all if each == ("look", "n2")],
+        ),
+        get=lambda reference: answers[reference[0]],
+        kill=lambda actor: None,
+    )
+    monkeypatch.setattr(survey, "ray", fake)
+    monkeypatch.setattr(survey, "_scouts", lambda nodes: {node: Scout(node) for node in nodes})
+    assert survey.survey(nodes, [Needed("data.train.images", "/data")]) == []
+    assert "no answer within 30 s from host2 (10.0.0.2)" in caplog.text
+    assert asked == ["look n1", "look n2", "kernels n1", "door n1", "knock n1"]
 
 
 def test_what_a_node_does_not_see_is_named() -> None:

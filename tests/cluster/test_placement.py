@@ -19,10 +19,15 @@ def node(number: int, **resources: float) -> Node:
 
 
 def placed(
-    monkeypatch: pytest.MonkeyPatch, nodes: list[Node], *, one_thread: bool = False, **keys: object
+    monkeypatch: pytest.MonkeyPatch,
+    nodes: list[Node],
+    *,
+    one_thread: bool = False,
+    threads_before: int | None = None,
+    **keys: object,
 ) -> Placement:
     monkeypatch.setattr(module, "alive_nodes", lambda: nodes)
-    return place(ClusterConfig(**keys), one_thread=one_thread)
+    return place(ClusterConfig(**keys), one_thread=one_thread, threads_before=threads_before)
 
 
 def test_a_worker_has_to_fit_on_one_node(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,3 +109,15 @@ def test_threads_follow_from_the_workers_machine(monkeypatch: pytest.MonkeyPatch
     assert not placed(monkeypatch, nodes, workers=4, threads_per_worker=3).by_node
     found = placed(monkeypatch, nodes, workers=1, one_thread=True)
     assert (found.threads, found.by_node) == (1, False)
+
+
+def test_a_run_keeps_its_threads_where_its_ray_is_told_of_fewer_cores(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The number of threads is part of the bits; that of a container's cores was not looked at."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    own = Node("n", "host", "10.0.0.1", {"CPU": 3.0}, {"orchestrator-own": "true"})
+    assert placed(monkeypatch, [own], workers=1, threads_before=63).threads == 63
+    assert placed(monkeypatch, [own], workers=1, threads_before=64).threads == 2
+    other = node(1, CPU=3.0)
+    assert placed(monkeypatch, [other], workers=1, threads_before=63).threads == 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import re
 import shutil
@@ -23,6 +24,7 @@ import pytest
 import requests
 from ray.job_submission import JobStatus
 
+from orchestrator.cluster import submission
 from orchestrator.cluster.submission import (
     Submission,
     connect,
@@ -179,7 +181,13 @@ def test_another_machine_is_not_asked_without_a_token(address: str) -> None:
 
 
 @pytest.mark.usefixtures("no_token")
-@pytest.mark.parametrize("address", ["127.0.0.1:8265", "ray://127.0.0.1:10001", "http://", "auto"])
+@pytest.mark.parametrize(
+    "address",
+    [
+        "127.0.0.1:8265", "ray://127.0.0.1:10001", "http://", "auto", "http://[::1", "http://h:abc",
+        "http://h:99999", "http://h:0",
+    ],
+)  # fmt: skip
 def test_an_address_of_another_kind_is_refused(address: str) -> None:
     with pytest.raises(ConfigError, match=r"allowed: http://HOST:PORT"):
         connect(address)
@@ -195,6 +203,25 @@ def test_the_token_file_is_closed_to_others(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no Ray job server answers"):
         connect(f"http://127.0.0.1:{free_port()}")
     assert stat.S_IMODE(token.stat().st_mode) == 0o600
+
+
+@pytest.mark.usefixtures("no_token")
+def test_a_token_is_used_that_cannot_be_closed_to_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As secrets of Docker are: mounted for reading alone, with mode and user of the machine."""
+    token = tmp_path / "ray_token"
+    token.write_text("b9a1" * 16)
+    token.chmod(0o644)
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(token))
+
+    def refuse(path: Path, mode: int) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    monkeypatch.setattr(Path, "chmod", refuse)
+    assert submission._token() == "b9a1" * 16
+    token.write_bytes(b"\xff\xfe")
+    assert submission._token() is None
 
 
 @pytest.mark.usefixtures("no_address")
@@ -249,9 +276,16 @@ def test_a_job_is_told_the_commit_that_its_folder_has_lost(
 class Jobs:
     """Answers as a job server does: not over yet, then ``status``."""
 
-    def __init__(self, status: JobStatus, code: int | None = None, breaks: bool = False) -> None:
+    def __init__(
+        self,
+        status: JobStatus,
+        code: int | None = None,
+        breaks: bool = False,
+        error_type: str | None = None,
+    ) -> None:
         self.answers: list[JobStatus | Exception] = [JobStatus.RUNNING, status]
         self.code = code
+        self.error_type = error_type
         self.breaks = breaks
 
     async def tail_job_logs(self, job: str) -> AsyncIterator[str]:
@@ -263,7 +297,12 @@ class Jobs:
         status = self.answers.pop(0)
         if isinstance(status, Exception):
             raise status
-        return SimpleNamespace(status=status, message="it said why", driver_exit_code=self.code)
+        return SimpleNamespace(
+            status=status,
+            message="it said why",
+            driver_exit_code=self.code,
+            error_type=self.error_type,
+        )
 
 
 @pytest.fixture(autouse=True)
@@ -281,7 +320,37 @@ def test_a_log_that_breaks_off_does_not_end_the_wait(capsys: pytest.CaptureFixtu
     assert "broke off (connection closed)" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("code", "expected"), [(64, 64), (65, 65), (None, 70)])
+def test_a_line_that_breaks_while_the_job_is_sent_is_no_bug(project: Path) -> None:
+    class Breaking:
+        def __init__(self, error: Exception) -> None:
+            self.error = error
+
+        def submit_job(self, **job: Any) -> str:
+            raise self.error
+
+    sent = prepared(project, *SHARED)
+    with pytest.raises(ConfigError, match=r"did not take the job: broken pipe.*ray job list"):
+        submit(Breaking(requests.ConnectionError("broken pipe\nand more")), sent)
+    missing = FileNotFoundError(errno.ENOENT, "No such file or directory", "setup.cfg")
+    with pytest.raises(FileNotFoundError, match=r"setup\.cfg"):
+        submit(Breaking(missing), sent)
+
+
+@pytest.mark.parametrize("code", [-9, -15, 137, 143])
+def test_a_driver_that_was_killed_can_be_sent_again(code: int) -> None:
+    with pytest.raises(PreemptedError, match=rf"ended by signal {abs(code) % 128}\..*to go on"):
+        follow(Jobs(JobStatus.FAILED, code), "job-1")
+
+
+def test_a_driver_that_was_lost_with_its_node_can_be_sent_again() -> None:
+    jobs = Jobs(JobStatus.FAILED, error_type="JOB_SUPERVISOR_ACTOR_DIED")
+    with pytest.raises(PreemptedError, match=r"its driver was lost \(it said why\)\..*to go on"):
+        follow(jobs, "job-1")
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"), [(64, 64), (65, 65), (None, 70), (-11, 70), (130, 130)]
+)
 def test_a_failure_keeps_the_exit_code_of_the_driver(code: int | None, expected: int) -> None:
     with pytest.raises(OrchestratorError, match="job-1 failed: it said why") as failure:
         follow(Jobs(JobStatus.FAILED, code), "job-1")

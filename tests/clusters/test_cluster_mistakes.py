@@ -2,44 +2,25 @@
 
 from __future__ import annotations
 
-import re
-import shutil
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
-from orchestrator.cli.main import VERBS
-from orchestrator.cluster_files.check import check_files
-
-ROOT = Path(__file__).resolve().parents[2]
-
-
-class Mistake(NamedTuple):
-    """A slip of the pen.
-
-    Attributes:
-        file: below ``clusters``.
-        old: text that is replaced.
-        new: text that replaces it.
-        says: pattern of the message.
-        nth: which of the places where ``old`` stands, from 0.
-        at: text on the line that is to be named; the new text's first line by default.
-    """
-
-    file: str
-    old: str
-    new: str
-    says: str
-    nth: int = 0
-    at: str = ""
-
-
-ONPREM, AWS, GCP, COMPOSE = "onprem.yaml", "aws.yaml", "gcp.yaml", "compose.yaml"
-CLUSTER, JOB, NPU = (
-    f"kuberay/{name}.yaml" for name in ("raycluster-gpu", "rayjob-gpu", "rayjob-npu")
+from tests.support.cluster_mistakes import (
+    AWS,
+    CLUSTER,
+    COMPOSE,
+    GCP,
+    IMAGE,
+    JOB,
+    NPU,
+    ONPREM,
+    SKY,
+    SLURM,
+    TRAIN,
+    Mistake,
+    require_found,
 )
-SKY, TRAIN, SLURM, IMAGE = "skypilot.yaml", "trainjob.yaml", "slurm.sbatch", "docker/Dockerfile.gpu"
 
 MISTAKES = [
     # Keys.
@@ -159,45 +140,10 @@ MISTAKES = [
 ]  # fmt: skip
 
 
-def edited(mistake: Mistake) -> tuple[str, int]:
-    """The text with the mistake, and the line that has to be named."""
-    text = (ROOT / "clusters" / mistake.file).read_text()
-    # Comments tell how files are used, and are no place for these mistakes.
-    body = re.search(r"(?m)^(?!#(?!SBATCH))", text)
-    start = body.start() if body else 0
-    for _ in range(mistake.nth + 1):
-        start = text.index(mistake.old, start) + 1
-    start -= 1
-    changed = text[:start] + mistake.new + text[start + len(mistake.old) :]
-    if mistake.at:
-        position = changed.index(mistake.at, body.start() if body else 0)
-    else:
-        position = start + len(mistake.new) - len(mistake.new.lstrip())
-    return changed, changed[:position].count("\n") + 1
-
-
 def test_there_are_sixty_and_all_differ() -> None:
     assert len({(each.file, each.old, each.new, each.nth) for each in MISTAKES}) >= 60
 
 
 @pytest.mark.parametrize("mistake", MISTAKES, ids=lambda each: f"{each.file}: {each.new[:40]!r}")
 def test_a_mistake_is_found_with_its_line(mistake: Mistake, tmp_path: Path) -> None:
-    text, line = edited(mistake)
-    # Files that the edited one names stand beside it, as they do in the project.
-    for name in ("setup.cfg", "constraints.txt", "Makefile"):
-        shutil.copy(ROOT / name, tmp_path / name)
-    for name in (
-        "experiments", "orchestrator", "detectors", "native", "setup.py", "pyproject.toml",
-        "README.md", "LICENSE",
-    ):  # fmt: skip
-        (tmp_path / name).symlink_to(ROOT / name)
-    shutil.copytree(ROOT / "clusters", tmp_path / "clusters")
-    path = tmp_path / "clusters" / mistake.file
-    path.write_text(text)
-    (report,) = check_files([path], verbs=frozenset(VERBS))
-    found = [(each.place.line, each.message) for each in report.problems]
-    assert any(number == line and re.search(mistake.says, message) for number, message in found), (
-        line,
-        [str(problem) for problem in report.problems],
-    )
-    assert all(problem.place.source == str(path) for problem in report.problems)
+    require_found(mistake, tmp_path)

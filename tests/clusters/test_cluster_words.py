@@ -33,6 +33,35 @@ bash -lc "ray stop; ray start --address=$H:1"
     ]
 
 
+def test_a_command_sees_what_is_exported() -> None:
+    text = "A=1\ndeclare -x B=2 C\nC=3 D=4 ray stop --temp-dir=$A\nC=5\nset -a\nE=6\nray stop"
+    first, second = (each for each in commands(text) if each.name == "ray")
+    assert first.env == {"B": "2", "C": "3", "D": "4"}
+    assert first.variables == {"A": "1", "B": "2"}
+    assert second.env == {"B": "2", "C": "5", "E": "6"}
+    assert second.variables == {"A": "1", "B": "2", "C": "5", "E": "6"}
+    (inner,) = commands("A=1\nB=2 sh -c 'ray stop' name", {"C": "3"})
+    assert inner.env == {"B": "2", "C": "3"}
+
+
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        "srun",
+        "srun --nodes=1 --ntasks=1",
+        'srun -N 1 -n1 -w "$head" -u',
+        "srun --nodelist node-1 --cpus-per-task 32 --exact --label",
+        "timeout -k 5 30m",
+        "timeout --preserve-status 30",
+        "tini -g --",
+    ],
+)
+def test_a_launcher_starts_what_is_behind_its_options(launcher: str) -> None:
+    (command,) = commands(f"{launcher} ray start --head")
+    assert command.words == ("ray", "start", "--head")
+    assert " ".join(command.launcher) == launcher.replace('"', "")
+
+
 @pytest.mark.parametrize(
     ("text", "cut"),
     [
@@ -73,13 +102,23 @@ def test_options_take_values_in_both_forms() -> None:
 
 @pytest.mark.parametrize(
     ("text", "number"),
-    [("500m", 0.5), ("8Gi", 8 * GIB), ("1k", 1000), (4, 4), ("1.5G", 1.5e9), ("2Ti", 2048 * GIB)],
+    [
+        ("500m", 0.5),
+        ("8Gi", 8 * GIB),
+        ("1k", 1000),
+        (4, 4),
+        ("1.5G", 1.5e9),
+        ("2Ti", 2048 * GIB),
+        (".5", 0.5),
+        ("2.", 2),
+        ("1e3", 1000),
+    ],
 )
 def test_quantities_of_kubernetes(text: str | int, number: float) -> None:
     assert amount(text) == number
 
 
-@pytest.mark.parametrize("text", ["8GiB", "8gi", "8 Gi", "one", "", "-1"])
+@pytest.mark.parametrize("text", ["8GiB", "8gi", "8 Gi", "one", "", "-1", ".", "1e999"])
 def test_what_is_no_quantity(text: str) -> None:
     with pytest.raises(QuantityError):
         amount(text)

@@ -31,6 +31,7 @@ OTHERS = {
         "git",
         "mkdir",
         "openssl",
+        "printf",
         "sed",
         "sh",
         "source",

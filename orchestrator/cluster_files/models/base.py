@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel, to_pascal
 
 Text: TypeAlias = Annotated[str, Field(min_length=1)]
-Count: TypeAlias = Annotated[int, Field(ge=0)]
+Count: TypeAlias = Annotated[int, Field(ge=0, le=1 << 32)]
 Port: TypeAlias = Annotated[int, Field(ge=1, le=65535)]
 #: A quantity of Kubernetes: a number, or text with a unit such as ``500m`` or ``8Gi``.
 Quantity: TypeAlias = int | float | str

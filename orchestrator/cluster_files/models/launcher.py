@@ -270,7 +270,7 @@ class GcpNodeType(NodeType):
 class Launcher(Snake):
     """What launcher files of every provider hold."""
 
-    cluster_name: Text
+    cluster_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
     max_workers: Count | None = None
     upscaling_speed: Annotated[float, Field(gt=0)] = 1.0
     idle_timeout_minutes: Annotated[float, Field(gt=0)] = 5

@@ -143,7 +143,7 @@ class RuntimeRef(Camel):
     """The template that a job is made from."""
 
     name: Text
-    api_group: Text = "trainer.kubeflow.org"
+    api_group: Literal["trainer.kubeflow.org"] = "trainer.kubeflow.org"
     kind: Literal["ClusterTrainingRuntime", "TrainingRuntime"] = "ClusterTrainingRuntime"
 
 

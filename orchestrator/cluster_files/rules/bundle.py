@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from orchestrator.cluster_files.models.kubernetes import (
     ConfigMap,
+    Job,
     NetworkPolicy,
     PersistentVolume,
     PersistentVolumeClaim,
@@ -33,6 +34,7 @@ class Bundle:
         secrets: keys of secrets that comments say how to make, by name.
         runtimes: templates of jobs.
         pods: labels of every pod template.
+        claimed: names of the claims that pods mount.
         policies: that let in or out.
     """
 
@@ -42,6 +44,7 @@ class Bundle:
     secrets: dict[str, set[str]] = field(default_factory=dict)
     runtimes: dict[str, TrainingRuntime] = field(default_factory=dict)
     pods: list[dict[str, str]] = field(default_factory=list)
+    claimed: set[str] = field(default_factory=set)
     policies: list[NetworkPolicy] = field(default_factory=list)
 
     def add(self, document: object) -> None:
@@ -56,6 +59,10 @@ class Bundle:
             self.policies.append(document)
         elif isinstance(document, TrainingRuntime):
             self.runtimes[document.metadata.name] = document
+            for job in document.spec.template.spec.replicated_jobs:
+                self._claims_of(job.template.spec.template)
+        elif isinstance(document, Job):
+            self._claims_of(document.spec.template)
         elif isinstance(document, RayCluster):
             self._add_pods(document.metadata.name, document.spec)
         elif isinstance(document, RayJob):
@@ -65,11 +72,17 @@ class Bundle:
 
     def _add_pods(self, name: str, spec: ClusterSpec) -> None:
         head, groups = spec.head_group_spec, spec.worker_group_specs
+        for template in (head.template, *(group.template for group in groups)):
+            self._claims_of(template)
         made = {"ray.io/cluster": name} if name else {}
         self.pods.append(_labels(head.template, {**made, "ray.io/node-type": "head"}))
         self.pods += [
             _labels(group.template, {**made, "ray.io/node-type": "worker"}) for group in groups
         ]
+
+    def _claims_of(self, template: PodTemplate) -> None:
+        claims = (volume.persistent_volume_claim for volume in template.spec.volumes)
+        self.claimed |= {claim.claim_name for claim in claims if claim is not None}
 
     def add_comments(self, lines: Iterable[str]) -> None:
         """Note the secrets that comments say how to make: ``kubectl create secret generic …``."""

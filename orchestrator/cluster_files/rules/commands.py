@@ -10,6 +10,9 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from orchestrator.cluster_files.project import is_there
+from orchestrator.cluster_files.rules.packages import check_apt, check_pip
+from orchestrator.cluster_files.rules.words import COMMANDS, VARIABLES
 from orchestrator.cluster_files.sheet import Sheet
 from orchestrator.cluster_files.shell import Command, ShellError, commands
 from orchestrator.config.problems import KeyPath
@@ -22,43 +25,7 @@ GRACE, GRACE_SECONDS = "RAY_JOB_STOP_WAIT_TIME_S", 120
 STORE_SHARE = 0.3
 #: What is likely to be meant by a word that is none of these.
 _KNOWN = ("ray", "orchestrator", "python", "mlflow", "make", "pip")
-#: Other commands that cluster files use.
-_OTHERS = frozenset(
-    re.findall(
-        r"\S+",
-        """
-    apt apt-get awk bash break cat cd chmod chown cp curl cut date dirname docker done echo
-    else esac exit export false fi find for git grep head hostname id if in install kill ln ls
-    mkdir mount mv nvidia-smi printf pwd python3 read rm rsync scontrol sed seq set sh shopt
-    shift sleep sort source sudo sync tail tar tee test then touch tr trap true ulimit umask
-    uniq unset useradd groupadd usermod wait wc wget while xargs . [ [[ : { } psql pg_isready
-    apk nproc getent kubectl sky sbatch srun module conda mamba uv npu-smi case do ip
-    """,
-    )
-)
-#: Variables that Ray, the stores, MLflow and this program read.
-_VARIABLES = frozenset(
-    re.findall(
-        r"\S+",
-        """
-    RAY_AUTH_MODE RAY_AUTH_TOKEN RAY_AUTH_TOKEN_PATH RAY_ADDRESS RAY_API_SERVER_ADDRESS
-    RAY_JOB_STOP_WAIT_TIME_S RAY_TMPDIR RAY_enable_autoscaler_v2 RAY_HEAD_IP
-    AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY AWS_SESSION_TOKEN AWS_REGION AWS_DEFAULT_REGION
-    AWS_ENDPOINT_URL AWS_PROFILE GOOGLE_APPLICATION_CREDENTIALS
-    MLFLOW_TRACKING_URI MLFLOW_TRACKING_USERNAME MLFLOW_TRACKING_PASSWORD MLFLOW_TRACKING_TOKEN
-    MLFLOW_EXPERIMENT_NAME MLFLOW_BACKEND_STORE_URI MLFLOW_AUTH_CONFIG_PATH
-    MLFLOW_AUTH_ADMIN_USERNAME MLFLOW_AUTH_ADMIN_PASSWORD MLFLOW_FLASK_SERVER_SECRET_KEY
-    MLFLOW_SERVER_ALLOWED_HOSTS
-    POSTGRES_USER POSTGRES_DB POSTGRES_PASSWORD POSTGRES_PASSWORD_FILE POSTGRES_HOST_AUTH_METHOD
-    PGPASSWORD PGPASSFILE OMP_NUM_THREADS PYTHONUNBUFFERED PYTHONPATH
-    NVIDIA_VISIBLE_DEVICES NVIDIA_DRIVER_CAPABILITIES CUDA_VISIBLE_DEVICES
-    ASCEND_RT_VISIBLE_DEVICES NCCL_SOCKET_IFNAME GLOO_SOCKET_IFNAME HCCL_SOCKET_IFNAME
-    SLURM_JOB_NODELIST SLURM_JOB_ID SKYPILOT_NODE_IPS SKYPILOT_NODE_RANK
-    """,
-    )
-)
 _FLAGS_OF_PYTHON = frozenset({"-u", "-O", "-B", "-I", "-E", "-s", "-q"})
-_PIN = re.compile(r"([A-Za-z][\w.-]*)(?:\[[\w,-]*\])?==([\w.]+)")
 
 
 @dataclass
@@ -68,14 +35,19 @@ class Started:
     Attributes:
         path: of the command.
         options: of it.
-        env: variables that it sees.
+        command: with the variables that it sees.
         head: whether it starts a head.
     """
 
     path: KeyPath
     options: dict[str, str]
-    env: Mapping[str, str]
+    command: Command
     head: bool
+
+    @property
+    def env(self) -> Mapping[str, str]:
+        """Variables that it sees."""
+        return self.command.env
 
 
 @dataclass
@@ -126,6 +98,7 @@ def examine(
 def _command(sheet: Sheet, path: KeyPath, command: Command, found: Found, *, inside: bool) -> None:
     name, words = command.name, command.words
     _secrets(sheet, path, command)
+    _hidden(sheet, path, command)
     if name == "ray":
         _ray(sheet, path, command, found, inside=inside)
     elif name in ("python", "python3"):
@@ -135,12 +108,15 @@ def _command(sheet: Sheet, path: KeyPath, command: Command, found: Found, *, ins
     elif name == "make":
         _make(sheet, path, words[1:])
     elif name in ("pip", "pip3", "uv"):
-        _pip(sheet, path, words[1:])
+        check_pip(sheet, path, words[1:])
+    elif name in ("apt", "apt-get"):
+        check_apt(sheet, path, command)
     elif name == "mlflow":
-        found.servers.append(command.options())
-        _mlflow(sheet, path, command)
+        if words[1:2] == ("server",):
+            found.servers.append(command.options())
+            _mlflow(sheet, path, command)
     elif not _is_command(name):
-        guess = nearest(name, _KNOWN) or nearest(name, _OTHERS)
+        guess = nearest(name, _KNOWN) or nearest(name, COMMANDS)
         if guess is not None:
             sheet.report(path, f"{name!r} is no command here; did you mean {guess!r}?", name)
 
@@ -152,22 +128,37 @@ def check_mode(sheet: Sheet, path: KeyPath, name: str, value: str | None) -> Non
 
 
 def _is_command(name: str) -> bool:
-    return name in _OTHERS or "$" in name or re.fullmatch(r"(python|pip)3\.\d+", name) is not None
+    return name in COMMANDS or "$" in name or re.fullmatch(r"(python|pip)3\.\d+", name) is not None
 
 
 def check_name(sheet: Sheet, path: KeyPath, name: str) -> None:
     """Report a variable whose name is nearly that of one that programs read."""
-    if name in _VARIABLES:
+    if name in VARIABLES:
         return
-    guess = difflib.get_close_matches(name, _VARIABLES, n=1, cutoff=0.88)
+    guess = difflib.get_close_matches(name, VARIABLES, n=1, cutoff=0.88)
     if guess:
         sheet.report(path, f"nothing reads {name}; did you mean {guess[0]}?", name)
 
 
+def _hidden(sheet: Sheet, path: KeyPath, command: Command) -> None:
+    """Report variables that are set for a program and not exported to it."""
+    if command.name not in _KNOWN and command.name != "python3":
+        return
+    for name in command.variables:
+        if name in VARIABLES and name not in command.env:
+            sheet.report(
+                path,
+                f"{name} is not exported, so `{command.name}` does not see it; write export "
+                f"{name}=…",
+                f"{name}=",
+            )
+
+
 def _secrets(sheet: Sheet, path: KeyPath, command: Command) -> None:
-    for name in command.env:
+    every = {**command.variables, **command.env}
+    for name in every:
         check_name(sheet, path, name)
-    pairs = [*command.env.items()]
+    pairs = [*every.items()]
     pairs += [(name.lstrip("-"), value) for name, value in command.options().items()]
     for name, value in pairs:
         if value and "$" not in value and not value.startswith("/") and names_secret(name):
@@ -236,7 +227,7 @@ def _ray(sheet: Sheet, path: KeyPath, command: Command, found: Found, *, inside:
             "that the nodes use, or 127.0.0.1",
             "--dashboard-host",
         )
-    found.starts.append(Started(path, given, command.env, head))
+    found.starts.append(Started(path, given, command, head))
 
 
 def grace(sheet: Sheet, path: KeyPath, value: str | None) -> None:
@@ -247,7 +238,7 @@ def grace(sheet: Sheet, path: KeyPath, value: str | None) -> None:
             "`ray job stop` kills a job after 3 s, in which few steps and commits fit; set "
             f"{GRACE}={GRACE_SECONDS} for the head",
         )
-    elif not value.isdigit() or int(value) < GRACE_SECONDS:
+    elif not value.isdecimal() or int(value) < GRACE_SECONDS:
         sheet.report(
             path,
             f"{GRACE} is {value}; allowed are {GRACE_SECONDS} seconds and more, for a step and "
@@ -287,7 +278,7 @@ def option_problem(name: str, value: str) -> str | None:
     if name == "--redis-password":
         return "--redis-password is of Ray's past; leave it out, a token guards the cluster"
     if _WHOLE.fullmatch(name):
-        if not value.isdigit():
+        if not value.isdecimal():
             return f"{name} is {value!r}, allowed is a whole number"
         if name.endswith("port") and int(value) > 65535:
             return f"{name} is {value}, ports end at 65535"
@@ -300,7 +291,7 @@ def resources_of(text: str) -> tuple[dict[str, float], str | None]:
     """The resources that ``--resources`` declares, and what is wrong with its text."""
     try:
         found = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         return {}, f"--resources is no JSON ({error}); write '{{\"NPU\": 8}}'"
     if not isinstance(found, dict):
         return {}, f"--resources is {text}, allowed is a mapping such as '{{\"NPU\": 8}}'"
@@ -327,10 +318,10 @@ def _symmetric(
     if "--" not in command.words:
         sheet.report(path, "`ray symmetric-run` needs ' -- ' before the command of the head")
         return
-    found.starts.append(Started(path, given, command.env, head=True))
+    found.starts.append(Started(path, given, command, head=True))
     rest = command.words[command.words.index("--") + 1 :]
     if rest:
-        inner = Command(rest, command.env)
+        inner = Command(rest, command.env, command.variables)
         _command(sheet, path, inner, found, inside=True)
 
 
@@ -343,7 +334,7 @@ def _python(sheet: Sheet, path: KeyPath, words: tuple[str, ...], found: Found) -
     top = module.partition(".")[0]
     if top in ("pip", "venv", "mlflow", "ray", "http"):
         if top == "pip":
-            _pip(sheet, path, rest)
+            check_pip(sheet, path, rest)
         return
     ours = ("orchestrator", "detectors", "native")
     if top not in ours:
@@ -353,7 +344,7 @@ def _python(sheet: Sheet, path: KeyPath, words: tuple[str, ...], found: Found) -
     root = sheet.project.root
     if root is not None:
         base = root.joinpath(*module.split("."))
-        if not base.with_suffix(".py").is_file() and not (base / "__main__.py").is_file():
+        if not is_there(base.with_suffix(".py")) and not is_there(base / "__main__.py"):
             siblings = [each.stem for each in base.parent.glob("*.py")]
             hint = did_you_mean(base.name, siblings, like=f"{module.rpartition('.')[0]}.{{}}")
             sheet.report(path, f"there is no module {module!r}{hint}", module)
@@ -383,7 +374,7 @@ def _run(sheet: Sheet, path: KeyPath, words: tuple[str, ...], found: Found) -> N
     file = sheet.project.file(name)
     if file is None:
         return
-    if not file.is_file():
+    if not (is_there(file) and file.is_file()):
         root = sheet.project.root
         known = [] if root is None else (root / "experiments").glob("*.yaml")
         hint = did_you_mean(name, [f"experiments/{each.name}" for each in known], like="{}")
@@ -413,40 +404,7 @@ def _make(sheet: Sheet, path: KeyPath, words: tuple[str, ...]) -> None:
         sheet.report(path, f"the Makefile has no target {word!r}{hint}", f"make {word}")
 
 
-def _pip(sheet: Sheet, path: KeyPath, words: tuple[str, ...]) -> None:
-    if "install" not in words:
-        return
-    pins = sheet.project.pins
-    constrained = "-c" in words or "--constraint" in words
-    editable = [word for word in words if "." in word.partition("[")[0] and word[:1] == "."]
-    if editable and not constrained and not any(word.startswith("ray") for word in words):
-        sheet.report(
-            path,
-            "the project is installed with whatever versions are newest, and nodes have to agree; "
-            "add -c constraints.txt",
-            editable[0],
-        )
-    for word in words[words.index("install") + 1 :]:
-        found = _PIN.fullmatch(word)
-        name = (found[1] if found else re.split(r"[\[<>=~!]", word)[0]).lower().replace("_", "-")
-        if name not in pins or word.startswith("-") or "$" in word:
-            continue
-        if found and found[2] != pins[name]:
-            sheet.report(
-                path, f"{name} {found[2]} is named, constraints.txt pins {pins[name]}", word
-            )
-        elif not found and not constrained and name in ("ray", "torch", "torchvision", "mlflow"):
-            sheet.report(
-                path,
-                f"{name} is installed in whatever version is newest, and nodes have to agree; "
-                f"write {name}=={pins[name]}, or add -c constraints.txt",
-                word,
-            )
-
-
 def _mlflow(sheet: Sheet, path: KeyPath, command: Command) -> None:
-    if len(command.words) < 2 or command.words[1] != "server":
-        return
     options = command.options()
     if options.get("--app-name") != "basic-auth":
         sheet.report(

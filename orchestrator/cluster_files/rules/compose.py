@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.cluster_files.models.compose import Compose, ServiceFile
+from orchestrator.cluster_files.project import is_there
 from orchestrator.cluster_files.quantities import QuantityError, compose_bytes, gib
 from orchestrator.cluster_files.rules.commands import (
+    GRACE,
     GRACE_SECONDS,
     STORE_SHARE,
     Found,
@@ -19,8 +21,10 @@ from orchestrator.cluster_files.rules.commands import (
     check_mode,
     check_name,
     examine,
+    grace,
 )
 from orchestrator.cluster_files.rules.compose_agreement import check_agreement
+from orchestrator.cluster_files.rules.compose_network import check_network
 from orchestrator.cluster_files.sheet import Sheet, texts_of
 from orchestrator.config.problems import KeyPath
 from orchestrator.config.yaml_loader import UnreadableError, read_text
@@ -28,6 +32,9 @@ from orchestrator.credentials import names_secret
 from orchestrator.errors import did_you_mean
 
 _SECRET_FILE = re.compile(r"/run/secrets/([\w.-]+)")
+#: Folders of the machine that no container has to see as a whole.
+_OF_MACHINE = ("", "/etc", "/root", "/home", "/proc", "/sys", "/dev", "/var", "/var/run", "/run")
+_POWERS = ("ALL", "SYS_ADMIN", "SYS_MODULE", "SYS_RAWIO", "DAC_READ_SEARCH", "BPF", "NET_ADMIN")
 _DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")
 
 
@@ -44,6 +51,7 @@ def check(sheet: Sheet, file: Compose) -> None:
         _permissions(sheet, path, service)
         _sizes(sheet, path, service, found[name])
     check_agreement(sheet, file, found)
+    check_network(sheet, file, found, {name: _listening(each) for name, each in found.items()})
 
 
 def _commands(sheet: Sheet, path: KeyPath, service: ServiceFile) -> Found:
@@ -71,6 +79,9 @@ def _examined(sheet: Sheet, path: KeyPath, text: str, service: ServiceFile) -> F
                 f"${name} is expanded by Compose, before the container has it; write $${name}",
                 f"${name}",
             )
+    odd = re.search(r"(?<!\$)(?:\$\$)*(\$(?![$A-Za-z_{]).?)", text)
+    if odd is not None:
+        sheet.report(path, f"Compose takes no {odd[1]!r}; write ${odd[1]} for the shell", odd[1])
     return examine(sheet, path, plain, env=service.environment, inside=True)
 
 
@@ -85,12 +96,12 @@ def _image(sheet: Sheet, path: KeyPath, service: ServiceFile) -> None:
     if build is None:
         return
     context = Path(sheet.source).parent / build.context
-    if not context.is_dir():
+    if not (is_there(context) and context.is_dir()):
         sheet.report((*path, "build", "context"), f"there is no folder {context}")
         return
     dockerfile = context / build.dockerfile
-    if not dockerfile.is_file():
-        near = dockerfile.parent.glob("*") if dockerfile.parent.is_dir() else ()
+    if not (is_there(dockerfile) and dockerfile.is_file()):
+        near = dockerfile.parent.glob("*") if is_there(dockerfile.parent) else ()
         hint = did_you_mean(dockerfile.name, [each.name for each in near], like="{}")
         sheet.report(
             (*path, "build", "dockerfile"),
@@ -123,7 +134,7 @@ def _references(sheet: Sheet, path: KeyPath, service: ServiceFile, file: Compose
     for key, known in (
         ("secrets", file.secrets),
         ("configs", file.configs),
-        ("networks", file.networks),
+        ("networks", {"default": None, **file.networks}),
     ):
         for index, name in enumerate(getattr(service, key)):
             _known(sheet, (*path, key, index), name, known, key.removesuffix("s"))
@@ -148,10 +159,12 @@ def _references(sheet: Sheet, path: KeyPath, service: ServiceFile, file: Compose
         targets.add(target)
         if mode not in ("", "ro", "rw", "z", "Z"):
             sheet.report(at, f"found {mode!r} behind the path, allowed are ro and rw")
-        if source.startswith("/var/run/docker.sock"):
+        if source.startswith(("/var/run/docker.sock", "/run/docker.sock")):
             sheet.report(at, "who reaches the socket of Docker is root on the machine")
+        if source.rstrip("/") in _OF_MACHINE:
+            sheet.report(at, f"the container has the machine's own {source}; mount what it needs")
         here = Path(sheet.source).parent / source
-        if source.startswith(".") and not here.exists():
+        if source.startswith(".") and not is_there(here):
             sheet.report(at, f"there is no {here}")
         if not source.startswith((".", "/", "~", "$")):
             _known(sheet, at, source, file.volumes, "volume")
@@ -185,6 +198,8 @@ def _environment(sheet: Sheet, path: KeyPath, service: ServiceFile) -> None:
             sheet.report(at, f"{name} has a default, which everybody knows; write ${{{name}:?}}")
         check_name(sheet, at, name)
         check_mode(sheet, at, name, value)
+        if name == GRACE and "$" not in value:
+            grace(sheet, at, value)
         targets = [text.split(":")[1] for text in service.volumes if ":" in text]
         if (
             name.endswith(("_PATH", "_FILE"))
@@ -263,6 +278,20 @@ def _permissions(sheet: Sheet, path: KeyPath, service: ServiceFile) -> None:
             (*path, "network_mode"),
             "every port of the container is one of the machine; use a network of this file",
         )
+    for index, name in enumerate(service.cap_add):
+        if name.upper().removeprefix("CAP_") in _POWERS:
+            sheet.report(
+                (*path, "cap_add", index), f"with {name} the container rules the machine; remove it"
+            )
+    for index, option in enumerate(service.security_opt):
+        if option.endswith(("unconfined", "disable")):
+            sheet.report((*path, "security_opt", index), f"{option} takes a guard away; remove it")
+    for name, limit in service.ulimits.items():
+        if 0 <= limit.hard < limit.soft:
+            sheet.report(
+                (*path, "ulimits", name, "soft"),
+                f"soft is {limit.soft}, hard {limit.hard}, and Docker starts nothing so",
+            )
     if service.user in ("root", "0", "0:0"):
         sheet.report((*path, "user"), "the container runs as root; leave the image's own user")
 
@@ -282,6 +311,10 @@ def _sizes(sheet: Sheet, path: KeyPath, service: ServiceFile, found: Found) -> N
     base: KeyPath = (*path, "deploy", "resources")
     memory = _size(sheet, (*base, "limits", "memory"), resources.limits.memory)
     reserved = _size(sheet, (*base, "reservations", "memory"), resources.reservations.memory)
+    if memory is not None and memory < 64 << 20:
+        sheet.report(
+            (*base, "limits", "memory"), f"{resources.limits.memory} hold no program; write 1gb"
+        )
     if memory is not None and reserved is not None and reserved > memory:
         sheet.report(
             (*base, "reservations", "memory"),
@@ -310,7 +343,7 @@ def _start_sizes(
     memory: float | None,
 ) -> None:
     given = start.options.get("--object-store-memory", "")
-    store = float(given) if given.isdigit() else (memory or 0.0) * STORE_SHARE
+    store = float(given) if given.isdecimal() else (memory or 0.0) * STORE_SHARE
     if service.shm_size is None:
         sheet.report(
             path,
@@ -326,13 +359,13 @@ def _start_sizes(
     if memory is None:
         sheet.report(path, "no limit of memory: Ray would take the machine's for its own")
     most = start.options.get("--memory", "")
-    if memory is not None and most.isdigit() and float(most) > memory:
+    if memory is not None and most.isdecimal() and float(most) > memory:
         sheet.report(
             start.path, f"--memory is {gib(float(most))}, the limit {gib(memory)}", "--memory"
         )
     limit = service.deploy.resources.limits.cpus
     number = start.options.get("--num-cpus", "")
-    if limit is not None and number.isdigit() and float(number) > float(limit):
+    if limit is not None and number.isdecimal() and float(number) > float(limit):
         sheet.report(start.path, f"--num-cpus is {number}, the limit {limit}", "--num-cpus")
     if limit is not None and not number:
         sheet.report(
@@ -342,7 +375,7 @@ def _start_sizes(
         )
     devices = _gpus(service)
     gpus = start.options.get("--num-gpus", "")
-    if gpus.isdigit() and devices is not None and float(gpus) != devices:
+    if gpus.isdecimal() and devices is not None and float(gpus) != devices:
         sheet.report(start.path, f"--num-gpus is {gpus}, {devices} are reserved", "--num-gpus")
     seconds = _seconds(service.stop_grace_period)
     if seconds is None or seconds < GRACE_SECONDS:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -39,10 +40,29 @@ def _secrets(sheet: Sheet, file: Compose) -> None:
         if name not in used:
             sheet.report(at, f"secret {name!r} is given to no service")
     mounted = {text.partition(":")[0] for each in file.services.values() for text in each.volumes}
+    _made(sheet, file)
     _ignored(sheet, file)
+    joined = {name for service in file.services.values() for name in service.networks}
+    for name in file.networks:
+        if name not in joined and name != "default":
+            sheet.report(("networks", name), f"network {name!r} is joined by no service")
     for name in file.volumes:
         if name not in mounted:
             sheet.report(("volumes", name), f"volume {name!r} is mounted nowhere")
+
+
+def _made(sheet: Sheet, file: Compose) -> None:
+    """Files of secrets are those that ``secrets.sh`` makes, where it stands beside."""
+    maker = Path(sheet.source).parent / "docker" / "secrets.sh"
+    found = None
+    if maker.is_file():
+        found = re.search(r"for name in ([\w ]+);", maker.read_text(encoding="utf-8"))
+    names = found[1].split() if found else []
+    for name, secret in file.secrets.items():
+        place = Path(secret.file or "")
+        if names and place.parent == Path("secrets") and place.name not in names:
+            hint = did_you_mean(place.name, names)
+            sheet.report(("secrets", name, "file"), f"secrets.sh makes no {place.name!r}{hint}")
 
 
 def _ignored(sheet: Sheet, file: Compose) -> None:
@@ -76,7 +96,7 @@ def _ray(sheet: Sheet, file: Compose, found: dict[str, Found]) -> None:
             resources = {
                 key: float(start.options[option])
                 for key, option in (("CPU", "--num-cpus"), ("GPU", "--num-gpus"))
-                if start.options.get(option, "").isdigit()
+                if start.options.get(option, "").isdecimal()
             }
             sheet.nodes.append(Nodes(name, service.deploy.replicas, resources or None))
             if not heads or name == heads[0][0]:
@@ -177,10 +197,19 @@ def _kept(sheet: Sheet, file: Compose, found: dict[str, Found]) -> None:
             sheet.report(
                 at, f"the database is lost with the container; mount a volume at {_DATABASE}"
             )
+        version = re.match(r"\d+", (service.image or "").rpartition(":")[2])
+        if base == "postgres" and version and int(version[0]) >= 18 and _DATABASE in targets:
+            sheet.report(
+                at,
+                f"PostgreSQL {version[0]} keeps its data in a folder of its version's name and "
+                f"refuses a volume there; mount it at {_DATABASE.rpartition('/')[0]}",
+                _DATABASE,
+            )
         for server in found[name].servers:
             place = server.get("--artifacts-destination", "")
             if place.startswith("/") and place not in targets:
                 sheet.report(at, f"artifacts go to {place}, where nothing is mounted")
+                sheet.report(("services", name, "command"), f"nothing is mounted at {place}", place)
         for index, option in enumerate(service.security_opt):
             guess = nearest(option, ["no-new-privileges:true"])
             if guess is not None and option != guess and option != "no-new-privileges":

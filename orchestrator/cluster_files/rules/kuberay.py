@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import yaml
@@ -15,6 +16,7 @@ from orchestrator.cluster_files.models.ray import (
     WorkerGroup,
 )
 from orchestrator.cluster_files.rules.bundle import Bundle
+from orchestrator.cluster_files.rules.cluster_agreement import check_agreement
 from orchestrator.cluster_files.rules.commands import (
     GRACE,
     GRACE_SECONDS,
@@ -24,13 +26,13 @@ from orchestrator.cluster_files.rules.commands import (
 )
 from orchestrator.cluster_files.rules.places import check_places
 from orchestrator.cluster_files.rules.pods import (
-    SPOT_LABELS,
     check_pod,
     check_resources,
+    check_restarts,
     env_of,
-    limits_of,
 )
 from orchestrator.cluster_files.rules.ray_pods import check_ray_pod
+from orchestrator.cluster_files.rules.scheduling import SPOT_LABELS
 from orchestrator.cluster_files.sheet import Run, Sheet
 from orchestrator.config.problems import KeyPath
 from orchestrator.credentials import names_secret
@@ -76,15 +78,29 @@ def check_job(sheet: Sheet, document: RayJob, bundle: Bundle) -> None:
             ("spec", "ttlSecondsAfterFinished"),
             "it counts only with shutdownAfterJobFinishes: true",
         )
-    cpus = limits_of(head.resources).get("cpu", 0.0)
-    if spec.entrypoint_num_cpus > cpus:
-        sheet.report(
-            ("spec", "entrypointNumCpus"),
-            f"the entry point wants {spec.entrypoint_num_cpus:g} CPUs, the head has {cpus:g}",
-        )
+    # With any of these Ray starts the driver on whichever node has them, else on the head.
+    for key, resource, wanted in (
+        ("entrypointNumCpus", "CPU", spec.entrypoint_num_cpus),
+        ("entrypointNumGpus", "GPU", spec.entrypoint_num_gpus),
+    ):
+        most = max((each.resources or {}).get(resource, 0.0) for each in nodes)
+        if wanted > most:
+            sheet.report(
+                ("spec", key),
+                f"the entry point wants {wanted:g} {resource}s, and no node has more than {most:g} "
+                "for Ray",
+            )
     if spec.submitter_pod_template is not None:
         at = ("spec", "submitterPodTemplate")
         check_pod(sheet, at, spec.submitter_pod_template, bundle)
+        check_restarts(sheet, (*at, "spec"), spec.submitter_pod_template.spec)
+        labels = spec.submitter_pod_template.metadata.labels
+        if _guards(bundle) and not _lets_in(bundle, labels):
+            sheet.report(
+                (*at, "metadata", "labels"),
+                "no policy of these files lets pods with these labels in at the head, so the job "
+                "is never submitted",
+            )
         image = spec.submitter_pod_template.spec.containers[0].image
         if image != head.image:
             sheet.report(
@@ -126,7 +142,7 @@ def _runtime_env(sheet: Sheet, text: str | None) -> dict[str, str]:
             )
     if GRACE in variables:
         value = str(variables[GRACE])
-        if not value.isdigit() or int(value) < GRACE_SECONDS:
+        if not value.isdecimal() or int(value) < GRACE_SECONDS:
             sheet.report(path, f"{GRACE} is {value}, allowed is {GRACE_SECONDS} and more", GRACE)
     return {str(name): str(value) for name, value in variables.items()}
 
@@ -146,7 +162,7 @@ def _spec(sheet: Sheet, path: KeyPath, spec: ClusterSpec, bundle: Bundle) -> Non
         if group.group_name in names[:index]:
             sheet.report((*here, "groupName"), f"group {group.group_name!r} is there twice")
         _group(sheet, here, spec, group, bundle)
-    _agreement(sheet, path, spec)
+    check_agreement(sheet, path, spec)
     _shared_claims(sheet, path, spec, bundle)
     options = spec.autoscaler_options
     if options is not None and options.resources is not None:
@@ -155,6 +171,10 @@ def _spec(sheet: Sheet, path: KeyPath, spec: ClusterSpec, bundle: Bundle) -> Non
         sheet.report(
             (*path, "autoscalerOptions"),
             "nothing scales by them without enableInTreeAutoscaling: true",
+        )
+        sheet.report(
+            (*path, "enableInTreeAutoscaling"),
+            "nothing scales by autoscalerOptions; write true, or leave them out",
         )
 
 
@@ -171,6 +191,17 @@ def _head(sheet: Sheet, path: KeyPath, spec: ClusterSpec, bundle: Bundle) -> Non
         index = next(n for n, each in enumerate(container.env) if each.name == GRACE)
         if not variables[GRACE].startswith("$"):
             grace(sheet, (*at, "env", index, "value"), variables[GRACE])
+    shown = head.ray_start_params.get("dashboard-host", "0.0.0.0")
+    if shown in ("127.0.0.1", "localhost", "::1"):
+        sheet.report(
+            (*path, "rayStartParams", "dashboard-host"),
+            f"neither KubeRay nor who submits a job reaches {shown} of the pod; write 0.0.0.0",
+        )
+    if spec.enable_in_tree_autoscaling and not head.template.spec.automount_service_account_token:
+        sheet.report(
+            (*path, "template", "spec", "automountServiceAccountToken"),
+            "the autoscaler beside the head asks Kubernetes for pods by that token; write true",
+        )
     if not _guards(bundle):
         sheet.report(
             path,
@@ -208,6 +239,16 @@ def _guards(bundle: Bundle) -> list[NetworkPolicy]:
     ]
 
 
+def _lets_in(bundle: Bundle, labels: Mapping[str, str]) -> bool:
+    """Whether a policy of the head lets pods with some labels in."""
+    return any(
+        peer.pod_selector is not None and peer.pod_selector.match_labels.items() <= labels.items()
+        for policy in _guards(bundle)
+        for rule in policy.spec.ingress
+        for peer in rule.from_
+    )
+
+
 def _lets_networks_in(bundle: Bundle) -> bool:
     return any(
         peer.ip_block is not None
@@ -224,6 +265,7 @@ def _group(
     least, count, most = group.min_replicas, group.replicas, group.max_replicas
     if least > most:
         sheet.report((*path, "minReplicas"), f"minReplicas is {least}, maxReplicas {most}")
+        sheet.report((*path, "maxReplicas"), f"maxReplicas is {most}, minReplicas {least}")
     elif not least <= count <= most:
         sheet.report(
             (*path, "replicas"), f"replicas is {count}, allowed are {least} to {most} of this group"
@@ -258,70 +300,6 @@ def _token(sheet: Sheet, path: KeyPath, spec: ClusterSpec) -> None:
                 "there; write authOptions: {mode: token}",
             )
             return
-
-
-def _agreement(sheet: Sheet, path: KeyPath, spec: ClusterSpec) -> None:
-    """The same image and the same variables on all nodes."""
-    head = spec.head_group_spec.template.spec.containers[0]
-    head_at = (*path, "headGroupSpec", "template", "spec", "containers", 0)
-    variables = {each.name: each for each in head.env}
-    places = {each.name: index for index, each in enumerate(head.env)}
-    for index, group in enumerate(spec.worker_group_specs):
-        worker = group.template.spec.containers[0]
-        at = (*path, "workerGroupSpecs", index, "template", "spec", "containers", 0)
-        if worker.image != head.image:
-            sheet.report(
-                (*at, "image"),
-                f"image is {worker.image!r}, of the head {head.image!r}; Ray, Python and the "
-                "project have to be the same on all nodes",
-            )
-            sheet.report(
-                (*head_at, "image"),
-                f"image is {head.image!r}, of group {group.group_name!r} {worker.image!r}",
-            )
-        for position, each in enumerate(worker.env):
-            other = variables.get(each.name)
-            if other is not None and (other.value, other.value_from) != (
-                each.value,
-                each.value_from,
-            ):
-                sheet.report(
-                    (*at, "env", position),
-                    f"{each.name} is another one on the head; write the same on both",
-                )
-                sheet.report(
-                    (*head_at, "env", places[each.name]),
-                    f"{each.name} is another one in group {group.group_name!r}",
-                )
-        if worker.env_from != head.env_from:
-            sheet.report(
-                (*at, "envFrom") if worker.env_from else at,
-                "the head takes its variables from other secrets; write the same envFrom on both",
-            )
-        mounts = {each.name: each.mount_path for each in head.volume_mounts}
-        for position, mount in enumerate(worker.volume_mounts):
-            if mounts.get(mount.name, mount.mount_path) != mount.mount_path:
-                sheet.report(
-                    (*at, "volumeMounts", position, "mountPath"),
-                    f"{mount.name} is at {mount.mount_path}, on the head at {mounts[mount.name]}; "
-                    "runs name one path",
-                )
-                at_head = [each.name for each in head.volume_mounts].index(mount.name)
-                sheet.report(
-                    (*head_at, "volumeMounts", at_head, "mountPath"),
-                    f"{mount.name} is at {mounts[mount.name]}, in group {group.group_name!r} at "
-                    f"{mount.mount_path}",
-                )
-        kinds = {each.name: each for each in spec.head_group_spec.template.spec.volumes}
-        for position, volume in enumerate(group.template.spec.volumes):
-            claim = volume.persistent_volume_claim
-            theirs = kinds.get(volume.name)
-            other_claim = theirs.persistent_volume_claim if theirs else None
-            if claim and other_claim and claim.claim_name != other_claim.claim_name:
-                sheet.report(
-                    (*path, "workerGroupSpecs", index, "template", "spec", "volumes", position),
-                    f"claims {claim.claim_name!r}, the head {other_claim.claim_name!r}",
-                )
 
 
 def _shared_claims(sheet: Sheet, path: KeyPath, spec: ClusterSpec, bundle: Bundle) -> None:

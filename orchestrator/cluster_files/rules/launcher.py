@@ -7,6 +7,7 @@ start and a project that arrives without its data room.
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Iterator
 
 from orchestrator.cluster_files.models.launcher import (
@@ -15,10 +16,12 @@ from orchestrator.cluster_files.models.launcher import (
     Launcher,
     LocalLauncher,
 )
+from orchestrator.cluster_files.project import is_there
 from orchestrator.cluster_files.rules.commands import Found, Started, examine
 from orchestrator.cluster_files.rules.launcher_clouds import check_cloud
 from orchestrator.cluster_files.sheet import Nodes, Sheet
 from orchestrator.config.problems import KeyPath
+from orchestrator.errors import nearest
 
 HEAD, WORKER = "head_start_ray_commands", "worker_start_ray_commands"
 _TOKEN = "~/.ray/auth_token"
@@ -43,6 +46,7 @@ def check(sheet: Sheet, file: LocalLauncher | AwsLauncher | GcpLauncher) -> None
             "nodes do not install what constraints.txt pins; write `make install` in the "
             "project's folder",
         )
+    _environments(sheet, file)
     _images(sheet, file)
     key = file.auth.ssh_private_key
     if key is not None and key.endswith(".pub"):
@@ -114,7 +118,8 @@ def _start_commands(
         )
     for worker in workers:
         wanted = f"$RAY_HEAD_IP:{head.options.get('--port', '6379')}"
-        if worker.options.get("--address") != wanted:
+        asked = re.sub(r"\$\{(\w+)\}", r"$\1", worker.options.get("--address", ""))
+        if asked != wanted:
             sheet.report(
                 worker.path,
                 f"--address is {worker.options.get('--address')}, the head listens at {wanted}",
@@ -133,12 +138,17 @@ def _token_file(sheet: Sheet, file: Launcher, has_workers: bool) -> None:
     setup = file.setup_commands
     made = any("ray get-auth-token --generate" in text for text in setup)
     if has_workers and file.file_mounts.get(_TOKEN) != _TOKEN:
+        near = _TOKEN if _TOKEN in file.file_mounts else nearest(_TOKEN, file.file_mounts)
         sheet.report(
-            ("file_mounts", _TOKEN) if _TOKEN in file.file_mounts else ("file_mounts",),
+            ("file_mounts",) if near is None else ("file_mounts", near),
             f"workers get no token; write {_TOKEN}: {_TOKEN}",
         )
     if not has_workers and not made:
-        sheet.report(("setup_commands",), "no token is made; write `ray get-auth-token --generate`")
+        index = next((n for n, text in enumerate(setup) if "auth-token" in text), None)
+        sheet.report(
+            ("setup_commands",) if index is None else ("setup_commands", index),
+            "no token is made; write `ray get-auth-token --generate`",
+        )
     if not any(f"chmod 600 {_TOKEN}" in text for text in setup):
         index = next((n for n, text in enumerate(setup) if _TOKEN in text), None)
         sheet.report(
@@ -153,15 +163,15 @@ def _mounts(sheet: Sheet, file: Launcher) -> None:
         if not target.startswith(("/", "~/")):
             sheet.report(path, f"{target!r} is relative; write the path on the node in full")
         here = sheet.project.file(source)
-        if not source.startswith(("/", "~")) and here is not None and not here.exists():
+        if not source.startswith(("/", "~")) and here is not None and not is_there(here):
             sheet.report(path, f"{source} does not exist in the project's folder")
-    if "." not in file.file_mounts.values():
+    if not {".", "./"} & set(file.file_mounts.values()):
         if any("cd ~/" in text and "make install" in text for text in file.setup_commands) and (
             file.file_mounts
         ):
             sheet.report(("file_mounts",), "the project itself is not copied; write FOLDER: .")
         return
-    target = next(name for name, source in file.file_mounts.items() if source == ".")
+    target = next(name for name, source in file.file_mounts.items() if source in (".", "./"))
     for index, text in enumerate(file.setup_commands):
         if "make install" in text and f"cd {target}" not in text:
             sheet.report(
@@ -173,8 +183,9 @@ def _mounts(sheet: Sheet, file: Launcher) -> None:
             ("rsync_exclude",), "the whole history would be copied to every node; write /.git"
         )
     if ".gitignore" not in file.rsync_filter:
+        near = nearest(".gitignore", file.rsync_filter)
         sheet.report(
-            ("rsync_filter",),
+            ("rsync_filter", *(() if near is None else (file.rsync_filter.index(near),))),
             "data and runs, all that git ignores, would be copied to every node; write .gitignore",
         )
     # rsync matches a name without a slash in front at any depth: `data` is orchestrator/data too.
@@ -185,6 +196,22 @@ def _mounts(sheet: Sheet, file: Launcher) -> None:
                 f"{pattern!r} is not anchored and leaves out folders of that name at any depth; "
                 f"write /{pattern}",
             )
+
+
+def _environments(sheet: Sheet, file: Launcher) -> None:
+    """The environment that is installed is the one that is used."""
+    made = re.search(r"cd (~/\S+) && make install", "\n".join(file.setup_commands))
+    if made is None:
+        return
+    for key, commands in _commands(file):
+        for index, text in enumerate(commands):
+            for used in re.findall(r"((?:~|\$HOME|\$\{HOME\})/[^\s'\":]*)/\.venv/bin", text):
+                if re.sub(r"^\$\{?HOME\}?", "~", used) != made[1]:
+                    sheet.report(
+                        (key, index),
+                        f"{used}/.venv is used, and the project is installed in {made[1]}",
+                        used,
+                    )
 
 
 def _images(sheet: Sheet, file: Launcher) -> None:
@@ -259,7 +286,7 @@ def _local_start(sheet: Sheet, file: LocalLauncher, head: Started | None) -> Non
     resources = {
         name: float(value)
         for name, value in zip(("CPU", "GPU"), number, strict=True)
-        if value and value.isdigit()
+        if value and value.isdecimal()
     }
     sheet.nodes.append(Nodes("head", 1, resources if described else None))
     if file.provider.worker_ips:

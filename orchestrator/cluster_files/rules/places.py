@@ -11,6 +11,8 @@ from orchestrator.cluster_files.sheet import Sheet
 from orchestrator.config.places import places_of
 from orchestrator.config.problems import KeyPath
 
+#: Folders of a pod's own that its user may write.
+_OF_POD = ("/tmp/", "/var/tmp/", "/home/")
 _KEYS = frozenset({"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"})
 
 
@@ -40,6 +42,11 @@ def check_places(
         keys = (f"{key}=", *(("data.root=",) if key.startswith("data.") else ()))
         needle = next((word for word in overrides if word.startswith(keys)), experiment)
         scheme = urlsplit(place).scheme
+        if scheme and f"{scheme}://" not in place:
+            sheet.report(
+                path, f"{key} is {place!r}, a folder of that name; write {scheme}://…", needle
+            )
+            continue
         if scheme == "s3":
             for who, template in groups:
                 if not _has_keys(template):
@@ -51,7 +58,13 @@ def check_places(
                     )
                     break
         elif not scheme:
-            _mounted(sheet, path, key, place, needle, groups)
+            # What is written may be on the driver's disk alone, as long as that outlives the pod;
+            # of a run in a bucket it need not.
+            asked = groups[:1] if named.is_written else groups
+            if key != "scratch" or not place.startswith(_OF_POD):
+                _mounted(sheet, path, key, place, needle, asked)
+            if named.is_written:
+                _writable(sheet, path, key, place, needle, groups)
 
 
 def _mounted(
@@ -71,6 +84,28 @@ def _mounted(
                 path, f"{key} is {name!r}, and {missing}; name a folder that all pods mount", needle
             )
             return
+
+
+def _writable(
+    sheet: Sheet,
+    path: KeyPath,
+    key: str,
+    name: str,
+    needle: str,
+    groups: Sequence[tuple[str, PodTemplate]],
+) -> None:
+    for who, template in groups:
+        claimed = {
+            each.name: each.persistent_volume_claim or each.nfs for each in template.spec.volumes
+        }
+        for mount in template.spec.containers[0].volume_mounts:
+            below = f"{name}/".startswith(f"{mount.mount_path.rstrip('/')}/")
+            storage = claimed.get(mount.name)
+            if below and (mount.read_only or (storage is not None and storage.read_only)):
+                sheet.report(
+                    path, f"{key} is {name!r}, which {who} mounts for reading alone", needle
+                )
+                return
 
 
 def _is_mounted(name: str, template: PodTemplate) -> bool:

@@ -5,10 +5,8 @@ from __future__ import annotations
 import ipaddress
 import re
 import shlex
-from collections.abc import Iterator
-from difflib import SequenceMatcher
+from collections.abc import Iterator, Mapping
 
-from orchestrator.cluster_files import instances
 from orchestrator.cluster_files.models.pods import (
     Container,
     EnvVar,
@@ -17,29 +15,28 @@ from orchestrator.cluster_files.models.pods import (
     Resources,
     Volume,
 )
-from orchestrator.cluster_files.quantities import QuantityError, amount, amount_or_none, gib
+from orchestrator.cluster_files.project import IMAGE
+from orchestrator.cluster_files.quantities import QuantityError, amount, amount_or_none
 from orchestrator.cluster_files.rules.bundle import Bundle
 from orchestrator.cluster_files.rules.commands import Found, check_mode, check_name, examine
+from orchestrator.cluster_files.rules.scheduling import check_scheduling
 from orchestrator.cluster_files.sheet import Sheet
 from orchestrator.config.problems import KeyPath
 from orchestrator.credentials import names_secret
-from orchestrator.errors import did_you_mean, nearest
+from orchestrator.errors import did_you_mean
 
 GPU = "nvidia.com/gpu"
 NPUS = ("huawei.com/Ascend910", "huawei.com/Ascend310P", "huawei.com/Ascend310")
 _DEVICES = (GPU, "amd.com/gpu", *NPUS)
 _PLAIN = ("cpu", "memory", "ephemeral-storage")
+#: Capabilities of the kernel that make a container the ruler of its node.
+_POWERS = ("ALL", "SYS_ADMIN", "SYS_MODULE", "SYS_RAWIO", "DAC_READ_SEARCH", "BPF")
 #: What the driver of Ascend devices brings to a pod.
 _HOST_PATHS = ("/usr/local/Ascend", "/usr/local/dcmi", "/usr/local/bin/npu-smi", "/etc/ascend")
-_ARCH = "kubernetes.io/arch"
+#: Of a bucket.
+_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 #: Ports by the names that Ray's documents give them.
 _PORTS = {"gcs": 6379, "gcs-server": 6379, "dashboard": 8265, "client": 10001, "metrics": 8080}
-_INSTANCE_TYPE = "node.kubernetes.io/instance-type"
-SPOT_LABELS = {
-    "karpenter.sh/capacity-type": "spot",
-    "eks.amazonaws.com/capacityType": "SPOT",
-    "cloud.google.com/gke-spot": "true",
-}
 
 
 def check_pod(sheet: Sheet, path: KeyPath, template: PodTemplate, bundle: Bundle) -> None:
@@ -64,7 +61,7 @@ def check_pod(sheet: Sheet, path: KeyPath, template: PodTemplate, bundle: Bundle
             if container.name in names[:index]:
                 sheet.report((*here, "name"), f"container {container.name!r} is there twice")
             _container(sheet, here, container, spec, bundle)
-    _selector(sheet, at, spec)
+    check_scheduling(sheet, at, spec, [limits_of(each.resources) for each in spec.containers])
 
 
 def env_of(container: Container) -> dict[str, str]:
@@ -136,6 +133,49 @@ def check_env(sheet: Sheet, path: KeyPath, env: list[EnvVar], bundle: Bundle) ->
             _known(sheet, (*here, "valueFrom", "configMapKeyRef"), name, key, bundle)
 
 
+def check_keys(sheet: Sheet, path: KeyPath, env: list[EnvVar]) -> None:
+    """Report keys of a bucket that are taken from each other's places."""
+    sources = {
+        each.name: each.value_from.secret_key_ref
+        for each in env
+        if each.value_from is not None and each.value_from.secret_key_ref is not None
+    }
+    for name, other in (_KEYS, _KEYS[::-1]):
+        mine, theirs = sources.get(name), sources.get(other)
+        if mine is None or theirs is None or mine.name != theirs.name:
+            continue
+        index = next(n for n, each in enumerate(env) if each.name == name)
+        at = (*path, "env", index, "valueFrom", "secretKeyRef", "key")
+        if mine.key == theirs.key:
+            sheet.report(at, f"{name} and {other} are the same key, {mine.key!r}")
+        elif _is_key_of(mine.key, other) and not _is_key_of(mine.key, name):
+            sheet.report(at, f"{name} is given {mine.key!r}, which looks like {other}")
+
+
+def _is_key_of(key: str, variable: str) -> bool:
+    plain = key.lower().replace("-", "_").removeprefix("aws_")
+    return plain == variable.lower().removeprefix("aws_")
+
+
+def check_restarts(sheet: Sheet, path: KeyPath, spec: PodSpec) -> None:
+    """Report a pod that a Job makes and that never ends."""
+    if spec.restart_policy not in ("OnFailure", "Never"):
+        sheet.report(
+            (*path, "restartPolicy") if spec.restart_policy else path,
+            f"a Job takes no pod with restartPolicy {spec.restart_policy or 'Always, the default'}"
+            "; write OnFailure or Never",
+        )
+
+
+def check_variant(sheet: Sheet, path: KeyPath, image: str, limits: Mapping[str, float]) -> None:
+    """Report an image of this project that was made for other devices than a pod has."""
+    base, _, tag = image.rpartition("/")[2].partition(":")
+    variant = tag.rpartition("-")[2]
+    wanted = "gpu" if limits.get(GPU) else "npu" if any(limits.get(n) for n in NPUS) else None
+    if base == IMAGE and wanted and variant in ("cpu", "gpu", "npu") and variant != wanted:
+        sheet.report(path, f"image {image!r} is for {variant.upper()}s, the pod has {wanted}s")
+
+
 def check_secret(
     sheet: Sheet, path: KeyPath, name: str, key: str | None, bundle: Bundle, at: str = "name"
 ) -> None:
@@ -170,6 +210,12 @@ def _permissions(sheet: Sheet, path: KeyPath, spec: PodSpec) -> None:
         if getattr(spec, field):
             sheet.report((*path, key), f"{key} opens the node to the pod; remove it")
     context = spec.security_context
+    profile = None if context is None else context.seccomp_profile
+    if profile is not None and profile.type == "Unconfined":
+        sheet.report(
+            (*path, "securityContext", "seccompProfile", "type"),
+            "every system call is allowed; write RuntimeDefault",
+        )
     for index, container in enumerate(spec.containers):
         own = container.security_context
         here = (*path, "containers", index)
@@ -180,9 +226,27 @@ def _permissions(sheet: Sheet, path: KeyPath, spec: PodSpec) -> None:
             )
         elif own is not None and own.allow_privilege_escalation:
             sheet.report((*here, "securityContext"), "write allowPrivilegeEscalation: false")
+        added = [] if own is None or own.capabilities is None else own.capabilities.add
+        for position, name in enumerate(added):
+            if name.upper().removeprefix("CAP_") in _POWERS:
+                sheet.report(
+                    (*here, "securityContext", "capabilities", "add", position),
+                    f"with {name} the container rules its node; Ray needs none of these",
+                )
+        profile = None if own is None else own.seccomp_profile
+        if profile is not None and profile.type == "Unconfined":
+            sheet.report(
+                (*here, "securityContext", "seccompProfile", "type"),
+                "every system call is allowed; write RuntimeDefault",
+            )
         users = [each.run_as_user for each in (own, context) if each is not None]
         if 0 in users:
-            sheet.report((*path, "securityContext"), "the pod runs as root; write runAsUser: 1000")
+            sheet.report(
+                (*path, "securityContext", "runAsUser")
+                if own is None or own.run_as_user is None
+                else (*here, "securityContext", "runAsUser"),
+                "the pod runs as root; write runAsUser: 1000",
+            )
 
 
 def _volumes(sheet: Sheet, path: KeyPath, spec: PodSpec, bundle: Bundle) -> None:
@@ -246,7 +310,10 @@ def _source(sheet: Sheet, path: KeyPath, volume: Volume, bundle: Bundle) -> None
 
 def check_server(sheet: Sheet, path: KeyPath, server: str) -> None:
     """Report an address that is none."""
-    if re.fullmatch(r"[\d.]+", server):
+    parts = server.split(".")
+    if re.fullmatch(r"[\d.]+", server) or (
+        len(parts) == 4 and sum(each.isdecimal() for each in parts) == 3
+    ):
         try:
             ipaddress.ip_address(server)
         except ValueError:
@@ -324,6 +391,9 @@ def _device(
         )
     elif part == "requests" and limits_of(Resources(limits=resources.limits)).get(name) != number:
         sheet.report(path, f"{name} has to be the same in requests and limits")
+        sheet.report(
+            (*path[:-2], "limits", name), f"{name} has to be the same in requests and limits"
+        )
 
 
 def _container(
@@ -333,6 +403,7 @@ def _container(
     if message:
         sheet.report((*path, "image"), message)
     check_env(sheet, path, container.env, bundle)
+    check_keys(sheet, path, container.env)
     for index, each in enumerate(container.env_from):
         here = (*path, "envFrom", index)
         if each.secret_ref is not None:
@@ -370,45 +441,3 @@ def _container(
                 (*here, "hostPort"), "the port is open on the node's own address; remove hostPort"
             )
     check_resources(sheet, (*path, "resources"), container.resources)
-
-
-def _alike(word: str, known: str) -> bool:
-    """Whether a word is a slip of a known one, and not another of the same vendor."""
-    return abs(len(word) - len(known)) < 3 and SequenceMatcher(None, word, known).ratio() > 0.9
-
-
-def _selector(sheet: Sheet, path: KeyPath, spec: PodSpec) -> None:
-    for key, value in spec.node_selector.items():
-        here = (*path, "nodeSelector", key)
-        known = (*SPOT_LABELS, _INSTANCE_TYPE, _ARCH, "kubernetes.io/os", "kubernetes.io/hostname")
-        guess = nearest(key, known)
-        if guess is not None and key not in known and _alike(key, guess):
-            sheet.report(here, f"no node has a label {key!r}; did you mean {guess!r}?")
-        if key == _ARCH and value not in ("amd64", "arm64"):
-            sheet.report(here, f"found {value!r}, allowed are amd64 and arm64")
-    for index, taint in enumerate(spec.tolerations):
-        known = (*SPOT_LABELS, *_DEVICES)
-        guess = nearest(taint.key or "", known)
-        if guess is not None and taint.key not in known and _alike(taint.key or "", guess):
-            sheet.report(
-                (*path, "tolerations", index, "key"),
-                f"no node has a taint {taint.key!r}; did you mean {guess!r}?",
-            )
-    name = spec.node_selector.get(_INSTANCE_TYPE)
-    machine = None if name is None else instances.ec2(name) or instances.gce(name)
-    if machine is None:
-        return
-    total: dict[str, float] = {}
-    for container in spec.containers:
-        for resource, number in limits_of(container.resources).items():
-            total[resource] = total.get(resource, 0.0) + number
-    checks = (("cpu", machine.cpus, ""), ("memory", machine.memory, "b"), (GPU, machine.gpus, ""))
-    for resource, most, unit in checks:
-        if total.get(resource, 0.0) > most:
-            shown = (
-                (gib(total[resource]), gib(most)) if unit else (f"{total[resource]:g}", f"{most}")
-            )
-            sheet.report(
-                (*path, "containers", 0, "resources", "limits", resource),
-                f"the pod takes {shown[0]} of {resource}, and a {name} has {shown[1]}",
-            )

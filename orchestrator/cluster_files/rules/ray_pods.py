@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from orchestrator.cluster_files.models.pods import Container, PodTemplate
+from orchestrator.cluster_files.models.pods import Container, PodSpec, PodTemplate
 from orchestrator.cluster_files.models.ray import ClusterSpec, HeadGroup, WorkerGroup
 from orchestrator.cluster_files.quantities import gib
 from orchestrator.cluster_files.rules.commands import (
@@ -17,6 +17,7 @@ from orchestrator.cluster_files.rules.commands import (
 from orchestrator.cluster_files.rules.pods import (
     GPU,
     NPUS,
+    check_variant,
     container_commands,
     env_of,
     limits_of,
@@ -47,6 +48,7 @@ def check_ray_pod(
             (*at, "resources"), "no limit of memory: Ray would take the whole node's for its own"
         )
     _memory(sheet, path, group, container, limits)
+    check_variant(sheet, (*at, "image"), container.image, limits)
     container_commands(sheet, at, container.command, container.args, env_of(container))
     if spec.enable_in_tree_autoscaling and pod.restart_policy not in ("Never",):
         sheet.report(
@@ -54,15 +56,7 @@ def check_ray_pod(
             "a container that starts again in its pod is a node that Ray's autoscaler does not "
             "know; write restartPolicy: Never",
         )
-    seconds = pod.termination_grace_period_seconds
-    if seconds is None or seconds < GRACE_SECONDS:
-        last = () if seconds is None else ("terminationGracePeriodSeconds",)
-        sheet.report(
-            (*path, "template", "spec", *last),
-            f"the pod is killed {30 if seconds is None else seconds} s after it was asked to end, "
-            "which a step and its commit may not fit in; write terminationGracePeriodSeconds: "
-            f"{GRACE_SECONDS} or more",
-        )
+    check_end(sheet, (*path, "template", "spec"), pod)
     if isinstance(group, WorkerGroup):
         hosts = group.num_of_hosts
         count = group.min_replicas if spec.enable_in_tree_autoscaling else group.replicas
@@ -70,6 +64,24 @@ def check_ray_pod(
         sheet.nodes.append(nodes)
     else:
         sheet.nodes.append(Nodes("head", 1, resources))
+
+
+def check_end(sheet: Sheet, path: KeyPath, pod: PodSpec) -> None:
+    """Report a pod that is killed before its job may have ended.
+
+    Args:
+        sheet: takes the problem.
+        path: of the pod's spec.
+        pod: the spec.
+    """
+    seconds = pod.termination_grace_period_seconds
+    if seconds is None or seconds < GRACE_SECONDS:
+        sheet.report(
+            (*path, *(() if seconds is None else ("terminationGracePeriodSeconds",))),
+            f"the pod is killed {30 if seconds is None else seconds} s after it was asked to end, "
+            "which a step and its commit may not fit in; write terminationGracePeriodSeconds: "
+            f"{GRACE_SECONDS} or more",
+        )
 
 
 def _start_params(
@@ -147,7 +159,7 @@ def _memory(
     memory = limits.get("memory", 0.0)
     shm = shm_of(container, group.template.spec)
     given = group.ray_start_params.get("object-store-memory", "")
-    store = float(given) if given.isdigit() else memory * STORE_SHARE
+    store = float(given) if given.isdecimal() else memory * STORE_SHARE
     at: KeyPath = (*path, "template", "spec")
     key = ("rayStartParams", "object-store-memory") if given else ("template", "spec", "volumes")
     if shm is None:
@@ -172,18 +184,18 @@ def _memory(
             f"/dev/shm may take {gib(shm)}, all of the container's {gib(memory)}",
         )
     most = group.ray_start_params.get("memory", "")
-    if memory and most.isdigit() and float(most) > memory:
+    if memory and most.isdecimal() and float(most) > memory:
         sheet.report(
             (*path, "rayStartParams", "memory"),
             f"memory is {gib(float(most))}, the container's limit {gib(memory)}",
         )
-    elif memory and most.isdigit() and float(most) + store > memory and given:
+    elif memory and most.isdecimal() and float(most) + store > memory and given:
         sheet.report(
             (*path, "rayStartParams", "memory"),
             f"memory and object-store-memory are {gib(float(most) + store)} together, the "
             f"container's limit {gib(memory)}",
         )
-    if memory and given.isdigit() and store >= memory:
+    if memory and given.isdecimal() and store >= memory:
         sheet.report(
             (*path, "rayStartParams", "object-store-memory"),
             f"object-store-memory is {gib(store)}, the container's limit {gib(memory)}",

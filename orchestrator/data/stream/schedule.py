@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -198,9 +198,10 @@ class Schedule:
                 "weights of data.sources"
             )
 
-    @property
+    @cached_property
     def visits_per_epoch(self) -> int:
         """Samples of an epoch: all of them once, or the whole part of the sum of the factors."""
+        # Kept, since every step asks for it several times, and a sum of millions takes long.
         if self.factors is None:
             return len(self.sample_ids)
         # Rounded first: ten weights of 0.1 are one visit.

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
+import pickle
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +22,7 @@ from orchestrator.data.dataset import Dataset
 from orchestrator.data.label_map import LabelMap
 from orchestrator.data.mixture import MixedSource, mix_sources
 from orchestrator.data.readers.split import read_splits, read_training
+from orchestrator.data.stream import schedule as schedule_module
 from orchestrator.data.stream.assemble import BatchPlan, training_samples
 from orchestrator.data.stream.local import LocalStream
 from orchestrator.data.stream.sampling import (
@@ -335,3 +340,23 @@ def test_ids_without_a_table_are_those_of_a_table(takes_part: list[bool]) -> Non
     places = np.arange(len(table))[::-1]
     assert ids[places].tolist() == table[places].tolist()
     assert [ids[place] for place in range(len(table))] == table.tolist()
+
+
+def test_the_visits_of_an_epoch_are_added_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a million images that takes long, and every step needs the number several times."""
+    added: list[int] = []
+
+    def counting(values: Any) -> float:
+        added.append(len(values))
+        return math.fsum(values)
+
+    monkeypatch.setattr(schedule_module, "math", SimpleNamespace(fsum=counting, floor=math.floor))
+    plan = Schedule(
+        seed=1, sample_ids=np.arange(40), batch_size=4, epochs=3, factors=np.full(40, 1.5)
+    )
+    for step in range(plan.total_steps):
+        plan.rank_samples(step, 0, 2)
+        plan.rank_visits(step, 0, 2)
+    assert plan.total_steps == 45
+    assert added == [40]
+    assert pickle.loads(pickle.dumps(plan)).visits_per_epoch == 60
