@@ -9,7 +9,7 @@ from pathlib import Path
 
 from orchestrator.cli._shared.json_output import add_json, json_output
 from orchestrator.cli._shared.parser import Parser
-from orchestrator.errors import StorageError
+from orchestrator.errors import StorageError, printable
 
 
 def main(argv: Sequence[str]) -> int:
@@ -34,7 +34,13 @@ def main(argv: Sequence[str]) -> int:
                 raise StorageError(f"{run}: there is no such run folder")
             trials = sorted(spec.parent for spec in run.glob(f"trial-*/{MLFLOW_SPEC}"))
             for folder in [run, *trials]:
-                shipped = ship_later(folder, say=lambda text: print(text, file=sys.stderr))
+                try:
+                    shipped = ship_later(folder, say=lambda text: print(text, file=sys.stderr))
+                except StorageError as error:
+                    # One that trains, or was never tracked, keeps no other back.
+                    print(printable(str(error)), file=sys.stderr)
+                    left.append(folder)
+                    continue
                 print(f"{folder}: {shipped}")
                 if shipped is not None and not shipped.complete:
                     left.append(folder)

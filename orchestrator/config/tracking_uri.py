@@ -16,7 +16,6 @@ _SCHEMES = (
     "http",
     "https",
     "databricks",
-    "databricks-uc",
 )
 
 
@@ -58,7 +57,9 @@ def refusal(uri: str) -> str | None:
 
 
 def resolve_tracking_uri(uri: str, base: Path) -> str:
-    """The address with a SQLite file made absolute, so that every process means the same one.
+    """The address as every process is to mean it.
+
+    A SQLite file is absolute, and the scheme in small letters.
 
     Args:
         uri: that an experiment may have; see :func:`refusal`.
@@ -66,7 +67,8 @@ def resolve_tracking_uri(uri: str, base: Path) -> str:
     """
     path = sqlite_path(uri)
     if path is None:
-        return uri
+        scheme, colon, rest = uri.partition(":")
+        return f"{scheme.lower()}{colon}{rest}"
     address, mark, options = uri.partition("?")
     scheme, _, file = address.partition(":///")
     form = "file:" if file.startswith("file:") else ""

@@ -24,7 +24,15 @@ from orchestrator.runs.extension import EXTENSIONS, extended_run
 from orchestrator.runs.numerics import NUMERICS_VERSION, changes_since
 from orchestrator.storage.address import TEMPORARY
 from orchestrator.storage.local import LocalStorage, Storage, make_private
-from orchestrator.storage.run_files import EVALUATION, EVENTS, IDENTITY, LABEL_MAP, MLFLOW, RESOLVED
+from orchestrator.storage.run_files import (
+    EVALUATION,
+    EVENTS,
+    IDENTITY,
+    LABEL_MAP,
+    MLFLOW,
+    RESOLVED,
+    SWEEP_JOURNAL,
+)
 from orchestrator.storage.sealed import UnusableError, seal, unseal
 from orchestrator.tracking.events import read_events
 from orchestrator.training.schedules import Extension
@@ -114,12 +122,13 @@ def examine_run(
         commits: where the run's commits are; None for the run folder.
 
     Raises:
-        ConfigError: the folder holds another experiment.
+        ConfigError: the folder holds another experiment, or a sweep.
         DataError: its weights are for other classes, or for the same in another order.
         StorageError: the folder cannot be read.
     """
     storage = LocalStorage(run_dir)
     try:
+        _require_no_sweep(commits or storage)
         checked = checked_commits(commits or storage)
         if not checked and next(read_events(storage.root / EVENTS), None) is None:
             return RunState("new")
@@ -186,6 +195,16 @@ def _unusable(storage: LocalStorage, error: OSError) -> StorageError:
         f"{storage.root}: cannot open the run folder: {error}. Next: see that `storage` names a "
         "folder that can be written"
     )
+
+
+def _require_no_sweep(storage: Storage) -> None:
+    """Raise where a sweep lies: the run would write into its event log and its MLflow run."""
+    names = {entry.name for entry in storage.list("")}
+    if SWEEP_JOURNAL in names and IDENTITY not in names:
+        raise ConfigError(
+            f"{storage.describe(SWEEP_JOURNAL)}: a sweep has this name. Next: give the run another "
+            "one (name=...)"
+        )
 
 
 def _require_classes(storage: Storage, commit: Commit, label_map: LabelMap) -> None:

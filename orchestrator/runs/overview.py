@@ -42,10 +42,11 @@ class Standing:
         kind: ``run`` or ``sweep``.
         state: as its result says; ``unfinished`` before there is one.
         step: optimizer steps logged; trials that have ended, of a sweep.
-        score: AP of the last evaluation, or the best one of a sweep; None before there is one.
+        score: AP of the last evaluation, or the best score of a sweep; None before there is one.
         seconds: since something was written; None where nothing was.
         note: what was logged last, or which trial is best.
         troubles: what of the folder is missing or damaged, and what is therefore not known.
+        metric: that the score is of.
     """
 
     name: str
@@ -56,11 +57,12 @@ class Standing:
     seconds: float | None
     note: str
     troubles: tuple[str, ...] = ()
+    metric: str = "AP"
 
     def text(self) -> str:
         """On one line."""
         count = f"{self.step} trials ended" if self.kind == "sweep" else f"step {self.step}"
-        score = "" if self.score is None else f", AP {self.score:.4f}"
+        score = "" if self.score is None else f", {self.metric} {self.score:.4f}"
         ago = "" if self.seconds is None else f", last written {_ago(self.seconds)} ago"
         note = f"; {self.note}" if self.note else ""
         troubles = "".join(f"\n  warning: {line}" for line in self.troubles)
@@ -204,7 +206,8 @@ def _sweep(folder: Path) -> Standing:
     note = f"best {best}" if best in scores else ""
     state = str(summary.get("state", "unfinished"))
     age = _age(folder / SWEEP_JOURNAL)
-    return Standing(folder.name, "sweep", state, ended, score, age, note, tuple(troubles))
+    metric = str(summary.get("metric", "AP")).removeprefix("val/")
+    return Standing(folder.name, "sweep", state, ended, score, age, note, tuple(troubles), metric)
 
 
 def _read(path: Path) -> dict[str, Any]:

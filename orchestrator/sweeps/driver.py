@@ -25,10 +25,17 @@ from orchestrator.runs.driver import say_usable
 from orchestrator.runs.plan import make_plan
 from orchestrator.runs.report import say_where
 from orchestrator.storage.folder_lock import RunLock
-from orchestrator.storage.run_files import STOP, trial_name
+from orchestrator.storage.local import LocalStorage
+from orchestrator.storage.run_files import (
+    IDENTITY,
+    STOP,
+    SWEEP_JOURNAL,
+    SWEEP_JOURNALS,
+    trial_name,
+)
 from orchestrator.sweeps.bucket import SweepBucket, held_sweep
 from orchestrator.sweeps.capacity import agreed, capacity
-from orchestrator.sweeps.fleet import Fleet, Source
+from orchestrator.sweeps.fleet import STARTS, CutShort, Fleet, Source
 from orchestrator.sweeps.journal import Journal
 from orchestrator.sweeps.judge import Judge, judged_epochs
 from orchestrator.sweeps.learning import LearningSource
@@ -36,11 +43,11 @@ from orchestrator.sweeps.plan import Planner, Trial, describe
 from orchestrator.sweeps.population import Population
 from orchestrator.sweeps.report import Row, ranking, say_sweep, summary, write_summary
 from orchestrator.sweeps.runner import Runner, write_base
-from orchestrator.sweeps.sources import FINAL, PlannedSource, Record
+from orchestrator.sweeps.sources import PlannedSource, Record
 from orchestrator.sweeps.tracking import SweepTracking
 from orchestrator.sweeps.view import View, shown
 from orchestrator.tracking.git_info import git_info
-from orchestrator.tracking.mlflow_shipper import RunStatus
+from orchestrator.tracking.mlflow_shipper import RunStatus, Shipped
 from orchestrator.training.interrupt import in_thread, stopping_politely
 from orchestrator.training.job import TrainingJob
 
@@ -75,10 +82,13 @@ def drive_sweep(template: Template, *, force_resume: bool) -> int:
         plan = make_plan(base, folder)
         say_usable(plan, base.experiment.data, console)
         native.backend()
-        _open(journal, base, plan.job.data_digest, force=force_resume)
-        write_base(planner)
+        claim = _claim(journal, base, plan.job.data_digest, force=force_resume)
         classes = len(plan.job.label_map)
         record = Record(planner, journal, parameters=_counter(planner, classes))
+        record.require_same(trials)
+        if claim is not None:
+            _open(journal, claim, record, console)
+        write_base(planner)
         stages = _stages(planner, journal, record, trials, plan.job)
         tracking = SweepTracking(planner, plan)
         state = _Sweep(planner, journal, record, tracking, console, force_resume, bucket)
@@ -130,6 +140,8 @@ def _stages(
 def _exploit(population: Population, age: int) -> Iterator[str]:
     if age == population.ages[-1]:
         return
+    for number, reason in population.failures(age).items():
+        yield f"{trial_name(number)} failed on its way to epoch {age}: {reason}"
     for one in population.exploit(age):
         yield (
             f"epoch {age}: {trial_name(one.member)} continues from {trial_name(one.donor)} with "
@@ -145,9 +157,22 @@ def _claimed(experiment: Experiment) -> Iterator[tuple[Journal, SweepBucket | No
         if location is not None:
             bucket = held.enter_context(held_sweep(location, folder))
         held.enter_context(RunLock(folder))
+        _refuse_run(folder, bucket)
         journal = Journal(folder, keep=None if bucket is None else bucket.keep_journal)
         held.callback(journal.close)
         yield journal, bucket
+
+
+def _refuse_run(folder: Path, bucket: SweepBucket | None) -> None:
+    """Raise where a run of its own lies: its event log and its MLflow run would be the sweep's."""
+    places = [LocalStorage(folder), *([] if bucket is None else [bucket.mirror.storage])]
+    for storage in places:
+        names = {entry.name for entry in storage.list("")}
+        if IDENTITY in names and not names & {SWEEP_JOURNAL, SWEEP_JOURNALS}:
+            raise ConfigError(
+                f"{storage.describe(IDENTITY)}: a run of its own has this name. Next: give the "
+                "sweep another one (name=...)"
+            )
 
 
 def _with_recorded_seed(
@@ -162,23 +187,43 @@ def _with_recorded_seed(
     return base
 
 
-def _open(journal: Journal, base: ResolvedExperiment, data_digest: str, *, force: bool) -> None:
-    """Claim the sweep's folder for this experiment, or see that it is this one's already."""
+def _claim(
+    journal: Journal, base: ResolvedExperiment, data_digest: str, *, force: bool
+) -> dict[str, Json] | None:
+    """What the sweep's folder is to belong to; None where it is this experiment's already.
+
+    Raises:
+        ConfigError: it is another sweep's.
+    """
+    folder = journal.path.parent
     now = _identity(base, data_digest)
     before: Mapping[str, Any] | None = None
     for entry in journal.of("open"):
         before = entry
     if before == now:
-        return
+        return None
     if before is not None and not force:
         lines = [f"  {path}: {a} there, {b} now" for path, a, b in diff(dict(before), dict(now))]
         raise ConfigError(
-            f"{journal.path.parent}: this folder holds another sweep:\n"
+            f"{folder}: this folder holds another sweep:\n"
             + "\n".join(lines)
             + "\nNext: give this sweep another name (name=...), undo the changes, or pass "
-            "--force-resume to go on with them. Only sweep.trials and sweep.concurrency may change"
+            "--force-resume to go on with them. Of the section, only sweep.trials and "
+            "sweep.concurrency may change"
         )
-    journal.add("open", **now)
+    return now
+
+
+def _open(journal: Journal, claim: dict[str, Json], record: Record, console: Console) -> None:
+    """Let the folder belong to what was claimed, and say what a change by force leaves behind."""
+    journal.add("open", **claim)
+    ended = record.count_ended()
+    if ended:
+        say(
+            console,
+            f"forced: {ended} of the trials have ended and stay what they are, results of the "
+            "experiment as it was; only the others have the changes",
+        )
 
 
 def _identity(base: ResolvedExperiment, data_digest: str) -> dict[str, Json]:
@@ -223,7 +268,7 @@ class _Sweep:
         experiment = self.planner.base.experiment
         (self.planner.folder / STOP).unlink(missing_ok=True)
         self.record.changed = self._changed
-        ended = sum(row.state in FINAL for row in self.record.ordered())
+        ended = self.record.count_ended()
         if self.bucket is not None:
             found = self.bucket.bring_ended(self.record.ordered())
             if found:
@@ -231,6 +276,8 @@ class _Sweep:
         if ended >= self.planner.count:
             self._bring_best()
             self._write("finished")
+            self._say_left(self.tracking.catch_up(self.record.ordered()))
+            self._settle()
             self.report()
             return 0
         say(
@@ -254,11 +301,9 @@ class _Sweep:
         finally:
             self._bring_best()
             self._write("stopped" if status == "KILLED" else status.lower())
-            shipped = self.tracking.close(status, self.record.ordered())
-            if shipped is not None and not shipped.complete:
-                say(self.console, str(shipped))
+            self._say_left(self.tracking.close(status, self.record.ordered()))
         if not stopped:
-            self.tracking.settle(self.record.ordered(), lambda text: say(self.console, text))
+            self._settle()
         self.report()
         if stopped:
             say(self.console, "stopped; run the same command again to go on")
@@ -295,6 +340,7 @@ class _Sweep:
         return False
 
     def _run_trials(self, source: _Source, judge: Judge | None, at_a_time: int, view: View) -> bool:
+        """Run what a source has; whether some of it is left for another start."""
         fleet = self.fleet = Fleet(self._runner(), source, judge)
 
         def ask_to_stop() -> None:
@@ -302,8 +348,15 @@ class _Sweep:
             fleet.stop()
 
         with shown(view, self.console), stopping_politely(ask_to_stop):
-            in_thread(lambda: fleet.run(trials=len(source), concurrency=at_a_time))
-        return fleet.stopping
+            for starts_left in reversed(range(STARTS)):
+                in_thread(partial(fleet.run, trials=len(source), concurrency=at_a_time))
+                names = ", ".join(trial.name for trial in fleet.cut_short)
+                if fleet.stopping or not names or not starts_left:
+                    break
+                say(self.console, f"{names}: told to stop by somebody else; started again")
+                source = CutShort(source, fleet.cut_short)
+                fleet = self.fleet = Fleet(self._runner(), source, judge)
+        return fleet.stopping or bool(fleet.cut_short)
 
     def _runner(self) -> Runner:
         sweep = self.planner.sweep
@@ -327,7 +380,7 @@ class _Sweep:
             score = newest.value(self.planner.sweep.metric)
             known = "" if score is None else f" {self.planner.sweep.metric} {score:.4f}"
             say(self.console, f"{newest.trial.name} {newest.state}{known}: {newest.trial.text()}")
-        self.tracking.progress(rows)
+        self.tracking.progress(rows, ended=sum(1 for _ in self.journal.of("end")))
         self._write("running")
 
     def _write(self, state: str) -> None:
@@ -335,6 +388,13 @@ class _Sweep:
         write_summary(self.planner.folder, content)
         if self.bucket is not None:
             self.bucket.mirror.settle()
+
+    def _say_left(self, shipped: Shipped | None) -> None:
+        if shipped is not None and not shipped.complete:
+            say(self.console, str(shipped))
+
+    def _settle(self) -> None:
+        self.tracking.settle(self.record.ordered(), lambda text: say(self.console, text))
 
     def _bring_best(self) -> None:
         best = ranking(self.record.ordered(), self.planner.sweep)[:1]

@@ -6,8 +6,8 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable
-from contextlib import suppress
+from collections import deque
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from ray import tune
@@ -26,8 +26,9 @@ from orchestrator.training.trial_decision import write_verdict
 #: Share of a node's own resource that the driver of a trial takes: it needs no CPU of its own, and
 #: Ray takes no request for nothing.
 _A_LITTLE = 0.001
-#: Starts of a trial whose process was lost, with its node or for want of memory.
-_STARTS = 3
+#: Starts of a trial whose process was lost, with its node or for want of memory, or whose workers
+#: were told to stop by somebody else.
+STARTS = 3
 
 
 class Source(Protocol):
@@ -38,6 +39,30 @@ class Source(Protocol):
 
     def ended(self, trial: Trial, end: dict[str, Any]) -> None:
         """Take note of how a trial ended; see :func:`~orchestrator.sweeps.runner.read_end`."""
+
+
+class CutShort:
+    """Trials that somebody else has ended, such as a cloud that took a worker's node back.
+
+    Args:
+        source: that they came from.
+        trials: each of them.
+    """
+
+    def __init__(self, source: Source, trials: Sequence[Trial]) -> None:
+        self._source = source
+        self._waiting = deque(trials)
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def next(self) -> Trial | None:
+        """The next of them."""
+        return self._waiting.popleft() if self._waiting else None
+
+    def ended(self, trial: Trial, end: dict[str, Any]) -> None:
+        """Let the source know."""
+        self._source.ended(trial, end)
 
 
 class Fleet:
@@ -56,6 +81,8 @@ class Fleet:
         self.folder = runner.planner.folder
         self.running: dict[str, Trial] = {}
         self.stopping = False
+        #: Trials that have committed and ended although nobody has asked this fleet to stop.
+        self.cut_short: list[Trial] = []
         self.fatal: str | None = None
         #: Why no more trials are given out; those under way go on to their ends.
         self.failure: Exception | None = None
@@ -102,7 +129,7 @@ class Fleet:
                 name=name,
                 storage_path=str(storage),
                 verbose=0,
-                failure_config=tune.FailureConfig(max_failures=_STARTS - 1),
+                failure_config=tune.FailureConfig(max_failures=STARTS - 1),
             ),
         )
         try:
@@ -120,10 +147,8 @@ class Fleet:
                 "run the same command again; trials under way go on from their commits"
             ) from error
         finally:
-            # What Tune leaves there is never read again.
-            shutil.rmtree(storage / name, ignore_errors=True)
-            with suppress(OSError):
-                storage.rmdir()
+            # What Tune leaves there, now or in a start that was killed, is never read again.
+            shutil.rmtree(storage, ignore_errors=True)
         if self.fatal is not None:
             raise OrchestratorError(self.fatal)
         if self.failure is not None:
@@ -134,12 +159,9 @@ class Fleet:
         return {trial.name for trial in list(self.running.values())}
 
     def stop(self) -> None:
-        """Start no more trials, and ask those under way to commit and end."""
+        """Start no more trials, and ask those under way to commit and end, as their runners see."""
         self.stopping = True
         (self.folder / STOP).touch()
-        for trial in list(self.running.values()):
-            with suppress(OSError):
-                (self.folder / trial.name / STOP).touch()
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
         """Configuration of the next trial for Tune."""
@@ -164,6 +186,8 @@ class Fleet:
         if end.get("fatal"):
             self.fatal = f"{trial.name}: {end['reason']}"
             self.stop()
+        if end["state"] == "preempted" and not self.stopping:
+            self.cut_short.append(trial)
         try:
             self._source.ended(trial, end)
         except Exception as error:

@@ -191,7 +191,11 @@ class Planner:
             fewer = "raise `step`" if sweep.space[widest].step else "leave values out"
             next_step = f"{fewer}, or draw some of them with sweep.search random"
         message = f"{found} trials; allowed are at most {_MOST_TRIALS:,}; {next_step}"
-        raise self.template.error_of([self._problem(path, message)])
+        raise self.error_at(path, message)
+
+    def error_at(self, path: KeyPath, message: str) -> ConfigError:
+        """What to raise about a value of the experiment, with its place."""
+        return self.template.error_of([self._problem(path, message)])
 
     def _problem(self, path: KeyPath, message: str) -> Problem:
         place = self.template.document.places.get(path, Place(str(self.template.source)))
@@ -253,7 +257,7 @@ class Planner:
             f"is {self.sweep.trials}, but sweep.space has only {different}. Next: lower "
             f"sweep.trials to {found}, or allow more values"
         )
-        return self.template.error_of([self._problem(("sweep", "trials"), message)])
+        return self.error_at(("sweep", "trials"), message)
 
     def _with_seeds(
         self, index: int, values: Values, known: dict[str, Trial], *, refuse: bool

@@ -16,19 +16,19 @@ from typing import Any
 
 from orchestrator.checkpoints.codec import decode
 from orchestrator.checkpoints.commit import CommitStore
-from orchestrator.checkpoints.manifest import POINTER_NAME
+from orchestrator.checkpoints.manifest import POINTER_NAME, checked_commits
 from orchestrator.config.places import bucket_of
 from orchestrator.config.scalars import Json
-from orchestrator.config.schema import Domain, PbtConfig
+from orchestrator.config.schema import Domain, Experiment, PbtConfig
 from orchestrator.data import counter_rng
-from orchestrator.errors import StorageError
+from orchestrator.errors import StorageError, error_with
 from orchestrator.runs.digests import config_digest
 from orchestrator.runs.identity import Identity, open_run
 from orchestrator.storage.address import below
 from orchestrator.storage.bucket import commit_storage
 from orchestrator.storage.bucket_mirror import mirrored
 from orchestrator.storage.folder_lock import RunLock
-from orchestrator.storage.local import LocalStorage
+from orchestrator.storage.local import LocalStorage, Storage
 from orchestrator.storage.run_files import CHECKPOINTS, EVENTS, LABEL_MAP, STOP, trial_name
 from orchestrator.sweeps.journal import Journal
 from orchestrator.sweeps.plan import Planner, Trial
@@ -43,6 +43,9 @@ from orchestrator.sweeps.space import (
     pick,
 )
 from orchestrator.tracking.events import EventLog
+
+#: Score of a member that failed on its way to an age: below all others.
+_FAILED = -2.0
 
 
 def ages(config: PbtConfig, epochs: int) -> list[int]:
@@ -83,12 +86,16 @@ def exploits(
         space: what may be perturbed.
         seed: of the sweep.
         age: in epochs.
+
+    Returns:
+        Nothing where nobody has come to this age.
     """
     ranked = sorted(scores, key=lambda number: (-scores[number], number))
     count = min(math.ceil(len(ranked) * config.quantile), len(ranked) // 2)
-    if count == 0:
+    best = [number for number in ranked[:count] if scores[number] != _FAILED]
+    if not best:
         return []
-    best, worst = ranked[:count], ranked[-count:]
+    worst = ranked[-count:]
     found = []
     for number in sorted(worst):
         # Drawn beside those that made the population, whose coordinate is the attempt.
@@ -148,12 +155,19 @@ def clone(donor: Path, trial: Trial, member: Path, *, step: int, initial: str | 
     Returns:
         SHA-256 of the weights file, which is that of the donor's.
     """
-    experiment = trial.resolved.experiment
-    bucket = below(experiment.storage, donor.name) if experiment.in_bucket else None
-    source = CommitStore(commit_storage(donor, bucket))
-    files = source.read_files(step)
+    source = CommitStore(_commits_in(donor, trial.resolved.experiment))
+    try:
+        files = source.read_files(step)
+    except StorageError as error:
+        raise StorageError(
+            f"{error}. {member.name} is to go on from that checkpoint of {donor.name}. Next: bring "
+            "it back, or give the sweep another name (name=...)"
+        ) from error
     commit = next(c for c in source.commits() if c.step == step)
-    with mirrored(bucket_of(experiment), member) as mirror, RunLock(member) as folder_lock:
+    with (
+        mirrored(bucket_of(trial.resolved.experiment), member) as mirror,
+        RunLock(member) as folder_lock,
+    ):
         storage = LocalStorage(member) if mirror is None else mirror.storage
         lock = folder_lock if mirror is None else mirror.lock
         try:
@@ -191,6 +205,17 @@ def clone(donor: Path, trial: Trial, member: Path, *, step: int, initial: str | 
     return copied.files["weights.safetensors"].sha256
 
 
+def _commits_in(folder: Path, experiment: Experiment) -> Storage:
+    """Where the commits of a member are.
+
+    Args:
+        folder: its run folder; in a bucket only its name matters.
+        experiment: of any member.
+    """
+    bucket = below(experiment.storage, folder.name) if experiment.in_bucket else None
+    return commit_storage(folder, bucket)
+
+
 class Population:
     """The members of a sweep, their values and their age, rebuilt from the journal.
 
@@ -201,6 +226,9 @@ class Population:
         members: as they begin.
         steps_per_epoch: of every member.
         initial: digest of the weights that all members begin with, if there are any.
+
+    Raises:
+        ConfigError: there were more members, or fewer, when some were judged.
     """
 
     def __init__(
@@ -220,10 +248,13 @@ class Population:
         self._initial = initial
         self.ages = ages(planner.sweep.pbt, planner.base.experiment.train.epochs)
         self.values = {trial.number: trial.values for trial in members}
+        _require_size(planner, journal, len(members))
         record.planned(*members)
         #: Score of each member by age, as far as they are known.
         self.scores: dict[int, dict[int, float]] = {age: {} for age in self.ages}
         self._cloned: set[tuple[int, int]] = set()
+        #: How members have ended that failed since this start, by age and number.
+        self._failed: dict[tuple[int, int], dict[str, Any]] = {}
         for entry in journal.entries:
             if entry.kind == "aged":
                 self.scores[entry.content["age"]][entry.content["trial"]] = entry.content["score"]
@@ -232,13 +263,44 @@ class Population:
                 self.values[entry.content["trial"]] = entry.content["values"]
             elif entry.kind == "end":
                 # Written before the score of the full age, which nobody is judged by.
-                self.scores[self.ages[-1]].setdefault(
-                    entry.content["trial"], self._score(entry.content)
-                )
+                self.scores[self.ages[-1]][entry.content["trial"]] = self._score(entry.content)
+        self._forget_failures()
+
+    def _forget_failures(self) -> None:
+        """Have members tried again that failed, where it has not been decided who replaces them."""
+        decided = max((age for age, _ in self._cloned), default=0)
+        for age, scores in self.scores.items():
+            if age > decided:
+                self.scores[age] = {n: score for n, score in scores.items() if score != _FAILED}
 
     def segment(self, age: int) -> Segment:
-        """What is left of the training up to an age."""
+        """What is left of the training up to an age.
+
+        Raises:
+            StorageError: the checkpoint that a member continued from is gone. From its beginning
+                it would train to something else, by its last values alone.
+        """
+        for number in self.waiting(age):
+            cloned = max((at for at, one in self._cloned if one == number), default=0)
+            if cloned:
+                self._require_commit(self.trial(number, age), cloned * self._steps_per_epoch)
         return Segment(self, age)
+
+    def _require_commit(self, trial: Trial, step: int) -> None:
+        """Raise unless a member has the checkpoint of ``step``, or a later one."""
+        commits = _commits_in(self._planner.folder / trial.name, trial.resolved.experiment)
+        try:
+            newest = max((commit.step for commit in checked_commits(commits)), default=0)
+        except OSError as error:
+            raise StorageError(
+                f"{commits.describe(CHECKPOINTS)}: cannot be read: {error}"
+            ) from error
+        if newest < step:
+            raise StorageError(
+                f"{commits.describe(CHECKPOINTS)}: has no checkpoint of step {step}, which came "
+                "from another member of the population, nor a later one. Next: bring it back, or "
+                "give the sweep another name (name=...)"
+            )
 
     def trial(self, number: int, age: int | None) -> Trial:
         """A member as it is now.
@@ -264,6 +326,8 @@ class Population:
         if age == self.ages[-1]:
             self._record.ended(whole, end)
         score = self._score(end)
+        if score == _FAILED:
+            self._failed[age, trial.number] = end
         self._journal.add("aged", trial=trial.number, age=age, score=score)
         self.scores[age][trial.number] = score
 
@@ -271,14 +335,30 @@ class Population:
         metrics = end.get("result", {}).get("metrics", {})
         value = metrics.get(self._planner.sweep.metric.removeprefix("val/"))
         # A member that failed is the worst, and goes on as somebody else.
-        return -2.0 if value is None else float(value)
+        return _FAILED if value is None else float(value)
+
+    def failures(self, age: int) -> dict[int, str]:
+        """Why members have failed on their way to an age since this start, by their number."""
+        found = {n: end for (at, n), end in self._failed.items() if at == age}
+        return {number: found[number].get("reason", "not evaluated") for number in sorted(found)}
 
     def exploit(self, age: int) -> list[Exploit]:
         """Replace the worst members at an age that all have reached; may be interrupted.
 
         Returns:
             Those that were replaced by this call.
+
+        Raises:
+            OrchestratorError: all of them have failed on their way to it.
         """
+        reasons = self.failures(age)
+        if len(reasons) == len(self.values):
+            first = min(reasons)
+            raise error_with(self._failed[age, first].get("exit_code", 70))(
+                f"all {len(reasons)} members failed on their way to epoch {age}, so none can be "
+                f"replaced; the first one: {reasons[first]}. Next: see to the cause and run the "
+                "same command again, which goes on from their commits"
+            )
         folder = self._planner.folder
         before = dict(self.values)
         for entry in self._journal.of("cloned"):
@@ -318,6 +398,18 @@ class Population:
             self.values[one.member] = one.values
             (folder / trial.name / STOP).unlink(missing_ok=True)
         return new
+
+
+def _require_size(planner: Planner, journal: Journal, members: int) -> None:
+    """Raise where members were judged by others than there are now."""
+    before = sum(1 for _ in journal.of("trial"))
+    if members != before and any(entry.kind == "aged" for entry in journal.entries):
+        raise planner.error_at(
+            ("sweep", "trials"),
+            f"is {members}, and {before} members of this population have been judged by each other "
+            f"already. Next: set sweep.trials to {before}, or give this sweep another name "
+            "(name=...)",
+        )
 
 
 class Segment:

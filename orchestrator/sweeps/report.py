@@ -205,4 +205,6 @@ def say_sweep(planner: Planner, rows: Sequence[Row], console: Console) -> None:
 def _number(value: float | None) -> str:
     if value is None:
         return ""
+    if value < 0:
+        return "-"  # COCO's number where there is nothing to score.
     return f"{value:,.0f}" if value >= 1000 else f"{value:.4f}"

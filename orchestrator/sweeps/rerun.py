@@ -22,6 +22,7 @@ from orchestrator.storage.plain_files import read_json
 from orchestrator.storage.run_files import RESULT, SWEEP_RESULT, trial_name
 from orchestrator.sweeps.journal import Entry, read_journal
 from orchestrator.sweeps.plan import describe
+from orchestrator.sweeps.sources import FINAL
 from orchestrator.sweeps.space import Values
 
 # A member of a population that was replaced goes on from the commit of another one, so its weights
@@ -134,9 +135,13 @@ def find_run(folder: Path, trial: str | None, overrides: Sequence[str] = ()) -> 
 
 
 def _best(folder: Path, runs: Sequence[RunFolder]) -> RunFolder:
-    """The trial whose last evaluation is highest in what the sweep looks at."""
+    """The trial that the sweep ranks first: those that were given up come after all others."""
     metric = _metric(folder)
-    scored = [(run.curve(metric)[-1][1], run) for run in runs if run.curve(metric) and run.result]
+    scored = [
+        ((run.state == "done", run.curve(metric)[-1][1]), run)
+        for run in runs
+        if run.curve(metric) and run.state in FINAL
+    ]
     if not scored:
         raise StorageError(
             f"{folder}: no trial has ended with a value of {metric}. Next: let the sweep come to "

@@ -39,7 +39,7 @@ from orchestrator.storage.run_files import (
     SWEEP_BASE,
 )
 from orchestrator.sweeps.plan import Planner, Trial, difference_rows
-from orchestrator.tracking.events import read_events
+from orchestrator.tracking.events import Event, read_events
 from orchestrator.training.verify_sampled import SampledValueError
 
 FAILURE_NAME = "failure.json"
@@ -80,8 +80,7 @@ class Runner:
         # How an earlier start ended, or a member of a population at an earlier age.
         for name in (FAILURE_NAME, RESULT, STOP):
             (run_dir / name).unlink(missing_ok=True)
-        # Whoever asks leaves it there first, and then in the folders of the trials.
-        if (self.planner.folder / STOP).exists():
+        if self._asked_to_stop():
             return
         failures: list[BaseException] = []
         begun = threading.Event()
@@ -114,6 +113,8 @@ class Runner:
         )
         deadline = time.monotonic() + _GHOST_SECONDS
         while not self._trained(trial, run_dir, context, begun):
+            if self._asked_to_stop():
+                return
             # What a killed sweep has left running holds the run for a few seconds.
             if time.monotonic() > deadline:
                 raise HeldError(f"{run_dir}: still held by another process")
@@ -144,13 +145,20 @@ class Runner:
             return False
         return True
 
+    def _asked_to_stop(self) -> bool:
+        return (self.planner.folder / STOP).exists()
+
     def _report(self, trial: Trial, log: Path, thread: threading.Thread) -> None:
-        """Tell Tune of every evaluation, those of earlier starts too, until the run has ended."""
+        """Tell Tune of every evaluation, those of earlier starts too, until the run has ended.
+
+        A wish to stop is passed on to the run again and again: one that comes before its workers
+        are asked for is taken for what an earlier start has left.
+        """
         metric = self.planner.sweep.metric
         offset = 0
         while True:
             ended = not thread.is_alive()
-            for event in read_events(log, offset):
+            for event in _news(log, offset):
                 offset = event.end
                 if "val/epoch" in event.values:
                     # A score that is not defined, such as AP of small objects where there are
@@ -165,7 +173,18 @@ class Runner:
                     )
             if ended:
                 return
+            if self._asked_to_stop():
+                with suppress(OSError):
+                    (log.parent / STOP).touch()
             thread.join(_POLL_SECONDS)
+
+
+def _news(log: Path, offset: int) -> list[Event]:
+    """What a log has behind an offset; nothing while it cannot be read, as when a mount hangs."""
+    try:
+        return list(read_events(log, offset))
+    except OSError:
+        return []
 
 
 def _keep(error: BaseException, run_dir: Path) -> None:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from threading import Lock
 from typing import Any
 
 from orchestrator.config.schema import SweepConfig
-from orchestrator.errors import OrchestratorError, StorageError
+from orchestrator.errors import ConfigError, OrchestratorError
 from orchestrator.sweeps.journal import Journal
-from orchestrator.sweeps.plan import Planner, Trial
+from orchestrator.sweeps.plan import Planner, Trial, describe
 from orchestrator.sweeps.report import Row
+from orchestrator.sweeps.space import Values
 
 #: States after which a trial never runs again.
 FINAL = ("done", "stopped")
@@ -43,14 +44,12 @@ class Record:
         self.rows: dict[int, Row] = {}
         #: The trial that ended last.
         self.newest: Row | None = None
+        #: Values that each trial began with.
+        self._begun: dict[int, Values] = {}
         ends = journal.ends()
         for entry in journal.of("trial"):
             trial = planner.trial(entry["trial"], entry["values"])
-            if trial.digest != entry["digest"]:
-                raise StorageError(
-                    f"{journal.path}: {trial.name} was another experiment when it was planned. "
-                    "Next: give the sweep another name, or undo the changes"
-                )
+            self._begun[trial.number] = trial.values
             end = ends.get(trial.number, {"state": "waiting"})
             # A member of a population may have ended as another than it began.
             last = end.get("values", trial.values)
@@ -78,6 +77,22 @@ class Record:
         with self._lock:
             return [self.rows[number] for number in sorted(self.rows)]
 
+    def require_same(self, trials: Iterable[Trial]) -> None:
+        """See that trials are what they were when they were planned.
+
+        Raises:
+            ConfigError: one of them would have other values now.
+        """
+        for trial in trials:
+            begun = self._begun.get(trial.number, trial.values)
+            if begun != trial.values:
+                raise ConfigError(
+                    f"{self._journal.path.parent}: {trial.name} was planned with "
+                    f"{describe(begun) or 'no values'}, and would have "
+                    f"{describe(trial.values) or 'none'} now. Next: undo the change of the sweep "
+                    "section, or give this sweep another name (name=...)"
+                )
+
     def planned(self, *trials: Trial) -> None:
         """Write trials down, once, before they run."""
         new = [trial for trial in trials if trial.number not in self.rows]
@@ -88,6 +103,7 @@ class Record:
             [{"trial": one.number, "values": one.values, "digest": one.digest} for one in new],
         )
         for trial in new:
+            self._begun[trial.number] = trial.values
             self._note(trial, {"state": "waiting"})
 
     def ended(self, trial: Trial, end: dict[str, Any]) -> None:
@@ -98,9 +114,15 @@ class Record:
         self.newest = self.rows[trial.number]
         self.changed()
 
+    def count_ended(self) -> int:
+        """How many of the trials that the sweep has now will never run again."""
+        rows = (row for row in self.ordered() if row.trial.number < self._planner.count)
+        return sum(row.state in FINAL for row in rows)
+
     def unfinished(self) -> list[Trial]:
-        """Known trials that have to run, in order."""
-        return [row.trial for row in self.ordered() if row.state not in FINAL]
+        """Known trials that have to run, in order; the sweep may have had more of them before."""
+        trials = [row.trial for row in self.ordered() if row.state not in FINAL]
+        return [trial for trial in trials if trial.number < self._planner.count]
 
 
 class PlannedSource:

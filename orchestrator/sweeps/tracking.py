@@ -25,6 +25,8 @@ from orchestrator.storage.run_files import (
 )
 from orchestrator.sweeps.plan import Planner
 from orchestrator.sweeps.report import Row, best_checkpoint, ranking
+from orchestrator.sweeps.sources import FINAL
+from orchestrator.tracking.artifacts import pending_artifacts
 from orchestrator.tracking.events import EventLog
 from orchestrator.tracking.mlflow_shipper import (
     MlflowShipper,
@@ -32,7 +34,7 @@ from orchestrator.tracking.mlflow_shipper import (
     Shipped,
     ship_later,
 )
-from orchestrator.tracking.shipping import RunSpec, ShipState
+from orchestrator.tracking.shipping import RunSpec, ShipState, pending_points
 
 
 class SweepTracking:
@@ -82,13 +84,18 @@ class SweepTracking:
         if self._shipper is not None:
             self._shipper.start()
 
-    def progress(self, rows: Sequence[Row]) -> None:
-        """Log the best score so far."""
+    def progress(self, rows: Sequence[Row], *, ended: int) -> None:
+        """Log the best score so far.
+
+        Args:
+            rows: the trials as they stand.
+            ended: how often a trial has ended; one that failed and was tried again counts twice.
+        """
         sweep = self._planner.sweep
-        ended = sum(row.state in ("done", "stopped", "failed") for row in rows)
         ranked = ranking(rows, sweep)
         best = ranked[0].value(sweep.metric) if ranked else None
-        if best is not None:
+        # -1 says that there is nothing to score.
+        if best is not None and best >= 0:
             # Under the trials' own name as well, so that the list of runs has it in their column.
             name = f"sweep/best_{sweep.metric.removeprefix('val/')}"
             self._log.metrics({name: best, sweep.metric: best}, step=ended)
@@ -98,19 +105,45 @@ class SweepTracking:
         self._log.close()
         if self._shipper is None:
             return None
+        best = next(iter(ranking(rows, self._planner.sweep)), None)
+        tags = {} if best is None else self._best_tags(best)
+        return self._shipper.close(status, artifacts=self._artifacts(best), tags=tags)
+
+    def catch_up(self, rows: Sequence[Row]) -> Shipped | None:
+        """Ship what the end of a sweep that is over has left behind.
+
+        Returns:
+            How far MLflow is then; None where it has everything, or nothing is tracked.
+        """
+        if self._shipper is None or not self._lacks(rows):
+            self._log.close()
+            return None
+        self.start()
+        return self.close("FINISHED", rows)
+
+    def _artifacts(self, best: Row | None) -> dict[str, str]:
+        """What MLflow gets of a sweep at its end, by the paths it gets there."""
         folder = self._planner.folder
         artifacts = {SWEEP_RESULT: str(folder / SWEEP_RESULT)}
-        ranked = ranking(rows, self._planner.sweep)
-        tags: dict[str, str] = {}
-        if ranked:
-            best = ranked[0]
-            tags = self._best_tags(best)
+        if best is not None:
             artifacts["best/resolved.yaml"] = str(folder / best.trial.name / RESOLVED)
             there = best.best_checkpoint
             # That of a sweep in a bucket may not have come, which was said then.
             if there is not None and (folder / there).is_dir():
                 artifacts |= checkpoint_artifacts("best/checkpoint", folder / there)
-        return self._shipper.close(status, artifacts=artifacts, tags=tags)
+        return artifacts
+
+    def _lacks(self, rows: Sequence[Row]) -> bool:
+        """Whether MLflow has not been told everything; what it has may look otherwise by now."""
+        assert self._shipper is not None
+        folder, spec = self._planner.folder, self._shipper.spec
+        state = ShipState.load(folder)
+        if state is None or state.tracking_uri != spec.tracking_uri or state.status != "FINISHED":
+            return True
+        best = next(iter(ranking(rows, self._planner.sweep)), None)
+        wanted = pending_artifacts({**spec.artifacts, **self._artifacts(best)}, state.artifacts)
+        unknown = any(place not in state.artifacts for place, _ in wanted)
+        return unknown or pending_points(folder, state) > 0
 
     def settle(self, rows: Sequence[Row], say: Callable[[str], None]) -> None:
         """See the files of the trials arrive, which no trial waits for at its own end."""
@@ -118,14 +151,24 @@ class SweepTracking:
             return
         for row in rows:
             folder = self._planner.folder / row.trial.name
-            if row.state in ("done", "stopped") and (folder / MLFLOW_SPEC).exists():
-                try:
-                    shipped = ship_later(folder, say=say, only_pending=True)
-                except StorageError as error:
-                    say(str(error))
-                    continue
-                if shipped is not None and not shipped.complete:
-                    say(f"{row.trial.name}: {shipped}")
+            if row.state not in FINAL or not (folder / MLFLOW_SPEC).exists():
+                continue
+            before = ShipState.load(folder)
+            try:
+                shipped = ship_later(folder, say=say, only_pending=True)
+            except StorageError as error:
+                say(str(error))
+                continue
+            if shipped is None or shipped.complete:
+                continue
+            say(f"{row.trial.name}: {shipped}")
+            if ShipState.load(folder) == before:
+                # It would be waited for as long again for each of the others.
+                say(
+                    "MLflow takes nothing, so the other trials are not tried. Next: orchestrator "
+                    f"ship {self._planner.folder}"
+                )
+                return
 
     def _best_tags(self, best: Row) -> dict[str, str]:
         assert self._shipper is not None

@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -47,7 +47,8 @@ class _Curve:
     offset: int = 0
     epoch: float = 0.0
     scores: list[float] = field(default_factory=list)
-    closed: bool = False
+    #: Of the trial when its log was read last; None while it runs.
+    state: str | None = None
 
     def read(self, log: Path, metric: str) -> None:
         for event in read_events(log, self.offset):
@@ -99,9 +100,10 @@ class View:
         for row in self._rows():
             name = row.trial.name
             curve = self._curves.setdefault(name, _Curve())
-            if not curve.closed:
+            # Thousands may wait, or have ended, and nothing is added to their logs.
+            if name in running or curve.state != row.state:
                 curve.read(self._folder / name / EVENTS, self._sweep.metric)
-                curve.closed = row.state in _FINAL and name not in running
+                curve.state = None if name in running else row.state
         if self._began is None:
             self._began = (self._clock(), self._trained())
 
@@ -134,7 +136,11 @@ class View:
         running = self._running()
         counts = {
             "running": len(running),
-            **{state: sum(row.state == state for row in rows) for state in _FINAL},
+            **{
+                # One that failed may be under way again.
+                state: sum(r.state == state and r.trial.name not in running for r in rows)
+                for state in _FINAL
+            },
         }
         text = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
         waiting = self._total - sum(counts.values())
@@ -204,7 +210,8 @@ def shown(view: View, console: Console) -> Iterator[None]:
 def _show(view: View, console: Console, live: Live | None, over: threading.Event) -> None:
     said, due = "", time.monotonic() + _PLAIN_SECONDS
     while not over.wait(_POLL_SECONDS):
-        view.refresh()
+        with suppress(OSError):  # Looked at again, as long as a disk or mount may take.
+            view.refresh()
         if live is not None:
             live.update(view.table(), refresh=True)
         elif time.monotonic() >= due:

@@ -2,8 +2,9 @@
 
 A file that a server refuses as too large (413), or that breaks off while the server answers other
 questions, goes in parts: ``weights.safetensors.parts/00001-of-00012`` and so on, halved until they
-arrive. ``cat weights.safetensors.parts/*`` is the file again. What has arrived is recorded file by
-file and part by part, so an upload that was interrupted goes on where it was.
+arrive. ``cat weights.safetensors.parts/*`` is the file again: parts of another number that arrived
+before are emptied, because MLflow's client deletes none. What has arrived is recorded file by file
+and part by part, so an upload that was interrupted goes on where it was.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 #: Bytes of a part, at first and at last.
 LARGEST_PART = 8 << 20
@@ -24,6 +25,8 @@ SMALLEST_PART = 1 << 18
 PATIENCE = 120
 _TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
 _TOO_LARGE = 413
+#: In place of the fingerprint of a part that was begun; it may be there, its answer lost.
+_BEGUN = ""
 
 
 def pending_artifacts(
@@ -60,7 +63,8 @@ class ArtifactSender:
     Args:
         client: an ``mlflow.MlflowClient``.
         run_id: of the run.
-        arrived: fingerprint of each file that has arrived, by its path; added to.
+        arrived: fingerprint of each file that has arrived, by its path, and an empty one of each
+            part that was begun; added to.
         parts: bytes of a part of those files that go in parts, by their paths; added to.
         save: records both.
     """
@@ -131,10 +135,28 @@ class ArtifactSender:
                 file.seek((number - 1) * size)
                 copy = Path(folder) / Path(part).name
                 copy.write_bytes(file.read(size))
-                self._put(part, copy)
+                self._arrived[part] = _BEGUN
+                self._save()
+                try:
+                    self._put(part, copy)
+                except Exception as error:
+                    if _trouble(error) == "too large":
+                        del self._arrived[part]  # It is not there.
+                    raise
                 copy.unlink()
                 self._arrived[part] = stamp
                 self._save()
+            self._empty_others(f"{place}.parts/", f"-of-{count:05d}", Path(folder))
+
+    def _empty_others(self, before: str, behind: str, folder: Path) -> None:
+        """Empty the parts of another number, which would be joined with those that count."""
+        names = [name for name in self._arrived if name.startswith(before)]
+        for part in (name for name in names if not name.endswith(behind)):
+            empty = folder / Path(part).name
+            empty.touch()
+            self._put(part, empty)
+            del self._arrived[part]
+            self._save()
 
     def _put(self, place: str, source: Path) -> None:
         """Send one file; MLflow takes its name, so another one needs a copy."""
@@ -150,7 +172,7 @@ class ArtifactSender:
 
     def _calls_for_parts(self, error: Exception, size: int) -> bool:
         """Whether less at a time may arrive: the file is to blame, not a server that is away."""
-        if size < 2 * SMALLEST_PART or not _is_of_the_line(error):
+        if size < 2 * SMALLEST_PART or _trouble(error) is None:
             return False
         try:
             self._client.get_run(self._run_id)
@@ -159,16 +181,16 @@ class ArtifactSender:
         return True
 
 
-def _is_of_the_line(error: BaseException | None) -> bool:
-    """Whether an upload was refused for its size, or broke off."""
+def _trouble(error: BaseException | None) -> Literal["too large", "broken off"] | None:
+    """What the size of an upload may be to blame for; None where it is something else."""
     while error is not None:
         response = getattr(error, "response", None)
         if response is not None:
-            return bool(response.status_code == _TOO_LARGE)
+            return "too large" if response.status_code == _TOO_LARGE else None
         if isinstance(error, ConnectionError | TimeoutError) or _is_of_requests(error):
-            return True
+            return "broken off"
         error = error.__cause__ or error.__context__
-    return False
+    return None
 
 
 def _is_of_requests(error: BaseException) -> bool:

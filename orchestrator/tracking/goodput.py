@@ -68,9 +68,15 @@ class Goodput:
 
 @dataclass
 class _Attempt:
-    """From a note of beginning to the next one."""
+    """From a note of beginning to the next one.
+
+    Attributes:
+        driver: when its driver says that it began: attempts of one driver share it.
+        started: the same moment by the clock of the log, as all other times here.
+    """
 
     driver: int
+    started: int
     began: int
     resumed: int = 0
     last: int = 0
@@ -126,7 +132,7 @@ def goodput(events: Iterable[Event]) -> Goodput | None:
         first = before is None or before.driver != attempt.driver
         last = after is None or after.driver != attempt.driver
         if first:
-            lose("start", (attempt.began - attempt.driver) / 1000)
+            lose("start", (attempt.began - attempt.started) / 1000)
         time, spent = attempt.kept(None if after is None else after.resumed)
         counted = (time - attempt.began) / 1000
         steps += spent.get(STEP, 0.0)
@@ -137,25 +143,29 @@ def goodput(events: Iterable[Event]) -> Goodput | None:
         end = attempt.last if last or after is None else after.began
         lose("failure", (end - time) / 1000)
         if last:
-            wall += (end - next(a for a in attempts if a.driver == attempt.driver).driver) / 1000
+            wall += (end - next(a for a in attempts if a.driver == attempt.driver).started) / 1000
     return Goodput(wall, steps, {cause: lost for cause, lost in losses.items() if lost >= 0.05})
 
 
 def _attempts(events: Iterable[Event]) -> Iterator[_Attempt]:
     attempt: _Attempt | None = None
+    now = ahead = 0
     for event in events:
+        # A clock that was put back had run ahead before; no time has passed at that moment.
+        ahead += max(0, now - (event.time_ms + ahead))
+        now = event.time_ms + ahead
         if event.kind == ATTEMPT:
             if attempt is not None:
                 yield attempt
             driver = int(_values(event.text).get("driver_ms", event.time_ms))
-            attempt = _Attempt(driver=min(driver, event.time_ms), began=event.time_ms)
+            attempt = _Attempt(driver, now - max(0, event.time_ms - driver), now)
         if attempt is None:
             continue
-        attempt.last = max(attempt.last, event.time_ms)
+        attempt.last = now
         if event.kind == _RESUME:
             attempt.resumed = event.step
         elif event.kind == ACCOUNT:
-            attempt.accounts.append((event.step, event.time_ms, _values(event.text)))
+            attempt.accounts.append((event.step, now, _values(event.text)))
     if attempt is not None:
         yield attempt
 

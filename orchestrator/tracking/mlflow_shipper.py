@@ -83,8 +83,8 @@ class MlflowShipper:
     Args:
         run_dir: the run folder, with or without an event log yet.
         spec: how the run is to appear; its artifacts may be completed by :meth:`close`.
-        say: told, seldom, when the process has to be started again, or MLflow has not answered for
-            a minute, or does again.
+        say: told, seldom, when the process has to be started again, or MLflow has not taken
+            everything for a minute, or does again.
     """
 
     def __init__(
@@ -97,10 +97,15 @@ class MlflowShipper:
         self._failure: str | None = None
         self._starts = 0
         self._closing = threading.Event()
+        self._closed = False
         self._watcher: threading.Thread | None = None
 
-    def start(self) -> None:
-        """Begin shipping what the folder holds already and what is added to it."""
+    def start(self, *, status: str | None = None) -> None:
+        """Begin shipping what the folder holds already and what is added to it.
+
+        Args:
+            status: that the run has ended with; None while it goes on.
+        """
         try:
             self.run_dir.mkdir(parents=True, exist_ok=True)
             if os.path.lexists(self.run_dir / MLFLOW) and ShipState.load(self.run_dir) is None:
@@ -108,7 +113,7 @@ class MlflowShipper:
                     f"{self.run_dir / MLFLOW} cannot be read, so it is not known which of MLflow's "
                     "runs is this one; another is made"
                 )
-            self.spec.save(self.run_dir, None)
+            self.spec.save(self.run_dir, status)
             (self.run_dir / LOG_FILE).unlink(missing_ok=True)
         except OSError as error:
             self._failure = f"the run folder cannot be written: {error}"
@@ -132,7 +137,8 @@ class MlflowShipper:
                     stdin=subprocess.PIPE,
                     stdout=log,
                     stderr=log,
-                    env={**os.environ, "PYTHONPATH": path},
+                    # Nor is a file of the user called mlflow.py taken for MLflow (Python 3.11).
+                    env={**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1"},
                     # Ctrl-C is for the driver, which still has something to ship then.
                     start_new_session=True,
                 )
@@ -182,8 +188,8 @@ class MlflowShipper:
             if not said and time.monotonic() - failing_since > _SILENT_SECONDS:
                 said = True
                 self._say(
-                    f"MLflow has taken nothing for {_SILENT_SECONDS:g} s ({reason}). Training goes "
-                    "on, and everything is in the run folder"
+                    f"MLflow has not taken everything for {_SILENT_SECONDS:g} s ({reason}). "
+                    "Training goes on, and everything is in the run folder"
                 )
 
     def close(
@@ -213,16 +219,19 @@ class MlflowShipper:
         self._closing.set()
         if self._watcher is not None:
             self._watcher.join()
-        if self._process is not None:
+        if not self._closed:
+            self._closed = True
             self.spec = replace(
                 self.spec,
                 artifacts={**self.spec.artifacts, **last},
                 tags={**self.spec.tags, **more},
             )
             try:
+                # Whoever ships it later has nothing else to go by.
                 self.spec.save(self.run_dir, status)
             except OSError as error:
                 logger.warning("%s: %s", self.run_dir, error)
+        if self._process is not None:
             if self._process.poll() is not None:
                 self._spawn()
             self._send({"status": status, "tags": more, "artifacts": last})
@@ -353,5 +362,5 @@ def ship_later(
     shipper = MlflowShipper(run_dir, spec, say=say)
     if only_pending and shipper.shipped().complete:
         return None
-    shipper.start()
+    shipper.start(status=status)
     return shipper.close(ended.get(status or "", "KILLED"))

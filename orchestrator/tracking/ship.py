@@ -82,6 +82,8 @@ LOCK_FILE = "mlflow.lock"
 #: Begins the line of a failure in the log of this process, and that of the end of failures.
 FAILURE = "not shipped: "
 RECOVERED = "shipped again"
+#: Begins the line about a sample of the machine, which holds nothing else up.
+_UNSAMPLED = "not sampled: "
 
 #: Seconds between looks at the log, and between tries while MLflow fails.
 INTERVAL = 2.0
@@ -134,13 +136,13 @@ def _lock(run_dir: Path) -> BinaryIO:
     return file
 
 
-def _try(action: Callable[[], None]) -> bool:
-    """Whether it worked; a failure is a line in the log of this process."""
+def _try(action: Callable[[], None], say: str = FAILURE) -> bool:
+    """Whether it worked; a failure is a line in the log of this process, which begins so."""
     try:
         action()
     except Exception as error:
         text = mask(" ".join(str(error).split()))[:300]
-        print(f"{FAILURE}{type(error).__name__}: {text}", file=sys.stderr, flush=True)
+        print(f"{say}{type(error).__name__}: {text}", file=sys.stderr, flush=True)
         return False
     return True
 
@@ -164,7 +166,7 @@ def ship_until_told(run_dir: Path, spec: RunSpec, commands: Commands, connect: C
         failing = not works
         if works and time.monotonic() >= due:
             due = time.monotonic() + SAMPLE_INTERVAL
-            _try(lambda: shipper.sample(machine.sample()))
+            _try(lambda: shipper.sample(machine.sample()), _UNSAMPLED)
         wait = INTERVAL if works else min(max(2 * wait, INTERVAL), LONGEST_WAIT)
     # A driver that ended without a word was killed.
     status = "KILLED"

@@ -32,22 +32,19 @@ from orchestrator.storage.atomic import write_atomic
 from orchestrator.storage.plain_files import read_json
 from orchestrator.storage.run_files import EVENTS, EVENTS_KEPT, MLFLOW, MLFLOW_SPEC
 from orchestrator.tracking.artifacts import ArtifactSender
+from orchestrator.tracking.description import input_of, new_params, tags_of
 from orchestrator.tracking.events import read_events
-from orchestrator.tracking.mlflow_names import MAX_TAG, clean_name, param_text
+from orchestrator.tracking.mlflow_names import clean_name
 
 #: MLflow's own limits on one call.
 _MAX_METRICS = 1000
 _MAX_PARAMS_OR_TAGS = 100
-_MAX_DIGEST = 36
+#: Answers to what a server will not take, however often it is sent.
+_REFUSALS = range(400, 429)
 
 #: Tag that names a run before MLflow has given it an id.
 RUN_KEY = "orchestrator_run_key"
 _PARENT = "mlflow.parentRunId"
-_NOTE = "mlflow.note.content"
-#: Before the name of a parameter that has changed since the run was made.
-CHANGED = "changed/"
-_ARROW = " -> "
-
 
 #: Makes an ``mlflow.MlflowClient``; untyped, so that MLflow is imported only where it is used.
 Connect: TypeAlias = Callable[[str], Any]
@@ -129,7 +126,8 @@ class ShipState:
         run_id: None until the run exists.
         experiment_id: of the MLflow experiment that holds the run; None until the run exists.
         offset: byte offset in the event log; everything before it has arrived.
-        artifacts: fingerprint of each file that has arrived, by its path.
+        artifacts: fingerprint of each file that has arrived, by its path; empty of a part that was
+            begun.
         parts: bytes of a part of those files that go in parts, by their paths.
         samples: of the machine that have been sent.
         last_time_ms: time of the last event that has arrived.
@@ -182,12 +180,14 @@ class RunShipper:
     @property
     def arrived(self) -> int:
         """Grows with everything that has arrived."""
-        return self._state.offset + len(self._state.artifacts)
+        return self._state.offset + sum(map(bool, self._state.artifacts.values()))
 
     def ship(self) -> None:
         """Send everything that MLflow does not have yet, oldest first."""
-        self._measurements(ended=False)
+        refused = self._measurements(ended=False)
         self._ship_artifacts()
+        if refused is not None:
+            raise refused
 
     def finish(self, status: str) -> None:
         """Ship the rest and close the run, whose status does not wait for its files.
@@ -195,13 +195,16 @@ class RunShipper:
         Args:
             status: FINISHED, FAILED or KILLED.
         """
-        self._measurements(ended=True)
+        refused = self._measurements(ended=True)
         if self._state.status != status:
             # The last event ended the run, not the moment in which MLflow came back.
             self._client.set_terminated(self._run_id, status, self._state.last_time_ms)
-            self._state.status = status
+            # A run that lacks its description is not complete.
+            self._state.status = status if refused is None else None
             self._state.save(self.run_dir)
         self._ship_artifacts()
+        if refused is not None:
+            raise refused
 
     def sample(self, values: Mapping[str, float]) -> None:
         """Send a sample of the machine, once the run exists; see :mod:`.machine`."""
@@ -215,12 +218,28 @@ class RunShipper:
         self._state.samples = step + 1
         self._state.save(self.run_dir)
 
-    def _measurements(self, *, ended: bool) -> None:
+    def _measurements(self, *, ended: bool) -> Exception | None:
+        """Send what the log holds.
+
+        Returns:
+            Why the server has refused what describes the run, which keeps no number back: one that
+            is older, or lends fewer rights, does so for ever.
+        """
+        from mlflow.exceptions import MlflowException
+
         if not self._run_id:
             self._open(ended=ended)
+        refused = None
         if not self._described:
-            self._describe()
+            parent = self._parent_tag()
+            try:
+                self._describe(parent)
+            except MlflowException as error:
+                if error.get_http_status_code() not in _REFUSALS:
+                    raise
+                refused = error
         self._ship_metrics()
+        return refused
 
     def change(self, *, tags: Mapping[str, str], artifacts: Mapping[str, str]) -> None:
         """Add to what the run is described by; it is sent with the next call."""
@@ -319,32 +338,19 @@ class RunShipper:
             experiment, int(time.time() * 1000), tags=tags, run_name=self.spec.run_name
         )
 
-    def _describe(self) -> None:
-        """Tags, data, and those parameters that the run does not have: MLflow never changes one.
-
-        What has another value than the run was made with becomes a tag and a line of its note.
-        """
-        from mlflow.entities import Param, RunTag
-
-        data = self._client.get_run(self._run_id).data
-        params = {clean_name(key): param_text(value) for key, value in self.spec.params.items()}
-        new = [Param(key, value) for key, value in params.items() if key not in data.params]
-        changes = _changes(params, data.params, data.tags)
-        named = {**self.spec.tags, **changes, **self._parent_tag()}
-        lines = [f"- `{key.removeprefix(CHANGED)}`: {text}" for key, text in changes.items()]
-        if lines:
-            head = "Changed between two starts; the parameters show the first values:"
-            note = [named[_NOTE]] if _NOTE in named else []
-            named[_NOTE] = "\n\n".join([*note, "\n".join([head, "", *lines])])
-        tags = [RunTag(clean_name(k), str(v)[:MAX_TAG]) for k, v in named.items()]
-        for start in range(0, len(new), _MAX_PARAMS_OR_TAGS):
-            chunk = new[start : start + _MAX_PARAMS_OR_TAGS]
+    def _describe(self, parent: Mapping[str, str]) -> None:
+        """Tags, data, and those parameters that the run does not have: MLflow never changes one."""
+        there = self._client.get_run(self._run_id).data
+        params = new_params(self.spec.params, there.params)
+        tags = tags_of({**self.spec.tags, **parent}, self.spec.params, there.params, there.tags)
+        for start in range(0, len(params), _MAX_PARAMS_OR_TAGS):
+            chunk = params[start : start + _MAX_PARAMS_OR_TAGS]
             self._client.log_batch(self._run_id, params=chunk, synchronous=True)
         for start in range(0, len(tags), _MAX_PARAMS_OR_TAGS):
             chunk = tags[start : start + _MAX_PARAMS_OR_TAGS]
             self._client.log_batch(self._run_id, tags=chunk, synchronous=True)
         if self.spec.datasets:
-            self._client.log_inputs(self._run_id, [_input(one) for one in self.spec.datasets])
+            self._client.log_inputs(self._run_id, [input_of(one) for one in self.spec.datasets])
         self._described = True
 
     def _ship_metrics(self) -> None:
@@ -364,8 +370,10 @@ class RunShipper:
         for event in read_events(log, end):
             if event.end > size:
                 break
+            # MLflow refuses a time before 1970, and with it all that is sent beside it.
+            time_ms = max(0, event.time_ms)
             points += [
-                Metric(clean_name(key), value, event.time_ms, event.step)
+                Metric(clean_name(key), value, time_ms, event.step)
                 for key, value in event.values.items()
             ]
             end = event.end
@@ -393,37 +401,6 @@ class RunShipper:
             state.parts,
             lambda: state.save(self.run_dir),
         ).send_all(self.spec.artifacts)
-
-
-def _changes(
-    params: Mapping[str, str], first: Mapping[str, str], tags: Mapping[str, str]
-) -> dict[str, str]:
-    """Tags of the parameters that have changed: every value so far, oldest first."""
-    found = {}
-    for key, value in params.items():
-        before = tags.get(f"{CHANGED}{key}", first.get(key, value))
-        last = before.rsplit(_ARROW, 1)[-1]
-        if last != value:
-            found[f"{CHANGED}{key}"] = f"{before}{_ARROW}{value}"
-        elif f"{CHANGED}{key}" in tags:
-            found[f"{CHANGED}{key}"] = before
-    return found
-
-
-def _input(data: Mapping[str, str]) -> Any:
-    """A data set as MLflow's list of them has it."""
-    from mlflow.entities import Dataset, DatasetInput, InputTag
-
-    return DatasetInput(
-        dataset=Dataset(
-            name=data["name"],
-            digest=data["digest"][:_MAX_DIGEST],
-            source_type="local",
-            source=data["source"],
-            profile=data["profile"],
-        ),
-        tags=[InputTag("mlflow.data.context", data["context"])],
-    )
 
 
 def pending_points(run_dir: Path, state: ShipState | None) -> int:

@@ -233,7 +233,9 @@ def test_runs_are_listed_as_they_stand(tmp_path, capsys):
         {"name": "trial-001", "state": "waiting", "score": None},
     ]
     (sweep / "sweep.json").write_text(
-        json.dumps({"state": "running", "best": "trial-000", "trials": trials})
+        json.dumps(
+            {"state": "running", "metric": "val/AP75", "best": "trial-000", "trials": trials}
+        )
     )
     (tmp_path / "other").mkdir()
     assert main(["list", str(tmp_path)]) == 0
@@ -241,7 +243,7 @@ def test_runs_are_listed_as_they_stand(tmp_path, capsys):
     assert done.startswith("done: run done, step 50, AP 0.2500, last written ")
     assert going.endswith("ago; resume: from commit 40")
     assert going.startswith("going: run unfinished, step 50, AP 0.2500, last written ")
-    assert swept.startswith("swept: sweep running, 1 trials ended, AP 0.5000, last written ")
+    assert swept.startswith("swept: sweep running, 1 trials ended, AP75 0.5000, last written ")
     assert swept.endswith("ago; best trial-000")
     assert main(["status", str(tmp_path / "going")]) == 0
     assert capsys.readouterr().out.startswith("going: run unfinished")

@@ -25,6 +25,20 @@ SECRETS = [
     "postgresql://user:S3CR3T@db/mlflow",
     "postgresql+psycopg2://db/mlflow?user=u&password=S3CR3T",
     "mysql://db/mlflow?PassWord=S3CR3T&x=1",
+    # Signs that should have been escaped: databases are reached by such addresses all the same.
+    "postgresql://user:a#S3CR3T@db/mlflow",
+    "mysql+pymysql://user:a?S3CR3T@db/mlflow",
+    "postgresql://user:it's-S3CR3T@db/mlflow",
+    "postgresql://user:p@S3CR3T@db/mlflow",
+    "postgresql://user:a/b#S3CR3T@db/mlflow",
+    "s3://KEY:a/p@S3CR3T@bucket/x",
+    "redis://:#S3CR3T@host",
+    # As SQLAlchemy writes the addresses of SQL Server.
+    "mssql+pyodbc:///?odbc_connect=DRIVER%3Dx%3BUID%3Dsa%3BPWD%3DS3CR3T",
+    "mssql+pyodbc:///?odbc_connect=pwd%3dS3CR3T%3buid%3dsa",
+    # Without a scheme it is no address, and is shown to say so.
+    "mlflow:S3CR3T@db.example.org/mlflow",
+    "user:S3CR3T@10.0.0.1:5432",
 ]
 
 
@@ -56,11 +70,31 @@ def test_usage_errors_and_variables_do_not_repeat_it_either(address, capsys, mon
         "s3://bucket/x?region=eu-central-1&endpoint_override=host:9000",
         "/data/a@b/x?key",
         "user@host:/folder",
+        "name:tag@sha256:0123abcd",
+        "mailto:me@example.org",
+        "user@host.org:folder/a:b@c",
+        "http://host:5000?mail=a@b",
+        "https://host?mail=a@b",
+        "http://[::1]:5000/a@b",
+        "mssql+pyodbc:///?odbc_connect=DRIVER%3Dx%3BUID%3Dsa",
     ],
 )
 def test_an_address_without_a_key_is_one(address):
     assert not holds_secret(address)
     assert mask(address).replace("***", "user") == address
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ('{"a":"s3://x","b":"s3://K:S3CR3T@b"}', '{"a":"s3://x","b":"s3://***@b"}'),
+        ("s3://a, s3://K:S3CR3T@b/x@2x.png", "s3://a, s3://***@b/x@2x.png"),
+        ("found 'mysql://u:a#b@db/x', allowed", "found 'mysql://***@db/x', allowed"),
+        ("'http://host:5000','me@there'", "'http://host:5000','me@there'"),
+    ],
+)
+def test_what_stands_beside_an_address_is_shown(text, shown):
+    assert mask(text) == shown
 
 
 def test_the_environment_says_where_to_unless_the_experiment_does(tmp_path, monkeypatch):

@@ -30,6 +30,11 @@ def test_sqlite_files_become_absolute():
 def test_servers_and_databases_stay(uri):
     assert refusal(uri) is None
     assert resolve_tracking_uri(uri, Path("/")) == uri
+    scheme, colon, rest = uri.partition(":")
+    if colon:
+        # MLflow takes it so, and a server is asked for the place of its artifacts.
+        assert refusal(f"{scheme.upper()}:{rest}") is None
+        assert resolve_tracking_uri(f"{scheme.upper()}:{rest}", Path("/")) == uri
 
 
 @pytest.mark.parametrize(
@@ -38,6 +43,8 @@ def test_servers_and_databases_stay(uri):
         ("./mlruns", "allowed are sqlite"),
         ("file:///x/mlruns", "MLflow keeps no runs in folders"),
         ("sqllite:///a.db", "did you mean sqlite"),
+        ("databricks-uc", "allowed are sqlite"),
+        ("databricks-uc://profile", "did you mean databricks"),
         ("mlruns", "MLflow keeps no runs in folders"),
         ("~/x.db", "allowed are sqlite"),
         ("htp://h", "did you mean http?"),
@@ -94,3 +101,14 @@ def test_options_of_a_database_stay_with_its_file(uri, expected):
 )
 def test_a_database_in_memory_is_refused_with_options_too(uri):
     assert "in memory" in str(refusal(uri))
+
+
+def test_a_name_that_mlflow_would_refuse_for_ever_is_refused_at_once(load, mistakes, minimal):
+    from mlflow.utils.validation import MAX_EXPERIMENT_NAME_LENGTH as LONGEST
+
+    load(f"{minimal}tracking:\n  experiment: {'n' * LONGEST}\n")
+    (found,) = mistakes(f"{minimal}tracking:\n  experiment: {'n' * (LONGEST + 1)}\n")
+    assert found == (
+        "e.yaml:13 tracking.experiment: found a name of 501 characters, allowed by MLflow are 500; "
+        "shorten it"
+    )

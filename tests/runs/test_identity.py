@@ -93,6 +93,13 @@ def test_a_folder_in_which_nothing_was_done_is_taken_over(tmp_path: Path) -> Non
         start(tmp_path, data_digest="e" * 64)
 
 
+def test_a_sweep_of_this_name_is_no_folder_for_a_run(tmp_path: Path) -> None:
+    (tmp_path / "sweep.jsonl").write_text('{"kind":"open"}\n')
+    with pytest.raises(ConfigError, match=r"sweep.jsonl: a sweep has this name. Next: give"):
+        start(tmp_path)
+    assert not (tmp_path / "run.json").exists()
+
+
 def test_another_configuration_is_refused_with_every_difference(tmp_path: Path) -> None:
     start(tmp_path)
     other = changed(seed=2, train__optimizer={"name": "adamw", "lr": 0.02, "eps": 1e-8})

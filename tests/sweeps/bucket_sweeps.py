@@ -123,14 +123,14 @@ class Sweep:
         patch.setattr(Holder, "ended_here", lambda _: True)
         self._patch = patch
 
-    def drive(self, bucket: Bucket | None) -> int:
+    def drive(self, bucket: Bucket | None, *, force: bool = False) -> int:
         """Start, or go on; the exit code."""
         place = [f"storage={self.folder / 'work'}"]
         if bucket is not None:
             self._patch.setattr(object_storage, "_opened", bucket.open)
             place = [f"storage={LOCATION}", f"scratch={self.folder / 'work'}"]
         words = ["train.epochs=4", *place, *self.overrides]
-        return driver.drive_sweep(read_template(self.file, words), force_resume=False)
+        return driver.drive_sweep(read_template(self.file, words), force_resume=force)
 
     def lose_folder(self) -> None:
         """As with the disk of the driver's machine."""

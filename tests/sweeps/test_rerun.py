@@ -82,6 +82,17 @@ def test_the_best_trial_is_repeated_beside_its_sweep(
     assert "trial-001: the same weights, to the bit" in capsys.readouterr().out
 
 
+def test_the_best_is_that_of_the_sweep_and_none_that_was_given_up(
+    sweep: Path, driver: FakeDriver
+) -> None:
+    file = sweep / "trial-001" / "result.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "state": "stopped"}))
+    driver.weights = "trial-002"
+    assert main(["rerun", str(sweep), "--trial", "best"]) == 0
+    ((_, run_dir),) = driver.calls
+    assert run_dir.name == "lr-sweep-trial-002-rerun"
+
+
 def test_other_weights_exit_with_1_and_say_what_changed(
     sweep: Path, driver: FakeDriver, capsys: pytest.CaptureFixture[str]
 ) -> None:

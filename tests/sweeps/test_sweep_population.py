@@ -70,6 +70,17 @@ def test_the_worst_quarter_continues_from_the_best() -> None:
     assert exploits(scores, values, config=config, space=SPACE, seed=5, age=3) == found
 
 
+def test_nobody_continues_from_a_member_that_failed() -> None:
+    values = {n: {"lr": 0.01, "flip": 0.25, "steps": 15} for n in range(4)}
+    config = PbtConfig(quantile=0.5)
+    scores = {0: -2.0, 1: -2.0, 2: 0.3, 3: -2.0}
+    for age in range(20):
+        found = exploits(scores, values, config=config, space=SPACE, seed=5, age=age)
+        assert [(one.member, one.donor) for one in found] == [(1, 2), (3, 2)]
+    nobody = dict.fromkeys(range(4), -2.0)
+    assert exploits(nobody, values, config=config, space=SPACE, seed=5, age=1) == []
+
+
 def test_perturbed_values_stay_inside_their_range() -> None:
     config = PbtConfig(resample_probability=0.0)
     assert perturb(SPACE["lr"], 0.09, [0.5, 0.5, 0.9], config) == 0.1
@@ -178,11 +189,13 @@ def test_a_population_is_rebuilt_from_its_journal(tmp_path: Path, squares: Path)
         first.ended(members[number], 3, {"state": "done", "result": {"metrics": {"AP": score}}})
     first.ended(members[1], 3, {"state": "preempted"})
     first.ended(members[3], 3, {"state": "failed", "reason": "NonFiniteError"})
+    # One that failed is tried again, until somebody is replaced.
     again = population()
-    assert again.waiting(3) == [1]
-    assert again.scores[3] == {0: 0.2, 2: 0.1, 3: -2.0}
+    assert again.waiting(3) == [1, 3]
+    assert again.scores[3] == {0: 0.2, 2: 0.1}
     values = {"train.optimizer.lr": 0.5}
     journal.add("cloned", trial=3, donor=0, age=3, values=values, replaced=members[3].values)
+    assert population().scores[3] == {0: 0.2, 2: 0.1, 3: -2.0}
     assert population().trial(3, None).values == values
     assert population().trial(3, 6).resolved.experiment.train.max_steps == 18
     assert population().trial(3, 9).resolved.experiment.train.max_steps is None

@@ -11,7 +11,7 @@ from orchestrator.errors import OrchestratorError
 from orchestrator.sweeps.driver import refuse_empty
 from orchestrator.sweeps.plan import Planner
 from orchestrator.sweeps.report import Row
-from orchestrator.sweeps.view import View
+from orchestrator.sweeps.view import View, _Curve
 from orchestrator.tracking.events import EventLog
 
 SPACE = "space:\n  train.optimizer.lr: {loguniform: [1.0e-3, 1.0e-1]}\n"
@@ -89,6 +89,46 @@ def test_trials_to_come_count_as_far_as_asha_lets_them_go_on(tmp_path: Path) -> 
     # 2 more epochs are sure to come now, and 6 with a chance of one third.
     scene.train("trial-002", 1.0, "run", at=110.0)
     assert headline(view).endswith("0 to come; about 0:40 left")
+
+
+def test_logs_to_which_nothing_is_added_are_read_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene = Scene(planner(tmp_path, ALL))
+    view = scene.look()
+    read: list[str] = []
+    monkeypatch.setattr(_Curve, "read", lambda self, log, metric: read.append(log.parent.name))
+    names = list(scene.states)
+    view.refresh()
+    assert read == names
+    scene.states[names[1]] = "run"
+    for _ in range(3):
+        read.clear()
+        view.refresh()
+        assert read == [names[1]]
+    # Once more after its end, and one that has come and gone unseen.
+    scene.states |= {names[1]: "done", names[2]: "stopped"}
+    read.clear()
+    view.refresh()
+    assert read == names[1:3]
+    read.clear()
+    view.refresh()
+    assert read == []
+
+
+def test_a_trial_that_failed_and_is_tried_again_counts_once(tmp_path: Path) -> None:
+    plan = planner(tmp_path, ALL)
+    first, *others = plan.planned()
+    rows = [Row(first, "failed", None), *(Row(trial, "waiting", None) for trial in others)]
+    view = View(
+        plan.folder,
+        plan.sweep,
+        epochs=9,
+        total=4,
+        rows=lambda: rows,
+        running=lambda: {first.name},
+    )
+    assert headline(view) == "1 running, 3 to come"
 
 
 @pytest.mark.parametrize(

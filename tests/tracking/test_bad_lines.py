@@ -47,7 +47,7 @@ def test_a_file_that_does_not_pass_whole_arrives_in_parts(run_dir, connect, monk
     with LineServer(**trouble) as server:
         RunShipper(run_dir, spec_of(run_dir, server.uri), connect).finish("FINISHED")
         sent = (run_dir / "best" / "weights").read_bytes()
-        parts = [name for name in server.files if ".parts/" in name]
+        parts = [name for name, data in server.files.items() if ".parts/" in name and data]
         # 900 KiB: halved to 450, then to 225, which passes.
         assert sorted(parts) == [
             f"checkpoints/best/weights.parts/0000{n}-of-00004" for n in (1, 2, 3, 4)
@@ -58,7 +58,10 @@ def test_a_file_that_does_not_pass_whole_arrives_in_parts(run_dir, connect, monk
         assert server.files_at_status == [0]
         # Nothing is sent a second time.
         before = list(server.arrivals)
-        assert len(before) == len(set(before)) == 5
+        # Where the line broke, the first half may have arrived: it is empty now.
+        first = [] if "largest" in trouble else ["checkpoints/best/weights.parts/00001-of-00002"]
+        assert set(before) == {*parts, *first, "card.md"}
+        assert len(before) == len(set(before))
         RunShipper(run_dir, spec_of(run_dir, server.uri), connect).finish("FINISHED")
         assert server.arrivals == before
 
@@ -81,6 +84,40 @@ def test_a_server_that_refuses_every_size_is_given_up_and_said(run_dir, connect,
         assert len(parts) == 8
         sent = (run_dir / "best" / "weights").read_bytes()
         assert b"".join(server.files[name] for name in parts) == sent
+
+
+@pytest.mark.parametrize("lost", [None, 3], ids=["refused", "its answer lost"])
+def test_parts_of_another_size_that_arrived_are_not_joined_with_the_file(
+    run_dir, connect, monkeypatch, lost
+):
+    """The line was good for two halves of a half, and then for smaller ones only."""
+    monkeypatch.setattr(artifacts, "SMALLEST_PART", 64 * KIB)
+    with LineServer(largest=300 * KIB) as server:
+        client = connect(server.uri)
+        log = client.log_artifact
+
+        def worsening(run_id, path, folder):
+            worsens = server.largest > 150 * KIB and path.endswith("00003-of-00004")
+            if worsens and lost:
+                log(run_id, path, folder)
+            if worsens:
+                server.largest = 150 * KIB
+            if worsens and lost:
+                raise TimeoutError("no answer")
+            log(run_id, path, folder)
+
+        client.log_artifact = worsening
+        RunShipper(run_dir, spec_of(run_dir, server.uri), lambda uri: client).finish("FINISHED")
+        parts = sorted(name for name in server.files if ".parts/" in name)
+        assert sum(name.endswith("-of-00004") for name in parts) == (lost or 2)
+        assert sum(name.endswith("-of-00008") for name in parts) == 8
+        # As the documents say: cat weights.parts/*
+        sent = (run_dir / "best" / "weights").read_bytes()
+        assert b"".join(server.files[name] for name in parts) == sent
+        # The run is at its end, and a start afterwards sends nothing.
+        before = list(server.arrivals)
+        RunShipper(run_dir, spec_of(run_dir, server.uri), connect).finish("FINISHED")
+        assert server.arrivals == before
 
 
 def test_an_upload_in_parts_goes_on_where_it_was(run_dir, connect, monkeypatch):
@@ -162,6 +199,18 @@ def test_what_is_left_is_shipped_later_from_a_folder_that_has_moved(run_dir, tmp
     (moved / MLFLOW_SPEC).unlink()
     assert main(["ship", str(moved)]) == 71
     assert "start the same run again" in capsys.readouterr().err
+
+
+def test_a_run_that_cannot_be_shipped_keeps_no_other_back(run_dir, tmp_path, capsys):
+    (tmp_path / "untracked").mkdir()
+    with LineServer() as server:
+        spec_of(run_dir, server.uri).save(run_dir, "FINISHED")
+        assert main(["ship", str(tmp_path / "untracked"), str(run_dir)]) == 71
+        assert sorted(server.files) == ["card.md", "checkpoints/best/weights"]
+    said = capsys.readouterr()
+    assert "is complete" in said.out
+    assert "untracked/mlflow_spec.json: cannot be read" in said.err
+    assert f"1 of the runs did not arrive whole: {tmp_path / 'untracked'}" in said.err
 
 
 def test_the_kernel_takes_little_ahead_of_the_line():

@@ -96,6 +96,31 @@ def test_a_failure_before_the_first_commit_leaves_nothing(log):
     assert found.losses == {"start": 10, "failure": 40, "data": 1}
 
 
+def test_a_clock_that_is_put_back_takes_no_time_and_gives_none(log):
+    log.begins(7210, driver=7200)  # Two hours ahead, until the time server answers.
+    log.logs(7220, 1)
+    log.logs(30, 2)
+    log.commits(110, 10, step=85)
+    log.logs(112, 11)
+    log.begins(130, driver=7200, step=10)
+    log.commits(180, 15, step=50)
+    found = log.account()
+    # 10 s of start, 10 s and 80 s up to the commit, 20 s of failure and 50 s after it; what passed
+    # between the last line by the old clock and the first by the new one is not known.
+    assert (found.wall, found.steps) == (170, 135)
+    assert found.losses == {"start": 10, "other": 5, "failure": 20}
+
+
+def test_a_driver_whose_clock_is_ahead_of_the_worker_is_one_driver(log):
+    log.begins(1010, driver=1020)
+    log.commits(1060, 5, step=50)
+    log.begins(1070, driver=1020, step=5)
+    log.commits(1120, 10, step=50)
+    found = log.account()
+    assert (found.wall, found.steps) == (110, 100)
+    assert found.losses == {"failure": 10}
+
+
 def test_logs_without_such_notes_have_no_account(log):
     log.logs(1000, 1)
     assert goodput(read_events(log.path)) is None

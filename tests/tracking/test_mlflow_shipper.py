@@ -13,7 +13,7 @@ import pytest
 
 from orchestrator.tracking import ship
 from orchestrator.tracking.events import EventLog, read_events
-from orchestrator.tracking.mlflow_shipper import MlflowShipper
+from orchestrator.tracking.mlflow_shipper import LOG_FILE, MlflowShipper
 from orchestrator.tracking.shipping import RunSpec, ShipState
 from tests.support.waiting import wait_for
 
@@ -69,6 +69,19 @@ def test_a_run_from_start_to_end(run_dir, tracking_uri, connect):
     assert client.get_run(shipped.run_id).info.status == "FINISHED"
 
 
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="Python looks there first")
+def test_files_where_the_command_was_given_are_no_modules(
+    run_dir, tracking_uri, tmp_path, monkeypatch
+):
+    (tmp_path / "mlflow.py").write_text("raise SystemExit('a script of the user')\n")
+    monkeypatch.chdir(tmp_path)
+    shipper = MlflowShipper(run_dir, RunSpec(tracking_uri, "detectors", "ssd"))
+    shipper.start()
+    log_steps(run_dir, range(2))
+    shipped = shipper.close("FINISHED", timeout=180)
+    assert shipped.complete, shipped
+
+
 def test_a_dead_server_costs_seconds_and_no_point(run_dir, tracking_uri, connect):
     with socket.create_server(("127.0.0.1", 0)) as unused:
         port = unused.getsockname()[1]
@@ -111,9 +124,13 @@ def test_a_process_that_cannot_start(run_dir, tracking_uri, monkeypatch):
     shipper = MlflowShipper(run_dir, RunSpec(tracking_uri, "d", "r"))
     shipper.start()
     log_steps(run_dir, range(2))
-    shipped = shipper.close("FAILED")
+    shipped = shipper.close("FAILED", artifacts={"card.md": "card.md"}, tags={"ended": "failed"})
     assert shipped.points_left == 2
     assert "could not start" in str(shipped)
+    # By this `orchestrator ship` brings it later what it is.
+    spec, status = RunSpec.load(run_dir)
+    assert (status, spec.tags) == ("FAILED", {"ended": "failed"})
+    assert "card.md" in spec.artifacts
 
 
 def test_a_process_that_dies_at_once(run_dir, tracking_uri, monkeypatch, tmp_path):
@@ -208,6 +225,31 @@ def test_waits_grow_while_mlflow_fails(run_dir, monkeypatch, capsys):
     assert naps == [1, 2, 4]
     assert len(calls) == 8 + ship.LAST_TRIES
     assert "not shipped: ConnectionError: refused" in capsys.readouterr().err
+
+
+def test_a_sample_that_is_refused_is_no_failure_to_ship(
+    run_dir, tracking_uri, connect, monkeypatch, capsys
+):
+    """Nothing would say that it is over, and people would hear that MLflow takes nothing."""
+    log_steps(run_dir, range(3))
+    monkeypatch.setattr(ship, "SAMPLE_INTERVAL", 0.0)
+    monkeypatch.setattr(ship.Machine, "sample", lambda self: {"system/load": 1.0})
+    client = connect(tracking_uri)
+    log_batch = client.log_batch
+
+    def refusing(run_id, metrics=(), **rest):
+        if any(metric.key.startswith("system/") for metric in metrics):
+            raise ConnectionError("busy")
+        log_batch(run_id, metrics=metrics, **rest)
+
+    client.log_batch = refusing
+    script = Script(None, None, {"status": "FINISHED", "tags": {}, "artifacts": {}})
+    spec = RunSpec(tracking_uri, "detectors", "r")
+    assert ship.ship_until_told(run_dir, spec, script, lambda uri: client)
+    said = capsys.readouterr().err
+    assert said.count("not sampled: ConnectionError: busy") == 2
+    (run_dir / LOG_FILE).write_text(said)
+    assert MlflowShipper(run_dir, spec)._last_failure() is None
 
 
 def test_commands_are_whole_lines_in_any_pieces():

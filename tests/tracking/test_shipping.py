@@ -10,6 +10,7 @@ import random
 import socket
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 from failing_store import Crash, Store
@@ -165,6 +166,16 @@ def test_only_what_is_new_is_sent(run_dir, spec, connect):
     assert history(client, only_run(client).info.run_id) == logged(run_dir)
 
 
+def test_a_clock_before_1970_holds_nothing_up(run_dir, spec, connect):
+    log_steps(run_dir, [1, 2], start=-1.5)
+    log_steps(run_dir, [3], start=5.0)
+    RunShipper(run_dir, spec, connect).finish("FINISHED")
+    client = connect(spec.tracking_uri)
+    assert history(client, only_run(client).info.run_id) == [
+        (1, 1 / 7, 0), (2, 2 / 7, 0), (3, 3 / 7, 5000),
+    ]  # fmt: skip
+
+
 def test_an_unfinished_line_is_left_for_later(run_dir, spec, connect):
     log_steps(run_dir, range(2))
     path = run_dir / "events.jsonl"
@@ -196,19 +207,22 @@ def test_a_resumed_run_is_the_same_run(run_dir, spec, connect):
 
 
 def test_a_parameter_that_changed_keeps_its_first_value(run_dir, tracking_uri, connect):
-    first = RunSpec(tracking_uri, "detectors", "r", params={"lr": 0.1})
+    first = RunSpec(tracking_uri, "detectors", "r", params={"lr": 0.1, "map": "a -> b"})
     RunShipper(run_dir, first, connect).ship()
     log_steps(run_dir, range(2))
-    second = RunSpec(tracking_uri, "detectors", "r", params={"lr": 0.2, "epochs": 3})
+    second = RunSpec(
+        tracking_uri, "detectors", "r", params={"lr": 0.2, "map": "a -> b", "epochs": 3}
+    )
     RunShipper(run_dir, second, connect).ship()
     client = connect(tracking_uri)
     run = only_run(client)
-    assert run.data.params == {"lr": "0.1", "epochs": "3"}
+    assert run.data.params == {"lr": "0.1", "map": "a -> b", "epochs": "3"}
     # Back to the first value, and a start without a change: all of it stays to be seen.
     for _ in range(2):
         RunShipper(run_dir, first, connect).ship()
     run = only_run(client)
     assert run.data.tags["changed/lr"] == "0.1 -> 0.2 -> 0.1"
+    assert "changed/map" not in run.data.tags
     assert "- `lr`: 0.1 -> 0.2 -> 0.1" in run.data.tags["mlflow.note.content"]
     assert history(client, run.info.run_id) == logged(run_dir)
 
@@ -299,6 +313,34 @@ def test_every_point_arrives_once_whatever_fails(run_dir, seed):
     expected = {("train/loss", time_ms, step, value) for step, value, time_ms in logged(run_dir)}
     assert store.rows == expected
     assert step > 2000
+
+
+def test_a_server_that_knows_no_data_sets_has_the_numbers_all_the_same(run_dir, spec, connect):
+    from mlflow.exceptions import MlflowException
+    from mlflow.protos.databricks_pb2 import ENDPOINT_NOT_FOUND
+
+    log_steps(run_dir, range(3))
+    data = {"name": "a", "digest": "b", "source": "{}", "profile": "{}", "context": "training"}
+    described = replace(spec, tags={"detector": "ssd"}, params={"lr": 0.1}, datasets=[data])
+    client = connect(spec.tracking_uri)
+
+    def unknown(*_):
+        raise MlflowException("no such endpoint", error_code=ENDPOINT_NOT_FOUND)
+
+    client.log_inputs = unknown
+    for _ in range(2):
+        with pytest.raises(MlflowException, match="no such endpoint"):
+            RunShipper(run_dir, described, lambda uri: client).ship()
+    with pytest.raises(MlflowException, match="no such endpoint"):
+        RunShipper(run_dir, described, lambda uri: client).finish("FINISHED")
+    run = only_run(client)
+    assert (run.info.status, run.data.params) == ("FINISHED", {"lr": "0.1"})
+    assert run.data.tags["detector"] == "ssd"
+    assert history(client, run.info.run_id) == logged(run_dir)
+    # It is tried again, and until then the run is not called complete.
+    assert ShipState.load(run_dir).status is None
+    RunShipper(run_dir, described, connect).finish("FINISHED")
+    assert ShipState.load(run_dir).status == "FINISHED"
 
 
 # --- what else MLflow can be found in ----------------------------------------------------------

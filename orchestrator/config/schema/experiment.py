@@ -47,6 +47,20 @@ def _served(uri: str) -> str:
     return uri
 
 
+#: Characters that MLflow takes in the name of an experiment.
+_LONGEST_EXPERIMENT = 500
+
+
+def _taken(name: str) -> str:
+    if len(name) > _LONGEST_EXPERIMENT:
+        raise PydanticCustomError(
+            "name_too_long",
+            "found a name of {found} characters, allowed by MLflow are {allowed}; shorten it",
+            {"found": len(name), "allowed": _LONGEST_EXPERIMENT},
+        )
+    return name
+
+
 TrackingURI: TypeAlias = Annotated[
     str,
     Field(min_length=1),
@@ -114,7 +128,7 @@ class TrackingConfig(Settings):
     """
 
     mlflow: TrackingURI | None = "sqlite:///runs/mlflow.db"
-    experiment: Annotated[str, Field(min_length=1)] = "detectors"
+    experiment: Annotated[str, Field(min_length=1), AfterValidator(_taken)] = "detectors"
 
 
 class Experiment(Settings):
