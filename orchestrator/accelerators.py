@@ -329,8 +329,11 @@ class Accelerator:
             rounding = "tf32" if numerics.tf32 else "ieee"
             # Typed by torch as a module that has less in it.
             cudnn: Any = torch.backends.cudnn
+            # By their old names first: torch refuses to read those, as its compiler and
+            # ``cudnn.flags`` do here and there, where the new ones say something else.
+            torch.backends.cuda.matmul.allow_tf32 = cudnn.allow_tf32 = numerics.tf32
             torch.backends.cuda.matmul.fp32_precision = rounding
-            cudnn.conv.fp32_precision = rounding
+            cudnn.conv.fp32_precision = cudnn.rnn.fp32_precision = rounding
 
     def numerics_text(self, deterministic: bool, precision: Precision) -> str:
         """One line that says what decides over speed and bits here, for logs and benchmarks."""

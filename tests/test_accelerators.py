@@ -209,13 +209,13 @@ def test_a_gpu_takes_bf16_only_from_hardware(
 @pytest.fixture
 def switches() -> Iterator[None]:
     """Torch's switches as they were, afterwards."""
-    matmul, conv = torch.backends.cuda.matmul, torch.backends.cudnn.conv
-    before = (matmul.fp32_precision, conv.fp32_precision)
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32
     search = torch.backends.cudnn.benchmark
     strict = torch.are_deterministic_algorithms_enabled()
     warns = torch.is_deterministic_algorithms_warn_only_enabled()
     yield
-    matmul.fp32_precision, conv.fp32_precision = before
+    matmul.allow_tf32, cudnn.allow_tf32 = before
     torch.backends.cudnn.benchmark = search
     torch.use_deterministic_algorithms(strict, warn_only=warns)
 
@@ -235,6 +235,12 @@ def test_the_table_of_a_gpu_is_what_is_set_and_said(
     rounding = "ieee" if deterministic else "tf32"
     assert torch.backends.cuda.matmul.fp32_precision == rounding
     assert torch.backends.cudnn.conv.fp32_precision == rounding
+    # By their old names, too, which torch itself reads in places and refuses if they differ.
+    assert torch.backends.cuda.matmul.allow_tf32 is not deterministic
+    assert torch.backends.cudnn.allow_tf32 is not deterministic
+    assert torch.get_float32_matmul_precision() == ("highest" if deterministic else "high")
+    with torch.backends.cudnn.flags(enabled=True):
+        pass
     assert torch.backends.cudnn.benchmark is not deterministic
     assert torch.are_deterministic_algorithms_enabled() is deterministic
     assert not torch.is_deterministic_algorithms_warn_only_enabled()
