@@ -51,10 +51,6 @@ class DenseDetector(Detector):
         """``cls`` and ``loc``, each to be divided by the positive priors."""
         return self.terms_of(self(images), targets)
 
-    def losses_of(self, raw: dict[str, Tensor], targets: Targets) -> dict[str, Tensor]:
-        """The losses of raw outputs of a whole batch, divided."""
-        return {name: term.over(term.divisor) for name, term in self.terms_of(raw, targets).items()}
-
 
 class SingleShot(DenseDetector):
     """Dense prediction with a background channel, as in SSD.

@@ -23,7 +23,7 @@ def checked_array(
     *,
     ndim: int,
 ) -> npt.NDArray[_Scalar]:
-    """The array, copied only to make it contiguous.
+    """The array, copied only to make it contiguous and its elements aligned.
 
     Raises:
         TypeError: no array, or of another dtype.
@@ -38,4 +38,4 @@ def checked_array(
         )
     if value.ndim != ndim:
         raise ValueError(f"{name} has shape {value.shape}; it must have {ndim} dimension(s)")
-    return np.ascontiguousarray(value)
+    return np.require(value, requirements=["C", "A", "E"])

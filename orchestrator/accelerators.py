@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from detectors import roi_align, suppression
-from orchestrator.errors import ConfigError
+from orchestrator.errors import ConfigError, first_line
 from orchestrator.memory import keep_freed_memory
 
 Kind = Literal["cpu", "gpu", "npu"]
@@ -139,19 +139,15 @@ class Accelerator:
         """``torch.cuda`` or ``torch.npu``; only called for those kinds.
 
         Raises:
-            ConfigError: an NPU without torch_npu.
+            ConfigError: an NPU without torch_npu, or one that cannot be imported.
         """
         if self.kind == "npu":
             # Read when the package is imported.
             _set_unless_set({"INF_NAN_MODE_ENABLE": "1"})
             try:
                 importlib.import_module("torch_npu")
-            except ModuleNotFoundError as error:
-                raise ConfigError(
-                    "cluster.accelerator: npu needs the package torch_npu, which is not installed "
-                    "here. Next: pip install the torch-npu that goes with torch "
-                    f"{torch.__version__.partition('+')[0]}"
-                ) from error
+            except (ImportError, OSError) as error:
+                raise ConfigError(_without_torch_npu(error)) from error
         return getattr(torch, self.device_type)
 
     def device(self, local_rank: int = 0) -> torch.device:
@@ -200,10 +196,27 @@ class Accelerator:
                 "train.precision: found fp16 on cpu, where loss scaling and half kernels are not "
                 "offered; allowed: auto, fp32, bf16. Next: drop the key or use a gpu or npu"
             )
+        if wanted == "bf16" and self.kind == "npu" and not self._has_bf16():
+            raise ConfigError(
+                f"train.precision: found bf16 on {self.device_name()}, which does not compute in "
+                "it; allowed: auto, fp32, fp16. Next: drop the key, which stands for fp16 there"
+            )
         for precision in _DTYPE:
             if precision == wanted:
                 return precision
         raise ConfigError(f"train.precision: {wanted!r}; allowed: auto, {', '.join(_DTYPE)}")
+
+    def detecting_precision(self, trained: str) -> Precision:
+        """Precision of a network that no longer trains: that of its training, or fp32.
+
+        Trained in what this device does not compute in, it detects as well in more.
+        """
+        try:
+            return self.resolve_precision(trained)
+        except ConfigError:
+            if trained not in _DTYPE:
+                raise
+            return "fp32"
 
     def _has_bf16(self) -> bool:
         """Whether this process's card computes in bf16 itself: Ampere, Ascend 910B, and later."""
@@ -316,8 +329,11 @@ class Accelerator:
             rounding = "tf32" if numerics.tf32 else "ieee"
             # Typed by torch as a module that has less in it.
             cudnn: Any = torch.backends.cudnn
+            # By their old names first: torch refuses to read those, as its compiler and
+            # ``cudnn.flags`` do here and there, where the new ones say something else.
+            torch.backends.cuda.matmul.allow_tf32 = cudnn.allow_tf32 = numerics.tf32
             torch.backends.cuda.matmul.fp32_precision = rounding
-            cudnn.conv.fp32_precision = rounding
+            cudnn.conv.fp32_precision = cudnn.rnn.fp32_precision = rounding
 
     def numerics_text(self, deterministic: bool, precision: Precision) -> str:
         """One line that says what decides over speed and bits here, for logs and benchmarks."""
@@ -353,6 +369,21 @@ class Accelerator:
                 f"{self.kind}. Next: set train.deterministic=false, which gives up "
                 f"{NUMERICS[self.kind, False].gives_up}, or use a detector without that operator"
             ) from error
+
+
+def _without_torch_npu(error: ImportError | OSError) -> str:
+    """What to do about a torch_npu that cannot be imported."""
+    if getattr(error, "name", None) == "torch_npu":
+        return (
+            "cluster.accelerator: npu needs the package torch_npu, which is not installed here. "
+            "Next: pip install the torch-npu that goes with torch "
+            f"{torch.__version__.partition('+')[0]}"
+        )
+    return (
+        f"cluster.accelerator: torch_npu is installed but cannot be imported: {first_line(error)}. "
+        "Next: make Ascend's libraries known to this process, as "
+        "'source /usr/local/Ascend/ascend-toolkit/set_env.sh' does, or ask for another accelerator"
+    )
 
 
 def kind_of(device: torch.device) -> Kind:
@@ -404,18 +435,22 @@ def from_resources(wanted: str, resources: Mapping[str, float]) -> Accelerator:
     for kind in present:
         if kind == wanted:
             return Accelerator(kind)
+    offered = f"only {', '.join(present)}" if present else "no cpu, gpu or npu"
     raise ConfigError(
-        f"cluster.accelerator: found {wanted!r}, but the cluster offers only "
-        f"{', '.join(present)}. Next: use one of those or auto, or join a cluster that has "
-        f"{wanted}s"
+        f"cluster.accelerator: found {wanted!r}, but the cluster offers {offered}. Next: "
+        f"{'use one of those or auto, or ' if present else ''}join a cluster that has {wanted}s"
     )
 
 
 def of_this_process(wanted: str) -> Accelerator:
-    """The accelerator to use in this very process, without Ray."""
+    """The accelerator to use in this very process, without Ray.
+
+    What nobody asks for is left alone: torch_npu cannot be imported where Ascend's libraries are
+    not, on the login node of a cluster for instance.
+    """
     resources = {"CPU": float(os.cpu_count() or 1)}
     if torch.cuda.is_available():
         resources["GPU"] = float(torch.cuda.device_count())
-    if importlib.util.find_spec("torch_npu") is not None:
+    if wanted in ("auto", "npu") and importlib.util.find_spec("torch_npu") is not None:
         resources["NPU"] = float(Accelerator("npu")._module().device_count())
     return from_resources(wanted, resources)

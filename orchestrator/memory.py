@@ -1,10 +1,14 @@
-"""What this process asks of the C library's memory."""
+"""Memory: what is asked of the C library, the most that was held, and errors for want of it."""
 
 from __future__ import annotations
 
 import ctypes
 import platform
+import re
+import resource
+import sys
 from functools import lru_cache
+from pathlib import Path
 from typing import Final
 
 #: Parameters of glibc's mallopt(3), by their numbers in malloc.h, and what they are set to.
@@ -13,6 +17,18 @@ _KEEP_MEMORY: Final = (
     (-1, 2**31 - 1),  # M_TRIM_THRESHOLD: nothing free at the end of the heap is given back
     (-2, 2**26),  # M_TOP_PAD: the heap grows by 64 MB at a time
     (-8, 1),  # M_ARENA_MAX: one heap for all threads
+)
+
+#: What libraries say, in lower case, when a machine or a device has no memory left: torch's
+#: allocators, torch_npu and CANN, drivers of devices ("CUDA error: out of memory"), and cuBLAS and
+#: cuDNN by the names of their statuses.
+_NO_MEMORY: Final = (
+    "can't allocate memory",
+    "not enough memory",
+    "out of memory",
+    "failed to allocate memory",
+    "status_alloc_failed",
+    "allocation_failed",
 )
 
 
@@ -30,3 +46,32 @@ def keep_freed_memory() -> None:
         library = ctypes.CDLL(None)
         for parameter, value in _KEEP_MEMORY:
             library.mallopt(parameter, value)
+
+
+def peak_bytes() -> int:
+    """The most memory that this process has held at a time.
+
+    ``getrusage`` counts what a process was before it became another program as well: one that a
+    large process starts has the peak of that one from its beginning. Where Linux says the peak of
+    the program alone, that is taken.
+    """
+    try:
+        said = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        said = ""
+    found = re.search(r"^VmHWM:\s*(\d+) kB$", said, re.MULTILINE)
+    if found is not None:
+        return int(found[1]) * 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def wants_memory(error: BaseException) -> bool:
+    """Whether an error says that a machine or a device has no memory left.
+
+    Most have no class of their own. One that merely speaks of memory, such as an illegal access of
+    it, is another matter.
+    """
+    said = str(error).lower()
+    short = isinstance(error, RuntimeError) and any(words in said for words in _NO_MEMORY)
+    return short or isinstance(error, MemoryError)

@@ -7,6 +7,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -14,8 +15,15 @@ import pytest
 import torch
 from torch import nn
 
-from orchestrator.accelerators import NUMERICS, Accelerator, as_network_input
+from orchestrator.accelerators import (
+    NUMERICS,
+    Accelerator,
+    as_network_input,
+    from_resources,
+    of_this_process,
+)
 from orchestrator.errors import ConfigError
+from orchestrator.predict.prediction import network_of
 
 CPU = Accelerator("cpu")
 
@@ -116,6 +124,33 @@ def test_an_npu_computes_in_what_its_model_has(
     assert "INF_NAN_MODE_ENABLE=1" in text
 
 
+def test_a_card_without_bf16_is_not_asked_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend_npu(monkeypatch, *NPUS[0])
+    with pytest.raises(ConfigError, match=r"found bf16 on Ascend910A.*allowed: auto, fp32, fp16"):
+        Accelerator("npu").resolve_precision("bf16")
+    pretend_npu(monkeypatch, *NPUS[1])
+    assert Accelerator("npu").resolve_precision("bf16") == "bf16"
+
+
+def test_what_was_trained_in_half_precision_detects_on_every_device(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert [CPU.detecting_precision(one) for one in ("auto", "fp32", "bf16", "fp16")] == [
+        "fp32",
+        "fp32",
+        "bf16",
+        "fp32",
+    ]
+    pretend_npu(monkeypatch, *NPUS[0])
+    assert Accelerator("npu").detecting_precision("bf16") == "fp32"
+    assert Accelerator("npu").detecting_precision("fp16") == "fp16"
+    train = SimpleNamespace(precision="fp16")
+    experiment = SimpleNamespace(train=train, cluster=SimpleNamespace(accelerator="cpu"))
+    loaded: Any = SimpleNamespace(resolved=SimpleNamespace(experiment=experiment), model=net())
+    network: Any = network_of(loaded)
+    assert network.precision == "fp32"
+
+
 def test_a_saturating_npu_is_asked_for_its_overflow_flag(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend_npu(monkeypatch, *NPUS[0])
     assert Accelerator("npu").scaler("fp16", 32.0)[0] == "torch_npu's"  # type: ignore[index]
@@ -129,6 +164,34 @@ def test_an_npu_without_its_package_is_refused(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setitem(sys.modules, "torch_npu", None)
     with pytest.raises(ConfigError, match="npu needs the package torch_npu"):
         Accelerator("npu").resolve_precision("auto")
+
+
+BROKEN = """
+raise ImportError("libascend_hal.so: cannot open shared object file", name="torch_npu._C")
+"""
+
+
+def test_a_broken_torch_npu_is_in_the_way_of_none_but_npus(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a machine without Ascend's libraries, where it was installed all the same."""
+    (tmp_path / "torch_npu.py").write_text(BROKEN)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "torch_npu", raising=False)
+    monkeypatch.delenv("INF_NAN_MODE_ENABLE", raising=False)
+    assert of_this_process("cpu").kind == "cpu"
+    for wanted in ("auto", "npu"):
+        with pytest.raises(ConfigError, match=r"cannot be imported: libascend_hal.so.*set_env.sh"):
+            of_this_process(wanted)
+
+
+def test_a_cluster_that_offers_nothing_is_said_to() -> None:
+    with pytest.raises(ConfigError) as told:
+        from_resources("cpu", {"memory": 1e9})
+    assert str(told.value) == (
+        "cluster.accelerator: found 'cpu', but the cluster offers no cpu, gpu or npu. Next: join a "
+        "cluster that has cpus"
+    )
 
 
 @pytest.mark.parametrize(("hardware", "precision"), [(True, "bf16"), (False, "fp32")])
@@ -146,13 +209,13 @@ def test_a_gpu_takes_bf16_only_from_hardware(
 @pytest.fixture
 def switches() -> Iterator[None]:
     """Torch's switches as they were, afterwards."""
-    matmul, conv = torch.backends.cuda.matmul, torch.backends.cudnn.conv
-    before = (matmul.fp32_precision, conv.fp32_precision)
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32
     search = torch.backends.cudnn.benchmark
     strict = torch.are_deterministic_algorithms_enabled()
     warns = torch.is_deterministic_algorithms_warn_only_enabled()
     yield
-    matmul.fp32_precision, conv.fp32_precision = before
+    matmul.allow_tf32, cudnn.allow_tf32 = before
     torch.backends.cudnn.benchmark = search
     torch.use_deterministic_algorithms(strict, warn_only=warns)
 
@@ -172,6 +235,12 @@ def test_the_table_of_a_gpu_is_what_is_set_and_said(
     rounding = "ieee" if deterministic else "tf32"
     assert torch.backends.cuda.matmul.fp32_precision == rounding
     assert torch.backends.cudnn.conv.fp32_precision == rounding
+    # By their old names, too, which torch itself reads in places and refuses if they differ.
+    assert torch.backends.cuda.matmul.allow_tf32 is not deterministic
+    assert torch.backends.cudnn.allow_tf32 is not deterministic
+    assert torch.get_float32_matmul_precision() == ("highest" if deterministic else "high")
+    with torch.backends.cudnn.flags(enabled=True):
+        pass
     assert torch.backends.cudnn.benchmark is not deterministic
     assert torch.are_deterministic_algorithms_enabled() is deterministic
     assert not torch.is_deterministic_algorithms_warn_only_enabled()

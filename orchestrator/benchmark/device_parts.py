@@ -193,7 +193,7 @@ def _photograph(seed: int) -> bytes:
 
 
 def prepare_images(count: int, side: int) -> float:
-    """Decode and augment images on one thread; images/s."""
+    """Decode and augment images on one thread; images/s. The process is left with one thread."""
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
     files = [_photograph(seed) for seed in range(8)]
@@ -212,12 +212,16 @@ def feeding(setting: Setting) -> Tree:
     cores = len(os.sched_getaffinity(0))
     number = 20 if setting.quick else 400
     found: Tree = {"cores": cores}
+    threads = torch.get_num_threads(), cv2.getNumThreads()
     for side in (300, 512):
         found[f"{side} one core"] = prepare_images(number, side)
         if not setting.quick:
             with ProcessPoolExecutor(cores) as pool:
                 shares = [pool.submit(prepare_images, number, side) for _ in range(cores)]
                 found[f"{side} all cores"] = sum(share.result() for share in shares)
+    # The parts that follow have those of the machine again.
+    torch.set_num_threads(threads[0])
+    cv2.setNumThreads(threads[1])
     return found
 
 

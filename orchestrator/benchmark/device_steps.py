@@ -25,6 +25,8 @@ from orchestrator.benchmark.device_parts import (
     stepper_of,
     timed,
 )
+from orchestrator.errors import first_line
+from orchestrator.memory import wants_memory
 from orchestrator.training.stepper import Stepper
 
 
@@ -126,8 +128,10 @@ def throughput(setting: Setting) -> Tree:
                 images = 2 if setting.quick else getattr(case, which)
                 try:
                     found[name] = _speed(case, setting, precision, images, rates)
-                except torch.OutOfMemoryError as error:
-                    found[name] = f"out of memory: {str(error).splitlines()[0]}"
+                except (MemoryError, RuntimeError) as error:
+                    if not wants_memory(error):
+                        raise
+                    found[name] = f"out of memory: {first_line(error)}"
     accelerator.set_determinism(True, None)
     return found
 
@@ -185,13 +189,15 @@ def gains(setting: Setting) -> Tree:
     precision = accelerator.resolve_precision("auto")
 
     def gain(case: Case) -> Tree:
-        seconds = {}
+        seconds, said = {}, ""
         for compile_ in ("off", "graph"):
             model = make(case, small=False)
             stepper = stepper_of(model, accelerator, precision, case.batch, compile_=compile_)
             batch = batch_of(0, case.batch, model.input_size)
             work = partial(stepper.run, batch, learning_rate=1e-4, stop=False)
             seconds[compile_] = timed(accelerator, work, 20)
-        return {"ms": seconds, "gain": seconds["off"] / seconds["graph"]}
+            said = "" if stepper.graph is None else stepper.graph.text()
+        milliseconds = {compile_: value * 1e3 for compile_, value in seconds.items()}
+        return {"ms": milliseconds, "gain": seconds["off"] / seconds["graph"], "graph": said}
 
     return setting.of_each(gain)

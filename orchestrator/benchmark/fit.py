@@ -9,23 +9,22 @@ from __future__ import annotations
 
 import gc
 import multiprocessing
-import resource
-import sys
+import signal
 import tempfile
+import traceback
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
-import torch
 
 from orchestrator.accelerators import Accelerator, Kind, of_this_process
 from orchestrator.config.resolve import ResolvedExperiment
 from orchestrator.data.batch import Batch
-from orchestrator.errors import ConfigError
+from orchestrator.errors import ConfigError, OrchestratorError
+from orchestrator.memory import peak_bytes, wants_memory
 from orchestrator.training.collective import Collective
 from orchestrator.training.stepper import Stepper
 
@@ -111,6 +110,7 @@ def fit(
 
     Raises:
         ConfigError: memory has to be given here, or not one image fits.
+        OrchestratorError: a trial ended without saying what it took.
     """
     experiment = resolved.experiment
     accelerator = of_this_process(experiment.cluster.accelerator)
@@ -136,16 +136,29 @@ def fit(
             f"{found / 1e9:.2f} GB may be used. Next: lower detector.input_size or detector.width, "
             "or set train.precision to bf16 where the device has it"
         )
-    return Fit(result, found, limit, boxes, _lines(result.images, train.batch_size, workers))
+    shards = train.virtual_shards if isinstance(train.virtual_shards, int) else None
+    lines = _lines(result.images, train.batch_size, workers, shards=shards)
+    return Fit(result, found, limit, boxes, lines)
 
 
-def _lines(images: int, batch_size: int, workers: int) -> list[str]:
-    """Of the experiment's own batch with the fewest pieces, and of the largest in one piece."""
-    share = batch_size // workers
-    pieces = next(n for n in range(1, share + 1) if share % n == 0 and share // n <= images)
-    own = f"batch_size: {batch_size}\naccumulate: {pieces}"
+def _lines(images: int, batch_size: int, workers: int, *, shards: int | None = None) -> list[str]:
+    """Of the experiment's own batch with the fewest pieces, and of the largest in one piece.
+
+    Args:
+        images: that fit at a time.
+        batch_size, workers: of the experiment.
+        shards: ``train.virtual_shards`` where that is a number, which takes the place of pieces.
+    """
     note = "another objective than that of the experiment: see optimizer.lr"
-    return [own, f"batch_size: {images * workers}  # {note}\naccumulate: 1"]
+    if shards is None:
+        share = batch_size // workers
+        pieces = next(n for n in range(1, share + 1) if share % n == 0 and share // n <= images)
+        own = f"batch_size: {batch_size}\naccumulate: {pieces}"
+        return [own, f"batch_size: {images * workers}  # {note}\naccumulate: 1"]
+    more = (n for n in range(shards, batch_size + 1) if batch_size % n == n % workers == 0)
+    own = f"batch_size: {batch_size}"
+    own += f"\nvirtual_shards: {next(n for n in more if batch_size // n <= images)}"
+    return [own, f"batch_size: {images * shards}  # {note}\nvirtual_shards: {shards}"]
 
 
 def _of_data(resolved: ResolvedExperiment) -> tuple[int, int]:
@@ -174,12 +187,37 @@ class _Trials:
     def __call__(self, images: int) -> int | None:
         if self.kind != "cpu":
             return self.run(images)
+        context = multiprocessing.get_context("spawn")
+        receiver, sender = context.Pipe(duplex=False)
+        process = context.Process(target=self._tell, args=(images, sender))
+        process.start()
+        sender.close()
         try:
-            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-                return pool.submit(self.run, images).result()
-        except BrokenProcessPool:
-            # What the system does to a process that takes too much.
-            return None
+            found: int | Exception | None = receiver.recv()
+        except EOFError:
+            found = None
+        process.join()
+        if isinstance(found, Exception):
+            raise found
+        # A process that takes too much is killed by the system.
+        if process.exitcode not in (0, -signal.SIGKILL):
+            raise OrchestratorError(
+                f"a trial with {images} images ended with the code {process.exitcode} and without "
+                "an answer. Next: see what it has printed above"
+            )
+        return found
+
+    def _tell(self, images: int, sender: Connection) -> None:
+        """Send what :meth:`run` returns or raises."""
+        found: int | Exception | None
+        try:
+            found = self.run(images)
+        except Exception as error:
+            if not isinstance(error, OrchestratorError):
+                # What is raised on the other side does not say where this was.
+                traceback.print_exc()
+            found = error
+        sender.send(found)
 
     def run(self, images: int) -> int | None:
         """Two steps; the peak, or None."""
@@ -188,18 +226,13 @@ class _Trials:
         try:
             self._steps(accelerator, images)
             peak = accelerator.peak_memory()
-        except torch.OutOfMemoryError:
-            peak = None
         except (MemoryError, RuntimeError) as error:
-            if not isinstance(error, MemoryError) and "memory" not in str(error):
+            if not wants_memory(error):
                 raise
             peak = None
         gc.collect()
         accelerator.forget_peak()
-        if peak is None or self.kind != "cpu":
-            return peak
-        unit = 1 if sys.platform == "darwin" else 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+        return peak_bytes() if peak is not None and self.kind == "cpu" else peak
 
     def _steps(self, accelerator: Accelerator, images: int) -> None:
         # Here, so that the process of a trial imports no more than it needs.
@@ -220,9 +253,10 @@ class _Trials:
             precision=accelerator.resolve_precision(train.precision),
             collective=Collective(device),
         )
-        for step in range(2):
-            batch = worst_batch(step, images, model.train_canvases[0], self.slots)
-            stepper.run(batch, learning_rate=0.0, stop=False)
+        with accelerator.naming_operators():
+            for step in range(2):
+                batch = worst_batch(step, images, model.train_canvases[0], self.slots)
+                stepper.run(batch, learning_rate=0.0, stop=False)
 
 
 def worst_batch(step: int, images: int, size: tuple[int, int], slots: int) -> Batch:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import resource
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,8 +20,11 @@ from orchestrator.data.dataset import Dataset
 from orchestrator.data.decode import BadImageError
 from orchestrator.data.images import image_pixels
 from orchestrator.errors import DataError
+from orchestrator.memory import peak_bytes
 from orchestrator.tracking.git_info import git_info
 from orchestrator.tracking.run_card import Hardware, package_versions
+
+log = logging.getLogger(__name__)
 
 
 def benchmark(
@@ -44,13 +47,18 @@ def benchmark(
 
     Raises:
         DataError: the data set is missing or malformed, or no validation image can be read.
-        ConfigError: the device that the experiment asks for is not here.
+        ConfigError: the device that the experiment asks for is not here, or it has an operator
+            without the deterministic kernel that it asks for.
     """
     experiment = resolved.experiment
     accelerator = of_this_process(experiment.cluster.accelerator)
     trainer = Trainer(resolved, accelerator)
-    training = measure_training(trainer, steps=steps, skip=skip)
-    evaluation = trainer.evaluate(max(1, steps // 2))
+    with accelerator.naming_operators():
+        training = measure_training(trainer, steps=steps, skip=skip)
+        evaluation = trainer.evaluate(max(1, steps // 2))
+    graph = trainer.stepper.graph
+    if graph is not None and graph.trouble is not None:
+        log.warning("%s", graph.text())
     model = trainer.model
     inference = measure_inference(
         model,
@@ -76,8 +84,7 @@ def benchmark(
         training=training,
         evaluation=evaluation,
         inference=inference,
-        # Linux counts it in KiB.
-        peak_process_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        peak_process_bytes=peak_bytes(),
         peak_device_bytes=accelerator.peak_memory(),
     )
 

@@ -1,8 +1,8 @@
 """Training steps: how many images a second, and which part of a step takes the time.
 
 Steps are those of a real run without Ray: same batches, same stepper. First they run freely, for
-the throughput; then once more with a clock at every boundary, which on a device means waiting for
-it there, for the parts.
+the throughput, which on a device means a step ahead of its numbers; then once more with a clock at
+every boundary, which on a device means waiting for it there, for the parts.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -23,14 +24,17 @@ from detectors.base import Detector
 from orchestrator.accelerators import Accelerator
 from orchestrator.benchmark.clock import Clock
 from orchestrator.config.resolve import ResolvedExperiment
+from orchestrator.data.batch import Batch
 from orchestrator.data.stream.local import LocalStream
+from orchestrator.errors import DataError
 from orchestrator.evaluation.coco import evaluate
 from orchestrator.runs.plan import Plan, make_plan
 from orchestrator.training.collective import Collective
+from orchestrator.training.feeding import Inputs, fed
 from orchestrator.training.predictor import in_whole_images, predict_all
 from orchestrator.training.schedules import LearningRate
 from orchestrator.training.session import initial_model
-from orchestrator.training.stepper import Stepper
+from orchestrator.training.stepper import Stepper, StepUnderWay
 
 PARTS = ("data wait", "forward", "backward", "optimizer", "rest")
 
@@ -116,27 +120,54 @@ class Trainer:
                 self._watch(stack, clock)
             while len(spent) < count:
                 stop = min(self.plan.job.total_steps, count - len(spent))
-                stream = LocalStream(self.plan.batches).train_batches(0, stop)
-                for _ in range(stop):
-                    started = time.perf_counter()
-                    self._step(stream, clock)
-                    spent.append(time.perf_counter() - started)
+                stream = LocalStream(self.plan.batches)
+                if self.accelerator.kind != "cpu":
+                    stream.allocate = self.accelerator.host_array
+                batches = stream.train_batches(0, stop)
+                if clock is None:
+                    spent += self._freely(batches, stop)
+                else:
+                    spent += (self._clocked(batches, clock) for _ in range(stop))
         return spent
 
-    def _step(self, stream: Iterator[Any], clock: Clock | None) -> None:
-        with ExitStack() as stack:
-            if clock is not None:
-                stack.enter_context(clock.part("data wait"))
-            batch = next(stream)
-        with ExitStack() as stack:
-            if clock is not None:
-                stack.enter_context(clock.part("rest"))
+    def _freely(self, batches: Iterator[Batch], stop: int) -> Iterator[float]:
+        """Do steps 0 to ``stop`` as a run does; seconds of each, its batch included."""
+        begun: deque[tuple[Batch, StepUnderWay]] = deque()
+
+        def begin(batch: Batch, inputs: Inputs | None = None) -> tuple[Batch, StepUnderWay]:
+            rate = self.rate(batch.step)
+            return batch, self.stepper.begin(batch, learning_rate=rate, stop=False, inputs=inputs)
+
+        def read(*, keep: int) -> None:
+            while len(begun) > keep:
+                _, oldest = begun.popleft()
+                if not self.stepper.read(oldest).applied:
+                    # Those begun after it have changed nothing.
+                    again = [begin(batch) for batch, _ in begun]
+                    begun.clear()
+                    begun.extend(again)
+
+        started = time.perf_counter()
+        for batch, inputs in fed(batches, self.collective.device):
+            begun.append(begin(batch, inputs))
+            read(keep=0 if batch.step == stop - 1 else self.stepper.ahead)
+            now = time.perf_counter()
+            yield now - started
+            started = now
+
+    def _clocked(self, batches: Iterator[Batch], clock: Clock) -> float:
+        """Do the next step with a clock in it; its seconds."""
+        started = time.perf_counter()
+        with clock.part("data wait"):
+            batch = next(batches)
+        with clock.part("rest"):
             self.stepper.run(batch, learning_rate=self.rate(batch.step), stop=False)
-            self.accelerator.synchronize()
+        return time.perf_counter() - started
 
     def _watch(self, stack: ExitStack, clock: Clock) -> None:
         watched: list[tuple[Any, str, str]] = [
-            (self.model, "loss_terms", "forward"),
+            # Not of the model: a graph takes its place.
+            (self.stepper, "_loss_terms", "forward"),
             (self.model, "loss_divisors", "forward"),
             (self.stepper, "backward", "backward"),
             (self.stepper.optimizer, "step", "optimizer"),
@@ -147,7 +178,11 @@ class Trainer:
             stack.enter_context(clock.inside(*one))
 
     def evaluate(self, batches: int) -> EvaluationSpeed:
-        """Validate on the first so many batches."""
+        """Validate on the first so many batches.
+
+        Raises:
+            DataError: none of their images can be read.
+        """
         config = self.plan.job.experiment.detector.postprocess
         stream = LocalStream(self.plan.batches)
         started = time.perf_counter()
@@ -162,9 +197,14 @@ class Trainer:
         assert found is not None, "a single process is the main one"
         self.accelerator.synchronize()
         middle = time.perf_counter()
+        images = len(found.images)
+        if not images:
+            raise DataError(
+                f"no image of the first {batches} batches of validation can be read. Next: see "
+                "data.root, and `orchestrator check` for the images that cannot be"
+            )
         whole = in_whole_images(found, self.plan.job.val_tiling, config)
         evaluate(self.plan.job.val, whole)
-        images = len(found.images)
         return EvaluationSpeed(images, (middle - started) / images, time.perf_counter() - middle)
 
 

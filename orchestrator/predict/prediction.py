@@ -286,7 +286,7 @@ class ShareWorker:
 
 
 def network_of(loaded: LoadedDetector, kind: str | None = None) -> Network:
-    """A detector on a device of this process, in the precision of its experiment.
+    """A detector on a device of this process, in the precision of its experiment, or else in fp32.
 
     Args:
         loaded: the detector.
@@ -294,7 +294,7 @@ def network_of(loaded: LoadedDetector, kind: str | None = None) -> Network:
     """
     experiment = loaded.resolved.experiment
     accelerator = of_this_process(kind or experiment.cluster.accelerator)
-    precision = accelerator.resolve_precision(experiment.train.precision)
+    precision = accelerator.detecting_precision(experiment.train.precision)
     return TorchNetwork(loaded.model, accelerator, precision)
 
 

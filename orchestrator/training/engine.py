@@ -121,6 +121,8 @@ class Engine:
         #: Steps whose numbers have not been read yet, oldest first.
         self._begun: deque[_Begun] = deque()
         self._clock = 0.0
+        #: What was said last of the graph that steps were compiled to.
+        self._graph = ""
 
     def run(self) -> Outcome:
         """Train from the newest commit to the end, or until asked to stop."""
@@ -152,9 +154,8 @@ class Engine:
                 )
             self._count_replaced(batch)
             self._begin_step(batch, inputs)
+            self._note_graph(batch.step)
             if batch.step == start:
-                if self.stepper.graph is not None:
-                    self._note("compile", self.stepper.graph.text(), step=start)
                 check_sampled(self.job, self.stepper.optimizer, self.rate, batch.step)
             # The numbers of a step are read while the device does the next one, so a wish to stop
             # is heard of then. Before anything is done with the state, all are read.
@@ -196,6 +197,13 @@ class Engine:
     ) -> StepUnderWay:
         with explained(self.job, batch.step, accelerator=self.rank.accelerator):
             return self.stepper.begin(batch, learning_rate=rate, stop=stop, inputs=inputs)
+
+    def _note_graph(self, step: int) -> None:
+        """Say what became of the graph that a step was to be, and say it again if that changes."""
+        graph = self.stepper.graph
+        if graph is not None and graph.text() != self._graph:
+            self._graph = graph.text()
+            self._note("compile", self._graph, step=step)
 
     def _read(self, *, keep: int) -> bool:
         """Read the numbers of the steps that were begun, but for the newest ``keep``.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from orchestrator.config.schema import TrainConfig
 from orchestrator.errors import ConfigError
@@ -24,7 +25,8 @@ def adapt(model: nn.Module, config: TrainConfig) -> None:
         config: of the experiment.
 
     Raises:
-        ConfigError: a pattern that no parameter or layer has, or nothing left to train.
+        ConfigError: a pattern that no parameter or layer has, a layer of a kind that cannot be
+            kept fixed or shared, or nothing left to train.
     """
     parameters = dict(model.named_parameters(remove_duplicate=False))
     for index, pattern in enumerate(config.freeze.parameters):
@@ -41,11 +43,25 @@ def adapt(model: nn.Module, config: TrainConfig) -> None:
             pattern, norms, f"train.freeze.batch_norm.{index}", "batch-normalisation layers"
         )
         replace_batch_norm(model, FixedBatchNorm2d, frozenset(names).__contains__)
+        for name in names:
+            _require(model.get_submodule(name), name, f"train.freeze.batch_norm.{index}")
     if config.sync_batch_norm:
         replace_batch_norm(model, SharedBatchNorm2d, lambda _: True)
+        for name, module in model.named_modules():
+            if isinstance(module, _BatchNorm):
+                _require(module, name, "train.sync_batch_norm")
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ConfigError(
             "train.freeze.parameters: no parameter is left to train; name fewer of them"
+        )
+
+
+def _require(layer: nn.Module, name: str, key: str) -> None:
+    """Refuse a layer that was to be replaced, and is not of the kind that can be."""
+    if not isinstance(layer, FixedBatchNorm2d | SharedBatchNorm2d):
+        raise ConfigError(
+            f"{key}: '{name}' is a {type(layer).__name__}, a kind of its own, and would stay as it "
+            "is; allowed is torch's BatchNorm2d. Next: leave it out, or have the detector use that"
         )
 
 

@@ -11,11 +11,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch._dynamo.exc import TorchDynamoException
+from torch._dynamo import config
+from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 
 from detectors.base import Detector
 from detectors.structures import LossTerm, Targets
 from orchestrator.accelerators import Accelerator
+from orchestrator.errors import first_line
 
 #: What makes kernels of a graph.
 BACKEND = "inductor"
@@ -29,17 +31,23 @@ class LossGraph:
     Args:
         model: in training mode.
         accelerator: kind of device.
+        pieces: of a batch on this rank. Each has a graph of its own where the network draws random
+            numbers, and so has each of the sizes that images may have.
 
     Attributes:
         trouble: why there is no graph; None while there is one.
     """
 
-    def __init__(self, model: Detector, accelerator: Accelerator) -> None:
+    def __init__(self, model: Detector, accelerator: Accelerator, *, pieces: int = 1) -> None:
         self.trouble: str | None = None
         self._model = model
         self._captured = accelerator.kind == "gpu"
         # Where kernels are to be deterministic, the compiler is told as well.
         torch.use_deterministic_algorithms(torch.are_deterministic_algorithms_enabled())
+        # Torch gives up after eight of a function, for which it takes them for a mistake.
+        graphs = pieces * len(model.train_canvases)
+        config.recompile_limit = max(config.recompile_limit, graphs)
+        config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, graphs)
         options: dict[str, Any] = {"fallback_random": True, "triton.cudagraphs": self._captured}
         self._terms = torch.compile(
             model.loss_terms,
@@ -58,8 +66,9 @@ class LossGraph:
             torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         try:
             terms: dict[str, LossTerm] = self._terms(images, targets)
-        except TorchDynamoException as error:
-            self.trouble = next(filter(None, str(error).splitlines()), type(error).__name__)
+        except (TorchDynamoException, FailOnRecompileLimitHit) as error:
+            hard = isinstance(error, FailOnRecompileLimitHit)
+            self.trouble = first_line((error.__cause__ or error) if hard else error)
             return self._model.loss_terms(images, targets)
         return terms
 

@@ -18,6 +18,10 @@ from orchestrator.training import nonfinite_dump
 from orchestrator.training.rank import Rank
 from orchestrator.training.stepper import Stepper, StepReport
 
+#: Overflows of the loss scaler in a row after which it cannot be the scale: 2**16 at first, and
+#: halved each time, it is far below 1 by then; and a fixed one that overflows so often always will.
+MOST_OVERFLOWS = 64
+
 
 class NonFiniteError(OrchestratorError):
     """Losses or gradients stayed NaN or infinite for too many steps in a row."""
@@ -35,6 +39,8 @@ class NonFiniteGuard:
     Attributes:
         bad_steps: steps skipped in a row, up to now.
         overflows: steps skipped in all because the loss scale was too large.
+        overflows_in_a_row: up to now; one beyond :data:`MOST_OVERFLOWS` is a step like any other
+            whose gradient is not finite.
     """
 
     def __init__(
@@ -51,6 +57,7 @@ class NonFiniteGuard:
         self.collective = rank.collective
         self.bad_steps = 0
         self.overflows = 0
+        self.overflows_in_a_row = 0
         self._state = state
         self._note = note
         #: First step of a row of bad ones, whose state is that of all of them.
@@ -58,12 +65,18 @@ class NonFiniteGuard:
 
     def scalars(self) -> dict[str, int]:
         """What a commit keeps of it."""
-        return {"bad_steps": self.bad_steps, "overflows": self.overflows}
+        return {
+            "bad_steps": self.bad_steps,
+            "overflows": self.overflows,
+            "overflows_in_a_row": self.overflows_in_a_row,
+        }
 
     def load(self, scalars: Mapping[str, Any]) -> None:
         """Go on from what a commit has kept."""
         self.bad_steps = int(scalars["bad_steps"])
         self.overflows = int(scalars["overflows"])
+        # Commits of before lack it.
+        self.overflows_in_a_row = int(scalars.get("overflows_in_a_row", 0))
 
     def check(self, report: StepReport, batch: Batch, *, learning_rate: float) -> None:
         """Count a step that was skipped, and keep what it was made of.
@@ -72,11 +85,13 @@ class NonFiniteGuard:
             NonFiniteError: there were ``train.nonfinite_limit`` in a row.
         """
         if report.applied:
-            self.bad_steps, self._first_bad = 0, None
+            self.bad_steps, self.overflows_in_a_row, self._first_bad = 0, 0, None
             return
         if report.overflow:
             self.overflows += 1
-            return
+            self.overflows_in_a_row += 1
+            if self.overflows_in_a_row <= MOST_OVERFLOWS:
+                return
         self.bad_steps += 1
         if self._first_bad is None:
             self._first_bad = batch.step
@@ -85,6 +100,8 @@ class NonFiniteGuard:
             if report.sound
             else f"weights or average are not finite: {self._damage()}"
         )
+        if report.overflow:
+            what += f", overflow in fp16 for {self.overflows_in_a_row} steps in a row"
         images = self.collective.gather(batch.image_ids.tolist())
         self._note(
             "nonfinite", f"step {batch.step}: {what}, image ids {images}; the step was skipped"
@@ -93,12 +110,13 @@ class NonFiniteGuard:
         if self.bad_steps < self.job.experiment.train.nonfinite_limit:
             return
         good = self._roll_back()
+        remedy = "lower train.optimizer.lr"
+        remedy += ", or set train.precision to bf16 or fp32" if report.overflow else ""
         raise NonFiniteError(
             f"step {batch.step}: not finite {self.bad_steps} times in a row ({what}); the run is "
             f"back at {good}. Next: `orchestrator replay {self.job.run_dir}` repeats "
             f"{'that step' if kept else 'an earlier such step'} and names what broke; its images "
-            f"are in {self.job.path / NONFINITE}. Then repair those images, or lower "
-            "train.optimizer.lr"
+            f"are in {self.job.path / NONFINITE}. Then repair those images, or {remedy}"
         )
 
     def allows_commit(self, step: int) -> bool:

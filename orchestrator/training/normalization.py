@@ -37,24 +37,33 @@ class SharedBatchNorm2d(nn.BatchNorm2d):
         """(N, C, H, W) to the same shape and type."""
         if not self.training or not dist.is_initialized() or dist.get_world_size() == 1:
             return super().forward(input)
-        assert self.running_mean is not None
-        assert self.running_var is not None
-        assert self.num_batches_tracked is not None
-        assert self.momentum is not None
         exact = input.float()
         world = dist.get_world_size()
         mean = _sum_over_ranks(exact.mean((0, 2, 3))) / world
         centred = exact - mean.view(1, -1, 1, 1)
         variance = _sum_over_ranks(centred.square().mean((0, 2, 3))) / world
-        with torch.no_grad():
-            count = world * input.numel() // input.shape[1]
-            unbiased = variance * (count / max(1, count - 1))
-            self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
-            self.running_var.lerp_(unbiased.to(self.running_var.dtype), self.momentum)
-            self.num_batches_tracked.add_(1)
-        scale = (variance + self.eps).rsqrt() * self.weight
+        if self.track_running_stats:
+            self._follow(mean, variance, world * input.numel() // input.shape[1])
+        scale = (variance + self.eps).rsqrt()
+        if not self.affine:
+            return (centred * scale.view(1, -1, 1, 1)).to(input.dtype)
+        scale = scale * self.weight
         shifted = centred * scale.view(1, -1, 1, 1) + self.bias.view(1, -1, 1, 1)
         return shifted.to(input.dtype)
+
+    @torch.no_grad()
+    def _follow(self, mean: Tensor, variance: Tensor, count: int) -> None:
+        """Let the stored statistics follow those of ``count`` values of each channel."""
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked.add_(1)
+        momentum = self.momentum
+        if momentum is None:  # The mean of all batches so far.
+            momentum = 1.0 / float(self.num_batches_tracked)
+        unbiased = variance * (count / max(1, count - 1))
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
+        self.running_var.lerp_(unbiased.to(self.running_var.dtype), momentum)
 
 
 class _SumOverRanks(torch.autograd.Function):
@@ -139,7 +148,14 @@ def single_values(model: nn.Module, size: tuple[int, int]) -> list[str]:
 
 def _as(layer: nn.BatchNorm2d, kind: type[nn.BatchNorm2d]) -> nn.BatchNorm2d:
     """A layer of another class around the same tensors."""
-    other = kind(layer.num_features, eps=layer.eps, momentum=layer.momentum, device="meta")
+    other = kind(
+        layer.num_features,
+        eps=layer.eps,
+        momentum=layer.momentum,
+        affine=layer.affine,
+        track_running_stats=layer.track_running_stats,
+        device="meta",
+    )
     for name, parameter in layer.named_parameters():
         setattr(other, name, parameter)
     for name, buffer in layer.named_buffers():

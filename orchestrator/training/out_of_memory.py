@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
-
 from orchestrator.accelerators import Accelerator
 from orchestrator.errors import ConfigError
+from orchestrator.memory import peak_bytes, wants_memory
 from orchestrator.training.job import TrainingJob
-
-#: In what torch says when the machine, not the device, has no memory left.
-_OF_THE_MACHINE = ("can't allocate memory", "not enough memory")
 
 
 @contextmanager
@@ -32,8 +26,7 @@ def explained(job: TrainingJob, step: int, *, accelerator: Accelerator) -> Itera
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        known = isinstance(error, MemoryError | torch.OutOfMemoryError)
-        if not known and not any(words in str(error) for words in _OF_THE_MACHINE):
+        if not wants_memory(error):
             raise
         raise ConfigError(_text(job, step, accelerator)) from error
 
@@ -42,10 +35,7 @@ def _text(job: TrainingJob, step: int, accelerator: Accelerator) -> str:
     train = job.experiment.train
     parts = job.shards.count or job.experiment.cluster.workers
     images = train.batch_size // (parts * train.accumulate)
-    peak = accelerator.peak_memory()
-    if accelerator.kind == "cpu":
-        unit = 1 if sys.platform == "darwin" else 1024
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    peak = peak_bytes() if accelerator.kind == "cpu" else accelerator.peak_memory()
     lines = "\n  or\n".join(f"    train:\n      {line}" for line in _remedies(job, parts))
     return (
         f"train.batch_size: out of memory in step {step}, {images} "

@@ -35,7 +35,7 @@ class Pulse:
         self.patient = True
         self.spent: dict[str, float] = {}
         self._since = time.monotonic()
-        self._thread: int | None = None
+        self._thread: threading.Thread | None = None
 
     def begin(self) -> None:
         """Count what is spent from here on."""
@@ -49,7 +49,7 @@ class Pulse:
 
     def mark(self, phase: str, step: int | None = None) -> None:
         """Say that training has got as far as ``phase`` of ``step``; called where it trains."""
-        self._thread = threading.get_ident()
+        self._thread = threading.current_thread()
         self._enter(phase, patient=False)
         if step is not None:
             # A run that goes on begins with steps of the start before it.
@@ -74,11 +74,13 @@ class Pulse:
 
         Other threads do not count: those that fetch data poll while they wait.
         """
-        if self._thread is None:
+        thread = self._thread
+        # Of one that has ended, the C library would look for the clock where its memory was.
+        if thread is None or thread.ident is None or not thread.is_alive():
             return 0.0
         try:
-            return time.clock_gettime(time.pthread_getcpuclockid(self._thread))
-        except OSError:  # The thread has ended.
+            return time.clock_gettime(time.pthread_getcpuclockid(thread.ident))
+        except OSError:  # It has ended just now.
             return 0.0
 
 

@@ -89,7 +89,8 @@ def replay(run_dir: Path, step: int | None, *, accelerator: Accelerator) -> Repl
 
     Raises:
         StorageError: there is no evidence of such a step.
-        ConfigError: the device cannot do the precision the step was made in.
+        ConfigError: the device cannot do the precision the step was made in, or has an operator
+            without a deterministic kernel.
     """
     found = nonfinite_dump.read(run_dir, step)
     experiment = found.experiment
@@ -124,7 +125,7 @@ def replay(run_dir: Path, step: int | None, *, accelerator: Accelerator) -> Repl
         stepper = stepper_of(rank)
         model = stepper.model
         weights = stepper.damaged()
-        with _first_broken(model) as broken:
+        with _first_broken(model) as broken, accelerator.naming_operators():
             pieces = stepper.backward(batch, divisors=stepper.add_up(shares))
         stepper.reduce()
         losses.append({n: sum(piece[n].item() for piece in pieces) for n in sorted(pieces[0])})

@@ -102,7 +102,10 @@ class LearningRate:
         for extension, old, new in zip(self.extensions, ends, ends[1:], strict=False):
             if extension.how == "stretch":
                 last = new
-            elif extension.how == "restart" and step >= old:
+            elif extension.how == "restart":
+                if step < old:
+                    # What was said after that is about the falls that follow.
+                    break
                 first, last = old, new
         return first, last - first
 

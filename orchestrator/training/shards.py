@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.config.schema import TrainConfig
+from orchestrator.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,26 @@ def shards_of(
         workers: of this start; the most of them where their number follows the cluster.
         recorded: what :meth:`Shards.to_json` left in the newest commit; None without any.
         least: workers where their number follows the cluster; None where it does not.
+
+    Raises:
+        ConfigError: a part of a batch cannot be computed in as many pieces as the file wants.
     """
+    found = _decided(train, workers, recorded, least)
+    parts = found.count or workers
+    share = train.batch_size // parts
+    if share % train.accumulate:
+        raise ConfigError(
+            f"train.accumulate is {train.accumulate}, and the run, which began with "
+            f"{_workers(found.began)}, computes each batch of {train.batch_size} in {parts} "
+            f"parts of {share} images, which do not divide into so many pieces. Next: set "
+            f"train.accumulate to {_divisors(share)}"
+        )
+    return found
+
+
+def _decided(
+    train: TrainConfig, workers: int, recorded: dict[str, Any] | None, least: int | None
+) -> Shards:
     began = workers if recorded is None else int(recorded["began"])
     threads = None if recorded is None else recorded["threads"]
     if train.virtual_shards != "auto":

@@ -183,7 +183,8 @@ class Stepper:
             # The compiler takes seconds to load, in every process that knows of steps.
             from orchestrator.training.graph import LossGraph
 
-            self.graph = LossGraph(model, accelerator)
+            own = 1 if self.shards.count is None else self.shards.count // collective.world
+            self.graph = LossGraph(model, accelerator, pieces=config.accumulate * own)
         updated = Updated(
             optimizer=self.optimizer,
             scaler=self.scaler,

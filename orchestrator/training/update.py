@@ -151,8 +151,10 @@ class DeviceUpdate:
         device = updated.gradients.flats[0].device
         self._latched = torch.zeros((), dtype=torch.bool, device=device)
         self._saved: SavedTensors | None = None
-        #: Whether the optimizer held nothing before a step that the host has not seen yet.
-        self._fresh = False
+        groups = updated.optimizer.param_groups
+        self._weights: list[Tensor] = [p for group in groups for p in group["params"]]
+        #: Weights of which the optimizer held nothing before a step that the host has not seen yet.
+        self._fresh: list[Tensor] = []
 
     @torch.no_grad()
     def apply(self, numbers: Numbers, updates: int) -> Tensor:
@@ -177,26 +179,31 @@ class DeviceUpdate:
         """See :class:`Update`."""
         self._latched.zero_()
         optimizer = self._all.optimizer
+        # The first step of a weight makes what is kept of it, here from what was not finite.
+        for weight in self._fresh:
+            optimizer.state.pop(weight, None)
         if self._fresh:
-            # The first step of all made these, from what was not finite.
-            optimizer.state.clear()
             self._saved = None
-        elif not self._fused:
+        if not self._fused:
             counters = [state["step"] for state in optimizer.state.values() if "step" in state]
             if counters:
                 torch._foreach_sub_(counters, begun)
-        self._fresh = False
+        self._fresh = []
 
     def seen(self) -> None:
         """See :class:`Update`."""
-        self._fresh = False
+        self._fresh = []
 
     def _step(self, norm: Tensor, skipped: Tensor) -> None:
         """Have the optimizer step, unless ``skipped``."""
         of = self._all
-        if not of.optimizer.state:
-            self._fresh = True
+        kept = of.optimizer.state
+        if len(kept) < len(self._weights):
+            # All of them in the first step of a run, and some in the first of one that goes on with
+            # the state of another, in which these were frozen.
+            self._fresh += [weight for weight in self._weights if weight not in kept]
         if self._fused:
+            self._complete_momentum()
             optimizer: Any = of.optimizer
             if of.clip_norm is not None:
                 # The kernel divides by it on the way, which saves a pass over the gradients.
@@ -216,17 +223,30 @@ class DeviceUpdate:
             # From now on there is more to save.
             self._saved = None
 
+    def _complete_momentum(self) -> None:
+        """Give weights without momentum one of zeros, where others of their group have one.
+
+        The kernel of SGD takes all of a group or none. From zeros their first step is what it is
+        without.
+        """
+        kept = self._all.optimizer.state
+        if not self._fresh or not kept:
+            return
+        for group in self._all.optimizer.param_groups:
+            if group.get("momentum"):
+                for weight in group["params"]:
+                    if weight not in kept:
+                        kept[weight]["momentum_buffer"] = torch.zeros_like(weight)
+
     def _state(self) -> list[Tensor]:
         """Weights and what the optimizer keeps of them on the device."""
-        optimizer = self._all.optimizer
-        weights = [p for group in optimizer.param_groups for p in group["params"]]
         kept = [
             value
-            for state in optimizer.state.values()
+            for state in self._all.optimizer.state.values()
             for kind, value in state.items()
             if isinstance(value, Tensor) and kind != "step"
         ]
-        return [*weights, *kept]
+        return [*self._weights, *kept]
 
     def _update_scaler(self, allowed: Tensor) -> None:
         """Let the loss scaler learn from the step, if ``allowed``; its own check would wait."""

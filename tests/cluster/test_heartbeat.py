@@ -362,3 +362,30 @@ def test_the_time_that_a_thread_computes_is_seen_by_another() -> None:
         seen.mark("evaluation")
         assert not seen.patient
     assert (seen.phase, seen.patient, seen.step) == ("step", False, 1)
+
+
+#: Asks for the time of a thread that has ended, once the C library has given back its memory.
+ENDED = """
+import threading
+from orchestrator.training.pulse import Pulse
+
+seen = Pulse()
+
+def run(work):
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+
+run(lambda: seen.mark("step", 1))
+threading.stack_size(64 * 2**20)
+for _ in range(8):
+    run(lambda: None)
+print(seen.seconds())
+"""
+
+
+def test_a_thread_that_has_ended_computes_nothing() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", ENDED], capture_output=True, text=True, timeout=120
+    )
+    assert (done.returncode, done.stdout.strip()) == (0, "0.0"), done.stderr

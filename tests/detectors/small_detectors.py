@@ -15,6 +15,7 @@ from detectors.boxes import pairwise_iou
 from detectors.m2det import config as m2det
 from detectors.registry import DETECTORS, build_detector
 from detectors.retinanet import config as retinanet
+from detectors.single_shot import DenseDetector
 from detectors.structures import Candidates, Targets
 
 _FASTER_RCNN = {
@@ -93,6 +94,13 @@ def losses_of(model: Detector, images: Tensor, targets: Targets) -> dict[str, Te
     """Named losses, drawn as a training step draws them: the generator seeded beforehand."""
     torch.manual_seed(4)
     return model.loss(images, targets)
+
+
+def losses_of_raw(
+    model: DenseDetector, raw: dict[str, Tensor], targets: Targets
+) -> dict[str, Tensor]:
+    """Named losses that raw outputs of a whole batch have."""
+    return {name: term.over(term.divisor) for name, term in model.terms_of(raw, targets).items()}
 
 
 def total(losses: dict[str, Tensor]) -> Tensor:

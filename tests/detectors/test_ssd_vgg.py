@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from small_detectors import losses_of_raw
 from torch import Tensor, nn
 from torchvision.models.detection import ssd as torchvision_ssd
 from torchvision.models.detection.image_list import ImageList
@@ -170,7 +171,7 @@ def test_losses_and_gradients_equal_torchvisions(
     valid = torch.arange(30) < torch.tensor(counts)[:, None]
 
     raw = random_raw(3, 6)
-    found = mine.losses_of(raw, Targets(boxes, labels, valid))
+    found = losses_of_raw(mine, raw, Targets(boxes, labels, valid))
     grads = torch.autograd.grad(found["loc"] + found["cls"], list(raw.values()))
 
     anchors = anchors_of(theirs, 3)
@@ -216,7 +217,7 @@ def test_either_loss_trains_either_network() -> None:
     focal = build(num_classes=CLASSES, width=0.0625, loss={"name": "focal"})
     scores = focal.decode(raw).scores
     torch.testing.assert_close(scores, raw["cls"][..., 1:].sigmoid())
-    assert all(value.isfinite() for value in focal.losses_of(raw, targets).values())
+    assert all(value.isfinite() for value in losses_of_raw(focal, raw, targets).values())
 
 
 def test_threshold_of_detections_is_that_of_the_softmax() -> None:

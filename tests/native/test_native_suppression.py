@@ -18,7 +18,7 @@ import native
 from native import dispatch as choice
 from native import reference
 from native.reference import exp_nonpositive
-from native.types import Float32, Int64
+from native.types import Float32, Int64, checked_array
 
 try:
     _compiled: Any = importlib.import_module("native._core")
@@ -311,6 +311,25 @@ def test_inputs_are_neither_changed_nor_required_to_be_contiguous() -> None:
     keep, _ = soft_nms(wide[:, ::2], scores, SAME)
     assert keep.tolist() == [0, 2, 1]
     assert scores.tolist() == PAIR_SCORES.tolist()
+
+
+def shifted(array: Any) -> Any:
+    """The same values a byte away from where their type wants to be."""
+    memory = np.empty(array.nbytes + 1, np.uint8)[1:]
+    moved = memory.view(array.dtype).reshape(array.shape)
+    moved[...] = array
+    assert not moved.flags.aligned
+    return moved
+
+
+def test_inputs_may_lie_anywhere_and_reach_the_kernels_where_they_belong() -> None:
+    """Columns of files that are mapped begin wherever those have them."""
+    keep, _ = soft_nms(shifted(PAIR), shifted(PAIR_SCORES), shifted(SAME))
+    assert keep.tolist() == [0, 2, 1]
+    found = checked_array("boxes", shifted(PAIR), np.float32, ndim=2)
+    assert found.flags.aligned
+    assert found.tolist() == PAIR.tolist()
+    assert checked_array("boxes", PAIR, np.float32, ndim=2) is PAIR
 
 
 @pytest.mark.parametrize(

@@ -92,6 +92,16 @@ def test_the_file_decides_where_it_says_something() -> None:
     assert shards_of(config(sync_batch_norm=True), 2).count is None
 
 
+def test_parts_that_do_not_divide_into_pieces_are_refused() -> None:
+    """Four workers began with 12 images; two that go on by force would leave out every third."""
+    train = config(batch_size=12, accumulate=2)
+    recorded = {"began": 4, "threads": 1}
+    with pytest.raises(ConfigError, match=r"in 4 parts of 3 images.*set train.accumulate to 1 or"):
+        shards_of(train, 2, recorded)
+    assert shards_of(config(batch_size=24, accumulate=2), 2, recorded).count == 4
+    assert shards_of(train, 2).count == 2
+
+
 def tree(shards: Json, workers: int) -> dict[str, Json]:
     return {"train": {"virtual_shards": shards}, "cluster": {"workers": workers}}
 

@@ -192,6 +192,28 @@ def test_a_bad_step_and_what_was_begun_after_it_change_no_bit(
         assert stepper.run(batch_of(3), learning_rate=0.05, stop=False).applied
 
 
+@pytest.mark.parametrize("accelerator", [PLAIN, FUSED], ids=["plain", "fused"])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_weights_that_were_frozen_before_begin_as_on_the_host(
+    name: str, accelerator: Accelerator
+) -> None:
+    """As of a run that goes on with the state of another; its very first step is a bad one."""
+    host, behind = (stepper_on(kind, OPTIMIZERS[name]) for kind in (CPU, accelerator))
+    for stepper in (host, behind):
+        assert stepper.run(batch_of(0), learning_rate=0.05, stop=False).applied
+        for parameter in stepper.model.conv.parameters():
+            del stepper.optimizer.state[parameter]
+    for step in range(1, 6):
+        batch = batch_of(step, bad=step in (1, 3))
+        reports = [s.run(batch, learning_rate=0.05, stop=False) for s in (host, behind)]
+        assert reports[0].applied == reports[1].applied == (step not in (1, 3))
+        assert behind.damaged() == []
+    if accelerator is PLAIN:
+        assert digest(behind) == digest(host)
+    one, two = host.model.conv.weight, behind.model.conv.weight
+    torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_a_fused_optimizer_ends_close_to_the_host(name: str) -> None:
     expected, fused = stepper_on(CPU, OPTIMIZERS[name]), stepper_on(FUSED, OPTIMIZERS[name])

@@ -217,3 +217,69 @@ def test_alone_shared_normalisation_is_the_plain_one() -> None:
     x, _, model = _problem()
     adapt(model, config(sync_batch_norm=True))
     assert torch.equal(model(x), plain)
+
+
+class OwnNorm(nn.BatchNorm2d):
+    """As a detector from elsewhere may have it."""
+
+
+@pytest.mark.parametrize(
+    ("layer", "changes", "key"),
+    [
+        (OwnNorm(4), {"freeze": FreezeConfig(batch_norm=("*",))}, r"freeze\.batch_norm\.0"),
+        (OwnNorm(4), {"sync_batch_norm": True, "virtual_shards": None}, "sync_batch_norm"),
+        (nn.BatchNorm1d(4), {"sync_batch_norm": True, "virtual_shards": None}, "sync_batch_norm"),
+    ],
+)
+def test_a_layer_that_would_stay_as_it_is_is_refused(
+    layer: nn.Module, changes: dict[str, object], key: str
+) -> None:
+    model = nn.ModuleDict({"plain": nn.BatchNorm2d(4), "own": layer, "head": nn.Linear(4, 1)})
+    kind = type(layer).__name__
+    with pytest.raises(ConfigError, match=rf"train\.{key}: 'own' is a {kind}, a kind of its own"):
+        adapt(model, config(**changes))
+
+
+def test_a_layer_that_is_frozen_needs_not_be_shared() -> None:
+    model = nn.ModuleDict({"stem": nn.BatchNorm2d(4), "body": nn.BatchNorm2d(4)})
+    both = {"sync_batch_norm": True, "virtual_shards": None}
+    adapt(model, config(freeze=FreezeConfig(batch_norm=("stem",)), **both))
+    assert isinstance(model["stem"], FixedBatchNorm2d)
+    assert isinstance(model["body"], SharedBatchNorm2d)
+
+
+def layers_of_all_kinds() -> list[nn.BatchNorm2d]:
+    return [
+        nn.BatchNorm2d(3, affine=False),
+        nn.BatchNorm2d(3, track_running_stats=False),
+        nn.BatchNorm2d(3, momentum=None),
+        nn.BatchNorm2d(3, momentum=0.3),
+    ]
+
+
+def _shares_of_all_kinds(rank: int, folder: Path) -> None:
+    """A rank's half of each batch, through layers of all kinds."""
+    model = nn.ModuleList(layers_of_all_kinds())
+    replace_batch_norm(model, SharedBatchNorm2d, lambda _: True)
+    rows = slice(2 * rank, 2 * rank + 2)
+    outputs = [[layer(batch[rows]).detach() for batch in _batches()] for layer in model]
+    torch.save({"outputs": outputs, "state": model.state_dict()}, folder / f"{rank}.pt")
+
+
+def _batches() -> list[Tensor]:
+    torch.manual_seed(5)
+    return [torch.randn(4, 3, 5, 2) * 3 + 1 for _ in range(2)]
+
+
+def test_shared_layers_of_all_kinds_are_those_of_the_whole_batch(tmp_path: Path) -> None:
+    """With no scale of their own, no stored statistics, or the mean of all batches."""
+    run_ranks(_shares_of_all_kinds, tmp_path, count=2)
+    parts = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    whole = nn.ModuleList(layers_of_all_kinds())
+    for index, layer in enumerate(whole):
+        for number, batch in enumerate(_batches()):
+            found = torch.cat([part["outputs"][index][number] for part in parts])
+            torch.testing.assert_close(found, layer(batch).detach(), rtol=1e-5, atol=1e-5)
+    for name, value in whole.state_dict().items():
+        for part in parts:
+            torch.testing.assert_close(part["state"][name], value, rtol=1e-5, atol=1e-5, msg=name)

@@ -10,16 +10,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch._dynamo.exc import FailOnRecompileLimitHit
 from torch._dynamo.testing import CompileCounter
 
+from detectors import draws
 from detectors.registry import build_detector, variant_config
 from detectors.structures import LossTerm
+from orchestrator.config.schema import SGDOptimizer, TrainConfig
 from orchestrator.data.batch import Batch
 from orchestrator.data.stream.local import LocalStream
 from orchestrator.tracking.events import read_events
 from orchestrator.training import graph, session
 from orchestrator.training.session import run_rank
 from orchestrator.training.stepper import Stepper
+from tests.support import one_step
 from tests.support.chaos_run import CPU, SmallDetector, digests, small_plan
 from tests.training.test_pieces import CASES, batch_for, stepper_for
 
@@ -127,6 +131,74 @@ def test_what_cannot_be_a_graph_is_said_and_runs(
     notes = [e.text for e in read_events(plan.job.path / "events.jsonl") if e.kind == "compile"]
     assert len(notes) == 1
     assert notes[0].startswith("train.compile: no graph could be made, so steps run without: ")
+
+
+class Drawing(SmallDetector):
+    """Draws a number for each image, as detectors do that learn from a sample."""
+
+    def loss_terms(self, images: Any, targets: Any) -> dict[str, LossTerm]:
+        terms = super().loss_terms(images, targets)
+        drawn = draws.rand((len(images),), device=images.device).sum()
+        return {**terms, "near": terms["near"]._replace(sum=terms["near"].sum * drawn)}
+
+
+def drawing(**fields: Any) -> Stepper:
+    torch.manual_seed(0)
+    config = TrainConfig(
+        epochs=1, batch_size=12, optimizer=SGDOptimizer(lr=0.1), accumulate=12, **fields
+    )
+    return one_step.stepper_for(Drawing().train(), config, CPU)
+
+
+def twelve(step: int) -> Batch:
+    parts = [one_step.batch_of(3 * step + part) for part in range(3)]
+    arrays = {
+        field.name: np.concatenate([getattr(part, field.name) for part in parts])
+        for field in dataclasses.fields(Batch)
+        if field.name not in ("step", "replaced")
+    }
+    return Batch(step=step, **arrays)
+
+
+def test_each_of_many_pieces_may_have_a_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More of them than torch's compiler takes of a function by itself, which is eight."""
+    counter = CompileCounter()
+    monkeypatch.setattr(graph, "BACKEND", counter)
+    eager, captured = drawing(), drawing(compile="graph")
+    for step in range(2):
+        one, two = (s.run(twelve(step), learning_rate=0.1, stop=False) for s in (eager, captured))
+        assert one == two
+    assert captured.graph is not None
+    assert captured.graph.trouble is None
+    assert counter.frame_count == 12
+
+
+def test_a_compiler_that_gives_up_late_is_said_and_the_run_goes_on(
+    tmp_path: Path, digits: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(graph, "BACKEND", "eager")
+    plan = small_plan(tmp_path / "run", digits, "train.compile=graph")
+    real = graph.LossGraph.__call__
+    calls = 0
+
+    def late(self: Any, *arguments: Any) -> dict[str, LossTerm]:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+
+            def gives_up(*_: Any) -> Any:
+                raise FailOnRecompileLimitHit("hard") from ValueError("too many\nof them")
+
+            self._terms = gives_up
+        return real(self, *arguments)
+
+    monkeypatch.setattr(graph.LossGraph, "__call__", late)
+    assert run_rank(plan.job, LocalStream(plan.batches), accelerator=CPU).state == "done"
+    notes = [e for e in read_events(plan.job.path / "events.jsonl") if e.kind == "compile"]
+    assert [(note.step, note.text.partition(": ")[2]) for note in notes] == [
+        (0, "forward pass and losses are one graph"),
+        (2, "no graph could be made, so steps run without: too many"),
+    ]
 
 
 def test_auto_is_off() -> None:

@@ -135,3 +135,7 @@ def test_what_a_cosine_does_when_the_run_goes_on() -> None:
     assert extended(Extension(2, "stretch"), epochs=4, start=4) == extended(epochs=4, start=4)
     twice = (Extension(2, "hold"), Extension(3, "restart"))
     assert extended(*twice, epochs=5) == pytest.approx([*fall, 0.0, 0.0, *fall])
+    # The second cosine is stretched over six steps; the first one has long been what it was.
+    twice = (Extension(2, "restart"), Extension(3, "stretch"))
+    six = [0.5 + 0.5 * math.cos(math.pi * step / 6) for step in range(6)]
+    assert extended(*twice, epochs=5) == pytest.approx([*fall, *six])
