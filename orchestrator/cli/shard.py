@@ -14,6 +14,7 @@ from orchestrator.cli._shared.source import (
     add_overrides,
     add_source,
     is_experiment,
+    orientation_lines,
     read_source,
 )
 
@@ -84,7 +85,8 @@ def main(argv: Sequence[str]) -> int:
             for finding in split.findings:
                 shown.console.print(f"{name}: {finding}", highlight=False, markup=False)
     with json_output(arguments.json) as emit:
-        print("\n".join(summary(written, arguments.target)))
+        lines = orientation_lines(split.dataset for split in splits.values())
+        print("\n".join(summary(written, arguments.target, lines)))
         emit({"splits": {name: _document(one) for name, one in written.items()}})
     return 0
 
@@ -109,8 +111,14 @@ def _document(one: Written) -> dict[str, Any]:
     }
 
 
-def summary(written: dict[str, Written], target: str) -> list[str]:
-    """What is there now, and how to train on it."""
+def summary(written: dict[str, Written], target: str, settings: Sequence[str] = ()) -> list[str]:
+    """What is there now, and how to train on it.
+
+    Args:
+        written: the splits, by name.
+        target: where they are.
+        settings: further lines of the section ``data`` that reads them.
+    """
     from orchestrator.storage.address import below, is_remote
 
     lines = []
@@ -130,7 +138,7 @@ def summary(written: dict[str, Written], target: str) -> list[str]:
                 f"{', '.join(one.unsound[:5])}{more}"
             )
     # An experiment has a root of its own, which paths of shards are relative to.
-    lines += ["", "data:", *([] if is_remote(target) else [f"  root: {target}"])]
+    lines += ["", "data:", *([] if is_remote(target) else [f"  root: {target}"]), *settings]
     for name in written:
         key = next((key for key in ("train", "val") if name.startswith(key)), f"# {name}")
         place = below(target, name) if is_remote(target) else name

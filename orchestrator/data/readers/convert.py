@@ -59,7 +59,9 @@ def read_place(
     kind: str, place: Place, classes: LabelMap | None, rules: ReadRules = USUAL
 ) -> ReadResult:
     """Read one split of format ``kind``; all of this program but COCO need ``classes``."""
-    return read_files(kind, place.images, place.annotations, classes, rules)
+    read = read_files(kind, place.images, place.annotations, classes, rules)
+    decoding = replace(read.dataset.decoding, orientation=rules.orientation)
+    return replace(read, dataset=replace(read.dataset, decoding=decoding))
 
 
 def read_places(
