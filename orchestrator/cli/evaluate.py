@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from orchestrator.cli._shared.bars import bars
 from orchestrator.cli._shared.detector import (
     add_detect_options,
     add_source_options,
@@ -186,14 +187,17 @@ def _evaluate(source: str, overrides: list[str], arguments: Any) -> dict[str, An
         dataset = first_images(dataset, arguments.limit)
     folder = _folder(arguments, loaded.run_dir)
     started = time.perf_counter()
-    done = evaluate_detector(
-        loaded,
-        dataset,
-        how,
-        workers=arguments.workers,
-        threads=arguments.threads,
-        batch_size=arguments.batch,
-    )
+    with bars("detecting") as bar:
+        task = bar.add_task("images", total=len(dataset))
+        done = evaluate_detector(
+            loaded,
+            dataset,
+            how,
+            workers=arguments.workers,
+            threads=arguments.threads,
+            batch_size=arguments.batch,
+            on_progress=lambda images: bar.update(task, completed=images),
+        )
     results, analysis = Results.of(done.detections), done.analysis
     for line in done.unreadable:
         say(console, f"unreadable, its boxes count as missed: {line}")
