@@ -446,6 +446,20 @@ def test_sizes_of_tagged_images_are_taken_as_they_are_said_to_be(
     assert boxes == [list(map(float, box)) for box in BOXES]
 
 
+def test_sizes_of_turned_pictures_name_the_option(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "set").mkdir()
+    write_phone(tmp_path / "set", 6, "coco")
+    shutil.rmtree(tmp_path / "set" / "labels")
+    arguments = ["convert", "data", str(tmp_path / "set" / "a.json"), "--to", "yolo"]
+    assert main([*arguments, str(tmp_path / "out")]) == 65
+    assert "but is of width 40 as it is stored; if a tag turns it, pass --orientation displayed" in (
+        capsys.readouterr().err
+    )
+    assert main([*arguments, str(tmp_path / "out"), "--orientation", "displayed"]) == 0
+
+
 def test_bccd_in_its_original_layout(tmp_path: Path) -> None:
     folder = SHARED / "bccd"
     if not folder.is_dir():
