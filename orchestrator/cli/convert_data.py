@@ -13,7 +13,7 @@ from orchestrator.cli._shared.parser import Parser
 from orchestrator.cli._shared.source import (
     add_overrides,
     add_source,
-    orientation_lines,
+    decoding_lines,
     read_source,
 )
 from orchestrator.layouts.layout import FORMATS
@@ -83,7 +83,7 @@ def _lines(converted: dict[str, Converted], kind: str, target: Path) -> list[str
         lines += [f"  {finding}" for finding in one.findings]
         lines += [f"  not in {kind}: {lost}" for lost in one.lost]
     lines += ["", "data:", f"  format: {kind}", f"  root: {target}"]
-    lines += orientation_lines(one.data for one in converted.values())
+    lines += decoding_lines(next(iter(converted.values())).data)
     for name, one in converted.items():
         images, annotations = (
             path.relative_to(target) for path in (one.place.images, one.place.annotations)

@@ -20,6 +20,7 @@ from orchestrator.cli._shared.detector import (
 from orchestrator.cli._shared.json_output import add_json, json_output
 from orchestrator.cli._shared.outputs import folder_to_fill
 from orchestrator.cli._shared.parser import COUNT, Parser
+from orchestrator.cli._shared.tables import columns
 from orchestrator.errors import ConfigError, printable, say
 
 if TYPE_CHECKING:
@@ -271,7 +272,7 @@ def _show(console: Console, title: str, analysis: Analysis, beside: dict[str, fl
     for metric, value in {**analysis.metrics.numbers, **beside}.items():
         numbers.add_row(metric, _number(value))
     console.print(numbers)
-    classes = Table("class", "boxes", "detections", "AP", "AP50", "AP75", "AR100")
+    classes = Table(*columns("class", "boxes", "detections", "AP", "AP50", "AP75", "AR100"))
     for one in analysis.metrics.classes:
         scores = (one.ap, one.ap50, one.ap75, one.ar100)
         shown = escape(printable(one.name))

@@ -13,10 +13,11 @@ from orchestrator.cli._shared.parser import COUNT, Parser
 from orchestrator.cli._shared.source import (
     add_overrides,
     add_source,
+    decoding_lines,
     is_experiment,
-    orientation_lines,
     read_source,
 )
+from orchestrator.errors import say
 
 if TYPE_CHECKING:
     import argparse
@@ -83,9 +84,9 @@ def main(argv: Sequence[str]) -> int:
                 ),
             )
             for finding in split.findings:
-                shown.console.print(f"{name}: {finding}", highlight=False, markup=False)
+                say(shown.console, f"{name}: {finding}")
     with json_output(arguments.json) as emit:
-        lines = orientation_lines(split.dataset for split in splits.values())
+        lines = decoding_lines(next(iter(splits.values())).dataset)
         print("\n".join(summary(written, arguments.target, lines)))
         emit({"splits": {name: _document(one) for name, one in written.items()}})
     return 0

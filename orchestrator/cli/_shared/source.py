@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -87,10 +87,17 @@ def read_source(
     return _of_folder(arguments)
 
 
-def orientation_lines(datasets: Iterable[Dataset]) -> list[str]:
-    """The line of a section ``data`` without which the boxes would lie elsewhere; mostly none."""
-    turned = any(data.decoding.orientation == "displayed" for data in datasets)
-    return ["  orientation: displayed"] if turned else []
+def decoding_lines(data: Dataset) -> list[str]:
+    """Lines of a section ``data`` without which images would become other pixels; mostly none."""
+    from orchestrator.data.decode import STORED
+
+    names = ("orientation", "levels", "max_pixels")
+    values = {name: getattr(data.decoding, name) for name in names}
+    return [
+        f"  {name}: {list(value) if isinstance(value, tuple) else value}"
+        for name, value in values.items()
+        if value != getattr(STORED, name)
+    ]
 
 
 def _refuse_options(arguments: argparse.Namespace) -> None:

@@ -9,11 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.cli._shared.source import read_source
+from orchestrator.cli._shared.source import decoding_lines, read_source
 from orchestrator.cli.main import main
+from orchestrator.config.schema import DataConfig
 from orchestrator.data.dataset import Dataset
 from orchestrator.data.label_map import LabelMap
 from orchestrator.data.readers.coco import read_coco
@@ -346,6 +348,19 @@ def test_an_experiment_is_read_as_a_run_reads_it_but_from_its_files(
         assert result.dataset.in_folder
 
 
+@pytest.mark.parametrize("key", HOW_READ)
+def test_the_lines_that_read_a_result_have_what_decides_over_pixels(
+    key: str, source: Place, tmp_path: Path
+) -> None:
+    data = read_coco(source.images, source.annotations).dataset
+    assert decoding_lines(data) == []
+    (line,) = decoding_lines(replace(data, decoding=replace(data.decoding, **{key: HOW_READ[key]})))
+    section = {"root": ".", "train": {"shards": "a"}, "val": {"shards": "b"}}
+    section |= yaml.safe_load(line)
+    config = DataConfig.model_validate_json(json.dumps(section))
+    assert getattr(config, key) == HOW_READ[key]
+
+
 SHARDED = """
 name: e
 detector: {name: ssd}
@@ -454,8 +469,9 @@ def test_sizes_of_turned_pictures_name_the_option(
     shutil.rmtree(tmp_path / "set" / "labels")
     arguments = ["convert", "data", str(tmp_path / "set" / "a.json"), "--to", "yolo"]
     assert main([*arguments, str(tmp_path / "out")]) == 65
-    assert "but is of width 40 as it is stored; if a tag turns it, pass --orientation displayed" in (
-        capsys.readouterr().err
+    assert (
+        "but is of width 40 as it is stored; if a tag turns it, pass --orientation displayed"
+        in (capsys.readouterr().err)
     )
     assert main([*arguments, str(tmp_path / "out"), "--orientation", "displayed"]) == 0
 
