@@ -98,6 +98,7 @@ def fit(
     headroom: float,
     boxes: int | None,
     classes: int | None,
+    watch: Callable[[int, int | None], None] = lambda images, peak: None,
 ) -> Fit:
     """Find the largest batch of an experiment on a device of this machine.
 
@@ -107,6 +108,7 @@ def fit(
         headroom: fraction of them that stays free.
         boxes: of every image; None for the slots of the experiment's data set.
         classes: of the detector; None for those of the data set, which is read for either.
+        watch: told of each trial the images and the bytes they took; None where they did not fit.
 
     Raises:
         ConfigError: memory has to be given here, or not one image fits.
@@ -127,7 +129,13 @@ def fit(
     limit = int(found * (1 - headroom))
     train, workers = experiment.train, experiment.cluster.workers
     share = train.batch_size // workers
-    trial = _Trials(resolved, accelerator.kind, boxes, classes)
+    trials = _Trials(resolved, accelerator.kind, boxes, classes)
+
+    def trial(images: int) -> int | None:
+        peak = trials(images)
+        watch(images, peak)
+        return peak
+
     result = largest(trial, limit, most=max(1024, share))
     if not result.images:
         needed = "more than there is" if result.peak is None else f"{result.peak / 1e9:.2f} GB"

@@ -114,11 +114,20 @@ def main(argv: Sequence[str]) -> int:
         written.append(arguments.show_augmented)
     if written:
         print(f"written: {', '.join(map(str, written))}", file=sys.stderr)
-    if arguments.suggest_priors and not report.exit_code:
+    if report.exit_code:
+        wanted = {
+            "--show-augmented": arguments.show_augmented,
+            "--suggest-priors": arguments.suggest_priors,
+            "--with": arguments.detector,
+        }
+        if left := [option for option, value in wanted.items() if value]:
+            print(f"not done, since no run starts on this data: {', '.join(left)}", file=sys.stderr)
+        return report.exit_code
+    if arguments.suggest_priors:
         _suggest_priors(experiment, examination.splits)
-    if arguments.detector is not None and not report.exit_code:
+    if arguments.detector is not None:
         _contradicted(experiment, examination.splits, arguments)
-    return report.exit_code
+    return 0
 
 
 def _suggest_priors(experiment: Experiment, splits: Mapping[str, Dataset]) -> None:

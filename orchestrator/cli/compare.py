@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 from orchestrator.cli._shared.detector import split_overrides
 from orchestrator.cli._shared.outputs import file_to_write
 from orchestrator.cli._shared.parser import Parser, number_between
+from orchestrator.cli._shared.tables import columns
 from orchestrator.errors import ConfigError, printable, say
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.table import Column
 
     from orchestrator.runs.compare.comparison import Comparison
 
@@ -122,24 +122,16 @@ def _show_columns(console: Console, comparison: Comparison) -> None:
 
     runs = comparison.runs
     if comparison.settings:
-        settings = Table(*_columns("set differently", *(run.name for run in runs)))
+        settings = Table(*columns("set differently", *(run.name for run in runs)))
         for path, values in comparison.settings.items():
             settings.add_row(path, *(escape(printable(value_text(value))) for value in values))
         console.print(settings)
-    numbers = Table(*_columns("", *(run.name for run in runs)))
+    numbers = Table(*columns("", *(run.name for run in runs)))
     numbers.add_row("state", *(run.state for run in runs))
     numbers.add_row("steps", *(str(run.steps) for run in runs))
     for name in METRICS:
         numbers.add_row(name, *(_number(run.metrics.get(name)) for run in runs))
     console.print(numbers)
-
-
-def _columns(*names: str) -> list[Column]:
-    """Columns that go on in the next line where they are too narrow: nothing is cut away."""
-    from rich.markup import escape
-    from rich.table import Column
-
-    return [Column(escape(printable(name)), overflow="fold") for name in names]
 
 
 def _show_lines(console: Console, comparison: Comparison) -> None:
@@ -152,7 +144,7 @@ def _show_lines(console: Console, comparison: Comparison) -> None:
     settings = comparison.settings
     names = ("AP", "AP50", "AP75", "AR100")
     keys = (path.rpartition(".")[2] for path in settings)
-    table = Table(*_columns("run", "state", "steps", *keys, *names))
+    table = Table(*columns("run", "state", "steps", *keys, *names))
     order = sorted(
         range(len(comparison.runs)), key=lambda i: -comparison.runs[i].metrics.get("AP", -1.0)
     )
@@ -171,7 +163,7 @@ def _show_seeds(console: Console, comparison: Comparison) -> None:
     from orchestrator.runs.compare.page import spread_words
 
     names = ("AP", "AP50", "AP75")
-    table = Table("experiment", "seeds", *names)
+    table = Table(*columns("experiment", "seeds", *names))
     for group in comparison.groups:
         if len(group.by_seed) > 1:
             seeds = ", ".join(str(run.seed) for run in group.by_seed)
@@ -194,10 +186,9 @@ def _show_classes(console: Console, comparison: Comparison) -> None:
     for contrast in told:
         found = contrast.significance
         if found is not None:
-            table = Table(
-                escape(f"{contrast.after} against {contrast.before}"),
-                *("before", "after", "difference", f"{found.level:.0%} interval", "p", ""),
-            )
+            title = f"{contrast.after} against {contrast.before}"
+            rest = ("before", "after", "difference", f"{found.level:.0%} interval", "p", "")
+            table = Table(*columns(title, *rest))
             for name, effect in {**found.numbers, **found.classes}.items():
                 table.add_row(*effect_row(escape(printable(name)), effect))
             console.print(table)

@@ -10,7 +10,12 @@ from orchestrator.cli._shared.bars import bars
 from orchestrator.cli._shared.json_output import add_json, json_output
 from orchestrator.cli._shared.outputs import folder_to_fill
 from orchestrator.cli._shared.parser import Parser
-from orchestrator.cli._shared.source import add_overrides, add_source, read_source
+from orchestrator.cli._shared.source import (
+    add_overrides,
+    add_source,
+    decoding_lines,
+    read_source,
+)
 from orchestrator.layouts.layout import FORMATS
 
 if TYPE_CHECKING:
@@ -78,6 +83,7 @@ def _lines(converted: dict[str, Converted], kind: str, target: Path) -> list[str
         lines += [f"  {finding}" for finding in one.findings]
         lines += [f"  not in {kind}: {lost}" for lost in one.lost]
     lines += ["", "data:", f"  format: {kind}", f"  root: {target}"]
+    lines += decoding_lines(next(iter(converted.values())).data)
     for name, one in converted.items():
         images, annotations = (
             path.relative_to(target) for path in (one.place.images, one.place.annotations)

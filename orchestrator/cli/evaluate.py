@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from orchestrator.cli._shared.bars import bars
 from orchestrator.cli._shared.detector import (
     add_detect_options,
     add_source_options,
@@ -19,6 +20,7 @@ from orchestrator.cli._shared.detector import (
 from orchestrator.cli._shared.json_output import add_json, json_output
 from orchestrator.cli._shared.outputs import folder_to_fill
 from orchestrator.cli._shared.parser import COUNT, Parser
+from orchestrator.cli._shared.tables import columns
 from orchestrator.errors import ConfigError, printable, say
 
 if TYPE_CHECKING:
@@ -186,14 +188,17 @@ def _evaluate(source: str, overrides: list[str], arguments: Any) -> dict[str, An
         dataset = first_images(dataset, arguments.limit)
     folder = _folder(arguments, loaded.run_dir)
     started = time.perf_counter()
-    done = evaluate_detector(
-        loaded,
-        dataset,
-        how,
-        workers=arguments.workers,
-        threads=arguments.threads,
-        batch_size=arguments.batch,
-    )
+    with bars("detecting") as bar:
+        task = bar.add_task("images", total=len(dataset))
+        done = evaluate_detector(
+            loaded,
+            dataset,
+            how,
+            workers=arguments.workers,
+            threads=arguments.threads,
+            batch_size=arguments.batch,
+            on_progress=lambda images: bar.update(task, completed=images),
+        )
     results, analysis = Results.of(done.detections), done.analysis
     for line in done.unreadable:
         say(console, f"unreadable, its boxes count as missed: {line}")
@@ -267,7 +272,7 @@ def _show(console: Console, title: str, analysis: Analysis, beside: dict[str, fl
     for metric, value in {**analysis.metrics.numbers, **beside}.items():
         numbers.add_row(metric, _number(value))
     console.print(numbers)
-    classes = Table("class", "boxes", "detections", "AP", "AP50", "AP75", "AR100")
+    classes = Table(*columns("class", "boxes", "detections", "AP", "AP50", "AP75", "AR100"))
     for one in analysis.metrics.classes:
         scores = (one.ap, one.ap50, one.ap75, one.ar100)
         shown = escape(printable(one.name))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
@@ -80,6 +81,8 @@ def main(argv: Sequence[str]) -> int:
             )
         folder = (loaded.run_dir or Path()) / "export"
         path = arguments.output or folder / f"{experiment.name}.{arguments.format}"
+        # Minutes, for a large detector.
+        print(f"exporting, to be compared on {len(dataset)} images", file=sys.stderr)
         done = export(loaded, path, format=arguments.format, dataset=dataset, nms=arguments.nms)
         report = path.with_name(f"{path.name}.parity.json")
         report.write_text(json.dumps(done.parity.to_json(), indent=1))

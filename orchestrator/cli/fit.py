@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 from orchestrator.cli._shared.json_output import add_json, json_output
@@ -50,6 +51,7 @@ def main(argv: Sequence[str]) -> int:
             headroom=arguments.headroom,
             boxes=arguments.boxes,
             classes=arguments.classes,
+            watch=_tell,
         )
         images, peak = found.largest
         print(
@@ -61,6 +63,12 @@ def main(argv: Sequence[str]) -> int:
         print("the largest batch in one piece:\n" + _section(most))
         emit({"images": images, "peak": peak, "memory": found.memory, "train": [own, most]})
     return 0
+
+
+def _tell(images: int, peak: int | None) -> None:
+    """Say how a trial went, since each may take minutes."""
+    took = "more than there is" if peak is None else f"{peak / 1e9:.2f} GB"
+    print(f"tried {images} images: {took}", file=sys.stderr)
 
 
 def _section(lines: str) -> str:

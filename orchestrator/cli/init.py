@@ -31,6 +31,13 @@ def main(argv: Sequence[str]) -> int:
         help="what the folder was annotated for; a detector learns boxes, so of outlines (segment, "
         "obb) the boxes around them are taken, of key points (pose) their boxes (default: detect)",
     )
+    parser.add_argument(
+        "--orientation",
+        choices=("stored", "displayed"),
+        help="what boxes belong to where images have an orientation tag, as phones write it: the "
+        "pixels as they are stored, or the picture as it is displayed (default: what fits them; "
+        "stored where nothing tells)",
+    )
     parser.add_argument("--name", help="of the run (default: the folder's)")
     parser.add_argument(
         "--output",
@@ -72,6 +79,7 @@ def main(argv: Sequence[str]) -> int:
         arguments.val,
         arguments.overwrite,
         arguments.task,
+        arguments.orientation,
     )
     source = look(arguments.folder, wanted)
     print("\n".join(source.lines()))

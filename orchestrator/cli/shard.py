@@ -13,9 +13,11 @@ from orchestrator.cli._shared.parser import COUNT, Parser
 from orchestrator.cli._shared.source import (
     add_overrides,
     add_source,
+    decoding_lines,
     is_experiment,
     read_source,
 )
+from orchestrator.errors import say
 
 if TYPE_CHECKING:
     import argparse
@@ -82,9 +84,10 @@ def main(argv: Sequence[str]) -> int:
                 ),
             )
             for finding in split.findings:
-                shown.console.print(f"{name}: {finding}", highlight=False, markup=False)
+                say(shown.console, f"{name}: {finding}")
     with json_output(arguments.json) as emit:
-        print("\n".join(summary(written, arguments.target)))
+        lines = decoding_lines(next(iter(splits.values())).dataset)
+        print("\n".join(summary(written, arguments.target, lines)))
         emit({"splits": {name: _document(one) for name, one in written.items()}})
     return 0
 
@@ -109,8 +112,14 @@ def _document(one: Written) -> dict[str, Any]:
     }
 
 
-def summary(written: dict[str, Written], target: str) -> list[str]:
-    """What is there now, and how to train on it."""
+def summary(written: dict[str, Written], target: str, settings: Sequence[str] = ()) -> list[str]:
+    """What is there now, and how to train on it.
+
+    Args:
+        written: the splits, by name.
+        target: where they are.
+        settings: further lines of the section ``data`` that reads them.
+    """
     from orchestrator.storage.address import below, is_remote
 
     lines = []
@@ -130,7 +139,7 @@ def summary(written: dict[str, Written], target: str) -> list[str]:
                 f"{', '.join(one.unsound[:5])}{more}"
             )
     # An experiment has a root of its own, which paths of shards are relative to.
-    lines += ["", "data:", *([] if is_remote(target) else [f"  root: {target}"])]
+    lines += ["", "data:", *([] if is_remote(target) else [f"  root: {target}"]), *settings]
     for name in written:
         key = next((key for key in ("train", "val") if name.startswith(key)), f"# {name}")
         place = below(target, name) if is_remote(target) else name

@@ -6,6 +6,7 @@ import copy
 import enum
 import hashlib
 import json
+import shlex
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,8 +24,11 @@ from orchestrator.config.schema import Experiment
 from orchestrator.config.yaml_loader import Document, load_file
 from orchestrator.credentials import secret_in
 from orchestrator.errors import ConfigError, DataError
+from orchestrator.layouts.data_yaml import is_data_yaml
+from orchestrator.layouts.files import is_folder
 from orchestrator.layouts.layout import Layout
 from orchestrator.layouts.recognise import find_layout
+from orchestrator.storage.run_files import RESOLVED
 
 #: Before the origin of a seed that nobody chose.
 _DRAWN = "drawn, "
@@ -137,10 +141,17 @@ def read_template(
         sweep: a YAML file whose only key is ``sweep``, which takes the place of that section.
 
     Raises:
-        ConfigError: a file cannot be read.
+        ConfigError: a file cannot be read, or is a data set or a run.
     """
     path = Path(path)
+    if is_folder(path):
+        raise _folder(path)
     document, files = load_extended(path)
+    if "names" in _keys(document) and is_data_yaml(path):
+        raise ConfigError(
+            f"{path}: describes a YOLO data set and is no experiment. Next: "
+            f"{shlex.join(['orchestrator', 'init', str(path)])} writes one that trains on it"
+        )
     if sweep is not None:
         sweep = Path(sweep)
         section = load_file(sweep, kind="sweep", check=_check(path, sweep))
@@ -148,6 +159,22 @@ def read_template(
     command_line.apply(overrides, document)
     environment.apply(document)
     return Template(document, path, files, sweep)
+
+
+def _folder(path: Path) -> ConfigError:
+    """What to say of a folder in the place of an experiment file."""
+    resolved = path / RESOLVED
+    if resolved.is_file():
+        return ConfigError(f"{path}: is a run folder. Next: its experiment is {resolved}")
+    return ConfigError(
+        f"{path}: is a folder, where an experiment file is expected. Next: "
+        f"{shlex.join(['orchestrator', 'init', str(path)])} makes one of a folder of annotated "
+        "images"
+    )
+
+
+def _keys(document: Document) -> Collection[str]:
+    return document.tree if isinstance(document.tree, dict) else ()
 
 
 def _check(experiment: Path, sweep: Path | None) -> list[str]:

@@ -6,16 +6,20 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from orchestrator.config.schema.experiment import RUN_NAME
 from orchestrator.data.dataset import Dataset
+from orchestrator.data.doctor.examine import quick_scan
+from orchestrator.data.doctor.image_notes import orientation_of
 from orchestrator.data.findings import ReadResult
+from orchestrator.data.orientation import UPRIGHT, Orientation
 from orchestrator.data.readers.convert import read_places
 from orchestrator.data.readers.paths import ReadRules
 from orchestrator.data.readers.writers import write_coco
-from orchestrator.errors import DataError, StorageError
+from orchestrator.errors import ConfigError, DataError, StorageError
 from orchestrator.init.choosing import Choice, Kind, choose
 from orchestrator.init.splitting import split
 from orchestrator.init.writing import DataSection, experiment_text
@@ -37,6 +41,8 @@ class Wanted:
         share: of the images that are evaluated on then.
         overwrite: whether an experiment file that is there may be replaced.
         task: what the folder was annotated for; boxes are taken in any case.
+        orientation: what boxes belong to where images have an orientation tag; None takes what
+            fits them, and the pixels as they are stored where nothing tells.
     """
 
     name: str | None = None
@@ -45,6 +51,7 @@ class Wanted:
     share: float = 0.2
     overwrite: bool = False
     task: Task = "detect"
+    orientation: Orientation | None = None
 
 
 @dataclass(frozen=True)
@@ -56,12 +63,16 @@ class Source:
         read: its splits; only those that are used.
         name: of the run.
         output: experiment file to write.
+        orientation: what boxes belong to where images have an orientation tag.
+        notes: on that, one line each.
     """
 
     layout: Layout
     read: dict[str, ReadResult]
     name: str
     output: Path
+    orientation: Orientation = "stored"
+    notes: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
         """What was found, for people."""
@@ -72,18 +83,24 @@ class Source:
         for name, one in self.read.items():
             lines.append(f"  {name}: {len(one.dataset)} images, {len(one.dataset.labels)} boxes")
             lines += [f"    {finding}" for finding in one.findings]
-        return lines + [f"  {note}" for note in self.layout.notes]
+        return lines + [f"  {note}" for note in (*self.notes, *self.layout.notes)]
 
 
 def look(folder: Path, wanted: Wanted) -> Source:
     """Recognise and read a folder.
 
     Raises:
+        ConfigError: no run can have the name.
         DataError: its layout is not known, or the annotations are malformed.
         StorageError: the experiment file exists.
     """
     layout = find_layout(folder)
-    name = wanted.name or _name_of(layout.root)
+    name = wanted.name or _name_of(layout.root.resolve().name)
+    if not re.fullmatch(RUN_NAME, name):
+        raise ConfigError(
+            f"--name {name}: allowed is up to 100 of the letters a to z and A to Z, digits, '.', "
+            f"'_' and '-', a letter or digit first. Next: --name {_name_of(name)}"
+        )
     output = wanted.output or Path(f"{name}.yaml")
     if output.exists() and not wanted.overwrite:
         raise StorageError(
@@ -94,9 +111,36 @@ def look(folder: Path, wanted: Wanted) -> Source:
         layout.require_pair()
     used = pair or (next(iter(layout.splits)),)
     places = {split_name: layout.splits[split_name] for split_name in used}
-    rules = ReadRules(task=wanted.task)
+    rules = ReadRules(orientation=wanted.orientation or "stored", task=wanted.task)
     read = read_places(layout.kind, places, layout.classes, rules)
-    return Source(layout, read, name, output)
+    notes: list[str] = []
+    if wanted.orientation is None:
+        rules = replace(rules, orientation=_orientation(read, layout.kind, notes))
+        if rules.orientation == "displayed":
+            read = read_places(layout.kind, places, layout.classes, rules)
+    return Source(layout, read, name, output, rules.orientation, tuple(notes))
+
+
+def _orientation(read: Mapping[str, ReadResult], kind: str, notes: list[str]) -> Orientation:
+    """What boxes that were read as stored belong to; notes get a line where it matters."""
+    tags, fits = 0, set()
+    for one in read.values():
+        facts = quick_scan(one.dataset)
+        tags += sum(each.tag != UPRIGHT for each in facts)
+        fits.add(orientation_of(one.dataset, facts, kind=kind))
+    sure = [one for one in fits if one is not None]
+    images = f"{tags} images are to be turned when they are displayed"
+    if len(sure) == 1:
+        notes.append(f"{images}; boxes fit the pictures as {sure[0]} (data.orientation)")
+        return sure[0]
+    if tags:
+        notes.append(
+            f"{images}, and nothing tells for sure what their boxes fit: taken to be of the pixels "
+            "as stored. Labelling tools mostly show pictures upright: if boxes lie beside their "
+            "objects on the page of `orchestrator check --page`, init again with "
+            "--orientation displayed"
+        )
+    return "stored"
 
 
 def make(
@@ -175,6 +219,7 @@ def make(
         shlex.join(["orchestrator", "run", str(source.output)]),
         shlex.join(["orchestrator", "predict", f"runs/{source.name}", images, "--draw", "drawn/"]),
     ]
+    section = replace(section, orientation=source.orientation)
     text = experiment_text(
         source.name,
         str(source.output),
@@ -192,8 +237,9 @@ def make(
     return choice, told, commands
 
 
-def _name_of(root: Path) -> str:
-    return _ODD.sub("-", root.resolve().name.lower()).strip("-") or "experiment"
+def _name_of(text: str) -> str:
+    """What a run may be called, as near to a text as it can be."""
+    return _ODD.sub("-", text.lower()).strip("-")[:100] or "experiment"
 
 
 def _path(path: Path) -> str:
@@ -228,6 +274,8 @@ def _written(
         about: dict[str, str | int | float] = {"from": str(source.layout.root), "task": wanted.task}
         if purpose == "split":
             about |= {"seed": wanted.seed, "share": wanted.share}
+        if source.orientation == "displayed":
+            about |= {"orientation": source.orientation}
         write_atomic(folder / f"{purpose}.json", json.dumps(about, indent=2).encode())
     except OSError as error:
         raise StorageError(f"{folder} cannot be written: {error}") from error

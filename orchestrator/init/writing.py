@@ -9,6 +9,7 @@ from typing import Any
 
 from orchestrator.config.scalars import scalar_text
 from orchestrator.data.dataset import Dataset
+from orchestrator.data.orientation import Orientation
 from orchestrator.init.choosing import Choice, Recipe, typical_side
 
 
@@ -23,6 +24,7 @@ class DataSection:
         train: images and annotations to learn from.
         val: images and annotations to evaluate on.
         comments: what was found, one line each.
+        orientation: what boxes belong to where images have an orientation tag.
     """
 
     format: str
@@ -31,6 +33,7 @@ class DataSection:
     train: tuple[str, str]
     val: tuple[str, str]
     comments: Sequence[str]
+    orientation: Orientation = "stored"
 
 
 def experiment_text(
@@ -82,6 +85,11 @@ def experiment_text(
         f"  format: {data.format}",
         f"  root: {scalar_text(data.root)}",
         *([] if data.classes is None else [f"  classes: {scalar_text(data.classes)}"]),
+        *(
+            [_commented("  orientation: displayed", "boxes are of the pictures as people see them")]
+            if data.orientation == "displayed"
+            else []
+        ),
         *(
             f"  {key}: {{images: {scalar_text(images)}, annotations: {scalar_text(annotations)}}}"
             for key, (images, annotations) in (("train", data.train), ("val", data.val))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -157,6 +157,7 @@ def evaluate_detector(
     workers: int = 1,
     threads: int = 1,
     batch_size: int | None = None,
+    on_progress: Callable[[int], None] = lambda _: None,
 ) -> Evaluated:
     """Detect in every image of a data set and score what was found.
 
@@ -167,6 +168,7 @@ def evaluate_detector(
         workers: processes; one works right here, without Ray. The bits do not depend on it.
         threads: CPU threads of each worker.
         batch_size: images at a time; None for that of training.
+        on_progress: told the number of images that are done.
 
     Raises:
         DataError: the data set has other classes than the detector, or no image that can be read.
@@ -179,9 +181,12 @@ def evaluate_detector(
     unreadable: list[str] = []
     task = _task(loaded, dataset, how, threads=threads, batch_size=batch_size)
     parts = _in_process(task) if workers == 1 else _on_ray(task, workers)
+    done = 0
     for part, bad in parts:
         evaluator.add(part)
         unreadable += bad
+        done += len(part.images) + len(bad)
+        on_progress(done)
     if unreadable and len(unreadable) == len(dataset):
         raise DataError(f"none of {len(dataset)} images can be read; the first: {min(unreadable)}")
     found = evaluator.detections()

@@ -174,7 +174,7 @@ def _train_in(
         plan.job.require_ahead(done)
         finished = finished_result(plan.job, done)
         if finished is not None:
-            say_finished(finished, console)
+            say_finished(finished, resolved.experiment.train, console)
             say_where(resolved, str(run_dir), console)
             return finished
         for note in claim.notes:
@@ -240,10 +240,7 @@ def say_usable(plan: Plan, settings: DataConfig, console: Console) -> None:
     """
     say_data(plan, console)
     for name, data in plan.splits.items():
-        notes = require_usable(
-            data, name, settings.max_bad_fraction, fractions=settings.format == "yolo"
-        )
-        for finding in notes:
+        for finding in require_usable(data, name, settings.max_bad_fraction, kind=settings.format):
             say(console, f"{name}: {finding}")
 
 

@@ -54,13 +54,18 @@ def extended_run(
     old, new = _epochs(before), _epochs(tree)
     if old is None or new is None or old >= new:
         kept = tuple(one for one in extensions if new is None or one.epochs < new)
-        return Extended(before, kept)
+        if old is None or new is None or old == new:
+            return Extended(before, kept)
+        line = (
+            f"train.epochs: {old} there, {new} now: to end sooner, with the rates of {old} epochs, "
+            "leave it as it was and set train.max_steps"
+        )
+        return Extended(_of_epochs(before, new), kept, refused=(line,))
     train: Any = tree["train"]
     # In JSON's mode, which takes the lists of a tree for tuples.
     schedule = _SCHEDULE.validate_json(json.dumps(train.get("schedule") or {"name": "constant"}))
     grown = f"train.epochs: {old} there, {new} now"
-    section = cast("Mapping[str, Json]", before["train"])
-    adjusted: dict[str, Json] = {**before, "train": {**section, "epochs": new}}
+    adjusted = _of_epochs(before, new)
     if not ends_with_run(schedule):
         return Extended(adjusted, extensions, notes=(f"{grown}; the rate of no step changes",))
     how: Continuation | None = train.get("continue")
@@ -72,6 +77,11 @@ def extended_run(
         return Extended(adjusted, extensions, refused=(line,))
     note = f"{grown}; the rate from epoch {old} on by train.continue: {how}"
     return Extended(adjusted, (*extensions, Extension(old, how)), notes=(note,))
+
+
+def _of_epochs(tree: Mapping[str, Json], epochs: int) -> dict[str, Json]:
+    section = cast("Mapping[str, Json]", tree["train"])
+    return {**tree, "train": {**section, "epochs": epochs}}
 
 
 def _epochs(tree: Mapping[str, Json]) -> int | None:

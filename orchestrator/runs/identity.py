@@ -138,10 +138,11 @@ def examine_run(
     except OSError as error:
         raise _unusable(storage, error) from error
     if found.refused and not force:
+        first = "do what the line says" if found.length_alone else "undo the changes"
         raise ConfigError(
             f"{storage.root}: this run folder holds another experiment:\n"
             + "\n".join(f"  {line}" for line in found.refused)
-            + "\nNext: give this experiment another name (name=...), undo the changes, or pass "
+            + f"\nNext: give this experiment another name (name=...), {first}, or pass "
             "--force-resume to go on with them from the last checkpoint"
         )
     notes = (*(f"forced: {line}" for line in found.refused), *found.notes)
@@ -309,6 +310,8 @@ class _Comparison(NamedTuple):
     refused: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     extensions: tuple[Extension, ...] = ()
+    #: Whether the number of epochs is all that is refused, whose line says what to do about it.
+    length_alone: bool = False
 
 
 def _compare(
@@ -357,7 +360,8 @@ def _compare(
     changed = changed_sources(stored["sources"], identity.sources)
     if changed is not None:
         notes.append(f"the program changed, its numbers did not: {changed}")
-    return _Comparison("resume", tuple(refused), tuple(notes), extended.extensions)
+    alone = bool(extended.refused) and tuple(refused) == extended.refused
+    return _Comparison("resume", tuple(refused), tuple(notes), extended.extensions, alone)
 
 
 def _with_shards_of(tree: Mapping[str, Json], before: Mapping[str, Json]) -> Mapping[str, Json]:

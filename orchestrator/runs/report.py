@@ -38,6 +38,7 @@ from orchestrator.tracking.mlflow_shipper import Shipped
 from orchestrator.tracking.run_card import Hardware, RunCard, package_versions
 from orchestrator.tracking.shipping import ShipState
 from orchestrator.training.job import Outcome, TrainingJob
+from orchestrator.training.schedules import ends_with_run
 from orchestrator.training.shards import Shards
 
 #: Where ``mlflow ui`` serves unless it is told otherwise.
@@ -312,13 +313,16 @@ def say_result(resolved: ResolvedExperiment, result: dict[str, Any], console: Co
     )
 
 
-def say_finished(result: dict[str, Any], console: Console) -> None:
+def say_finished(result: dict[str, Any], train: TrainConfig, console: Console) -> None:
     """That a run has nothing left to do, and what would give it something."""
     score = result["metrics"]["AP"]
+    raised = "raise train.epochs"
+    if ends_with_run(train.schedule):
+        raised += f", and say by train.continue what the rate of {train.schedule.name} does then,"
     say(
         console,
         f"already done: {result['name']} has all of its {result['steps']} steps, AP {score:.4f}. "
-        "Next: raise train.epochs to go on, or give another experiment another name (name=...)",
+        f"Next: {raised} to go on, or give another experiment another name (name=...)",
     )
 
 
@@ -373,7 +377,7 @@ def own_command() -> str:
     script = Path(sys.executable).with_name("orchestrator")
     if script.is_file():
         return shlex.quote(str(script))
-    return shlex.join([sys.executable, "-m", "orchestrator.cli.main"])
+    return shlex.join([sys.executable, "-m", "orchestrator"])
 
 
 def runs_page(

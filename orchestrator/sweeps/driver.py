@@ -23,7 +23,7 @@ from orchestrator.errors import ConfigError, OrchestratorError, PreemptedError, 
 from orchestrator.runs.digests import identity_tree
 from orchestrator.runs.driver import say_usable
 from orchestrator.runs.plan import make_plan
-from orchestrator.runs.report import say_where
+from orchestrator.runs.report import say_next, say_where
 from orchestrator.storage.folder_lock import RunLock
 from orchestrator.storage.local import LocalStorage
 from orchestrator.storage.run_files import (
@@ -69,7 +69,18 @@ def drive_sweep(template: Template, *, force_resume: bool) -> int:
 
     Raises:
         OrchestratorError: with the exit code of its class.
+        PreemptedError: it was interrupted where no trial was under way, or a second time.
     """
+    try:
+        return _drive(template, force_resume=force_resume)
+    except KeyboardInterrupt as interrupt:
+        raise PreemptedError(
+            "interrupted; trials that have ended stay so, and what others have committed is there. "
+            "Next: run the same command again to go on"
+        ) from interrupt
+
+
+def _drive(template: Template, *, force_resume: bool) -> int:
     console = Console(soft_wrap=True)
     base = template.resolve()
     folder = folder_of(base.experiment)
@@ -295,7 +306,7 @@ class _Sweep:
             with connected(experiment.cluster):
                 stopped = self._run_stages(stages)
             status = "KILLED" if stopped else "FINISHED"
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, PreemptedError):
             status = "KILLED"
             raise
         finally:
@@ -402,10 +413,13 @@ class _Sweep:
             self.bucket.bring_best(best[0])
 
     def report(self) -> None:
-        """Say how the trials rank, and where everything is."""
+        """Say how the trials rank, how the best detector is tried, and where everything is."""
         say_sweep(self.planner, self.record.ordered(), self.console)
         if self.bucket is not None:
             say(self.console, f"kept in: {self.planner.home}")
+        for best in ranking(self.record.ordered(), self.planner.sweep)[:1]:
+            if best.best_checkpoint is not None:
+                say_next(str(self.planner.folder / best.trial.name), self.console)
         say_where(
             self.planner.base,
             str(self.planner.folder),

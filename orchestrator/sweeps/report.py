@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from orchestrator.config.schema import PARAMETERS, SweepConfig
 from orchestrator.errors import OrchestratorError, say
@@ -173,7 +173,9 @@ def say_sweep(planner: Planner, rows: Sequence[Row], console: Console) -> None:
     """The ranking, the spread over seeds and what failed."""
     sweep = planner.sweep
     names = [name for name in sweep.objectives if name != sweep.metric]
-    table = Table("trial", "state", sweep.metric, *names, "steps", "values", title="trials by rank")
+    # Of long keys nothing is cut away.
+    values = Column("values", overflow="fold")
+    table = Table("trial", "state", sweep.metric, *names, "steps", values, title="trials by rank")
     for row in ranking(rows, sweep):
         assert row.result is not None
         table.add_row(

@@ -167,3 +167,4 @@ def test_an_experiment_is_fitted_on_a_cpu() -> None:
     assert done.returncode == 0, done.stderr
     assert "images at a time, 20 boxes in each" in done.stdout
     assert "accumulate:" in done.stdout
+    assert done.stderr.startswith("tried 2 images: ")

@@ -52,6 +52,20 @@ def test_evaluate_prints_its_numbers_and_nothing_else(tmp_path, capsys):
     assert "AP" in printed.err
 
 
+def test_long_names_of_classes_stay_apart(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    truth, results = write_annotations(tmp_path)
+    tree = json.loads(truth.read_text())
+    names = [f"traffic_sign_with_a_plate_below_it_{side}" for side in ("left", "right")]
+    tree["categories"] = [{"id": k, "name": name} for k, name in enumerate(names, 1)]
+    truth.write_text(json.dumps(tree))
+    words = ["--annotations", str(truth), "--predictions", str(results)]
+    assert main(["evaluate", *words, "--output", str(tmp_path / "out")]) == 0
+    table = capsys.readouterr().out.partition(" class ")[2].partition(" error ")[0]
+    column = [line.split("│")[1].strip() for line in table.splitlines() if line.startswith("│")]
+    assert "".join(column) == "".join(names)
+
+
 def test_list_and_status_name_what_is_there(tmp_path, capsys):
     assert main(["list", str(tmp_path), "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"runs": []}

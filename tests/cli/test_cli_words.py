@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from orchestrator.cli._shared.detector import split_overrides
 from orchestrator.cli.main import VERBS, main
 
 RECIPE = str(Path(__file__).parents[2] / "experiments" / "quickstart.yaml")
@@ -39,6 +40,31 @@ RECIPE = str(Path(__file__).parents[2] / "experiments" / "quickstart.yaml")
 def test_slips_are_told_what_was_meant(words, said, capsys):
     assert main(words) == 64
     assert said in capsys.readouterr().err
+
+
+def test_a_file_whose_name_has_an_equals_sign_is_no_override(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("a=b.jpg").touch()
+    words = ["runs/x", "a=b.jpg", "in/a=b.jpg", "train.epochs=3"]
+    assert split_overrides(words) == (["train.epochs=3"], ["runs/x", "a=b.jpg", "in/a=b.jpg"])
+
+
+def test_a_data_set_or_a_run_is_no_experiment_file(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("my set").mkdir()
+    Path("my set/data.yaml").write_text("train: images/train\nval: images/val\nnames: {0: a}\n")
+    Path("runs/a/config").mkdir(parents=True)
+    Path("runs/a/config/resolved.yaml").write_text("name: a\n")
+    for words, step in (
+        (["run", "my set"], "Next: orchestrator init 'my set' makes one"),
+        (["run", "my set/data.yaml"], "Next: orchestrator init 'my set/data.yaml' writes one"),
+        (["check", "my set/data.yaml"], "Next: orchestrator init 'my set/data.yaml' writes one"),
+        (["config", "show", "runs/a"], "Next: its experiment is runs/a/config/resolved.yaml"),
+    ):
+        assert main(words) == 64
+        said = capsys.readouterr().err
+        assert step in said
+        assert len(said.splitlines()) == 1
 
 
 @pytest.mark.parametrize(

@@ -149,7 +149,7 @@ def test_an_experiment_with_images_in_a_bucket_is_sharded_and_converted(
     experiment = tmp_path / "e.yaml"
     experiment.write_text(json.dumps(tree))
     arguments = argparse.Namespace(
-        source=experiment, overrides=[], kind=None, split=[], classes=None
+        source=experiment, overrides=[], kind=None, split=[], classes=None, orientation=None
     )
     here = read(folder, "images")
     for name, result in read_source(arguments, from_files=True).items():

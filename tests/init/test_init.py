@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from orchestrator.runs.plan import make_plan
 from tests.support import layout_folders
 from tests.support.layout_folders import SPLIT, TRAIN, UNSPLIT, VAL
 from tests.support.local_runs import train
+from tests.support.phone_pictures import BOXES, write_phone
 from tests.support.user_command import finish, start
 
 
@@ -127,6 +129,46 @@ def test_outlines_become_boxes(here: Path) -> None:
         assert set(read.files) == boxes.keys()
         for index, file in enumerate(read.files):
             assert read.boxes_xywh[read.boxes_of(index)].round(9).tolist() == boxes[file]
+
+
+@pytest.mark.parametrize("kind", ["yolo", "coco"])
+def test_pictures_of_phones_are_split_with_boxes_where_people_drew_them(
+    kind: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "set").mkdir()
+    write_phone(here / "set", 6, kind)
+    for name in ("labels", "classes.txt") if kind == "coco" else ():
+        path = here / "set" / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert main(["init", "set"]) == 0
+    printed = capsys.readouterr()
+    assert "6 images are to be turned when they are displayed; boxes fit" in printed.out
+    assert "which is where they fit" in printed.out
+    assert "wrong_" not in printed.out
+    data = load_experiment("set.yaml").experiment.data
+    assert data.orientation == "displayed"
+    found = {}
+    for split in (data.train, data.val):
+        read = read_split(data, split).dataset
+        for index, file in enumerate(read.files):
+            found[file] = read.boxes_xywh[read.boxes_of(index)][0].round(9).tolist()
+    assert found == {f"{i}.jpg": list(map(float, box)) for i, box in enumerate(BOXES)}
+
+
+def test_what_boxes_belong_to_can_be_said(here: Path) -> None:
+    (here / "set").mkdir()
+    write_phone(here / "set", 6)
+    assert main(["init", "set", "--orientation", "stored"]) == 0
+    assert load_experiment("set.yaml").experiment.data.orientation == "stored"
+
+
+def test_a_name_that_no_run_can_have_is_refused_before_anything_is_written(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    layout_folders.fiftyone(here / "set")
+    assert main(["init", "set", "--name", "Meine Bilder"]) == 64
+    assert "Next: --name meine-bilder" in capsys.readouterr().err
+    assert [path.name for path in here.iterdir()] == ["set"]
 
 
 def test_one_of_several_coco_files_can_be_named(

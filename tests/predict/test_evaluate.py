@@ -88,7 +88,10 @@ def test_an_unreadable_image_is_said_and_counts_as_missed(small_run):
     dataset = first_images(read_split(loaded.resolved.experiment, "val"), 2)
     broken = type(dataset)(**{**dataset.__dict__, "files": (dataset.files[0], "images/gone.jpg")})
     how = DetectOptions(loaded.resolved.experiment.detector.postprocess, Views())
-    done = evaluate_detector(loaded, broken, how)
+    told: list[int] = []
+    done = evaluate_detector(loaded, broken, how, batch_size=1, on_progress=told.append)
+    # An image that cannot be read is done with, too.
+    assert told == [1, 2]
     assert len(done.unreadable) == 1
     assert "gone.jpg" in done.unreadable[0]
     assert done.analysis.metrics.unseen_images == 1

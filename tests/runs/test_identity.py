@@ -306,8 +306,12 @@ def test_a_run_whose_rates_stay_may_go_on_for_longer(
     note = "train.epochs: 2 there, 5 now; the rate of no step changes"
     assert state == RunState("resume", (note,))
     assert start(tmp_path, scheduled(5, schedule)) == RunState("resume")
-    with pytest.raises(ConfigError, match=r"train.epochs: 5 there, 4 now"):
+    with pytest.raises(ConfigError) as raised:
         start(tmp_path, scheduled(4, schedule))
+    _, line, step = str(raised.value).splitlines()
+    assert line.startswith("  train.epochs: 5 there, 4 now: to end sooner")
+    assert "set train.max_steps" in line
+    assert "do what the line says" in step
     other = {**schedule, "warmup_steps": 3}
     with pytest.raises(
         ConfigError, match=r"holds another.*\n  train.schedule.warmup_steps: absent"

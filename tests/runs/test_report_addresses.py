@@ -13,7 +13,8 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 from rich.console import Console
 
-from orchestrator.runs.report import runs_page, say_next, say_where
+from orchestrator.config.schema import ConstantSchedule, CosineSchedule, Schedule
+from orchestrator.runs.report import runs_page, say_finished, say_next, say_where
 from orchestrator.tracking.shipping import ShipState
 
 
@@ -83,3 +84,14 @@ def test_what_to_do_next_can_be_pasted(tmp_path: Path) -> None:
     words = shlex.split(command)
     assert words[-5:] == ["predict", str(run), "FOLDER", "--draw", "drawn"]
     assert Path(words[0]).exists()
+
+
+@pytest.mark.parametrize("schedule", [ConstantSchedule(), CosineSchedule(name="cosine")])
+def test_a_run_that_is_done_says_what_more_epochs_need(schedule: Schedule) -> None:
+    """More epochs alone are refused where the rate ended with the run."""
+    said = io.StringIO()
+    train: Any = SimpleNamespace(schedule=schedule)
+    result = {"name": "a", "steps": 12, "metrics": {"AP": 0.5}}
+    say_finished(result, train, Console(file=said, soft_wrap=True))
+    assert "raise train.epochs" in said.getvalue()
+    assert ("train.continue" in said.getvalue()) is (schedule.name == "cosine")

@@ -85,7 +85,9 @@ def test_a_finished_run_says_so_without_a_cluster(
     before = {path: path.stat().st_mtime_ns for path in (file.parent / "tiny").rglob("*.json*")}
     assert drive(file) == 0
     assert clusters == []
-    assert "already done: tiny has all of its 12 steps" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "already done: tiny has all of its 12 steps" in said
+    assert "Next: raise train.epochs to go on" in said
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 

@@ -9,11 +9,12 @@ import pytest
 
 from orchestrator.checkpoints.commit import CommitStore
 from orchestrator.cli.main import main
-from orchestrator.errors import OrchestratorError, StorageError
+from orchestrator.errors import OrchestratorError, PreemptedError, StorageError
 from orchestrator.storage import bucket as object_storage
 from orchestrator.storage.bucket_lock import BucketFence, BucketLock
 from orchestrator.storage.lease import HeldError, Holder
 from orchestrator.storage.local import LocalStorage
+from orchestrator.sweeps import driver
 from orchestrator.sweeps.bucket import SweepBucket, held_sweep
 from orchestrator.sweeps.journal import Journal
 from tests.sweeps.bucket_sweeps import LOCATION, Bucket, Sweep
@@ -161,3 +162,23 @@ def test_commands_that_read_folders_say_so_of_an_address(
     said = capsys.readouterr().err
     assert "s3://bucket/runs/swept: is in a bucket, and this command reads a folder" in said
     assert "`scratch`" in said
+
+
+@pytest.mark.parametrize("end", [KeyboardInterrupt, PreemptedError])
+def test_a_sweep_that_is_interrupted_before_its_trials_can_be_started_again(
+    end: type[BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep = Sweep(tmp_path / "sweep", SECTIONS["asha"], monkeypatch)
+
+    def connected(*_: object) -> None:
+        raise end("while Ray starts")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(driver, "connected", connected)
+        with pytest.raises(PreemptedError) as raised:
+            sweep.drive(None)
+    assert raised.value.exit_code == 75
+    # Nothing went wrong, and MLflow and `orchestrator list` do not say so.
+    assert sweep.summary()["state"] == "stopped"
+    assert sweep.drive(None) == 0
+    assert sweep.summary()["state"] == "finished"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.cli._shared.parser import number_between
 from orchestrator.errors import ConfigError
+from orchestrator.layouts.files import is_file
 
 if TYPE_CHECKING:
     from orchestrator.data.tiling import Tiles
@@ -18,8 +19,12 @@ if TYPE_CHECKING:
 
 
 def split_overrides(words: list[str]) -> tuple[list[str], list[str]]:
-    """Words that are ``key.path=value`` overrides, and the others."""
-    overrides = [word for word in words if "=" in word and "/" not in word.partition("=")[0]]
+    """Words that are ``key.path=value`` overrides, and the others; files are never overrides."""
+    overrides = [
+        word
+        for word in words
+        if "=" in word and "/" not in word.partition("=")[0] and not is_file(Path(word))
+    ]
     return overrides, [word for word in words if word not in overrides]
 
 

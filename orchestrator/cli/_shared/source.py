@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ from orchestrator.errors import ConfigError
 from orchestrator.layouts.layout import FORMATS
 
 if TYPE_CHECKING:
+    from orchestrator.data.dataset import Dataset
     from orchestrator.data.findings import ReadResult
 
 
@@ -37,6 +39,12 @@ def add_source(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="FILE",
         help="one name a line, or data.yaml (default: what the layout has)",
+    )
+    parser.add_argument(
+        "--orientation",
+        choices=("stored", "displayed"),
+        help="what boxes belong to where images have an orientation tag: the pixels as they are "
+        "stored, or the picture as it is displayed (default: stored)",
     )
 
 
@@ -79,9 +87,24 @@ def read_source(
     return _of_folder(arguments)
 
 
+def decoding_lines(data: Dataset) -> list[str]:
+    """Lines of a section ``data`` without which images would become other pixels; mostly none."""
+    from orchestrator.data.decode import STORED
+
+    names = ("orientation", "levels", "max_pixels")
+    values = {name: getattr(data.decoding, name) for name in names}
+    return [
+        f"  {name}: {list(value) if isinstance(value, tuple) else value}"
+        for name, value in values.items()
+        if value != getattr(STORED, name)
+    ]
+
+
 def _refuse_options(arguments: argparse.Namespace) -> None:
-    if arguments.kind or arguments.split or arguments.classes:
-        raise ConfigError("an experiment file says --from, --split and --classes itself")
+    if arguments.kind or arguments.split or arguments.classes or arguments.orientation:
+        raise ConfigError(
+            "an experiment file says --from, --split, --classes and --orientation itself"
+        )
 
 
 def _of_experiment(
@@ -108,7 +131,10 @@ def _of_experiment(
 
 
 def _of_folder(arguments: argparse.Namespace) -> dict[str, ReadResult]:
+    from orchestrator.data.doctor.examine import quick_scan
+    from orchestrator.data.doctor.image_notes import tagged
     from orchestrator.data.readers.convert import read_places
+    from orchestrator.data.readers.paths import ReadRules
     from orchestrator.layouts.recognise import find_layout
 
     if arguments.overrides:
@@ -120,4 +146,12 @@ def _of_folder(arguments: argparse.Namespace) -> dict[str, ReadResult]:
     if layout.kind == "coco" and arguments.classes:
         raise ConfigError("--classes: COCO annotations name the classes themselves")
     classes = arguments.classes or layout.classes
-    return read_places(layout.kind, layout.splits, classes)
+    rules = ReadRules(orientation=arguments.orientation or "stored")
+    results = read_places(layout.kind, layout.splits, classes, rules)
+    for name, read in results.items():
+        data = read.dataset
+        # What is written has sizes, so nobody sees later that they were taken from headers.
+        note = tagged(data, quick_scan(data), kind=layout.kind, change="pass --orientation {}")
+        if note is not None:
+            results[name] = replace(read, findings=(*read.findings, note))
+    return results

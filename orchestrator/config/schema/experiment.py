@@ -131,6 +131,10 @@ class TrackingConfig(Settings):
     experiment: Annotated[str, Field(min_length=1), AfterValidator(_taken)] = "detectors"
 
 
+#: What a run may be called: its folder, and the end of addresses, have this name.
+RUN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
+
+
 class Experiment(Settings):
     """One experiment: a detector, its data, how it is trained and where.
 
@@ -152,7 +156,7 @@ class Experiment(Settings):
         sweep: what to vary, for many runs of it; null for one run.
     """
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+    name: Annotated[str, Field(pattern=RUN_NAME)]
     seed: Seed = 1
     detector: AnyDetectorConfig
     data: DataConfig

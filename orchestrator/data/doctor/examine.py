@@ -130,13 +130,13 @@ def examine(
         facts = scan(data, range(len(data)), whole=True, progress=progress)
         seen[name] = facts
         _bad_images(report, name, data, facts, config.max_bad_fraction)
-        _image_notes(report, name, data, facts, fractions=config.format == "yolo")
+        _image_notes(report, name, data, facts, kind=config.format)
     _duplicates(report, result.splits, seen)
     return result
 
 
 def require_usable(
-    data: Dataset, name: str, max_bad_fraction: float, *, fractions: bool = False
+    data: Dataset, name: str, max_bad_fraction: float, *, kind: str = "coco"
 ) -> list[Finding]:
     """The quick part, before hardware is claimed: headers of up to 2,000 images.
 
@@ -146,7 +146,7 @@ def require_usable(
         data: the split.
         name: of it.
         max_bad_fraction: ``data.max_bad_fraction``.
-        fractions: whether boxes were annotated as fractions of the image.
+        kind: format of its annotations.
 
     Returns:
         What should be said before it is used.
@@ -164,16 +164,15 @@ def require_usable(
             places = [image_name(data, int(index)) for index in unsound]
             raise DataError(_too_many_bad(name, len(unsound), f"{n}", max_bad_fraction, places))
         return notes
-    indices = np.unique(np.linspace(0, n - 1, min(n, QUICK_IMAGES)).astype(np.int64)).tolist()
-    facts = scan(data, indices, whole=False)
+    facts = quick_scan(data)
     bad = [one for one in facts if one.kind is not None]
-    expected = max_bad_fraction * len(indices)
-    allowed = expected if len(indices) == n else expected + 3 * sqrt(expected)
+    expected = max_bad_fraction * len(facts)
+    allowed = expected if len(facts) == n else expected + 3 * sqrt(expected)
     if len(bad) > allowed:
-        looked = f"{n}" if len(indices) == n else f"{len(indices)} looked at"
+        looked = f"{n}" if len(facts) == n else f"{len(facts)} looked at"
         places = [one.problem for one in bad]
         raise DataError(_too_many_bad(name, len(bad), looked, max_bad_fraction, places))
-    turned = tagged(data, facts, fractions=fractions)
+    turned = tagged(data, facts, kind=kind)
     deep = [one.index for one in facts if one.deep]
     few = few_levels(data, scan(data, deep[:QUICK_DEEP_IMAGES], whole=True))
     if few is not None and few[1]:
@@ -181,10 +180,17 @@ def require_usable(
     return [*notes, *([turned] if turned else []), *([few[0]] if few else [])]
 
 
+def quick_scan(data: Dataset) -> list[ImageFacts]:
+    """The headers of images, of many some at equal distances."""
+    n = len(data)
+    indices = np.unique(np.linspace(0, n - 1, min(n, QUICK_IMAGES)).astype(np.int64)).tolist()
+    return scan(data, indices, whole=False)
+
+
 def _image_notes(
-    report: Report, name: str, data: Dataset, facts: Sequence[ImageFacts], *, fractions: bool
+    report: Report, name: str, data: Dataset, facts: Sequence[ImageFacts], *, kind: str
 ) -> None:
-    for note in (tagged(data, facts, fractions=fractions), crowded(data), alike_classes(data)):
+    for note in (tagged(data, facts, kind=kind), crowded(data), alike_classes(data)):
         # What cannot be counted matters where it is scored.
         if note is not None and (name == "val" or note.kind != "crowded_image"):
             wrong = note.kind == WRONG_ORIENTATION
@@ -224,7 +230,7 @@ def _classes(report: Report, name: str, data: Dataset) -> None:
         report.add(
             Verdict.NOTE,
             name,
-            Finding.at("class_without_boxes", "that nothing is annotated as", unused),
+            Finding.at("class_without_boxes", "kept, though no box here is of it", unused),
         )
     used = counts[counts > 0]
     if len(used) and used.max() > _IMBALANCE * used.min():

@@ -14,8 +14,8 @@ from orchestrator.data.dataset import Dataset
 from orchestrator.data.decode import STORED, BadImageError
 from orchestrator.data.doctor.images import ImageFacts
 from orchestrator.data.findings import Finding
-from orchestrator.data.images import image_pixels
-from orchestrator.data.orientation import UPRIGHT, swaps_sides, turned
+from orchestrator.data.images import image_header, image_pixels
+from orchestrator.data.orientation import UPRIGHT, Orientation, swaps_sides, turned
 
 #: Detections of a class in an image that COCO counts.
 COUNTED = 100
@@ -29,6 +29,8 @@ _COMPARED = 24
 #: How many times better boxes must fit one orientation than the other.
 _BETTER = 1.5
 _ENOUGH_BOXES = 8
+#: Formats whose annotations say of what size an image is; of others its header does.
+_SIZED = ("coco", "voc")
 
 
 def alike_classes(data: Dataset) -> Finding | None:
@@ -77,66 +79,123 @@ def crowded(data: Dataset) -> Finding | None:
     return Finding.at("crowded_image", action, places)
 
 
-def tagged(data: Dataset, facts: Sequence[ImageFacts], *, fractions: bool) -> Finding | None:
+def tagged(
+    data: Dataset,
+    facts: Sequence[ImageFacts],
+    *,
+    kind: str,
+    change: str = "set data.orientation={}",
+) -> Finding | None:
     """Images with an orientation tag, and which of the two orientations their boxes fit.
 
     Args:
         data: the split.
-        facts: of its sound images.
-        fractions: whether boxes were annotated as fractions of the image.
+        facts: of its images.
+        kind: format of the annotations that were read.
+        change: what makes boxes be of the other orientation, whose name takes the place of ``{}``.
     """
     found = [one for one in facts if one.kind is None and one.tag != UPRIGHT]
     if not found:
         return None
     now = data.decoding.orientation
-    other = "displayed" if now == "stored" else "stored"
+    other: Orientation = "displayed" if now == "stored" else "stored"
     words = [
         f"of {len(facts)} images are to be turned when they are displayed; boxes are taken to be "
         f"of the pixels as {now}"
     ]
-    better = _better_fit(data, found, fractions=fractions)
-    if better is None:
+    better, size_tells = _better_fit(data, found, kind), _size_tells(data, found, kind)
+    if better == now:
+        words.append("which is where they fit")
+    elif better is None and size_tells:
+        words.append("to which the annotated sizes belong")
+    elif better is None and now == "displayed":
+        words.append("as labelling tools mostly show them")
+    elif better is None:
         words.append(
             "labelling tools mostly show pictures upright; look at `check --page`, and where boxes "
-            f"do not fit their objects, set data.orientation={other}"
+            f"do not fit their objects, {change.format(other)}"
         )
-    elif better == now:
-        words.append("which is where they fit")
+    elif size_tells:
+        words.append(
+            f"but they fit the picture as {other}, although the annotated sizes are those as {now}:"
+            " the tool that wrote the sizes overlooked the tags. Have it, or `orchestrator convert "
+            f"data --orientation {other}`, make these annotations again from those they were "
+            "made of"
+        )
     else:
-        words.append(f"but they fit the picture as {other}: set data.orientation={other}")
+        words.append(f"but they fit the picture as {other}: {change.format(other)}")
     places = [f"{data.files[one.index]}: tag {one.tag}" for one in found]
-    kind = WRONG_ORIENTATION if better == other else "orientation_tag"
-    return Finding.at(kind, ", ".join(words), places)
+    note = WRONG_ORIENTATION if better == other else "orientation_tag"
+    return Finding.at(note, ", ".join(words), places)
 
 
-def _better_fit(data: Dataset, found: Sequence[ImageFacts], *, fractions: bool) -> str | None:
-    """The orientation whose pixels differ more between the inside of boxes and around them."""
+def orientation_of(data: Dataset, facts: Sequence[ImageFacts], *, kind: str) -> Orientation | None:
+    """The orientation in which the images that have a tag fit their annotations.
+
+    Args:
+        data: as it is read when boxes are taken to be of the pixels as stored.
+        facts: of its images.
+        kind: format of the annotations that were read.
+
+    Returns:
+        None where no image has a tag, or nothing tells.
+    """
+    found = [one for one in facts if one.tag != UPRIGHT]
+    sound = [one for one in found if one.kind is None]
+    turned_fit = [
+        image_header(data, one.index).size("displayed")
+        == (int(data.heights[one.index]), int(data.widths[one.index]))
+        for one in found
+        if one.kind == "wrong_size_image"
+    ]
+    better = _better_fit(data, sound, kind)
+    if _size_tells(data, sound, kind):
+        # Read as displayed, these would be images of another size than annotated.
+        return "stored" if better != "displayed" and not any(turned_fit) else None
+    return "displayed" if any(turned_fit) else better
+
+
+def _size_tells(data: Dataset, found: Sequence[ImageFacts], kind: str) -> bool:
+    """Whether the annotations themselves have sizes that fit images in one orientation alone."""
+    sized = kind in _SIZED or data.shards is not None
+    return sized and any(
+        swaps_sides(one.tag) and data.widths[one.index] != data.heights[one.index] for one in found
+    )
+
+
+def _better_fit(data: Dataset, found: Sequence[ImageFacts], kind: str) -> Orientation | None:
+    """The orientation whose pixels differ more between the inside of boxes and around them.
+
+    Annotated sizes alone do not say it: a tool that reads them from headers may overlook the tags,
+    and multiply fractions of the picture that was seen by them.
+    """
+    if not found:
+        return None
     chosen = [found[i] for i in np.unique(np.linspace(0, len(found) - 1, _COMPARED).astype(int))]
     as_stored = replace(data, decoding=replace(STORED, levels=data.decoding.levels))
-    sums = {"stored": 0.0, "displayed": 0.0}
-    boxes_seen = sized = 0
+    # Where only a header says the size, boxes may be pixels of a picture of another.
+    in_pixels = kind not in (*_SIZED, "yolo") and data.shards is None
+    fractions, pixels = ({"stored": 0.0, "displayed": 0.0} for _ in range(2))
+    boxes_seen = 0
     for one in chosen:
-        rows = data.boxes_of(one.index)
         try:
             stored = image_pixels(as_stored, one.index, declared=False)
         except BadImageError:
             continue
-        boxes = data.boxes_xywh[rows]
+        boxes = data.boxes_xywh[data.boxes_of(one.index)]
         declared = np.array([data.widths[one.index], data.heights[one.index]] * 2, float)
-        if swaps_sides(one.tag) and not fractions and stored.shape[0] != stored.shape[1]:
-            # The annotated size says which it is, and was compared already.
-            sized += 1
-            continue
         for name, image in (("stored", stored), ("displayed", turned(stored, one.tag))):
             size = np.array([image.shape[1], image.shape[0]] * 2, float)
-            sums[name] += sum(_contrast(image, box) for box in boxes / declared * size)
+            fractions[name] += sum(_contrast(image, box) for box in boxes / declared * size)
+            if in_pixels:
+                pixels[name] += sum(_contrast(image, box) for box in boxes)
         boxes_seen += len(boxes)
-    if sized == len(chosen):
-        return data.decoding.orientation
     if boxes_seen < _ENOUGH_BOXES:
         return None
-    worse, best = sorted(sums, key=lambda name: sums[name])
-    return best if sums[best] > _BETTER * sums[worse] else None
+    stored_fit, displayed_fit = (max(fractions[name], pixels[name]) for name in fractions)
+    if stored_fit > _BETTER * displayed_fit:
+        return "stored"
+    return "displayed" if displayed_fit > _BETTER * stored_fit else None
 
 
 def _contrast(image: NDArray[np.uint8], xywh: NDArray[np.float64]) -> float:

@@ -59,7 +59,9 @@ def read_place(
     kind: str, place: Place, classes: LabelMap | None, rules: ReadRules = USUAL
 ) -> ReadResult:
     """Read one split of format ``kind``; all of this program but COCO need ``classes``."""
-    return read_files(kind, place.images, place.annotations, classes, rules)
+    read = read_files(kind, place.images, place.annotations, classes, rules)
+    decoding = replace(read.dataset.decoding, orientation=rules.orientation)
+    return replace(read, dataset=replace(read.dataset, decoding=decoding))
 
 
 def read_places(
@@ -267,7 +269,14 @@ def difference(one: Dataset, other: Dataset) -> str:
             ("height", one.heights[index], other.heights[index]),
         ):
             if mine != theirs:
-                return f"{file} is annotated with {what} {mine}, but is of {what} {theirs}"
+                swapped = one.widths[index] == other.heights[index]
+                swapped &= one.heights[index] == other.widths[index]
+                hint = " as it is stored; if a tag turns it, pass --orientation displayed (of an "
+                hint += "experiment: data.orientation=displayed)"
+                return (
+                    f"{file} is annotated with {what} {mine}, but is of {what} {theirs}"
+                    f"{hint if swapped and other.decoding.orientation == 'stored' else ''}"
+                )
         rows, other_rows = one.boxes_of(index), other.boxes_of(index)
         for what, ours, read in (
             ("boxes", one.boxes_xywh[rows].tolist(), other.boxes_xywh[other_rows].tolist()),

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
 
-from orchestrator.config.schema import DataConfig, SplitConfig
+from orchestrator.config.schema import DataConfig
 from orchestrator.data.doctor.diagnosis import Verdict
 from orchestrator.data.doctor.examine import examine, require_usable
 from orchestrator.data.doctor.image_notes import crowded
@@ -19,45 +17,7 @@ from orchestrator.data.readers.coco import read_coco
 from orchestrator.data.readers.paths import ReadRules
 from orchestrator.data.readers.split import read_split
 from orchestrator.errors import DataError
-
-#: A bright rectangle in the picture as displayed, of 60 by 40 pixels: x, y, width, height.
-BOXES = [(6 + 4 * i, 5 + 2 * i, 18, 14) for i in range(6)]
-
-
-def write_phone(folder: Path, tag: int, kind: str = "yolo") -> DataConfig:
-    """Pictures that are tagged, with boxes drawn on them as they are displayed."""
-    undo = {1: None, 3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_90}[tag]
-    (folder / "images").mkdir()
-    (folder / "labels").mkdir()
-    (folder / "classes.txt").write_text("cell\n")
-    exif = Image.Exif()
-    exif[0x0112] = tag
-    tree: dict[str, Any] = {"images": [], "annotations": [], "categories": [{"id": 1, "name": "a"}]}
-    for i, (x, y, w, h) in enumerate(BOXES):
-        pixels = np.random.default_rng(i).integers(60, 90, (40, 60, 3)).astype(np.uint8)
-        pixels[y : y + h, x : x + w] = 240
-        shown = Image.fromarray(pixels)
-        stored = shown if undo is None else shown.transpose(undo)
-        stored.save(folder / "images" / f"{i}.jpg", quality=95, exif=exif)
-        values = (x + w / 2) / 60, (y + h / 2) / 40, w / 60, h / 40
-        # Twice, so that there is something to compare.
-        lines = [f"0 {' '.join(map(str, values))}", "0 0.5 0.5 0.02 0.02"]
-        (folder / "labels" / f"{i}.txt").write_text("\n".join(lines))
-        tree["images"].append({"id": i, "file_name": f"{i}.jpg", "width": 60, "height": 40})
-        for box in ([x, y, w, h], [29, 19, 2, 2]):
-            number = len(tree["annotations"])
-            tree["annotations"].append(
-                {
-                    "id": number,
-                    "image_id": i,
-                    "category_id": 1,
-                    "bbox": box,
-                    "area": box[2] * box[3],
-                }
-            )
-    (folder / "a.json").write_text(json.dumps(tree))
-    split = SplitConfig(images="images", annotations="labels" if kind == "yolo" else "a.json")
-    return DataConfig(format=kind, root=str(folder), train=split, val=split)
+from tests.support.phone_pictures import BOXES, write_phone
 
 
 def notes_of(config: DataConfig) -> dict[str, tuple[Verdict, str]]:
@@ -65,7 +25,9 @@ def notes_of(config: DataConfig) -> dict[str, tuple[Verdict, str]]:
     return {one.finding.kind: (one.verdict, str(one.finding)) for one in report.diagnoses}
 
 
-@pytest.mark.parametrize(("kind", "tag"), [("yolo", 6), ("yolo", 3), ("coco", 3)])
+@pytest.mark.parametrize(
+    ("kind", "tag"), [("yolo", 6), ("yolo", 3), ("coco", 3), ("txt", 6), ("txt", 3)]
+)
 def test_the_orientation_that_boxes_fit_is_named(tmp_path: Path, kind: str, tag: int) -> None:
     config = write_phone(tmp_path, tag, kind)
     verdict, text = notes_of(config)["wrong_orientation"]
@@ -76,7 +38,7 @@ def test_the_orientation_that_boxes_fit_is_named(tmp_path: Path, kind: str, tag:
     assert "which is where they fit" in notes_of(right)["orientation_tag"][1]
     # A run says it before it begins.
     data = read_split(config, config.train).dataset
-    (note,) = require_usable(data, "train", 0.01, fractions=kind == "yolo")
+    (note,) = require_usable(data, "train", 0.01, kind=kind)
     assert "set data.orientation=displayed" in note.action
     # As displayed, every box holds the bright rectangle.
     data = read_split(right, right.train).dataset
@@ -92,6 +54,39 @@ def test_sizes_that_fit_only_the_displayed_picture_say_so(tmp_path: Path) -> Non
     right = config.model_copy(update={"orientation": "displayed"})
     assert "which is where they fit" in notes_of(right)["orientation_tag"][1]
     assert "wrong_size_image" not in notes_of(right)
+
+
+def test_sizes_of_headers_whose_tags_were_overlooked_are_seen(tmp_path: Path) -> None:
+    """YOLO made into COCO by a script: sizes as stored, boxes as fractions of what people saw."""
+    config = write_phone(tmp_path, 6, "coco")
+    tree = json.loads((tmp_path / "a.json").read_text())
+    for image in tree["images"]:
+        image["width"], image["height"] = 40, 60
+    for one in tree["annotations"]:
+        x, y, w, h = one["bbox"]
+        # Of a picture of 60 x 40 to one of 40 x 60.
+        one["bbox"] = [x * 40 / 60, y * 60 / 40, w * 40 / 60, h * 60 / 40]
+    (tmp_path / "a.json").write_text(json.dumps(tree))
+    verdict, text = notes_of(config)["wrong_orientation"]
+    assert verdict is Verdict.WARNING
+    assert "fit the picture as displayed, although the annotated sizes are those as stored" in text
+    # data.orientation alone would not put it right.
+    assert "set data.orientation" not in text
+
+
+def test_boxes_of_the_pixels_as_stored_are_left_where_they_are(tmp_path: Path) -> None:
+    config = write_phone(tmp_path, 6, "coco")
+    tree = json.loads((tmp_path / "a.json").read_text())
+    for image in tree["images"]:
+        image["width"], image["height"] = 40, 60
+    for one in tree["annotations"]:
+        x, y, w, h = one["bbox"]
+        # Stored, the picture lies on its side: its top edge is the left one, read upwards.
+        one["bbox"] = [y, 60 - x - w, h, w]
+    (tmp_path / "a.json").write_text(json.dumps(tree))
+    verdict, text = notes_of(config)["orientation_tag"]
+    assert verdict is Verdict.NOTE
+    assert "which is where they fit" in text
 
 
 def test_pictures_without_tags_say_nothing(tmp_path: Path) -> None:

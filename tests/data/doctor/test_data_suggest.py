@@ -65,6 +65,20 @@ tracking: {mlflow: null}
 """
 
 
+def test_what_is_not_done_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cv2.imwrite(str(tmp_path / "a.png"), np.full((64, 64, 3), 90, np.uint8))
+    image = {"id": 1, "file_name": "a.png", "width": 64, "height": 64}
+    tree = {"images": [image], "annotations": [], "categories": [{"id": 1, "name": "pole"}]}
+    (tmp_path / "train.json").write_text(json.dumps(tree))
+    file = tmp_path / "empty.yaml"
+    file.write_text(EXPERIMENT % json.dumps(str(tmp_path)))
+    sheet = tmp_path / "sheet.jpg"
+    assert main(["check", str(file), "--suggest-priors", "--show-augmented", str(sheet)]) == 65
+    said = capsys.readouterr().err
+    assert "not done, since no run starts on this data: --show-augmented, --suggest-priors" in said
+    assert not sheet.exists()
+
+
 def test_tall_boxes_get_tall_priors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rng = np.random.default_rng(3)
     images, annotations = [], []

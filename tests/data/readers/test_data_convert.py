@@ -9,11 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.cli._shared.source import read_source
+from orchestrator.cli._shared.source import decoding_lines, read_source
 from orchestrator.cli.main import main
+from orchestrator.config.schema import DataConfig
 from orchestrator.data.dataset import Dataset
 from orchestrator.data.label_map import LabelMap
 from orchestrator.data.readers.coco import read_coco
@@ -23,6 +25,7 @@ from orchestrator.errors import DataError, StorageError
 from orchestrator.layouts.layout import FORMATS, Place
 from orchestrator.layouts.recognise import find_layout
 from tests.support.data_cases import textured, write_coco, write_image
+from tests.support.phone_pictures import BOXES, write_phone
 from tests.support.shard_cases import shard_here
 
 SHARED = Path(__file__).parents[4] / "shared" / "datasets"
@@ -331,13 +334,31 @@ def test_an_experiment_is_read_as_a_run_reads_it_but_from_its_files(
     }
     (tmp_path / "e.yaml").write_text(json.dumps(tree))
     arguments = argparse.Namespace(
-        source=tmp_path / "e.yaml", overrides=[], kind=None, split=[], classes=None
+        source=tmp_path / "e.yaml",
+        overrides=[],
+        kind=None,
+        split=[],
+        classes=None,
+        orientation=None,
     )
     results = read_source(arguments, from_files=True)
     assert list(results) == ["train", "val"]
     for result in results.values():
         assert getattr(result.dataset.decoding, key) == value
         assert result.dataset.in_folder
+
+
+@pytest.mark.parametrize("key", HOW_READ)
+def test_the_lines_that_read_a_result_have_what_decides_over_pixels(
+    key: str, source: Place, tmp_path: Path
+) -> None:
+    data = read_coco(source.images, source.annotations).dataset
+    assert decoding_lines(data) == []
+    (line,) = decoding_lines(replace(data, decoding=replace(data.decoding, **{key: HOW_READ[key]})))
+    section = {"root": ".", "train": {"shards": "a"}, "val": {"shards": "b"}}
+    section |= yaml.safe_load(line)
+    config = DataConfig.model_validate_json(json.dumps(section))
+    assert getattr(config, key) == HOW_READ[key]
 
 
 SHARDED = """
@@ -419,6 +440,40 @@ def test_command_says_what_is_wrong(
 ) -> None:
     assert main(["convert", "data", *arguments]) == code
     assert message in capsys.readouterr().err
+
+
+def test_sizes_of_tagged_images_are_taken_as_they_are_said_to_be(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "set").mkdir()
+    write_phone(tmp_path / "set", 6)
+    arguments = ["convert", "data", str(tmp_path / "set"), "--to", "coco"]
+    assert main([*arguments, str(tmp_path / "stored")]) == 0
+    printed = capsys.readouterr().out
+    assert "wrong_orientation: 6 of 6 images are to be turned" in printed
+    assert "they fit the picture as displayed: pass --orientation displayed" in printed
+    assert main([*arguments, str(tmp_path / "out"), "--orientation", "displayed"]) == 0
+    printed = capsys.readouterr().out
+    assert "which is where they fit" in printed
+    assert f"  root: {tmp_path / 'out'}\n  orientation: displayed\n" in printed
+    data = read_folder(tmp_path / "out", "coco", "all")
+    boxes = [data.boxes_xywh[data.boxes_of(i)][0].round(9).tolist() for i in range(6)]
+    assert boxes == [list(map(float, box)) for box in BOXES]
+
+
+def test_sizes_of_turned_pictures_name_the_option(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "set").mkdir()
+    write_phone(tmp_path / "set", 6, "coco")
+    shutil.rmtree(tmp_path / "set" / "labels")
+    arguments = ["convert", "data", str(tmp_path / "set" / "a.json"), "--to", "yolo"]
+    assert main([*arguments, str(tmp_path / "out")]) == 65
+    assert (
+        "but is of width 40 as it is stored; if a tag turns it, pass --orientation displayed"
+        in (capsys.readouterr().err)
+    )
+    assert main([*arguments, str(tmp_path / "out"), "--orientation", "displayed"]) == 0
 
 
 def test_bccd_in_its_original_layout(tmp_path: Path) -> None:
