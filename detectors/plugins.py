@@ -44,8 +44,9 @@ class ByName:
         """A tagged union, with the reason where the tag is that of a broken package."""
         classes, broken = self._table()
         # Members like the others: a validator before the union would read lists of a JSON text as
-        # Python's, which are no tuples.
-        members = [*classes.values(), *(_refusing(name, broken[name]) for name in broken)]
+        # Python's, which are no tuples. A name that was taken already has its member.
+        refused = (name for name in broken if name not in classes)
+        members = [*classes.values(), *(_refusing(name, broken[name]) for name in refused)]
         if len(members) == 1:
             return handler.generate_schema(members[0])
         choice: Any = Union[tuple(members)]  # noqa: UP007
@@ -74,7 +75,8 @@ class Offered(NamedTuple):
 
     Attributes:
         classes: usable configuration classes by name.
-        broken: why those of a name cannot be used.
+        broken: why those of a name cannot be used; of a name that this program has itself, why
+            another package's cannot.
     """
 
     classes: dict[str, Any]
@@ -105,29 +107,44 @@ def offered(group: str, base: type[Settings], own: Mapping[str, type[Settings]])
         base: what a class must derive from.
         own: classes of this program, whose names are not free.
     """
-    found = Offered(dict(own), {})
+    found, taken = Offered(dict(own), {}), set(own)
     for point in sorted(entry_points(group), key=lambda p: p.name):
-        config = _load(point, base, set(found.classes))
+        config = _load(point, base)
+        if point.name in taken and not isinstance(config, PluginError):
+            config = PluginError(
+                f"{_where(point)}: the name '{point.name}' is taken. Next: choose another"
+            )
+            if point.name not in own:
+                # Two packages offer it, and neither is meant more than the other.
+                found.classes.pop(point.name, None)
         if isinstance(config, PluginError):
             found.broken[point.name] = config
         else:
             found.classes[point.name] = config
+            taken.add(point.name)
     return found
 
 
+def _package(point: importlib.metadata.EntryPoint) -> str:
+    return f"{point.dist.name} {point.dist.version}" if point.dist else "an unnamed package"
+
+
+def _where(point: importlib.metadata.EntryPoint) -> str:
+    return f"entry point '{point.name} = {point.value}' of {_package(point)}, group {point.group}"
+
+
 def _load(
-    point: importlib.metadata.EntryPoint, base: type[Settings], taken: set[str]
+    point: importlib.metadata.EntryPoint, base: type[Settings]
 ) -> type[Settings] | PluginError:
     """The class, or what is wrong with it."""
-    package = f"{point.dist.name} {point.dist.version}" if point.dist else "an unnamed package"
-    where = f"entry point '{point.name} = {point.value}' of {package}, group {point.group}"
+    where = _where(point)
     try:
         config = point.load()
     # Whatever a foreign module raises at import is that module's fault, and has to say so.
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         return PluginError(
             f"{where}, cannot be loaded: {type(error).__name__}: {error}. "
-            f"Next: mend or uninstall {package}"
+            f"Next: mend or uninstall {_package(point)}"
         )
     if not (isinstance(config, type) and issubclass(config, base)):
         return PluginError(
@@ -140,8 +157,6 @@ def _load(
             f"{where}: the field 'name' of {config.__name__} must be Literal['{point.name}'], "
             f"found {', '.join(map(repr, own)) or 'no literal'}"
         )
-    if point.name in taken:
-        return PluginError(f"{where}: the name '{point.name}' is taken. Next: choose another")
     if not isinstance(getattr(config, "builder", None), str):
         return PluginError(
             f"{where}: {config.__name__} has no builder. Next: set "
@@ -151,9 +166,16 @@ def _load(
 
 
 def load_object(place: str) -> Any:
-    """The object at ``module:attribute``, where the attribute may be dotted."""
+    """The object at ``module:attribute``, where the attribute may be dotted.
+
+    Raises:
+        ImportError: it is not there.
+    """
     module, _, path = place.partition(":")
     found: Any = importlib.import_module(module)
-    for part in path.split("."):
-        found = getattr(found, part)
+    try:
+        for part in path.split("."):
+            found = getattr(found, part)
+    except AttributeError as error:
+        raise ImportError(f"{place} is not there: {error}", name=module) from error
     return found

@@ -179,7 +179,7 @@ class View:
         if self._frames is not None:
             rows = self._frames.to_original(rows, torch.from_numpy(images))
         # Those of a diverged network are none: not finite, or larger than suppression reckons with.
-        sound = (rows.abs() <= LARGEST_COORDINATE).all(1).numpy()
+        sound = (rows.abs() <= LARGEST_COORDINATE).all(1).numpy() & np.isfinite(scores)
         return _Hits(
             images[sound],
             places[sound] % max(1, self._classes),
@@ -244,8 +244,8 @@ def detections_of(views: Sequence[View], config: PostprocessConfig) -> list[Imag
     """Detections of every image of a batch, from all its views together.
 
     Args:
-        views: at least one; all of the same images. A score that is NaN and a box that is not
-            finite, as a diverged network gives them, are no detections.
+        views: at least one; all of the same images. A score or box that is not finite, as a
+            diverged network gives them, is no detection.
         config: the recipe.
 
     Returns:

@@ -136,10 +136,11 @@ class TrainedDetector:
         overrides: ``key.path=value`` each, applied to its experiment.
         experiment: the experiment file; None takes the one in the run folder.
         accelerator: ``auto``, ``cpu``, ``gpu`` or ``npu``.
-        batch_size: images that go through the network at a time. Their composition is part of the
-            bits, their number is not.
+        batch_size: images that go through the network at a time, at least 1. Their composition is
+            part of the bits, their number is not.
 
     Raises:
+        ConfigError: an argument has a value that is not allowed.
         OrchestratorError: nothing there, damaged, or made for another detector.
     """
 
@@ -151,6 +152,8 @@ class TrainedDetector:
         accelerator: str = "auto",
         batch_size: int = 8,
     ) -> None:
+        if batch_size < 1:
+            raise ConfigError(f"batch_size={batch_size}: allowed is 1 and more")
         self._loaded: LoadedDetector = load_detector(
             source, experiment=experiment, overrides=overrides
         )
@@ -178,12 +181,22 @@ class TrainedDetector:
 
         Args:
             images: paths, whose pictures are taken upright, or RGB pixels.
-            score: what a detection's score has to exceed.
-            limit: most detections of an image.
+            score: what a detection's score has to exceed, 0 to 1.
+            limit: most detections of an image, at least 1.
 
         Raises:
+            ConfigError: one image where several are expected, pixels that are none, or a score or
+                limit that is not allowed.
             DataError: an image cannot be read.
         """
+        # What is no sequence of images to a type checker may be one image all the same.
+        given: Any = images
+        if isinstance(given, (str, Path)) or (isinstance(given, np.ndarray) and given.ndim < 4):
+            raise ConfigError("predict() takes several images. Next: put the one into a list")
+        if not 0.0 <= score <= 1.0 or limit < 1:
+            raise ConfigError(
+                f"score={score}, limit={limit}: allowed are scores from 0 to 1 and limits from 1"
+            )
         options = self._loaded.resolved.experiment.detector.postprocess.model_copy(
             update={"score_threshold": score, "max_per_image": limit}
         )
@@ -212,9 +225,13 @@ class TrainedDetector:
         """The COCO numbers on ``train`` or ``val`` of the experiment's data set.
 
         Raises:
+            ConfigError: another split.
             DataError: the data set is missing, or has other classes.
         """
         from orchestrator.predict.scoring import evaluate_detector, read_split
+
+        if split not in ("train", "val"):
+            raise ConfigError(f"split={split!r}: allowed are 'train' and 'val'")
 
         experiment = self._loaded.resolved.experiment
         how = DetectOptions(experiment.detector.postprocess, tiles=self._loaded.tiles)
@@ -238,7 +255,7 @@ def _pixels(image: ImageLike, decoding: Decoding) -> NDArray[np.uint8]:
         from orchestrator.data.decode import read_image
 
         return read_image(Path(image), decoding=decoding)
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
         raise ConfigError(
             f"an image of shape {image.shape} and type {image.dtype}: allowed is (h, w, 3) uint8, "
             "red, green and blue"

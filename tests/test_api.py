@@ -76,6 +76,32 @@ def test_what_is_no_image_is_refused(
         detector.predict([tmp_path / "none.jpg"])
 
 
+def test_arguments_that_mean_nothing_are_refused(
+    detector: orchestrator.TrainedDetector, small_run: Path
+) -> None:
+    path = image_of(detector)
+    one = read_image(path)
+    for image in (str(path), path, one, one[..., 0]):
+        with pytest.raises(ConfigError, match="takes several images"):
+            detector.predict(image)  # type: ignore[arg-type]
+    for options in ({"score": -0.1}, {"score": float("nan")}, {"score": 25}, {"limit": 0}):
+        with pytest.raises(ConfigError, match="allowed are scores from 0 to 1 and limits from 1"):
+            detector.predict([path], **options)
+    with pytest.raises(ConfigError, match=r"shape \(0, 4, 3\)"):
+        detector.predict([np.zeros((0, 4, 3), np.uint8)])
+    for size in (0, -1):
+        with pytest.raises(ConfigError, match=f"batch_size={size}: allowed is 1 and more"):
+            orchestrator.TrainedDetector(small_run, batch_size=size)
+    with pytest.raises(ConfigError, match="split='test': allowed are 'train' and 'val'"):
+        detector.evaluate("test")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="cuda"):
+        orchestrator.TrainedDetector(small_run, accelerator="cuda")
+    assert detector.predict([]) == []
+    (of_stack,) = detector.predict(one[None])
+    (of_list,) = detector.predict([one])
+    assert np.array_equal(of_stack.boxes, of_list.boxes)
+
+
 def test_importing_costs_nothing_and_names_are_listed() -> None:
     program = (
         "import sys, orchestrator\n"

@@ -212,7 +212,7 @@ def backbone_config(name: str, **fields: Any) -> BackboneConfig:
         KeyError: there is no such backbone.
     """
     classes, broken = backbones()
-    if name in broken:
+    if name in broken and name not in classes:
         raise broken[name]
     config: BackboneConfig = classes[name](name=name, **fields)
     return config

@@ -9,11 +9,14 @@ torch would not look at.
 
 from __future__ import annotations
 
+import errno
 import pickletools
 import re
 import tarfile
 import warnings
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Final
 
@@ -81,40 +84,70 @@ def look_through(path: Path) -> None:
 def _look(file: IO[bytes], where: str, depth: int, *, tensor: bool = False) -> None:
     head = file.read(len(_NUMPY))
     file.seek(0)
-    if head.startswith(ZIP):
+    if head.startswith(ZIP) and not (tensor and not _is_archive(file)):
         if depth:
             _look_in_zip(file, where, depth)
     elif head == _NUMPY:
-        file.seek(8)
-        length = int.from_bytes(file.read(2), "little")
-        pickled = _NUMPY_OBJECTS.search(file.read(length)) is not None
+        version = file.read(len(_NUMPY) + 2)[-2:]
+        length = int.from_bytes(file.read(2 if version[:1] == b"\x01" else 4), "little")
+        pickled = _NUMPY_OBJECTS.search(file.read(min(length, _PICKLE_BYTES))) is not None
         _look_at_pickles(file, where, whole=not pickled)
     elif not _look_in_tar(file, where, depth):
         file.seek(0)
         _look_at_pickles(file, where, whole=tensor)
 
 
-def _look_in_zip(file: IO[bytes], where: str, depth: int) -> None:
+def _is_archive(file: IO[bytes]) -> bool:
+    """Whether bytes that begin like an archive end like one: those of a tensor may be any."""
     try:
-        with zipfile.ZipFile(file) as archive:
-            members = archive.infolist()
-            packed = sum(member.compress_size for member in members)
-            if sum(member.file_size for member in members) > _RATIO * packed + 2**20:
-                raise WeightsError(f"{where}: unpacks to more than {_RATIO} times its size")
-            names = [member.filename for member in members]
-            if any("/code/" in name and name.endswith(".py") for name in names):
-                raise UnsafeWeightsError(_refusal(where, "it holds a TorchScript program"))
-            for member in members:
-                if not member.is_dir():
-                    with archive.open(member) as inner:
-                        is_tensor = _TENSOR.fullmatch(member.filename) is not None
-                        _look(inner, f"{where}: {member.filename}", depth - 1, tensor=is_tensor)
-    except (zipfile.BadZipFile, NotImplementedError, EOFError, OSError, RuntimeError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
+        return zipfile.is_zipfile(file)
+    except (zipfile.BadZipFile, OSError):
+        return False
+    finally:
+        file.seek(0)
+
+
+@contextmanager
+def damaged_archives(where: str) -> Iterator[None]:
+    """Say that an archive is damaged where the library that reads it stumbles over its bytes.
+
+    Args:
+        where: the archive, for the message.
+
+    Raises:
+        WeightsError: it is; or as it is raised inside.
+    """
+    try:
+        yield
+    except (WeightsError, MemoryError):
+        raise
+    # zipfile and tarfile raise their own classes, those of each compression, and ValueError,
+    # struct.error or OSError without a number for fields that cannot be.
+    except Exception as error:
+        # EINVAL: of a place before the beginning of the file.
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             raise
         raise WeightsError(
-            f"{where}: damaged archive ({error}). Next: see that the download is complete"
+            f"{where}: damaged archive ({error or type(error).__name__}). Next: see that the "
+            "download is complete"
         ) from error
+
+
+def _look_in_zip(file: IO[bytes], where: str, depth: int) -> None:
+    with damaged_archives(where), zipfile.ZipFile(file) as archive:
+        members = archive.infolist()
+        # Members may lie over one another, and are not more than the file then.
+        packed = min(sum(member.compress_size for member in members), file.seek(0, 2))
+        if sum(member.file_size for member in members) > _RATIO * packed + 2**20:
+            raise WeightsError(f"{where}: unpacks to more than {_RATIO} times its size")
+        names = [member.filename for member in members]
+        if any("/code/" in name and name.endswith(".py") for name in names):
+            raise UnsafeWeightsError(_refusal(where, "it holds a TorchScript program"))
+        for member in members:
+            if not member.is_dir():
+                with archive.open(member) as inner:
+                    is_tensor = _TENSOR.fullmatch(member.filename) is not None
+                    _look(inner, f"{where}: {member.filename}", depth - 1, tensor=is_tensor)
 
 
 def _look_in_tar(file: IO[bytes], where: str, depth: int) -> bool:
@@ -123,14 +156,11 @@ def _look_in_tar(file: IO[bytes], where: str, depth: int) -> bool:
     if not (depth and file.read(5) == b"ustar"):
         return False
     file.seek(0)
-    try:
-        with tarfile.open(fileobj=file, mode="r:") as archive:
-            for member in archive:
-                inner = archive.extractfile(member) if member.isfile() else None
-                if inner is not None:
-                    _look(inner, f"{where}: {member.name}", depth - 1)
-    except tarfile.TarError as error:
-        raise WeightsError(f"{where}: damaged archive ({error})") from error
+    with damaged_archives(where), tarfile.open(fileobj=file, mode="r:") as archive:
+        for member in archive:
+            inner = archive.extractfile(member) if member.isfile() else None
+            if inner is not None:
+                _look(inner, f"{where}: {member.name}", depth - 1)
     return True
 
 

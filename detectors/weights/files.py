@@ -50,7 +50,7 @@ class WeightsFile(NamedTuple):
         """
         try:
             return json.loads(self.metadata.get(key, "null"))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise WeightsError(f"its metadata {key!r} cannot be read ({error})") from error
 
     @property
@@ -214,13 +214,21 @@ def write_weights(
         path: of the safetensors file; its folder must exist.
         tensors: by name; those that share memory are written each.
         metadata: values are stored as JSON text, but for ``format``, which is added.
+
+    Raises:
+        OSError: it cannot be written.
     """
     path = Path(path)
     texts = {key: json.dumps(value, ensure_ascii=False) for key, value in metadata.items()}
     own = {name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}
-    aside = path.with_name(f"{path.name}.tmp-{uuid.uuid4().hex[:8]}")
+    content = safetensors.torch.save(own, metadata={**texts, "format": FORMAT})
+    # Of a name that fits wherever the file's own does.
+    aside = path.with_name(f".tmp-{uuid.uuid4().hex[:8]}.safetensors")
     try:
-        safetensors.torch.save_file(own, aside, metadata={**texts, "format": FORMAT})
+        with aside.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
         aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)

@@ -242,10 +242,12 @@ def _layout_of(tensors: Mapping[str, Tensor], name: str | None) -> Layout | None
 def _own_count(tensors: Mapping[str, Tensor], config: DetectorConfig) -> int:
     """Foreground classes of a file under native names, from a tensor that depends on them."""
     few, more = (skeleton(config, num_classes=count).state_dict() for count in (3, 4))
-    for name in class_dependent(config):
-        if name in tensors and tensors[name].dim():
-            rows, step = len(few[name]), len(more[name]) - len(few[name])
-            extra, rest = divmod(len(tensors[name]) - rows, step)
+    for name in sorted(class_dependent(config)):
+        rows, step = len(few[name]), len(more[name]) - len(few[name])
+        found = tensors.get(name)
+        # A tensor without numbers may have any number of rows.
+        if step and found is not None and found.dim() and found.numel():
+            extra, rest = divmod(len(found) - rows, step)
             if rest == 0 and 3 + extra >= 1:
                 return 3 + extra
     return _ANY_COUNT
@@ -279,9 +281,10 @@ def _pick(piece: Piece, classes: Classes, channels: int, rows: list[int]) -> Pie
     if not order:
         return piece
     value = piece.value
-    if len(value) % channels:
+    rows_found = len(value) if value.dim() else 0
+    if not rows_found or rows_found % channels:
         raise WeightsError(
-            f"{piece.source}: found {len(value)} rows, which is no multiple of {channels} classes"
+            f"{piece.source}: found {rows_found} rows, which is no multiple of {channels} classes"
         )
     chosen = [*range(classes.background), *(classes.background + row for row in rows)]
     if order[0][1] == "inner":

@@ -105,13 +105,29 @@ class Layout:
                         f"{source}: found shape {tuple(tensor.shape)}, which is not that of "
                         f"{self.title}: {error}"
                     ) from error
-            yield Piece(self.rename(source), value, source, tuple(tensor.shape), change)
+            try:
+                name = self.rename(source)
+            except ValueError:  # A number of more digits than Python reads.
+                name = None
+            yield Piece(name, value, source, tuple(tensor.shape), change)
 
     def channels(self, tensors: Tensors) -> int | None:
-        """Class channels of the file, background included; None where it has none."""
+        """Class channels of the file, background included; None where it has none.
+
+        Raises:
+            WeightsError: what tells them tells of no class.
+        """
         if self.classes is None or self.classes.counted_by not in tensors:
             return None
-        return len(tensors[self.classes.counted_by]) // self.classes.repeats
+        counted = tensors[self.classes.counted_by]
+        # Without numbers it may have any number of rows.
+        rows = len(counted) if counted.dim() and counted.numel() else 0
+        if rows // self.classes.repeats <= self.classes.background:
+            raise WeightsError(
+                f"{self.classes.counted_by}: found shape {tuple(counted.shape)}, which has rows "
+                f"for no class of {self.title}"
+            )
+        return rows // self.classes.repeats
 
 
 def _same(name: str) -> str:

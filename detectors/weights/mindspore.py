@@ -103,7 +103,8 @@ def read_mindspore(path: Path) -> dict[str, Tensor]:
         for value in _values(data):
             pieces.setdefault(value.tag, []).append(value)
         tensors = {tag: _tensor(found) for tag, found in pieces.items() if not _of_training(tag)}
-    except ValueError as error:
+    # RuntimeError: torch's, of a shape that no tensor has.
+    except (ValueError, RuntimeError, OverflowError) as error:
         raise ValueError(
             f"{path}: a damaged MindSpore checkpoint ({error}). Next: see that the download is "
             "complete"

@@ -14,6 +14,7 @@ import hashlib
 import json
 import struct
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -118,20 +119,21 @@ def decode(files: Mapping[str, bytes]) -> TrainState:
     """Inverse of :func:`encode`; the bytes must have been verified.
 
     Raises:
-        StorageError: a file is missing or of another format.
+        StorageError: a file is missing, or is none that was written here.
     """
     missing = {STATE_NAME, *(TENSOR_FILES[g] for g in ("model", "optimizer"))} - set(files)
     if missing:
         raise StorageError(f"checkpoint: {', '.join(sorted(missing))} missing")
-    tree = _state_tree(files)
-    groups = _tensor_groups(files, tree)
-    return TrainState(
-        step=tree["step"],
-        model=groups["model"],
-        optimizer=groups["optimizer"],
-        ema=groups.get("ema"),
-        scalars=tree["scalars"],
-    )
+    with _as_written():
+        tree = _state_tree(files)
+        groups = _tensor_groups(files, tree)
+        return TrainState(
+            step=tree["step"],
+            model=groups["model"],
+            optimizer=groups["optimizer"],
+            ema=groups.get("ema"),
+            scalars=tree["scalars"],
+        )
 
 
 def decode_weights(files: Mapping[str, bytes]) -> dict[str, Tensors]:
@@ -141,9 +143,23 @@ def decode_weights(files: Mapping[str, bytes]) -> dict[str, Tensors]:
         files: verified bytes of ``state.json`` and of the tensor files that are wanted.
 
     Raises:
-        StorageError: a file is of another format.
+        StorageError: a file is none that was written here.
     """
-    return _tensor_groups(files, _state_tree(files))
+    with _as_written():
+        return _tensor_groups(files, _state_tree(files))
+
+
+@contextmanager
+def _as_written() -> Iterator[None]:
+    """Say of files whose digests are right, but that nothing here wrote, that they are damaged."""
+    try:
+        yield
+    # A header of tensors that lies makes the library raise half a dozen classes.
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise StorageError(
+            f"checkpoint: its files are not what this program writes ({type(error).__name__}: "
+            f"{error}). Next: use another checkpoint of the run"
+        ) from error
 
 
 def _state_tree(files: Mapping[str, bytes]) -> dict[str, Any]:

@@ -54,6 +54,7 @@ def convert_file(
 
     Raises:
         DataError: the source cannot be read or none of it fits, or the target exists.
+        StorageError: the target cannot be written.
         SecurityError: the source holds more than tensors.
     """
     target = Path(target)
@@ -72,8 +73,12 @@ def convert_file(
         "num_classes": fitted.num_classes,
         "class_names": fitted.class_names,
     }
-    with weights_errors(target, setting="DST"):
+    try:
         write_weights(target, fitted.tensors, metadata)
+    except OSError as error:
+        raise StorageError(
+            f"DST: {target} cannot be written ({error.strerror}). Next: name another place"
+        ) from error
     return fitted
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from orchestrator.cli._shared.outputs import file_to_write
 from orchestrator.cli._shared.parser import Parser
-from orchestrator.errors import ConfigError, did_you_mean
+from orchestrator.errors import ConfigError, did_you_mean, printable
 
 if TYPE_CHECKING:
     from detectors.config import DetectorConfig
@@ -61,7 +61,8 @@ def main(argv: Sequence[str]) -> int:
     if arguments.json:
         print(json.dumps(fitted.report.to_json(), indent=2))
         return 0
-    print("\n".join(fitted.report.lines()))
+    # Names are those of the file, which may be anybody's.
+    print(printable("\n".join(fitted.report.lines())))
     print(f"{arguments.target}: {fitted.report.summary()}")
     for line in fitted.report.advice:
         print(f"note: {line}")

@@ -49,6 +49,7 @@ def _chosen(names: Sequence[str]) -> list[str]:
 
 
 def _list(chosen: Sequence[str], *, classes: int, as_json: bool) -> None:
+    from detectors.backbones.config import backbones
     from detectors.counted import count
     from detectors.registry import broken_detectors, variant_config
 
@@ -74,7 +75,7 @@ def _list(chosen: Sequence[str], *, classes: int, as_json: bool) -> None:
     ]
     print(_aligned([head, *table], right={2, 3, 4}))
     print(f"({classes} foreground classes; multiply-adds of convolutions and products, one image)")
-    for reason in broken_detectors().values():
+    for reason in (*broken_detectors().values(), *backbones().broken.values()):
         print(f"not usable: {reason}")
 
 

@@ -137,8 +137,13 @@ class ClusterWatch:
     def __exit__(self, *_: object) -> None:
         self._over.set()
 
+    @property
+    def loss(self) -> str | None:
+        """Which part of Ray is gone; None while all is well."""
+        return self._loss
+
     def error(self) -> ClusterLostError | None:
-        """What to raise; None while all is well."""
+        """What a run is to raise; None while all is well."""
         if self._loss is None:
             return None
         return ClusterLostError(

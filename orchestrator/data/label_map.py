@@ -51,9 +51,24 @@ class LabelMap:
 
     @classmethod
     def from_json(cls, text: str) -> LabelMap:
-        """Inverse of :meth:`to_json`."""
+        """Inverse of :meth:`to_json`.
+
+        Raises:
+            ValueError: the text says no names and ids.
+            DataError: they are those of no label map.
+        """
         tree = parse_json(text)
-        return cls(names=tuple(tree["names"]), ids=tuple(int(i) for i in tree["ids"]))
+        names, ids = (tree.get(key) if isinstance(tree, dict) else None for key in ("names", "ids"))
+        if not (
+            isinstance(names, list)
+            and isinstance(ids, list)
+            and all(isinstance(name, str) for name in names)
+            and all(isinstance(number, int) for number in ids)
+        ):
+            raise ValueError(
+                "label map: expected lists of names, which are texts, and of whole ids"
+            )
+        return cls(names=tuple(names), ids=tuple(map(int, ids)))
 
     def to_json(self) -> str:
         """Canonical JSON text: equal maps give equal bytes."""
@@ -100,7 +115,7 @@ def read_label_map(path: str | Path) -> LabelMap:
         return LabelMap.from_json(json.dumps(tree))
     except OSError as error:
         raise DataError(f"{path}: the label map cannot be read ({error.strerror})") from error
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, OverflowError) as error:
         raise DataError(
             f"{path}: neither a run's label_map.json nor COCO annotations with `categories`"
         ) from error

@@ -7,7 +7,9 @@ is met by the parity gate as a user would meet it.
 
 from __future__ import annotations
 
+import io
 import json
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -36,6 +38,8 @@ METADATA_KEY: Final = "detection_orchestrator"
 #: Before the names of what a network computes ahead of decoding.
 RAW: Final = "raw_"
 _EXTRA_FILE: Final = "metadata.json"
+#: Pixels; a batch of larger images would take gigabytes.
+_LONGEST_SIDE: Final = 16384
 _INTERPOLATIONS: Final = {"bilinear": cv2.INTER_LINEAR, "nearest": cv2.INTER_NEAREST}
 #: 1 said nothing of how files become pixels, nor of tiles.
 _VERSION, _OLDER = 2, 1
@@ -112,7 +116,15 @@ class Metadata:
             found = cls(**tree)
             LabelMap.from_json(found.label_map)
             PostprocessConfig.model_validate(found.postprocess)
-        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            _require_usable(found)
+        except (
+            ValueError,
+            TypeError,
+            KeyError,
+            AttributeError,
+            OverflowError,
+            RecursionError,
+        ) as error:
             raise DataError(f"{source}: its metadata cannot be read ({error})") from error
         if found.version not in (_OLDER, _VERSION):
             raise DataError(
@@ -120,6 +132,27 @@ class Metadata:
                 f"and {_VERSION}"
             )
         return found
+
+
+def _require_usable(metadata: Metadata) -> None:
+    """Raise for an input that no image can be brought to, and for outputs without detections.
+
+    Raises:
+        ValueError: which it is.
+    """
+    size, outputs, pad = metadata.input_size, metadata.outputs, metadata.pad
+    if len(size) != 2 or not all(0 < side <= _LONGEST_SIDE for side in size):
+        raise ValueError(f"input_size is {size}")
+    if not (isinstance(outputs, dict) and {"boxes", "scores"} <= outputs.keys()):
+        raise ValueError(f"outputs are {outputs}")
+    if pad is None:
+        return
+    sides = [pad[name] for name in ("short_side", "long_side") if pad[name] is not None]
+    if not all(isinstance(side, (int, float)) and 0 < side < math.inf for side in sides):
+        raise ValueError(f"an image is padded by {pad}")
+    fill = pad["fill"]
+    if len(fill) != 3 or not all(isinstance(one, (int, float)) and 0 <= one < 256 for one in fill):
+        raise ValueError(f"padding is filled with {fill}")
 
 
 class ExportedDetector:
@@ -147,6 +180,7 @@ class ExportedDetector:
                 is_archive = file.read(len(ZIP)) == ZIP
         # A name proves nothing; what is no archive is looked at as a model of ONNX.
         is_archive = is_archive or path.suffix == ".pt2"
+        self._path = path
         self._run, text, self.opset = _open_pt2(path) if is_archive else _open_onnx(path)
         self.metadata = Metadata.from_json(text, path)
         self.label_map = LabelMap.from_json(self.metadata.label_map)
@@ -184,15 +218,46 @@ class ExportedDetector:
         return made, (columns / width, rows / height, 0.0, 0.0)
 
     def outputs(self, images: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
-        """Every output for (N, H, W, 3) images, by the name that the metadata gives it."""
+        """Every output for (N, H, W, 3) images, by the name that the metadata gives it.
+
+        Raises:
+            DataError: the file cannot be run on them, or has other outputs than it states.
+        """
         channels_first = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
-        values = self._run(channels_first)
+        try:
+            values = self._run(channels_first)
+        except MemoryError:
+            raise
+        # Runtimes raise classes of their own; the graph is that of the file.
+        except Exception as error:
+            raise DataError(
+                f"{self._path}: its network cannot be run on images of shape {images.shape} "
+                f"({error}). Next: export again"
+            ) from error
+        if len(values) != len(self.metadata.outputs):
+            raise DataError(
+                f"{self._path}: its network has {len(values)} outputs, its metadata name "
+                f"{len(self.metadata.outputs)}. Next: export again"
+            )
         return dict(zip(self.metadata.outputs, values, strict=True))
 
     def __call__(self, images: NDArray[np.uint8]) -> Candidates:
-        """Candidates of a batch, as a network of :mod:`orchestrator.predict.predictor` has it."""
+        """Candidates of a batch, as a network of :mod:`orchestrator.predict.predictor` has it.
+
+        Raises:
+            DataError: what the file gives for them are none.
+        """
         found = self.outputs(images)
-        return Candidates(torch.from_numpy(found["boxes"]), torch.from_numpy(found["scores"]))
+        boxes, scores = found["boxes"], found["scores"]
+        shapes = (*scores.shape[:2], 4), (*scores.shape, 4)
+        sound = boxes.dtype == scores.dtype == np.float32 and boxes.shape in shapes
+        if not sound or scores.ndim != 3 or len(scores) != len(images):
+            raise DataError(
+                f"{self._path}: of {len(images)} images it gives boxes of shape {boxes.shape} and "
+                f"type {boxes.dtype}, and scores of shape {scores.shape} and type {scores.dtype}; "
+                "expected are (N, A, 4) or (N, A, K, 4) and (N, A, K), float32. Next: export again"
+            )
+        return Candidates(torch.from_numpy(boxes), torch.from_numpy(scores))
 
 
 _Run: TypeAlias = Callable[[NDArray[np.uint8]], list[NDArray[Any]]]
@@ -208,6 +273,8 @@ def _open_onnx(path: Path) -> tuple[_Run, str, int | None]:
     options.intra_op_num_threads = torch.get_num_threads()
     # Warnings about nodes that could be folded help nobody here.
     options.log_severity_level = 3
+    # The runtime would take bytes that look so for its own format, which nobody looked through.
+    options.add_session_config_entry("session.load_model_format", "ONNX")
     try:
         # From memory, the bytes that were looked at: there is no folder to find other files in.
         session = packages.onnxruntime.InferenceSession(
@@ -280,13 +347,20 @@ def _open_pt2(path: Path) -> tuple[_Run, str, None]:
 
 
 def save_pt2(program: torch.export.ExportedProgram, path: Path, metadata: Metadata) -> None:
-    """Write a pt2 archive with its metadata, and without the inputs it was traced with."""
+    """Write a pt2 archive with its metadata, and without the inputs it was traced with.
+
+    Raises:
+        OSError: it cannot be written.
+    """
     # They would be pickled, and whoever opens the archive would have to unpickle them.
     program.example_inputs = None
     for node in program.graph.nodes:
         # Lines of source, with the folders of this machine.
         node.meta.pop("stack_trace", None)
-    torch.export.save(program, path, extra_files={_EXTRA_FILE: metadata.to_json()})
+    # Of a disk that is full torch's own writer says that an internal check has failed.
+    made = io.BytesIO()
+    torch.export.save(program, made, extra_files={_EXTRA_FILE: metadata.to_json()})
+    path.write_bytes(made.getbuffer())
 
 
 @dataclass(frozen=True)

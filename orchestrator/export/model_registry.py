@@ -7,6 +7,8 @@ and gets something that predicts.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -19,7 +21,7 @@ from detectors.boxes import map_to_original
 from detectors.config import PostprocessConfig
 from detectors.postprocess import postprocess
 from detectors.structures import Candidates, ImageDetections
-from orchestrator.errors import ConfigError, DataError, OrchestratorError
+from orchestrator.errors import ConfigError, DataError, StorageError
 from orchestrator.export.artifact import ExportedDetector
 
 if TYPE_CHECKING:
@@ -42,9 +44,19 @@ class RegisteredDetector:
         self.config = PostprocessConfig.model_validate(self.exported.metadata.postprocess)
 
     def detect(self, image: NDArray[np.uint8]) -> ImageDetections:
-        """Detections of one (h, w, 3) RGB image in its pixels."""
+        """Detections of one (h, w, 3) RGB image in its pixels.
+
+        Raises:
+            DataError: the file has other classes than it states.
+        """
         ready, transform = self.exported.prepare(image)
         boxes, scores = self.exported(ready[None])
+        classes = len(self.exported.label_map)
+        if scores.shape[2] != classes:
+            raise DataError(
+                f"the exported file has scores for {scores.shape[2]} classes, and its label map "
+                f"has {classes}. Next: export again"
+            )
         mapped = map_to_original(
             boxes,
             torch.tensor([transform], dtype=torch.float64),
@@ -61,7 +73,8 @@ class RegisteredDetector:
         import pandas as pd
 
         images = np.asarray(model_input)
-        if images.ndim != 4 or images.shape[3] != 3 or images.dtype != np.uint8:
+        shaped = images.ndim == 4 and images.shape[3] == 3 and 0 not in images.shape[1:]
+        if not shaped or images.dtype != np.uint8:
             raise DataError(
                 f"found an input of shape {images.shape} and type {images.dtype}, expected "
                 "(N, h, w, 3) uint8, RGB. Next: stack images of one size"
@@ -118,7 +131,7 @@ def register(
 
     Raises:
         ConfigError: MLflow does not take the name or the alias.
-        OrchestratorError: MLflow failed otherwise.
+        StorageError: MLflow failed otherwise.
     """
     import mlflow
     from mlflow.exceptions import MlflowException
@@ -141,7 +154,7 @@ def register(
         mlflow.set_tracking_uri(tracking_uri)
         if run_id is None:
             mlflow.set_experiment(experiment)
-        with mlflow.start_run(run_id=run_id, run_name=None if run_id else name) as run:
+        with _logging_into(run_id, name) as logged_into:
             info = mlflow.pyfunc.log_model(
                 name="detector",
                 loader_module=__name__,
@@ -162,10 +175,31 @@ def register(
     except MlflowException as error:
         if error.error_code == "INVALID_PARAMETER_VALUE":
             raise ConfigError(f"--register {name} --alias {alias}: {error.message}") from error
-        raise OrchestratorError(
+        raise StorageError(
             f"MLflow at {tracking_uri} did not take the model {name!r} ({error.message}). Next: "
             "export again once it is well; the exported file is complete"
         ) from error
     finally:
         mlflow.set_tracking_uri(before)
-    return Registered(f"models:/{name}@{alias}", version, run.info.run_id)
+    return Registered(f"models:/{name}@{alias}", version, logged_into)
+
+
+@contextmanager
+def _logging_into(run_id: str | None, name: str) -> Iterator[str]:
+    """Begin an MLflow run of this name, or one that is there, which stays as and when it ended."""
+    import mlflow
+
+    client = mlflow.MlflowClient()
+    ended = None if run_id is None else client.get_run(run_id).info
+    if ended is not None:
+        # Otherwise a run of another experiment than the last that was named cannot be begun.
+        mlflow.set_experiment(experiment_id=ended.experiment_id)
+    try:
+        with mlflow.start_run(run_id=run_id, run_name=None if run_id else name) as run:
+            yield run.info.run_id
+    finally:
+        # MLflow has ended it once more, as finished and now.
+        if ended is not None and ended.end_time is not None:
+            client.set_terminated(ended.run_id, ended.status, ended.end_time)
+        elif ended is not None:
+            client.update_run(ended.run_id, status=ended.status)

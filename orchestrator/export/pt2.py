@@ -18,6 +18,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from detectors.weights.archives import damaged_archives
+from orchestrator.checkpoints.source import weights_errors
 from orchestrator.errors import DataError, SecurityError
 
 #: Folder that all members of an archive lie in.
@@ -82,17 +84,14 @@ def checked_archive(path: Path) -> io.BytesIO:
         SecurityError: something in it would run code.
         DataError: it is damaged, or no archive of a detector.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
+    made = io.BytesIO()
+    with weights_errors(path), zipfile.ZipFile(made, "w", zipfile.ZIP_STORED) as fresh:
+        with damaged_archives(str(path)):
+            archive = zipfile.ZipFile(path)
+        with archive:
             members = _members(archive, path)
-            made = io.BytesIO()
-            with zipfile.ZipFile(made, "w", zipfile.ZIP_STORED) as fresh:
-                for name, content in _contents(archive, members, path):
-                    fresh.writestr(f"{_ROOT}/{name}", content)
-    except (zipfile.BadZipFile, NotImplementedError, EOFError, RuntimeError) as error:
-        raise DataError(
-            f"{path}: damaged archive ({error}). Next: copy it again, or export again"
-        ) from error
+            for name, content in _contents(archive, members, path):
+                fresh.writestr(f"{_ROOT}/{name}", content)
     made.seek(0)
     return made
 
@@ -121,7 +120,7 @@ def _contents(
     def text(name: str) -> bytes:
         if name not in members or members[name].file_size > _TEXT_BYTES:
             raise DataError(f"{path}: {name} is missing or too long. Next: export again")
-        return archive.read(members[name])
+        return _read(archive, members[name], path)
 
     for name in _PLAIN:
         yield name, text(name)
@@ -133,11 +132,16 @@ def _contents(
     for folder, (config_name, allowed) in _PAYLOADS.items():
         config = _tree(text(folder + config_name), f"{path}: {folder}{config_name}")
         for payload in _payloads(config, folder, members, allowed, path):
-            yield folder + payload, archive.read(members[folder + payload])
+            yield folder + payload, _read(archive, members[folder + payload], path)
         yield folder + config_name, json.dumps(config).encode()
     graph = _tree(text(_MODEL), f"{path}: {_MODEL}")
     _check_graph(graph, f"{path}: {_MODEL}")
     yield _MODEL, json.dumps(graph).encode()
+
+
+def _read(archive: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path) -> bytes:
+    with damaged_archives(f"{path}: {member.filename}"):
+        return archive.read(member)
 
 
 def _tree(content: bytes, where: str) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from torch import Tensor
 from detectors.base import Detector
 from detectors.registry import build_detector
 from detectors.weights.files import read_weights
+from detectors.weights.layouts import unwrap
 from orchestrator.checkpoints.codec import (
     STATE_NAME,
     TENSOR_FILES,
@@ -235,6 +236,7 @@ def _of_commit(folder: Path, averaged: bool | None, *, with_weights: bool) -> _W
         if missing:
             raise UnusableError(f"{MANIFEST_NAME} lists no {', '.join(missing)}")
         files = {n: read_verified(storage, key, n, manifest.files[n]) for n in names}
+        label_map = _label_map_in(files[LABEL_MAP])
     except UnusableError as error:
         raise StorageError(
             f"{folder}: {error}. Next: use another checkpoint of the run, or copy it again"
@@ -245,11 +247,18 @@ def _of_commit(folder: Path, averaged: bool | None, *, with_weights: bool) -> _W
     inside = folder.parent.name == CHECKPOINTS and (run_dir / RESOLVED).is_file()
     return _Weights(
         tensors=decode_weights(files)[group] if with_weights else {},
-        label_map=LabelMap.from_json(files[LABEL_MAP].decode()),
+        label_map=label_map,
         run_dir=run_dir if inside else None,
         step=manifest.step,
         averaged=group == "ema",
     )
+
+
+def _label_map_in(content: bytes) -> LabelMap:
+    try:
+        return LabelMap.from_json(content.decode())
+    except (ValueError, DataError) as error:
+        raise UnusableError(f"{LABEL_MAP} cannot be read: {error}") from error
 
 
 def _of_file(path: Path, averaged: bool | None, *, with_weights: bool) -> _Weights:
@@ -300,14 +309,15 @@ def _label_map_of(resolved: ResolvedExperiment, source: Path) -> LabelMap:
 def _load_state(model: Detector, tensors: Mapping[str, Tensor], source: Path) -> None:
     """Fill a model, and say which tensors do not fit."""
     own = model.state_dict()
+    if not own.keys() & tensors.keys():
+        tensors = unwrap(tensors)
     lines = []
     for name, tensor in own.items():
         if name not in tensors:
             guess = nearest(name, tensors)
             lines.append(f"  {name}: missing" + (f"; nearest is {guess}" if guess else ""))
-        elif tensors[name].shape != tensor.shape:
-            found = tuple(tensors[name].shape)
-            lines.append(f"  {name}: has shape {found}, expected {tuple(tensor.shape)}")
+        elif (problem := _problem(tensors[name], tensor)) is not None:
+            lines.append(f"  {name}: {problem}")
     lines += [f"  {name}: unknown to this detector" for name in tensors if name not in own]
     if lines:
         more = [f"  ... and {len(lines) - 10} more"] if len(lines) > 10 else []
@@ -316,3 +326,13 @@ def _load_state(model: Detector, tensors: Mapping[str, Tensor], source: Path) ->
         kind = DataError if source.is_file() else StorageError
         raise kind("\n".join([head, *lines[:10], *more, tail]))
     model.load_state_dict(dict(tensors), strict=True)
+
+
+def _problem(found: Tensor, wanted: Tensor) -> str | None:
+    """Why a tensor cannot stand for that of a model; None where it can."""
+    if found.shape != wanted.shape:
+        return f"has shape {tuple(found.shape)}, expected {tuple(wanted.shape)}"
+    if found.is_floating_point() != wanted.is_floating_point():
+        # Such as whole numbers of a quantised network, which mean nothing without their scales.
+        return f"is {found.dtype}, expected {wanted.dtype}"
+    return None if bool(found.isfinite().all()) else "holds NaN or infinity"

@@ -28,7 +28,7 @@ _MAX_NAME = 1024
 #: Digits of a length that is looked at; no body is that long.
 _LENGTH_DIGITS = 20
 #: Times the allowed size that are read from a client to which no was said already.
-_SWALLOWED = 4
+SWALLOWED: Final = 4
 _JSON: Final = "application/json"
 _PATHS: Final = {"/predict": "POST", "/health": "GET", "/metrics": "GET", "/about": "GET"}
 
@@ -158,6 +158,20 @@ def token_digest(token: str | None, host: str) -> str | None:
     return hashlib.sha256(token.encode()).hexdigest()
 
 
+def has_token(authorization: str, token_sha256: str | None) -> bool:
+    """Whether a request may be answered.
+
+    Args:
+        authorization: value of its header of that name; empty without one.
+        token_sha256: digest of the token; None where none is asked for.
+    """
+    if token_sha256 is None:
+        return True
+    scheme, _, token = authorization.partition(" ")
+    digest = hashlib.sha256(token.strip().encode("utf-8", "surrogateescape")).hexdigest()
+    return scheme.lower() == "bearer" and hmac.compare_digest(digest, token_sha256)
+
+
 def is_loopback(host: str) -> bool:
     """Whether only this machine can reach an address.
 
@@ -259,7 +273,7 @@ class Gate:
         # Whoever watches over the service asks for its health and is given no secrets.
         if path == "/health":
             return await self._health()
-        if not self._may(request.headers.get("authorization", "")):
+        if not has_token(request.headers.get("authorization", ""), self._token_sha256):
             message = "send the header Authorization: Bearer TOKEN"
             return refusal(401, "no_token", message, WWW_Authenticate="Bearer")
         if path == "/metrics":
@@ -267,13 +281,6 @@ class Gate:
         if path == "/about":
             return Answer(200, self._about)
         return await self._predict(request)
-
-    def _may(self, header: str) -> bool:
-        if self._token_sha256 is None:
-            return True
-        scheme, _, token = header.partition(" ")
-        digest = hashlib.sha256(token.strip().encode("utf-8", "surrogateescape")).hexdigest()
-        return scheme.lower() == "bearer" and hmac.compare_digest(digest, self._token_sha256)
 
     async def _health(self) -> Answer:
         try:
@@ -396,7 +403,7 @@ class _Body:
 
     async def _refuse(self, answer: Answer) -> Answer:
         """Swallow what is still coming, within reason: many clients listen only after sending."""
-        spare = _SWALLOWED * self._limit
+        spare = SWALLOWED * self._limit
         async for chunk in self._chunks:
             spare -= len(chunk)
             if spare < 0:

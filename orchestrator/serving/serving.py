@@ -24,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 
 from orchestrator.cluster.actor_pool import actor_options
-from orchestrator.cluster.connection import connected
+from orchestrator.cluster.connection import ClusterLostError, ClusterWatch, connected
 from orchestrator.cluster.placement import place
 from orchestrator.data.decode import BadImageError, TooManyPixelsError, decode_image
 from orchestrator.errors import ConfigError
@@ -33,6 +33,7 @@ from orchestrator.predict.prediction import Prediction, kept, network_of, to_see
 from orchestrator.predict.predictor import DetectOptions, detect
 from orchestrator.serving.front import DoorLimits, FrontDoor
 from orchestrator.serving.service import (
+    SWALLOWED,
     Answer,
     Gate,
     Limits,
@@ -48,6 +49,10 @@ _APPLICATION: Final = "orchestrator"
 _SPARE_REQUESTS: Final = 1024
 #: Open files that are no connections.
 _SPARE_FILES: Final = 512
+#: For requests that are being answered when the server is told to end.
+_LAST_ANSWERS_SECONDS: Final = 20.0
+#: Between looks at whether Ray is there.
+_LOOK_SECONDS: Final = 0.5
 
 
 @dataclass(frozen=True)
@@ -224,7 +229,7 @@ class _GateDeployment:
 def serve_detector(
     job: ServeJob, host: str, port: int, *, workers: int, on_ready: Callable[[str], None]
 ) -> None:
-    """Serve until SIGINT or SIGTERM, then finish what is being answered.
+    """Serve until SIGINT or SIGTERM, then finish what is answered within 20 s.
 
     Args:
         job: what to serve.
@@ -236,6 +241,7 @@ def serve_detector(
     Raises:
         ConfigError: the ``serve`` extra is not installed, the port is taken, the cluster is too
             small or serves something already.
+        ClusterLostError: the Ray that the detectors are on has ended.
     """
     require_serve_packages()
     import ray
@@ -247,8 +253,11 @@ def serve_detector(
     # Ray sets handlers of its own when it connects; these come after.
     behind = ("127.0.0.1", _free_port("127.0.0.1"))
     room = job.limits.max_pending + _SPARE_REQUESTS
-    door = FrontDoor(host, port, behind, DoorLimits(connections=_connections(room)))
-    with door, connected(cluster), stopping_politely(stopped.set):
+    limits = DoorLimits(
+        connections=_connections(room), spare_bytes=SWALLOWED * job.limits.max_bytes
+    )
+    door = FrontDoor(host, port, behind, limits, token_sha256=job.token_sha256)
+    with door, connected(cluster), ClusterWatch() as watch, stopping_politely(stopped.set):
         _require_no_serve()
         placement = place(cluster)
         quiet = LoggingConfig(enable_access_log=False, log_level="WARNING")
@@ -274,9 +283,26 @@ def serve_detector(
         try:
             serve.run(gate, name=_APPLICATION, route_prefix="/")
             on_ready(f"http://{f'[{host}]' if ':' in host else host}:{door.port}")
-            stopped.wait()
+            while watch.loss is None and not stopped.wait(_LOOK_SECONDS):
+                pass
+            if watch.loss is None:
+                door.drain(_LAST_ANSWERS_SECONDS)
         finally:
-            serve.shutdown()
+            _end_serve(watch)
+        if watch.loss is not None:
+            raise ClusterLostError(
+                f"the Ray that answers is gone: {watch.loss}. Next: run the same command again"
+            )
+
+
+def _end_serve(watch: ClusterWatch) -> None:
+    """End Ray Serve, for as long as there is the Ray that it is on: what is gone never answers."""
+    from ray import serve
+
+    ending = threading.Thread(target=serve.shutdown, name="ending", daemon=True)
+    ending.start()
+    while ending.is_alive() and watch.loss is None:
+        ending.join(_LOOK_SECONDS)
 
 
 def require_serve_packages() -> None:

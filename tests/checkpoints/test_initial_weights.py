@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -20,7 +22,7 @@ from orchestrator.config.resolve import load_experiment
 from orchestrator.data.demo.digits import Recipe, build_digits
 from orchestrator.data.label_map import LabelMap
 from orchestrator.data.stream.local import LocalStream
-from orchestrator.errors import ConfigError, DataError, SecurityError
+from orchestrator.errors import ConfigError, DataError, SecurityError, StorageError
 from orchestrator.runs.identity import Identity, open_run
 from orchestrator.runs.plan import Plan, make_plan
 from orchestrator.runs.report import say_initial
@@ -313,3 +315,20 @@ def test_a_network_that_differs_from_that_of_its_weights_is_said(
     )
     sound = variant_config("faster_rcnn_torchvision", input_size=(96, 96), width=0.125, bn_eps=0.0)
     assert not convert_file(path, tmp_path / "sound.safetensors", sound).report.advice
+
+
+def test_a_place_that_cannot_be_written_is_no_damaged_source(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = variant_config("ssd300_mobilenet_v2", width=0.1)
+    source = tmp_path / "w.pth"
+    torch.save(build_detector(config, num_classes=2).state_dict(), source)
+
+    def refuse(handle: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", refuse)
+        with pytest.raises(StorageError, match=r"DST: .*made\.safetensors cannot be written"):
+            convert_file(source, tmp_path / "made.safetensors", config)
+    assert list(tmp_path.iterdir()) == [source]

@@ -98,3 +98,14 @@ def test_a_label_map_may_be_a_run_s_or_coco_s(
     assert "neither a run's label_map.json nor COCO annotations" in capsys.readouterr().err
     assert convert(*arguments, "--layout", "vgg16_reducedfc") == 65
     assert "is not vgg16_reducedfc.pth: it has no tensor 28.weight" in capsys.readouterr().err
+
+
+def test_names_of_a_file_are_no_commands_to_the_terminal(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tensors = torch.load(source, weights_only=True)
+    torch.save({**tensors, "\x1b]0;owned\x07": torch.zeros(1)}, source)
+    assert convert(source, tmp_path / "own.safetensors", "--to", "ssd300_mobilenet_v2") == 0
+    out = capsys.readouterr().out
+    assert "\\x1b]0;owned\\x07" in out
+    assert "\x1b" not in out

@@ -133,6 +133,7 @@ BROKEN = {
     "named": ("[orchestrator.detectors]\nnamed = brought:Other\n", r"must be Literal\['named'\]"),
     "ssd": ("[orchestrator.detectors]\nssd = brought:Second\n", "the name 'ssd' is taken"),
     "bare": ("[orchestrator.detectors]\nbare = brought:Bare\n", "Bare has no builder"),
+    "script": ("[orchestrator.detectors]\nscript = script:X\n", "cannot be loaded: SystemExit: 3"),
 }
 
 _BROUGHT = """
@@ -147,15 +148,22 @@ class Second(DetectorConfig):
     name: Literal["ssd"] = "ssd"
 class Bare(DetectorConfig):
     name: Literal["bare"] = "bare"
+class Twice(DetectorConfig):
+    builder = "x:y"
+    name: Literal["twice"] = "twice"
+class Lost(DetectorConfig):
+    builder = "brought:Nowhere"
+    name: Literal["lost"] = "lost"
 """
 
 
-def install(folder: Path, entry_points: str) -> None:
-    info = folder / "brought-2.1.dist-info"
+def install(folder: Path, entry_points: str, *, package: str = "brought") -> None:
+    info = folder / f"{package}-2.1.dist-info"
     info.mkdir(parents=True)
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: brought\nVersion: 2.1\n")
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 2.1\n")
     (info / "entry_points.txt").write_text(entry_points)
     (folder / "brought.py").write_text(_BROUGHT)
+    (folder / "script.py").write_text("import sys\nsys.exit(3)\n")
 
 
 @pytest.mark.parametrize("name", BROKEN)
@@ -199,3 +207,52 @@ for tree in ({"name": "gone"}, {"name": "m2det", "backbone": {"name": "lost"}}):
     first, second = done.stdout.splitlines()
     assert "entry point 'gone = no_such_module:X' of brought 2.1" in first
     assert "entry point 'lost = no_such_module:Y' of brought 2.1" in second
+
+
+def run_with(folder: Path, code: str) -> subprocess.CompletedProcess[str]:
+    """In a process of its own: what is installed is looked up once."""
+    path = f"{folder}:{Path(__file__).parents[2]}"
+    return subprocess.run(
+        [sys.executable, "-c", code], env={"PYTHONPATH": path}, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+
+
+def test_a_name_that_is_taken_stops_nobody(tmp_path: Path) -> None:
+    offers = (
+        "[orchestrator.detectors]\nssd = brought:Second\ntwice = brought:Twice\n"
+        "[orchestrator.backbones]\nresnet = no_such_module:Y\n"
+    )
+    install(tmp_path, offers)
+    install(tmp_path, "[orchestrator.detectors]\ntwice = brought:Twice\n", package="also")
+    code = """
+from pydantic import TypeAdapter, ValidationError
+from detectors.backbones.config import backbone_config
+from detectors.registry import AnyDetectorConfig, broken_detectors
+any_detector = TypeAdapter(AnyDetectorConfig)
+for name in ("ssd", "m2det"):
+    assert any_detector.validate_python({"name": name}).name == name
+assert type(any_detector.validate_python({"name": "ssd"})).__module__ == "detectors.ssd.config"
+assert backbone_config("resnet").name == "resnet"
+assert list(broken_detectors()) == ["ssd", "twice"]
+try:
+    any_detector.validate_python({"name": "twice"})
+except ValidationError as error:
+    print(error.errors()[0]["msg"])
+"""
+    done = run_with(tmp_path, code)
+    assert done.returncode == 0, done.stderr
+    assert "the name 'twice' is taken" in done.stdout
+
+
+def test_a_builder_that_is_not_there_is_a_mistake_of_its_package(tmp_path: Path) -> None:
+    install(tmp_path, "[orchestrator.detectors]\nlost = brought:Lost\n")
+    code = """
+from detectors.registry import build_detector, variant_config
+from orchestrator.cli._shared.exit import run_guarded
+raise SystemExit(run_guarded(lambda: build_detector(variant_config("lost"), num_classes=2)))
+"""
+    done = run_with(tmp_path, code)
+    assert done.returncode == 64, done.stderr
+    assert "brought:Nowhere is not there" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from torchvision.ops import batched_nms
 
 from detectors.config import PostprocessConfig
-from detectors.postprocess import postprocess
+from detectors.postprocess import View, detections_of, postprocess
 from detectors.structures import Candidates
 
 Row = tuple[int, int, float, list[float]]
@@ -165,6 +165,17 @@ def test_a_diverged_network_detects_nothing() -> None:
     scores = torch.tensor([[[0.9], [math.nan], [0.9], [0.9]]])
     found = postprocess(Candidates(boxes, scores), PostprocessConfig())[0]
     assert found.boxes.shape == (0, 4)
+
+
+@pytest.mark.parametrize("shortlist", [None, 1])
+def test_an_endless_score_is_no_detection(shortlist: int | None) -> None:
+    boxes = torch.tensor([[[0.0, 0.0, 1.0, 1.0], [5.0, 5.0, 6.0, 6.0]]])
+    scores = torch.tensor([[[torch.inf], [0.75]]])
+    config = PostprocessConfig()
+    view = View(Candidates(boxes, scores), config, shortlist=shortlist)
+    (found,) = detections_of([view], config)
+    assert found.scores.tolist() == [0.75]
+    assert found.boxes.tolist() == [[5.0, 5.0, 6.0, 6.0]]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -51,6 +51,23 @@ def test_own_files_come_back_with_their_metadata(tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ["own.safetensors"]
 
 
+def test_a_file_of_weights_is_on_the_disk_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / f"{'x' * 243}.safetensors"  # As long as a name may be.
+    flushed: list[tuple[int, bool]] = []
+    fsync = os.fsync
+
+    def watched(handle: int) -> None:
+        fsync(handle)
+        flushed.append((os.fstat(handle).st_ino, path.exists()))
+
+    monkeypatch.setattr(os, "fsync", watched)
+    write_weights(path, TENSORS, {})
+    assert flushed == [(path.stat().st_ino, False), (tmp_path.stat().st_ino, True)]
+    assert read_weights(path).tensors.keys() == TENSORS.keys()
+
+
 class _Runs:
     def __init__(self, mark: Path) -> None:
         self.mark = mark
@@ -138,3 +155,10 @@ def test_a_whole_pickle_in_the_place_of_a_tensor_is_refused(tmp_path: Path) -> N
             new.writestr(member.filename, data)
     with pytest.raises(UnsafeWeightsError, match=r"posix\.system"):
         look_through(replaced)
+
+
+def test_numbers_that_begin_like_an_archive_are_numbers(tmp_path: Path) -> None:
+    values = torch.frombuffer(bytearray(b"PK\x03\x04 and no archive"), dtype=torch.uint8)
+    path = tmp_path / "model.pth"
+    torch.save({"weight": values}, path)
+    assert torch.equal(read_weights(path).tensors["weight"], values)

@@ -15,7 +15,7 @@ from torch import Tensor
 from torchvision.models import mobilenet_v2, resnet50, vgg16
 from torchvision.models.detection import fasterrcnn_resnet50_fpn, ssd300_vgg16
 
-from detectors.registry import DETECTORS, build_detector, variant_config
+from detectors.registry import DETECTORS, build_detector, variant_config, variants
 from detectors.skeleton import skeleton
 from detectors.weights.archives import WeightsError
 from detectors.weights.fit import (
@@ -23,11 +23,12 @@ from detectors.weights.fit import (
     COCO_NAMES,
     COCO_NAMES_BY_ID,
     VOC_NAMES,
+    class_dependent,
     convert,
     fit_native,
     without_classes,
 )
-from detectors.weights.layouts import LAYOUTS
+from detectors.weights.layouts import LAYOUTS, Layout
 
 M2DET = variant_config("m2det320_vgg16")
 VGG = variant_config("ssd300_vgg16")
@@ -150,6 +151,12 @@ def test_torchvision_ssd300_becomes_this_ssd300(torchvision_ssd: dict[str, Tenso
     assert narrowed.tensors["conf.0.bias"].tolist() == [
         bias[91 * box + channel].item() for box in range(4) for channel in (0, *COCO_IDS)
     ]
+
+
+def test_a_name_with_a_number_without_end_is_left_over(torchvision_ssd: dict[str, Tensor]) -> None:
+    endless = f"backbone.features.{'9' * 5000}.weight"
+    fitted = convert({**torchvision_ssd, endless: torch.zeros(1)}, VGG)
+    assert [entry.source for entry in fitted.report.of("left over")] == [endless]
 
 
 def test_torchvision_ssd300_gives_the_same_outputs_after_conversion() -> None:
@@ -403,3 +410,25 @@ def test_every_layout_is_recognised_as_itself_and_by_one_name() -> None:
 
 def test_every_site_is_that_of_a_detector() -> None:
     assert {name for layout in LAYOUTS for name in layout.sites} <= set(DETECTORS)
+
+
+@pytest.mark.parametrize("layout", [one for one in LAYOUTS if one.classes], ids=lambda o: o.name)
+@pytest.mark.parametrize("shape", [(), (0,), (2**40, 0), None], ids=str)
+def test_rows_for_no_class_are_refused(layout: Layout, shape: tuple[int, ...] | None) -> None:
+    assert layout.classes is not None
+    if shape is None:  # The background alone.
+        shape = (layout.classes.repeats * layout.classes.background,)
+    tensors = dict.fromkeys(layout.landmarks, torch.zeros(1))
+    tensors[layout.classes.counted_by] = torch.zeros(shape)
+    (name, *_) = layout.sites
+    variant = next(v for v, kind in variants().items() if kind is DETECTORS[name].config)
+    with pytest.raises(WeightsError, match="has rows for no class of"):
+        convert(tensors, variant_config(variant), layout=layout.name)
+
+
+def test_own_names_with_rows_without_numbers_are_no_thousand_million_classes() -> None:
+    tensors = dict(skeleton(MOBILENET, num_classes=3).state_dict())
+    first = sorted(class_dependent(MOBILENET))[0]
+    own = {name: torch.zeros(tensor.shape) for name, tensor in tensors.items()}
+    own[first] = torch.zeros(2**40, 0)
+    assert convert(own, MOBILENET, layout="native").num_classes == 3

@@ -6,19 +6,22 @@ None of them runs anything, and each gets its verdict: 77 where there was code i
 from __future__ import annotations
 
 import json
+import resource
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from orchestrator.checkpoints.initial_weights import convert_file, find_initial, load_initial
 from orchestrator.cli.main import main
 from orchestrator.config.resolve import load_experiment
 from orchestrator.data.label_map import LabelMap
-from orchestrator.errors import OrchestratorError
+from orchestrator.errors import DataError, OrchestratorError
 from orchestrator.export.artifact import ExportedDetector
 from orchestrator.export.export import export
+from orchestrator.export.model_registry import RegisteredDetector
 from orchestrator.predict.loading import load_detector
 from orchestrator.predict.scoring import read_split
 from tests.support import hostile_files
@@ -91,6 +94,26 @@ def test_archives_of_detectors(pt2: Path, small_run: Path, tmp_path: Path, mark:
     assert found == expected
 
 
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"outputs": {"boxes": "", "scores": ""}}, "has 4 outputs, its metadata name 2"),
+        ({"outputs": {"scores": "", "boxes": "", "a": "", "b": ""}}, "gives boxes of shape"),
+        ({"input_size": [200, 300]}, "cannot be run on images of shape"),
+        ({"label_map": '{"names": ["one"], "ids": [1]}'}, "has scores for 2 classes"),
+    ],
+    ids=["too few outputs", "exchanged outputs", "another size", "fewer classes"],
+)
+def test_a_file_that_is_not_what_it_states_is_no_bug_of_ours(
+    pt2: Path, tmp_path: Path, changes: dict[str, object], problem: str
+) -> None:
+    path = tmp_path / "liar.pt2"
+    path.write_bytes(hostile_files.with_metadata(**changes)(pt2.read_bytes()))
+    model = RegisteredDetector(path)
+    with pytest.raises(DataError, match=problem):
+        model.predict(np.zeros((1, 20, 30, 3), np.uint8))
+
+
 def test_the_registry_opens_no_hostile_archive(pt2: Path, tmp_path: Path, mark: Path) -> None:
     mlflow = pytest.importorskip("mlflow")
     hostile = {file.name: file for file in hostile_files.pt2_files()}
@@ -136,6 +159,25 @@ def test_an_archive_carries_no_inputs_and_no_folders_of_this_machine(pt2: Path) 
     assert not any("stack_trace" in node["metadata"] for node in graph["nodes"])
 
 
+@pytest.mark.parametrize("format", ["onnx", "pt2"])
+def test_a_full_disk_is_no_bug_and_leaves_nothing(
+    small_run: Path, tmp_path: Path, format: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if format == "onnx":
+        pytest.importorskip("onnx", reason="onnx is not installed; extra `export`")
+        pytest.importorskip("onnxscript")
+        pytest.importorskip("onnxruntime")
+    words = ["--format", format, "--output", str(tmp_path / f"x.{format}"), "--images", "1"]
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, before[1]))
+    try:
+        code = main(["export", str(small_run), *words])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert code == 71, capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_model_that_reads_other_files_is_refused(tmp_path: Path, mark: Path) -> None:
     onnx = pytest.importorskip("onnx", reason="onnx is not installed; extra `export`")
     pytest.importorskip("onnxruntime")
@@ -166,3 +208,21 @@ def test_a_model_that_reads_other_files_is_refused(tmp_path: Path, mark: Path) -
         path.write_bytes(content)
         assert verdict(lambda path=path: ExportedDetector(path)) == expected, name
     assert not mark.exists()
+
+
+def test_a_model_is_opened_as_what_was_looked_at(tmp_path: Path) -> None:
+    """A model of ONNX whose bytes also begin as those of the runtime's own format."""
+    onnx = pytest.importorskip("onnx", reason="onnx is not installed; extra `export`")
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    value = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1])
+    constant = onnx.helper.make_node("Constant", [], ["y"], value_floats=[1.0])
+    graph = onnx.helper.make_graph([constant], "g", [], [value])
+    opset = onnx.helper.make_opsetid("", 18)
+    model = onnx.helper.make_model(graph, opset_imports=[opset], producer_name="ORTM")
+    model.ir_version = 9
+    path = tmp_path / "both.onnx"
+    path.write_bytes(model.SerializeToString())
+    assert path.read_bytes()[4:8] == b"ORTM"
+    with pytest.raises(DataError, match="has no metadata of this program"):
+        ExportedDetector(path)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import mlflow
 import numpy as np
 import pytest
@@ -11,7 +13,8 @@ from mlflow.exceptions import MlflowException
 from orchestrator.accelerators import Accelerator
 from orchestrator.cli.main import main
 from orchestrator.data.decode import read_image
-from orchestrator.errors import ConfigError
+from orchestrator.errors import ConfigError, DataError, StorageError
+from orchestrator.export.model_registry import COLUMNS, register
 from orchestrator.predict.loading import load_detector
 from orchestrator.predict.predictor import DetectOptions, TorchNetwork, detect
 from orchestrator.predict.scoring import read_split
@@ -75,6 +78,49 @@ def test_other_inputs_are_refused(registered):
     model = mlflow.pyfunc.load_model("models:/tiny@shipped")
     with pytest.raises(MlflowException):
         model.predict(np.zeros((1, 8, 8, 3), np.float32))
+
+
+def test_images_without_pixels_are_refused(registered):
+    model = mlflow.pyfunc.load_model("models:/tiny@shipped")
+    with pytest.raises(DataError, match=r"shape \(1, 0, 8, 3\)"):
+        model.predict(np.zeros((1, 0, 8, 3), np.uint8))
+    nothing = model.predict(np.zeros((0, 8, 8, 3), np.uint8))
+    assert list(nothing.columns) == list(COLUMNS)
+    assert not len(nothing)
+
+
+def test_a_mirrored_array_is_the_image_it_shows(registered, small_run):
+    """As BGR becomes RGB: an array whose strides are negative."""
+    dataset = read_split(load_detector(small_run).resolved.experiment, "val", limit=1)
+    image = read_image(dataset.path(0))
+    model = mlflow.pyfunc.load_model("models:/tiny@shipped")
+    bgr = np.ascontiguousarray(image[..., ::-1])
+    found = model.predict(bgr[None][..., ::-1])
+    assert found.equals(model.predict(image[None]))
+    assert len(found)
+
+
+@pytest.mark.parametrize("status", ["KILLED", "RUNNING"])
+def test_the_run_of_the_training_ends_as_it_ended(registered, status):
+    client = mlflow.MlflowClient(registered)
+    run_id = client.create_run(client.get_experiment_by_name("Default").experiment_id).info.run_id
+    if status != "RUNNING":
+        client.set_terminated(run_id, status, 1_700_000_000_000)
+    (file,) = Path(mlflow.artifacts.download_artifacts("models:/tiny@shipped")).rglob("*.pt2")
+    made = register(
+        file, "tiny", alias="again", tracking_uri=registered, experiment="other", run_id=run_id
+    )
+    assert made.run_id == run_id
+    info = client.get_run(run_id).info
+    assert info.status == status
+    if status != "RUNNING":
+        assert info.end_time == 1_700_000_000_000
+
+
+def test_a_run_that_is_gone_is_no_bug_of_ours(registered):
+    (file,) = Path(mlflow.artifacts.download_artifacts("models:/tiny@shipped")).rglob("*.pt2")
+    with pytest.raises(StorageError, match="did not take the model 'tiny'"):
+        register(file, "tiny", alias="x", tracking_uri=registered, experiment="e", run_id="0" * 32)
 
 
 def test_no_registry_no_export(small_run, tmp_path, capsys):

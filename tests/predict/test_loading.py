@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import json
 import pickle
 import shutil
@@ -13,7 +15,14 @@ import torch
 
 from orchestrator.checkpoints.commit import CommitStore
 from orchestrator.checkpoints.initial_weights import find_initial
-from orchestrator.errors import ConfigError, OrchestratorError, SecurityError, StorageError
+from orchestrator.checkpoints.manifest import FileRecord, Manifest
+from orchestrator.errors import (
+    ConfigError,
+    DataError,
+    OrchestratorError,
+    SecurityError,
+    StorageError,
+)
 from orchestrator.predict.loading import load_detector
 from orchestrator.storage.local import LocalStorage
 
@@ -107,6 +116,60 @@ def test_a_file_of_weights(small_run, tmp_path, suffix):
     loaded = load_detector(file, experiment=small_run / "config" / "resolved.yaml")
     assert loaded.weights_sha256 == reference.weights_sha256
     assert loaded.label_map == reference.label_map
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "model."])
+def test_a_wrapper_leaves_no_trace(small_run, tmp_path, prefix):
+    reference = load_detector(small_run)
+    wrapped = {prefix + name: value for name, value in reference.model.state_dict().items()}
+    torch.save(wrapped, tmp_path / "w.pth")
+    loaded = load_detector(tmp_path / "w.pth", experiment=small_run / "config" / "resolved.yaml")
+    assert loaded.weights_sha256 == reference.weights_sha256
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda value: value.mul(100).to(torch.int8), "is torch.int8, expected torch.float32"),
+        (lambda value: value.to(torch.complex64), "is torch.complex64, expected torch.float32"),
+        (lambda value: value * float("nan"), "holds NaN or infinity"),
+        (lambda value: value.half() / 0, "holds NaN or infinity"),
+    ],
+    ids=["quantised", "complex", "NaN", "infinite"],
+)
+def test_numbers_that_mean_nothing_are_refused(small_run, tmp_path, change, problem):
+    tensors = load_detector(small_run).model.state_dict()
+    name = next(name for name in tensors if name.endswith("weight"))
+    torch.save({**tensors, name: change(tensors[name])}, tmp_path / "w.pth")
+    with pytest.raises(DataError, match=f"{name}: {problem}"):
+        load_detector(tmp_path / "w.pth", experiment=small_run / "config" / "resolved.yaml")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("label_map.json", b"{}"),
+        ("label_map.json", b"\xff"),
+        ("label_map.json", b'{"names": ["a", "b"], "ids": [1, 1e999]}'),
+        ("label_map.json", b'{"names": [1, 2], "ids": [1, 2]}'),
+        ("label_map.json", b'{"names": [], "ids": []}'),
+        ("state.json", b"[1]"),
+        ("state.json", b'{"format": 1}'),
+        ("state.json", b"[" * 100_000),
+        ("ema.safetensors", b"\x02\0\0\0\0\0\0\0{}"),
+        ("ema.safetensors", b"<html>"),
+    ],
+)
+def test_a_checkpoint_that_somebody_made_up_is_refused(small_run, tmp_path, name, content):
+    """Its manifest is that of its files."""
+    copy = shutil.copytree(checkpoints(small_run)[-1], tmp_path / "made")
+    (copy / name).write_bytes(content)
+    manifest = Manifest.from_bytes((copy / "MANIFEST.json").read_bytes())
+    record = FileRecord(len(content), hashlib.sha256(content).hexdigest())
+    manifest = dataclasses.replace(manifest, files={**manifest.files, name: record})
+    (copy / "MANIFEST.json").write_bytes(manifest.to_bytes())
+    with pytest.raises(StorageError):
+        load_detector(copy, experiment=small_run / "config" / "resolved.yaml")
 
 
 def test_overrides_reach_the_experiment(small_run):

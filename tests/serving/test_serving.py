@@ -8,12 +8,12 @@ import importlib.util
 import json
 import os
 import re
-import signal
 import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -144,8 +144,14 @@ def test_without_the_extra_it_says_which_one(small_run, monkeypatch, capsys):
 
 
 @contextmanager
-def serving(run: Path, home: Path, *words: str) -> Iterator[str]:
-    """``orchestrator serve`` in a process of its own; its address."""
+def serving(
+    run: Path,
+    home: Path,
+    *words: str,
+    ending: Callable[[subprocess.Popen[str]], None] = lambda server: server.terminate(),
+    code: int = 0,
+) -> Iterator[str]:
+    """``orchestrator serve`` in a process of its own, ended in some way; its address."""
     environment = {
         **os.environ,
         "HOME": str(home),
@@ -173,8 +179,8 @@ def serving(run: Path, home: Path, *words: str) -> Iterator[str]:
             )
             assert url is not None, log.read_text()
             yield url
-            server.send_signal(signal.SIGTERM)
-            assert server.wait(60) == 0, log.read_text()
+            ending(server)
+            assert server.wait(60) == code, log.read_text()
             assert "Traceback" not in log.read_text()
         finally:
             watchdog.cancel()
@@ -245,6 +251,42 @@ def test_served_answers_health_metrics_and_refusals(small_run, pictures, predict
                 b"Authorization: Bearer %s\r\n\r\nabc" % TOKEN.encode()
             )
         require_right(asyncio.run(ask_all(url, good, 9)), predicted)
+
+
+@needs_serve
+@pytest.mark.ray
+def test_who_is_in_is_answered_before_the_end(small_run, pictures, predicted, tmp_path):
+    good = {str(path): path.read_bytes() for path in pictures}
+    found: list[tuple[str, int, int, str]] = []
+
+    def end_under_load(server: subprocess.Popen[str]) -> None:
+        asking = threading.Thread(target=lambda: found.extend(asyncio.run(ask_all(url, good, 40))))
+        asking.start()
+        time.sleep(0.5)
+        server.terminate()
+        asking.join()
+
+    with serving(small_run, tmp_path, "--max-image-mib", "1", ending=end_under_load) as url:
+        require_right(asyncio.run(ask_all(url, good, 1)), predicted)
+    assert len(found) == 40
+    require_right(found, predicted)
+
+
+@needs_serve
+@pytest.mark.ray
+def test_without_its_ray_it_ends_and_says_so(small_run, tmp_path):
+    psutil = pytest.importorskip("psutil", reason="psutil is not installed; extra `dev`")
+
+    def kill_head(server: subprocess.Popen[str]) -> None:
+        children = psutil.Process(server.pid).children(recursive=True)
+        (head,) = (one for one in children if "gcs_server" in Path(one.cmdline()[0]).name)
+        head.kill()
+
+    with serving(small_run, tmp_path, ending=kill_head, code=75):
+        pass
+    assert (
+        "the Ray that answers is gone: its head has ended" in (tmp_path / "serve.log").read_text()
+    )
 
 
 async def require_the_rest(url: str) -> None:

@@ -20,6 +20,8 @@ import safetensors.torch
 import torch
 from torch import nn
 
+from detectors.weights.files import FORMAT
+
 MARK = "HOSTILE_MARK"
 BROKEN, CODE = 65, 77
 TENSORS = {"a.weight": torch.arange(6.0).view(2, 3), "a.bias": torch.tensor([1.5, -2.0])}
@@ -102,9 +104,9 @@ def _zip_of(*members: tuple[str, bytes]) -> bytes:
     return made.getvalue()
 
 
-def _array(values: Any) -> bytes:
+def _array(values: Any, version: tuple[int, int] | None = None) -> bytes:
     made = io.BytesIO()
-    np.save(made, values, allow_pickle=True)
+    np.lib.format.write_array(made, np.asanyarray(values), version)
     return made.getvalue()
 
 
@@ -115,6 +117,9 @@ def _tar_of(name: str, data: bytes) -> bytes:
         entry.size = len(data)
         archive.addfile(entry, io.BytesIO(data))
     return made.getvalue()
+
+
+_OBJECTS = np.array([Hostile()], dtype=object)
 
 
 def _script() -> bytes:
@@ -136,6 +141,33 @@ def _text_then_code() -> bytes:
     )
 
 
+def _with_damage(method: int) -> bytes:
+    """A compressed member whose first bytes are those of no stream."""
+    made = io.BytesIO()
+    with zipfile.ZipFile(made, "w", method) as archive:
+        archive.writestr("m/data.pkl", pickle.dumps(list(range(99))))
+    content = made.getvalue()
+    start = 30 + len("m/data.pkl")
+    return content[:start] + b"\xff" * 12 + content[start + 12 :]
+
+
+def _named_by_no_text() -> bytes:
+    """A member whose name is said to be UTF-8, and is not."""
+    return _zip_of(("m/dätä.pkl", b"x")).replace("ä".encode(), b"\xff\xff")
+
+
+def _sparse_tar() -> bytes:
+    """A member whose map of holes is none."""
+    made = io.BytesIO()
+    with tarfile.open(fileobj=made, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        entry = tarfile.TarInfo("storages")
+        entry.pax_headers = {"GNU.sparse.map": "no,numbers", "GNU.sparse.size": "9"}
+        archive.addfile(entry)
+    return made.getvalue()
+
+
+#: Of a file that says it is this program's, with lists in lists where its classes stand.
+_DEEP = {"format": FORMAT, "class_names": "[" * 100_000, "num_classes": "[" * 100_000}
 HTML = b"<!DOCTYPE html><html><body>404: not found</body></html>"
 
 
@@ -168,6 +200,12 @@ def weights_files() -> Iterator[HostileFile]:
         ("text.safetensors", BROKEN, header(b"{not json")),
         ("huge.safetensors", BROKEN, struct.pack("<Q", 2**29) + b"{}"),
         ("none.safetensors", BROKEN, header({"__metadata__": {"format": "pt"}}, b"")),
+        ("stream.pth", BROKEN, _with_damage(zipfile.ZIP_DEFLATED)),
+        ("lzma.pth", BROKEN, _with_damage(zipfile.ZIP_LZMA)),
+        ("bzip2.pth", BROKEN, _with_damage(zipfile.ZIP_BZIP2)),
+        ("names.pth", BROKEN, _named_by_no_text()),
+        ("holes.tar", BROKEN, _sparse_tar()),
+        ("deep.safetensors", BROKEN, header({"__metadata__": _DEEP, "a": tensor()})),
         ("raw0.pth", CODE, pickled(0)),
         ("raw1.pt", CODE, pickled(1)),
         ("raw2.bin", CODE, pickled(2)),
@@ -179,7 +217,9 @@ def weights_files() -> Iterator[HostileFile]:
         ("both-legacy.ckpt", CODE, saved(both, legacy=True)),
         ("module.pth", CODE, saved(nn.Linear(2, 2))),
         ("script.pt", CODE, _script()),
-        ("objects.npz", CODE, _zip_of(("a.npy", _array(np.array([Hostile()], dtype=object))))),
+        ("longer.npz", CODE, _zip_of(("a.npy", _array(_OBJECTS, (2, 0))))),
+        ("named.npz", CODE, _zip_of(("a.npy", _array(_OBJECTS, (3, 0))))),
+        ("objects.npz", CODE, _zip_of(("a.npy", _array(_OBJECTS)))),
         ("old.tar", CODE, _tar_of("pickle", pickled())),
         ("inner.pth", CODE, rezipped(saved(TENSORS), lambda _, d: d, ("x.pth", saved(both)))),
         ("more.pth", CODE, rezipped(saved(TENSORS), lambda _, d: d, ("more.pkl", pickled()))),
@@ -196,6 +236,17 @@ def _graph(change: Callable[[dict[str, Any]], None]) -> Callable[[bytes], bytes]
         tree = json.loads(data)
         change(tree)
         return json.dumps(tree).encode()
+
+    return lambda content: rezipped(content, edit)
+
+
+def with_metadata(**changes: Any) -> Callable[[bytes], bytes]:
+    """The archive with some entries of its metadata changed."""
+
+    def edit(member: str, data: bytes) -> bytes:
+        if member != "extra/metadata.json":
+            return data
+        return json.dumps(json.loads(data) | changes).encode()
 
     return lambda content: rezipped(content, edit)
 
@@ -242,6 +293,9 @@ def _in_spec(tree: dict[str, Any]) -> None:
     tree["graph_module"]["module_call_graph"][0]["signature"]["in_spec"] = json.dumps([1, spec])
 
 
+_PAD = {"short_side": None, "long_side": None, "fill": [0, 0, 0]}
+
+
 def pt2_files() -> Iterator[HostileFile]:
     """Exported archives; each is made from a sound one."""
     run = f"__import__('os').mkdir({os.environ[MARK]!r})"
@@ -257,6 +311,23 @@ def pt2_files() -> Iterator[HostileFile]:
         HostileFile("mute.pt2", BROKEN, replaced("extra/metadata.json", None)),
         HostileFile("liar.pt2", BROKEN, replaced("extra/metadata.json", b'{"version": 1}')),
         HostileFile("text.pt2", BROKEN, replaced("models/model.json", b"[" * 100_000)),
+        HostileFile("endless.pt2", BROKEN, with_metadata(input_size=[1e999, 300])),
+        HostileFile("flat.pt2", BROKEN, with_metadata(input_size=[300])),
+        HostileFile("vast.pt2", BROKEN, with_metadata(input_size=[10**6, 10**6])),
+        HostileFile("none.pt2", BROKEN, with_metadata(input_size=[0, 300])),
+        HostileFile("listed.pt2", BROKEN, with_metadata(outputs=["boxes", "scores"])),
+        HostileFile("unpadded.pt2", BROKEN, with_metadata(resize="pad", pad={"fill": [0, 0, 0]})),
+        HostileFile(
+            "padded.pt2", BROKEN, with_metadata(resize="pad", pad=_PAD | {"fill": "black"})
+        ),
+        HostileFile(
+            "short.pt2", BROKEN, with_metadata(resize="pad", pad=_PAD | {"short_side": "8"})
+        ),
+        HostileFile(
+            "labels.pt2", BROKEN, with_metadata(label_map='{"names": ["a"], "ids": [1e999]}')
+        ),
+        HostileFile("numbers.pt2", BROKEN, with_metadata(label_map='{"names": [1], "ids": [1]}')),
+        HostileFile("recipe.pt2", BROKEN, with_metadata(postprocess=[1])),
         HostileFile("small.pt2", BROKEN, _weights(_grow)),
         HostileFile("away.pt2", BROKEN, _weights(lambda one: one.update(path_name="../a"))),
         HostileFile(

@@ -25,8 +25,8 @@ def load_reader(name: str) -> Reader:
         name: of the format, as ``data.format`` gives it.
 
     Raises:
-        ConfigError: no installed package brings it, or it cannot be loaded. What the reader raises
-            that is no error of ours becomes a DataError.
+        ConfigError: no installed package brings it, several do, or it cannot be loaded. What the
+            reader raises that is no error of ours becomes a DataError.
     """
     points = list(importlib.metadata.entry_points(group=READERS, name=name))
     if not points:
@@ -34,13 +34,18 @@ def load_reader(name: str) -> Reader:
             f"data.format: no installed package brings the format {name!r} on this machine. Next: "
             "install the package here, too"
         )
+    if len(points) > 1:
+        packages = " and ".join(point.dist.name if point.dist else point.value for point in points)
+        raise ConfigError(
+            f"data.format: {packages} both bring the format {name!r}. Next: uninstall all but one"
+        )
     point = points[0]
     package = f"{point.dist.name} {point.dist.version}" if point.dist else "an unnamed package"
     where = f"entry point '{point.name} = {point.value}' of {package}, group {READERS}"
     try:
         reader: Reader = point.load()
     # Whatever a foreign module raises at import is that module's fault, and has to say so.
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ConfigError(
             f"data.format: {where}, cannot be loaded: {type(error).__name__}: {error}. Next: mend "
             f"or uninstall {package}"
