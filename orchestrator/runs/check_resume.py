@@ -179,7 +179,9 @@ def _kill(plan: Plan, accelerator: Accelerator, instant: float) -> int | None:
         step_seconds = 0.0
         while codes is None and ((step := _logged(plan)) < int(instant) or step == first):
             if step != before:
-                step_seconds, began, before = time.monotonic() - began, time.monotonic(), step
+                # The first one comes with the imports, and would have the run end before the kill.
+                step_seconds = 0.0 if before == first else time.monotonic() - began
+                began, before = time.monotonic(), step
             codes = ranks.join(_POLL_SECONDS)
         if codes is None:
             codes = ranks.join(step_seconds * (instant % 1.0))

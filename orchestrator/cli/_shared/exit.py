@@ -226,9 +226,6 @@ def machine_refusal(error: BaseException) -> OrchestratorError | None:
         )
     if isinstance(error, FileNotFoundError) and "No usable temporary directory" in text:
         return StorageError(f"{_line(text)}. Next: set TMPDIR to a folder that can be written")
-    if isinstance(error, RuntimeError) and text.startswith("Symlink loop"):
-        # What pathlib says of it before Python 3.13.
-        return StorageError(f"{_line(text)}. Next: remove the links that lead to each other")
     if isinstance(error, ImportError) and (error.name or "").partition(".")[0] not in ("", *_OWN):
         return ConfigError(
             f"a package of this Python environment cannot be imported: {_line(text)}. Next: see "
