@@ -43,6 +43,7 @@ from orchestrator.checkpoints.manifest import (
     with_metrics,
     write_recorded,
 )
+from orchestrator.checkpoints.patience import patiently
 from orchestrator.checkpoints.retention import (
     Policy,
     collect,
@@ -82,8 +83,9 @@ class CommitStore:
 
     One process writes; any number read. Everything that changes the store, and was asked for with
     :meth:`save_async`, :meth:`attach_metrics` or :meth:`collect`, is done in that order by one
-    thread beside the step loop. What goes wrong there is raised by the next such call or by
-    :meth:`wait`. Everything that reads the store waits for the thread first.
+    thread beside the step loop, which asks again for some minutes where an object store does not
+    answer. What goes wrong there is raised by the next such call or by :meth:`wait`. Everything
+    that reads the store waits for the thread first.
 
     Args:
         storage: the run folder.
@@ -371,7 +373,9 @@ class CommitStore:
             self.wait()
         if self._executor is None:
             self._executor = ThreadPoolExecutor(1, thread_name_prefix="commit")
-        self._pending.append(self._executor.submit(job))
+        # What is renamed lies on a disk, whose errors stay.
+        work = job if self.storage.renames else partial(patiently, job)
+        self._pending.append(self._executor.submit(work))
 
     def _save(
         self,

@@ -7,7 +7,7 @@ was moved is not.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -21,9 +21,14 @@ from detectors.weights.files import WeightsFile, read_weights, write_weights
 from detectors.weights.fit import Fitted, convert, fit_native, without_classes
 from detectors.weights.report import Report
 from orchestrator.checkpoints.codec import TENSOR_FILES
-from orchestrator.checkpoints.manifest import MANIFEST_NAME, verify
+from orchestrator.checkpoints.manifest import MANIFEST_NAME, FileRecord, checked_commits, verify
 from orchestrator.checkpoints.published import local_path
-from orchestrator.checkpoints.source import checkpoint_of, weights_errors
+from orchestrator.checkpoints.source import (
+    checkpoint_of,
+    is_run,
+    require_committed,
+    weights_errors,
+)
 from orchestrator.config.schema import Experiment
 from orchestrator.data.files import sha256_of
 from orchestrator.data.label_map import LabelMap, read_label_map
@@ -98,7 +103,7 @@ class InitialWeights:
     kind: Literal["commit", "file", "state"]
 
 
-def find_initial(location: str) -> InitialWeights:
+def find_initial(location: str, known: str | None = None) -> InitialWeights:
     """The file that ``train.init_from`` names, and its digest.
 
     Args:
@@ -106,6 +111,8 @@ def find_initial(location: str) -> InitialWeights:
             :mod:`orchestrator.checkpoints.published`), a checkpoint folder of a run, or a run
             folder; see :func:`~orchestrator.checkpoints.source.checkpoint_of`. Of a checkpoint the
             moving average is taken where there is one, as in evaluation.
+        known: digest of the weights that were found here before. A run that has gone on since may
+            call another checkpoint the best; this one is taken as long as it is there.
 
     Raises:
         DataError: there is nothing, or no checkpoint that can be used.
@@ -114,15 +121,34 @@ def find_initial(location: str) -> InitialWeights:
     with weights_errors(path, setting="train.init_from"):
         if not path.is_dir():
             beside = path.with_name(MANIFEST_NAME).is_file() and path.name in TENSOR_FILES.values()
-            return InitialWeights(str(path), sha256_of(path), "commit" if beside else "file")
+            digest = sha256_of(path)
+            if beside:
+                require_committed(path, digest)
+            return InitialWeights(str(path), digest, "commit" if beside else "file")
         try:
-            commit = checkpoint_of(path)
-            manifest = verify(LocalStorage(commit.parent), commit.name)
+            commit = _with_weights(path, known) or checkpoint_of(path)
+            real = commit.resolve()  # It may be a link to one, such as one called best.
+            files = verify(LocalStorage(real.parent), real.name, renamed=True).files
         except (UnusableError, StorageError) as error:
             raise WeightsError(f"{path}: {error}") from error
-        files = manifest.files
-        name = TENSOR_FILES["ema"] if TENSOR_FILES["ema"] in files else TENSOR_FILES["model"]
+        name = _chosen(files)
         return InitialWeights(str(commit / name), files[name].sha256, "commit")
+
+
+def _chosen(files: Mapping[str, FileRecord]) -> str:
+    """Which of a checkpoint's files is begun with."""
+    return TENSOR_FILES["ema"] if TENSOR_FILES["ema"] in files else TENSOR_FILES["model"]
+
+
+def _with_weights(path: Path, known: str | None) -> Path | None:
+    """The checkpoint of a run that has these weights; None without any."""
+    if known is None or not is_run(path):
+        return None
+    for commit in checked_commits(LocalStorage(path)):
+        files = commit.manifest.files
+        if files[_chosen(files)].sha256 == known:
+            return Path(commit.path)
+    return None
 
 
 @dataclass(frozen=True)

@@ -188,8 +188,13 @@ def pointed(storage: Storage) -> str | None:
     return folder if isinstance(folder, str) and step_of(folder) is not None else None
 
 
-def check(storage: Storage, key: str) -> Manifest:
+def check(storage: Storage, key: str, *, renamed: bool = False) -> Manifest:
     """The manifest of a commit whose files all have the right size; their bytes are not read.
+
+    Args:
+        storage: where it is.
+        key: of its folder.
+        renamed: whether its folder may have another name than its step gives, as that of a copy.
 
     Raises:
         UnusableError: it is torn, damaged or not the commit its folder says.
@@ -207,7 +212,7 @@ def check(storage: Storage, key: str) -> Manifest:
     except StorageError as error:
         raise StorageError(f"{storage.describe(key)}: {error}") from error
     entries = {entry.name: entry for entry in storage.list(key)}
-    if manifest.step != step_of(key):
+    if not renamed and manifest.step != step_of(key):
         raise UnusableError(f"{MANIFEST_NAME} is that of step {manifest.step}")
     for name, record in manifest.files.items():
         entry = entries.get(name)
@@ -218,9 +223,9 @@ def check(storage: Storage, key: str) -> Manifest:
     return manifest
 
 
-def verify(storage: Storage, key: str) -> Manifest:
+def verify(storage: Storage, key: str, *, renamed: bool = False) -> Manifest:
     """Like :func:`check`, and every byte of every file has been compared with its digest."""
-    manifest = check(storage, key)
+    manifest = check(storage, key, renamed=renamed)
     for name, record in manifest.files.items():
         digest = hashlib.sha256()
         for chunk in storage.read(f"{key}/{name}"):

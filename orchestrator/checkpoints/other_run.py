@@ -83,10 +83,10 @@ def load_state(source: InitialWeights, label_map: LabelMap) -> TrainState:
             f"{_KEY}: {path} is another checkpoint than when this run was started. Next: see that "
             "all machines have the same folder"
         )
-    storage = LocalStorage(path.parent)
+    storage, key = _place(path)
     try:
         files = {
-            name: read_verified(storage, path.name, name, record)
+            name: read_verified(storage, key, name, record)
             for name, record in manifest.files.items()
         }
     except (UnusableError, OSError) as error:
@@ -102,9 +102,16 @@ def load_state(source: InitialWeights, label_map: LabelMap) -> TrainState:
     return decode(files)
 
 
+def _place(path: Path) -> tuple[LocalStorage, str]:
+    """Where a checkpoint lies, which may be a link to one, such as one called best."""
+    real = path.resolve()
+    return LocalStorage(real.parent), real.name
+
+
 def _manifest(path: Path) -> Manifest:
+    storage, key = _place(path)
     try:
-        return verify(LocalStorage(path.parent), path.name)
+        return verify(storage, key, renamed=True)
     except (UnusableError, StorageError, OSError) as error:
         raise DataError(f"{_KEY}: {path} cannot be used ({error})") from error
 

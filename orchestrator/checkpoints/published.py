@@ -15,13 +15,15 @@ import re
 import sys
 import urllib.request
 import uuid
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.error import HTTPError
 from urllib.parse import urlsplit
 
 from orchestrator.data.files import sha256_of
-from orchestrator.errors import ConfigError, DataError, did_you_mean
+from orchestrator.errors import ConfigError, DataError, StorageError, did_you_mean
+from orchestrator.storage.disk_errors import disk_refusal
 
 SCHEME = "torchvision:"
 #: Models of torchvision whose weights one of the detectors has a place for.
@@ -100,9 +102,15 @@ def local_path(location: str) -> Path:
     """The file of ``train.init_from``: a path as it is, or published weights, fetched if need be.
 
     Raises:
-        ConfigError: the name is not known.
+        ConfigError: the name is not known, or it is an address.
         DataError: it can neither be found here nor be fetched, or has other bytes than published.
+        StorageError: it was to be fetched, and cannot be kept.
     """
+    if "://" in location:
+        raise ConfigError(
+            f"found {location!r}, allowed are a path and {SCHEME} with one of {', '.join(MODELS)}. "
+            "Next: copy it to a folder that every node sees, and name the file"
+        )
     if not is_published(location):
         return Path(location)
     published = find_published(location)
@@ -145,6 +153,12 @@ def _fetch(published: Published, location: str) -> Path:
         _require_digest(published, path, digest)
         draft.replace(path)
     except (OSError, ValueError, http.client.HTTPException) as error:
+        if _is_of_the_disk(error, draft):
+            raise StorageError(
+                f"{location}: {path.parent} cannot be written to ({_reason(error)}). Next: make "
+                "room there, or let TORCH_HOME name a folder that can be written; or fetch "
+                f"{url} somewhere else and name the file"
+            ) from error
         why = f"it answers {error.code}" if isinstance(error, HTTPError) else _reason(error)
         raise DataError(
             f"{location} could not be fetched from {url} ({why})\n"
@@ -152,12 +166,21 @@ def _fetch(published: Published, location: str) -> Path:
             f"instead; {MIRROR}=ADDRESS names a folder of your own network"
         ) from error
     finally:
-        draft.unlink(missing_ok=True)
+        with suppress(OSError):
+            draft.unlink()
     return path
 
 
+def _is_of_the_disk(error: Exception, draft: Path) -> bool:
+    """Whether the file could not be kept, rather than fetched."""
+    named = getattr(error, "filename", None)  # By HTTPError it is the address.
+    inside = isinstance(named, str) and Path(named) in (draft, *draft.parents)
+    return inside or disk_refusal(error) is not None
+
+
 def _reason(error: Exception) -> str:
-    return str(getattr(error, "reason", None) or error) or type(error).__name__
+    said = getattr(error, "reason", None) or getattr(error, "strerror", None)
+    return str(said or error) or type(error).__name__
 
 
 def _download(url: str, draft: Path) -> str:

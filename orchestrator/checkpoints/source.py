@@ -13,17 +13,24 @@ from pathlib import Path
 
 from detectors.weights.archives import UnsafeWeightsError, WeightsError
 from orchestrator.checkpoints.commit import CommitStore
-from orchestrator.checkpoints.manifest import MANIFEST_NAME, Commit, checked_commits
+from orchestrator.checkpoints.manifest import (
+    MANIFEST_NAME,
+    Commit,
+    Manifest,
+    checked_commits,
+)
 from orchestrator.config.resolve import load_experiment
 from orchestrator.errors import DataError, SecurityError, StorageError
 from orchestrator.storage.local import LocalStorage
 from orchestrator.storage.plain_files import read_json
 from orchestrator.storage.run_files import CHECKPOINTS, RESOLVED, RESULT
+from orchestrator.storage.sealed import UnusableError
 
 log = logging.getLogger(__name__)
 
 #: What ranks the checkpoints of a run that does not say it.
 _METRIC = "val/AP"
+_MAX_MANIFEST_BYTES = 16 * 2**20
 
 
 @contextmanager
@@ -52,6 +59,11 @@ def weights_errors(path: str | Path, *, setting: str | None = None) -> Iterator[
         raise DataError(
             f"{before}{path} cannot be read ({reason}). Next: see that the path is right"
         ) from error
+
+
+def is_run(path: Path) -> bool:
+    """Whether a folder is that of a run, which may get other checkpoints, and no checkpoint."""
+    return (path / CHECKPOINTS).is_dir() and not (path / MANIFEST_NAME).is_file()
 
 
 def checkpoint_of(path: Path, *, step: int | None = None) -> Path:
@@ -94,6 +106,29 @@ def checkpoint_of(path: Path, *, step: int | None = None) -> Path:
         )
     _compare_with_result(path, commit)
     return Path(commit.path)
+
+
+def require_committed(file: Path, sha256: str) -> None:
+    """Refuse a file of a checkpoint whose bytes are not those that were committed.
+
+    Args:
+        file: beside a manifest; one that it does not list was put there by others.
+        sha256: of its bytes, in hex.
+
+    Raises:
+        WeightsError: it is damaged, or its manifest is.
+    """
+    storage = LocalStorage(file.parent)
+    try:
+        content = storage.read_file(MANIFEST_NAME, limit=_MAX_MANIFEST_BYTES)
+        record = Manifest.from_bytes(content).files.get(file.name)
+    except (UnusableError, StorageError) as error:
+        raise WeightsError(f"{file.with_name(MANIFEST_NAME)}: {error}") from error
+    if record is not None and record.sha256 != sha256:
+        raise WeightsError(
+            f"{file}: does not match its digest in {MANIFEST_NAME}, so it is not what was "
+            "committed. Next: use another checkpoint of the run, or copy it again"
+        )
 
 
 def _compare_with_result(run_dir: Path, chosen: Commit) -> None:

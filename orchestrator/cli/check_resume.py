@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -39,9 +40,9 @@ def main(argv: Sequence[str]) -> int:
     load_experiment(arguments.experiment, arguments.overrides)
 
     from orchestrator.runs.check_resume import check_resume
+    from orchestrator.training.interrupt import stopping_at_once
 
-    with json_output(arguments.json) as emit:
-        folder = Path(tempfile.mkdtemp(prefix="check-resume-"))
+    with json_output(arguments.json) as emit, stopping_at_once(), _own_folder() as folder:
         found = check_resume(
             arguments.experiment,
             arguments.overrides,
@@ -61,9 +62,21 @@ def main(argv: Sequence[str]) -> int:
                 f"Both runs are in {folder}. Next: set train.deterministic to true, and see that "
                 "nothing in the data changes between two reads"
             )
-        shutil.rmtree(folder)
         print(
             f"the same bits after {found.steps} steps and {found.kills} kills; "
             f"a kill cost {found.redone} steps at most"
         )
     return 0
+
+
+@contextmanager
+def _own_folder() -> Iterator[Path]:
+    """A folder that goes away at the end, unless the error that is raised names it."""
+    folder = Path(tempfile.mkdtemp(prefix="check-resume-"))
+    try:
+        yield folder
+    except BaseException as error:
+        if str(folder) not in str(error):
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+    shutil.rmtree(folder, ignore_errors=True)

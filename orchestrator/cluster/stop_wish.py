@@ -7,7 +7,7 @@ from pathlib import Path
 
 from orchestrator.errors import PreemptedError
 from orchestrator.storage.run_files import EVENTS, STOP
-from orchestrator.tracking.events import read_events
+from orchestrator.tracking.events import METRICS, read_events
 from orchestrator.tracking.goodput import ATTEMPT
 
 
@@ -61,7 +61,9 @@ class StopWish:
 
     def is_before_training(self) -> bool:
         """Whether the workers of the present attempt have not begun yet."""
-        return all(event.kind != ATTEMPT for event in read_events(self._log, self._begun_at))
+        # Of a log that was cut, what says that they have begun may be gone.
+        begun = (ATTEMPT, METRICS)
+        return all(event.kind not in begun for event in read_events(self._log, self._begun_at))
 
     @staticmethod
     def error() -> PreemptedError:

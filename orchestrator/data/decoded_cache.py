@@ -49,11 +49,11 @@ class DecodedCache:
 
     def put(self, key: str, image: NDArray[np.uint8]) -> None:
         """Keep an image, if there is room; what the disk says against it is no error."""
-        path = self._path(key)
-        used = _used(self)
-        if used[0] + image.nbytes > self.limit:
-            return
         with contextlib.suppress(OSError):
+            path = self._path(key)
+            used = _used(self)
+            if used[0] + image.nbytes > self.limit:
+                return
             disk = os.statvfs(path.parent)
             if disk.f_bavail * disk.f_frsize - image.nbytes < _KEPT_FREE * (
                 disk.f_blocks * disk.f_frsize
@@ -87,5 +87,10 @@ def _folder(cache: DecodedCache) -> Path:
 @lru_cache(maxsize=4)
 def _used(cache: DecodedCache) -> list[int]:
     """Bytes that entries take, as this process knows: others that write meanwhile add to it."""
+    used = 0
     with os.scandir(_folder(cache)) as entries:
-        return [sum(entry.stat().st_size for entry in entries if entry.is_file())]
+        for entry in entries:
+            # Others give their files their names meanwhile.
+            with contextlib.suppress(FileNotFoundError):
+                used += entry.stat().st_size if entry.is_file() else 0
+    return [used]

@@ -26,10 +26,11 @@ from orchestrator.checkpoints.codec import (
     weights_digest,
 )
 from orchestrator.checkpoints.manifest import MANIFEST_NAME, Manifest, read_verified
-from orchestrator.checkpoints.source import checkpoint_of, weights_errors
+from orchestrator.checkpoints.source import checkpoint_of, require_committed, weights_errors
 from orchestrator.config.resolve import ResolvedExperiment, load_experiment
 from orchestrator.data.augment.protocol import Augment, build_augment
 from orchestrator.data.decode import Decoding
+from orchestrator.data.files import sha256_of
 from orchestrator.data.label_map import LabelMap, read_label_map
 from orchestrator.data.readers.split import read_split
 from orchestrator.data.tiling import Tiles, tiles_of
@@ -271,6 +272,8 @@ def _of_file(path: Path, averaged: bool | None, *, with_weights: bool) -> _Weigh
     beside = path.parent / LABEL_MAP
     label_map = read_label_map(beside) if beside.is_file() else None
     # What DistributedDataParallel puts before every name.
+    if with_weights and path.with_name(MANIFEST_NAME).is_file():
+        require_committed(path, sha256_of(path))
     read = read_weights(path).tensors if with_weights else {}
     tensors = {name.removeprefix("module."): tensor for name, tensor in read.items()}
     return _Weights(tensors, label_map, None, None, False)

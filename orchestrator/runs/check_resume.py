@@ -16,7 +16,7 @@ from pathlib import Path
 from orchestrator.accelerators import Accelerator, of_this_process
 from orchestrator.config.resolve import load_experiment
 from orchestrator.config.schema import ClusterConfig
-from orchestrator.errors import OrchestratorError, error_with
+from orchestrator.errors import ConfigError, OrchestratorError, error_with
 from orchestrator.runs.plan import Plan, make_plan
 from orchestrator.runs.processes import LocalRanks
 from orchestrator.storage.run_files import EVENTS
@@ -42,7 +42,7 @@ class Comparison:
 
     Attributes:
         steps: trained.
-        kills: that the second run survived.
+        kills: that the second run survived; fewer than were asked for where it had ended before.
         redone: most steps that one kill cost.
         unbroken, broken: SHA-256 by file of the last commit.
     """
@@ -82,7 +82,9 @@ def check_resume(
         say: takes a line about how it goes.
 
     Raises:
-        OrchestratorError: a run failed by itself; with the exit code of its ranks.
+        ConfigError: the run is over before anything could be killed.
+        OrchestratorError: a run failed by itself, with the exit code of its ranks; or its ranks
+            stood still, by the rules of ``cluster.hang_timeout``.
     """
     resolved = load_experiment(
         experiment,
@@ -109,15 +111,24 @@ def check_resume(
     _finish(whole, accelerator)
     torn = plan_in("killed")
     rng = random.Random(seed)
-    redone = 0
+    redone = survived = 0
     instants = sorted(rng.uniform(1, total) for _ in range(kills))
     for number, instant in enumerate(instants, start=1):
         at = _kill(torn, accelerator, instant)
+        if at is None:
+            say(f"kill {number} of {kills}: too late, the run had ended")
+            continue
         left = _newest(torn)
-        redone = max(redone, at - left)
+        redone, survived = max(redone, at - left), survived + 1
         say(f"kill {number} of {kills} after step {at}: goes on from commit {left}")
+    if not survived:
+        raise ConfigError(
+            f"check-resume: a run of {total} steps was over before any of {kills} kills, so it is "
+            "not known what a kill changes. Next: raise --steps, or train.epochs where the run has "
+            "no more"
+        )
     _finish(torn, accelerator)
-    return Comparison(total, kills, redone, _digests(whole), _digests(torn))
+    return Comparison(total, survived, redone, _digests(whole), _digests(torn))
 
 
 def _threads(cluster: ClusterConfig, accelerator: Accelerator) -> int | None:
@@ -127,12 +138,18 @@ def _threads(cluster: ClusterConfig, accelerator: Accelerator) -> int | None:
 
 
 def _finish(plan: Plan, accelerator: Accelerator) -> None:
-    with LocalRanks(plan, accelerator=accelerator) as ranks:
+    with LocalRanks(plan, accelerator=accelerator, watched=True) as ranks:
         codes = ranks.join()
-    _require_success(codes, plan)
+    _require_success(codes, plan, ranks.hung)
 
 
-def _require_success(codes: Sequence[int] | None, plan: Plan) -> None:
+def _require_success(codes: Sequence[int] | None, plan: Plan, hung: Sequence[str] = ()) -> None:
+    if hung:
+        raise OrchestratorError(
+            f"check-resume: the run in {plan.job.run_dir} stood still: {'; '.join(hung)}. Next: "
+            "raise cluster.hang_timeout if that was only slow, or make the experiment run before "
+            "looking at how it resumes"
+        )
     if codes is not None and any(codes):
         # The others have lost a rank, or were killed for it.
         refusals = (kind for kind in map(error_with, codes) if kind is not OrchestratorError)
@@ -149,26 +166,27 @@ def _logged(plan: Plan) -> int:
     return max((event.step for event in read_events(plan.job.path / EVENTS)), default=0)
 
 
-def _kill(plan: Plan, accelerator: Accelerator, instant: float) -> int:
+def _kill(plan: Plan, accelerator: Accelerator, instant: float) -> int | None:
     """Start, and kill at ``instant``, in steps: 3.5 is half a step after the third one.
 
     Returns:
-        Steps that were done.
+        Steps that were done; None where the run ended before it could be killed.
     """
     began = time.monotonic()
-    with LocalRanks(plan, accelerator=accelerator) as ranks:
+    codes: list[int] | None = None
+    with LocalRanks(plan, accelerator=accelerator, watched=True) as ranks:
         first = before = _logged(plan)
         step_seconds = 0.0
-        while (step := _logged(plan)) < int(instant) or step == first:
+        while codes is None and ((step := _logged(plan)) < int(instant) or step == first):
             if step != before:
-                step_seconds, began, before = time.monotonic() - began, time.monotonic(), step
+                # The first one comes with the imports, and would have the run end before the kill.
+                step_seconds = 0.0 if before == first else time.monotonic() - began
+                began, before = time.monotonic(), step
             codes = ranks.join(_POLL_SECONDS)
-            if codes is not None:
-                _require_success(codes, plan)
-                return _logged(plan)
-        time.sleep(step_seconds * (instant % 1.0))
-        ranks.kill()
-    return _logged(plan)
+        if codes is None:
+            codes = ranks.join(step_seconds * (instant % 1.0))
+    _require_success(codes, plan, ranks.hung)
+    return None if codes is not None else _logged(plan)
 
 
 def _newest(plan: Plan) -> int:

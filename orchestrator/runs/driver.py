@@ -22,7 +22,6 @@ from orchestrator.cluster.stop_wish import StopWish
 from orchestrator.cluster.submission import short_grace
 from orchestrator.cluster.trainer import Hold, fit
 from orchestrator.config.places import bucket_of
-from orchestrator.config.printing import dump_yaml
 from orchestrator.config.resolve import ResolvedExperiment
 from orchestrator.config.schema import DataConfig, Experiment
 from orchestrator.data.doctor.examine import require_usable
@@ -32,7 +31,6 @@ from orchestrator.runs.identity import (
     Identity,
     RunState,
     examine_run,
-    record_run,
     recorded_seed,
 )
 from orchestrator.runs.plan import Plan, make_plan
@@ -62,14 +60,12 @@ from orchestrator.storage.local import LocalStorage
 from orchestrator.storage.run_files import (
     DESCRIBING,
     EVENTS,
-    LABEL_MAP,
     MLFLOW_SPEC,
     REPORT,
-    RESOLVED,
     RESULT,
     RUN_CARD,
 )
-from orchestrator.tracking.events import EventLog
+from orchestrator.tracking.events import EventLog, read_events
 from orchestrator.tracking.mlflow_shipper import RunStatus, Shipped
 from orchestrator.training.interrupt import in_thread, stopping_at_once, stopping_politely
 from orchestrator.training.job import Outcome, TrainingJob
@@ -173,7 +169,9 @@ def _train_in(
         done = run.done()
         plan.job.require_ahead(done)
         finished = finished_result(plan.job, done)
-        if finished is not None:
+        describe = partial(run.describe, identity, resolved, claim, plan.job.label_map)
+        if finished is not None and run.is_whole():
+            describe(only_lost=True)
             say_finished(finished, resolved.experiment.train, console)
             say_where(resolved, str(run_dir), console)
             return finished
@@ -193,9 +191,7 @@ def _train_in(
             with marked_folder(plan, run_dir, done=done, say=run.say) as around:
                 # Only now does the folder belong to this experiment: a start that finds no cluster,
                 # or none that will do, leaves nothing that would refuse the next.
-                record_run(run_dir, identity, resolved.tree, claim)
-                run.write(RESOLVED, dump_yaml(resolved))
-                run.write(LABEL_MAP, plan.job.label_map.to_json())
+                describe()
                 log_changes(run_dir, claim, done)
                 job = dataclasses.replace(
                     plan.job,
@@ -206,7 +202,9 @@ def _train_in(
                     extensions=claim.extensions,
                     driver_began=began,
                 )
-                outcome, shipped = _tracked(run, plan, job, placement, tracking, around, watch)
+                outcome, shipped = _tracked(
+                    run, plan, job, placement, tracking, around, watch, describe
+                )
         # Nothing is written in the place of a folder that is gone.
         lock.require_in_place()
         result = result_of(job, outcome, shipped, time.monotonic() - started)
@@ -301,6 +299,7 @@ def _tracked(
     tracking: Tracking,
     around: Surroundings,
     watch: ClusterWatch,
+    describe: Callable[..., None],
 ) -> tuple[Outcome, Shipped | None]:
     """Train while MLflow is kept up to date, and tell it how the run ended, whatever happens."""
     mirror = run.mirror
@@ -314,6 +313,8 @@ def _tracked(
     best: str | None = None
     try:
         outcome = _train(run, plan, job, placement, around, watch)
+        if run.is_held():
+            describe(only_lost=True)
         best = outcome.best_checkpoint
         if mirror is not None and best is not None:
             best = str(copy_commit(mirror.storage, best, LocalStorage(run.folder)))
@@ -379,8 +380,8 @@ def _train(
         + many.format(placement.accelerator.kind)
     )
     stop = StopWish(run.folder)
-    log = run.folder / EVENTS
-    offset = log.stat().st_size if log.exists() else 0
+    # Behind its last whole line, since what a kill has left of another one goes away.
+    offset = max((event.end for event in read_events(run.folder / EVENTS)), default=0)
     tasks: int | None = None
     if experiment.data.tasks != "auto":
         tasks = experiment.data.tasks

@@ -9,16 +9,18 @@ not running.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from orchestrator.checkpoints.manifest import Commit, checked_commits
+from orchestrator.checkpoints.manifest import Commit, checked_commits, published
+from orchestrator.checkpoints.retention import was_cut_off
 from orchestrator.config.resolve import Absent, MaybeScalar, diff, load_experiment
 from orchestrator.config.scalars import Json
 from orchestrator.data.label_map import LabelMap
-from orchestrator.errors import ConfigError, DataError, StorageError
+from orchestrator.errors import ConfigError, DataError, OrchestratorError, StorageError
 from orchestrator.runs.digests import INITIAL, config_digest, deciding_tree, source_digests
 from orchestrator.runs.extension import EXTENSIONS, extended_run
 from orchestrator.runs.numerics import NUMERICS_VERSION, changes_since
@@ -43,6 +45,8 @@ _READABLE = (1, FORMAT)
 _MAX_BYTES = 16 * 2**20
 #: How many changed files a message names.
 _NAMED = 8
+#: Key of the digests of configuration and data that a run had before, changed or forced.
+_EARLIER = "earlier"
 #: The first version of the numbers whose records have ``auto`` where the file says nothing.
 _AUTO_SHARDS_SINCE = 3
 
@@ -74,11 +78,14 @@ class RunState:
         kind: ``new``, or ``resume`` when the folder holds this run already.
         notes: what changed since its last start, allowed or forced; for the log.
         extensions: how the run was made longer since it began.
+        earlier: digests of configuration and data that it had before; its commits have one of
+            these, or its present ones.
     """
 
     kind: Literal["new", "resume"]
     notes: tuple[str, ...] = ()
     extensions: tuple[Extension, ...] = ()
+    earlier: tuple[tuple[str, str], ...] = field(default=(), compare=False)
 
 
 def open_run(
@@ -107,7 +114,7 @@ def examine_run(
     """Find out whether a run folder is free for an experiment, or its already; changes nothing.
 
     A folder without a commit and without an event is free, whatever a start that came to nothing
-    has left there.
+    has left there. One whose commits are all damaged is not: they may come back from a copy.
 
     Call it while holding the folder's :class:`~orchestrator.storage.folder_lock.RunLock`.
 
@@ -127,13 +134,15 @@ def examine_run(
         StorageError: the folder cannot be read.
     """
     storage = LocalStorage(run_dir)
+    commits = commits or storage
     try:
-        _require_no_sweep(commits or storage)
-        checked = checked_commits(commits or storage)
-        if not checked and next(read_events(storage.root / EVENTS), None) is None:
+        _require_no_sweep(commits)
+        checked = checked_commits(commits)
+        begun = any(not was_cut_off(commits, key) for key in published(commits))
+        if not begun and next(read_events(storage.root / EVENTS), None) is None:
             return RunState("new")
         if label_map is not None and checked:
-            _require_classes(commits or storage, checked[0], label_map)
+            _require_classes(commits, checked[0], label_map)
         found = _compare(storage, identity, resolved_tree, checked)
     except OSError as error:
         raise _unusable(storage, error) from error
@@ -146,7 +155,7 @@ def examine_run(
             "--force-resume to go on with them from the last checkpoint"
         )
     notes = (*(f"forced: {line}" for line in found.refused), *found.notes)
-    return RunState(found.kind, notes, found.extensions)
+    return RunState(found.kind, notes, found.extensions, found.earlier)
 
 
 def record_run(
@@ -172,6 +181,7 @@ def record_run(
         "sources": dict(identity.sources),
         INITIAL: identity.initial,
         EXTENSIONS: [[one.epochs, one.how] for one in state.extensions],
+        _EARLIER: [list(digests) for digests in state.earlier],
         "config": dict(resolved_tree),
     }
     try:
@@ -248,10 +258,11 @@ def recorded_initial(run_dir: str | Path) -> str | None:
 
 
 def recorded_beginning(run_dir: str | Path) -> str | None:
-    """The run whose state the run in this folder began with, as its file named it; or None."""
+    """The run or file that the run in this folder began with, as its file named it; or None."""
     train = _record(run_dir).get("config", {}).get("train", {})
-    location = train.get("continue_from") if isinstance(train, dict) else None
-    return location if isinstance(location, str) else None
+    keys = ("continue_from", "init_from") if isinstance(train, dict) else ()
+    named = (train.get(key) for key in keys)
+    return next((location for location in named if isinstance(location, str)), None)
 
 
 def recorded_identity(run_dir: str | Path) -> Identity | None:
@@ -293,7 +304,12 @@ def experiment_trouble(run_dir: str | Path) -> str | None:
 
 def recorded_seed(run_dir: str | Path) -> int | None:
     """Seed of the run in this folder; None if there is no record."""
-    seed = _record(run_dir).get("config", {}).get("seed")
+    record = _record(run_dir)
+    if not record and (Path(run_dir) / RESOLVED).is_file():
+        # Its checkpoints are of no use to anybody who draws another one.
+        with suppress(OrchestratorError):
+            return load_experiment(Path(run_dir) / RESOLVED).experiment.seed
+    seed = record.get("config", {}).get("seed")
     return seed if isinstance(seed, int) else None
 
 
@@ -312,6 +328,8 @@ class _Comparison(NamedTuple):
     extensions: tuple[Extension, ...] = ()
     #: Whether the number of epochs is all that is refused, whose line says what to do about it.
     length_alone: bool = False
+    #: Digests of configuration and data that the run had at its starts until now.
+    earlier: tuple[tuple[str, str], ...] = ()
 
 
 def _compare(
@@ -360,8 +378,29 @@ def _compare(
     changed = changed_sources(stored["sources"], identity.sources)
     if changed is not None:
         notes.append(f"the program changed, its numbers did not: {changed}")
-    alone = bool(extended.refused) and tuple(refused) == extended.refused
-    return _Comparison("resume", tuple(refused), tuple(notes), extended.extensions, alone)
+    earlier = {(str(stored["config_digest"]), str(stored["data_digest"]))}
+    earlier |= {(str(config), str(data)) for config, data in stored.get(_EARLIER, ())}
+    if _EARLIER in stored:  # Not by older programs, which forgot.
+        refused += _foreign(commits, {*earlier, (identity.config_digest, identity.data_digest)})
+    return _Comparison(
+        "resume",
+        tuple(refused),
+        tuple(notes),
+        extended.extensions,
+        length_alone=bool(extended.refused) and tuple(refused) == extended.refused,
+        earlier=tuple(sorted(earlier)),
+    )
+
+
+def _foreign(commits: Sequence[Commit], own: Collection[tuple[str, str]]) -> list[str]:
+    """Lines about commits that no start of the run has made, whoever put them there."""
+    manifests = [commit.manifest for commit in commits]
+    return [
+        f"the checkpoint of step {one.step} was made by another: configuration "
+        f"{one.config_digest[:16]}, data {one.data_digest[:16]}"
+        for one in manifests
+        if (one.config_digest, one.data_digest) not in own
+    ]
 
 
 def _with_shards_of(tree: Mapping[str, Json], before: Mapping[str, Json]) -> Mapping[str, Json]:

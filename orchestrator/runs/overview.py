@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Mapping
@@ -111,7 +112,7 @@ def _run(folder: Path) -> Standing:
     try:
         for last in read_events(folder / EVENTS):
             step = max(step, last.step)
-            score = last.values.get("val/AP", score)
+            score = _finite(last.values.get("val/AP", score))
             if last.text and last.kind not in BOOKKEEPING:
                 note = f"{last.kind}: {last.text}"
     except OSError:
@@ -133,7 +134,15 @@ def read_result(folder: Path) -> dict[str, Any]:
     metrics = result.get("metrics")
     if not isinstance(result.get("steps"), int) or not isinstance(metrics, dict):
         return {}
-    return result if isinstance(metrics.get("AP"), float | int | None) else {}
+    score = metrics.get("AP")
+    # Of a class without boxes it is -1; what is no number at all lies nowhere.
+    known = score is None or (isinstance(score, float | int) and -1 <= score <= 1)
+    return result if known else {}
+
+
+def _finite(value: float | None) -> float | None:
+    """A value as JSON can say it, which has no NaN."""
+    return value if value is None or math.isfinite(value) else None
 
 
 def is_outdated(result: Mapping[str, Any], step: int) -> bool:
@@ -172,6 +181,8 @@ def run_troubles(folder: Path) -> list[str]:
         newest = newest_commit(folder)
     except OSError as error:
         lines.append(f"{CHECKPOINTS}: {error.strerror}, so no checkpoint of it can be used")
+    except StorageError as error:  # Of another program.
+        lines.append(str(error))
     if os.path.lexists(folder / RESULT) and not result:
         lines.append(f"{RESULT} cannot be read, so it is not known how the run ended")
     if newest is not None and is_outdated(result, newest.step):
@@ -202,7 +213,7 @@ def _sweep(folder: Path) -> Standing:
     if os.path.lexists(folder / SWEEP_RESULT) and not summary:
         troubles.append(f"{SWEEP_RESULT} cannot be read, so it is not known how its trials stand")
     best = str(summary.get("best"))
-    score = scores.get(best)
+    score = _finite(scores.get(best))
     note = f"best {best}" if best in scores else ""
     state = str(summary.get("state", "unfinished"))
     age = _age(folder / SWEEP_JOURNAL)

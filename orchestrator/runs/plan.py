@@ -16,6 +16,7 @@ from orchestrator.checkpoints.initial_weights import InitialWeights, find_initia
 from orchestrator.checkpoints.manifest import checked_commits, read_verified
 from orchestrator.checkpoints.other_run import find_state, load_state
 from orchestrator.checkpoints.published import expected_path
+from orchestrator.checkpoints.source import is_run
 from orchestrator.config.resolve import ResolvedExperiment
 from orchestrator.config.schema import Experiment, TrainConfig
 from orchestrator.data.dataset import Dataset
@@ -107,11 +108,14 @@ def make_plan(
         canvases=model.train_canvases,
     )
     require_warmup_ends(experiment.train, steps_per_epoch=batches.schedule.steps_per_epoch)
-    if not len(val.dataset.labels):
+    if val.dataset.crowd.all():
+        none = "no boxes"
+        if len(val.dataset.labels):
+            none = "no boxes but crowds, or ones marked difficult or ignored"
         raise DataError(
-            f"data.val: {experiment.data.val.shards or experiment.data.val.annotations} has no "
-            "boxes, so there is nothing to score against. Next: point data.val at images with "
-            "annotations"
+            f"data.val: {experiment.data.val.shards or experiment.data.val.annotations} has "
+            f"{none}, so there is nothing to score against. Next: point data.val at images with "
+            "annotations of objects that count"
         )
     if experiment.train.early_stopping is not None:
         _require_defined(experiment.train.early_stopping.metric, val.dataset)
@@ -235,11 +239,12 @@ def _initial(train: TrainConfig, run_dir: Path, commits: Storage) -> InitialWeig
     continues = train.continue_from is not None
     path = Path(location) if continues else expected_path(location)
     recorded = recorded_initial(run_dir)
-    # Another run may not take the place of the one that was gone on from.
-    same = continues and recorded_beginning(run_dir) == location
+    # A run may have gone on since, or have a better checkpoint; another may not take its place.
+    goes_on = continues or is_run(path)
+    same = goes_on and recorded_beginning(run_dir) == location
     if recorded is not None and (same or not path.exists()) and checked_commits(commits):
         return InitialWeights(str(path.absolute()), recorded, "state" if continues else "file")
-    return find_state(location, recorded) if continues else find_initial(location)
+    return find_state(location, recorded) if continues else find_initial(location, recorded)
 
 
 def require_state(job: TrainingJob) -> int:

@@ -9,12 +9,14 @@ from __future__ import annotations
 import math
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
 import tempfile
 import time
+import uuid
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from multiprocessing.connection import wait
@@ -26,16 +28,21 @@ import torch.distributed as dist
 from typing_extensions import Self
 
 from orchestrator.accelerators import Accelerator
+from orchestrator.cluster.heartbeat import HangWatch, Heartbeat
 from orchestrator.credentials import mask
 from orchestrator.data.stream.local import LocalStream
 from orchestrator.errors import OrchestratorError, PreemptedError, first_line
 from orchestrator.runs.plan import Plan
+from orchestrator.storage.run_files import HEARTBEATS
 from orchestrator.training.interrupt import asked_to_stop, stopping_politely
 from orchestrator.training.job import Outcome
 from orchestrator.training.session import run_rank
 
 #: Exit code of a rank whose error is none of ours; such as the loss of another rank.
 _FAILED = 70
+#: Times as long as in a run that ranks may get no further: nobody starts these again, and a machine
+#: with other work to do may hardly let them compute.
+_PATIENCE = 10.0
 #: Seconds that ranks get to notice that another one has ended before they are killed.
 _GRACE = 5.0
 
@@ -49,6 +56,7 @@ class RankTask:
         accelerator: the kind of device.
         rank, world: which share of it.
         meeting: a file that does not exist yet, where the ranks find each other.
+        beats: folder for signs of life; None where nobody looks for any.
     """
 
     plan: Plan
@@ -56,16 +64,27 @@ class RankTask:
     rank: int
     world: int
     meeting: str
+    beats: str | None = None
 
     def run(self) -> Outcome:
         """Train this rank's share in this process."""
+        timeout = self.plan.job.experiment.cluster.hang_timeout
+        alive: AbstractContextManager[Any] = nullcontext()
+        if self.beats is not None and timeout is not None:
+            alive = Heartbeat(Path(self.beats), self.rank, timeout)
+        with alive:
+            return self._joined()
+
+    def _joined(self) -> Outcome:
+        """Train in the company of the other ranks, if there are any."""
         if self.world == 1:
             return self._train()
         # NCCL takes the current device, and hccl is not known before torch_npu is imported.
         self.accelerator.device(self.rank)
         dist.init_process_group(
             self.accelerator.backend,
-            init_method=f"file://{self.meeting}",
+            # By its path: an address would end at a # or ? in it.
+            store=dist.FileStore(self.meeting, self.world),  # type: ignore[attr-defined]
             rank=self.rank,
             world_size=self.world,
             timeout=timedelta(minutes=5),
@@ -127,6 +146,10 @@ class LocalRanks:
         target: what runs in each of them; gets its :class:`RankTask`, then ``arguments``.
         arguments: see ``target``.
         context: how processes are made. Forked ones would inherit torch's threads, broken.
+        watched: kill ranks that stand still, by the rules of ``cluster.hang_timeout``.
+
+    Attributes:
+        hung: what was done to ranks that stood still, a line each; complete once all have ended.
     """
 
     def __init__(
@@ -137,18 +160,27 @@ class LocalRanks:
         target: Callable[..., None] = rank_main,
         arguments: tuple[Any, ...] = (),
         context: Any = None,
+        watched: bool = False,
     ) -> None:
         self._context = context or multiprocessing.get_context("spawn")
         world = plan.job.experiment.cluster.workers
-        descriptor, self._meeting = tempfile.mkstemp(prefix="ranks-")
-        os.close(descriptor)
-        Path(self._meeting).unlink()
+        timeout = plan.job.experiment.cluster.hang_timeout
+        self.hung: list[str] = []
+        self._watch: HangWatch | None = None
+        beats: str | None = None
+        if watched and timeout is not None:
+            folder = plan.job.path / HEARTBEATS / uuid.uuid4().hex
+            # None of them is anywhere else.
+            self._watch = HangWatch(folder, timeout, lambda *_: False, patience=_PATIENCE)
+            self.hung, beats = self._watch.hung, str(folder)
+        # A folder of this user's alone: nobody else can put a file where the ranks meet.
+        self._meeting = Path(tempfile.mkdtemp(prefix="ranks-"))
         self.processes: list[BaseProcess] = [
             self._context.Process(
                 target=_process,
                 args=(
                     target,
-                    RankTask(plan, accelerator, rank, world, self._meeting),
+                    RankTask(plan, accelerator, rank, world, str(self._meeting / "store"), beats),
                     *arguments,
                 ),
                 name=f"rank-{rank}",
@@ -159,6 +191,8 @@ class LocalRanks:
     def __enter__(self) -> Self:
         for process in self.processes:
             process.start()
+        if self._watch is not None:
+            self._watch.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -166,7 +200,9 @@ class LocalRanks:
         for process in self.processes:
             process.join()
             process.close()
-        Path(self._meeting).unlink(missing_ok=True)
+        if self._watch is not None:
+            self._watch.__exit__()
+        shutil.rmtree(self._meeting, ignore_errors=True)
 
     def kill(self) -> None:
         """SIGKILL to every rank that still runs."""

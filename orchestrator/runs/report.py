@@ -94,7 +94,7 @@ def finished_result(job: TrainingJob, done: int) -> dict[str, Any] | None:
             and result["steps"] == done
         )
         whole = done == job.total_steps or result["early_stopping"] is not None
-        complete = result["state"] == "done" and result["metrics"]["AP"] is not None
+        complete = result["state"] == "done" and isinstance(result["metrics"]["AP"], float | int)
     except (OSError, ValueError, TypeError, KeyError):
         return None
     if not (same and whole and complete) or not job.path.joinpath(EVENTS).exists():

@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 
 from orchestrator.checkpoints.commit import CommitStore
-from orchestrator.checkpoints.manifest import checked_commits
+from orchestrator.checkpoints.manifest import checked_commits, verify
 from orchestrator.checkpoints.retention import newest_taken_away, say_taken_away
-from orchestrator.errors import StorageError, say
+from orchestrator.config.printing import dump_yaml
+from orchestrator.config.resolve import ResolvedExperiment, load_experiment
+from orchestrator.data.label_map import LabelMap, read_label_map
+from orchestrator.errors import OrchestratorError, StorageError, say
+from orchestrator.runs.identity import (
+    Identity,
+    RunState,
+    experiment_trouble,
+    record_run,
+    recorded_identity,
+)
 from orchestrator.storage.atomic import write_atomic
 from orchestrator.storage.bucket import commit_storage
 from orchestrator.storage.bucket_lock import BucketLock
 from orchestrator.storage.bucket_mirror import BucketMirror
 from orchestrator.storage.folder_lock import RunLock
 from orchestrator.storage.local import Storage
-from orchestrator.storage.run_files import CHECKPOINTS, EVENTS
+from orchestrator.storage.run_files import CHECKPOINTS, EVENTS, IDENTITY, LABEL_MAP, RESOLVED
+from orchestrator.storage.sealed import UnusableError
 from orchestrator.tracking.events import lost_since
 
 
@@ -56,6 +68,48 @@ class Run:
         self.folder.mkdir(parents=True, exist_ok=True)
         write_atomic(self.folder / name, text.encode("utf-8", "backslashreplace"))
 
+    def describe(
+        self,
+        identity: Identity,
+        resolved: ResolvedExperiment,
+        claim: RunState,
+        label_map: LabelMap,
+        *,
+        only_lost: bool = False,
+    ) -> None:
+        """Let the folder say what run it holds: its record, experiment and classes.
+
+        Args:
+            identity: of the run.
+            resolved: its experiment.
+            claim: what :func:`~orchestrator.runs.identity.examine_run` found.
+            label_map: its classes.
+            only_lost: leave alone what is there and sound, which is of the start that trained.
+        """
+        lost = self._lost(label_map) if only_lost else (IDENTITY, RESOLVED, LABEL_MAP)
+        if IDENTITY in lost:
+            record_run(self.folder, identity, resolved.tree, claim)
+        if RESOLVED in lost:
+            self.write(RESOLVED, dump_yaml(resolved))
+        if LABEL_MAP in lost:
+            self.write(LABEL_MAP, label_map.to_json())
+        if only_lost and lost:
+            self.say(f"missing or damaged, and written anew: {', '.join(lost)}")
+
+    def _lost(self, label_map: LabelMap) -> list[str]:
+        """What of the run's description is not there, or not what it was."""
+        sound = []
+        if recorded_identity(self.folder) is not None:
+            sound.append(IDENTITY)
+        with suppress(OrchestratorError):
+            if experiment_trouble(self.folder) is None:
+                load_experiment(self.folder / RESOLVED)
+                sound.append(RESOLVED)
+        with suppress(OrchestratorError):
+            if read_label_map(self.folder / LABEL_MAP) == label_map:
+                sound.append(LABEL_MAP)
+        return [name for name in (IDENTITY, RESOLVED, LABEL_MAP) if name not in sound]
+
     def is_held(self) -> bool:
         """Whether the folder is there, and still that of this process."""
         try:
@@ -81,6 +135,18 @@ class Run:
         if lost is not None:
             self.say(f"warning: {EVENTS}: {lost} when step {newest.step} was committed")
         return newest.step
+
+    def is_whole(self) -> bool:
+        """Whether every byte of its newest commit is what was committed; says where it is not."""
+        newest = next(iter(checked_commits(self.commits)), None)
+        if newest is None:
+            return False
+        try:
+            verify(self.commits, newest.key)
+        except (UnusableError, OSError) as error:
+            self.say(f"warning: {newest.path}: {error}; the run goes on from the one before")
+            return False
+        return True
 
     def require_commit(self, step: int) -> None:
         """Refuse an end that left nothing where the run is said to be.

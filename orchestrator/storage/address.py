@@ -70,6 +70,19 @@ class Place:
         return f"{self.scheme}://{account}{path}{options}"
 
 
+class StoreError(OSError):
+    """An object store does not answer, or refuses.
+
+    Args:
+        reason: what its client says, who seldom names a place.
+        place: URI of what was asked for.
+    """
+
+    def __init__(self, reason: str, place: str = "") -> None:
+        super().__init__(reason)
+        self.place = place
+
+
 def is_remote(word: str) -> bool:
     """Whether a word names something in an object store."""
     return Place.of(word).is_remote

@@ -8,11 +8,12 @@ and a folder without a manifest is an upload that was cut off.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from orchestrator.storage.address import file_system_path, open_store
+from orchestrator.storage.address import StoreError, file_system_path, open_store
 from orchestrator.storage.local import (
     CHUNK_BYTES,
     Chunk,
@@ -47,26 +48,45 @@ class ObjectStorage(Storage):
     def _path(self, key: str) -> str:
         return "/".join([self.base, *split_key(key)])
 
+    @contextmanager
+    def _asked(self, key: str) -> Iterator[None]:
+        """Name the place in what the store's client says, which mostly does not.
+
+        Raises:
+            StoreError: in place of an OSError, but for one that says that an object is missing.
+        """
+        try:
+            yield
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise StoreError(str(error), self.describe(key)) from error
+
     def make_dir(self, key: str) -> bool:
         """Create what stands for a folder; it costs nothing if it is there."""
-        self.filesystem.create_dir(self._path(key), recursive=True)
+        with self._asked(key):
+            self.filesystem.create_dir(self._path(key), recursive=True)
         return True
 
     def create(self, key: str) -> OpenFile:
         """Begin an upload, which replaces an object of this name when it is closed."""
-        return OpenFile(key, self.filesystem.open_output_stream(self._path(key)))
+        with self._asked(key):
+            return OpenFile(key, self.filesystem.open_output_stream(self._path(key)))
 
     def write(self, file: OpenFile, data: Chunk) -> None:
         """Append all of ``data``."""
-        file.raw.write(data)
+        with self._asked(file.key):
+            file.raw.write(data)
 
     def sync(self, file: OpenFile) -> None:
         """Send what is buffered; an object is durable once :meth:`close` has returned."""
-        file.raw.flush()
+        with self._asked(file.key):
+            file.raw.flush()
 
     def close(self, file: OpenFile) -> None:
         """Finish the upload."""
-        file.raw.close()
+        with self._asked(file.key):
+            file.raw.close()
 
     def sync_dir(self, key: str) -> None:
         """Nothing to do: names are durable with their objects."""
@@ -77,11 +97,13 @@ class ObjectStorage(Storage):
 
     def unlink(self, key: str) -> None:
         """Delete an object."""
-        self.filesystem.delete_file(self._path(key))
+        with self._asked(key):
+            self.filesystem.delete_file(self._path(key))
 
     def remove_dir(self, key: str) -> None:
         """Delete what stands for a folder."""
-        self.filesystem.delete_dir(self._path(key))
+        with self._asked(key):
+            self.filesystem.delete_dir(self._path(key))
 
     def list(self, key: str) -> list[Entry]:
         """What lies directly below a prefix, by name."""
@@ -89,7 +111,8 @@ class ObjectStorage(Storage):
         import pyarrow.fs
 
         selector = pyarrow.fs.FileSelector(self._path(key), allow_not_found=True)
-        infos = self.filesystem.get_file_info(selector)
+        with self._asked(key):
+            infos = self.filesystem.get_file_info(selector)
         return sorted(
             Entry(info.base_name, info.type == pyarrow.fs.FileType.Directory, info.size or 0)
             for info in infos
@@ -97,7 +120,7 @@ class ObjectStorage(Storage):
 
     def read(self, key: str) -> Iterator[bytes]:
         """An object's bytes."""
-        with self.filesystem.open_input_stream(self._path(key)) as stream:
+        with self._asked(key), self.filesystem.open_input_stream(self._path(key)) as stream:
             while chunk := stream.read(CHUNK_BYTES):
                 yield chunk
 

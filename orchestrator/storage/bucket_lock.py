@@ -17,6 +17,7 @@ import time
 import uuid
 from dataclasses import dataclass
 
+from orchestrator.errors import StorageError
 from orchestrator.storage.bucket import open_storage
 from orchestrator.storage.lease import (
     MAX_BYTES,
@@ -70,13 +71,21 @@ class BucketFence:
         """Return if nobody took the run since ``token``.
 
         Raises:
-            StorageError: somebody did.
+            StorageError: somebody did; or the lease is gone, with which somebody could.
         """
         storage = open_storage(self.location)
         newest = max(_claims(storage), default=None)
         if newest is not None and newest.token > self.token:
             who = described(storage, newest.lease)
             raise shut_out(storage.describe(""), self.token, newest.token, who)
+        # Whoever starts where there is none begins to count anew, and would never be noticed.
+        if newest is None or newest.token < self.token:
+            raise StorageError(
+                f"{storage.describe(LOCK)}: the lease of this run is gone: the run was deleted or "
+                "moved while it went on, or a rule of the bucket deletes old objects. Nothing more "
+                "was written. Next: take such a rule away and put back what was deleted, if there "
+                "is a copy, then run the same command again"
+            )
 
 
 class BucketLock(LivingLock):

@@ -142,7 +142,7 @@ class BucketMirror:
         self.run_dir = run_dir
         self.storage = open_storage(location)
         self.uri = self.storage.describe("")
-        self._records = Records(location, run_dir, lambda: self.lock.fence()())
+        self._records = Records(location, run_dir, self.lock.require_held)
         self._over = threading.Event()
         self._pushing: threading.Thread | None = None
 
@@ -195,11 +195,13 @@ class BucketMirror:
         """Make the working folder what the bucket says; held, or where nobody writes any more.
 
         Raises:
-            StorageError: the folder is another run's, or one of both cannot be read or written.
+            StorageError: the folder is another run's, the bucket has lost the run, or one of both
+                cannot be read or written.
         """
         uri = self.storage.describe("")
         self._claim_folder(uri)
         try:
+            self._require_log(uri)
             for name in (EVENTS_KEPT, CHECKPOINTS, *self.names):
                 _remove(self.run_dir / name)
             for key in _keys(self.storage, self.names):
@@ -214,9 +216,23 @@ class BucketMirror:
                 "names a folder that can be written and has room, and that the bucket answers"
             ) from error
 
+    def _require_log(self, uri: str) -> None:
+        """Refuse to make the working folder what a bucket says that has lost the run."""
+        try:
+            kept = int((self.run_dir / EVENTS_KEPT).read_bytes())
+        except (OSError, ValueError):
+            return
+        if kept > 0 and all(entry.name != EVENTS for entry in self.storage.list("")):
+            raise StorageError(
+                f"{uri}: has no {EVENTS}, of which {kept} bytes were brought there: it was "
+                f"deleted, or this is another bucket of that name. {self.run_dir} still has the "
+                "records of the run. Next: put back what was deleted, from there or from a copy; "
+                "to begin anew, remove that folder"
+            )
+
     def _claim_folder(self, uri: str) -> None:
         mark = self.run_dir / BUCKET
-        found = mark.read_text("utf-8") if mark.is_file() else None
+        found = mark.read_text("utf-8", "replace") if mark.is_file() else None
         there = self.run_dir.iterdir() if self.run_dir.is_dir() else ()
         # A hidden file is one that was being written.
         if found is None and any(not path.name.startswith(".") for path in there):
@@ -238,7 +254,7 @@ def mirrored(location: str | None, run_dir: Path) -> AbstractContextManager[Buck
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir():
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from orchestrator.errors import StorageError
+from orchestrator.storage.address import StoreError, unreachable
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.ELOOP}
 #: What helps against those that more room does not help against.
@@ -17,30 +18,41 @@ _ADVICE = {
     errno.ELOOP: "remove the links that lead to each other",
 }
 #: What libraries make of them that raise classes of their own.
-_TEXTS = ("No space left on device", "Disk quota exceeded", "Read-only file system")
+_TEXTS = {
+    "No space left on device": errno.ENOSPC,
+    "Disk quota exceeded": errno.EDQUOT,
+    "Read-only file system": errno.EROFS,
+    "File too large": errno.EFBIG,
+}
 
 
 def disk_refusal(error: BaseException) -> StorageError | None:
     """The error to raise in place of one that says that a disk is full or cannot be written.
 
+    Or that an object store does not answer.
+
     Args:
         error: any; what caused it is looked at, too.
 
     Returns:
-        None where no disk is to blame.
+        None where neither is to blame.
     """
     seen: BaseException | None = error
     while seen is not None:
-        full = isinstance(seen, OSError) and seen.errno in _FULL
-        if full or any(text in str(seen) for text in _TEXTS):
+        number = seen.errno if isinstance(seen, OSError) else None
+        if number not in _FULL:
+            number = next((code for text, code in _TEXTS.items() if text in str(seen)), None)
+        if number is not None:
             where = getattr(seen, "filename", None)
             place = f"{where}: " if where else ""
             reason = getattr(seen, "strerror", None) or next(iter(str(seen).splitlines()))
-            advice = _ADVICE.get(getattr(seen, "errno", None) or 0, "make room there")
+            advice = _ADVICE.get(number, "make room there")
             return StorageError(
                 f"{place}{reason}. Next: {advice}, then run the same command again; a run goes on "
                 "from its newest whole checkpoint"
             )
+        if isinstance(seen, StoreError):
+            return unreachable(seen.place, seen)
         seen = seen.__cause__ or seen.__context__
     return None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from orchestrator.errors import StorageError
@@ -69,8 +69,14 @@ class LocalFolder(Folder):
         with storage_errors(self.location):
             if not self.local.is_dir():
                 return {}
+            sizes = {}
             with os.scandir(self.local) as entries:
-                return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
+                for entry in entries:
+                    # What is renamed or deleted meanwhile is there no more.
+                    with suppress(FileNotFoundError):
+                        if entry.is_file():
+                            sizes[entry.name] = entry.stat().st_size
+            return sizes
 
     def chunks(self, name: str) -> Iterator[bytes]:
         """Content of a file."""

@@ -35,6 +35,7 @@ RELEASED = b"released"
 MAX_BYTES = 2**16
 #: Who holds a lease that cannot be read.
 UNKNOWN = "a process that is just starting or ending"
+_PROC = Path("/proc")
 
 
 class HeldError(StorageError):
@@ -82,7 +83,10 @@ class Holder:
     def ended_here(self) -> bool:
         """Whether it ran where signals can be sent to it, and is gone for sure."""
         here = self.boot == _boot() and self.namespace == _namespace()
-        return here and self.started is not None and _started(self.pid) != self.started
+        if not here or self.started is None:
+            return False
+        started = _started(self.pid)
+        return not _exists(self.pid) if started is None else started != self.started
 
     def runs_on_this_kernel(self) -> bool:
         """Whether its machine is this one and was not started anew, whatever the container."""
@@ -94,27 +98,39 @@ class Holder:
 
 def _boot() -> str:
     try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except FileNotFoundError:
+        return (_PROC / "sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
         return socket.gethostname()  # Sandboxes hide it.
 
 
 def _namespace() -> int:
     try:
-        return Path("/proc/self/ns/pid").stat().st_ino
-    except FileNotFoundError:
+        return (_PROC / "self/ns/pid").stat().st_ino
+    except OSError:
         return 0
 
 
 def _started(pid: int) -> int | None:
-    """Start of a process in ticks since boot; None when there is none or it is a zombie."""
+    """Start of a process in ticks since boot; -1 of a zombie, None where none is to be seen."""
     try:
-        text = Path(f"/proc/{pid}/stat").read_text()
-    except (FileNotFoundError, ProcessLookupError):
+        # Its name in there may be cut within a letter.
+        text = (_PROC / str(pid) / "stat").read_bytes()
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
         return None
     # The name, in parentheses, may itself hold spaces and parentheses: proc_pid_stat(5).
-    fields = text.rpartition(")")[2].split()
-    return None if fields[0] in "ZX" else int(fields[19])
+    fields = text.rpartition(b")")[2].split()
+    return -1 if fields[0] in b"ZX" else int(fields[19])
+
+
+def _exists(pid: int) -> bool:
+    """Whether there is a process of this number, also where ``/proc`` hides those of others."""
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def shut_out(where: str, token: int, newest: int, who: str) -> StorageError:
@@ -135,9 +151,9 @@ def vanished(run_dir: str | Path) -> StorageError:
     """What a process gets to hear whose run folder was removed, renamed or replaced."""
     return StorageError(
         f"{run_dir}: the run folder is gone, or another one is in its place: it was removed, "
-        "renamed or mounted anew while the run went on. Nothing more was written. Next: bring it "
-        "back to this place and run the same command again, which goes on from its newest whole "
-        "checkpoint"
+        f"renamed or mounted anew while the run went on, or its {LOCK}/ was. Nothing more was "
+        "written. Next: bring it back to this place and run the same command again, which goes on "
+        "from its newest whole checkpoint"
     )
 
 
@@ -259,6 +275,15 @@ class LivingLock(ABC):
             self.fence()()
             self._take_next()
         return self.fence()
+
+    def require_held(self) -> None:
+        """Raise :class:`StorageError` if the run was taken over.
+
+        For threads beside the one that calls :meth:`advance`, which gives the run a new token in
+        between.
+        """
+        with self._advancing:
+            self.fence()()
 
     @abstractmethod
     def fence(self) -> Fence:

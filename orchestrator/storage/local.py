@@ -16,7 +16,7 @@ import stat
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, TypeAlias
@@ -287,17 +287,15 @@ class LocalStorage(Storage):
             os.rmdir(name, dir_fd=folder)
 
     def list(self, key: str) -> list[Entry]:
-        """What a folder holds, by name."""
+        """What a folder holds, by name; what goes away meanwhile may be left out."""
+        entries = []
         try:
             with self._open(key, os.O_DIRECTORY) as descriptor, os.scandir(descriptor) as found:
-                entries = [
-                    Entry(
-                        item.name,
-                        item.is_dir(follow_symlinks=False),
-                        item.stat(follow_symlinks=False).st_size,
-                    )
-                    for item in found
-                ]
+                for item in found:
+                    # One that was renamed or deleted since says nothing about the others.
+                    with suppress(FileNotFoundError):
+                        size = item.stat(follow_symlinks=False).st_size
+                        entries.append(Entry(item.name, item.is_dir(follow_symlinks=False), size))
         except FileNotFoundError:
             return []
         return sorted(entries)

@@ -108,6 +108,9 @@ class EventLog:
         self._steps: defaultdict[str, set[int]] = defaultdict(set)
         #: Bytes that the disk has not taken yet; their start may continue a line in the file.
         self._pending = bytearray()
+        #: Bytes that the file has to have: whole lines that were there, and what was added.
+        self._size = 0
+        self._step = 0
         self._failures = 0
         self._failure: OSError | None = None
         try:
@@ -117,7 +120,8 @@ class EventLog:
             # A pipe in its place would have this wait for a reader.
             flags |= os.O_NONBLOCK
             self._file = os.fdopen(os.open(path, flags, 0o666), "ab", buffering=0)
-            self._file.truncate(self._replay())
+            self._size = self._replay()
+            self._file.truncate(self._size)
         except OSError as error:
             raise StorageError(
                 f"{path}: the event log cannot be opened ({error.strerror}); make the run folder "
@@ -165,6 +169,7 @@ class EventLog:
 
     def _append(self, kind: str, step: int, content: dict[str, Any]) -> None:
         time_ms = int(self._clock() * 1000)
+        self._step = step
         line = {"seq": self._seq, "kind": kind, "step": step, "time_ms": time_ms, **content}
         self._seq += 1
         text = json.dumps(line, separators=(",", ":"), allow_nan=False)
@@ -175,7 +180,9 @@ class EventLog:
         """Hand pending bytes to the operating system; what it refuses stays pending."""
         try:
             while self._pending:
-                del self._pending[: self._file.write(self._pending)]
+                taken = self._file.write(self._pending)
+                self._size += taken
+                del self._pending[:taken]
         except OSError as error:
             self._failures += 1
             self._failure = error
@@ -189,6 +196,8 @@ class EventLog:
         """
         self._drain()
         try:
+            if sync:
+                self._notice_loss()
             if self._pending and self._failure is not None:
                 raise self._failure
             if sync:
@@ -224,6 +233,23 @@ class EventLog:
                 "folder back to this place and run the same command again"
             )
 
+    def _notice_loss(self) -> None:
+        """Note that lines are gone where somebody has cut the file while it was written to."""
+        size = os.fstat(self._file.fileno()).st_size
+        if size >= self._size:
+            return
+        had, self._size = self._size, size
+        with self.path.open("rb") as file:
+            file.seek(max(0, size - 1))
+            # Within a line; what follows is to be one of its own.
+            if file.read(1) not in (b"", b"\n"):
+                self._pending += b"\n"
+        self.note(
+            LOG_LOST,
+            f"the log was cut while the run went on: it had {had} bytes, and {size} are left",
+            step=self._step,
+        )
+
     def close(self) -> None:
         """Write what is pending, if possible, and close the file; never raises."""
         try:
@@ -236,9 +262,10 @@ class EventLog:
 def read_events(path: Path, offset: int = 0) -> Iterator[Event]:
     """Whole events behind a byte offset; none when there is no log yet.
 
-    The offset is 0 or the ``end`` of an event. The log may be written meanwhile: a line without its
-    end is left for the next call. A damaged line is passed over; of a log that is read from its
-    beginning, how many are is a warning.
+    The offset is 0 or the ``end`` of an event; where the log has been cut since, reading begins
+    anew. The log may be written meanwhile: a line without its end is left for the next call. A
+    damaged line is passed over; of a log that is read from its beginning, how many are is a
+    warning.
 
     Raises:
         OSError: something is there that cannot be read, or is no file.
@@ -247,8 +274,10 @@ def read_events(path: Path, offset: int = 0) -> Iterator[Event]:
         file = open_regular(path)
     except FileNotFoundError:
         return
-    damaged, beginning = 0, offset == 0
     with file:
+        if offset > os.fstat(file.fileno()).st_size:
+            offset = 0
+        damaged, beginning = 0, offset == 0
         file.seek(offset)
         for line in file:
             if not line.endswith(b"\n"):

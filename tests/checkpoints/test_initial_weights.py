@@ -18,6 +18,7 @@ from detectors.registry import build_detector, variant_config
 from detectors.weights.files import read_weights
 from orchestrator.accelerators import Accelerator
 from orchestrator.checkpoints.initial_weights import convert_file, find_initial, load_initial
+from orchestrator.checkpoints.other_run import find_state, load_state
 from orchestrator.config.resolve import load_experiment
 from orchestrator.data.demo.digits import Recipe, build_digits
 from orchestrator.data.label_map import LabelMap
@@ -332,3 +333,80 @@ def test_a_place_that_cannot_be_written_is_no_damaged_source(
         with pytest.raises(StorageError, match=r"DST: .*made\.safetensors cannot be written"):
             convert_file(source, tmp_path / "made.safetensors", config)
     assert list(tmp_path.iterdir()) == [source]
+
+
+@pytest.mark.parametrize("place", ["copy", "link"])
+def test_a_checkpoint_may_have_any_name(teacher: Plan, tmp_path: Path, place: str) -> None:
+    newest = Path(open_store(teacher.job).commits()[-1].path)
+    best = tmp_path / "best"
+    if place == "copy":
+        shutil.copytree(newest, best)
+    else:
+        best.symlink_to(newest)
+    found = find_initial(str(best))
+    assert found.path == str(best / "ema.safetensors")
+    assert found.sha256 == find_initial(str(newest)).sha256
+    assert (
+        load_initial(found, teacher.job.experiment, teacher.job.label_map).report.counts["missing"]
+        == 0
+    )
+    state = find_state(str(best))
+    assert state.sha256 == find_state(str(newest)).sha256
+    assert load_state(state, teacher.job.label_map).step == 2
+    if place == "copy":
+        _flip_last_bit(best / "ema.safetensors")
+        with pytest.raises(DataError, match="does not match its digest"):
+            find_initial(str(best))
+        with pytest.raises(DataError, match="does not match its digest"):
+            find_state(str(best))
+
+
+def _flip_last_bit(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+
+
+def test_a_damaged_file_of_a_checkpoint_is_never_begun_with(teacher: Plan, tmp_path: Path) -> None:
+    copy = tmp_path / "000000002"
+    shutil.copytree(open_store(teacher.job).commits()[-1].path, copy)
+    file = copy / "weights.safetensors"
+    assert find_initial(str(file)).kind == "commit"
+    _flip_last_bit(file)
+    # Nobody would see it by the numbers.
+    assert read_weights(file).tensors
+    with pytest.raises(DataError, match=r"weights\.safetensors: does not match its digest in"):
+        find_initial(str(file))
+
+
+def test_the_run_that_was_begun_with_may_go_on(tmp_path: Path, digits: Path) -> None:
+    """Its best checkpoint is another one then; that which was begun with is known by its digest."""
+    every = "train.checkpoint.every_steps=1"
+    plan = plan_in(tmp_path / "teacher", digits, every)
+    train(plan)
+    store = open_store(plan.job)
+    steps = [commit.step for commit in store.commits()]
+    assert steps == [1, 2]
+    override = f"train.init_from={plan.job.path}"
+
+    def best_is(step: int) -> None:
+        for one in steps:
+            store.attach_metrics(one, {"val/AP": 0.5 if one == step else 0.1})
+        store.wait()
+
+    best_is(2)
+    student = plan_in(tmp_path / "student", digits, override)
+    tree = load_experiment(tmp_path / "student.yaml", [override]).tree
+    identity = Identity(
+        student.job.config_digest, student.job.data_digest, initial=digest_of(student)
+    )
+    open_run(student.job.path, identity, tree)
+    best_is(1)
+    assert plan_in(tmp_path / "other", digits, override).job.initial != student.job.initial
+    # Before its first checkpoint it begins with what it began with,
+    again = plan_in(tmp_path / "student", digits, override)
+    assert again.job.initial == student.job.initial
+    train(again)
+    shutil.rmtree(plan.job.path / "ckpt" / "000000002")
+    # and from then on the other run may keep what it likes.
+    assert digest_of(plan_in(tmp_path / "student", digits, override)) == digest_of(student)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import io
+import resource
+import shutil
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -19,7 +21,7 @@ from orchestrator.checkpoints.published import MIRROR, Published, find_published
 from orchestrator.cli.main import main
 from orchestrator.config.resolve import load_experiment
 from orchestrator.data.label_map import LabelMap
-from orchestrator.errors import ConfigError, DataError
+from orchestrator.errors import ConfigError, DataError, StorageError
 
 EXPERIMENT = """
 name: tiny
@@ -98,6 +100,12 @@ def test_unknown_names_say_what_is_known(name: str, message: str) -> None:
         find_published(f"torchvision:{name}")
 
 
+@pytest.mark.parametrize("address", ["https://host/resnet50.pth", "s3://bucket/runs/a"])
+def test_an_address_is_no_path(address: str) -> None:
+    with pytest.raises(ConfigError, match=f"found '{address}'.*Next: copy it to a folder that"):
+        find_initial(address)
+
+
 def test_a_run_begins_with_what_was_fetched(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -165,3 +173,28 @@ def test_without_a_network_it_says_where_the_file_goes(
         find_initial("torchvision:resnet50")
     assert "from http://127.0.0.1:9/resnet50-11ad3fa6.pth (" in str(caught.value)
     assert f"put it at {place}" in str(caught.value)
+
+
+def test_a_disk_that_does_not_take_it_is_storage(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = b"x" * 200_000
+    sha = hashlib.sha256(body).hexdigest()
+    name = f"mobilenet_v2-{sha[:8]}.pth"
+    server.files[f"/models/{name}"] = body, len(body)
+    there = Published(f"https://download.pytorch.org/models/{name}", sha[:8])
+    monkeypatch.setattr(published, "find_published", lambda _: there)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    said = r"torch/hub/checkpoints cannot be written to \((.*)\)\. Next: make room there"
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+        with pytest.raises(StorageError, match=said) as full:
+            find_initial("torchvision:mobilenet_v2")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "File too large" in str(full.value)
+    assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+    shutil.rmtree(tmp_path / "cache" / "torch")
+    (tmp_path / "cache" / "torch").write_text("in its place")
+    with pytest.raises(StorageError, match=said):
+        find_initial("torchvision:mobilenet_v2")

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.checkpoints import patience
 from orchestrator.checkpoints.codec import state_digest
 from orchestrator.checkpoints.commit import CommitStore
 from orchestrator.errors import StorageError
+from orchestrator.storage.address import StoreError
 from orchestrator.storage.local import LocalStorage, OpenFile, Storage
 from tests.support.commit_scenario import COMMIT_ARGUMENTS, STATES, next_state, save, steps_of
 from tests.support.faulty_storage import BucketStorage, FaultyStorage
@@ -291,3 +293,53 @@ class TestSweep:
         assert found.rejected == ()
         assert store.sweep() == []
         assert not torn.exists()
+
+
+class TestAStoreThatDoesNotAnswer:
+    """A bucket behind a network: the client gives up after seconds, and the run does not."""
+
+    class Absent(BucketStorage):
+        def __init__(self, path: Path, said: str, times: int) -> None:
+            super().__init__(path)
+            self.said, self.left, self.tries = said, times, 0
+
+        def create(self, key: str) -> OpenFile:
+            self.tries += 1
+            if self.left:
+                self.left -= 1
+                raise StoreError(f"When initiating upload: AWS Error {self.said}", f"s3://b/{key}")
+            return super().create(key)
+
+    @pytest.fixture(autouse=True)
+    def soon(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(patience, "_WAITS", (0.0, 0.0, 0.0))
+
+    def test_it_is_asked_again_beside_the_steps(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        storage = self.Absent(tmp_path / "bucket", "NETWORK_CONNECTION: curlCode: 28", 3)
+        brought: list[int] = []
+        store = CommitStore(storage, beside=lambda: brought.append(1))
+        store.save_async(STATES[1], **COMMIT_ARGUMENTS)
+        store.attach_metrics(1, {"val/AP": 0.5})
+        store.close()
+        latest = CommitStore(storage).latest().commit
+        assert latest is not None
+        assert latest.metrics == {"val/AP": 0.5}
+        assert state_digest(store.load(1)) == state_digest(STATES[1])
+        assert caplog.text.count("trying again in 0 s") == 3
+        # What belongs to the commit went before it, and nothing of the tries is left.
+        assert brought == [1, 1]
+        store.sweep()
+        assert len(storage.list("ckpt")) == 1
+
+    @pytest.mark.parametrize(
+        ("said", "tries"), [("NETWORK_CONNECTION", 4), ("ACCESS_DENIED: no", 1)]
+    )
+    def test_it_is_given_up_at_last(self, said: str, tries: int, tmp_path: Path) -> None:
+        storage = self.Absent(tmp_path / "bucket", said, 99)
+        store = CommitStore(storage)
+        store.save_async(STATES[1], **COMMIT_ARGUMENTS)
+        with pytest.raises(StorageError, match=f"cannot commit step 1.*{said}"):
+            store.wait()
+        assert storage.tries == tries

@@ -23,6 +23,7 @@ from orchestrator.errors import (
     SecurityError,
     StorageError,
 )
+from orchestrator.storage.address import StoreError
 from tests.support.own_process import python
 
 ROOT = Path(__file__).parents[2]
@@ -278,6 +279,8 @@ def test_what_becomes_of_the_output_ends_no_work(
         (OSError(errno.ENAMETOOLONG, "File name too long", "/a/b"), 71, "/a/b: File name too long"),
         (OSError(errno.EIO, "Input/output error", "/a/b"), 71, "/a/b: Input/output error"),
         (OSError(errno.EFBIG, "File too large", "/a/b"), 71, "ulimit -f"),
+        (StoreError("AWS Error NETWORK_CONNECTION", "s3://b/run"), 71, "s3://b/run: the store"),
+        (RuntimeError("I/O error: File too large (os error 27)"), 71, "ulimit -f"),
         (OSError("no number, no name"), 70, "Traceback"),
     ],
 )

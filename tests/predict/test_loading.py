@@ -187,6 +187,17 @@ def test_a_flipped_bit_is_noticed(small_run, tmp_path):
         load_detector(checkpoints(copy)[-1])
 
 
+def test_a_flipped_bit_is_noticed_where_the_file_is_named(small_run, tmp_path):
+    copy = shutil.copytree(checkpoints(small_run)[-1], tmp_path / "copy")
+    file, experiment = copy / "ema.safetensors", small_run / "config" / "resolved.yaml"
+    assert load_detector(file, experiment=experiment).step is None
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(DataError, match="does not match its digest in MANIFEST"):
+        load_detector(file, experiment=experiment)
+
+
 def test_a_checkpoint_without_average(small_run, tmp_path):
     checkpoint = shutil.copytree(checkpoints(small_run)[-1], tmp_path / "c")
     manifest = checkpoint / "MANIFEST.json"

@@ -244,6 +244,25 @@ def test_a_folder_becomes_what_the_bucket_says(tmp_path: Path, bucket: BucketSto
         assert not (run / "run_card.md").exists()
 
 
+def test_a_bucket_that_has_lost_a_run_does_not_take_its_copy_along(
+    tmp_path: Path, digits: Path, bucket: BucketStorage
+) -> None:
+    (tmp_path / "here").mkdir()
+    start(tmp_path / "here", digits, stop_at=3)
+    log = tmp_path / "here" / "chaos" / "events.jsonl"
+    before = log.read_bytes()
+    deleted = tmp_path / "deleted"
+    (tmp_path / "bucket").rename(deleted)
+    (tmp_path / "bucket").mkdir()
+    said = r"has no events\.jsonl, of which \d+ bytes were brought there.*Next: put back what was"
+    with pytest.raises(StorageError, match=said):
+        start(tmp_path / "here", digits)
+    assert log.read_bytes() == before
+    shutil.rmtree(tmp_path / "bucket")
+    deleted.rename(tmp_path / "bucket")
+    assert start(tmp_path / "here", digits).resumed_from == 4
+
+
 def test_who_lost_the_run_brings_nothing(tmp_path: Path, bucket: BucketStorage) -> None:
     ghost = BucketMirror(LOCATION, tmp_path / "a").__enter__()
     bucket.write_file("lock/lease-000000009-" + "a" * 32 + ".json", [b"of another one"])

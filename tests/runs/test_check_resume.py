@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import signal
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -65,6 +68,65 @@ def test_a_difference_is_found(
     error = capsys.readouterr().err
     assert "not the same after 3 steps" in error
     assert "weights.safetensors" in error
+
+
+def stopped_rank(task: RankTask) -> None:
+    """Stands still after a few steps, as one whose disk or device does not answer."""
+    from orchestrator.tracking.events import EventLog
+
+    real = EventLog.metrics
+
+    def metrics(self: Any, values: Any, *, step: int) -> None:
+        real(self, values, step=step)
+        if step == 2:
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+    EventLog.metrics = metrics  # type: ignore[method-assign]
+    rank_main(task)
+
+
+@pytest.mark.slow
+def test_a_rank_that_stands_still_ends_it(
+    experiment: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real = module.LocalRanks
+    monkeypatch.setattr(
+        module, "LocalRanks", lambda plan, **options: real(plan, target=stopped_rank, **options)
+    )
+    words = ["check-resume", str(experiment), "cluster.hang_timeout=5", "--steps", "4"]
+    assert main(words) == 70
+    error = capsys.readouterr().err
+    assert "stood still: rank0 (process " in error
+    assert "gave no sign of life for " in error
+    assert "Next: raise cluster.hang_timeout if that was only slow" in error
+
+
+@pytest.mark.parametrize(("ends_at", "code"), [(4, 64), (3, 0)])
+def test_only_what_was_killed_counts_as_a_kill(
+    ends_at: int,
+    code: int,
+    experiment: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Ranks that are over at once, as those of a run that has all of its steps."""
+    steps = iter([ends_at, 4, 4, 4])
+    monkeypatch.setattr(module, "_finish", lambda *_: None)
+    monkeypatch.setattr(module, "_kill", lambda *_: None if (at := next(steps)) == 4 else at)
+    monkeypatch.setattr(module, "_newest", lambda _: 3)
+    monkeypatch.setattr(module, "_digests", lambda _: {})
+    made: list[str] = []
+    monkeypatch.setattr(tempfile, "mkdtemp", lambda prefix: made.append(prefix) or str(own))
+    own = experiment.parent / "own"
+    own.mkdir()
+    assert main(["check-resume", str(experiment), "--steps", "4", "--kills", "3"]) == code
+    said = capsys.readouterr()
+    assert "kill 2 of 3: too late, the run had ended" in said.out
+    if code:
+        assert "was over before any of 3 kills" in said.err
+    else:
+        assert "the same bits after 4 steps and 1 kills" in said.out
+    assert not own.exists()
 
 
 def test_what_its_ranks_were_refused_for_is_no_bug_of_the_check() -> None:

@@ -19,7 +19,7 @@ from orchestrator.data.readers.coco import read_coco
 from orchestrator.errors import StorageError
 from orchestrator.runs.compare.comparison import compare_runs, value_text
 from orchestrator.runs.compare.page import render_page
-from orchestrator.runs.compare.run_folder import read_runs
+from orchestrator.runs.compare.run_folder import read_runs, run_named
 from tests.support.run_folders import rng, write_data, write_run
 from tests.support.simulated_detectors import Skill, detect, make_truth
 
@@ -268,3 +268,22 @@ def test_wrong_folders_and_names(storage: Path, capsys: pytest.CaptureFixture[st
     for wrong in (["--level", "95"], ["--resamples", "5"]):
         assert main(["compare", str(storage / "weak-1"), *wrong]) == 64
         assert wrong[0] in capsys.readouterr().err
+
+
+def test_two_runs_have_two_names_whatever_their_folders_are_called(
+    storage: Path, tmp_path: Path
+) -> None:
+    """One has by its letters what is shown of the other's, which is no text."""
+    odd, same = os.fsdecode(b"odd\xff"), r"odd\udcff"
+    try:
+        for name in (odd, same):
+            shutil.copytree(storage / "strong-1", tmp_path / name)
+    except OSError:
+        pytest.skip("this file system has no such names")
+    paths = [tmp_path / odd, tmp_path / same, storage / "weak-1"]
+    runs = read_runs(paths)
+    assert [run.name for run in runs] == [r"odd\udcff", r"odd\\udcff", "weak-1"]
+    assert [run_named(runs, run.name).path for run in runs] == paths
+    assert run_named(runs, odd).path == paths[0]
+    # Where nothing else is called so, it has the name that it is known by.
+    assert [run.name for run in read_runs(paths[1:])] == [r"odd\udcff", "weak-1"]

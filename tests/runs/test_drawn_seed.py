@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.config.printing import dump_yaml
 from orchestrator.config.resolve import ResolvedExperiment, load_experiment
 from orchestrator.config.shape import Shape
 from orchestrator.errors import ConfigError
@@ -73,3 +74,16 @@ def test_a_second_start_takes_over_the_seed_of_the_first(
     with pytest.raises(PlannedError):
         driver.drive(resolve(tmp_path), run, force_resume=False)
     assert f"seed: {first.experiment.seed}, drawn" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("record", [None, b"", b"{"])
+def test_the_seed_outlives_the_record(record: bytes | None, tmp_path: Path) -> None:
+    """Without it, checkpoints would be of no use to anybody."""
+    first, run = resolve(tmp_path), tmp_path / "run"
+    (run / "config").mkdir(parents=True)
+    (run / "config" / "resolved.yaml").write_text(dump_yaml(first))
+    if record is not None:
+        (run / "run.json").write_bytes(record)
+    assert recorded_seed(run) == first.experiment.seed
+    (run / "config" / "resolved.yaml").write_text("name: [")
+    assert recorded_seed(run) is None

@@ -19,13 +19,14 @@ from rich.console import Console
 
 from orchestrator.cluster.placement import Placement
 from orchestrator.config.resolve import load_experiment
+from orchestrator.data.batch import Batch
 from orchestrator.data.stream.local import LocalStream
 from orchestrator.errors import OrchestratorError
 from orchestrator.runs import driver
 from orchestrator.runs import plan as planning
 from orchestrator.runs.plan import Plan
 from orchestrator.runs.run import Run
-from orchestrator.storage.run_files import EVENTS, RESULT, STOP
+from orchestrator.storage.run_files import EVENTS, IDENTITY, LABEL_MAP, RESOLVED, RESULT, STOP
 from orchestrator.tracking.events import metric_history
 from orchestrator.training import session
 from orchestrator.training.job import Outcome, TrainingJob
@@ -170,3 +171,42 @@ def test_going_on_is_exact_or_refused(
         if kept != points and f"warning: {EVENTS}: " not in said.getvalue():
             problems.append(f"{name}: {len(kept)} of {len(points)} points, and no word")
     assert not problems, "\n".join(problems)
+
+
+class _Disturbed(LocalStream):
+    """Removes what says what the run is, while it trains."""
+
+    def __init__(self, plan: Plan) -> None:
+        super().__init__(plan.batches)
+        self._folder = plan.job.path
+
+    def train_batches(self, start_step: int, stop_step: int) -> Iterator[Batch]:
+        for batch in super().train_batches(start_step, stop_step):
+            if batch.step == 4:
+                for name in DESCRIPTION:
+                    (self._folder / name).unlink()
+            yield batch
+
+
+DESCRIPTION = (IDENTITY, LABEL_MAP, RESOLVED)
+
+
+def test_what_is_removed_while_a_run_trains_is_there_at_its_end(
+    tmp_path: Path, digits: Path
+) -> None:
+    global STREAM
+    file, said = tmp_path / "e.yaml", io.StringIO()
+    file.write_text(EXPERIMENT % json.dumps(str(digits)))
+    folder = tmp_path / "chaos"
+    STREAM = _Disturbed
+    try:
+        with alone():
+            assert start(file, folder, said)["state"] == "done"
+    finally:
+        STREAM = _whole
+    assert f"written anew: {', '.join((IDENTITY, RESOLVED, LABEL_MAP))}" in said.getvalue()
+    before = [(folder / name).read_bytes() for name in DESCRIPTION]
+    shutil.rmtree(folder)
+    with alone():
+        assert start(file, folder, said)["state"] == "done"
+    assert [(folder / name).read_bytes() for name in DESCRIPTION] == before

@@ -6,6 +6,7 @@ import copy
 import hashlib
 import json
 import re
+import shutil
 import stat
 from pathlib import Path
 from typing import Any
@@ -380,3 +381,50 @@ def test_the_sources_are_those_that_can_decide_the_result() -> None:
     )
     content = (ROOT / "detectors" / "boxes.py").read_bytes()
     assert sources["detectors/boxes.py"] == hashlib.sha256(content).hexdigest()[:16]
+
+
+def test_commits_that_are_all_damaged_give_no_folder_away(tmp_path: Path) -> None:
+    """They may come back from a copy, and must not be another experiment's then."""
+    start(tmp_path, begins=False)
+    commit(tmp_path)
+    (manifest,) = tmp_path.glob("ckpt/*/MANIFEST.json")
+    manifest.write_bytes(b"")
+    with pytest.raises(ConfigError, match="seed: 1 there, 2 now"):
+        start(tmp_path, changed(seed=2))
+    assert start(tmp_path) == RunState("resume")
+
+
+def test_a_checkpoint_that_somebody_put_there_is_not_gone_on_from(tmp_path: Path) -> None:
+    """Two runs of one name on two machines, whose folders were brought together."""
+    other = changed(seed=2)
+    start(tmp_path / "other", other)
+    store = CommitStore(LocalStorage(tmp_path / "other"))
+    store.save(
+        states(2)[2], config_digest=config_digest(other), data_digest="d" * 64, label_map="{}"
+    )
+    start(tmp_path / "run")
+    commit(tmp_path / "run")
+    assert start(tmp_path / "run") == RunState("resume")
+    foreign = shutil.copytree(
+        tmp_path / "other" / "ckpt" / "000000002", tmp_path / "run" / "ckpt" / "000000002"
+    )
+    with pytest.raises(ConfigError, match="the checkpoint of step 2 was made by another: config"):
+        start(tmp_path / "run")
+    # By force it is one of the run's own; what it was made by is not forgotten.
+    assert "step 2 was made by another" in start(tmp_path / "run", force=True).notes[0]
+    shutil.rmtree(foreign)
+    assert start(tmp_path / "run") == RunState("resume")
+
+
+def test_checkpoints_of_before_a_change_stay_the_runs_own(tmp_path: Path) -> None:
+    start(tmp_path)
+    commit(tmp_path)
+    for seed in (2, 3):
+        assert "forced: seed" in start(tmp_path, changed(seed=seed), force=True).notes[0]
+        assert start(tmp_path, changed(seed=seed)) == RunState("resume")
+    # A record from before there was a list of them cannot tell.
+    record = tmp_path / "run.json"
+    tree = unseal("run", record.read_bytes())
+    assert len(tree.pop("earlier")) == 3
+    record.write_bytes(seal("run", {**tree, "config_digest": "0" * 64}))
+    assert start(tmp_path, changed(seed=3)) == RunState("resume")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -23,7 +24,14 @@ from orchestrator.runs.tracking import log_tags
 from orchestrator.storage.folder_lock import RunLock
 from orchestrator.storage.local import LocalStorage
 from orchestrator.storage.run_files import EVALUATION, EVENTS, STOP
-from orchestrator.tracking.events import EventLog, LogMark, lost_since, read_events
+from orchestrator.storage.sealed import seal, unseal
+from orchestrator.tracking.events import (
+    EventLog,
+    LogMark,
+    lost_since,
+    metric_history,
+    read_events,
+)
 from orchestrator.training import session, validation
 from orchestrator.training.job import Outcome
 from orchestrator.training.session import open_store
@@ -177,6 +185,16 @@ def test_a_log_that_lost_lines_is_noticed(damage: str, tmp_path: Path, digits: P
     assert log_tags(plan.job.path)["event_log"].startswith("incomplete: ")
 
 
+def test_a_log_that_is_cut_under_way_is_no_secret(tmp_path: Path, digits: Path) -> None:
+    plan = small_plan(tmp_path / "run", digits, "train.checkpoint.every_steps=2")
+    log = plan.job.path / EVENTS
+    ended = train(plan, DisturbedStream(plan, 7, lambda _: os.truncate(log, 300)))
+    assert (ended.state, ended.steps) == ("done", 12)
+    assert "the log was cut while the run went on" in log_tags(plan.job.path)["event_log"]
+    points = metric_history(log, "train/loss")
+    assert [point.step for point in points][-4:] == [9, 10, 11, 12]
+
+
 def test_a_whole_log_is_nothing_to_talk_about(tmp_path: Path, digits: Path) -> None:
     plan = stopped(tmp_path / "run", digits)
     commit = open_store(plan.job).latest().commit
@@ -284,6 +302,18 @@ def one_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "unfinished, step 15",
             "result.json cannot be read",
         ),
+        (
+            "result.json",
+            b'{"state": "done", "steps": 15, "metrics": {"AP": NaN}}',
+            "unfinished, step 15",
+            "result.json cannot be read",
+        ),
+        (
+            "events.jsonl",
+            b'{"seq":0,"kind":"metrics","step":3,"time_ms":0,"values":{"val/AP":"NaN"}}\n',
+            "done, step 15",
+            None,
+        ),
     ],
 )
 def test_damage_of_a_run_is_said_where_runs_are_listed(
@@ -304,6 +334,23 @@ def test_damage_of_a_run_is_said_where_runs_are_listed(
     printed = capsys.readouterr().out
     assert printed.startswith(f"a: run {state}")
     assert said is None or said in printed + caplog.text
+    assert main(["list", str(copy.parent), "--json"]) == 0
+    (entry,) = json.loads(capsys.readouterr().out)["runs"]
+    assert entry["name"] == "a"
+
+
+def test_a_run_of_a_newer_program_hides_no_other_from_the_list(
+    one_run: Path, small_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(one_run, tmp_path / "runs" / "a")
+    newer = shutil.copytree(small_run, tmp_path / "runs" / "b")
+    for manifest in newer.glob("ckpt/*/MANIFEST.json"):
+        tree = unseal("manifest", manifest.read_bytes())
+        manifest.write_bytes(seal("manifest", {**tree, "format": 2}))
+    assert main(["list", str(tmp_path / "runs")]) == 0
+    first, second, *rest = capsys.readouterr().out.splitlines()
+    assert (first[:6], second[:6]) == ("a: run", "b: run")
+    assert "checkpoint manifest has format 2; this program reads 1" in " ".join(rest)
 
 
 def test_a_link_in_place_of_the_checkpoints_is_refused_with_its_place(

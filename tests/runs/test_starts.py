@@ -14,9 +14,10 @@ import pytest
 from orchestrator.config.resolve import ResolvedExperiment, load_experiment
 from orchestrator.errors import ConfigError, DataError
 from orchestrator.runs import driver
+from orchestrator.runs.identity import record_run
 from orchestrator.runs.plan import make_plan
 from orchestrator.runs.report import result_of
-from orchestrator.storage.run_files import EVENTS, IDENTITY, LABEL_MAP, RESULT
+from orchestrator.storage.run_files import EVENTS, IDENTITY, LABEL_MAP, RESOLVED, RESULT
 from orchestrator.tracking.events import EventLog, read_events
 from orchestrator.training.job import Outcome
 
@@ -73,7 +74,7 @@ def finished(file: Path, small_run: Path) -> tuple[Path, ResolvedExperiment]:
     outcome = Outcome(**json.loads((run / RESULT).read_bytes()))
     resolved = load_experiment(file)
     job = make_plan(resolved, run).job
-    driver.record_run(run, driver.identity_of(job), resolved.tree, driver.RunState("new"))
+    record_run(run, driver.identity_of(job), resolved.tree, driver.RunState("new"))
     (run / RESULT).write_text(json.dumps(result_of(job, outcome, None, 1.0)))
     return file, resolved
 
@@ -89,6 +90,70 @@ def test_a_finished_run_says_so_without_a_cluster(
     assert "already done: tiny has all of its 12 steps" in said
     assert "Next: raise train.epochs to go on" in said
     assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+@pytest.mark.parametrize("name", [IDENTITY, RESOLVED, LABEL_MAP])
+@pytest.mark.parametrize("content", [None, b"", b"\xff{"])
+def test_what_says_what_a_finished_run_is_comes_back(
+    name: str,
+    content: bytes | None,
+    finished: tuple[Path, ResolvedExperiment],
+    clusters: list[Any],
+    capsys: Any,
+) -> None:
+    file, resolved = finished
+    run = file.parent / "tiny"
+    before = {path: path.read_bytes() for path in run.rglob("*.*") if path.is_file()}
+    (run / name).unlink()
+    if content is not None:
+        (run / name).write_bytes(content)
+    assert drive(file) == 0
+    assert clusters == []
+    said = capsys.readouterr().out
+    assert f"missing or damaged, and written anew: {name}\n" in said
+    assert "already done" in said
+    after = {path: path.read_bytes() for path in before}
+    # Of what it was written from, a comment may name another place.
+    assert after.pop(run / RESOLVED)
+    before.pop(run / RESOLVED)
+    assert after == before
+    assert load_experiment(run / RESOLVED).tree == resolved.tree
+    assert drive(file) == 0
+    assert "written anew" not in capsys.readouterr().out
+
+
+def test_a_finished_run_whose_last_checkpoint_is_damaged_goes_on(
+    finished: tuple[Path, ResolvedExperiment], clusters: list[Any], capsys: Any
+) -> None:
+    """From the one before, so that there is a last one again; its size says nothing."""
+    file, _ = finished
+    weights = file.parent / "tiny" / "ckpt" / "000000012" / "weights.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(ConfigError, match=NO_CLUSTER):
+        drive(file)
+    said = capsys.readouterr().out
+    assert "000000012: weights.safetensors does not match its digest; the run goes on" in said
+    assert "already done" not in said
+
+
+def test_a_val_without_a_box_that_counts_is_refused(file: Path, clusters: list[Any]) -> None:
+    resolved = load_experiment(file)
+    data = file.parent / "crowds"
+    shutil.copytree(resolved.experiment.data.root, data)
+    path = data / "annotations" / "instances_val.json"
+    tree = json.loads(path.read_text())
+    for box in tree["annotations"]:
+        box["iscrowd"] = 1
+    path.write_text(json.dumps(tree))
+    said = r"instances_val\.json has no boxes but crowds, .*nothing to score against.*Next: point"
+    with pytest.raises(DataError, match=said):
+        drive(file, f"data.root={data}")
+    tree["annotations"][0]["iscrowd"] = 0
+    path.write_text(json.dumps(tree))
+    with pytest.raises(ConfigError, match=NO_CLUSTER):
+        drive(file, f"data.root={data}")
 
 
 def test_a_run_that_has_something_left_to_do_goes_on(

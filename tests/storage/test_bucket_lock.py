@@ -11,6 +11,7 @@ import pytest
 
 from orchestrator.errors import StorageError
 from orchestrator.storage import bucket as object_storage
+from orchestrator.storage import bucket_lock
 from orchestrator.storage.bucket_lock import BucketLock
 from orchestrator.storage.lease import HeldError, Holder
 from orchestrator.storage.sealed import seal
@@ -113,6 +114,54 @@ def test_a_new_attempt_shuts_out_the_workers_of_the_one_before(bucket: BucketSto
             before()
         with pytest.raises(HeldError):
             lock().acquire()
+
+
+def test_a_lease_that_was_deleted_stops_its_holder(bucket: BucketStorage) -> None:
+    """By a rule of the bucket, which deletes what is old; the next driver would begin to count."""
+    with lock() as mine:
+        mine.advance()
+        fence = mine.advance()
+        assert fence.token == 3
+        for entry in bucket.list("lock"):
+            bucket.unlink(f"lock/{entry.name}")
+        with pytest.raises(StorageError, match=r"/lock: the lease of this run is gone.*Next: take"):
+            fence()
+        with lock() as another:
+            assert another.fence().token == 1
+            another.fence()()
+            with pytest.raises(StorageError, match="the lease of this run is gone"):
+                fence()
+
+
+def test_a_thread_beside_an_advance_is_not_shut_out_by_it(
+    bucket: BucketStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What brings records to the bucket asks at any time whether the run is still this one's."""
+    troubles: list[Exception] = []
+    asked: list[threading.Thread] = []
+    write = bucket_lock.write_lease
+
+    def check() -> None:
+        try:
+            mine.require_held()
+        except StorageError as error:
+            troubles.append(error)
+
+    def written(storage: Any, lease: str) -> None:
+        write(storage, lease)
+        if asked or lock_is_new:
+            return
+        asked.append(threading.Thread(target=check))
+        asked[0].start()
+        asked[0].join(0.5)  # It has to wait; without that it would be done by now.
+
+    monkeypatch.setattr(bucket_lock, "write_lease", written)
+    lock_is_new = True
+    with lock() as mine:
+        lock_is_new = False
+        mine.advance()
+        asked[0].join()
+    assert troubles == []
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,9 @@ import pytest
 
 from orchestrator.checkpoints.commit import CommitStore
 from orchestrator.errors import StorageError
+from orchestrator.storage import lease as leases
 from orchestrator.storage.folder_lock import RunLock
+from orchestrator.storage.lease import Holder
 from orchestrator.storage.local import LocalStorage
 from orchestrator.storage.sealed import seal, unseal
 from tests.support.child_processes import CHILDREN, start_server
@@ -265,6 +268,33 @@ class TestWithoutFlock:
         leave_behind(tmp_path, started=17)
         with RunLock(tmp_path) as lock:
             assert lock.token == 2
+
+
+def test_a_process_may_have_any_name(tmp_path: Path) -> None:
+    """Linux keeps 15 bytes of it, which may end within a letter."""
+    name = Path("/proc/self/comm")
+    before = name.read_bytes()
+    try:
+        name.write_bytes("тренировка".encode()[:15])
+        assert Holder.this_process().is_here()
+        with RunLock(tmp_path):
+            pass
+    finally:
+        name.write_bytes(before.strip())
+
+
+def test_who_hides_is_not_taken_for_dead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``/proc`` may be mounted so that users do not see each other's processes."""
+    holder = Holder.this_process()
+    ended = replace(holder, pid=2**22 + 1)  # Linux gives no process a number beyond 2**22.
+    assert (holder.is_here(), holder.ended_here(), ended.ended_here()) == (True, False, True)
+    real = leases._PROC
+    for entry in ("sys/kernel/random", "self/ns"):
+        (tmp_path / entry).mkdir(parents=True)
+    (tmp_path / "sys/kernel/random/boot_id").symlink_to(real / "sys/kernel/random/boot_id")
+    (tmp_path / "self/ns/pid").symlink_to(real / "self/ns/pid")
+    monkeypatch.setattr(leases, "_PROC", tmp_path)
+    assert (holder.is_here(), holder.ended_here(), ended.ended_here()) == (False, False, True)
 
 
 class TestFencing:

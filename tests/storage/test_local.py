@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pyarrow.fs
 import pytest
@@ -13,6 +15,8 @@ import pytest
 from orchestrator.errors import ConfigError, SecurityError, StorageError
 from orchestrator.storage.address import open_store
 from orchestrator.storage.bucket import ObjectStorage, open_storage
+from orchestrator.storage.disk_errors import run_folder_errors
+from orchestrator.storage.folders import LocalFolder
 from orchestrator.storage.local import CHUNK_BYTES, LocalStorage, Storage, temporary
 
 
@@ -110,6 +114,31 @@ class TestLocal:
         assert storage.make_dir("ckpt") is True
         assert storage.make_dir("ckpt") is False
         assert stat.S_IMODE((tmp_path / "runs" / "mine").stat().st_mode) == 0o700
+
+    def test_what_goes_away_meanwhile_hides_no_other(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As where scores are replaced in a commit that somebody else looks at."""
+        scandir = os.scandir
+        for name in ("a", "b", "c"):
+            (tmp_path / name).write_bytes(b"xyz")
+
+        @contextmanager
+        def crowded(place: Any) -> Iterator[Iterator[os.DirEntry[str]]]:
+            with scandir(place) as found:
+                first, second, *others = found
+                (tmp_path / second.name).unlink()
+                gone.append(second.name)
+                yield iter([first, second, *others])
+
+        gone: list[str] = []
+        monkeypatch.setattr(os, "scandir", crowded)
+        entries = LocalStorage(tmp_path).list("")
+        sizes = LocalFolder(tmp_path).sizes()
+        monkeypatch.undo()
+        assert [entry.name for entry in entries] == sorted({"a", "b", "c"} - {gone[0]})
+        assert {entry.size for entry in entries} == {3}
+        assert set(sizes) == {"a", "b", "c"} - set(gone)
 
     def test_a_file_is_never_written_over(self, tmp_path: Path) -> None:
         storage = LocalStorage(tmp_path)
@@ -238,3 +267,34 @@ def test_a_store_of_google_that_does_not_answer_is_given_up(uri: str, limit: int
     # What pickling takes along are all of its options.
     options = filesystem.__reduce__()[1][0]
     assert options["retry_time_limit"].total_seconds() == limit
+
+
+class _Unreachable:
+    """A file system whose store has gone away."""
+
+    def __getattr__(self, name: str) -> Any:
+        def fail(*_: object, **__: object) -> Any:
+            raise OSError(f"When calling {name}: AWS Error NETWORK_CONNECTION: curlCode: 7")
+
+        return fail
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda storage: storage.list("ckpt"),
+        lambda storage: storage.make_dir("ckpt"),
+        lambda storage: storage.read_file("run.json", limit=9),
+        lambda storage: storage.write_file("run.json", [b"1"]),
+        lambda storage: storage.unlink("run.json"),
+        lambda storage: storage.remove_tree("ckpt"),
+    ],
+    ids=["list", "make", "read", "write", "unlink", "remove"],
+)
+def test_a_store_that_goes_away_is_no_bug_of_the_program(
+    use: Callable[[Storage], object], tmp_path: Path
+) -> None:
+    storage = ObjectStorage(_Unreachable(), "bucket/run", "s3://bucket/run")
+    said = r"s3://bucket/run.*: the store cannot be asked \(.*NETWORK_CONNECTION.*Next: see that"
+    with pytest.raises(StorageError, match=said), run_folder_errors(tmp_path):
+        use(storage)

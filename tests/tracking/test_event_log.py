@@ -19,7 +19,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.errors import StorageError
-from orchestrator.tracking.events import EventLog, Point, metric_history, read_events
+from orchestrator.tracking.events import (
+    LOG_LOST,
+    EventLog,
+    Point,
+    lost_since,
+    metric_history,
+    read_events,
+)
 
 
 @pytest.fixture
@@ -297,3 +304,35 @@ def test_logging_a_step_takes_well_under_a_millisecond(path):
         times.append(time.perf_counter() - start)
     log.close()
     assert sorted(times)[len(times) // 2] < 1e-3
+
+
+@pytest.mark.parametrize("left", [0, 100])
+def test_a_log_that_is_cut_while_it_is_written_says_so(path, left):
+    log = EventLog(path)
+    for step in range(1, 4):
+        log.metrics({"loss": 1.0 / step}, step=step)
+    before = log.mark()
+    os.truncate(path, left)
+    mark = log.mark()
+    (note,) = [event for event in read_events(path) if event.kind == LOG_LOST]
+    said = f"the log was cut while the run went on: it had {before.size} bytes, and {left} are left"
+    assert (note.text, note.step) == (said, 3)
+    log.metrics({"loss": 0.1}, step=4)
+    # What follows is read, whether or not the cut was within a line; and the loss is said once.
+    assert log.mark().lines == mark.lines + 1 == 5
+    log.close()
+    assert [point.step for point in metric_history(path, "loss")][-1] == 4
+    assert [event.kind for event in read_events(path)].count(LOG_LOST) == 1
+    assert lost_since(path, mark) is None
+    assert lost_since(path, before) is not None
+
+
+def test_a_reader_of_a_log_that_was_cut_begins_anew(path):
+    log = EventLog(path)
+    log.note("start", "once", step=0)
+    log.note("end", "x" * 300, step=1)
+    (*_, last) = read_events(path)
+    os.truncate(path, 0)
+    log.note("start", "again", step=0)
+    assert [event.text for event in read_events(path, last.end)] == ["again"]
+    log.close()

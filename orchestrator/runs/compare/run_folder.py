@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -158,11 +158,11 @@ def read_runs(paths: Iterable[Path], overrides: Sequence[str] = ()) -> list[RunF
         ConfigError: the experiment of a run cannot be read.
     """
     folders = list(dict.fromkeys(found.resolve() for path in paths for found in _folders(path)))
+    names = _short_names(folders)
     return [
         RunFolder(
             path=folder,
-            # Names of folders that are no text can be drawn on no chart.
-            name=printable(_shortest_name(folder, folders)),
+            name=names[folder],
             resolved=load_experiment(config_file(folder), overrides),
             result=_read_result(folder),
             identity=recorded_identity(folder),
@@ -172,13 +172,24 @@ def read_runs(paths: Iterable[Path], overrides: Sequence[str] = ()) -> list[RunF
     ]
 
 
-def _shortest_name(folder: Path, folders: Sequence[Path]) -> str:
-    """As many of the last parts of a path as no other of ``folders`` ends in."""
-    for length in range(1, len(folder.parts)):
-        parts = folder.parts[-length:]
-        if sum(one.parts[-length:] == parts for one in folders) == 1:
-            return "/".join(parts)
-    return str(folder)
+def _short_names(folders: Sequence[Path]) -> dict[Path, str]:
+    """Of each folder as many of the last parts of its path as no other of them ends in."""
+    # Names that are no text can be drawn on no chart.
+    shown = {folder: tuple(map(printable, folder.parts)) for folder in folders}
+    if len(set(shown.values())) < len(folders):
+        # One has by its letters what is an escape of another.
+        shown = {
+            folder: tuple(printable(part.replace("\\", "\\\\")) for part in folder.parts)
+            for folder in folders
+        }
+    return {folder: _shortest(parts, shown.values()) for folder, parts in shown.items()}
+
+
+def _shortest(parts: tuple[str, ...], others: Collection[tuple[str, ...]]) -> str:
+    for length in range(1, len(parts)):
+        if sum(one[-length:] == parts[-length:] for one in others) == 1:
+            return "/".join(parts[-length:])
+    return "/".join(parts).removeprefix("/")
 
 
 def run_named(runs: Sequence[RunFolder], name: str) -> RunFolder:
@@ -188,7 +199,7 @@ def run_named(runs: Sequence[RunFolder], name: str) -> RunFolder:
         ConfigError: there is none.
     """
     for run in runs:
-        if run.name == printable(name):
+        if run.name in (name, printable(name)):
             return run
     names = [run.name for run in runs]
     hint = did_you_mean(name, names)
