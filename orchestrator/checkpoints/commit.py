@@ -17,7 +17,6 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -25,6 +24,7 @@ from functools import partial
 from typing import Literal
 
 from orchestrator.checkpoints.codec import STATE_NAME, HostCopy, Json, TrainState, decode, encode
+from orchestrator.checkpoints.commit_thread import CommitThread
 from orchestrator.checkpoints.manifest import (
     MANIFEST_NAME,
     METRICS_NAME,
@@ -43,7 +43,6 @@ from orchestrator.checkpoints.manifest import (
     with_metrics,
     write_recorded,
 )
-from orchestrator.checkpoints.patience import patiently
 from orchestrator.checkpoints.retention import (
     Policy,
     collect,
@@ -127,8 +126,8 @@ class CommitStore:
         #: Commits that this process has made or met as their writer, and has not deleted.
         self._kept: set[str] = set()
         self._host_copy = HostCopy()
-        self._executor: ThreadPoolExecutor | None = None
-        self._pending: list[Future[None]] = []
+        # What is renamed lies on a disk, whose errors stay.
+        self._thread = CommitThread(patient=not storage.renames)
 
     # Writing
 
@@ -174,7 +173,7 @@ class CommitStore:
         """
         self.wait()
         copy = self._host_copy.take(state)
-        self._submit(partial(self._save, copy, config_digest, data_digest, label_map, log))
+        self._thread.submit(partial(self._save, copy, config_digest, data_digest, label_map, log))
 
     def attach_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
         """Record the scores of the commit of ``step``; those of a repeated evaluation replace them.
@@ -183,15 +182,15 @@ class CommitStore:
             StorageError: through :meth:`wait`, when there is no such commit or it cannot be
                 written.
         """
-        self._submit(partial(self._attach, step, dict(metrics)))
+        self._thread.submit(partial(self._attach, step, dict(metrics)))
 
     def collect(self) -> None:
         """Delete commits that are neither among the newest nor among the best."""
-        self._submit(self._collect)
+        self._thread.submit(self._collect)
 
     def then(self, job: Callable[[], None]) -> None:
         """Call ``job`` once everything asked for so far is done, such as a commit it reads."""
-        self._submit(job)
+        self._thread.submit(job)
 
     def refresh(self) -> None:
         """Let ``beside`` do its work also between commits that are far apart, now and then."""
@@ -199,7 +198,7 @@ class CommitStore:
         if self._beside is None or now < self._refreshed + _REFRESH_SECONDS:
             return
         self._refreshed = now
-        self._submit(self._refresh)
+        self._thread.submit(self._refresh)
 
     def wait(self) -> None:
         """Return when everything asked for is done.
@@ -207,11 +206,7 @@ class CommitStore:
         Raises:
             StorageError: the first thing that went wrong since the last call.
         """
-        pending, self._pending = self._pending, []
-        # What follows a failed save, such as its metrics, fails as a consequence.
-        for error in [job.exception() for job in pending]:
-            if error is not None:
-                raise error
+        self._thread.wait()
 
     def require_kept(self) -> None:
         """Raise :class:`StorageError` if others have removed commits of this writer.
@@ -224,12 +219,7 @@ class CommitStore:
 
     def close(self) -> None:
         """:meth:`wait`, and end the thread."""
-        try:
-            self.wait()
-        finally:
-            if self._executor is not None:
-                self._executor.shutdown()
-                self._executor = None
+        self._thread.close()
 
     def sweep(self) -> list[Rejected]:
         """Remove what interrupted writers left behind; for the writer, before it starts.
@@ -367,15 +357,6 @@ class CommitStore:
         )
 
     # The thread's side
-
-    def _submit(self, job: Callable[[], None]) -> None:
-        if any(done.done() and done.exception() for done in self._pending):
-            self.wait()
-        if self._executor is None:
-            self._executor = ThreadPoolExecutor(1, thread_name_prefix="commit")
-        # What is renamed lies on a disk, whose errors stay.
-        work = job if self.storage.renames else partial(patiently, job)
-        self._pending.append(self._executor.submit(work))
 
     def _save(
         self,

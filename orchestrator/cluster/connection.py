@@ -21,13 +21,8 @@ from ray._private import auto_init_hook
 from ray._private.ray_constants import PROCESS_TYPE_GCS_SERVER, PROCESS_TYPE_RAYLET
 from typing_extensions import Self
 
-from orchestrator.cluster.own_ray import (
-    end_own_ray,
-    kill_own_ray,
-    own_handler,
-    start_own_ray,
-    usable_cores,
-)
+from orchestrator.cluster.cores import usable_cores
+from orchestrator.cluster.own_ray import end_own_ray, kill_own_ray, own_handler, start_own_ray
 from orchestrator.cluster.placement import DATA_CPUS
 from orchestrator.config.schema import ClusterConfig
 from orchestrator.errors import ConfigError, PreemptedError, first_line

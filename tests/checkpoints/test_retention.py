@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.checkpoints import patience
+from orchestrator.checkpoints import commit_thread
 from orchestrator.checkpoints.codec import state_digest
 from orchestrator.checkpoints.commit import CommitStore
 from orchestrator.errors import StorageError
@@ -157,7 +157,7 @@ class TestAsync:
         broken = FaultyStorage(storage, strike_at=6, code=28)
         store = CommitStore(broken)
         store.save_async(STATES[2], **COMMIT_ARGUMENTS)
-        assert isinstance(store._pending[0].exception(20.0), StorageError)
+        assert isinstance(store._thread._pending[0].exception(20.0), StorageError)
         calls = {
             "save_async": lambda: store.save_async(STATES[3], **COMMIT_ARGUMENTS),
             "attach_metrics": lambda: store.attach_metrics(2, {"val/AP": 1.0}),
@@ -312,7 +312,7 @@ class TestAStoreThatDoesNotAnswer:
 
     @pytest.fixture(autouse=True)
     def soon(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(patience, "_WAITS", (0.0, 0.0, 0.0))
+        monkeypatch.setattr(commit_thread, "_WAITS", (0.0, 0.0, 0.0))
 
     def test_it_is_asked_again_beside_the_steps(
         self, tmp_path: Path, caplog: pytest.LogCaptureFixture

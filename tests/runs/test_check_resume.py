@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import tempfile
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -58,12 +59,7 @@ def whimsical_rank(task: RankTask) -> None:
 def test_a_difference_is_found(
     experiment: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    real = module.LocalRanks
-
-    def whimsical(plan: Any, **options: Any) -> Any:
-        return real(plan, target=whimsical_rank, **options)
-
-    monkeypatch.setattr(module, "LocalRanks", whimsical)
+    monkeypatch.setattr(module, "LocalRanks", partial(module.LocalRanks, target=whimsical_rank))
     assert main(["check-resume", str(experiment), "--steps", "3", "--kills", "1"]) == 70
     error = capsys.readouterr().err
     assert "not the same after 3 steps" in error
@@ -89,10 +85,7 @@ def stopped_rank(task: RankTask) -> None:
 def test_a_rank_that_stands_still_ends_it(
     experiment: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    real = module.LocalRanks
-    monkeypatch.setattr(
-        module, "LocalRanks", lambda plan, **options: real(plan, target=stopped_rank, **options)
-    )
+    monkeypatch.setattr(module, "LocalRanks", partial(module.LocalRanks, target=stopped_rank))
     words = ["check-resume", str(experiment), "cluster.hang_timeout=5", "--steps", "4"]
     assert main(words) == 70
     error = capsys.readouterr().err

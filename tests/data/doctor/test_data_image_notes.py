@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -56,17 +57,23 @@ def test_sizes_that_fit_only_the_displayed_picture_say_so(tmp_path: Path) -> Non
     assert "wrong_size_image" not in notes_of(right)
 
 
-def test_sizes_of_headers_whose_tags_were_overlooked_are_seen(tmp_path: Path) -> None:
-    """YOLO made into COCO by a script: sizes as stored, boxes as fractions of what people saw."""
-    config = write_phone(tmp_path, 6, "coco")
-    tree = json.loads((tmp_path / "a.json").read_text())
+def write_as_stored(file: Path, box: Callable[..., list[float]]) -> None:
+    """Give pictures the sizes that lie in the file, and their boxes what ``box`` makes of them."""
+    tree = json.loads(file.read_text())
     for image in tree["images"]:
         image["width"], image["height"] = 40, 60
     for one in tree["annotations"]:
-        x, y, w, h = one["bbox"]
-        # Of a picture of 60 x 40 to one of 40 x 60.
-        one["bbox"] = [x * 40 / 60, y * 60 / 40, w * 40 / 60, h * 60 / 40]
-    (tmp_path / "a.json").write_text(json.dumps(tree))
+        one["bbox"] = box(*one["bbox"])
+    file.write_text(json.dumps(tree))
+
+
+def test_sizes_of_headers_whose_tags_were_overlooked_are_seen(tmp_path: Path) -> None:
+    """YOLO made into COCO by a script: sizes as stored, boxes as fractions of what people saw."""
+    config = write_phone(tmp_path, 6, "coco")
+    # Of a picture of 60 x 40 to one of 40 x 60.
+    write_as_stored(
+        tmp_path / "a.json", lambda x, y, w, h: [x * 40 / 60, y * 60 / 40, w * 40 / 60, h * 60 / 40]
+    )
     verdict, text = notes_of(config)["wrong_orientation"]
     assert verdict is Verdict.WARNING
     assert "fit the picture as displayed, although the annotated sizes are those as stored" in text
@@ -76,14 +83,8 @@ def test_sizes_of_headers_whose_tags_were_overlooked_are_seen(tmp_path: Path) ->
 
 def test_boxes_of_the_pixels_as_stored_are_left_where_they_are(tmp_path: Path) -> None:
     config = write_phone(tmp_path, 6, "coco")
-    tree = json.loads((tmp_path / "a.json").read_text())
-    for image in tree["images"]:
-        image["width"], image["height"] = 40, 60
-    for one in tree["annotations"]:
-        x, y, w, h = one["bbox"]
-        # Stored, the picture lies on its side: its top edge is the left one, read upwards.
-        one["bbox"] = [y, 60 - x - w, h, w]
-    (tmp_path / "a.json").write_text(json.dumps(tree))
+    # Stored, the picture lies on its side: its top edge is the left one, read upwards.
+    write_as_stored(tmp_path / "a.json", lambda x, y, w, h: [y, 60 - x - w, h, w])
     verdict, text = notes_of(config)["orientation_tag"]
     assert verdict is Verdict.NOTE
     assert "which is where they fit" in text
