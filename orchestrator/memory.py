@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import platform
 import re
 import resource
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Final
@@ -75,3 +78,27 @@ def wants_memory(error: BaseException) -> bool:
     said = str(error).lower()
     short = isinstance(error, RuntimeError) and any(words in said for words in _NO_MEMORY)
     return short or isinstance(error, MemoryError)
+
+
+@contextmanager
+def no_garbage_collection() -> Iterator[None]:
+    """Look for no reference cycles in the block."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+@contextmanager
+def importing() -> Iterator[None]:
+    """Import large packages in the block.
+
+    What they make stays until the process ends, and to look through it again and again, and a last
+    time at the end, takes a third of the time.
+    """
+    with no_garbage_collection():
+        yield
+        gc.freeze()

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from orchestrator.cli._shared.json_output import add_json, json_output
 from orchestrator.cli._shared.parser import Parser
 from orchestrator.cli.config import add_sweep, show_template
+from orchestrator.memory import importing
 
 
 def main(argv: Sequence[str]) -> int:
@@ -52,11 +53,13 @@ def main(argv: Sequence[str]) -> int:
     # What follows imports for seconds.
     with stopping_at_once(), json_output(arguments.json) as emit:
         if sweep:
-            from orchestrator.sweeps.driver import drive_sweep
+            with importing():
+                from orchestrator.sweeps.driver import drive_sweep
 
             code = drive_sweep(template, force_resume=arguments.force_resume)
         else:
-            from orchestrator.runs.driver import drive
+            with importing():
+                from orchestrator.runs.driver import drive
 
             code = drive(resolved, folder, force_resume=arguments.force_resume)
         if arguments.json:

@@ -20,9 +20,11 @@ from ray.train.v2._internal.constants import get_env_vars_to_propagate
 from ray.train.v2._internal.execution.callback import ControllerCallback
 from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
+from ray.train.v2._internal.execution.worker_group import state, worker_group
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from typing_extensions import Self
 
 from orchestrator.cluster.heartbeat import CONTROLLER, Heartbeat
 from orchestrator.cluster.nodes import this_node
@@ -53,6 +55,31 @@ class _SignOfLife(ControllerCallback):  # type: ignore[misc]  # Ray is not typed
     async def before_controller_shutdown(self) -> None:
         if self._alive is not None:
             self._alive.__exit__()
+
+
+class _NobodyMeets(ControllerCallback):  # type: ignore[misc]
+    """Has workers start without the actor at which those meet that call ``ray.train.report``.
+
+    None of this program's does, and the process would take the place of one that is waited for.
+    """
+
+    def after_controller_start(self, train_run_context: Any) -> None:
+        # Wherever Ray keeps these, it is right that the actor is there.
+        if hasattr(worker_group, "SynchronizationActor") and hasattr(state, "_shutdown_sync_actor"):
+            worker_group.SynchronizationActor = _Nobody
+            state._shutdown_sync_actor = lambda _: None
+
+
+class _Nobody:
+    """In place of that actor."""
+
+    @classmethod
+    def options(cls, **_: Any) -> type[Self]:
+        return cls
+
+    @classmethod
+    def remote(cls, **_: Any) -> Self:
+        return cls()
 
 
 class _AsManyAsThereAre(FixedScalingPolicy):  # type: ignore[misc]
@@ -112,6 +139,7 @@ class WatchedTrainer(DataParallelTrainer):  # type: ignore[misc]
             for callback in super()._create_default_callbacks()
             if type(callback).__name__ not in _LEFT_OUT
         ]
+        callbacks.append(_NobodyMeets())
         return callbacks if self._watched is None else [*callbacks, self._watched]
 
     def _initialize_and_run_controller(self, **arguments: Any) -> Any:

@@ -16,7 +16,7 @@ import signal
 import stat
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -38,6 +38,8 @@ _SOCKET_BYTES = 107
 _BELOW = len("/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store.99")
 #: Label of the node of a Ray that a run has started for itself, which no other node joins.
 OWN = "orchestrator-own"
+#: Title of a process that has nothing to do.
+_IDLE = "ray::IDLE"
 #: Free bytes below which Ray's logs and sockets find no place.
 ROOM = 64 << 20
 
@@ -108,17 +110,40 @@ def kill_own_ray(node: Any) -> None:
     Args:
         node: Ray's, of this process; of a cluster that was joined nothing is killed.
     """
+    for process in _processes_of(node):
+        with suppress(_psutil().Error):
+            process.kill()
+
+
+def count_idle(variables: Mapping[str, str]) -> int:
+    """Processes of this process's own Ray that wait for work, with such variables.
+
+    Args:
+        variables: some of the environment that they were started with.
+    """
+    found = 0
+    for process in _processes_of(ray._private.worker._global_node):
+        with suppress(_psutil().Error):
+            idle = process.cmdline()[:1] == [_IDLE]
+            found += idle and variables.items() <= process.environ().items()
+    return found
+
+
+def _processes_of(node: Any) -> list[Any]:
+    """What of a Ray was started for this process, and what that has started; none if it joined."""
+    found = []
+    for started in itertools.chain.from_iterable(node.all_processes.values()):
+        with suppress(_psutil().Error):
+            process = _psutil().Process(started.process.pid)
+            found += [process, *process.children(recursive=True)]
+    return found
+
+
+def _psutil() -> Any:
     # Ray brings it along, in a folder that it adds to the path.
     import psutil
 
-    family = []
-    for started in itertools.chain.from_iterable(node.all_processes.values()):
-        with suppress(psutil.Error):
-            process = psutil.Process(started.process.pid)
-            family += [process, *process.children(recursive=True)]
-    for process in family:
-        with suppress(psutil.Error):
-            process.kill()
+    return psutil
 
 
 @contextmanager

@@ -34,13 +34,14 @@ from ray.core.generated import (
 from typing_extensions import Self
 
 from orchestrator.cluster.controller import variables_of_controller
+from orchestrator.cluster.cores import usable_cores
 from orchestrator.cluster.heartbeat import Beat
 from orchestrator.cluster.nodes import this_node
-from orchestrator.cluster.own_ray import is_own_ray
-from orchestrator.cluster.preload import environment
+from orchestrator.cluster.own_ray import count_idle, is_own_ray
+from orchestrator.cluster.preload import WORKER, environment
 from orchestrator.config.schema import ClusterConfig
 from orchestrator.data.stream.ray_streams import MIN_TASKS
-from orchestrator.data.stream.slots import DATA_TASK
+from orchestrator.data.stream.slots import DATA_TASK, ROLE
 from orchestrator.storage.run_files import HEARTBEATS
 from orchestrator.training.job import TrainingJob
 
@@ -125,7 +126,7 @@ class Spares:
         try:
             # Elsewhere Ray chooses the nodes.
             if is_own_ray():
-                self._start_now(workers)
+                self._start_now(workers, over)
             since: float | None = None
             while self._kept and not over.wait(_LOOK_SECONDS):
                 there = _processes()
@@ -146,15 +147,20 @@ class Spares:
         beats = (Beat.read(path) for path in self._beats.glob("*/rank*.json"))
         return any(beat.taken for beat in beats if beat is not None)
 
-    def _start_now(self, workers: int) -> None:
-        """Workers, where no copies wait, and as many data tasks as there are at least."""
+    def _start_now(self, workers: int, over: threading.Event) -> None:
+        """Workers, where no copies wait, and then data tasks: as many as there are at least."""
         here = this_node()
-        of_workers = here, inherited(self.variables)
-        of_tasks = here, inherited({**self.variables, DATA_TASK: "1"})
-        missing = workers - self._idle[of_workers]
+        of_workers, of_tasks = ({ROLE: role} for role in (WORKER, DATA_TASK))
+        missing = workers - self._idle[here, inherited(self.variables | of_workers)]
+        if missing <= 0:
+            return
+        _prestart(here, inherited(self.variables | of_workers), missing, _SOON_SECONDS)
+        if over.wait(_BETWEEN_SECONDS):
+            return
+        # Some outlive the attempt that they were started for.
+        missing = min(MIN_TASKS * workers, usable_cores()) - count_idle(of_tasks)
         if missing > 0:
-            _prestart(*of_workers, missing, _SOON_SECONDS)
-            _prestart(*of_tasks, MIN_TASKS * workers, _SOON_SECONDS)
+            _prestart(here, inherited(self.variables | of_tasks), missing, _SOON_SECONDS)
 
     def _start_copies(self, wanted: Counter[tuple[str, str]], over: threading.Event) -> None:
         """As many as there are processes now, which took those that were idle before."""

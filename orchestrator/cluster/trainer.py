@@ -36,11 +36,13 @@ from orchestrator.cluster.heartbeat import Beat, HangWatch, Heartbeat, end_if_st
 from orchestrator.cluster.network import UnreachedError
 from orchestrator.cluster.nodes import alive_nodes, this_node
 from orchestrator.cluster.placement import Placement, share_of_node, wait_for_room
+from orchestrator.cluster.preload import WORKER
 from orchestrator.cluster.process_group import ProcessGroupConfig
 from orchestrator.cluster.relay import Way
 from orchestrator.cluster.spares import Spares
 from orchestrator.cluster.stop_wish import StopWish
 from orchestrator.data.stream.ray_streams import RayStreams
+from orchestrator.data.stream.slots import ROLE
 from orchestrator.errors import OrchestratorError, PreemptedError, StorageError
 from orchestrator.storage.bucket_lock import BucketLock
 from orchestrator.storage.folder_lock import RunLock
@@ -309,6 +311,7 @@ def _attempt(
         run_config=RunConfig(
             name=name,
             storage_path=str(storage),
+            worker_runtime_env={"env_vars": {ROLE: WORKER}},
             failure_config=FailureConfig(**_NO_RESTARTS, controller_failure_limit=1),
         ),
     )

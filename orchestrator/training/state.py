@@ -58,7 +58,7 @@ def shared(load: Callable[[], TrainState], collective: Collective) -> TrainState
     if state is None:
         state = _unfilled(layout)
     for tensors in state.groups().values():
-        collective.hand_out_(list(tensors.values()))
+        collective.copy_from_main_(list(tensors.values()))
     return state
 
 

@@ -71,6 +71,8 @@ def stopped(folder: Path) -> tuple[str, dict[str, Any]]:
     # Each start of workers waits for the controller, which has nothing to compute.
     assert with_torch["RayTrainWorker"]
     assert not with_torch["TrainController"]
+    # Nobody calls ray.train.report.
+    assert "SynchronizationActor" not in with_torch
     return output, result(folder, "tiny")
 
 

@@ -44,6 +44,11 @@ def _rank(rank: int, _: Path) -> None:
     assert found.model["weight"].stride() == expected.model["weight"].stride()
     with pytest.raises(StorageError, match="the disk is gone"):
         shared(broken, collective)
+    with pytest.MonkeyPatch.context() as patch:
+        # Less than many of the tensors, and two of the smallest.
+        patch.setattr("orchestrator.training.collective._PARCEL_BYTES", 16)
+        parcels = shared(load, collective)
+    assert state_digest(parcels) == state_digest(expected)
 
 
 def test_one_rank_reads_and_all_have_every_bit(tmp_path: Path) -> None:

@@ -9,11 +9,8 @@ beside the boxes are the business of :mod:`orchestrator.data.readers.coco_odditi
 from __future__ import annotations
 
 import codecs
-import gc
 import json
 import posixpath
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,6 +42,7 @@ from orchestrator.data.readers.paths import (
     split_key,
 )
 from orchestrator.errors import DataError
+from orchestrator.memory import no_garbage_collection
 
 
 def read_coco(
@@ -71,7 +69,8 @@ def read_coco(
         Path(annotations_path), what="annotation file", key=split_key("annotations")
     )
     root = require_folder(Path(images_dir), what="image folder", key=split_key("images"))
-    with _no_garbage_collection():
+    # Millions of new objects without a cycle: looking for cycles would double the time.
+    with no_garbage_collection():
         problems = Problems(str(path))
         tree = _parse(path, problems)
         root_row = unused_root(tree)
@@ -122,7 +121,7 @@ def read_coco_images(annotations_path: str | Path) -> ImageList:
         DataError: as :func:`read_coco`, but for what annotations hold.
     """
     path = require_file(Path(annotations_path), what="annotation file", key="--annotations")
-    with _no_garbage_collection():
+    with no_garbage_collection():
         problems = Problems(str(path))
         tree = _parse(path, problems)
         named = bool(tree.get("categories"))
@@ -130,18 +129,6 @@ def read_coco_images(annotations_path: str | Path) -> ImageList:
         images = _images(tree, problems)
         problems.raise_any()
     return ImageList(images, label_map)
-
-
-@contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    """Millions of new objects without a cycle: looking for cycles would double the time."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 def _parse(path: Path, problems: Problems) -> dict[str, Any]:

@@ -36,7 +36,7 @@ from orchestrator.data.stream.assemble import BatchPlan
 from orchestrator.data.stream.local import EvalCache, in_order
 from orchestrator.data.stream.packing import pack
 from orchestrator.data.stream.segment import Segment
-from orchestrator.data.stream.slots import DATA_TASK, slot
+from orchestrator.data.stream.slots import DATA_TASK, ROLE, slot
 from orchestrator.memory import keep_freed_memory
 
 #: Batches of a segment together, as long as the consumer is the slower side.
@@ -228,7 +228,7 @@ class RayStream:
             batch_format="numpy",
             compute=TaskPoolStrategy(size=min(at_once, len(blocks))),
             num_cpus=_TASK_CPUS,
-            runtime_env={"env_vars": {DATA_TASK: "1"}},
+            runtime_env={"env_vars": {ROLE: DATA_TASK}},
             **self._where(),
         )
         dataset.context.execution_options.preserve_order = True

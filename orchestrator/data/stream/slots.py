@@ -14,9 +14,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-#: Variable of the processes of such tasks, and of no others: Ray must not give a task one of those
-#: that are kept for workers.
-DATA_TASK = "ORCHESTRATOR_DATA_TASK"
+#: Variable that tells the processes of a run apart: Ray must not give a task one of those that are
+#: kept for workers.
+ROLE = "ORCHESTRATOR_ROLE"
+#: Its value in the processes of such tasks.
+DATA_TASK = "data-task"
 _POLL_SECONDS = 0.005
 
 
