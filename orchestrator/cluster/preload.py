@@ -25,8 +25,9 @@ _MODULES = {
     WORKER: ("orchestrator.cluster.trainer", "ray.data"),
     DATA_TASK: ("orchestrator.data.stream.ray_stream",),
 }
-#: Importing must not slow down training. A controller is short of it, and others wait for it.
-_NICE: dict[str | None, int] = {WORKER: 10, DATA_TASK: 10}
+#: Importing must not slow down training, whose processes Ray starts with 15. For a controller others
+#: wait.
+_NICE = {WORKER: 19, DATA_TASK: 19}
 
 
 def environment() -> dict[str, str]:
@@ -61,8 +62,9 @@ def begin() -> None:
 
 def _import() -> None:
     role = os.environ.get(ROLE)
-    with suppress(OSError, AttributeError):  # Of this thread alone, on Linux.
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE.get(role, 0))
+    if role in _NICE:
+        with suppress(OSError, AttributeError):  # Of this thread alone, on Linux.
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE[role])
     # Whatever is wrong is for those to find that need it.
     with suppress(Exception):
         for name in _MODULES[role]:
