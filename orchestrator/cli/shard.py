@@ -54,7 +54,7 @@ def main(argv: Sequence[str]) -> int:
 
     import ray
 
-    from orchestrator.cluster.connection import connected
+    from orchestrator.cluster.connection import ClusterWatch, connected, while_it_lasts
     from orchestrator.cluster.survey import look_around
     from orchestrator.data.shards.ray_writer import shards_by_ray
     from orchestrator.data.shards.writer import IMAGES_PER_SHARD, write_shards
@@ -64,6 +64,7 @@ def main(argv: Sequence[str]) -> int:
     written = {}
     with (
         connected(_cluster(arguments)),
+        ClusterWatch() as watch,
         bars() as shown,
     ):
         look_around(
@@ -74,7 +75,8 @@ def main(argv: Sequence[str]) -> int:
         run = partial(shards_by_ray, tasks=tasks)
         for name, split in splits.items():
             task = shown.add_task(name, total=len(split.dataset))
-            written[name] = write_shards(
+            write = partial(
+                write_shards,
                 split.dataset,
                 below(arguments.target, name),
                 images_per_shard=arguments.images_per_shard or IMAGES_PER_SHARD,
@@ -83,6 +85,7 @@ def main(argv: Sequence[str]) -> int:
                     task, completed=done, total=total
                 ),
             )
+            written[name] = while_it_lasts(watch, write)
             for finding in split.findings:
                 say(shown.console, f"{name}: {finding}")
     with json_output(arguments.json) as emit:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
-from orchestrator.cluster.connection import connected
+from orchestrator.cluster.connection import ClusterWatch, connected
 from orchestrator.cluster.placement import place
 from orchestrator.cluster.survey import Needed, look_around
 from orchestrator.config.schema import ClusterConfig
@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 
 #: Processes that a share may take with it before it is taken for the reason.
 _LOSSES = 3
+#: Seconds between looks at whether their cluster is still there.
+_LOOK_SECONDS = 0.2
 
 
 def actor_options(resources: Mapping[str, float]) -> dict[str, Any]:
@@ -64,18 +66,29 @@ def on_workers(
         OrchestratorError: what a worker raised for people to read.
     """
     config = cluster.model_copy(update={"workers": workers})
-    with connected(config):
+    with connected(config), ClusterWatch() as watch:
         placement = place(config)
         look_around(needed)
         options = actor_options(placement.resources_per_worker)
         actor = ray.remote(**options)(worker)
         sent = [ray.put(argument) for argument in arguments]
         processes = [actor.remote(*sent, placement.accelerator) for _ in range(workers)]
-        yield from share_out(processes, shares)
+        yield from share_out(processes, shares, watch.error)
 
 
-def share_out(processes: Iterable[Any], shares: Iterable[Any]) -> Iterator[Any]:
-    """Results of ``run`` of every share, by whichever process is free."""
+def share_out(
+    processes: Iterable[Any],
+    shares: Iterable[Any],
+    given_up: Callable[[], BaseException | None] = lambda: None,
+) -> Iterator[Any]:
+    """Results of ``run`` of every share, by whichever process is free.
+
+    Args:
+        processes: actors.
+        shares: of the work.
+        given_up: asked now and then whether waiting has become useless, and for the error that is
+            then raised.
+    """
     waiting = ((share, 0) for share in shares)
     again: deque[tuple[Any, int]] = deque()
     free, running = list(processes), dict[Any, tuple[Any, Any, int]]()
@@ -89,7 +102,13 @@ def share_out(processes: Iterable[Any], shares: Iterable[Any]) -> Iterator[Any]:
             running[process.run.remote(share)] = process, share, losses
         if not running:
             break
-        (answer,), _ = ray.wait(list(running))
+        answers, _ = ray.wait(list(running), timeout=_LOOK_SECONDS)
+        useless = given_up()
+        if useless is not None:
+            raise useless
+        if not answers:
+            continue
+        (answer,) = answers
         process, share, losses = running.pop(answer)
         try:
             result = ray.get(answer)

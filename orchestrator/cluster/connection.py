@@ -10,24 +10,28 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import ray
 from ray._common.network_utils import build_address
 from ray._private import auto_init_hook
 from ray._private.ray_constants import PROCESS_TYPE_GCS_SERVER, PROCESS_TYPE_RAYLET
+from ray.exceptions import RayError
 from typing_extensions import Self
 
 from orchestrator.cluster.cores import usable_cores
 from orchestrator.cluster.own_ray import end_own_ray, kill_own_ray, own_handler, start_own_ray
 from orchestrator.cluster.placement import DATA_CPUS
 from orchestrator.config.schema import ClusterConfig
-from orchestrator.errors import ConfigError, PreemptedError, first_line
+from orchestrator.errors import ConfigError, OrchestratorError, PreemptedError, first_line
+from orchestrator.training.interrupt import in_thread
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 #: Seconds in which a cluster has to accept a connection, and then to say a word.
 ANSWER_SECONDS = 5.0
@@ -106,7 +110,7 @@ def _leave_what_was_lost() -> None:
 
 
 class ClusterLostError(PreemptedError):
-    """The Ray that a run computes on has ended; its commits are there."""
+    """The Ray that something computes on has ended; what it has written is there."""
 
     #: Ray would make the process wait for answers of what is gone.
     ends_at_once = True
@@ -138,12 +142,12 @@ class ClusterWatch:
         return self._loss
 
     def error(self) -> ClusterLostError | None:
-        """What a run is to raise; None while all is well."""
+        """What whoever computes on it is to raise; None while all is well."""
         if self._loss is None:
             return None
         return ClusterLostError(
-            f"the Ray cluster of this run is gone: {self._loss}. Its commits are there. Next: run "
-            "the same command again to go on from the last of them"
+            f"the Ray cluster is gone: {self._loss}. What was committed or written is there. Next: "
+            "run the same command again, which goes on from it"
         )
 
     def look(self) -> None:
@@ -167,6 +171,28 @@ class ClusterWatch:
             if failures == _FAILURES and loss is not None:
                 self._loss = loss
                 return
+
+
+def while_it_lasts(
+    watch: ClusterWatch,
+    function: Callable[[], T],
+    useless: Callable[[], BaseException | None] = lambda: None,
+) -> T:
+    """Wait for what the cluster does, but no longer than it is there; its own answers take minutes.
+
+    Args:
+        watch: over the cluster.
+        function: run in another thread.
+        useless: see :func:`~orchestrator.training.interrupt.in_thread`.
+    """
+    try:
+        return in_thread(function, given_up=lambda: useless() or watch.error())
+    except Exception as error:
+        # Of a cluster that is gone Ray says all kinds of things, some of them at once.
+        if isinstance(error, RayError) or type(error) is OrchestratorError:
+            watch.look()
+            raise watch.error() or error from error
+        raise
 
 
 def _end(node: Any) -> str | None:

@@ -25,8 +25,8 @@ _MODULES = {
     WORKER: ("orchestrator.cluster.trainer", "ray.data"),
     DATA_TASK: ("orchestrator.data.stream.ray_stream",),
 }
-#: Importing must not slow down training, whose processes Ray starts with 15. For a controller others
-#: wait.
+#: Importing must not slow down training, whose processes Ray starts with 15. For a controller
+#: others wait.
 _NICE = {WORKER: 19, DATA_TASK: 19}
 
 

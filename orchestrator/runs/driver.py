@@ -10,12 +10,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ray.exceptions import RayError
 from rich.console import Console
 
 import native
 from orchestrator.checkpoints.manifest import copy_commit
-from orchestrator.cluster.connection import ClusterWatch, connected
+from orchestrator.cluster.connection import ClusterWatch, connected, while_it_lasts
 from orchestrator.cluster.own_ray import is_own_ray
 from orchestrator.cluster.placement import Placement, place, place_evaluation, wait_for_room
 from orchestrator.cluster.stop_wish import StopWish
@@ -26,7 +25,7 @@ from orchestrator.config.resolve import ResolvedExperiment
 from orchestrator.config.schema import DataConfig, Experiment
 from orchestrator.data.doctor.examine import require_usable
 from orchestrator.data.stream.ray_streams import MIN_TASKS, RayStreams
-from orchestrator.errors import OrchestratorError, PreemptedError, say
+from orchestrator.errors import PreemptedError, say
 from orchestrator.runs.identity import (
     Identity,
     RunState,
@@ -67,7 +66,7 @@ from orchestrator.storage.run_files import (
 )
 from orchestrator.tracking.events import EventLog, read_events
 from orchestrator.tracking.mlflow_shipper import RunStatus, Shipped
-from orchestrator.training.interrupt import in_thread, stopping_at_once, stopping_politely
+from orchestrator.training.interrupt import stopping_at_once, stopping_politely
 from orchestrator.training.job import Outcome, TrainingJob
 from orchestrator.training.session import open_store
 
@@ -271,7 +270,7 @@ def _placed(
     run.say(f"evaluation: {'beside training' if in_loop is None else in_turn}")
     if not in_sweep:
         least = experiment.cluster.least_workers
-        _while_it_lasts(watch, partial(wait_for_room, least, placement, run.say))
+        while_it_lasts(watch, partial(wait_for_room, least, placement, run.say))
     return placement, in_loop
 
 
@@ -416,31 +415,9 @@ def _train(
 
     with shown_progress(job, run.console, offset=offset), stopping_politely(ask_to_stop):
         try:
-            outcome = _while_it_lasts(watch, training, useless)
+            outcome = while_it_lasts(watch, training, useless)
         finally:
             # What goes on in the thread must not begin anew, on a Ray started for it alone.
             stop.asked.set()
     run.require_commit(outcome.steps)
     return outcome
-
-
-def _while_it_lasts(
-    watch: ClusterWatch,
-    function: Callable[[], T],
-    useless: Callable[[], BaseException | None] = lambda: None,
-) -> T:
-    """Wait for what the cluster does, but no longer than it is there; its own answers take minutes.
-
-    Args:
-        watch: over the cluster.
-        function: run in another thread.
-        useless: see :func:`in_thread`.
-    """
-    try:
-        return in_thread(function, given_up=lambda: useless() or watch.error())
-    except Exception as error:
-        # Of a cluster that is gone Ray says all kinds of things, some of them at once.
-        if isinstance(error, RayError) or type(error) is OrchestratorError:
-            watch.look()
-            raise watch.error() or error from error
-        raise

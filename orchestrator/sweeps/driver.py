@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 from rich.console import Console
 
 import native
-from orchestrator.cluster.connection import connected
+from orchestrator.cluster.connection import ClusterWatch, connected, while_it_lasts
 from orchestrator.cluster.nodes import alive_nodes
 from orchestrator.cluster.placement import place
 from orchestrator.config.places import bucket_of, folder_of
@@ -48,7 +48,7 @@ from orchestrator.sweeps.tracking import SweepTracking
 from orchestrator.sweeps.view import View, shown
 from orchestrator.tracking.git_info import git_info
 from orchestrator.tracking.mlflow_shipper import RunStatus, Shipped
-from orchestrator.training.interrupt import in_thread, stopping_politely
+from orchestrator.training.interrupt import stopping_politely
 from orchestrator.training.job import TrainingJob
 
 #: Of the section, what may change between two starts of a sweep.
@@ -303,8 +303,8 @@ class _Sweep:
         self.tracking.start()
         status: RunStatus = "FAILED"
         try:
-            with connected(experiment.cluster):
-                stopped = self._run_stages(stages)
+            with connected(experiment.cluster), ClusterWatch() as watch:
+                stopped = self._run_stages(stages, watch)
             status = "KILLED" if stopped else "FINISHED"
         except (KeyboardInterrupt, PreemptedError):
             status = "KILLED"
@@ -322,7 +322,7 @@ class _Sweep:
         refuse_empty(self.record.ordered())
         return 0
 
-    def _run_stages(self, stages: Sequence[_Stage]) -> bool:
+    def _run_stages(self, stages: Sequence[_Stage], watch: ClusterWatch) -> bool:
         """Run all trials; whether somebody asked to stop."""
         experiment = self.planner.base.experiment
         sharded = isinstance(experiment.train.virtual_shards, int)
@@ -344,13 +344,20 @@ class _Sweep:
         )
         for stage in stages:
             source = stage.open()
-            if len(source) and self._run_trials(source, judge, at_a_time, view):
+            if len(source) and self._run_trials(source, judge, at_a_time, view, watch):
                 return True
             for line in stage.close():
                 say(self.console, line)
         return False
 
-    def _run_trials(self, source: _Source, judge: Judge | None, at_a_time: int, view: View) -> bool:
+    def _run_trials(
+        self,
+        source: _Source,
+        judge: Judge | None,
+        at_a_time: int,
+        view: View,
+        watch: ClusterWatch,
+    ) -> bool:
         """Run what a source has; whether some of it is left for another start."""
         fleet = self.fleet = Fleet(self._runner(), source, judge)
 
@@ -360,7 +367,8 @@ class _Sweep:
 
         with shown(view, self.console), stopping_politely(ask_to_stop):
             for starts_left in reversed(range(STARTS)):
-                in_thread(partial(fleet.run, trials=len(source), concurrency=at_a_time))
+                run = partial(fleet.run, trials=len(source), concurrency=at_a_time)
+                while_it_lasts(watch, run, partial(fleet.given_up, watch))
                 names = ", ".join(trial.name for trial in fleet.cut_short)
                 if fleet.stopping or not names or not starts_left:
                     break

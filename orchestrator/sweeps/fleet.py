@@ -15,6 +15,7 @@ from ray.exceptions import RayError
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
+from orchestrator.cluster.connection import ClusterWatch
 from orchestrator.cluster.nodes import alive_nodes, this_node
 from orchestrator.errors import OrchestratorError, PreemptedError, first_line
 from orchestrator.storage.run_files import STOP, trial_name
@@ -153,6 +154,15 @@ class Fleet:
             raise OrchestratorError(self.fatal)
         if self.failure is not None:
             raise self.failure
+
+    def given_up(self, watch: ClusterWatch) -> BaseException | None:
+        """Why waiting has become useless; None while it is not.
+
+        How trials end whose cluster is gone says nothing about them: they go on in the next start.
+        """
+        lost = watch.error()
+        self.failure = self.failure or lost
+        return lost
 
     def names(self) -> set[str]:
         """Of the trials under way."""

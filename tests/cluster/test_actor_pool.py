@@ -43,7 +43,7 @@ class Process:
 
 @pytest.fixture(autouse=True)
 def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(actor_pool.ray, "wait", lambda answers: (answers[:1], answers[1:]))
+    monkeypatch.setattr(actor_pool.ray, "wait", lambda answers, timeout: (answers[:1], answers[1:]))
     monkeypatch.setattr(actor_pool.ray, "get", lambda answer: answer())
 
 
@@ -69,6 +69,15 @@ def test_a_share_does_not_take_every_process_with_it() -> None:
     with pytest.raises(PreemptedError, match="3 were lost at the same work"):
         list(share_out(processes, [0]))
     assert list(share_out(processes, [])) == []
+
+
+def test_nobody_waits_for_a_cluster_that_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(actor_pool.ray, "wait", lambda answers, timeout: ([], answers))
+    looks = iter([None, None, PreemptedError("its head is gone")])
+    processes = [Process("a", lambda *_: False)]
+    with pytest.raises(PreemptedError, match="its head is gone"):
+        list(share_out(processes, range(7), lambda: next(looks)))
+    assert processes[0].done == []
 
 
 def test_what_a_worker_says_for_people_comes_without_its_traceback() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -61,6 +62,14 @@ def part(process: Any, name: str) -> psutil.Process:
     """A process of the Ray that the driver has started."""
     children = psutil.Process(process.pid).children(recursive=True)
     return next(child for child in children if name in Path(child.cmdline()[0]).name)
+
+
+def has(process: Any, name: str) -> bool:
+    """Whether there is one."""
+    with suppress(StopIteration, psutil.Error, IndexError):
+        part(process, name)
+        return True
+    return False
 
 
 def end(process: Any) -> None:
@@ -133,6 +142,53 @@ def test_a_run_ends_with_75_in_time_and_goes_on(
     assert result(folder, name)["resumed_from"] >= newest(log) - 6
 
 
+SWEEP = """
+sweep:
+  metric: val/AP
+  trials: 3
+  search: random
+  space: {train.optimizer.lr: {loguniform: [1.0e-4, 1.0e-2]}}
+"""
+
+
+@pytest.mark.parametrize("strike", [kill_raylet, kill_gcs])
+def test_a_sweep_that_loses_its_ray_goes_on(strike: Callable[[Any], None], folder: Path) -> None:
+    name = f"sweep-{strike.__name__}"
+    (folder / "sweep.yaml").write_text(EXPERIMENT + SWEEP)
+    # Some of it may be over by then, and some is under way.
+    words = ("sweep.yaml", f"name={name}", "train.checkpoint={every_steps: 1}")
+    process = start(folder, *words)
+    logs = folder / "runs" / name
+    wait_for(lambda: any(newest(log) >= 5 for log in logs.glob("*/events.jsonl")), process=process)
+    family = psutil.Process(process.pid).children(recursive=True)
+    strike(process)
+    output = finish(process, code=75, timeout=GRACE_SECONDS)
+    assert "the Ray cluster is gone: its " in output
+    _, alive = psutil.wait_procs(family, timeout=90)
+    assert alive == []
+    stopped = json.loads((logs / "sweep.json").read_text())
+    assert stopped["state"] == "stopped"
+    assert "failed" not in {trial["state"] for trial in stopped["trials"]}
+    assert status_in_mlflow(folder, name) == "KILLED"
+    finish(start(folder, *words), timeout=600.0)
+    whole = json.loads((logs / "sweep.json").read_text())
+    assert [trial["state"] for trial in whole["trials"]] == ["done"] * 3
+    resumed = [json.loads(path.read_text()) for path in logs.glob("*/result.json")]
+    assert any(one["resumed_from"] for one in resumed)
+    assert status_in_mlflow(folder, name) == "FINISHED"
+
+
+def test_a_prediction_that_loses_its_ray_says_so(folder: Path) -> None:
+    finish(start(folder, "tiny.yaml", "name=trained", "train.max_steps=1"))
+    words = ("predict", "runs/trained", "digits/images", "--all", "--workers", "2")
+    process = start(folder, *words, module="orchestrator.cli.main")
+    wait_for(lambda: has(process, "ray::ShareWorker"), process=process)
+    kill_raylet(process)
+    assert "the Ray cluster is gone: its " in finish(process, code=75, timeout=GRACE_SECONDS)
+    output = finish(start(folder, *words, module="orchestrator.cli.main"))
+    assert "30 images" in output
+
+
 def test_a_run_whose_parent_is_process_1_says_what_it_has_lost(folder: Path) -> None:
     """As under systemd and in containers, where Ray's core takes any raylet for dead."""
     words = ("tiny.yaml", "name=orphan", *OVERRIDES, "train.checkpoint={every_steps: 1}")
@@ -153,7 +209,7 @@ def test_a_run_whose_parent_is_process_1_says_what_it_has_lost(folder: Path) -> 
     raylet.kill()
     # Its output ends with it; its exit code nobody can ask for.
     output = finish(forked)
-    assert "the Ray cluster of this run is gone: its raylet on this machine has ended" in output
+    assert "the Ray cluster is gone: its raylet on this machine has ended" in output
 
 
 def test_a_run_that_is_ended_before_its_first_step_ends_at_once(folder: Path) -> None:
