@@ -96,10 +96,10 @@ class Spares:
     @classmethod
     def of(cls, job: TrainingJob) -> Self:
         """Those of a run. Trials are short, and have the machine to share: they have none."""
-        preloaded = {} if job.sampled else environment()
+        preloaded = environment()
         return cls(
             variables_of_controller() | preloaded,
-            ahead=bool(preloaded),
+            ahead=bool(preloaded) and not job.sampled,
             kept=keeps_copies(job.experiment.cluster),
             beats=None if job.experiment.cluster.hang_timeout is None else job.path / HEARTBEATS,
         )
