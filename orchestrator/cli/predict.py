@@ -18,6 +18,7 @@ from orchestrator.cli._shared.detector import (
 from orchestrator.cli._shared.outputs import file_to_write, folder_to_fill
 from orchestrator.cli._shared.parser import COUNT, Parser, number_between
 from orchestrator.errors import ConfigError, say
+from orchestrator.memory import importing
 
 if TYPE_CHECKING:
     from orchestrator.predict.inputs import Picture
@@ -181,9 +182,10 @@ def _predict(source: str, words: list[str], overrides: list[str], arguments: Any
     from rich.console import Console
     from rich.progress import Progress
 
-    from orchestrator.pages.drawing import DISPLAY_LIMIT
-    from orchestrator.predict.draw_predictions import draw_predictions, require_apart
-    from orchestrator.predict.prediction import PredictJob, predicted
+    with importing():
+        from orchestrator.pages.drawing import DISPLAY_LIMIT
+        from orchestrator.predict.draw_predictions import draw_predictions, require_apart
+        from orchestrator.predict.prediction import PredictJob, predicted
 
     console = Console(stderr=True, soft_wrap=True)
     if others := passed_over(words):

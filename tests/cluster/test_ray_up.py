@@ -16,7 +16,6 @@ from pathlib import Path
 import pytest
 
 from orchestrator.data.demo.digits import Recipe, build_digits
-from tests.support.experiments import experiment
 from tests.support.machines import Machine, machines, needs_machines
 from tests.support.waiting import wait_for
 
@@ -47,18 +46,20 @@ StrictModes no
 UsePAM no
 PidFile /tmp/sshd.pid
 """
-EXPERIMENT = experiment(
-    """\
-train:
-  epochs: 2
-  batch_size: 6
-  optimizer: {name: adamw, lr: 0.001}
-  evaluate_every_epochs: 2
-cluster: {workers: 3, placement: strict_spread, threads_per_worker: 1}
-tracking: {mlflow: null}
-storage: /mnt/home/runs
-""",
-    root="/mnt/data",
+#: One has a login, without a password; the server wants another one to exist.
+USERS = """\
+root:*:0:0:root:/mnt/home:/bin/bash
+sshd:*:65533:65534::/run/sshd:/usr/sbin/nologin
+"""
+#: Of a shipped experiment, to make it short.
+OVERRIDES = (
+    "name=tiny",
+    "data.root=/mnt/data",
+    "storage=/mnt/home/runs",
+    "detector.width=0.1",
+    "train={epochs: 2, batch_size: 6, optimizer: {name: adamw, lr: 0.001}}",
+    "cluster={workers: 3, placement: strict_spread, threads_per_worker: 1}",
+    "tracking.mlflow=null",
 )
 
 
@@ -66,14 +67,13 @@ storage: /mnt/home/runs
 def reached(tmp_path: Path) -> Iterator[list[Machine]]:
     """Three machines that the fourth has a key for, each with a home of its own."""
     build_digits(tmp_path / "digits", Recipe(train=24, val=6, seed=3))
-    # The home of the only login, which has no password.
-    (tmp_path / "passwd").write_text("root:*:0:0:root:/mnt/home:/bin/bash\n")
     key = tmp_path / "key"
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
     Path("/run/sshd").mkdir(exist_ok=True)
     with machines(tmp_path, tmp_path / "digits", 4) as made:
         for machine in made:
-            machine.run("mount", "--bind", str(tmp_path / "passwd"), "/etc/passwd")
+            (machine.root / "mnt/passwd").write_text(USERS)
+            machine.run("mount", "--bind", "/mnt/passwd", "/etc/passwd")
             home = machine.root / "mnt/home"
             shutil.copytree("/etc/skel", home, dirs_exist_ok=True)
             (home / ".ssh").mkdir(mode=0o700)
@@ -92,9 +92,10 @@ def reached(tmp_path: Path) -> Iterator[list[Machine]]:
 
 
 def programs(machine: Machine) -> list[str]:
-    """Programs of Ray's that run there."""
-    lines = machine.run("ps", "-eo", "args").splitlines()
-    return [line for line in lines if "ray::" in line or "/ray/" in line or "ray start" in line]
+    """Programs of Ray's that run there; the first process of these machines buries no dead ones."""
+    lines = machine.run("ps", "-eo", "stat,args").splitlines()
+    alive = [line for line in lines if not line.startswith("Z")]
+    return [line for line in alive if "ray::" in line or "/ray/" in line or "ray start" in line]
 
 
 def test_three_machines_train_and_are_left_as_they_were(reached: list[Machine]) -> None:
@@ -105,7 +106,6 @@ def test_three_machines_train_and_are_left_as_they_were(reached: list[Machine]) 
         text = text.replace(shipped, here)
     home = launcher.root / "mnt/home"
     (home / "onprem.yaml").write_text(text)
-    (home / "tiny.yaml").write_text(EXPERIMENT)
     ray = str(Path(sys.executable).with_name("ray"))
 
     def in_project(*words: str, timeout: float = 300.0) -> str:
@@ -117,7 +117,8 @@ def test_three_machines_train_and_are_left_as_they_were(reached: list[Machine]) 
         wait_for(lambda machine=machine: any("raylet" in p for p in programs(machine)), 180)
     cli = (sys.executable, "-m", "orchestrator.cli.main")
     address = f"http://{head.address}:8265"
-    in_project(*cli, "submit", "/mnt/home/tiny.yaml", "--address", address, timeout=600.0)
+    words = ("experiments/quickstart.yaml", *OVERRIDES, "--address", address)
+    in_project(*cli, "submit", *words, timeout=600.0)
     found = json.loads((head.root / "mnt/home/runs/tiny/result.json").read_text())
     assert (found["state"], found["steps"], found["workers"]) == ("done", 8, 3)
 

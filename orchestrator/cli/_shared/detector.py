@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.cli._shared.parser import number_between
 from orchestrator.errors import ConfigError
 from orchestrator.layouts.files import is_file
+from orchestrator.memory import importing
 
 if TYPE_CHECKING:
     from orchestrator.data.tiling import Tiles
@@ -101,7 +102,8 @@ def add_detect_options(parser: argparse.ArgumentParser) -> None:
 
 def load(source: str, overrides: list[str], arguments: argparse.Namespace) -> LoadedDetector:
     """The detector that the arguments name."""
-    from orchestrator.predict.loading import load_detector
+    with importing():
+        from orchestrator.predict.loading import load_detector
 
     return load_detector(source, overrides=overrides, **_which(arguments))
 
