@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,13 +23,19 @@ import psutil
 import pytest
 import ray
 from ray._private import auto_init_hook
-from ray.exceptions import RaySystemError
+from ray.exceptions import RayActorError, RaySystemError
 
 from orchestrator.cluster import connection
 from orchestrator.cluster.connection import connected, require_answer
 from orchestrator.cluster.own_ray import kill_own_ray, ray_folder
 from orchestrator.config.schema import ClusterConfig
-from orchestrator.errors import ConfigError, PreemptedError, StorageError
+from orchestrator.errors import (
+    ConfigError,
+    DataError,
+    OrchestratorError,
+    PreemptedError,
+    StorageError,
+)
 from orchestrator.training.interrupt import stopping_at_once
 from tests.support.waiting import wait_for
 
@@ -288,3 +295,27 @@ def test_full_disks_end_in_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
         "no folder can hold Ray's files (/tmp: 3 MiB free; /var/tmp: 3 MiB free). Next: free space "
         "there, or set RAY_TMPDIR to a folder with 64 MiB free and a short path"
     )
+
+
+def test_what_ray_says_of_a_cluster_that_is_gone_is_told_from_other_failures() -> None:
+    class Watch:
+        lost: PreemptedError | None = None
+
+        def look(self) -> None:
+            self.lost = gone
+
+        def error(self) -> PreemptedError | None:
+            return self.lost
+
+    def fail(error: Exception) -> None:
+        raise error
+
+    gone: PreemptedError | None = PreemptedError("the Ray cluster is gone")
+    for error in (RayActorError(), OrchestratorError("training failed 3 times")):
+        with pytest.raises(PreemptedError, match="is gone"):
+            connection.while_it_lasts(Watch(), partial(fail, error))  # type: ignore[arg-type]
+    with pytest.raises(DataError):
+        connection.while_it_lasts(Watch(), partial(fail, DataError("an image")))  # type: ignore[arg-type]
+    gone = None
+    with pytest.raises(RayActorError):
+        connection.while_it_lasts(Watch(), partial(fail, RayActorError()))  # type: ignore[arg-type]

@@ -178,15 +178,23 @@ def test_a_sweep_that_loses_its_ray_goes_on(strike: Callable[[Any], None], folde
     assert status_in_mlflow(folder, name) == "FINISHED"
 
 
-def test_a_prediction_that_loses_its_ray_says_so(folder: Path) -> None:
-    finish(start(folder, "tiny.yaml", "name=trained", "train.max_steps=1"))
-    words = ("predict", "runs/trained", "digits/images", "--all", "--workers", "2")
-    process = start(folder, *words, module="orchestrator.cli.main")
-    wait_for(lambda: has(process, "ray::ShareWorker"), process=process)
+@pytest.mark.parametrize(
+    ("words", "done"),
+    [
+        ("predict runs/trained digits/images --all --workers 2", "30 images"),
+        ("evaluate runs/trained --workers 2", "AP"),
+        ("shard tiny.yaml shards", "24 images"),
+    ],
+)
+def test_other_verbs_that_lose_their_ray_say_so(words: str, done: str, folder: Path) -> None:
+    if not (folder / "runs/trained").exists():
+        finish(start(folder, "tiny.yaml", "name=trained", "train.max_steps=1"))
+    process = start(folder, *words.split(), module="orchestrator.cli.main")
+    # The first process for its work, which has yet to import.
+    wait_for(lambda: has(process, "ray::IDLE"), process=process)
     kill_raylet(process)
     assert "the Ray cluster is gone: its " in finish(process, code=75, timeout=GRACE_SECONDS)
-    output = finish(start(folder, *words, module="orchestrator.cli.main"))
-    assert "30 images" in output
+    assert done in finish(start(folder, *words.split(), module="orchestrator.cli.main"))
 
 
 def test_a_run_whose_parent_is_process_1_says_what_it_has_lost(folder: Path) -> None:

@@ -6,7 +6,6 @@ import os
 import threading
 from collections.abc import Callable
 from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,7 +23,6 @@ from orchestrator.cluster.spares import Spares
 from orchestrator.cluster.stop_wish import StopWish
 from orchestrator.config.schema import ClusterConfig
 from orchestrator.errors import ConfigError, DataError, OrchestratorError, PreemptedError
-from orchestrator.runs import driver
 from orchestrator.tracking.events import EventLog
 
 # Placement
@@ -357,33 +355,6 @@ def test_workers_that_have_not_begun_are_told_from_those_that_have(tmp_path: Pat
     log.metrics({"train/loss": 1.0}, step=1)
     assert not stop.is_before_training()
     log.close()
-
-
-# Signals
-
-
-def test_what_ray_says_of_a_cluster_that_is_gone_is_told_from_other_failures() -> None:
-    class Watch:
-        lost: PreemptedError | None = None
-
-        def look(self) -> None:
-            self.lost = gone
-
-        def error(self) -> PreemptedError | None:
-            return self.lost
-
-    def fail(error: Exception) -> None:
-        raise error
-
-    gone: PreemptedError | None = PreemptedError("the Ray cluster of this run is gone")
-    for error in (RayActorError(), OrchestratorError("training failed 3 times")):
-        with pytest.raises(PreemptedError, match="is gone"):
-            driver._while_it_lasts(Watch(), partial(fail, error))  # type: ignore[arg-type]
-    with pytest.raises(DataError):
-        driver._while_it_lasts(Watch(), partial(fail, DataError("an image")))  # type: ignore[arg-type]
-    gone = None
-    with pytest.raises(RayActorError):
-        driver._while_it_lasts(Watch(), partial(fail, RayActorError()))  # type: ignore[arg-type]
 
 
 # Progress
