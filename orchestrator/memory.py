@@ -1,4 +1,4 @@
-"""Memory: what is asked of the C library, the most that was held, and errors for want of it."""
+"""Memory: what is asked of the C library and of Python, the most held, errors for want of it."""
 
 from __future__ import annotations
 

@@ -25,9 +25,8 @@ _MODULES = {
     WORKER: ("orchestrator.cluster.trainer", "ray.data"),
     DATA_TASK: ("orchestrator.data.stream.ray_stream",),
 }
-#: Importing must not slow down training, whose processes Ray starts with 15. For a controller
-#: others wait.
-_NICE = {WORKER: 19, DATA_TASK: 19}
+#: The lowest priority: importing must not slow down training, whose processes Ray starts with 15.
+_NICE = 19
 
 
 def environment() -> dict[str, str]:
@@ -50,7 +49,8 @@ def environment() -> dict[str, str]:
 
 def begin() -> None:
     """What Ray calls, before it gives the process to anybody."""
-    # Everything that is imported stays, and looking through it takes a fifth of the whole.
+    # As orchestrator.memory.importing does, which may not be found yet: what is imported stays, and
+    # looking through it takes a fifth of the whole.
     gc.disable()
     # Of two threads that import modules which import each other, one sees half of a module.
     imports = threading.Thread(target=_import, name="preload", daemon=True)
@@ -62,9 +62,10 @@ def begin() -> None:
 
 def _import() -> None:
     role = os.environ.get(ROLE)
-    if role in _NICE:
+    # For a controller others wait.
+    if role is not None:
         with suppress(OSError, AttributeError):  # Of this thread alone, on Linux.
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE[role])
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
     # Whatever is wrong is for those to find that need it.
     with suppress(Exception):
         for name in _MODULES[role]:

@@ -150,17 +150,19 @@ class Spares:
     def _start_now(self, workers: int, over: threading.Event) -> None:
         """Workers, where no copies wait, and then data tasks: as many as there are at least."""
         here = this_node()
-        of_workers, of_tasks = ({ROLE: role} for role in (WORKER, DATA_TASK))
-        missing = workers - self._idle[here, inherited(self.variables | of_workers)]
+        of_workers, of_tasks = (
+            inherited({**self.variables, ROLE: role}) for role in (WORKER, DATA_TASK)
+        )
+        missing = workers - self._idle[here, of_workers]
         if missing <= 0:
             return
-        _prestart(here, inherited(self.variables | of_workers), missing, _SOON_SECONDS)
+        _prestart(here, of_workers, missing, _SOON_SECONDS)
         if over.wait(_BETWEEN_SECONDS):
             return
         # Some outlive the attempt that they were started for.
-        missing = min(MIN_TASKS * workers, usable_cores()) - count_idle(of_tasks)
+        missing = min(MIN_TASKS * workers, usable_cores()) - count_idle({ROLE: DATA_TASK})
         if missing > 0:
-            _prestart(here, inherited(self.variables | of_tasks), missing, _SOON_SECONDS)
+            _prestart(here, of_tasks, missing, _SOON_SECONDS)
 
     def _start_copies(self, wanted: Counter[tuple[str, str]], over: threading.Event) -> None:
         """As many as there are processes now, which took those that were idle before."""

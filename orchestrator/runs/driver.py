@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from rich.console import Console
 
@@ -69,8 +69,6 @@ from orchestrator.tracking.mlflow_shipper import RunStatus, Shipped
 from orchestrator.training.interrupt import stopping_at_once, stopping_politely
 from orchestrator.training.job import Outcome, TrainingJob
 from orchestrator.training.session import open_store
-
-T = TypeVar("T")
 
 
 def drive(resolved: ResolvedExperiment, run_dir: Path, *, force_resume: bool) -> int:
