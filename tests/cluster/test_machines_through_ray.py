@@ -159,6 +159,30 @@ def test_a_link_between_workers_that_is_cut_is_waited_for(
     assert len(attempts) == 1, attempts
 
 
+# Seconds until a machine refuses a port that nobody listens at: one packet there, one back.
+TRIP = """
+import socket, sys, time
+began = time.monotonic()
+socket.socket().connect_ex((sys.argv[1], 1))
+print(time.monotonic() - began)
+"""
+
+
+def test_a_line_of_two_hundred_milliseconds_restarts_nothing(
+    folder: Path, whole: dict[str, Any]
+) -> None:
+    with machines(folder, folder / "digits", 3, hosts=HOSTS) as made:
+        driver, second, third = made
+        third.delay(0.2)
+        for machine, cpus in zip(made, (0, 2, 2), strict=True):
+            machine.join(driver, cpus=cpus)
+        assert float(second.run(sys.executable, "-c", TRIP, third.address)) >= 0.4
+        finish(begin(driver, driver), timeout=1500.0)
+        require_whole(run_folder(driver), whole)
+        log = run_folder(driver) / "events.jsonl"
+        assert not [event.text for event in read_events(log) if event.kind == "resume"]
+
+
 SWEEP = """
 sweep:
   metric: val/AP

@@ -1,23 +1,26 @@
 """The MLflow server of ``clusters/compose.yaml`` as it is started there: nobody is answered.
 
-Its database is a file here instead of PostgreSQL.
+Its database is PostgreSQL, as there, where that is installed, and a file besides.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import pwd
 import re
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import urllib.error
 import urllib.request
 from base64 import b64encode
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -55,21 +58,94 @@ print(json.dumps(sorted(found)))
 """
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dict[str, str]]]:
-    """Its address, and the environment of the service."""
-    folder = tmp_path_factory.mktemp("mlflow")
-    service = yaml.safe_load((ROOT / "clusters/compose.yaml").read_text())["services"]["mlflow"]
-    login = (ROOT / "clusters/docker/mlflow_auth.ini").read_text()
-    login = re.sub("database_uri = .*", f"database_uri = sqlite:///{folder}/users.db", login)
-    (folder / "login.ini").write_text(login)
+@contextmanager
+def postgres(folder: Path) -> Iterator[int]:
+    """A server of PostgreSQL with the user, database and password of the file; its port."""
+    # It refuses to run as root.
+    user = pwd.getpwnam("nobody").pw_uid if os.geteuid() == 0 else None
+    with tempfile.TemporaryDirectory() as place:
+        if user is not None:
+            os.chown(place, user, -1)
+        (folder / "password").write_text(PASSWORD)
+        (folder / "password").chmod(0o644)
+        first = ("--username=mlflow", "--auth=scram-sha-256", "--pwfile=/dev/stdin")
+        with (folder / "password").open("rb") as password:
+            subprocess.run(
+                ["initdb", *first, "-D", f"{place}/data"],
+                stdin=password,
+                stdout=subprocess.DEVNULL,
+                check=True,
+                user=user,
+                cwd=place,
+            )
+        port = free_port()
+        options = ("-h", "127.0.0.1", "-p", str(port), "-k", place)
+        with (folder / "postgres.log").open("wb") as log:
+            server = subprocess.Popen(
+                ["postgres", "-D", f"{place}/data", *options],
+                stdout=log,
+                stderr=log,
+                user=user,
+                cwd=place,
+            )
+        try:
+            wait_for(lambda: make_database(port), 60, server, every=0.5)
+            yield port
+        finally:
+            server.terminate()
+            server.wait(30)
+
+
+def make_database(port: int) -> bool:
+    """Make the database of the file, which PostgreSQL's image does; whether that went."""
+    psycopg2 = pytest.importorskip("psycopg2")
+    login = {"host": "127.0.0.1", "port": port, "user": "mlflow", "password": PASSWORD}
+    try:
+        connection = psycopg2.connect(dbname="postgres", **login)
+    except psycopg2.OperationalError:
+        return False
+    connection.autocommit = True
+    connection.cursor().execute("CREATE DATABASE mlflow")
+    connection.close()
+    return True
+
+
+def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        return int(free.getsockname()[1])
+
+
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def server(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[str, dict[str, str]]]:
+    """Its address, and the environment of the service."""
+    folder = tmp_path_factory.mktemp("mlflow")
+    if request.param == "sqlite":
+        yield from serve(folder, lambda _, name: f"sqlite:///{folder}/{name}.db")
+        return
+    pytest.importorskip("psycopg2", reason="needs psycopg2-binary")
+    if shutil.which("initdb") is None or shutil.which("postgres") is None:
+        pytest.skip("needs the server of PostgreSQL: initdb and postgres")
+    with postgres(folder) as port:
+        yield from serve(folder, lambda uri, _: uri.replace("@postgres/", f"@127.0.0.1:{port}/"))
+
+
+def serve(folder: Path, place: Callable[[str, str], str]) -> Iterator[tuple[str, dict[str, str]]]:
+    """Start it; ``place`` says where a database is here, of its address there and what it holds."""
+    service = yaml.safe_load((ROOT / "clusters/compose.yaml").read_text())["services"]["mlflow"]
+    login = (ROOT / "clusters/docker/mlflow_auth.ini").read_text()
+    login = re.sub("(?<=database_uri = ).*", lambda found: place(found[0], "users"), login)
+    (folder / "login.ini").write_text(login)
+    port = free_port()
     environment = {
         **os.environ,
         **service["environment"],
-        "MLFLOW_BACKEND_STORE_URI": f"sqlite:///{folder}/runs.db",
+        "MLFLOW_BACKEND_STORE_URI": place(
+            service["environment"]["MLFLOW_BACKEND_STORE_URI"], "runs"
+        ),
+        "PGPASSWORD": PASSWORD,
         "MLFLOW_AUTH_CONFIG_PATH": str(folder / "login.ini"),
         "MLFLOW_AUTH_ADMIN_PASSWORD": PASSWORD,
         "MLFLOW_FLASK_SERVER_SECRET_KEY": "fedcba9876543210",

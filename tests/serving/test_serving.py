@@ -9,12 +9,13 @@ import json
 import os
 import re
 import socket
+import statistics
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -150,6 +151,7 @@ def serving(
     *words: str,
     ending: Callable[[subprocess.Popen[str]], None] = lambda server: server.terminate(),
     code: int = 0,
+    patience: float = 240,
 ) -> Iterator[str]:
     """``orchestrator serve`` in a process of its own, ended in some way; its address."""
     environment = {
@@ -169,7 +171,7 @@ def serving(
             stderr=file,
             text=True,
         )
-        watchdog = threading.Timer(240, server.kill)
+        watchdog = threading.Timer(patience, server.kill)
         watchdog.start()
         try:
             assert server.stdout is not None
@@ -326,3 +328,51 @@ def test_two_thousand_at_once_a_tenth_of_them_malformed(small_run, pictures, pre
         require_right(found, predicted)
         assert sum(status != 200 for _, _, status, _ in found) == 200
         require_right(asyncio.run(ask_all(url, good, 50)), predicted)
+
+
+@needs_serve
+@pytest.mark.ray
+@pytest.mark.slow
+def test_rude_clients_cost_little_and_others_are_answered(small_run, pictures, predicted, tmp_path):
+    psutil = pytest.importorskip("psutil", reason="psutil is not installed; extra `dev`")
+    seconds = float(os.environ.get("RUDE_SECONDS", "300"))
+    good = {str(path): path.read_bytes() for path in pictures}
+
+    def memory(server: subprocess.Popen[str]) -> float:
+        """MiB of the server and all processes of its Ray; what they share counts once."""
+        found = 0
+        for process in [one := psutil.Process(server.pid), *one.children(recursive=True)]:
+            with suppress(psutil.Error):
+                found += process.memory_full_info().pss
+        return found / 2**20
+
+    def be_rude(server: subprocess.Popen[str]) -> None:
+        require_right(asyncio.run(ask_all(url, good, 60)), predicted)
+        before = memory(server)
+        words = [url.rpartition(":")[2], "500", str(seconds)]
+        rude = subprocess.Popen(
+            [sys.executable, "-m", "tests.support.rude_clients", *words],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        taken, most = [], 0.0
+        while rude.poll() is None:
+            began = time.monotonic()
+            require_right(asyncio.run(ask_all(url, good, 1)), predicted)
+            taken.append(time.monotonic() - began)
+            if len(taken) % 10 == 0:
+                most = max(most, memory(server))
+            time.sleep(0.2)
+        made = int(rude.communicate()[0])
+        print(
+            f"{made} rude connections, 500 at a time, {seconds:g} s: memory {most - before:+.0f} "
+            f"MiB from {before:.0f}; {len(taken)} others answered after "
+            f"{statistics.median(taken):.2f} s at the median, {max(taken):.2f} s at most"
+        )
+        assert made > 500
+        assert most - before <= 100
+        assert statistics.median(taken) <= 1
+        server.terminate()
+
+    with serving(small_run, tmp_path, ending=be_rude, patience=seconds + 240) as url:
+        pass

@@ -41,6 +41,8 @@ class Machine:
         namespace: of its network, as ``ip netns`` names it.
         hub: the namespace of the bridge that joins them.
         init: the process that ends with it.
+        link: the process that holds frames up on the way to and from it, if :meth:`delay` has
+            started one.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Machine:
     namespace: str
     hub: str
     init: subprocess.Popen[bytes]
+    link: subprocess.Popen[str] | None = None
 
     @property
     def root(self) -> Path:
@@ -122,6 +125,23 @@ class Machine:
             os.kill(self._pid, signal.SIGKILL)
         self.init.kill()
         self.init.wait()
+        if self.link is not None:
+            self.link.kill()
+            self.link.wait()
+
+    def delay(self, seconds: float) -> None:
+        """Let every packet to and from it take as long; before anything is started on it."""
+        port = f"p{self.name[1:]}"
+        _ip("-n", self.hub, "link", "del", port)
+        words = (self.hub, port, self.namespace, "eth0", str(seconds))
+        self.link = subprocess.Popen(
+            [sys.executable, "-m", "tests.support.delayed_link", *words],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self.link.stdout is not None
+        assert self.link.stdout.readline() == "ready\n"
+        _plug_in(self.namespace, self.address, self.hub, port)
 
     def set_apart(self, apart: bool) -> None:
         """Let no packet pass between it and others that are set apart; all else passes."""
@@ -164,10 +184,8 @@ def _machine(folder: Path, data: Path, number: int, mark: str, hub: str, hosts: 
     _ip("netns", "add", namespace)
     port = f"p{number}"
     _ip("-n", hub, "link", "add", port, "type", "veth", "peer", "name", "eth0", "netns", namespace)
-    _ip("-n", hub, "link", "set", port, "master", "br0", "up")
     _ip("-n", namespace, "link", "set", "lo", "up")
-    _ip("-n", namespace, "addr", "add", f"{address}/24", "dev", "eth0")
-    _ip("-n", namespace, "link", "set", "eth0", "up")
+    _plug_in(namespace, address, hub, port)
     table = folder / f"hosts-{name}"
     table.write_text(hosts.format(name=name))
     script = f"""
@@ -189,6 +207,12 @@ def _machine(folder: Path, data: Path, number: int, mark: str, hub: str, hosts: 
         assert init.poll() is None, "the machine did not start"
         assert time.monotonic() < deadline, "the machine does not start"
         time.sleep(0.05)
+
+
+def _plug_in(namespace: str, address: str, hub: str, port: str) -> None:
+    _ip("-n", hub, "link", "set", port, "master", "br0", "up")
+    _ip("-n", namespace, "addr", "add", f"{address}/24", "dev", "eth0")
+    _ip("-n", namespace, "link", "set", "eth0", "up")
 
 
 def entered(process: subprocess.Popen[Any]) -> int:
