@@ -10,6 +10,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import time
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,6 +32,7 @@ from orchestrator.cluster.submission import (
 from orchestrator.errors import ConfigError, OrchestratorError, SecurityError
 from orchestrator.tracking.git_info import GitInfo, git_info
 from tests.support.job_cluster import free_port, job_cluster
+from tests.support.waiting import wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = ["storage=/shared/runs", "tracking.mlflow=null", "data.root=/shared/data"]
@@ -295,13 +297,23 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 @pytest.mark.slow
 def test_nothing_but_metrics_and_the_login_page_answers_without_the_token(cluster: str) -> None:
     home = os.environ["HOME"]
-    ports = set()
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            if home in " ".join(process.cmdline()):
-                found = process.net_connections("tcp")
-                ports |= {each.laddr.port for each in found if each.status == psutil.CONN_LISTEN}
-    assert len(ports) > 5
+
+    def listened() -> set[int]:
+        ports = set()
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if home in " ".join(process.cmdline()):
+                    found = process.net_connections("tcp")
+                    ports |= {one.laddr.port for one in found if one.status == psutil.CONN_LISTEN}
+        return ports
+
+    # The agents of a node come after its job server.
+    def settled() -> set[int]:
+        before = listened()
+        time.sleep(3)
+        return before if len(before) > 5 and listened() == before else set()
+
+    ports = wait_for(settled, 90)
     answers = {}
     for port in ports:
         for path in ("", "api/version", "api/jobs/", "metrics", "nodes"):

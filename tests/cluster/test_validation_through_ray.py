@@ -30,7 +30,6 @@ from tests.support.user_command import finish, result, start
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 CPU = Accelerator("cpu")
-HERE = Way("", "")
 SAME = ("state", "steps", "metrics", "best_metrics", "weights_sha256", "config_digest")
 
 
@@ -104,7 +103,8 @@ def test_the_actor_scores_commits_until_it_is_killed(
     trained: Plan, cluster: None, tmp_path: Path
 ) -> None:
     resources = {"CPU": 1.0}
-    evaluator = RayEvaluator(trained.job, ray.put(trained.batches), CPU, resources, tmp_path, HERE)
+    way = Way(trained.job.run_dir, "")
+    evaluator = RayEvaluator(trained.job, ray.put(trained.batches), CPU, resources, tmp_path, way)
     expected = CommitEvaluator(trained.job, trained.batches, CPU)
     for step in (6, 12):
         evaluator.submit(step)
@@ -131,7 +131,8 @@ def test_an_actor_without_a_place_is_given_up(
 ) -> None:
     monkeypatch.setattr("orchestrator.cluster.evaluator._START_SECONDS", 1.0)
     job = replace(trained.job, evaluates_beside=True)
-    evaluator = RayEvaluator(job, ray.put(trained.batches), CPU, {"CPU": 2.0}, tmp_path, HERE)
+    way = Way(job.run_dir, "")
+    evaluator = RayEvaluator(job, ray.put(trained.batches), CPU, {"CPU": 2.0}, tmp_path, way)
     outcome = run_rank(
         replace(job, run_dir=str(trained.job.path.with_name("placeless"))),
         LocalStream(trained.batches),
