@@ -10,8 +10,8 @@ import shutil
 import stat
 import subprocess
 import sys
-import time
 import textwrap
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
