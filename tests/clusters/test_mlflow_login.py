@@ -67,7 +67,7 @@ def postgres(folder: Path) -> Iterator[int]:
         if user is not None:
             os.chown(place, user, -1)
         (folder / "password").write_text(PASSWORD)
-        (folder / "password").chmod(0o644)
+        (folder / "password").chmod(0o644)  # Opened again, by that user, as /dev/stdin.
         first = ("--username=mlflow", "--auth=scram-sha-256", "--pwfile=/dev/stdin")
         with (folder / "password").open("rb") as password:
             subprocess.run(
