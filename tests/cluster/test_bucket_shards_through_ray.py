@@ -10,10 +10,10 @@ import pytest
 
 from orchestrator.data.demo.digits import Recipe, build_digits
 from orchestrator.storage.address import below
-from tests.support.buckets import fresh_location, needs_bucket
+from tests.support.buckets import fresh_location
 from tests.support.user_command import finish, kill_after, result, start
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, needs_bucket]
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 EXPERIMENT = """
 name: tiny

@@ -14,11 +14,11 @@ from mlflow.tracking import MlflowClient
 from orchestrator.data.demo.digits import Recipe, build_digits
 from orchestrator.storage.address import below
 from orchestrator.storage.bucket import open_storage
-from tests.support.buckets import fresh_location, needs_bucket
+from tests.support.buckets import fresh_location
 from tests.support.experiments import experiment
 from tests.support.user_command import finish, kill_after, start
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, needs_bucket]
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 EXPERIMENT = experiment("""\
 train:

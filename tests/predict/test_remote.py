@@ -1,10 +1,8 @@
-"""Images in an object store: a store in memory's place is a folder; one on a socket if there is."""
+"""Images in an object store: a store in memory's place is a folder; one is on a socket."""
 
 from __future__ import annotations
 
 import json
-import os
-import uuid
 from pathlib import Path
 
 import pyarrow.fs
@@ -18,8 +16,7 @@ from orchestrator.predict.draw_predictions import draw_predictions
 from orchestrator.predict.inputs import Picture, digest_of, list_pictures, read_pictures
 from orchestrator.predict.remote import list_remote
 from orchestrator.storage.address import Place, is_remote
-
-ENDPOINT = os.environ.get("S3_ENDPOINT")
+from tests.support.buckets import fresh_location
 
 
 @pytest.fixture
@@ -151,20 +148,15 @@ def test_a_store_that_falls_silent_loses_no_picture(bucket, small_run, tmp_path,
     assert len(json.loads(out.read_text())) == 7
 
 
-@pytest.mark.skipif(ENDPOINT is None, reason="S3_ENDPOINT names no server")
 def test_predicting_over_the_s3_protocol(small_run, tmp_path, monkeypatch):
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
-    options = f"region=us-east-1&scheme=http&endpoint_override={ENDPOINT}"
-    store, _ = pyarrow.fs.FileSystem.from_uri(f"s3://images?{options}&allow_bucket_creation=true")
-    store.create_dir("images")
-    prefix = uuid.uuid4().hex
+    location = fresh_location(monkeypatch)
+    store, folder = pyarrow.fs.FileSystem.from_uri(location)
     local = small_run.parent / "squares" / "images"
     for path in local.iterdir():
-        with store.open_output_stream(f"images/{prefix}/{path.name}") as stream:
+        with store.open_output_stream(f"{folder}/{path.name}") as stream:
             stream.write(path.read_bytes())
     out = tmp_path / "p.json"
-    words = [f"s3://images/{prefix}?{options}", "--output", str(out)]
+    words = [location, "--output", str(out)]
     assert main(["predict", str(small_run), *words]) == 0
     tree = {Path(key).name: entry for key, entry in json.loads(out.read_text()).items()}
     assert main(["predict", str(small_run), str(local), "--output", str(out)]) == 0

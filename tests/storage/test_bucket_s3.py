@@ -1,4 +1,4 @@
-"""Commits in a bucket, over the S3 protocol; see ``buckets.py`` for the server they need."""
+"""Commits in a bucket, over the S3 protocol."""
 
 from __future__ import annotations
 
@@ -8,11 +8,9 @@ from orchestrator.checkpoints.codec import state_digest
 from orchestrator.checkpoints.commit import CommitStore
 from orchestrator.errors import StorageError
 from orchestrator.storage.bucket import ObjectStorage, open_storage
-from tests.support.buckets import fresh_location, needs_bucket
+from tests.support.buckets import fresh_location
 from tests.support.commit_scenario import COMMIT_ARGUMENTS, POLICY, scenario, scores, states
 from tests.support.faulty_storage import FaultyStorage
-
-pytestmark = needs_bucket
 
 
 @pytest.fixture

@@ -12,11 +12,11 @@ from sweep_runs import summary, write_experiment
 
 from orchestrator.storage.address import below
 from orchestrator.storage.bucket import open_storage
-from tests.support.buckets import fresh_location, needs_bucket
+from tests.support.buckets import fresh_location
 from tests.support.small_run import make_data
 from tests.support.user_command import finish, kill_after, start
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, needs_bucket]
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 SECONDS = 1500.0
 SECTION = """

@@ -26,7 +26,7 @@ from orchestrator.storage.folders import open_folder
 from orchestrator.storage.run_files import EVENTS, STOP
 from orchestrator.tracking.events import EventLog
 from orchestrator.training import session
-from tests.support.buckets import fresh_location, needs_bucket
+from tests.support.buckets import fresh_location
 from tests.support.local_runs import StoppingStream, train
 from tests.support.shard_cases import shard_here
 
@@ -187,7 +187,6 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> str:
     return fresh_location(monkeypatch)
 
 
-@needs_bucket
 def test_shard_train_kill_and_resume_in_a_bucket(
     sets: dict[str, dict[str, object]],
     bucket: str,
@@ -230,7 +229,6 @@ def test_shard_train_kill_and_resume_in_a_bucket(
     assert ended.metrics == unbroken.metrics
 
 
-@needs_bucket
 def test_a_node_keeps_no_more_than_it_needs_and_trusts_nothing(
     sets: dict[str, dict[str, object]], bucket: str, tmp_path: Path
 ) -> None:
