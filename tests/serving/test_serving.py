@@ -374,5 +374,6 @@ def test_rude_clients_cost_little_and_others_are_answered(small_run, pictures, p
         assert statistics.median(taken) <= 1
         server.terminate()
 
-    with serving(small_run, tmp_path, ending=be_rude, patience=seconds + 240) as url:
+    limits = ["--max-image-mib", "1", "--max-megapixels", "1"]
+    with serving(small_run, tmp_path, *limits, ending=be_rude, patience=seconds + 240) as url:
         pass
