@@ -43,7 +43,7 @@ from orchestrator.runs.plan import Plan, make_plan
 from orchestrator.storage.run_files import EVENTS
 from orchestrator.tracking.mlflow_shipper import LOG_FILE, MlflowShipper
 from orchestrator.tracking.ship import FAILURE
-from orchestrator.tracking.shipping import RunSpec
+from orchestrator.tracking.ship_state import RunSpec
 from orchestrator.training.session import run_rank
 
 EXPERIMENT = Path(__file__).parents[1] / "experiments" / "quickstart.yaml"

@@ -111,7 +111,7 @@ def _register(
 ) -> Registered:
     from orchestrator.config.tracking_uri import resolve_tracking_uri
     from orchestrator.export.model_registry import register
-    from orchestrator.tracking.shipping import ShipState
+    from orchestrator.tracking.ship_state import ShipState
 
     absolute = resolve_tracking_uri(uri, Path.cwd())
     state = None if run_dir is None else ShipState.load(run_dir)

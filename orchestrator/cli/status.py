@@ -23,7 +23,7 @@ def main(argv: Sequence[str]) -> int:
     from orchestrator.runs.overview import standing
     from orchestrator.storage.run_files import MLFLOW_SPEC
     from orchestrator.tracking.mlflow_shipper import MlflowShipper
-    from orchestrator.tracking.shipping import RunSpec
+    from orchestrator.tracking.ship_state import RunSpec
 
     with json_output(arguments.json) as emit:
         runs = []

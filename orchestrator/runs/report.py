@@ -36,7 +36,7 @@ from orchestrator.tracking.git_info import git_info
 from orchestrator.tracking.goodput import goodput
 from orchestrator.tracking.mlflow_shipper import Shipped
 from orchestrator.tracking.run_card import Hardware, RunCard, package_versions
-from orchestrator.tracking.shipping import ShipState
+from orchestrator.tracking.ship_state import ShipState
 from orchestrator.training.job import Outcome, TrainingJob
 from orchestrator.training.schedules import ends_with_run
 from orchestrator.training.shards import Shards

@@ -30,7 +30,7 @@ from orchestrator.storage.run_files import (
 from orchestrator.tracking.events import LOG_LOST, read_events
 from orchestrator.tracking.git_info import git_info
 from orchestrator.tracking.mlflow_shipper import MlflowShipper, RunStatus, Shipped
-from orchestrator.tracking.shipping import RunSpec, ShipState
+from orchestrator.tracking.ship_state import RunSpec, ShipState
 from orchestrator.training.job import Outcome, TrainingJob
 
 logger = logging.getLogger(__name__)

@@ -34,7 +34,8 @@ from orchestrator.tracking.mlflow_shipper import (
     Shipped,
     ship_later,
 )
-from orchestrator.tracking.shipping import RunSpec, ShipState, pending_points
+from orchestrator.tracking.ship_state import RunSpec, ShipState
+from orchestrator.tracking.shipping import pending_points
 
 
 class SweepTracking:

@@ -23,10 +23,12 @@ from typing import Literal, NamedTuple, TypeAlias
 
 import orchestrator
 from orchestrator.errors import StorageError
+from orchestrator.storage.lease import vanished
 from orchestrator.storage.run_files import MLFLOW
 from orchestrator.tracking.artifacts import PATIENCE, pending_artifacts
 from orchestrator.tracking.ship import FAILURE, LOCK_FILE, RECOVERED
-from orchestrator.tracking.shipping import RunSpec, ShipState, pending_points
+from orchestrator.tracking.ship_state import RunSpec, ShipState, identity_of
+from orchestrator.tracking.shipping import pending_points
 
 logger = logging.getLogger(__name__)
 
@@ -99,6 +101,7 @@ class MlflowShipper:
         self._closing = threading.Event()
         self._closed = False
         self._watcher: threading.Thread | None = None
+        self._identity: tuple[int, int] | None = None
 
     def start(self, *, status: str | None = None) -> None:
         """Begin shipping what the folder holds already and what is added to it.
@@ -108,6 +111,7 @@ class MlflowShipper:
         """
         try:
             self.run_dir.mkdir(parents=True, exist_ok=True)
+            self._identity = identity_of(self.run_dir)
             if os.path.lexists(self.run_dir / MLFLOW) and ShipState.load(self.run_dir) is None:
                 self._say(
                     f"{self.run_dir / MLFLOW} cannot be read, so it is not known which of MLflow's "
@@ -227,8 +231,13 @@ class MlflowShipper:
                 tags={**self.spec.tags, **more},
             )
             try:
+                # A folder that is made anew would be in the way of the one that was moved.
+                if self._identity not in (None, identity_of(self.run_dir)):
+                    raise vanished(self.run_dir)
                 # Whoever ships it later has nothing else to go by.
                 self.spec.save(self.run_dir, status)
+            except StorageError as error:
+                self._failure = str(error)
             except OSError as error:
                 logger.warning("%s: %s", self.run_dir, error)
         if self._process is not None:

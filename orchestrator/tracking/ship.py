@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from orchestrator.credentials import mask
-from orchestrator.tracking.shipping import Connect, RunShipper, RunSpec
+from orchestrator.tracking.ship_state import RunSpec
+from orchestrator.tracking.shipping import Connect, RunShipper
 
 _MEBIBYTE = 1 << 20
 
@@ -180,6 +181,8 @@ def ship_until_told(run_dir: Path, spec: RunSpec, commands: Commands, connect: C
         before = shipper.arrived
         if _try(lambda: shipper.finish(status)):
             return True
+        if shipper.is_lost:
+            return False  # What has not arrived is not here.
         attempt = 1 if shipper.arrived > before else attempt + 1
     return False
 

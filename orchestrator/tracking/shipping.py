@@ -16,25 +16,23 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import math
 import os
 import time
-import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from orchestrator.config.tracking_uri import sqlite_path
 from orchestrator.errors import StorageError
-from orchestrator.storage.atomic import write_atomic
-from orchestrator.storage.plain_files import read_json
-from orchestrator.storage.run_files import EVENTS, EVENTS_KEPT, MLFLOW, MLFLOW_SPEC
+from orchestrator.storage.lease import vanished
+from orchestrator.storage.run_files import EVENTS, EVENTS_KEPT
 from orchestrator.tracking.artifacts import ArtifactSender
 from orchestrator.tracking.description import input_of, new_params, tags_of
 from orchestrator.tracking.events import read_events
 from orchestrator.tracking.mlflow_names import clean_name
+from orchestrator.tracking.ship_state import RunSpec, ShipState, identity_of
 
 #: MLflow's own limits on one call.
 _MAX_METRICS = 1000
@@ -50,121 +48,6 @@ _PARENT = "mlflow.parentRunId"
 Connect: TypeAlias = Callable[[str], Any]
 
 
-@dataclass(frozen=True)
-class RunSpec:
-    """How a run is to appear in MLflow; plain data.
-
-    Attributes:
-        tracking_uri: absolute, see :func:`orchestrator.config.tracking_uri.resolve_tracking_uri`.
-        experiment: name of the MLflow experiment; made when missing.
-        run_name: as the list of runs shows it.
-        tags: by name.
-        params: plain values by dotted path.
-        artifacts: files and folders by the path they get among the artifacts. What does not exist
-            yet is taken when it does.
-        datasets: what it learns from: ``name``, ``digest``, ``context``, ``source`` and ``profile``
-            of each.
-        parent: run folder of the run that this one is a child of; None for none. Nothing is
-            shipped before that one is known to MLflow.
-    """
-
-    tracking_uri: str
-    experiment: str
-    run_name: str
-    tags: dict[str, str] = field(default_factory=dict)
-    params: dict[str, object] = field(default_factory=dict)
-    artifacts: dict[str, str] = field(default_factory=dict)
-    datasets: list[dict[str, str]] = field(default_factory=list)
-    parent: str | None = None
-
-    def save(self, run_dir: Path, status: str | None) -> None:
-        """Leave what is needed to ship the run later, without the program that made it.
-
-        Args:
-            run_dir: the run folder; paths in it are written from there, so it may move.
-            status: that the run ended with; None while it has not.
-        """
-        root = run_dir.absolute()
-        kept = {
-            place: Path(path).relative_to(root).as_posix() if _is_in(path, root) else path
-            for place, path in self.artifacts.items()
-        }
-        tree = {**asdict(self), "artifacts": kept, "status": status}
-        write_atomic(run_dir / MLFLOW_SPEC, json.dumps(tree, indent=1).encode("ascii"))
-
-    @classmethod
-    def load(cls, run_dir: Path) -> tuple[RunSpec, str | None]:
-        """What :meth:`save` has left.
-
-        Raises:
-            StorageError: nothing, or nothing that can be read.
-        """
-        path = run_dir / MLFLOW_SPEC
-        try:
-            tree = read_json(path)
-            status = tree.pop("status")
-            spec = cls(**tree)
-            found = {
-                place: str(run_dir.absolute() / source) for place, source in spec.artifacts.items()
-            }
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-            raise StorageError(
-                f"{path}: cannot be read ({error}), so it is not known how the run is to appear in "
-                "MLflow. Next: start the same run again, which ships what is missing; a run with "
-                "tracking.mlflow: null is shipped nowhere"
-            ) from error
-        return replace(spec, artifacts=found), status
-
-
-@dataclass
-class ShipState:
-    """What MLflow is known to have; the content of ``mlflow.json``.
-
-    Attributes:
-        tracking_uri: where.
-        key: value of the tag :data:`RUN_KEY`.
-        run_id: None until the run exists.
-        experiment_id: of the MLflow experiment that holds the run; None until the run exists.
-        offset: byte offset in the event log; everything before it has arrived.
-        artifacts: fingerprint of each file that has arrived, by its path; empty of a part that was
-            begun.
-        parts: bytes of a part of those files that go in parts, by their paths.
-        samples: of the machine that have been sent.
-        last_time_ms: time of the last event that has arrived.
-        status: set once the run has been closed with it; None while it is open.
-    """
-
-    tracking_uri: str
-    key: str = field(default_factory=lambda: uuid.uuid4().hex)
-    run_id: str | None = None
-    experiment_id: str | None = None
-    offset: int = 0
-    artifacts: dict[str, str] = field(default_factory=dict)
-    parts: dict[str, int] = field(default_factory=dict)
-    samples: int = 0
-    last_time_ms: int | None = None
-    status: str | None = None
-
-    @classmethod
-    def load(cls, run_dir: Path) -> ShipState | None:
-        """The recorded state; None when there is none or it cannot be read."""
-        try:
-            return cls(**read_json(run_dir / MLFLOW))
-        except (OSError, ValueError, TypeError):
-            return None
-
-    @classmethod
-    def ensure(cls, run_dir: Path, tracking_uri: str) -> None:
-        """Leave a record that at least names the run, so that it can be taken elsewhere first."""
-        known = cls.load(run_dir)
-        if known is None or known.tracking_uri != tracking_uri:
-            cls(tracking_uri).save(run_dir)
-
-    def save(self, run_dir: Path) -> None:
-        """Replace the record."""
-        write_atomic(run_dir / MLFLOW, json.dumps(asdict(self), indent=1).encode("ascii"))
-
-
 class RunShipper:
     """Ships one run; every method raises whatever MLflow raises and can simply be called again."""
 
@@ -176,14 +59,21 @@ class RunShipper:
         self._run_id = ""
         self._described = False
         self._state = ShipState(spec.tracking_uri)
+        self._identity = identity_of(run_dir)
 
     @property
     def arrived(self) -> int:
         """Grows with everything that has arrived."""
         return self._state.offset + sum(map(bool, self._state.artifacts.values()))
 
+    @property
+    def is_lost(self) -> bool:
+        """Whether the run folder is gone, or another one lies in its place."""
+        return identity_of(self.run_dir) != self._identity
+
     def ship(self) -> None:
         """Send everything that MLflow does not have yet, oldest first."""
+        self._require_in_place()
         refused = self._measurements(ended=False)
         self._ship_artifacts()
         if refused is not None:
@@ -194,14 +84,20 @@ class RunShipper:
 
         Args:
             status: FINISHED, FAILED or KILLED.
+
+        Raises:
+            StorageError: the run folder is lost; MLflow has the status.
         """
+        if self.is_lost and self._run_id:
+            self._client.set_terminated(self._run_id, status, self._state.last_time_ms)
+        self._require_in_place()
         refused = self._measurements(ended=True)
         if self._state.status != status:
             # The last event ended the run, not the moment in which MLflow came back.
             self._client.set_terminated(self._run_id, status, self._state.last_time_ms)
             # A run that lacks its description is not complete.
             self._state.status = status if refused is None else None
-            self._state.save(self.run_dir)
+            self._save(self._state)
         self._ship_artifacts()
         if refused is not None:
             raise refused
@@ -216,7 +112,16 @@ class RunShipper:
         points = [Metric(key, value, now, step) for key, value in values.items()]
         self._client.log_batch(self._run_id, metrics=points, synchronous=True)
         self._state.samples = step + 1
-        self._state.save(self.run_dir)
+        self._save(self._state)
+
+    def _require_in_place(self) -> None:
+        if self.is_lost:
+            raise vanished(self.run_dir)
+
+    def _save(self, state: ShipState) -> None:
+        """Record what has arrived, but not where nothing is, or the folder of something else."""
+        self._require_in_place()
+        state.save(self.run_dir)
 
     def _measurements(self, *, ended: bool) -> Exception | None:
         """Send what the log holds.
@@ -277,7 +182,7 @@ class RunShipper:
             state.offset = 0
         if run is None:
             experiment = self._experiment()
-            state.save(self.run_dir)
+            self._save(state)
             found = self._client.search_runs(
                 [experiment], f"tags.{RUN_KEY} = '{state.key}'", max_results=1
             )
@@ -287,7 +192,7 @@ class RunShipper:
         state.run_id, state.experiment_id = str(run.info.run_id), str(run.info.experiment_id)
         if not ended:
             state.status = None
-        state.save(self.run_dir)
+        self._save(state)
         self._state, self._run_id = state, state.run_id
 
     def _recorded(self, state: ShipState) -> Any:
@@ -390,7 +295,7 @@ class RunShipper:
                 self._run_id, metrics=points[start : start + _MAX_METRICS], synchronous=True
             )
         self._state.offset = end
-        self._state.save(self.run_dir)
+        self._save(self._state)
 
     def _ship_artifacts(self) -> None:
         state = self._state
@@ -399,7 +304,7 @@ class RunShipper:
             self._run_id,
             state.artifacts,
             state.parts,
-            lambda: state.save(self.run_dir),
+            lambda: self._save(state),
         ).send_all(self.spec.artifacts)
 
 
@@ -408,10 +313,6 @@ def pending_points(run_dir: Path, state: ShipState | None) -> int:
     log = run_dir / EVENTS
     offset = state.offset if state and _is_line_end(log, state.offset) else 0
     return sum(len(event.values) for event in read_events(log, offset))
-
-
-def _is_in(path: str, root: Path) -> bool:
-    return Path(path).is_relative_to(root)
 
 
 def _kept_bytes(run_dir: Path) -> float:

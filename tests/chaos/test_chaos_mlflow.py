@@ -20,7 +20,7 @@ import pytest
 from orchestrator.tracking.events import EventLog
 from orchestrator.tracking.mlflow_shipper import LOG_FILE, MlflowShipper
 from orchestrator.tracking.ship import FAILURE
-from orchestrator.tracking.shipping import RunSpec, ShipState
+from orchestrator.tracking.ship_state import RunSpec, ShipState
 from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.chaos

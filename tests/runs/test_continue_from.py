@@ -19,7 +19,7 @@ from orchestrator.runs.tracking import lineage_of
 from orchestrator.storage.local import LocalStorage
 from orchestrator.storage.run_files import CHECKPOINTS
 from orchestrator.tracking.events import EventLog, read_events
-from orchestrator.tracking.shipping import ShipState
+from orchestrator.tracking.ship_state import ShipState
 from orchestrator.training import session
 from tests.support.chaos_run import digests, small_detector, small_plan
 from tests.support.local_runs import train

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from orchestrator.config.schema import ConstantSchedule, CosineSchedule, Schedule
 from orchestrator.runs.report import runs_page, say_finished, say_next, say_where
-from orchestrator.tracking.shipping import ShipState
+from orchestrator.tracking.ship_state import ShipState
 
 
 @pytest.mark.parametrize("known", [True, False])

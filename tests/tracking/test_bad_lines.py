@@ -16,7 +16,8 @@ from orchestrator.storage.run_files import MLFLOW, MLFLOW_SPEC
 from orchestrator.tracking import artifacts
 from orchestrator.tracking.mlflow_shipper import MlflowShipper, ship_later
 from orchestrator.tracking.ship import ENVIRONMENT, UNSENT_BYTES, show_progress_of_the_line
-from orchestrator.tracking.shipping import RunShipper, RunSpec, ShipState
+from orchestrator.tracking.ship_state import RunSpec, ShipState
+from orchestrator.tracking.shipping import RunShipper
 
 KIB = 1 << 10
 
@@ -248,3 +249,27 @@ def test_a_process_that_is_killed_is_started_again_and_said(run_dir, monkeypatch
         shipped = shipper.close("FINISHED", timeout=180)
         assert shipped.complete, shipped
     assert said[0] == "the process that ships to MLflow has ended with -9; it is started again"
+
+
+@pytest.mark.parametrize("replaced", [False, True], ids=["moved", "another in its place"])
+def test_a_folder_that_is_lost_is_not_made_anew_and_the_run_gets_its_status(run_dir, replaced):
+    away = run_dir.with_name("away")
+    with LineServer() as server:
+        shipper = MlflowShipper(run_dir, spec_of(run_dir, server.uri))
+        shipper.start()
+        while len(server.arrivals) < 2:
+            time.sleep(0.05)
+        run_dir.rename(away)
+        if replaced:
+            run_dir.mkdir()
+        shipped = shipper.close("FAILED", timeout=20)
+        assert server.statuses == ["FAILED"]
+        assert "gone" in str(shipped)
+        assert set(run_dir.parent.rglob("*.json")) == {away / MLFLOW_SPEC, away / MLFLOW}
+        assert run_dir.exists() is replaced
+        # Brought back, it goes on as the same run.
+        if replaced:
+            run_dir.rmdir()
+        away.rename(run_dir)
+        assert main(["ship", str(run_dir)]) == 0
+        assert server.statuses[-1] == "KILLED"

@@ -6,7 +6,8 @@ import pytest
 from failing_store import Store
 
 from orchestrator.tracking.ship import Machine
-from orchestrator.tracking.shipping import RunShipper, RunSpec, ShipState
+from orchestrator.tracking.ship_state import RunSpec, ShipState
+from orchestrator.tracking.shipping import RunShipper
 
 
 def test_values_follow_from_proc(tmp_path):

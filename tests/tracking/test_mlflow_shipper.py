@@ -14,7 +14,7 @@ import pytest
 from orchestrator.tracking import ship
 from orchestrator.tracking.events import EventLog, read_events
 from orchestrator.tracking.mlflow_shipper import LOG_FILE, MlflowShipper
-from orchestrator.tracking.shipping import RunSpec, ShipState
+from orchestrator.tracking.ship_state import RunSpec, ShipState
 from tests.support.waiting import wait_for
 
 ROOT = Path(__file__).parents[2]
@@ -151,7 +151,7 @@ import sys, time
 from pathlib import Path
 from orchestrator.tracking.events import EventLog
 from orchestrator.tracking.mlflow_shipper import MlflowShipper
-from orchestrator.tracking.shipping import RunSpec
+from orchestrator.tracking.ship_state import RunSpec
 run_dir = Path(sys.argv[1])
 MlflowShipper(run_dir, RunSpec(sys.argv[2], "detectors", "r")).start()
 log = EventLog(run_dir / "events.jsonl")

@@ -19,12 +19,8 @@ from orchestrator.errors import StorageError
 from orchestrator.storage.run_files import EVENTS_KEPT
 from orchestrator.tracking.artifacts import pending_artifacts
 from orchestrator.tracking.events import EventLog, read_events
-from orchestrator.tracking.shipping import (
-    RunShipper,
-    RunSpec,
-    ShipState,
-    pending_points,
-)
+from orchestrator.tracking.ship_state import RunSpec, ShipState
+from orchestrator.tracking.shipping import RunShipper, pending_points
 
 
 def ticking(start: float = 1000.0):
