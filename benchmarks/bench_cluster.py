@@ -101,20 +101,6 @@ def rank(given: dict[str, Any]) -> int:
     return 0
 
 
-def head_process() -> int:
-    """Ray's server of the cluster's state, which this process has started."""
-    mine = {}
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit():
-            try:
-                words = (folder / "cmdline").read_bytes().split(b"\0")
-            except OSError:
-                continue
-            if words[0].endswith(b"gcs_server"):
-                mine[(folder / "cmdline").stat().st_mtime] = int(folder.name)
-    return mine[max(mine)]
-
-
 def main() -> None:
     """Start nodes and ranks, and print what that took."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -135,7 +121,8 @@ def main() -> None:
                 "_system_config": SYSTEM,
             },
         )
-        head = head_process()
+        (server,) = cluster.head_node.all_processes["gcs_server"]
+        head = server.process.pid
         for number in range(nodes):
             cluster.add_node(
                 wait=False,
