@@ -101,7 +101,7 @@ class MlflowShipper:
         self._closing = threading.Event()
         self._closed = False
         self._watcher: threading.Thread | None = None
-        self._identity: tuple[int, int] | None = None
+        self._identity: tuple[int, int] | None = None  # Of the run folder, once it is there.
 
     def start(self, *, status: str | None = None) -> None:
         """Begin shipping what the folder holds already and what is added to it.
@@ -230,16 +230,7 @@ class MlflowShipper:
                 artifacts={**self.spec.artifacts, **last},
                 tags={**self.spec.tags, **more},
             )
-            try:
-                # A folder that is made anew would be in the way of the one that was moved.
-                if self._identity not in (None, identity_of(self.run_dir)):
-                    raise vanished(self.run_dir)
-                # Whoever ships it later has nothing else to go by.
-                self.spec.save(self.run_dir, status)
-            except StorageError as error:
-                self._failure = str(error)
-            except OSError as error:
-                logger.warning("%s: %s", self.run_dir, error)
+            self._save(status)
         if self._process is not None:
             if self._process.poll() is not None:
                 self._spawn()
@@ -247,6 +238,17 @@ class MlflowShipper:
             self._await(self._process, timeout=timeout, patience=patience, wait=wait)
             self._process = None
         return self.shipped(last)
+
+    def _save(self, status: RunStatus) -> None:
+        """Leave what whoever ships the run later has to go by."""
+        if self._identity not in (None, identity_of(self.run_dir)):
+            # A folder that is made anew would be in the way of the one that was moved.
+            self._failure = str(vanished(self.run_dir))
+            return
+        try:
+            self.spec.save(self.run_dir, status)
+        except OSError as error:
+            logger.warning("%s: %s", self.run_dir, error)
 
     def _await(
         self, process: subprocess.Popen[bytes], *, timeout: float, patience: float, wait: bool
