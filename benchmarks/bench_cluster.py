@@ -1,4 +1,4 @@
-"""Start of a run on many nodes: placement, preflight, and the processes that there is one of.
+"""Start of a run on many nodes: whether it fits, preflight, and the processes that there is one of.
 
     python benchmarks/bench_cluster.py [--nodes 64] [--ranks 8]
 
@@ -139,7 +139,7 @@ def main() -> None:
         config = ClusterConfig(workers=workers, threads_per_worker=1, accelerator="cpu")
         placement = place(config)
         wait_for_room(workers, placement, print)
-        print(f"{workers} ranks placed in {time.perf_counter() - began:.3f} s", flush=True)
+        print(f"{workers} ranks fit, which took {time.perf_counter() - began:.3f} s", flush=True)
 
         began, at = time.perf_counter(), time.time()
         trainer = WatchedTrainer(

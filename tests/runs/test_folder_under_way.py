@@ -84,6 +84,12 @@ LOST: dict[str, tuple[Callable[[Place], object], Callable[[Place], object]]] = {
     "unmounted": (Place.unmount, lambda p: p.mount("--bind", str(p.away))),
 }
 needs_mount = pytest.mark.skipif(os.geteuid() != 0, reason="mounts file systems, which takes root")
+WAYS = [
+    "moved",
+    "removed",
+    pytest.param("mounted-over", marks=needs_mount),
+    pytest.param("unmounted", marks=needs_mount),
+]
 
 
 @pytest.fixture(scope="module")
@@ -121,9 +127,7 @@ def require_whole(folder: Path, whole: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("every", [3, 1000], ids=["between-commits", "before-any-commit"])
-@pytest.mark.parametrize(
-    "how", ["moved", "removed", *(pytest.param(h, marks=needs_mount) for h in list(LOST)[2:])]
-)
+@pytest.mark.parametrize("how", WAYS)
 def test_a_folder_that_is_lost_ends_the_run_and_nothing_else_is(
     how: str, every: int, tmp_path: Path, place: Place, whole: dict[str, Any]
 ) -> None:
