@@ -4,10 +4,10 @@
 
 Ray's nodes are processes of this machine, each with an address of its own (127.0.1.1 and so on).
 The ranks are real processes of Ray Train, started by the controller that runs have, and knock at
-each other's nodes as before any first step; they import neither torch nor read data, since so many
-would fit on no machine. Printed are seconds, and of the driver, Ray's head and the controller their
-seconds of processor time and megabytes: these are one process each, however many ranks there are.
-How long the ranks take to start is up to the cores, which here they share.
+each other's nodes as before any first step; they neither train nor read data, and are forks of one
+process (`forked.py`), since so many would otherwise import for a quarter of an hour and not fit.
+Printed are seconds, and of the driver, Ray's head and the controller their seconds of processor
+time and megabytes: these are one process each, however many ranks there are.
 """
 
 from __future__ import annotations
@@ -17,10 +17,13 @@ import json
 import os
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import forked
 import ray
 from ray.cluster_utils import Cluster
 from ray.train import RunConfig, ScalingConfig
@@ -46,16 +49,40 @@ SYSTEM = {
     "enable_worker_prestart": False,
 }
 STORE_BYTES = 80_000_000
+#: What a rank imports that trains nothing.
+MODULES = [
+    "ray.train",
+    "ray.train.v2._internal.execution.worker_group",
+    "orchestrator.cluster.network",
+]
 
 
 def used(process: int) -> dict[str, float]:
-    """Seconds of processor time and megabytes, in memory or swapped out, of a process."""
+    """Seconds of processor time of a process, and its megabytes, in memory or swapped out.
+
+    Of pages that forks share each has its part; files do not count.
+    """
     words = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
-    lines = Path(f"/proc/{process}/status").read_text().splitlines()
-    status = dict(line.split(":", 1) for line in lines)
-    own = sum(int(status[name].split()[0]) for name in ("RssAnon", "VmSwap"))
+    lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()[1:]
+    kib = {name: int(rest.split()[0]) for name, rest in (line.split(":", 1) for line in lines)}
     seconds = (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
-    return {"cpu": seconds, "mb": own / 1024}
+    return {"cpu": seconds, "mb": (kib["Pss_Anon"] + kib["SwapPss"]) / 1024}
+
+
+@contextmanager
+def forking(scratch: str) -> Iterator[None]:
+    """Have Ray's nodes that start here fork their workers."""
+    path = f"{scratch}/forked"
+    os.environ[forked.SOCKET] = path
+    server = forked.start(path, MODULES)
+    try:
+        while not Path(path).exists():
+            assert server.poll() is None, "the process that is to be forked did not start"
+            time.sleep(0.1)
+        yield
+    finally:
+        server.kill()
+        server.wait()
 
 
 def note(log: str, **what: Any) -> None:
@@ -108,7 +135,10 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, default=2, help="of each node")
     options = parser.parse_args()
     nodes, workers = options.nodes, options.nodes * options.ranks
-    with tempfile.TemporaryDirectory(prefix="c-", ignore_cleanup_errors=True) as scratch:
+    with (
+        tempfile.TemporaryDirectory(prefix="c-", ignore_cleanup_errors=True) as scratch,
+        forking(scratch),
+    ):
         os.environ |= {**SURROUNDINGS, "RAY_TMPDIR": scratch}
         log = f"{scratch}/log.jsonl"
         began = time.perf_counter()
@@ -129,6 +159,8 @@ def main() -> None:
                 num_cpus=options.ranks + 1,  # One is for reading data.
                 object_store_memory=STORE_BYTES,
                 node_ip_address=f"127.0.{1 + number // 250}.{1 + number % 250}",
+                setup_worker_path=forked.__file__,
+                worker_path=forked.__file__,
             )
         cluster.wait_for_nodes(timeout=PATIENCE)
         ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
