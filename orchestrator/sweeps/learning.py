@@ -55,7 +55,7 @@ class LearningSource:
             content = entry.content
             if entry.kind == "trial":
                 self._ask_again(content)
-            elif entry.kind == "end" and content["trial"] not in self._told:
+            elif entry.kind == "end":
                 self._tell(self._row_of(content))
         self._unfinished = record.unfinished()
 
@@ -77,7 +77,7 @@ class LearningSource:
     def ended(self, trial: Trial, end: dict[str, Any]) -> None:
         """Write down how a trial ended, and let Optuna know."""
         self._record.ended(trial, end)
-        if end["state"] != "preempted" and trial.number not in self._told:
+        if end["state"] != "preempted":
             self._tell(self._record.rows[trial.number])
 
     def _ask(self, number: int) -> Trial:
@@ -127,8 +127,21 @@ class LearningSource:
         values = [row.value(name) for name in (sweep.metric, *sweep.objectives)]
         known = [value for value in values if value is not None]
         failed = row.state == "failed" or len(known) < len(values)
-        self._told[number] = None if failed else known
-        self._tell_study(self._asked[number], self._told[number])
+        scores = None if failed else known
+        if number not in self._told:
+            self._tell_study(self._asked[number], scores)
+        elif self._told[number] is None and scores is not None:
+            self._tell_late(self._asked[number], scores)
+        self._told[number] = scores
+
+    def _tell_late(self, asked: Any, values: list[float]) -> None:
+        """Of a trial that had failed; Optuna takes nothing back, so it gets another one."""
+        from optuna.trial import create_trial
+
+        failed = self._study.trials[asked.number]
+        self._study.add_trial(
+            create_trial(params=failed.params, distributions=failed.distributions, values=values)
+        )
 
     def _tell_study(self, asked: Any, values: list[float] | None) -> None:
         if values is not None:

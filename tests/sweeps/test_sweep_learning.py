@@ -86,6 +86,35 @@ def test_the_search_learns(tmp_path: Path) -> None:
     assert sum(scores[14:]) / 10 > sum(scores[:10]) / 10 + 0.1
 
 
+def test_trials_that_failed_and_then_did_not_are_learnt_from(tmp_path: Path) -> None:
+    plan = planner(tmp_path, SECTION)
+    asked, journal = source(plan)
+    for _ in range(10):
+        trial = asked.next()
+        assert trial is not None
+        asked.ended(trial, {"state": "failed", "reason": "the disk was full"})
+    journal.close()
+
+    asked, journal = source(plan)
+    scores = []
+    for _ in range(10):
+        trial = asked.next()
+        assert trial is not None
+        ended = end(trial)
+        scores.append(ended["result"]["metrics"]["AP"])
+        asked.ended(trial, ended)
+    expected = asked.next()
+    journal.close()
+    assert expected is not None
+
+    # A restart is told of both ends, too, and asks the same.
+    asked, _ = source(plan)
+    assert [one.value for one in asked._study.trials if one.value is not None] == scores
+    again = asked.next()
+    assert again is not None
+    assert (again.number, again.values) == (10, expected.values)
+
+
 FINITE = """
 trials: 18
 search: {search}
