@@ -101,13 +101,14 @@ class Tracking:
             },
             datasets=datasets_of(plan),
             parent=None if trial is None else trial.parent,
+            folder=None if resolved.experiment.in_bucket else job.run_dir,
         )
         self._shipper = MlflowShipper(job.path, spec, say=tell)
 
     def name(self) -> None:
         """Record the key by which the run is found in MLflow, before MLflow hears of it."""
         if self._shipper is not None:
-            ShipState.ensure(self._shipper.run_dir, self._shipper.spec.tracking_uri)
+            ShipState.ensure(self._shipper.run_dir, self._shipper.spec)
 
     def start(self) -> None:
         """Begin shipping, beside training."""

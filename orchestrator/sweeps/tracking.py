@@ -72,13 +72,14 @@ class SweepTracking:
             params=parameters_of(planner.base),
             artifacts={SWEEP_BASE: str(planner.folder / SWEEP_BASE)},
             datasets=datasets_of(plan),
+            folder=None if experiment.in_bucket else str(planner.folder),
         )
         self._shipper = MlflowShipper(planner.folder, spec)
 
     def name(self) -> None:
         """Record the key by which the run is found in MLflow, before MLflow hears of it."""
         if self._shipper is not None:
-            ShipState.ensure(self._planner.folder, self._shipper.spec.tracking_uri)
+            ShipState.ensure(self._planner.folder, self._shipper.spec)
 
     def start(self) -> None:
         """Begin shipping, beside the trials."""

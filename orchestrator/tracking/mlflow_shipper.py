@@ -112,11 +112,18 @@ class MlflowShipper:
         try:
             self.run_dir.mkdir(parents=True, exist_ok=True)
             self._identity = identity_of(self.run_dir)
-            if os.path.lexists(self.run_dir / MLFLOW) and ShipState.load(self.run_dir) is None:
+            state = ShipState.load(self.run_dir)
+            if os.path.lexists(self.run_dir / MLFLOW) and state is None:
                 self._say(
                     f"{self.run_dir / MLFLOW} cannot be read, so it is not known which of MLflow's "
                     "runs is this one; another is made"
                 )
+            elif state is not None and state.is_of_another(self.spec):
+                self._say(
+                    f"{self.run_dir} is a copy of {state.folder}, whose run in MLflow stays as it "
+                    "is; another is made, with all that the folder holds"
+                )
+                ShipState.ensure(self.run_dir, self.spec)
             self.spec.save(self.run_dir, status)
             (self.run_dir / LOG_FILE).unlink(missing_ok=True)
         except OSError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import uuid
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -29,6 +30,8 @@ class RunSpec:
             of each.
         parent: run folder of the run that this one is a child of; None for none. Nothing is
             shipped before that one is known to MLflow.
+        folder: the run folder, where it is all there is of the run; None where the run is in a
+            bucket and its folder a working copy.
     """
 
     tracking_uri: str
@@ -39,6 +42,7 @@ class RunSpec:
     artifacts: dict[str, str] = field(default_factory=dict)
     datasets: list[dict[str, str]] = field(default_factory=list)
     parent: str | None = None
+    folder: str | None = None
 
     def save(self, run_dir: Path, status: str | None) -> None:
         """Leave what is needed to ship the run later, without the program that made it.
@@ -52,7 +56,10 @@ class RunSpec:
             place: Path(path).relative_to(root).as_posix() if _is_in(path, root) else path
             for place, path in self.artifacts.items()
         }
-        tree = {**asdict(self), "artifacts": kept, "status": status}
+        parent = self.parent
+        if parent is not None and root.is_relative_to(parent):
+            parent = os.path.relpath(parent, root)  # Of a trial, which moves with its sweep.
+        tree = {**asdict(self), "artifacts": kept, "parent": parent, "status": status}
         write_atomic(run_dir / MLFLOW_SPEC, json.dumps(tree, indent=1).encode("ascii"))
 
     @classmethod
@@ -67,16 +74,17 @@ class RunSpec:
             tree = read_json(path)
             status = tree.pop("status")
             spec = cls(**tree)
-            found = {
-                place: str(run_dir.absolute() / source) for place, source in spec.artifacts.items()
-            }
+            root = run_dir.absolute()
+            found = {place: str(root / source) for place, source in spec.artifacts.items()}
+            folder = None if spec.folder is None else str(root)
+            parent = None if spec.parent is None else os.path.normpath(root / spec.parent)
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise StorageError(
                 f"{path}: cannot be read ({error}), so it is not known how the run is to appear in "
                 "MLflow. Next: start the same run again, which ships what is missing; a run with "
                 "tracking.mlflow: null is shipped nowhere"
             ) from error
-        return replace(spec, artifacts=found), status
+        return replace(spec, artifacts=found, folder=folder, parent=parent), status
 
 
 @dataclass
@@ -95,6 +103,8 @@ class ShipState:
         samples: of the machine that have been sent.
         last_time_ms: time of the last event that has arrived.
         status: set once the run has been closed with it; None while it is open.
+        folder: of :class:`RunSpec`, when this was written.
+        copied_from: id of the run that the folder is a copy of; None for none.
     """
 
     tracking_uri: str
@@ -107,6 +117,8 @@ class ShipState:
     samples: int = 0
     last_time_ms: int | None = None
     status: str | None = None
+    folder: str | None = None
+    copied_from: str | None = None
 
     @classmethod
     def load(cls, run_dir: Path) -> ShipState | None:
@@ -117,11 +129,38 @@ class ShipState:
             return None
 
     @classmethod
-    def ensure(cls, run_dir: Path, tracking_uri: str) -> None:
-        """Leave a record that at least names the run, so that it can be taken elsewhere first."""
+    def of(cls, run_dir: Path, spec: RunSpec) -> ShipState:
+        """The record to go on with.
+
+        A new one where there is none, for another server, and for a copy of a run: what MLflow has
+        of that run is not the copy's, and stays as it is.
+        """
         known = cls.load(run_dir)
-        if known is None or known.tracking_uri != tracking_uri:
-            cls(tracking_uri).save(run_dir)
+        if known is None or known.tracking_uri != spec.tracking_uri:
+            return cls(spec.tracking_uri, folder=spec.folder)
+        if known.is_of_another(spec):
+            return cls(spec.tracking_uri, folder=spec.folder, copied_from=known.run_id)
+        known.folder = spec.folder
+        return known
+
+    def is_of_another(self, spec: RunSpec) -> bool:
+        """Whether this was copied with its run folder: the one it was written in is there, too.
+
+        Where that one is gone, the run has moved.
+        """
+        if self.folder is None or spec.folder is None or self.folder == spec.folder:
+            return False
+        here, there = Path(spec.folder), Path(self.folder)
+        other = self.load(there)
+        same = identity_of(here) == identity_of(there)
+        return other is not None and other.key == self.key and not same
+
+    @classmethod
+    def ensure(cls, run_dir: Path, spec: RunSpec) -> None:
+        """Leave a record that at least names the run, so that it can be taken elsewhere first."""
+        state = cls.of(run_dir, spec)
+        if state != cls.load(run_dir):
+            state.save(run_dir)
 
     def save(self, run_dir: Path) -> None:
         """Replace the record."""

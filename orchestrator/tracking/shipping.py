@@ -43,6 +43,8 @@ _REFUSALS = range(400, 429)
 #: Tag that names a run before MLflow has given it an id.
 RUN_KEY = "orchestrator_run_key"
 _PARENT = "mlflow.parentRunId"
+#: Tag of a run whose folder was copied: the run that it was copied from.
+_COPIED = "copied_from_run"
 
 #: Makes an ``mlflow.MlflowClient``; untyped, so that MLflow is imported only where it is used.
 Connect: TypeAlias = Callable[[str], Any]
@@ -171,12 +173,10 @@ class RunShipper:
     def _open(self, *, ended: bool) -> None:
         """Find or create the run; one that has ended is not shown as running again."""
         self._client = _connected(self.spec.tracking_uri, self._connect)
-        state = ShipState.load(self.run_dir)
-        if state is None or state.tracking_uri != self.spec.tracking_uri:
-            state = ShipState(self.spec.tracking_uri)
+        state = ShipState.of(self.run_dir, self.spec)
         run = self._recorded(state)
         if run is None and state.run_id is not None:
-            state = ShipState(self.spec.tracking_uri)
+            state = ShipState(self.spec.tracking_uri, folder=self.spec.folder)
         if not _is_line_end(self.run_dir / EVENTS, state.offset):
             # The log was replaced. What MLflow has of it already is not stored twice.
             state.offset = 0
@@ -247,7 +247,11 @@ class RunShipper:
         """Tags, data, and those parameters that the run does not have: MLflow never changes one."""
         there = self._client.get_run(self._run_id).data
         params = new_params(self.spec.params, there.params)
-        tags = tags_of({**self.spec.tags, **parent}, self.spec.params, there.params, there.tags)
+        copied = self._state.copied_from
+        own = {} if copied is None else {_COPIED: copied}
+        tags = tags_of(
+            {**self.spec.tags, **parent, **own}, self.spec.params, there.params, there.tags
+        )
         for start in range(0, len(params), _MAX_PARAMS_OR_TAGS):
             chunk = params[start : start + _MAX_PARAMS_OR_TAGS]
             self._client.log_batch(self._run_id, params=chunk, synchronous=True)

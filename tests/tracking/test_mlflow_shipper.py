@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import socket
 import subprocess
@@ -13,7 +14,7 @@ import pytest
 
 from orchestrator.tracking import ship
 from orchestrator.tracking.events import EventLog, read_events
-from orchestrator.tracking.mlflow_shipper import LOG_FILE, MlflowShipper
+from orchestrator.tracking.mlflow_shipper import LOG_FILE, MlflowShipper, ship_later
 from orchestrator.tracking.ship_state import RunSpec, ShipState
 from tests.support.waiting import wait_for
 
@@ -104,6 +105,70 @@ def test_a_dead_server_costs_seconds_and_no_point(run_dir, tracking_uri, connect
     shipped = again.close("FINISHED", timeout=180)
     assert shipped.complete, shipped
     assert rows(connect(tracking_uri), shipped.run_id) == logged(run_dir)
+
+
+def shipped_with_steps(run_dir, tracking_uri, steps):
+    """A run of a folder that goes on for some steps, and what was said of it."""
+    said: list[str] = []
+    spec = RunSpec(tracking_uri, "d", run_dir.name, folder=str(run_dir))
+    shipper = MlflowShipper(run_dir, spec, say=said.append)
+    shipper.start()
+    log_steps(run_dir, steps)
+    shipped = shipper.close("FINISHED", timeout=180)
+    assert shipped.complete, shipped
+    return shipped.run_id, said
+
+
+def test_a_copy_of_a_run_gets_a_run_of_its_own(tmp_path, tracking_uri, connect, monkeypatch):
+    first, copy = tmp_path / "first", tmp_path / "copy"
+    original, _ = shipped_with_steps(first, tracking_uri, range(3))
+    shutil.copytree(first, copy)
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowShipper, "_spawn", lambda self: False)
+        unsent = MlflowShipper(copy, RunSpec(tracking_uri, "d", "copy", folder=str(copy)))
+        unsent.start()
+        # What has arrived of the original has not of the copy.
+        assert (unsent.shipped().run_id, unsent.shipped().points_left) == (None, 3)
+    shutil.rmtree(copy)
+    shutil.copytree(first, copy)
+
+    other, said = shipped_with_steps(copy, tracking_uri, range(3, 5))
+    assert said == [
+        f"{copy} is a copy of {first}, whose run in MLflow stays as it is; another is made, with "
+        "all that the folder holds"
+    ]
+    # Both go on, each with its own.
+    assert shipped_with_steps(first, tracking_uri, range(7, 9)) == (original, [])
+    assert shipped_with_steps(copy, tracking_uri, range(5, 6)) == (other, [])
+    client = connect(tracking_uri)
+    assert [step for step, _, _ in rows(client, original)] == [0, 1, 2, 7, 8]
+    assert [step for step, _, _ in rows(client, other)] == [0, 1, 2, 3, 4, 5]
+    assert client.get_run(other).data.tags["copied_from_run"] == original
+    assert client.get_run(original).info.run_name == "first"
+
+
+def test_a_run_that_moved_keeps_its_run(tmp_path, tracking_uri):
+    first, moved = tmp_path / "first", tmp_path / "moved"
+    original, _ = shipped_with_steps(first, tracking_uri, range(3))
+    first.rename(moved)
+    assert shipped_with_steps(moved, tracking_uri, range(3, 5)) == (original, [])
+    first.symlink_to(moved)
+    assert shipped_with_steps(first, tracking_uri, range(5, 6)) == (original, [])
+
+
+def test_a_trial_that_moved_with_its_sweep_is_shipped_below_it(tmp_path, tracking_uri, connect):
+    sweep, moved = tmp_path / "sweep", tmp_path / "moved"
+    parent, _ = shipped_with_steps(sweep, tracking_uri, range(1))
+    trial = sweep / "trial-000"
+    log_steps(trial, range(3))
+    spec = RunSpec(tracking_uri, "d", "trial-000", parent=str(sweep), folder=str(trial))
+    spec.save(trial, "FINISHED")
+    sweep.rename(moved)
+    shipped = ship_later(moved / "trial-000", say=print)
+    assert shipped is not None
+    assert shipped.complete, shipped
+    tags = connect(tracking_uri).get_run(shipped.run_id).data.tags
+    assert tags["mlflow.parentRunId"] == parent
 
 
 def test_a_hanging_server_is_left_behind(run_dir):
