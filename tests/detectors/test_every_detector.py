@@ -264,4 +264,7 @@ def test_losses_compile_to_kernels(fields: dict[str, Any]) -> None:
     arguments = images_for(model, 2), random_targets(model, [5, 3], slots=6)
     found = torch.compile(model.loss, fullgraph=True)(*arguments)
     for name, value in losses_of(model, *arguments).items():
-        torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-4)
+        # 101 untrained layers with statistics of two images magnify float32's rounding: of
+        # m2det704_resnet101 the classification loss is 12.9923 in float64 (compiled and not), here
+        # 12.9920 compiled and 13.0061 not.
+        torch.testing.assert_close(found[name], value, rtol=5e-3, atol=1e-4)
