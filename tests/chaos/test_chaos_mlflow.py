@@ -153,7 +153,8 @@ def test_every_point_arrives_exactly_once(server: tuple[int, Path], tmp_path: Pa
         total, distinct, wrong = rows.execute(
             "SELECT count(*), count(DISTINCT key || '/' || step), "
             "sum(value != step + CAST(substr(key, 2) AS REAL) / 64) FROM metrics "
-            "WHERE run_uuid = ?",
+            # What the shipping process samples of the machine is in no log.
+            "WHERE run_uuid = ? AND key NOT LIKE 'system/%'",
             (shipped.run_id,),
         ).fetchone()
         (runs,) = rows.execute("SELECT count(*) FROM runs").fetchone()
