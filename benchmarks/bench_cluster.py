@@ -42,11 +42,16 @@ SURROUNDINGS = {
     "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": str(PATIENCE),
     "RAY_memory_monitor_refresh_ms": "0",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    # So many nodes tell so much of themselves that this machine would do nothing else.
+    "REPORTER_UPDATE_INTERVAL_MS": str(PATIENCE * 1000),
 }
 SYSTEM = {
     "worker_register_timeout_seconds": PATIENCE,
     "health_check_initial_delay_ms": PATIENCE * 1000,
     "enable_worker_prestart": False,
+    "enable_metrics_collection": False,
+    "event_stats": False,
+    "raylet_report_resources_period_milliseconds": 1000,
 }
 STORE_BYTES = 80_000_000
 #: What a rank imports that trains nothing.
